@@ -1,0 +1,415 @@
+"""The store's contract: what every broker promises, and the values it speaks in."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, TypeAlias
+
+from liteq.clock import Clock, system_clock
+from liteq.message import Edge, Message, Packed
+from liteq.outcome import Outcome
+
+__all__ = [
+    "DEFAULT_MAX_DELIVERIES",
+    "FINAL_STATES",
+    "Attempt",
+    "Broker",
+    "Input",
+    "Lease",
+    "Mailbox",
+    "Note",
+    "Record",
+    "RevokeAnswer",
+    "State",
+    "Step",
+    "WorkerInfo",
+]
+
+DEFAULT_MAX_DELIVERIES: Final = 3
+
+State: TypeAlias = Literal[
+    "waiting",  # for other messages (a callback)
+    "scheduled",  # for its time: an ETA
+    "queued",  # claimable
+    "parked",  # queued, but no worker that met it knows its task
+    "running",  # claimed: a worker holds the lease
+    "retrying",  # for its time: the task asked for another attempt
+    "succeeded",
+    "failed",
+    "revoked",
+    "ignored",
+]
+FINAL_STATES: Final[frozenset[State]] = frozenset(
+    {"succeeded", "failed", "revoked", "ignored"}
+)
+
+RevokeAnswer: TypeAlias = Literal["revoked", "signalled", "running", "settled", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """What a finished message left for one that waited for it.
+
+    `kind` is "result" (value: the serialised result) or "error" (value: a record of
+    `failure.describe`). `source` is the finished message's id.
+    """
+
+    source: str
+    kind: Literal["result", "error"]
+    position: int
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to run one message once, and to settle it.
+
+    `key` names the message inside the store; `token` is the fence: a settle with another
+    token than the stored one changes nothing. `delivery` counts from 1 how often the
+    message was started; it goes up again only when a process died under it.
+    `packed` is `Message.pack()`: the worker hands it on without looking inside.
+    """
+
+    key: int
+    token: int
+    delivery: int
+    packed: Packed
+    inputs: tuple[Input, ...] = ()
+
+    @property
+    def id(self) -> str:
+        return str(self.packed[0])
+
+    @property
+    def task(self) -> str:
+        return str(self.packed[1])
+
+    @property
+    def time_limit(self) -> float | None:
+        limit: float | None = self.packed[8]
+        return limit
+
+    @property
+    def soft_time_limit(self) -> float | None:
+        limit: float | None = self.packed[9]
+        return limit
+
+    @property
+    def message(self) -> Message:
+        """The message, unpacked anew at each call."""
+        return Message.unpack(self.packed)
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A state that a running task reports about itself (`update_state`, progress).
+
+    `state` is a Celery-style name ("PROGRESS"), `meta` the serialised value.
+    """
+
+    state: str
+    meta: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One attempt that did not succeed. `outcome`: retried, failed, lost, revoked."""
+
+    number: int
+    outcome: str
+    error: bytes | None
+    worker: str | None
+    started_at: float | None
+    ended_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What the store knows about one message. Times are Unix seconds."""
+
+    id: str
+    state: State
+    packed: Packed
+    result: bytes | None  # succeeded: value; failed, retrying: error record
+    note: Note | None
+    deliveries: int
+    enqueued_at: float
+    started_at: float | None
+    settled_at: float | None
+    worker: str | None
+    children: str | None
+    dead: str | None  # why it is a dead letter; None if it is none
+    revoked: str | None  # why it was revoked: revoked, terminated, expired, upstream
+
+    @property
+    def message(self) -> Message:
+        """The message, unpacked anew at each call."""
+        return Message.unpack(self.packed)
+
+    @property
+    def final(self) -> bool:
+        return self.state in FINAL_STATES
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """A worker as the others see it. `beat_age` is seconds since its last heartbeat."""
+
+    id: int
+    name: str
+    hostname: str
+    pid: int
+    queues: tuple[str, ...]
+    concurrency: int
+    started_at: float
+    beat_age: float
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The answer to one `Broker.step()`.
+
+    `accepted[i]` is False when settlement i came from a holder that had lost its lease.
+    `next_due` is when the next delayed message of these queues is due (Unix seconds).
+    `terminate` holds the keys of leases of this worker whose run is to be ended now,
+    with the name of the signal asked for.
+    """
+
+    accepted: tuple[bool, ...]
+    leases: tuple[Lease, ...]
+    next_due: float | None
+    terminate: Mapping[int, str]
+
+
+class Mailbox(ABC):
+    """Where a process is woken: by `watch()`ed messages that settled, or by new work.
+
+    A wake-up may come for nothing and may be lost; whoever waits looks at the store
+    again after at most `poll_interval` seconds.
+    """
+
+    poll_interval: float = 0.5
+
+    @abstractmethod
+    def fileno(self) -> int:
+        """Return a descriptor that is readable after a wake-up, or -1 if there is none
+        (the caller then polls every `poll_interval` seconds)."""
+
+    @abstractmethod
+    def receive(self) -> set[str]:
+        """Take all wake-ups without blocking. Return the ids of messages that settled,
+        and "" for any other reason to look."""
+
+    @abstractmethod
+    def wait(self, timeout: float | None) -> set[str]:
+        """Block until a wake-up or for `timeout` seconds; return what `receive()` does."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give the address up."""
+
+
+class Broker(ABC):
+    """The store: queues, leases, results and what follows from them, in one place.
+
+    Promises, each with a contract test of the same number that runs on every broker:
+
+    1.  *Durable.* When `enqueue()` returns, the messages survive the death of any
+        process. (What survives a power loss, each broker says itself.)
+    2.  *At least once.* A message whose worker died without settling is delivered
+        again: at once when its death is seen on the same host, otherwise when its
+        heartbeat is older than `lease_timeout`.
+    3.  *One outcome.* Each message gets exactly one final outcome; a stale holder's
+        settle returns False and changes nothing.
+    4.  *One step.* Outcome, result and all that follows become visible together or not
+        at all. An error from a writing verb is an unknown outcome: the same call with
+        the same ids and tokens may always be repeated.
+    5.  *Nothing is dropped.* What cannot be run is kept: as a dead letter with its
+        reason and its bytes, or parked for a worker that knows its task.
+    6.  *In time.* Never claimed before `run_at`, never claimed after `expires_at`.
+    7.  *In order.* A claim takes the highest priority (9 before 0), then the oldest,
+        over all the queues it names.
+    8.  *Revoked is revoked.* A message revoked before its start is never claimed,
+        whoever restarts; one revoked while it runs gets no further attempt.
+    11. *At most once, if asked.* A message with `acks_late=False` is never claimed
+        twice: if its process dies, it has failed with `WorkerLostError`.
+
+    (9, 10 and 12 belong to schedules, workflows and limits.)
+
+    An instance may be used by any thread, and after a fork by the child as well.
+    Verbs raise `BrokerUnavailable` when the store cannot be reached; nothing else is
+    worth retrying.
+    """
+
+    clock: Clock = system_clock
+    lease_timeout: float = 60.0
+    max_deliveries: int = DEFAULT_MAX_DELIVERIES
+
+    # Moving work
+
+    @abstractmethod
+    def enqueue(self, messages: Sequence[Message], edges: Sequence[Edge] = ()) -> None:
+        """Store messages in one step, each target of an edge waiting for its source.
+
+        An id that is there already with the same task and body is left as it is, so the
+        call may be repeated. Raises `AlreadyEnqueued` if task or body differ, and
+        `QueueFull` if there is no room; nothing is stored then.
+        """
+
+    @abstractmethod
+    def step(
+        self,
+        worker: int,
+        *,
+        settlements: Sequence[tuple[Lease, Outcome]] = (),
+        notes: Sequence[tuple[Lease, Note]] = (),
+        queues: Sequence[str] = (),
+        limit: int = 0,
+        tasks: Collection[str] | None = None,
+    ) -> Step:
+        """Settle, note and claim for one worker: one transaction, one trip.
+
+        Claims up to `limit` messages of `queues` whose task is in `tasks` (None: any
+        task); one whose task is not, is parked. Messages found expired are revoked.
+        """
+
+    def settle(self, worker: int, lease: Lease, outcome: Outcome) -> bool:
+        """Record the outcome of one lease; False if the lease had been lost."""
+        return self.step(worker, settlements=[(lease, outcome)]).accepted[0]
+
+    def claim(
+        self,
+        worker: int,
+        queues: Sequence[str],
+        limit: int = 1,
+        tasks: Collection[str] | None = None,
+    ) -> tuple[Lease, ...]:
+        """Take up to `limit` leases, in the order in which they are to be run."""
+        return self.step(worker, queues=queues, limit=limit, tasks=tasks).leases
+
+    # Who is alive
+
+    @abstractmethod
+    def register(
+        self, name: str, queues: Sequence[str], concurrency: int, details: Mapping[str, Any]
+    ) -> int:
+        """Enter a worker of this process, alive until `unregister()` or its death.
+        Return its id, new at every call."""
+
+    @abstractmethod
+    def beat(self, worker: int, details: Mapping[str, Any] | None = None) -> bool:
+        """Say that the worker lives. False: it was given up for dead meanwhile, its
+        leases are gone, and it must `register()` anew."""
+
+    @abstractmethod
+    def unregister(self, worker: int) -> None:
+        """Take the worker out. Leases that it still holds are released, uncounted."""
+
+    @abstractmethod
+    def reclaim(self, worker: int | None = None) -> int:
+        """Take the leases of dead workers back and return how many there were.
+
+        Each message is queued again at once with its delivery counted, or becomes a dead
+        letter at `max_deliveries`. `worker` (the caller) is never thought dead.
+        """
+
+    @abstractmethod
+    def workers(self) -> list[WorkerInfo]:
+        """Return the workers that are alive."""
+
+    def peers(self) -> list[int]:
+        """Return descriptors that become readable when another worker of this host may
+        have died, so that its leases can be reclaimed at once. The caller owns them."""
+        return []
+
+    # Steering
+
+    @abstractmethod
+    def revoke(
+        self, ids: Iterable[str], *, terminate: str | None = None
+    ) -> dict[str, RevokeAnswer]:
+        """Keep messages from running, and say for each what became of it.
+
+        "revoked": it will never start. "running": it runs and may finish, but gets no
+        further attempt. "signalled": `terminate` named a signal ("SIGTERM") and its
+        worker was told to end the run. "settled": it was over. "unknown": no such id.
+        """
+
+    @abstractmethod
+    def redrive(self, ids: Iterable[str]) -> list[str]:
+        """Give failed and dead messages a fresh start; return the ids of those."""
+
+    @abstractmethod
+    def purge(self, queues: Sequence[str] | None = None, *, dead: bool = False) -> int:
+        """Delete what waits in these queues (None: all), or, with `dead`, the dead
+        letters instead. Return how many. What is running stays."""
+
+    # Looking
+
+    @abstractmethod
+    def get(self, ids: Sequence[str]) -> dict[str, Record]:
+        """Return the records of those ids that are in the store."""
+
+    @abstractmethod
+    def attempts(self, id: str) -> list[Attempt]:
+        """Return the attempts of a message that did not succeed, oldest first."""
+
+    @abstractmethod
+    def browse(
+        self, state: State | Literal["dead"], *, queue: str | None = None, limit: int = 50
+    ) -> list[Record]:
+        """Return messages in a state, oldest first; "dead" means dead letters."""
+
+    @abstractmethod
+    def counts(self) -> dict[str, dict[State, int]]:
+        """Return how many unfinished messages there are, by queue and state."""
+
+    # Results
+
+    @abstractmethod
+    def watch(self, ids: Sequence[str], mailbox: Mailbox) -> dict[str, Record]:
+        """Have the mailbox woken when these messages settle.
+
+        Returns the records of those that are settled now: looking and registering are
+        one step, so no settle falls between them. Ids unknown to the store are skipped.
+        """
+
+    @abstractmethod
+    def mailbox(self, worker: int | None = None) -> Mailbox:
+        """Open a mailbox; with a worker's id, one that new work wakes too."""
+
+    @abstractmethod
+    def store(
+        self,
+        id: str,
+        state: str,
+        value: bytes | None,
+        *,
+        task: str = "",
+        expires: float | None = 86400.0,
+    ) -> None:
+        """Write a state for an id from outside of any lease: `update_state` with another
+        task's id, or an eager result. A final message is left alone; an id that is not
+        in the store is entered with this state."""
+
+    @abstractmethod
+    def forget(self, ids: Iterable[str]) -> None:
+        """Delete what is settled of these, with its attempts."""
+
+    # Keeping house
+
+    @abstractmethod
+    def maintain(self) -> bool:
+        """Do one small slice of upkeep: delete expired results, revoke expired messages,
+        give up parked ones. Return whether there is more to do now."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise `StoreLost` if the store is not the one this instance opened."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close what this process has open. The instance may be used again."""

@@ -1,0 +1,311 @@
+"""Every error liteq raises, and the three exceptions by which a task steers its outcome.
+
+`LiteqError` is the one root. `Retry`, `Ignore` and `Reject` stand outside of it: they
+are not errors, so `except LiteqError` in a task never swallows a retry. The names are
+Celery's where Celery has one, so that `except` clauses move with the import.
+"""
+
+from __future__ import annotations
+
+import builtins
+from datetime import datetime
+from typing import Any
+
+__all__ = [
+    "AlreadyEnqueued",
+    "AlreadyRegistered",
+    "AlwaysEagerIgnored",
+    "BrokerBusy",
+    "BrokerError",
+    "BrokerUnavailable",
+    "ChordError",
+    "ConfigWarning",
+    "ContentDisallowed",
+    "DecodeError",
+    "DuplicateTaskNameWarning",
+    "EncodeError",
+    "Ignore",
+    "ImproperlyConfigured",
+    "IncompleteStream",
+    "InvalidTaskError",
+    "LiteqError",
+    "LiteqWarning",
+    "MaxRetriesExceededError",
+    "MessageError",
+    "MessageTooLarge",
+    "NotRegistered",
+    "OperationalError",
+    "QueueFull",
+    "QueueNotFound",
+    "Reject",
+    "Retry",
+    "SchemaError",
+    "SoftTimeLimitExceeded",
+    "StoreLost",
+    "TaskError",
+    "TaskFailed",
+    "TaskPredicate",
+    "TaskRevokedError",
+    "TimeLimitExceeded",
+    "TimeoutError",
+    "UnknownTaskId",
+    "WorkerLostError",
+    "WorkerShutdown",
+    "WorkerTerminate",
+]
+
+
+class LiteqError(Exception):
+    """The root of every error liteq raises."""
+
+
+CeleryError = LiteqError
+
+
+# Configuration
+
+
+class ImproperlyConfigured(LiteqError):
+    """A setting, option or URL that cannot work; the message names it and the remedy."""
+
+
+class LiteqWarning(UserWarning):
+    """The root of every warning liteq gives."""
+
+
+class ConfigWarning(LiteqWarning):
+    """A setting that is unknown, misspelt, or has no meaning here."""
+
+
+class DuplicateTaskNameWarning(LiteqWarning):
+    """Two functions were registered under one task name; the first one stays."""
+
+
+class AlwaysEagerIgnored(LiteqWarning):
+    """`send_task` was called in eager mode, where only registered tasks run in place."""
+
+
+# Messages
+
+
+class MessageError(LiteqError):
+    """A message that cannot be made or read."""
+
+
+class EncodeError(MessageError, TypeError):
+    """A value that no serializer can carry; the message gives its path and its type."""
+
+
+class DecodeError(MessageError, ValueError):
+    """Bytes that are no valid message body or result."""
+
+
+class ContentDisallowed(DecodeError):
+    """A body in a format that `accept_content` does not list."""
+
+
+class MessageTooLarge(MessageError, ValueError):
+    """A body above `task_max_body_size` bytes."""
+
+
+class AlreadyEnqueued(MessageError, ValueError):
+    """A message with this id, but another task or other arguments, is in the store."""
+
+
+# The store
+
+
+class BrokerError(LiteqError):
+    """The store refused or could not do what was asked."""
+
+
+class BrokerUnavailable(BrokerError, ConnectionError):
+    """The store cannot be reached now. Whether the last call took effect is unknown;
+    repeating it is safe."""
+
+
+OperationalError = BrokerUnavailable  # the name Celery users import from kombu
+
+
+class BrokerBusy(BrokerUnavailable):
+    """Other processes held the store's write lock for the whole time allowed."""
+
+
+class QueueFull(BrokerError):
+    """The store has no room for new messages; those that it holds can still be settled."""
+
+
+class SchemaError(BrokerError):
+    """The store was made by a version of liteq that this one cannot read or upgrade."""
+
+
+class StoreLost(BrokerError):
+    """The store's file was deleted or replaced while this process had it open."""
+
+
+# Tasks
+
+
+class TaskError(LiteqError):
+    """Something is wrong with a task or with its result."""
+
+
+class NotRegistered(TaskError, KeyError):
+    """No task of this name is registered."""
+
+    def __str__(self) -> str:  # KeyError shows the repr of its argument
+        return str(self.args[0]) if self.args else ""
+
+
+class AlreadyRegistered(TaskError):
+    """A task of this name is registered already."""
+
+
+class QueueNotFound(TaskError, KeyError):
+    """The queue is not in `task_queues`, and `task_create_missing_queues` is off."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class InvalidTaskError(TaskError):
+    """A message whose fields make no sense."""
+
+
+class IncompleteStream(TaskError):
+    """A walk over results met one that is not ready."""
+
+
+class TimeoutError(TaskError, builtins.TimeoutError):
+    """The result was not ready in the time given."""
+
+
+class UnknownTaskId(TaskError, LookupError):
+    """No message with this id is in the store: never enqueued, expired or forgotten.
+    Waiting for it could never end."""
+
+
+class MaxRetriesExceededError(TaskError):
+    """The task asked for one retry more than `max_retries` allows."""
+
+    def __init__(
+        self, *args: Any, task_args: Any = (), task_kwargs: Any = None
+    ) -> None:
+        super().__init__(*args)
+        self.task_args = task_args
+        self.task_kwargs = task_kwargs if task_kwargs is not None else {}
+
+
+class TaskRevokedError(TaskError):
+    """The task was revoked, terminated, or expired before it could start."""
+
+
+class ChordError(TaskError):
+    """A member of a chord's header failed, so its body cannot run."""
+
+
+class TaskFailed(TaskError):
+    """A task failed with an exception whose class this process does not have.
+
+    `type_name` is the class's dotted name, `message` its text, `remote_traceback` the
+    traceback as the worker printed it.
+    """
+
+    def __init__(
+        self, type_name: str = "", message: str = "", remote_traceback: str = ""
+    ) -> None:
+        super().__init__(type_name, message, remote_traceback)
+        self.type_name = type_name
+        self.message = message
+        self.remote_traceback = remote_traceback
+
+    def __str__(self) -> str:
+        return f"{self.type_name}: {self.message}" if self.message else self.type_name
+
+
+# Attempts
+
+
+class WorkerLostError(LiteqError):
+    """The process that ran the task died before the task ended."""
+
+
+class TimeLimitExceeded(LiteqError):
+    """The task ran for longer than its hard time limit (seconds) and was killed."""
+
+    def __str__(self) -> str:
+        return f"TimeLimitExceeded({', '.join(map(str, self.args))})"
+
+
+class SoftTimeLimitExceeded(Exception):
+    """Raised inside the task when its soft time limit (seconds) has passed.
+
+    Like Celery's, it is an `Exception`, so a bare `except Exception` in the task
+    catches it; catch it first to clean up before the hard limit.
+    """
+
+    def __str__(self) -> str:
+        return f"SoftTimeLimitExceeded{self.args!r}"
+
+
+class WorkerShutdown(SystemExit):
+    """Stop the worker warmly: finish what runs, claim nothing new."""
+
+
+class WorkerTerminate(SystemExit):
+    """Stop the worker now, giving back what runs."""
+
+
+# Steering: raised by a task to choose its outcome. Not errors.
+
+
+class TaskPredicate(Exception):
+    """The root of the exceptions by which a task steers its own outcome."""
+
+
+class Ignore(TaskPredicate):
+    """End this attempt without a result."""
+
+
+class Reject(TaskPredicate):
+    """Refuse the message: put it back (`requeue=True`), or fail it."""
+
+    def __init__(self, reason: Any = None, requeue: bool = False) -> None:  # noqa: FBT001, FBT002 (Celery's signature)
+        super().__init__(reason, requeue)
+        self.reason = reason
+        self.requeue = requeue
+
+
+class Retry(TaskPredicate):
+    """The task is to be run again: what `Task.retry()` raises.
+
+    `when` is the number of seconds to wait, or an aware datetime.
+    """
+
+    def __init__(
+        self,
+        message: str | None = None,
+        exc: BaseException | None = None,
+        when: float | datetime | None = None,
+        is_eager: bool = False,  # noqa: FBT001, FBT002 (Celery's signature)
+        sig: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(message, exc, when, **kwargs)
+        self.message = message
+        self.exc = exc
+        self.when = when
+        self.is_eager = is_eager
+        self.sig = sig
+
+    def humanize(self) -> str:
+        """Return the time of the next attempt in words."""
+        if isinstance(self.when, datetime):
+            return f"at {self.when.isoformat()}"
+        return f"in {self.when or 0:g}s"
+
+    def __str__(self) -> str:
+        if self.message:
+            return self.message
+        reason = f": {self.exc!r}" if self.exc else ""
+        return f"Retry {self.humanize()}{reason}"

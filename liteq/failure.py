@@ -1,0 +1,108 @@
+"""An exception as data, and back.
+
+A worker stores what went wrong as a JSON record: class name, message, arguments that
+JSON can carry, traceback text. Whoever asks for the result gets the user's own class
+back only if it is an `Exception` in a module which that process has imported already.
+Nothing that is read from a store is ever imported or called by name: Celery's version
+of this was CVE-2021-23727.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback as tracebacks
+from typing import Any, Final
+
+from liteq import exceptions
+from liteq.exceptions import TaskFailed
+
+__all__ = ["ERROR_TEXT_LIMIT", "describe", "read", "rebuild"]
+
+ERROR_TEXT_LIMIT: Final = 32_768  # characters kept of a message and of a traceback
+_PLAIN: Final = (str, int, float, bool, type(None))
+
+
+def describe(exc: BaseException, *, traceback: str | None = None) -> bytes:
+    """Return the record of an exception.
+
+    The traceback is taken from the exception unless text is given. Both it and the
+    message are cut in the middle to `ERROR_TEXT_LIMIT` characters.
+    """
+    kind = type(exc)
+    if traceback is None:
+        traceback = "".join(tracebacks.format_exception(exc)) if exc.__traceback__ else ""
+    record: dict[str, Any] = {
+        "type": kind.__qualname__,
+        "module": kind.__module__,
+        "message": _cut(_text(exc)),
+        "traceback": _cut(traceback),
+    }
+    if all(isinstance(arg, _PLAIN) for arg in exc.args):
+        record["args"] = [_cut(a) if isinstance(a, str) else a for a in exc.args]
+    return json.dumps(record).encode()
+
+
+def read(record: bytes) -> dict[str, Any]:
+    """Return the record's fields: type, module, message, traceback and, if all of them
+    were plain values, args."""
+    fields: dict[str, Any] = json.loads(record)
+    return fields
+
+
+def rebuild(record: bytes) -> BaseException:
+    """Return an exception for the record: the user's class if this process has it,
+    else `TaskFailed`. Never raises for a record that `describe` made."""
+    fields = read(record)
+    kind = _find(fields["module"], fields["type"])
+    if kind is not None and "args" in fields:
+        exc = _make(kind, fields["args"])
+        if exc is not None:
+            return exc
+    name = fields["type"]
+    if fields["module"] not in ("builtins", "__main__"):
+        name = f"{fields['module']}.{name}"
+    return TaskFailed(name, fields["message"], fields["traceback"])
+
+
+def _find(module: str, qualname: str) -> type[BaseException] | None:
+    """Return the class, if it is an exception in a module that is imported already."""
+    found: Any = sys.modules.get(module)
+    if module == exceptions.__name__:
+        found = exceptions
+    for part in qualname.split("."):
+        found = getattr(found, part, None)
+    if isinstance(found, type) and issubclass(found, Exception):
+        return found
+    return None
+
+
+def _make(kind: type[BaseException], args: list[Any]) -> BaseException | None:
+    """Return an instance holding these args, without running the class's own code.
+
+    `__init__` is the user's code and may do anything; `BaseException.__new__` alone
+    sets `args`, which is what `str()` and comparison use.
+    """
+    try:
+        exc = kind.__new__(kind, *args)
+    except TypeError:
+        return None
+    exc.args = tuple(args)
+    if kind.__module__ == exceptions.__name__:
+        BaseException.__init__(exc, *args)
+        kind.__init__(exc, *args)
+    return exc
+
+
+def _text(exc: BaseException) -> str:
+    try:
+        return str(exc)
+    except Exception as broken:  # noqa: BLE001 (a user's __str__; the report must go on)
+        return f"<{type(exc).__name__}.__str__ raised {type(broken).__name__}>"
+
+
+def _cut(text: str) -> str:
+    if len(text) <= ERROR_TEXT_LIMIT:
+        return text
+    half = ERROR_TEXT_LIMIT // 2
+    return f"{text[:half]}\n… {len(text) - ERROR_TEXT_LIMIT} characters cut …\n{text[-half:]}"

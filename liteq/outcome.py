@@ -1,0 +1,112 @@
+"""How an attempt ended: a closed set of values, and their form on the wire.
+
+An attempt ends in exactly one outcome, and one `settle` records it. `encode()` makes a
+tuple of plain values for the pipe between a child and its worker; `decode()` reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass
+from typing import Any, TypeAlias
+
+__all__ = [
+    "Failed",
+    "Ignored",
+    "Lost",
+    "Outcome",
+    "Released",
+    "Retried",
+    "Revoked",
+    "Succeeded",
+    "decode",
+    "encode",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeded:
+    """The task returned. `result` is the serialised value (None: results are ignored)."""
+
+    result: bytes | None
+    runtime: float = 0.0
+    children: str | None = None  # JSON: ids of what the task enqueued (its trail)
+
+
+@dataclass(frozen=True, slots=True)
+class Retried:
+    """The task asked to be run again at `run_at` (Unix seconds), counting one retry.
+
+    `changes` replaces packed fields of the message (body, queue, priority, expires_at,
+    time_limit, soft_time_limit, envelope …); what it does not name stays.
+    """
+
+    run_at: float
+    error: bytes
+    changes: Mapping[str, Any] | None = None
+    runtime: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The task raised, was killed at its time limit, or could not be understood.
+
+    `error` is a record of `failure.describe`. `dead` gives the reason for which the
+    message is kept as a dead letter (an undecodable body); None for a plain failure.
+    """
+
+    error: bytes
+    runtime: float = 0.0
+    dead: str | None = None
+    children: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ignored:
+    """The task raised `Ignore`: it is over, and no result is kept."""
+
+    runtime: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    """The task was revoked or had expired. `reason`: revoked, terminated, expired."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """The message goes back to its queue at once and this delivery is not counted.
+
+    Nobody's fault: the worker stops, or had claimed more than it could start.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The process died under the task. The message is delivered again at once, or is
+    kept as a dead letter when it has been delivered `max_deliveries` times."""
+
+    reason: str
+
+
+Outcome: TypeAlias = Succeeded | Retried | Failed | Ignored | Revoked | Released | Lost
+
+_KINDS: dict[str, type[Any]] = {
+    kind.__name__: kind
+    for kind in (Succeeded, Retried, Failed, Ignored, Revoked, Released, Lost)
+}
+
+
+def encode(outcome: Outcome) -> tuple[Any, ...]:
+    """Return the outcome as a tuple of plain values, its kind first."""
+    if type(outcome) is Succeeded:  # nearly all of them: astuple() copies deeply
+        return ("Succeeded", outcome.result, outcome.runtime, outcome.children)
+    return (type(outcome).__name__, *astuple(outcome))
+
+
+def decode(wire: tuple[Any, ...]) -> Outcome:
+    """Return the outcome that `encode()` made this tuple of."""
+    outcome: Outcome = _KINDS[wire[0]](*wire[1:])
+    return outcome
