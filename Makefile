@@ -1,0 +1,64 @@
+# `make` lists the targets. Each one does its own set-up: all it needs is Python 3.11 or newer.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench storm docs clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: $(VENV)/.run  ## the main job on real input, about ten seconds
+	@$(BIN)/python examples/stdlib_census.py
+
+test: check  ## all that CI runs: check, then the tests with branch coverage
+	$(BIN)/python -m pytest --cov --cov-report=term $(PYTEST_ARGS)
+
+check: $(VENV)/.dev  ## style, types and the import stack, without the tests
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pyright
+	$(BIN)/lint-imports --no-logo
+
+bench: $(VENV)/.dev  ## measure throughput and latency on this machine
+	$(BIN)/python -m bench
+
+storm: $(VENV)/.dev  ## minutes of random kills: what the promises are worth
+	$(BIN)/python -m pytest -m storm --timeout=1800 $(PYTEST_ARGS)
+
+docs: $(VENV)/.docs  ## build the documentation into docs/_build
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+clean:  ## remove the virtual environment and what the tools left
+	rm -rf $(VENV) .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .import_linter_cache docs/_build
+
+# One environment, grown in steps, so that `make demo` does not wait for the linters.
+# Each stamp is older than pyproject.toml when the dependencies may have changed.
+
+$(VENV)/.pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "liteq needs Python 3.11 or newer: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) \
+	  || { rm -rf $(VENV); echo "no venv module (on Debian: apt install python3-venv)" >&2; exit 1; }
+	@$(PIP) install --upgrade 'pip>=25.1'   # the first pip that reads dependency groups
+	@touch $@
+
+$(VENV)/.run: pyproject.toml | $(VENV)/.pip
+	@echo "setting up $(VENV) …"
+	@$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/.run
+	@echo "installing the development tools into $(VENV) …"
+	@$(PIP) install --editable . --group dev
+	@touch $@
+
+$(VENV)/.docs: pyproject.toml | $(VENV)/.run
+	@echo "installing Sphinx into $(VENV) …"
+	@$(PIP) install --editable . --group docs
+	@touch $@
