@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback as tracebacks
+from types import ModuleType
 from typing import Any, Final
 
 from liteq import exceptions
@@ -21,6 +22,7 @@ __all__ = ["ERROR_TEXT_LIMIT", "describe", "read", "rebuild"]
 
 ERROR_TEXT_LIMIT: Final = 32_768  # characters kept of a message and of a traceback
 _PLAIN: Final = (str, int, float, bool, type(None))
+_HEAP_TYPE: Final = 1 << 9  # Py_TPFLAGS_HEAPTYPE: set for every class written in Python
 
 
 def describe(exc: BaseException, *, traceback: str | None = None) -> bytes:
@@ -40,7 +42,11 @@ def describe(exc: BaseException, *, traceback: str | None = None) -> bytes:
     }
     if all(isinstance(arg, _PLAIN) for arg in exc.args):
         record["args"] = [_cut(a) if isinstance(a, str) else a for a in exc.args]
-    return json.dumps(record).encode()
+    try:
+        return json.dumps(record).encode()
+    except ValueError:  # an integer of more digits than Python is willing to print
+        del record["args"]
+        return json.dumps(record).encode()
 
 
 def read(record: bytes) -> dict[str, Any]:
@@ -66,12 +72,16 @@ def rebuild(record: bytes) -> BaseException:
 
 
 def _find(module: str, qualname: str) -> type[BaseException] | None:
-    """Return the class, if it is an exception in a module that is imported already."""
+    """Return the class, if it is an exception in a module that is imported already.
+
+    Names are looked up in the namespaces themselves: `getattr` would call a module's
+    `__getattr__`, which in many packages imports what it is asked for.
+    """
     found: Any = sys.modules.get(module)
-    if module == exceptions.__name__:
-        found = exceptions
     for part in qualname.split("."):
-        found = getattr(found, part, None)
+        if not isinstance(found, (ModuleType, type)):
+            return None
+        found = vars(found).get(part)
     if isinstance(found, type) and issubclass(found, Exception):
         return found
     return None
@@ -80,17 +90,18 @@ def _find(module: str, qualname: str) -> type[BaseException] | None:
 def _make(kind: type[BaseException], args: list[Any]) -> BaseException | None:
     """Return an instance holding these args, without running the class's own code.
 
-    `__init__` is the user's code and may do anything; `BaseException.__new__` alone
-    sets `args`, which is what `str()` and comparison use.
+    `__new__` and `__init__` are the user's code and may do anything; the `__new__` of
+    the built-in class below sets `args`, which is what `str()` and comparison use.
+    liteq's own classes are initialised: they keep attributes beside `args`.
     """
+    builtin = next(base for base in kind.__mro__ if not base.__flags__ & _HEAP_TYPE)
     try:
-        exc = kind.__new__(kind, *args)
-    except TypeError:
+        exc: BaseException = builtin.__new__(kind, *args)
+        BaseException.args.__set__(exc, tuple(args))  # type: ignore[attr-defined]
+        if kind.__module__ == exceptions.__name__:
+            kind.__init__(exc, *args)
+    except (TypeError, ValueError):
         return None
-    exc.args = tuple(args)
-    if kind.__module__ == exceptions.__name__:
-        BaseException.__init__(exc, *args)
-        kind.__init__(exc, *args)
     return exc
 
 
