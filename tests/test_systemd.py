@@ -1,0 +1,117 @@
+"""The notify protocol, heard on a real socket."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from liteq.systemd import Notifier
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[socket.socket]:
+    """A service manager's socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(str(tmp_path / "notify"))
+        listening.setblocking(False)
+        yield listening
+
+
+@pytest.fixture
+def notifier(manager: socket.socket) -> Iterator[Notifier]:
+    notifier = Notifier(manager.getsockname())
+    yield notifier
+    notifier.close()
+
+
+def test_each_verb_is_one_datagram(manager: socket.socket, notifier: Notifier) -> None:
+    notifier.ready()
+    notifier.status("2 running\n1 waiting")
+    notifier.watchdog()
+    notifier.stopping()
+    notifier.extend_timeout(2.5)
+
+    heard = [manager.recv(4096).decode() for _ in range(5)]
+
+    assert heard == [
+        "READY=1",
+        "STATUS=2 running 1 waiting",
+        "WATCHDOG=1",
+        "STOPPING=1",
+        "EXTEND_TIMEOUT_USEC=2500000",
+    ]
+
+
+def test_a_reload_carries_the_time_that_systemd_orders_it_by(
+    manager: socket.socket, notifier: Notifier
+) -> None:
+    before = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+
+    notifier.reloading()
+
+    first, second = manager.recv(4096).decode().split("\n")
+    assert first == "RELOADING=1"
+    name, microseconds = second.split("=")
+    assert name == "MONOTONIC_USEC"
+    assert before <= int(microseconds) <= time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="abstract addresses are Linux's")
+def test_an_abstract_address_is_reached() -> None:
+    name = f"liteq-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind("\0" + name)
+        manager.setblocking(False)
+        notifier = Notifier("@" + name)
+        notifier.ready()
+        notifier.close()
+        assert manager.recv(4096) == b"READY=1"
+
+
+def test_a_manager_that_is_gone_or_does_not_read_is_no_error(
+    manager: socket.socket, notifier: Notifier, tmp_path: Path
+) -> None:
+    for _ in range(10_000):  # fills the socket's buffer: nobody reads
+        notifier.watchdog()
+    manager.close()
+    (tmp_path / "notify").unlink()
+    notifier.ready()
+    notifier.close()
+    notifier.ready()
+
+
+def test_the_environment_is_read_once_and_emptied() -> None:
+    environ = {
+        "NOTIFY_SOCKET": "/run/x",
+        "WATCHDOG_USEC": "30000000",
+        "WATCHDOG_PID": str(os.getpid()),
+        "HOME": "/",
+    }
+
+    notifier = Notifier.from_environment(environ)
+
+    assert notifier is not None
+    assert notifier.watchdog_interval == 15.0
+    assert environ == {"HOME": "/"}
+    notifier.close()
+
+
+def test_a_watchdog_meant_for_another_process_is_not_ours() -> None:
+    environ = {"NOTIFY_SOCKET": "/run/x", "WATCHDOG_USEC": "30000000", "WATCHDOG_PID": "1"}
+
+    notifier = Notifier.from_environment(environ)
+
+    assert notifier is not None
+    assert notifier.watchdog_interval is None
+    notifier.close()
+
+
+@pytest.mark.parametrize("address", ["", "vsock:2:1", "relative"])
+def test_without_a_socket_to_notify_there_is_no_notifier(address: str) -> None:
+    assert Notifier.from_environment({"NOTIFY_SOCKET": address}) is None
