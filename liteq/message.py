@@ -85,6 +85,7 @@ class Message:
     stamped_headers: tuple[str, ...] | None = None
     store_errors: bool = False
     immutable: bool = False
+    has_links: bool = False  # success edges leave here: the value is needed even if ignored
 
     def pack(self) -> Packed:
         """Return the message as a tuple in the order of `PACKED_FIELDS`."""
@@ -140,17 +141,19 @@ def _read_envelope(text: str) -> dict[str, Any]:
     try:
         fields: dict[str, Any] = json.loads(text)
         version = fields.pop("v")
-    except (ValueError, AttributeError, KeyError) as exc:
-        raise DecodeError(f"the envelope of a message is damaged: {text!r:.200}") from exc
-    if version > VERSION:
+        stamped = fields.get("stamped_headers")
+        if stamped is not None:
+            fields["stamped_headers"] = tuple(stamped)
+        later = version > VERSION
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as exc:
+        raise DecodeError(f"the envelope of a message is damaged: {text:.200}") from exc
+    if later:
         raise DecodeError(
             f"the message was written by a later liteq (envelope version {version}, "
             f"this liteq reads up to {VERSION}): upgrade this worker"
         )
     if unknown := fields.keys() - _ENVELOPE_NAMES:
         raise DecodeError(f"unknown fields in the envelope: {sorted(unknown)}")
-    if (stamped := fields.get("stamped_headers")) is not None:
-        fields["stamped_headers"] = tuple(stamped)
     return fields
 
 

@@ -41,9 +41,7 @@ State: TypeAlias = Literal[
     "revoked",
     "ignored",
 ]
-FINAL_STATES: Final[frozenset[State]] = frozenset(
-    {"succeeded", "failed", "revoked", "ignored"}
-)
+FINAL_STATES: Final[frozenset[State]] = frozenset({"succeeded", "failed", "revoked", "ignored"})
 
 RevokeAnswer: TypeAlias = Literal["revoked", "signalled", "running", "settled", "unknown"]
 
@@ -175,13 +173,15 @@ class Step:
     `accepted[i]` is False when settlement i came from a holder that had lost its lease.
     `next_due` is when the next delayed message of these queues is due (Unix seconds).
     `terminate` holds the keys of leases of this worker whose run is to be ended now,
-    with the name of the signal asked for.
+    with the name of the signal asked for. `alive` is False when this worker was given up
+    for dead: nothing was claimed, and it must `register()` anew.
     """
 
     accepted: tuple[bool, ...]
     leases: tuple[Lease, ...]
     next_due: float | None
     terminate: Mapping[int, str]
+    alive: bool = True
 
 
 class Mailbox(ABC):

@@ -1,0 +1,548 @@
+"""An SQLite file, opened so that nothing can be lost: connections, transactions, guards.
+
+Each rule here is a way in which SQLite queues have lost data:
+
+- One connection per thread, none across a fork. A child that inherits so much as an
+  idle connection believes it holds locks that it does not, and its commits vanish
+  (sqlite.org/howtocorrupt.html, section 2.6). All connections are closed before a fork
+  and reopened at the next use, in the parent and in the child alike.
+- Every transaction begins IMMEDIATE. One that reads first and then writes fails with
+  BUSY_SNAPSHOT whatever the busy timeout says.
+- A gate, an `flock` on a file of its own, is taken around each short write transaction.
+  SQLite's own waiting is a random back-off under which one of eight writers was starved
+  for seconds; the kernel's queue is fair.
+- Only one SQLite library may touch the file: apsw's. The standard library's `sqlite3`,
+  or a plain copy of the folder, opens and closes the `-shm` file, and that drops all of
+  this process's POSIX locks. An audit hook refuses both.
+- WAL needs shared memory, so a network file system is refused.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import stat
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import apsw
+
+from liteq.brokers import schema
+from liteq.exceptions import (
+    BrokerBusy,
+    BrokerError,
+    BrokerUnavailable,
+    ImproperlyConfigured,
+    QueueFull,
+    StoreLost,
+)
+
+__all__ = ["DATABASE", "Database"]
+
+T = TypeVar("T")
+
+DATABASE: Final = "store.db"
+_GATE: Final = "gate"
+_SAFE_SQLITE: Final = (3, 51, 3)  # earlier ones can corrupt a WAL that two connections reset
+_WAL_BACKSTOP: Final = 16_000  # pages (64 MiB): a producer checkpoints only beyond this
+_RESERVE: Final = 32 * 1024 * 1024  # bytes of disk kept for settling when producers fill it
+_REMOTE: Final = frozenset(
+    "nfs nfs4 cifs smb smb2 smb3 smbfs 9p virtiofs vboxsf afs ceph glusterfs lustre gfs2 "
+    "ocfs2 beegfs davfs prl_fs vmhgfs".split()
+)
+
+
+class Database:
+    """The connections of this process to one store folder (None: a store in memory).
+
+    `durable=True` transactions are on disk when they return (`synchronous=FULL`);
+    others survive the death of any process, and a power loss may undo the last of them.
+    Mixing both is sound: a FULL commit also hardens all that came before it.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        *,
+        busy_timeout: float = 5.0,
+        max_size: int | None = None,
+        allow_network_filesystem: bool = False,
+    ) -> None:
+        if _version(apsw.sqlite_lib_version()) < _SAFE_SQLITE:
+            raise ImproperlyConfigured(
+                f"SQLite {apsw.sqlite_lib_version()} can corrupt a WAL file that several "
+                "processes write: install apsw 3.53 or later"
+            )
+        self.folder = folder
+        self.path = str(folder / DATABASE) if folder is not None else ":memory:"
+        self.busy_timeout = busy_timeout
+        self.max_size = max_size
+        self.allow_network_filesystem = allow_network_filesystem
+        self.identity: tuple[int, int] | None = None
+        self.wal_pages = 0
+        self._local = threading.local()
+        self._handles: weakref.WeakSet[_Handle] = weakref.WeakSet()
+        self._memory: _Handle | None = None
+        self._prepared = False
+        self._lock = threading.Lock()
+        _databases.add(self)
+
+    # Transactions
+
+    def read(self, body: Callable[[apsw.Connection], T]) -> T:
+        """Return what `body` reads in one snapshot. It must fetch all and finish: an
+        open cursor keeps the WAL from being reset."""
+        handle = self._handle()
+        with handle.lock:
+            try:
+                db = handle.db or handle.open()
+                db.execute("BEGIN")
+                try:
+                    return body(db)
+                finally:
+                    if not db.get_autocommit():
+                        db.execute("COMMIT")
+            except apsw.Error as exc:
+                raise self._translate(handle, exc) from exc
+
+    def write(
+        self, body: Callable[[apsw.Connection], T], *, durable: bool, limited: bool = False
+    ) -> T:
+        """Run `body` in one write transaction and return what it returned.
+
+        `limited` transactions (new messages) are refused with `QueueFull` while there is
+        still room for the others, so a full store can be worked off.
+
+        An error means that the outcome is unknown: a COMMIT that failed on a sick disk
+        may be found done after a crash. `body` must be idempotent.
+        """
+        handle = self._handle()
+        with handle.lock:
+            try:
+                db = handle.db or handle.open()
+                if handle.durable is not durable:
+                    handle.set_durable(durable)
+                if handle.limited is not limited:
+                    handle.set_limited(limited)
+                handle.pass_gate()
+                try:
+                    db.execute("BEGIN IMMEDIATE")
+                    try:
+                        answer = body(db)
+                        db.execute("COMMIT")
+                    except BaseException:
+                        if not db.get_autocommit():
+                            db.execute("ROLLBACK")
+                        raise
+                    return answer
+                finally:
+                    handle.leave_gate()
+            except apsw.Error as exc:
+                raise self._translate(handle, exc) from exc
+
+    def checkpoint(self, *, truncate: bool = False) -> None:
+        """Move what the WAL holds into the database, as far as readers allow."""
+        handle = self._handle()
+        mode = apsw.SQLITE_CHECKPOINT_TRUNCATE if truncate else apsw.SQLITE_CHECKPOINT_PASSIVE
+        with handle.lock:
+            db = handle.db or handle.open()
+            try:
+                db.wal_checkpoint(mode=mode)
+            except apsw.BusyError:
+                return  # a reader is in the way: the next slice of upkeep tries again
+            except apsw.Error as exc:
+                raise self._translate(handle, exc) from exc
+        self.wal_pages = 0
+
+    def version(self) -> int:
+        """Return a number that changes when another connection has committed.
+
+        The PRAGMA, since apsw's `data_version()` did not move on commits of other
+        processes.
+        """
+        handle = self._handle()
+        with handle.lock:
+            try:
+                db = handle.db or handle.open()
+                return int(db.pragma("data_version"))
+            except apsw.Error as exc:
+                raise self._translate(handle, exc) from exc
+
+    def check(self) -> None:
+        """Raise `StoreLost` if the file at our path is not the one we have open.
+
+        Commits to a deleted file succeed, and nobody will ever read them.
+        """
+        if self.folder is None or self.identity is None:
+            return
+        try:
+            found = os.stat(self.path)
+        except FileNotFoundError:
+            raise StoreLost(f"{self.path} was deleted while in use") from None
+        if (found.st_dev, found.st_ino) != self.identity:
+            raise StoreLost(f"{self.path} was replaced while in use")
+        if found.st_nlink != 1:
+            raise StoreLost(
+                f"{self.path} has a second hard link: another name for the file gets a "
+                "WAL of its own, and the two lose each other's commits"
+            )
+
+    def close(self) -> None:
+        """Close the connections of all threads; the next use opens new ones."""
+        for handle in list(self._handles):
+            with handle.lock:
+                handle.close()
+
+    # Connections
+
+    def _handle(self) -> _Handle:
+        if self.folder is None:  # one connection holds the whole store
+            if self._memory is None or self._memory.pid != os.getpid():
+                with self._lock:
+                    if self._memory is None:
+                        self._memory = _Handle(self)
+                    elif self._memory.pid != os.getpid():
+                        raise BrokerUnavailable(
+                            "a store in memory belongs to the process that made it, and this "
+                            "is a forked child: use an sqlite:// store"
+                        )
+            return self._memory
+        handle: _Handle | None = getattr(self._local, "handle", None)
+        if handle is None:
+            handle = self._local.handle = _Handle(self)
+            self._handles.add(handle)
+        return handle
+
+    def prepare(self) -> None:
+        """Create the folder and the file if need be, and refuse what cannot be safe."""
+        if self._prepared or self.folder is None:
+            return
+        with self._lock:
+            if self._prepared:
+                return
+            _make_folder(self.folder)
+            if not self.allow_network_filesystem:
+                refuse_network_filesystem(self.folder)
+            _make_file(Path(self.path))
+            _guard(self.path)
+            self._prepared = True
+
+    def _translate(self, handle: _Handle, exc: apsw.Error) -> Exception:
+        """Return liteq's error for SQLite's, closing the connection if it may be sick."""
+        where = self.path
+        if isinstance(exc, apsw.FullError):
+            handle.limited = None  # work out anew, next time, how much room there is
+            return QueueFull(
+                f"the store {where} has no room: its size limit or the disk is full ({exc}). "
+                "Waiting messages can still be run; free space or raise max_size"
+            )
+        if isinstance(exc, (apsw.BusyError, apsw.LockedError)):
+            return BrokerBusy(
+                f"the store {where} was locked by others for {self.busy_timeout:g} s"
+            )
+        if isinstance(exc, (apsw.CorruptError, apsw.NotADBError)):
+            handle.close()
+            return BrokerError(
+                f"the store {where} is damaged ({exc}): stop all workers and restore a backup"
+            )
+        if isinstance(
+            exc, (apsw.IOError, apsw.CantOpenError, apsw.ReadOnlyError, apsw.AuthError)
+        ):
+            handle.close()  # after a failed fsync the page cache may lie: read it afresh
+            return BrokerUnavailable(
+                f"the store {where} cannot be used now ({exc}); whether the last step was "
+                "written is unknown, and repeating it is safe"
+            )
+        return exc
+
+    def _reset_after_fork(self) -> None:
+        self._local = threading.local()
+        self._handles = weakref.WeakSet()
+        self._lock = threading.Lock()
+
+
+class _Handle:
+    """One thread's connection and its file descriptor for the gate."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.pid = os.getpid()
+        self.lock = threading.RLock()  # against the thread that closes all before it forks
+        self.db: apsw.Connection | None = None
+        self.durable: bool | None = None
+        self.limited: bool | None = None
+        self.gate = -1
+
+    def open(self) -> apsw.Connection:
+        database = self.database
+        database.prepare()
+        flags = apsw.SQLITE_OPEN_READWRITE
+        if database.folder is None:
+            flags |= apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_MEMORY
+        else:
+            flags |= apsw.SQLITE_OPEN_NOFOLLOW
+            self.gate = os.open(
+                database.folder / _GATE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+            )
+        db = apsw.Connection(database.path, flags=flags)
+        try:
+            # Before anything else: setting WAL mode on a new file takes a lock as well.
+            db.set_busy_timeout(int(database.busy_timeout * 1000))
+            self._configure(db)
+            self.pass_gate()
+            try:
+                schema.ensure(db)
+            finally:
+                self.leave_gate()
+        except BaseException:
+            db.close()
+            self._close_gate()
+            raise
+        self.db = db
+        self.durable = self.limited = None
+        if database.folder is not None:
+            found = os.stat(database.path)
+            if database.identity is None:
+                database.identity = (found.st_dev, found.st_ino)
+        return db
+
+    def _configure(self, db: apsw.Connection) -> None:
+        # Every pragma liteq relies on is set here: a host's connection hooks ran before.
+        if self.database.folder is not None:
+            if db.pragma("page_count") == 0:
+                db.pragma("auto_vacuum", "INCREMENTAL")
+            if (mode := db.pragma("journal_mode", "WAL")) != "wal":
+                raise ImproperlyConfigured(
+                    f"{self.database.path}: WAL mode was refused (journal_mode is {mode})"
+                )
+            db.set_wal_hook(self._after_commit)
+        # A plan must not hang on bound values: with them it does, and apsw's rebinding makes
+        # SQLite compile such a statement anew at each run (a claim: 144 us against 15).
+        db.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
+        db.pragma("mmap_size", 0)  # an I/O error in mapped memory is a signal, not an error
+        db.pragma("temp_store", "MEMORY")
+        db.pragma("trusted_schema", 0)
+        db.pragma("journal_size_limit", 16 * 1024 * 1024)
+        db.pragma("foreign_keys", 0)
+
+    def _after_commit(self, db: apsw.Connection, _name: str, pages: int) -> int:
+        self.database.wal_pages = pages
+        if pages > _WAL_BACKSTOP and pages % 1000 < 8:  # no worker has kept the WAL short
+            db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        return apsw.SQLITE_OK
+
+    def set_durable(self, durable: bool) -> None:  # noqa: FBT001 (one private caller)
+        db = self.db
+        assert db is not None
+        if self.database.folder is not None:
+            db.pragma("synchronous", "FULL" if durable else "NORMAL")
+        self.durable = durable
+
+    def set_limited(self, limited: bool) -> None:  # noqa: FBT001 (one private caller)
+        """Hold this connection, or not, to the size at which producers are refused.
+
+        `max_page_count` counts for one connection only (measured), so a full store
+        refuses producers while workers go on settling and deleting.
+        """
+        db = self.db
+        assert db is not None
+        pages = 0xFFFFFFFE
+        if limited:
+            pages = self._producer_pages(db)
+        db.pragma("max_page_count", pages)
+        self.limited = limited
+
+    def _producer_pages(self, db: apsw.Connection) -> int:
+        size: int = db.pragma("page_size")
+        used: int = db.pragma("page_count") - db.pragma("freelist_count")
+        limits = [0xFFFFFFFE]
+        if self.database.max_size is not None:
+            limits.append(self.database.max_size // size)
+        if self.database.folder is not None:
+            disk = os.statvfs(self.database.folder)
+            free = disk.f_bavail * disk.f_frsize - _RESERVE
+            limits.append(max(used, used + free // size))
+        return max(1, min(limits))
+
+    def pass_gate(self) -> None:
+        """Wait for our turn to write, at most `busy_timeout` seconds.
+
+        `flock` has no timeout, so a taken gate is tried again after pauses that grow
+        shorter with age: who has waited longest tries most often.
+        """
+        if self.gate < 0:
+            return
+        try:
+            fcntl.flock(self.gate, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._queue_at_gate()
+
+    def _queue_at_gate(self) -> None:
+        start = time.monotonic()
+        pause = 0.001
+        while True:
+            time.sleep(random.uniform(0.2, 1.0) * pause)  # noqa: S311 (not a secret)
+            try:
+                fcntl.flock(self.gate, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waited = time.monotonic() - start
+                if waited > self.database.busy_timeout:
+                    raise BrokerBusy(
+                        f"another process has been writing to {self.database.path} for "
+                        f"{waited:.1f} s: is one stopped in the middle of a transaction?"
+                    ) from None
+                pause = max(0.0001, 0.001 - waited / 10)
+            else:
+                return
+
+    def leave_gate(self) -> None:
+        if self.gate >= 0:
+            fcntl.flock(self.gate, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        if self.db is not None:
+            self.db.close()
+            self.db = None
+        self._close_gate()
+
+    def _close_gate(self) -> None:
+        if self.gate >= 0:
+            os.close(self.gate)
+            self.gate = -1
+
+
+# Forks
+
+_databases: weakref.WeakSet[Database] = weakref.WeakSet()
+_held: list[_Handle] = []
+
+
+def _before_fork() -> None:
+    """Close every connection, each after its transaction, and keep them closed."""
+    for database in list(_databases):
+        for handle in list(database._handles):  # noqa: SLF001 (this module's own)
+            handle.lock.acquire()
+            _held.append(handle)
+            handle.close()
+
+
+def _after_fork_in_parent() -> None:
+    while _held:
+        _held.pop().lock.release()
+
+
+def _after_fork_in_child() -> None:
+    _held.clear()
+    for database in list(_databases):
+        database._reset_after_fork()  # noqa: SLF001 (this module's own)
+
+
+os.register_at_fork(
+    before=_before_fork,
+    after_in_parent=_after_fork_in_parent,
+    after_in_child=_after_fork_in_child,
+)
+
+
+# Files
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except FileExistsError:
+        raise ImproperlyConfigured(
+            f"the store's URL must name a folder, and {folder} is a file. liteq keeps its "
+            "database, its locks and its sockets in a folder of their own"
+        ) from None
+    except OSError as exc:
+        raise ImproperlyConfigured(
+            f"cannot create the store's folder {folder} ({exc.strerror}): give a broker URL "
+            "such as sqlite:////var/lib/shop/queue that names a writable place"
+        ) from exc
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    if mode & 0o022:
+        raise ImproperlyConfigured(
+            f"the store's folder {folder} can be written by other users (mode {mode:04o}), "
+            f"who could run tasks with your rights: chmod 700 {folder}"
+        )
+
+
+def _make_file(path: Path) -> None:
+    """Create the database file readable by its owner only; SQLite would make it 0644,
+    and its `-wal` and `-shm` get the same mode."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    except FileExistsError:
+        if path.is_symlink():
+            raise ImproperlyConfigured(f"{path} is a symbolic link, which is refused") from None
+    except OSError as exc:
+        raise ImproperlyConfigured(f"cannot create {path}: {exc.strerror}") from exc
+    else:
+        os.close(fd)
+
+
+def refuse_network_filesystem(folder: Path, mounts: str = "/proc/self/mountinfo") -> None:
+    """Raise `ImproperlyConfigured` where WAL's shared memory cannot work.
+
+    `mounts` is Linux's table of mounts; without one nothing can be said.
+    """
+    try:
+        lines = Path(mounts).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return
+    real = os.path.realpath(folder)
+    best, kind = "", ""
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        point = before.split()[4].replace("\\040", " ")
+        inside = real == point or real.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best):
+            best, kind = point, after.split()[0]
+    if kind in _REMOTE or (kind.startswith("fuse.") and kind != "fuse.ext4"):
+        raise ImproperlyConfigured(
+            f"{real} is on a {kind} file system, where SQLite's WAL loses commits: put the "
+            "store on a local disk, or use a redis:// broker for several machines "
+            "(allow_network_filesystem=True in broker_transport_options overrides this)"
+        )
+
+
+# One SQLite library per process and file
+
+_guarded: set[str] = set()
+
+
+def _guard(path: str) -> None:
+    if not _guarded:
+        sys.addaudithook(_audit)
+    _guarded.add(os.path.realpath(path))
+
+
+def _audit(event: str, args: tuple[Any, ...]) -> None:
+    if event == "open":
+        name = args[0]
+        if type(name) is str and name.endswith(f"{DATABASE}-shm"):
+            _refuse(name[:-4], "opened")
+    elif event == "sqlite3.connect":
+        name = os.fsdecode(args[0]) if isinstance(args[0], (str, bytes, os.PathLike)) else ""
+        if DATABASE in name:
+            _refuse(name.removeprefix("file:").partition("?")[0], "opened with sqlite3")
+
+
+def _refuse(name: str, how: str) -> None:
+    if os.path.realpath(name) in _guarded:
+        raise BrokerError(
+            f"{name} must not be {how} by a process that uses it as a liteq store: closing "
+            "it again drops SQLite's locks, and commits are lost. Copy it with another "
+            "process while no worker runs, or through apsw's backup API"
+        )
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("."))

@@ -1,0 +1,95 @@
+"""Who is alive: the kernel says it, by a lock that falls with the process.
+
+Each worker holds an exclusive `flock` on a lock file of its own. Whatever kills the
+worker, and whatever reuses its process id, the kernel drops the lock at that moment;
+whoever can take it knows that the worker is gone. (Never on the database's own files:
+closing any descriptor of those would drop SQLite's locks.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import weakref
+from pathlib import Path
+from typing import Final
+
+__all__ = ["LockFiles", "boot_id"]
+
+_BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
+
+
+def boot_id() -> str:
+    """Return a text that changes when the host is booted ("" where none is known)."""
+    try:
+        return Path(_BOOT_ID).read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+class LockFiles:
+    """The lock files of one store's workers, and those that this process holds."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._held: dict[str, int] = {}
+        _all.add(self)
+
+    def hold(self, name: str) -> None:
+        """Take the lock of a new name; it is held until `release()` or our death."""
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(self.folder / name, flags, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._held[name] = fd
+
+    def release(self, name: str) -> None:
+        """Give the lock up and remove its file."""
+        fd = self._held.pop(name, None)
+        self.remove(name)
+        if fd is not None:
+            os.close(fd)
+
+    def remove(self, name: str) -> None:
+        """Remove the file of a worker that is gone."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.folder / name)
+
+    def is_dead(self, name: str) -> bool:
+        """Return whether nobody holds the lock."""
+        if name in self._held:
+            return False
+        try:
+            fd = os.open(self.folder / name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return True
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(fd)
+        return True
+
+    def _drop_inherited(self) -> None:
+        """Close the copies a forked child got: while one is open, the lock outlives us."""
+        for fd in self._held.values():
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        self._held.clear()
+
+
+_all: weakref.WeakSet[LockFiles] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for files in list(_all):
+        files._drop_inherited()  # noqa: SLF001 (this module's own)
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

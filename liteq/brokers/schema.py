@@ -1,0 +1,177 @@
+"""The tables of an SQLite store, their version, and the way from one version to the next.
+
+A version change is additive: old processes go on working on the new schema, because
+every statement names its columns. `user_version` is the schema's version; the row
+`readable_by` in `meta` is the oldest liteq schema that may still use the file. A file
+that asks for a later one is refused, never guessed at.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import apsw
+
+from liteq.exceptions import SchemaError
+
+__all__ = ["STATE_CODES", "VERSION", "ensure"]
+
+VERSION: Final = 1
+_APPLICATION_ID: Final = 0x6C746571  # "lteq"
+
+# The numbers stand in the partial indexes below, and in files: never change one.
+STATE_CODES: Final = {
+    "waiting": 0,
+    "queued": 1,
+    "scheduled": 2,
+    "running": 3,
+    "parked": 4,
+    "succeeded": 6,
+    "failed": 7,
+    "revoked": 8,
+    "ignored": 9,
+}
+
+# Each step of a message touches as few indexes as can be: the partial ones hold only the
+# rows in the state they serve, so a claim costs the same with a thousand or a million
+# finished messages beside it. `seq` is the order of arrival.
+_CREATE: Final = """
+CREATE TABLE meta(name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
+
+CREATE TABLE message(
+    seq INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    task TEXT NOT NULL,
+    body BLOB NOT NULL,
+    queue TEXT NOT NULL,
+    priority INTEGER NOT NULL,
+    run_at REAL,
+    expires_at REAL,
+    retries INTEGER NOT NULL,
+    time_limit REAL,
+    soft_time_limit REAL,
+    acks_late INTEGER NOT NULL,
+    ignore_result INTEGER NOT NULL,
+    max_deliveries INTEGER,
+    result_expires REAL,
+    envelope TEXT,
+    state INTEGER NOT NULL,
+    pending INTEGER NOT NULL,
+    edges INTEGER NOT NULL,
+    inputs INTEGER NOT NULL DEFAULT 0,
+    enqueued_at REAL NOT NULL,
+    deliveries INTEGER NOT NULL DEFAULT 0,
+    token INTEGER,
+    worker INTEGER,
+    started_at REAL,
+    settled_at REAL,
+    delete_at REAL,
+    result BLOB,
+    children TEXT,
+    note_state TEXT,
+    note BLOB,
+    revoke TEXT,
+    dead TEXT
+) STRICT;
+CREATE INDEX message_queued ON message(queue, priority DESC, seq) WHERE state = 1;
+CREATE INDEX message_scheduled ON message(run_at) WHERE state = 2;
+CREATE INDEX message_running ON message(worker) WHERE state = 3;
+CREATE INDEX message_parked ON message(queue, task, priority DESC, seq) WHERE state = 4;
+CREATE INDEX message_revoking ON message(worker) WHERE state = 3 AND revoke IS NOT NULL;
+CREATE INDEX message_expiring ON message(expires_at)
+    WHERE expires_at IS NOT NULL AND settled_at IS NULL;
+CREATE INDEX message_deletable ON message(delete_at) WHERE delete_at IS NOT NULL;
+CREATE INDEX message_dead ON message(seq) WHERE dead IS NOT NULL;
+CREATE INDEX message_waiting ON message(seq) WHERE state = 0;
+
+CREATE TABLE edge(
+    source INTEGER NOT NULL,
+    target INTEGER NOT NULL,
+    fires TEXT NOT NULL,
+    position INTEGER NOT NULL,
+    PRIMARY KEY(source, target, fires)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE input(
+    target INTEGER NOT NULL,
+    position INTEGER NOT NULL,
+    source TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    value BLOB NOT NULL,
+    PRIMARY KEY(target, position, source)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE attempt(
+    message INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    outcome TEXT NOT NULL,
+    error BLOB,
+    worker INTEGER,
+    started_at REAL,
+    ended_at REAL NOT NULL,
+    PRIMARY KEY(message, number)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE waiter(
+    message INTEGER NOT NULL,
+    address TEXT NOT NULL,
+    PRIMARY KEY(message, address)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE worker(
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    name TEXT NOT NULL,
+    hostname TEXT NOT NULL,
+    pid INTEGER NOT NULL,
+    boot TEXT NOT NULL,
+    queues TEXT NOT NULL,
+    concurrency INTEGER NOT NULL,
+    details TEXT NOT NULL,
+    started_at REAL NOT NULL,
+    beat_at REAL NOT NULL,
+    stopped_at REAL
+) STRICT;
+CREATE INDEX worker_alive ON worker(id) WHERE stopped_at IS NULL;
+
+INSERT INTO meta(name, value) VALUES ('readable_by', 1), ('hardened', 0);
+"""
+
+# From version n to n + 1, in order; additive, and each short enough to hold the write
+# lock for less than 100 ms, or cut into slices.
+_MIGRATIONS: Final[dict[int, str]] = {}
+
+
+def ensure(db: apsw.Connection) -> None:
+    """Bring the store to this version, in one transaction that others wait for.
+
+    Raises `SchemaError` if the file belongs to a later liteq, or to something else.
+    """
+    if db.pragma("user_version") == VERSION:
+        return
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        _upgrade(db, db.pragma("user_version"))
+        db.execute("COMMIT")
+    except BaseException:
+        if not db.get_autocommit():
+            db.execute("ROLLBACK")
+        raise
+
+
+def _upgrade(db: apsw.Connection, found: int) -> None:
+    if found > VERSION:
+        needed = db.execute("SELECT value FROM meta WHERE name = 'readable_by'").get
+        if needed is None or needed > VERSION:
+            raise SchemaError(
+                f"the store has schema version {found}, made by a later liteq, and this one "
+                f"reads up to {VERSION}: upgrade liteq here"
+            )
+        return
+    if found == 0:
+        if db.execute("SELECT count(*) FROM sqlite_schema").get:
+            raise SchemaError("the file is an SQLite database of another program")
+        db.execute(_CREATE)
+        db.pragma("application_id", _APPLICATION_ID)
+    for version in range(max(found, 1), VERSION):
+        db.execute(_MIGRATIONS[version])
+    db.pragma("user_version", VERSION)

@@ -1,0 +1,235 @@
+"""Wake-ups between the processes of one host: Unix datagram sockets beside the store.
+
+Every waiting process has a socket of its own in the store's `wake` folder: workers
+under names that begin with `w`, callers of `get()` under names that begin with `r`.
+Whoever has committed something sends a few bytes. A lost wake-up costs at most one
+poll interval, never a hang: receivers look at the store again on their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import select
+import socket
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Final
+
+from liteq.brokers.base import Mailbox
+
+__all__ = ["LocalMailbox", "Post", "SocketMailbox"]
+
+_LONGEST: Final = 100  # bytes of a socket address that every platform takes
+_FRESH: Final = 0.1  # seconds: a folder changed this lately may change again unseen
+_DATAGRAM: Final = 8192
+
+
+class Post:
+    """Sends wake-ups to the mailboxes of one store."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._names = itertools.count()
+        self._forget()
+        _posts.add(self)
+
+    def _forget(self) -> None:
+        self._base: str | None = None
+        self._directory = -1
+        self._socket: socket.socket | None = None
+        self._stamp: int | None = None
+        self._workers: tuple[str, ...] = ()
+        self._lock = threading.Lock()
+
+    def open(self, poll_interval: float, worker: int | None = None) -> SocketMailbox:
+        """Open a mailbox. Where sockets cannot be had it polls instead."""
+        kind = "r" if worker is None else f"w{worker}-"
+        name = f"{kind}{os.getpid()}-{next(self._names)}"
+        return SocketMailbox(self._address(name), name, poll_interval)
+
+    def wake_workers(self) -> None:
+        """Tell every worker that there may be work."""
+        for name in self._worker_names():
+            self._send(name, b"")
+
+    def wake(self, name: str, ids: Iterable[str]) -> None:
+        """Tell one mailbox that these messages settled."""
+        parcel: list[bytes] = []
+        size = 0
+        for text in ids:
+            data = text.encode()
+            if size + len(data) > _DATAGRAM - 100:
+                self._send(name, b"\n".join(parcel))
+                parcel, size = [], 0
+            parcel.append(data)
+            size += len(data) + 1
+        self._send(name, b"\n".join(parcel))
+
+    def _send(self, name: str, data: bytes) -> None:
+        address = self._address(name)
+        if address is None:
+            return
+        sender = self._socket
+        if sender is None:
+            sender = self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            sender.setblocking(False)
+        try:
+            sender.sendto(data, address)
+        except BlockingIOError:
+            pass  # its mailbox is full: it has been woken
+        except (ConnectionRefusedError, FileNotFoundError):
+            # The receiver is gone, killed perhaps. Its socket file would be tried again
+            # at each wake-up.
+            with contextlib.suppress(OSError):
+                os.unlink(address)
+        except OSError:
+            pass  # no room for one more datagram: polling is the backstop
+
+    def _worker_names(self) -> tuple[str, ...]:
+        """Return the workers' mailboxes, read anew when the folder has changed."""
+        try:
+            stamp = os.stat(self.folder).st_mtime_ns
+        except FileNotFoundError:
+            return ()
+        if stamp == self._stamp:
+            return self._workers
+        names = tuple(n for n in os.listdir(self.folder) if n.startswith("w"))
+        self._workers = names
+        # File times are coarse: two changes in one tick of the clock look like one.
+        self._stamp = stamp if time.time() - stamp / 1e9 > _FRESH else None
+        return names
+
+    def _address(self, name: str) -> str | None:
+        """Return the socket address of a name.
+
+        Addresses are limited to about 100 bytes and folders are not. Linux lets us name
+        the folder by an open descriptor instead.
+        """
+        if self._base is None:
+            with self._lock:
+                if self._base is None:
+                    self._base = self._find_base()
+        return f"{self._base}/{name}" if self._base else None
+
+    def _find_base(self) -> str:
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        plain = os.fspath(self.folder.absolute())
+        if len(os.fsencode(plain)) <= _LONGEST - 40:
+            return plain
+        if sys.platform != "linux":
+            return ""
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+        self._directory = os.open(self.folder, flags)
+        return f"/proc/self/fd/{self._directory}"
+
+
+_posts: weakref.WeakSet[Post] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for post in list(_posts):
+        post._forget()  # noqa: SLF001 (this module's own)
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+class SocketMailbox(Mailbox):
+    """A mailbox that other processes reach through a socket file."""
+
+    def __init__(self, address: str | None, name: str, poll_interval: float) -> None:
+        self.name = name
+        self.poll_interval = poll_interval
+        self._address = address
+        self._socket: socket.socket | None = None
+        if address is None:
+            return
+        receiver = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(address)  # left by an earlier process with our id
+            receiver.bind(address)
+        except OSError:
+            receiver.close()  # a file system without sockets: poll
+            return
+        receiver.setblocking(False)
+        self._socket = receiver
+
+    def fileno(self) -> int:
+        return -1 if self._socket is None else self._socket.fileno()
+
+    def receive(self) -> set[str]:
+        woken: set[str] = set()
+        while self._socket is not None:
+            try:
+                data = self._socket.recv(_DATAGRAM)
+            except BlockingIOError:
+                break
+            woken.update(data.decode().split("\n"))
+        return woken
+
+    def wait(self, timeout: float | None) -> set[str]:
+        if self._socket is None:
+            time.sleep(self.poll_interval if timeout is None else min(timeout, 0.05))
+            return {""}
+        poller = select.poll()
+        poller.register(self._socket, select.POLLIN)
+        poller.poll(None if timeout is None else max(0, timeout * 1000))
+        return self.receive()
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+            if self._address is not None:
+                with contextlib.suppress(OSError):
+                    os.unlink(self._address)
+
+
+class LocalMailbox(Mailbox):
+    """A mailbox within one process, for a store in memory."""
+
+    def __init__(self, name: str, poll_interval: float, forget: Callable[[str], None]) -> None:
+        self.name = name
+        self.poll_interval = poll_interval
+        self._forget = forget
+        self._read, self._write = socket.socketpair()
+        self._read.setblocking(False)
+        self._write.setblocking(False)
+        self._woken: set[str] = set()
+        self._lock = threading.Lock()
+
+    def put(self, ids: Iterable[str]) -> None:
+        """Wake whoever waits here."""
+        with self._lock:
+            self._woken.update(ids)
+        with contextlib.suppress(BlockingIOError, OSError):
+            self._write.send(b"!")
+
+    def fileno(self) -> int:
+        return self._read.fileno()
+
+    def receive(self) -> set[str]:
+        with contextlib.suppress(BlockingIOError):
+            while self._read.recv(4096):
+                pass
+        with self._lock:
+            woken, self._woken = self._woken, set()
+        return woken
+
+    def wait(self, timeout: float | None) -> set[str]:
+        poller = select.poll()
+        poller.register(self._read, select.POLLIN)
+        poller.poll(None if timeout is None else max(0, timeout * 1000))
+        return self.receive()
+
+    def close(self) -> None:
+        self._forget(self.name)
+        self._read.close()
+        self._write.close()
