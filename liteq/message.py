@@ -1,6 +1,6 @@
 """A message: one request to run a task, as it is stored and carried.
 
-A message is a frozen value with explicit fields. `pack()` turns it into a flat tuple of
+A message is an immutable value with explicit fields. `pack()` turns it into a flat tuple of
 plain values, which is what a store keeps and what a worker hands to its children;
 `Message.unpack()` is the way back. Fields that a store needs for its decisions have a
 place of their own in the tuple; the rare rest shares one JSON text, the *envelope*,
@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from liteq.exceptions import DecodeError
 
@@ -42,8 +41,7 @@ PACKED_FIELDS: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One request to run a task. Times are Unix seconds, durations are seconds.
 
     `run_at`: not started before. `expires_at`: not started after. `retries`: how often
@@ -89,23 +87,7 @@ class Message:
 
     def pack(self) -> Packed:
         """Return the message as a tuple in the order of `PACKED_FIELDS`."""
-        return (
-            self.id,
-            self.task,
-            self.body,
-            self.queue,
-            self.priority,
-            self.run_at,
-            self.expires_at,
-            self.retries,
-            self.time_limit,
-            self.soft_time_limit,
-            int(self.acks_late),
-            int(self.ignore_result),
-            self.max_deliveries,
-            self.result_expires,
-            self._envelope(),
-        )
+        return (*self[:_HOT], None if self[_HOT:] == _DEFAULTS else self._envelope())
 
     @classmethod
     def unpack(cls, packed: Packed) -> Message:
@@ -113,28 +95,24 @@ class Message:
 
         Raises `DecodeError` if the envelope is damaged or of a later version.
         """
-        text = packed[14]
-        rest = _read_envelope(text) if text else {}
-        return cls(*packed[:14], **rest)
+        text = packed[_HOT]
+        return cls(*packed[:_HOT], **_read_envelope(text)) if text else cls(*packed[:_HOT])
 
-    def _envelope(self) -> str | None:
-        rest: dict[str, Any] = {}
-        for name, default in _ENVELOPE:
-            value = getattr(self, name)
-            if value != default:
-                rest[name] = dict(value) if isinstance(value, Mapping) else value
-        if not rest:
-            return None
+    def _envelope(self) -> str:
+        rest = {
+            name: dict(value) if isinstance(value, Mapping) else value
+            for name, value, default in zip(
+                self._fields[_HOT:], self[_HOT:], _DEFAULTS, strict=True
+            )
+            if value != default
+        }
         rest["v"] = VERSION
         return json.dumps(rest, separators=(",", ":"))
 
 
-_ENVELOPE: Final = tuple(
-    (f.name, f.default)
-    for f in Message.__dataclass_fields__.values()
-    if f.name not in PACKED_FIELDS
-)
-_ENVELOPE_NAMES: Final = frozenset(name for name, _ in _ENVELOPE)
+_HOT: Final = PACKED_FIELDS.index("envelope")  # how many fields have a place of their own
+_DEFAULTS: Final = tuple(Message._field_defaults.values())[-(len(Message._fields) - _HOT) :]
+_ENVELOPE_NAMES: Final = frozenset(Message._fields[_HOT:])
 
 
 def _read_envelope(text: str) -> dict[str, Any]:
@@ -157,8 +135,7 @@ def _read_envelope(text: str) -> dict[str, Any]:
     return fields
 
 
-@dataclass(frozen=True, slots=True)
-class Edge:
+class Edge(NamedTuple):
     """What follows a message: `target` waits for `source` to end in one of two ways.
 
     `on` is "success" (a `link`: the target gets the result as its first argument,
@@ -169,4 +146,4 @@ class Edge:
     source: str
     target: str
     on: str
-    position: int = field(default=0)
+    position: int = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from liteq.clock import Clock, system_clock
 from liteq.message import Edge, Message, Packed
@@ -60,8 +60,7 @@ class Input:
     value: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(NamedTuple):
     """The right to run one message once, and to settle it.
 
     `key` names the message inside the store; `token` is the fence: a settle with another

@@ -27,7 +27,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -43,7 +43,7 @@ from liteq.exceptions import (
     StoreLost,
 )
 
-__all__ = ["DATABASE", "Database"]
+__all__ = ["DATABASE", "Database", "fetch_all", "fetch_one"]
 
 T = TypeVar("T")
 
@@ -265,6 +265,19 @@ class Database:
         self._local = threading.local()
         self._handles = weakref.WeakSet()
         self._lock = threading.Lock()
+
+
+def fetch_one(db: apsw.Connection, sql: str, bindings: Sequence[Any] = ()) -> Any:
+    """Return the first row (its value, if it has one column), or None."""
+    return db.execute(sql, bindings).get
+
+
+def fetch_all(
+    db: apsw.Connection, sql: str, bindings: Sequence[Any] = ()
+) -> list[tuple[Any, ...]]:
+    """Return all rows, having let go of the statement: a half-read one would keep the WAL
+    from being reset."""
+    return db.execute(sql, bindings).fetchall()
 
 
 class _Handle:

@@ -57,7 +57,6 @@ CREATE TABLE message(
     envelope TEXT,
     state INTEGER NOT NULL,
     pending INTEGER NOT NULL,
-    edges INTEGER NOT NULL,
     inputs INTEGER NOT NULL DEFAULT 0,
     enqueued_at REAL NOT NULL,
     deliveries INTEGER NOT NULL DEFAULT 0,

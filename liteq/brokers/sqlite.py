@@ -21,7 +21,6 @@ from typing import Any, Final, Literal
 
 import apsw
 
-from liteq import failure
 from liteq.brokers.base import (
     DEFAULT_MAX_DELIVERIES,
     Attempt,
@@ -36,28 +35,23 @@ from liteq.brokers.base import (
     Step,
     WorkerInfo,
 )
-from liteq.brokers.connection import Database
+from liteq.brokers.connection import Database, fetch_all, fetch_one
 from liteq.brokers.liveness import LockFiles, boot_id
 from liteq.brokers.schema import STATE_CODES
+from liteq.brokers.settling import SLICE, Settling
 from liteq.brokers.wakeup import LocalMailbox, Post, SocketMailbox
 from liteq.clock import Clock, system_clock
 from liteq.exceptions import (
     AlreadyEnqueued,
     ImproperlyConfigured,
-    TaskRevokedError,
-    WorkerLostError,
 )
 from liteq.ids import new_token
 from liteq.message import PACKED_FIELDS, Edge, Message, Packed
 from liteq.outcome import (
-    Failed,
-    Ignored,
     Lost,
     Outcome,
     Released,
-    Retried,
     Revoked,
-    Succeeded,
 )
 
 __all__ = ["SqliteBroker"]
@@ -75,12 +69,10 @@ _STATE_NAMES: Final[dict[int, State]] = {code: name for name, code in STATE_CODE
 
 _PACKED: Final = ", ".join(PACKED_FIELDS)
 _WIDTH: Final = len(PACKED_FIELDS)
-_SLICE: Final = 500  # rows that one transaction of upkeep touches: a few milliseconds
-_IGNORED_KEPT: Final = 3600.0  # seconds an unwanted result's row stays, against repeats
 
 _ENQUEUE: Final = (
-    f"INSERT INTO message({_PACKED}, state, pending, edges, enqueued_at) "
-    f"VALUES ({', '.join('?' * (_WIDTH + 4))}) ON CONFLICT(id) DO NOTHING"
+    f"INSERT INTO message({_PACKED}, state, pending, enqueued_at) "
+    f"VALUES ({', '.join('?' * (_WIDTH + 3))}) ON CONFLICT(id) DO NOTHING"
 )
 
 # The subquery walks the partial index in the order of promise 7 and stops at the limit.
@@ -98,32 +90,8 @@ _QUEUED_IN_RANKED: Final = (
     "WHERE state = 1 AND queue = ? ORDER BY priority DESC, seq LIMIT ?)"
 )
 
-# Every way out of a lease names the token: a stale holder's statement matches no row.
-_SUCCEED: Final = (
-    "UPDATE message SET state = ?, token = NULL, result = ?, children = ?, settled_at = ?, "
-    "delete_at = ?, note_state = NULL, note = NULL WHERE seq = ? AND token = ? "
-    "RETURNING seq, edges"
-)
-_FAIL: Final = (
-    "UPDATE message SET state = 7, token = NULL, result = ?, children = ?, settled_at = ?, "
-    "delete_at = ?, dead = ?, note_state = NULL, note = NULL WHERE seq = ? AND token = ? "
-    "RETURNING seq, edges"
-)
-_REVOKE_LEASE: Final = (
-    "UPDATE message SET state = 8, token = NULL, result = NULL, settled_at = ?, "
-    "delete_at = ?, revoke = ? WHERE seq = ? AND token = ? RETURNING seq, edges"
-)
-_REQUEUE: Final = (
-    "UPDATE message SET state = 1, token = NULL, started_at = NULL, note_state = NULL, "
-    "note = NULL, deliveries = deliveries - ? WHERE seq = ? AND token = ? RETURNING seq"
-)
 _NOTE: Final = (
     "UPDATE message SET note_state = ?, note = ? WHERE seq = ? AND token = ? AND state = 3"
-)
-_ATTEMPT: Final = (
-    "INSERT INTO attempt(message, number, outcome, error, worker, started_at, ended_at) "
-    "SELECT seq, 1 + (SELECT count(*) FROM attempt WHERE message = seq), ?, ?, worker, "
-    "started_at, ? FROM message WHERE seq = ?"
 )
 
 _RECORD: Final = (
@@ -131,7 +99,6 @@ _RECORD: Final = (
     "settled_at, (SELECT name FROM worker WHERE worker.id = message.worker), children, "
     f"dead, revoke, retries, {_PACKED} FROM message"
 )
-_RETRIABLE: Final = frozenset(PACKED_FIELDS) - {"id", "task"}
 
 
 class SqliteBroker(Broker):
@@ -194,40 +161,35 @@ class SqliteBroker(Broker):
 
     def enqueue(self, messages: Sequence[Message], edges: Sequence[Edge] = ()) -> None:
         now = self.clock.now()
-        wake = False
         pending: dict[str, int] = {}
-        leaving: dict[str, int] = {}
         for edge in edges:
             pending[edge.target] = pending.get(edge.target, 0) + 1
-            leaving[edge.source] = leaving.get(edge.source, 0) + 1
-        rows = []
+        new_rows = []
         for message in messages:
             waits_for = pending.get(message.id, 0)
             if waits_for:
                 state = WAITING
-            elif message.run_at is not None and message.run_at > now:
-                state, wake = SCHEDULED, True
             else:
-                state, wake = QUEUED, True
-            rows.append((*message.pack(), state, waits_for, leaving.get(message.id, 0), now))
+                later = message.run_at is not None and message.run_at > now
+                state = SCHEDULED if later else QUEUED
+            new_rows.append((*message.pack(), state, waits_for, now))
 
         def insert(db: apsw.Connection) -> None:
-            for row in rows:
-                db.execute(_ENQUEUE, row)
+            for new_row in new_rows:
+                db.execute(_ENQUEUE, new_row)
                 if not db.changes():
-                    self._accept_repeat(db, row)
+                    self._accept_repeat(db, new_row)
             for edge in edges:
                 self._insert_edge(db, edge)
 
         self._database.write(insert, durable=self.durable, limited=True)
-        if wake:
-            self._wake_workers()
+        self._wake_workers()
 
     @staticmethod
     def _accept_repeat(db: apsw.Connection, row: tuple[Any, ...]) -> None:
         """Let the same message be enqueued again, and refuse another under its id."""
         id, task, body = row[:3]
-        stored = _row(db, "SELECT task, body FROM message WHERE id = ?", (id,))
+        stored = fetch_one(db, "SELECT task, body FROM message WHERE id = ?", (id,))
         if stored != (task, body):
             raise AlreadyEnqueued(
                 f"a message with id {id!r} is in the store with another task or other "
@@ -256,8 +218,8 @@ class SqliteBroker(Broker):
         now = self.clock.now()
         token = self._tokens()
 
-        def body(db: apsw.Connection) -> tuple[_Settling, Step, bool]:
-            settling = _Settling(db, now, self.max_deliveries, worker)
+        def body(db: apsw.Connection) -> tuple[Settling, Step, bool]:
+            settling = Settling(db, now, self.max_deliveries)
             for lease, note in notes:
                 db.execute(_NOTE, (note.state, note.meta, lease.key, lease.token))
             accepted = settling.settle(settlements) if settlements else ()
@@ -290,7 +252,7 @@ class SqliteBroker(Broker):
     def _claim(
         self,
         db: apsw.Connection,
-        settling: _Settling,
+        settling: Settling,
         worker: int,
         token: int,
         queues: Sequence[str],
@@ -348,7 +310,7 @@ class SqliteBroker(Broker):
             bindings += (queue, limit)
         if count != 1:
             bindings.append(limit)
-        return _rows(db, sql, bindings) if count else []
+        return fetch_all(db, sql, bindings) if count else []
 
     @staticmethod
     def _claim_parked(
@@ -361,7 +323,7 @@ class SqliteBroker(Broker):
         limit: int,
     ) -> list[tuple[Any, ...]]:
         """Claim what others have parked and this worker knows."""
-        if not _row(db, "SELECT EXISTS(SELECT 1 FROM message WHERE state = 4)"):
+        if not fetch_one(db, "SELECT EXISTS(SELECT 1 FROM message WHERE state = 4)"):
             return []
         sql = _CLAIM.format(
             candidates="SELECT seq FROM message INDEXED BY message_parked WHERE state = 4 "
@@ -370,9 +332,9 @@ class SqliteBroker(Broker):
             "ORDER BY priority DESC, seq LIMIT ?"
         )
         names = json.dumps(list(queues)), json.dumps(sorted(tasks))
-        return _rows(db, sql, (token, worker, now, *names, limit))
+        return fetch_all(db, sql, (token, worker, now, *names, limit))
 
-    def _announce(self, settling: _Settling) -> None:
+    def _announce(self, settling: Settling) -> None:
         """Send the wake-ups that a committed transaction owes."""
         if settling.queued:
             self._wake_workers()
@@ -446,8 +408,8 @@ class SqliteBroker(Broker):
     def unregister(self, worker: int) -> None:
         now = self.clock.now()
 
-        def release(db: apsw.Connection) -> _Settling:
-            settling = _Settling(db, now, self.max_deliveries, worker)
+        def release(db: apsw.Connection) -> Settling:
+            settling = Settling(db, now, self.max_deliveries)
             for lease in _leases_of(db, worker, None):
                 settling.settle([(lease, Released())])
             db.execute(
@@ -472,7 +434,7 @@ class SqliteBroker(Broker):
 
     def _dead_workers(self, caller: int | None, steady: float) -> list[int]:
         rows = self._database.read(
-            lambda db: _rows(
+            lambda db: fetch_all(
                 db,
                 "SELECT id, boot, beat_at FROM worker INDEXED BY worker_alive "
                 "WHERE stopped_at IS NULL",
@@ -495,9 +457,9 @@ class SqliteBroker(Broker):
     def _reclaim_slice(self, dead: int, now: float) -> int:
         reason = "the worker process died while the task ran"
 
-        def take(db: apsw.Connection) -> tuple[_Settling, int]:
-            settling = _Settling(db, now, self.max_deliveries, dead)
-            leases = _leases_of(db, dead, _SLICE)
+        def take(db: apsw.Connection) -> tuple[Settling, int]:
+            settling = Settling(db, now, self.max_deliveries)
+            leases = _leases_of(db, dead, SLICE)
             settling.settle([(lease, Lost(reason)) for lease in leases])
             # From here on the worker, should it live after all, must register anew.
             db.execute(
@@ -524,7 +486,7 @@ class SqliteBroker(Broker):
     def workers(self) -> list[WorkerInfo]:
         steady = self.clock.steady()
         rows = self._database.read(
-            lambda db: _rows(
+            lambda db: fetch_all(
                 db,
                 "SELECT id, name, hostname, pid, queues, concurrency, started_at, beat_at, "
                 "details, boot FROM worker INDEXED BY worker_alive WHERE stopped_at IS NULL "
@@ -573,12 +535,12 @@ class SqliteBroker(Broker):
         wanted = list(ids)
         now = self.clock.now()
 
-        def mark(db: apsw.Connection) -> tuple[_Settling, dict[str, RevokeAnswer], bool]:
-            settling = _Settling(db, now, self.max_deliveries, None)
+        def mark(db: apsw.Connection) -> tuple[Settling, dict[str, RevokeAnswer], bool]:
+            settling = Settling(db, now, self.max_deliveries)
             answers: dict[str, RevokeAnswer] = {}
             signalled = False
             for id in wanted:
-                row = _row(db, "SELECT seq, state FROM message WHERE id = ?", (id,))
+                row = fetch_one(db, "SELECT seq, state FROM message WHERE id = ?", (id,))
                 if row is None:
                     answers[id] = "unknown"
                     continue
@@ -610,7 +572,7 @@ class SqliteBroker(Broker):
             return [
                 id
                 for id in wanted
-                if _row(
+                if fetch_one(
                     db,
                     "UPDATE message SET state = 1, deliveries = 0, retries = 0, result = NULL, "
                     "dead = NULL, settled_at = NULL, delete_at = NULL, started_at = NULL, "
@@ -635,12 +597,12 @@ class SqliteBroker(Broker):
         while True:  # in slices: a million rows would hold the write lock for seconds
             count = self._database.write(
                 lambda db: _delete(
-                    db, f"SELECT seq FROM message WHERE {where} LIMIT {_SLICE}", bindings
+                    db, f"SELECT seq FROM message WHERE {where} LIMIT {SLICE}", bindings
                 ),
                 durable=self.durable,
             )
             total += count
-            if count < _SLICE:
+            if count < SLICE:
                 return total
 
     # Looking
@@ -649,7 +611,7 @@ class SqliteBroker(Broker):
         def select(db: apsw.Connection) -> dict[str, Record]:
             found = {}
             for id in ids:
-                row = _row(db, f"{_RECORD} WHERE id = ?", (id,))
+                row = fetch_one(db, f"{_RECORD} WHERE id = ?", (id,))
                 if row is not None:
                     found[id] = _record(row)
             return found
@@ -658,7 +620,7 @@ class SqliteBroker(Broker):
 
     def attempts(self, id: str) -> list[Attempt]:
         rows = self._database.read(
-            lambda db: _rows(
+            lambda db: fetch_all(
                 db,
                 "SELECT number, outcome, error, (SELECT name FROM worker WHERE id = worker), "
                 "started_at, ended_at FROM attempt "
@@ -684,7 +646,7 @@ class SqliteBroker(Broker):
             where += " AND queue = ?"
             bindings.append(queue)
         rows = self._database.read(
-            lambda db: _rows(
+            lambda db: fetch_all(
                 db, f"{_RECORD} WHERE {where} ORDER BY seq LIMIT ?", (*bindings, limit)
             )
         )
@@ -716,7 +678,7 @@ class SqliteBroker(Broker):
         def register(db: apsw.Connection) -> dict[str, Record]:
             settled = {}
             for id in ids:
-                row = _row(db, f"{_RECORD} WHERE id = ?", (id,))
+                row = fetch_one(db, f"{_RECORD} WHERE id = ?", (id,))
                 if row is None:
                     continue
                 record = _record(row)
@@ -766,10 +728,10 @@ class SqliteBroker(Broker):
         final = code is not None
         message = Message(id, task, b"[[],{}]", result_expires=expires)
 
-        def write(db: apsw.Connection) -> _Settling:
-            settling = _Settling(db, now, self.max_deliveries, None)
-            db.execute(_ENQUEUE, (*message.pack(), WAITING, 1, 0, now))
-            seq, held = _row(db, "SELECT seq, state FROM message WHERE id = ?", (id,))
+        def write(db: apsw.Connection) -> Settling:
+            settling = Settling(db, now, self.max_deliveries)
+            db.execute(_ENQUEUE, (*message.pack(), WAITING, 1, now))
+            seq, held = fetch_one(db, "SELECT seq, state FROM message WHERE id = ?", (id,))
             if held >= SUCCEEDED:
                 return settling
             if final:
@@ -778,7 +740,7 @@ class SqliteBroker(Broker):
                     "token = NULL WHERE seq = ?",
                     (code, value, now, None if expires is None else now + expires, seq),
                 )
-                settling.wake_waiters(seq)
+                settling.wake_waiters(seq, id)
             else:
                 db.execute(
                     "UPDATE message SET note_state = ?, note = ? WHERE seq = ?",
@@ -807,7 +769,7 @@ class SqliteBroker(Broker):
 
         def due(db: apsw.Connection) -> bool:
             return bool(
-                _row(
+                fetch_one(
                     db,
                     "SELECT EXISTS(SELECT 1 FROM message WHERE delete_at <= ?1) "
                     "OR EXISTS(SELECT 1 FROM message WHERE expires_at IS NOT NULL "
@@ -818,24 +780,24 @@ class SqliteBroker(Broker):
                 )
             )
 
-        def sweep(db: apsw.Connection) -> _Settling:
-            settling = _Settling(db, now, self.max_deliveries, None)
+        def sweep(db: apsw.Connection) -> Settling:
+            settling = Settling(db, now, self.max_deliveries)
             _delete(
                 db,
-                f"SELECT seq FROM message WHERE delete_at <= ? ORDER BY delete_at LIMIT {_SLICE}",
+                f"SELECT seq FROM message WHERE delete_at <= ? ORDER BY delete_at LIMIT {SLICE}",
                 (now,),
             )
-            for (seq,) in _rows(
+            for (seq,) in fetch_all(
                 db,
                 "SELECT seq FROM message WHERE expires_at IS NOT NULL AND settled_at IS NULL "
-                f"AND expires_at <= ? AND state IN (1, 2, 4) LIMIT {_SLICE}",
+                f"AND expires_at <= ? AND state IN (1, 2, 4) LIMIT {SLICE}",
                 (now,),
             ):
                 settling.revoke(seq, "expired")
             settling.give_up_parked(now - self.unknown_expires)
             db.execute("DELETE FROM worker WHERE stopped_at <= ?", (now - 7 * 86_400,))
             if db.pragma("freelist_count") > 4096:
-                _rows(db, f"PRAGMA incremental_vacuum({_SLICE})")
+                fetch_all(db, f"PRAGMA incremental_vacuum({SLICE})")
             return settling
 
         more = self._database.read(due)
@@ -852,257 +814,10 @@ class SqliteBroker(Broker):
         self._database.close()
 
 
-class _Settling:
-    """The part of one transaction that ends leases, and what it owes to others.
-
-    `queued` says that messages became claimable, `woken` which ids to tell to which
-    mailboxes: both are acted upon after the commit.
-    """
-
-    def __init__(
-        self, db: apsw.Connection, now: float, max_deliveries: int, worker: int | None
-    ) -> None:
-        self.db = db
-        self.now = now
-        self.max_deliveries = max_deliveries
-        self.worker = worker
-        self.queued = False
-        self.woken: dict[str, list[str]] = {}
-        self._watched: bool | None = None
-
-    def settle(self, settlements: Sequence[tuple[Lease, Outcome]]) -> list[bool]:
-        return [self._settle(lease, outcome) for lease, outcome in settlements]
-
-    def _settle(self, lease: Lease, outcome: Outcome) -> bool:
-        match outcome:
-            case Succeeded(result, _, children):
-                return self._succeed(lease, SUCCEEDED, result, children)
-            case Ignored():
-                return self._succeed(lease, IGNORED, None, None)
-            case Failed(error, _, dead, children):
-                return self._fail(lease, error, dead, children)
-            case Retried():
-                return self._retry(lease, outcome)
-            case Revoked(reason):
-                return self._revoke_lease(lease, reason)
-            case Released():
-                return self._requeue(lease, uncount=1)
-            case Lost(reason):
-                return self._lose(lease, reason)
-
-    def _succeed(
-        self, lease: Lease, state: int, result: bytes | None, children: str | None
-    ) -> bool:
-        packed = lease.packed
-        kept = result
-        expires: float | None = packed[13]
-        if packed[11] or state == IGNORED:  # ignore_result
-            kept = None
-            expires = _IGNORED_KEPT if expires is None else min(expires, _IGNORED_KEPT)
-        row = _row(
-            self.db,
-            _SUCCEED,
-            (
-                state,
-                kept,
-                children,
-                self.now,
-                None if expires is None else self.now + expires,
-                lease.key,
-                lease.token,
-            ),
-        )
-        if row is None:
-            return False
-        if row[1]:
-            if state == SUCCEEDED:
-                self._follow(lease.key, lease.id, "success", "result", result or b"null")
-            else:
-                self._skip_all(lease.key)
-        self.wake_waiters(lease.key, lease.id)
-        return True
-
-    def _fail(self, lease: Lease, error: bytes, dead: str | None, children: str | None) -> bool:
-        expires: float | None = lease.packed[13]
-        delete_at = None if expires is None or dead else self.now + expires
-        bindings = (error, children, self.now, delete_at, dead, lease.key, lease.token)
-        row = _row(self.db, _FAIL, bindings)
-        if row is None:
-            return False
-        self._keep_attempt(lease.key, "failed" if dead is None else "dead", error)
-        if row[1]:
-            self._follow(lease.key, lease.id, "failure", "error", error)
-        self.wake_waiters(lease.key, lease.id)
-        return True
-
-    def _retry(self, lease: Lease, outcome: Retried) -> bool:
-        if self._is_revoked(lease):
-            return self._revoke_lease(lease, "revoked")
-        changes = dict(outcome.changes or {})
-        changes.setdefault("retries", lease.packed[7] + 1)
-        if unknown := changes.keys() - _RETRIABLE:
-            raise ValueError(f"a retry cannot change {sorted(unknown)}")
-        changes["run_at"] = outcome.run_at
-        columns = "".join(f", {name} = ?" for name in changes)
-        due = outcome.run_at <= self.now
-        row = _row(
-            self.db,
-            "UPDATE message SET token = NULL, started_at = NULL, note_state = NULL, "
-            f"note = NULL, deliveries = 0, state = ?, result = ?{columns} "
-            "WHERE seq = ? AND token = ? RETURNING seq",
-            (
-                QUEUED if due else SCHEDULED,
-                outcome.error,
-                *changes.values(),
-                lease.key,
-                lease.token,
-            ),
-        )
-        if row is None:
-            return False
-        self._keep_attempt(lease.key, "retried", outcome.error)
-        self.queued = True
-        return True
-
-    def _revoke_lease(self, lease: Lease, reason: str) -> bool:
-        expires: float | None = lease.packed[13]
-        delete_at = None if expires is None else self.now + expires
-        bindings = (self.now, delete_at, reason, lease.key, lease.token)
-        row = _row(self.db, _REVOKE_LEASE, bindings)
-        if row is None:
-            return False
-        self._after_revoke(lease.key, lease.id, reason, edges=row[1])
-        return True
-
-    def _requeue(self, lease: Lease, *, uncount: int) -> bool:
-        if self._is_revoked(lease):
-            return self._revoke_lease(lease, "revoked")
-        if _row(self.db, _REQUEUE, (uncount, lease.key, lease.token)) is None:
-            return False
-        self.queued = True
-        return True
-
-    def _lose(self, lease: Lease, reason: str) -> bool:
-        if self._is_revoked(lease):
-            return self._revoke_lease(lease, "revoked")
-        allowed = lease.packed[12] or self.max_deliveries
-        early = not lease.packed[10]
-        if early or lease.delivery >= allowed:
-            error = failure.describe(WorkerLostError(reason))
-            dead = (
-                None if early else f"delivered {lease.delivery} times, and each time {reason}"
-            )
-            return self._fail(lease, error, dead, None)
-        if _row(self.db, _REQUEUE, (0, lease.key, lease.token)) is None:
-            return False
-        self._keep_attempt(lease.key, "lost", failure.describe(WorkerLostError(reason)))
-        self.queued = True
-        return True
-
-    def _is_revoked(self, lease: Lease) -> bool:
-        return bool(
-            _row(
-                self.db,
-                "SELECT revoke IS NOT NULL FROM message WHERE seq = ? AND token = ?",
-                (lease.key, lease.token),
-            )
-        )
-
-    def revoke(self, seq: int, reason: str) -> None:
-        """End a message that is not running."""
-        row = _row(
-            self.db,
-            "UPDATE message SET state = 8, settled_at = ?1, delete_at = ?1 + result_expires, "
-            "result = NULL, revoke = ?2 WHERE seq = ?3 AND state < 6 AND state != 3 "
-            "RETURNING id, edges",
-            (self.now, reason, seq),
-        )
-        if row is not None:
-            self._after_revoke(seq, row[0], reason, edges=row[1])
-
-    def _after_revoke(self, seq: int, id: str, reason: str, *, edges: int) -> None:
-        if edges:
-            error = failure.describe(TaskRevokedError(reason))
-            self._follow(seq, id, "failure", "error", error)
-        self.wake_waiters(seq, id)
-
-    def give_up_parked(self, before: float) -> None:
-        """Make dead letters of messages whose task nobody has known for so long."""
-        rows = _rows(
-            self.db,
-            "SELECT seq, id, task, edges FROM message WHERE state = 4 AND enqueued_at <= ? "
-            f"LIMIT {_SLICE}",
-            (before,),
-        )
-        for seq, id, task, edges in rows:
-            reason = f"unknown task {task!r}: no worker that met it has this task"
-            error = failure.describe(LookupError(reason))
-            self.db.execute(
-                "UPDATE message SET state = 7, settled_at = ?, dead = ?, result = ? "
-                "WHERE seq = ?",
-                (self.now, reason, error, seq),
-            )
-            if edges:
-                self._follow(seq, id, "failure", "error", error)
-            self.wake_waiters(seq, id)
-
-    # What follows
-
-    def _follow(self, seq: int, id: str, fired: str, kind: str, value: bytes) -> None:
-        """Give what waits on this end its input, and end what waited for the other."""
-        for target, fires, position in _rows(
-            self.db, "SELECT target, fires, position FROM edge WHERE source = ?", (seq,)
-        ):
-            if fires != fired:
-                self.revoke(target, "upstream")
-                continue
-            self.db.execute(
-                "INSERT INTO input(target, position, source, kind, value) VALUES (?,?,?,?,?) "
-                "ON CONFLICT DO NOTHING",
-                (target, position, id, kind, value),
-            )
-            self.db.execute(
-                "UPDATE message SET pending = pending - 1, inputs = inputs + 1, state = CASE "
-                "WHEN pending > 1 THEN 0 WHEN run_at > ? THEN 2 ELSE 1 END "
-                "WHERE seq = ? AND state = 0",
-                (self.now, target),
-            )
-            self.queued = True
-
-    def _skip_all(self, seq: int) -> None:
-        for (target,) in _rows(self.db, "SELECT target FROM edge WHERE source = ?", (seq,)):
-            self.revoke(target, "upstream")
-
-    def _keep_attempt(self, seq: int, outcome: str, error: bytes | None) -> None:
-        self.db.execute(_ATTEMPT, (outcome, error, self.now, seq))
-
-    def wake_waiters(self, seq: int, id: str | None = None) -> None:
-        """Note whom to tell that this message settled."""
-        if self._watched is None:
-            self._watched = bool(_row(self.db, "SELECT EXISTS(SELECT 1 FROM waiter)"))
-        if not self._watched:
-            return
-        if id is None:
-            id = str(_row(self.db, "SELECT id FROM message WHERE seq = ?", (seq,)))
-        for (address,) in _rows(
-            self.db, "DELETE FROM waiter WHERE message = ? RETURNING address", (seq,)
-        ):
-            self.woken.setdefault(address, []).append(id)
-
-
-def _row(db: apsw.Connection, sql: str, bindings: Sequence[Any] = ()) -> Any:
-    """Return the first row (its value, if it has one column), or None."""
-    return db.execute(sql, bindings).get
-
-
-def _rows(db: apsw.Connection, sql: str, bindings: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-    """Return all rows, having let go of the statement: a half-read one would keep the WAL
-    from being reset."""
-    return db.execute(sql, bindings).fetchall()
-
-
 def _is_alive(db: apsw.Connection, worker: int) -> bool:
-    return bool(_row(db, "SELECT 1 FROM worker WHERE id = ? AND stopped_at IS NULL", (worker,)))
+    return bool(
+        fetch_one(db, "SELECT 1 FROM worker WHERE id = ? AND stopped_at IS NULL", (worker,))
+    )
 
 
 def _promote(db: apsw.Connection, now: float) -> bool:
@@ -1112,14 +827,14 @@ def _promote(db: apsw.Connection, now: float) -> bool:
         return False
     db.execute(
         "UPDATE message SET state = 1 WHERE seq IN (SELECT seq FROM message "
-        f"WHERE state = 2 AND run_at <= ? ORDER BY run_at LIMIT {_SLICE})",
+        f"WHERE state = 2 AND run_at <= ? ORDER BY run_at LIMIT {SLICE})",
         (now,),
     )
     return bool(db.changes())
 
 
 def _next_due(db: apsw.Connection) -> float | None:
-    due: float | None = _row(
+    due: float | None = fetch_one(
         db,
         "SELECT run_at FROM message INDEXED BY message_scheduled WHERE state = 2 "
         "ORDER BY run_at LIMIT 1",
@@ -1129,7 +844,7 @@ def _next_due(db: apsw.Connection) -> float | None:
 
 def _to_terminate(db: apsw.Connection, worker: int) -> dict[int, str]:
     return dict(
-        _rows(
+        fetch_all(
             db,
             "SELECT seq, revoke FROM message INDEXED BY message_revoking WHERE worker = ? "
             "AND state = 3 AND revoke IS NOT NULL AND revoke != 'revoked'",
@@ -1147,7 +862,7 @@ def _park(db: apsw.Connection, lease: Lease) -> None:
 
 
 def _leases_of(db: apsw.Connection, worker: int, limit: int | None) -> list[Lease]:
-    rows = _rows(
+    rows = fetch_all(
         db,
         f"SELECT seq, token, deliveries, {_PACKED} FROM message INDEXED BY message_running "
         "WHERE state = 3 AND worker = ? LIMIT ?",
@@ -1157,7 +872,7 @@ def _leases_of(db: apsw.Connection, worker: int, limit: int | None) -> list[Leas
 
 
 def _inputs(db: apsw.Connection, seq: int) -> tuple[Input, ...]:
-    rows = _rows(
+    rows = fetch_all(
         db,
         "SELECT source, kind, position, value FROM input WHERE target = ? "
         "ORDER BY position, source",
@@ -1168,7 +883,7 @@ def _inputs(db: apsw.Connection, seq: int) -> tuple[Input, ...]:
 
 def _delete(db: apsw.Connection, select: str, bindings: tuple[Any, ...]) -> int:
     """Delete messages and all that hangs on them; return how many."""
-    seqs = [seq for (seq,) in _rows(db, select, bindings)]
+    seqs = [seq for (seq,) in fetch_all(db, select, bindings)]
     for seq in seqs:
         db.execute("DELETE FROM message WHERE seq = ?", (seq,))
         db.execute("DELETE FROM attempt WHERE message = ?", (seq,))

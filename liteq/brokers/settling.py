@@ -1,0 +1,303 @@
+"""How leases end in an SQLite store, and what follows from it, within one transaction.
+
+Every way out of a lease names its token: the statement of a stale holder matches no
+row, and nothing follows from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import apsw
+
+from liteq import failure
+from liteq.brokers.base import Lease
+from liteq.brokers.connection import fetch_all, fetch_one
+from liteq.brokers.schema import STATE_CODES
+from liteq.exceptions import NotRegistered, TaskRevokedError, WorkerLostError
+from liteq.message import PACKED_FIELDS
+from liteq.outcome import (
+    Failed,
+    Ignored,
+    Lost,
+    Outcome,
+    Released,
+    Retried,
+    Revoked,
+    Succeeded,
+)
+
+__all__ = ["SLICE", "Settling"]
+
+SLICE: Final = 500  # rows that one transaction of upkeep touches: a few milliseconds
+
+_QUEUED: Final = STATE_CODES["queued"]
+_SCHEDULED: Final = STATE_CODES["scheduled"]
+_SUCCEEDED: Final = STATE_CODES["succeeded"]
+_IGNORED: Final = STATE_CODES["ignored"]
+_IGNORED_KEPT: Final = 3600.0  # seconds an unwanted result's row stays, against repeats
+
+_SUCCEED: Final = (
+    "UPDATE message SET state = ?, token = NULL, result = ?, children = ?, settled_at = ?, "
+    "delete_at = ?, note_state = NULL, note = NULL WHERE seq = ? AND token = ?"
+)
+_FAIL: Final = (
+    "UPDATE message SET state = 7, token = NULL, result = ?, children = ?, settled_at = ?, "
+    "delete_at = ?, dead = ?, note_state = NULL, note = NULL WHERE seq = ? AND token = ?"
+)
+_REVOKE_LEASE: Final = (
+    "UPDATE message SET state = 8, token = NULL, result = NULL, settled_at = ?, "
+    "delete_at = ?, revoke = ?, note_state = NULL, note = NULL WHERE seq = ? AND token = ?"
+)
+_REVOKE: Final = (
+    "UPDATE message SET state = 8, result = NULL, settled_at = ?1, "
+    "delete_at = ?1 + result_expires, revoke = ?2 "
+    "WHERE seq = ?3 AND state < 6 AND state != 3 RETURNING id"
+)
+_REQUEUE: Final = (
+    "UPDATE message SET state = 1, token = NULL, started_at = NULL, note_state = NULL, "
+    "note = NULL, deliveries = deliveries - ? WHERE seq = ? AND token = ?"
+)
+_ATTEMPT: Final = (
+    "INSERT INTO attempt(message, number, outcome, error, worker, started_at, ended_at) "
+    "SELECT seq, 1 + (SELECT count(*) FROM attempt WHERE message = seq), ?, ?, worker, "
+    "started_at, ? FROM message WHERE seq = ?"
+)
+_CHANGEABLE: Final = frozenset(PACKED_FIELDS) - {"id", "task", "run_at"}
+
+
+class Settling:
+    """The part of one transaction that ends messages, and what it owes to others.
+
+    `queued` says that messages became claimable, `woken` which ids are to be told to
+    which mailboxes: both are acted upon after the commit.
+    """
+
+    def __init__(self, db: apsw.Connection, now: float, max_deliveries: int) -> None:
+        self.db = db
+        self.now = now
+        self.max_deliveries = max_deliveries
+        self.queued = False
+        self.woken: dict[str, list[str]] = {}
+        self._has_edges: bool | None = None
+        self._has_waiters: bool | None = None
+
+    def settle(self, settlements: Sequence[tuple[Lease, Outcome]]) -> tuple[bool, ...]:
+        """Record the outcome of each lease; False stands for one that had been lost."""
+        plain = all(type(outcome) is Succeeded for _, outcome in settlements)
+        if plain and len(settlements) > 1 and self._succeed_all(settlements):
+            return (True,) * len(settlements)
+        return tuple(self._settle(lease, outcome) for lease, outcome in settlements)
+
+    def _succeed_all(self, settlements: Sequence[tuple[Lease, Outcome]]) -> bool:
+        """Settle the common batch, all successes, with one statement run many times.
+
+        Running them one by one costs 4 us more each. Which of them were stale cannot be
+        told afterwards, so if any was, all is undone and False returned.
+        """
+        db = self.db
+        bindings = [self._success(lease, outcome) for lease, outcome in settlements]
+        before = db.total_changes()
+        db.execute("SAVEPOINT batch")
+        db.executemany(_SUCCEED, bindings)
+        if db.total_changes() - before != len(bindings):
+            db.execute("ROLLBACK TO batch")
+            db.execute("RELEASE batch")
+            return False
+        db.execute("RELEASE batch")
+        for lease, outcome in settlements:
+            self._after_success(lease, outcome)
+        return True
+
+    def _settle(self, lease: Lease, outcome: Outcome) -> bool:
+        match outcome:
+            case Succeeded() | Ignored():
+                self.db.execute(_SUCCEED, self._success(lease, outcome))
+                if accepted := bool(self.db.changes()):
+                    self._after_success(lease, outcome)
+                return accepted
+            case Failed(error, _, dead, children):
+                return self._fail(lease, error, dead, children)
+            case Retried():
+                return self._retry(lease, outcome)
+            case Revoked(reason):
+                return self._revoke_lease(lease, reason)
+            case Released():
+                return self._requeue(lease, uncount=1)
+            case Lost(reason):
+                return self._lose(lease, reason)
+
+    def _success(self, lease: Lease, outcome: Outcome) -> tuple[Any, ...]:
+        """Return what `_SUCCEED` is to write."""
+        expires: float | None = lease.packed[13]
+        if type(outcome) is Succeeded:
+            state, result, children = _SUCCEEDED, outcome.result, outcome.children
+        else:
+            state, result, children = _IGNORED, None, None
+        if lease.packed[11] or state == _IGNORED:  # ignore_result
+            result = None
+            expires = _IGNORED_KEPT if expires is None else min(expires, _IGNORED_KEPT)
+        delete_at = None if expires is None else self.now + expires
+        return (state, result, children, self.now, delete_at, lease.key, lease.token)
+
+    def _after_success(self, lease: Lease, outcome: Outcome) -> None:
+        if type(outcome) is Succeeded:
+            self._follow(lease.key, lease.id, "success", "result", outcome.result or b"null")
+        else:
+            self._follow(lease.key, lease.id, None, "result", b"null")
+        self.wake_waiters(lease.key, lease.id)
+
+    def _fail(self, lease: Lease, error: bytes, dead: str | None, children: str | None) -> bool:
+        expires: float | None = lease.packed[13]
+        delete_at = None if expires is None or dead else self.now + expires
+        bindings = (error, children, self.now, delete_at, dead, lease.key, lease.token)
+        self.db.execute(_FAIL, bindings)
+        if not self.db.changes():
+            return False
+        self._keep_attempt(lease.key, "failed" if dead is None else "dead", error)
+        self._follow(lease.key, lease.id, "failure", "error", error)
+        self.wake_waiters(lease.key, lease.id)
+        return True
+
+    def _retry(self, lease: Lease, outcome: Retried) -> bool:
+        if self._is_revoked(lease):
+            return self._revoke_lease(lease, "revoked")
+        changes = {"retries": lease.packed[7] + 1, **(outcome.changes or {})}
+        if unknown := changes.keys() - _CHANGEABLE:
+            raise ValueError(f"a retry cannot change {sorted(unknown)}")
+        columns = "".join(f", {name} = ?" for name in changes)
+        self.db.execute(
+            "UPDATE message SET token = NULL, started_at = NULL, note_state = NULL, "
+            f"note = NULL, deliveries = 0, state = ?, run_at = ?, result = ?{columns} "
+            "WHERE seq = ? AND token = ?",
+            (
+                _QUEUED if outcome.run_at <= self.now else _SCHEDULED,
+                outcome.run_at,
+                outcome.error,
+                *changes.values(),
+                lease.key,
+                lease.token,
+            ),
+        )
+        if not self.db.changes():
+            return False
+        self._keep_attempt(lease.key, "retried", outcome.error)
+        self.queued = True
+        return True
+
+    def _revoke_lease(self, lease: Lease, reason: str) -> bool:
+        expires: float | None = lease.packed[13]
+        delete_at = None if expires is None else self.now + expires
+        self.db.execute(_REVOKE_LEASE, (self.now, delete_at, reason, lease.key, lease.token))
+        if not self.db.changes():
+            return False
+        self._after_revoke(lease.key, lease.id, reason)
+        return True
+
+    def _requeue(self, lease: Lease, *, uncount: int) -> bool:
+        if self._is_revoked(lease):
+            return self._revoke_lease(lease, "revoked")
+        self.db.execute(_REQUEUE, (uncount, lease.key, lease.token))
+        if not self.db.changes():
+            return False
+        self.queued = True
+        return True
+
+    def _lose(self, lease: Lease, reason: str) -> bool:
+        if self._is_revoked(lease):
+            return self._revoke_lease(lease, "revoked")
+        allowed = lease.packed[12] or self.max_deliveries
+        error = failure.describe(WorkerLostError(reason))
+        if not lease.packed[10]:  # acks_late is off: never a second start
+            return self._fail(lease, error, None, None)
+        if lease.delivery >= allowed:
+            dead = f"started {lease.delivery} times without an end; the last time, {reason}"
+            return self._fail(lease, error, dead, None)
+        if not self._requeue(lease, uncount=0):
+            return False
+        self._keep_attempt(lease.key, "lost", error)
+        return True
+
+    def _is_revoked(self, lease: Lease) -> bool:
+        return bool(
+            fetch_one(
+                self.db,
+                "SELECT revoke IS NOT NULL FROM message WHERE seq = ? AND token = ?",
+                (lease.key, lease.token),
+            )
+        )
+
+    def revoke(self, seq: int, reason: str) -> None:
+        """End a message that is not running."""
+        id = fetch_one(self.db, _REVOKE, (self.now, reason, seq))
+        if id is not None:
+            self._after_revoke(seq, id, reason)
+
+    def _after_revoke(self, seq: int, id: str, reason: str) -> None:
+        error = failure.describe(TaskRevokedError(reason))
+        self._follow(seq, id, None if reason == "upstream" else "failure", "error", error)
+        self.wake_waiters(seq, id)
+
+    def give_up_parked(self, before: float) -> None:
+        """Make dead letters of messages whose task nobody has known for so long."""
+        parked = fetch_all(
+            self.db,
+            "SELECT seq, id, task FROM message WHERE state = 4 AND enqueued_at <= ? "
+            f"LIMIT {SLICE}",
+            (before,),
+        )
+        for seq, id, task in parked:
+            reason = f"unknown task {task!r}: no worker that met it has this task"
+            error = failure.describe(NotRegistered(reason))
+            self.db.execute(
+                "UPDATE message SET state = 7, settled_at = ?, dead = ?, result = ? "
+                "WHERE seq = ?",
+                (self.now, reason, error, seq),
+            )
+            self._follow(seq, id, "failure", "error", error)
+            self.wake_waiters(seq, id)
+
+    # What follows
+
+    def _follow(self, seq: int, id: str, fired: str | None, kind: str, value: bytes) -> None:
+        """Give what waits for this end its input, and end what waited for another."""
+        if self._has_edges is None:
+            self._has_edges = bool(fetch_one(self.db, "SELECT EXISTS(SELECT 1 FROM edge)"))
+        if not self._has_edges:
+            return
+        for target, fires, position in fetch_all(
+            self.db, "SELECT target, fires, position FROM edge WHERE source = ?", (seq,)
+        ):
+            if fires == fired:
+                self._give(target, position, id, kind, value)
+            else:
+                self.revoke(target, "upstream")
+
+    def _give(self, target: int, position: int, source: str, kind: str, value: bytes) -> None:
+        self.db.execute(
+            "INSERT INTO input(target, position, source, kind, value) VALUES (?,?,?,?,?) "
+            "ON CONFLICT DO NOTHING",
+            (target, position, source, kind, value),
+        )
+        self.db.execute(
+            "UPDATE message SET pending = pending - 1, inputs = inputs + 1, state = CASE "
+            "WHEN pending > 1 THEN 0 WHEN run_at > ? THEN 2 ELSE 1 END "
+            "WHERE seq = ? AND state = 0",
+            (self.now, target),
+        )
+        self.queued = True
+
+    def _keep_attempt(self, seq: int, outcome: str, error: bytes | None) -> None:
+        self.db.execute(_ATTEMPT, (outcome, error, self.now, seq))
+
+    def wake_waiters(self, seq: int, id: str) -> None:
+        """Note whom to tell that this message settled."""
+        if self._has_waiters is None:
+            self._has_waiters = bool(fetch_one(self.db, "SELECT EXISTS(SELECT 1 FROM waiter)"))
+        if not self._has_waiters:
+            return
+        for (address,) in fetch_all(
+            self.db, "DELETE FROM waiter WHERE message = ? RETURNING address", (seq,)
+        ):
+            self.woken.setdefault(address, []).append(id)
