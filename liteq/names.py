@@ -1,0 +1,58 @@
+"""What a module, a function or a class is called, the same in every process.
+
+A script that is run has its module under the name `__main__`; a worker imports the same
+file under its real name. A task registered as `__main__.add` by one and as `tasks.add` by
+the other is the classic "unregistered task" of a first day with Celery, so every name that
+leaves a process goes through here.
+"""
+
+from __future__ import annotations
+
+import os.path
+import sys
+from typing import Any, Final
+
+__all__ = ["is_main", "main_name", "module_name", "task_name"]
+
+# "__mp_main__" is what a spawned child of multiprocessing calls its parent's script.
+_MAIN_NAMES: Final = frozenset({"__main__", "__mp_main__"})
+
+
+def main_name() -> str:
+    """Return the name under which another process would import this one's `__main__`.
+
+    That is the module given to `python -m`, else the script's file name without its
+    suffix. A notebook, a prompt or a zipped application has no such name: "__main__".
+    """
+    main = sys.modules.get("__main__")
+    spec = getattr(main, "__spec__", None)
+    if spec is not None and spec.name not in _MAIN_NAMES:
+        return str(spec.name)
+    file = getattr(main, "__file__", None)
+    if not file:
+        return "__main__"
+    stem = os.path.splitext(os.path.basename(file))[0]
+    return stem or "__main__"
+
+
+def is_main(module: str) -> bool:
+    """Tell whether this name means the running script itself, under any of its names."""
+    return module in _MAIN_NAMES or module == main_name()
+
+
+def module_name(obj: Any) -> str:
+    """Return the module that defines a function or class, `__main__` by its real name."""
+    module = getattr(obj, "__module__", None) or "__main__"
+    return main_name() if module in _MAIN_NAMES else str(module)
+
+
+def task_name(fun: Any) -> str:
+    """Return the name a task gets when none is given: `module.function`.
+
+    Raises `TypeError` for a callable that has no name of its own (a `partial`, an
+    instance): it must be given one.
+    """
+    name = getattr(fun, "__name__", None)
+    if not isinstance(name, str):
+        raise TypeError(f"{fun!r} has no name of its own to call a task by: pass name=…")
+    return f"{module_name(fun)}.{name}"
