@@ -1,0 +1,1 @@
+"""Celery's import paths: what moved projects import from `liteq.utils`."""
