@@ -1,0 +1,90 @@
+"""liteq: a Celery-class task queue that needs no server.
+
+    from liteq import Liteq
+
+    app = Liteq("shop")
+
+    @app.task
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    add.delay(2, 3).get(timeout=10)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "AsyncResult",
+    "AsyncTask",
+    "BoundTask",
+    "Celery",
+    "Liteq",
+    "Queue",
+    "Signature",
+    "Task",
+    "allow_join_result",
+    "current_app",
+    "current_task",
+    "maybe_signature",
+    "shared_task",
+    "signature",
+    "subtask",
+]
+
+if TYPE_CHECKING:
+    from liteq.app import Liteq as Celery
+    from liteq.app import Liteq as Liteq
+    from liteq.app import shared_task as shared_task
+    from liteq.canvas import Signature as Signature
+    from liteq.canvas import maybe_signature as maybe_signature
+    from liteq.canvas import signature as signature
+    from liteq.canvas import subtask as subtask
+    from liteq.config import Queue as Queue
+    from liteq.current import current_app as current_app
+    from liteq.current import current_task as current_task
+    from liteq.result import AsyncResult as AsyncResult
+    from liteq.result import allow_join_result as allow_join_result
+    from liteq.task import AsyncTask as AsyncTask
+    from liteq.task import BoundTask as BoundTask
+    from liteq.task import Task as Task
+
+_HOMES = {
+    "AsyncResult": "result",
+    "AsyncTask": "task",
+    "BoundTask": "task",
+    "Celery": "app",
+    "Liteq": "app",
+    "Queue": "config",
+    "Signature": "canvas",
+    "Task": "task",
+    "allow_join_result": "result",
+    "current_app": "current",
+    "current_task": "current",
+    "maybe_signature": "canvas",
+    "shared_task": "app",
+    "signature": "canvas",
+    "subtask": "canvas",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562): `import liteq` stays light."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'liteq' has no attribute {name!r}")
+    from importlib import import_module  # late: kept out of the namespace of the package
+
+    module = import_module("liteq.app")  # first: it says how the default app is made
+    if home != "app":
+        module = import_module(f"liteq.{home}")
+    found = getattr(module, "Liteq" if name == "Celery" else name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -11,12 +11,12 @@ Redis never loads its client.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
-from liteq.exceptions import ImproperlyConfigured
+from liteq.exceptions import ConfigWarning, ImproperlyConfigured
 
 if TYPE_CHECKING:
     from liteq.brokers.base import Broker
@@ -33,6 +33,13 @@ _MODULES: Final = {
     "valkey": ("liteq.brokers.redis", "RedisBroker"),
     "valkeys": ("liteq.brokers.redis", "RedisBroker"),
 }
+_OTHERS: Final = frozenset(
+    "visibility_timeout queue_order_strategy priority_steps sep global_keyprefix "
+    "polling_interval fanout_prefix fanout_patterns max_retries interval_start "
+    "interval_step interval_max socket_timeout socket_connect_timeout socket_keepalive "
+    "retry_on_timeout health_check_interval max_connections master_name "
+    "confirm_publish region queue_name_prefix predefined_queues".split()
+)
 _SERVERS: Final = frozenset(
     "amqp amqps pyamqp librabbitmq sqs sentinel confluentkafka kafka zookeeper mongodb "
     "azureservicebus azurestoragequeues gcpubsub etcd consul pyro slmq filesystem sqla "
@@ -60,17 +67,53 @@ def connect(
     if scheme not in _MODULES:
         raise ImproperlyConfigured(_refusal(url, scheme))
     module, name = _MODULES[scheme]
-    if find_spec(module) is None:
+    try:
+        kind = getattr(import_module(module), name)
+    except ModuleNotFoundError as exc:
+        if exc.name != module:
+            raise
         raise ImproperlyConfigured(
             f"broker {scheme}:// is not available in this version of liteq: "
             "use sqlite:///path/to/name.liteq"
-        )
-    kind = getattr(import_module(module), name)
-    settings = dict(options or {})
+        ) from None
+    target, given = (url, {}) if module.endswith("redis") else _sqlite_target(url)
+    settings = _known(kind, {**(options or {}), **given})
     if clock is not None:
         settings["clock"] = clock
-    broker: Broker = kind(":memory:" if scheme == "memory" else url, **settings)
+    broker: Broker = kind(target, **settings)
     return broker
+
+
+def _sqlite_target(url: str) -> tuple[str | None, dict[str, str]]:
+    """Return the folder (None: in memory) and the options that a URL or path names."""
+    _, colon, rest = url.partition("://")
+    if not colon:
+        return (None if url == "memory" else url), {}
+    path, _, query = rest.partition("?")
+    options = dict(pair.partition("=")[::2] for pair in query.split("&") if pair)
+    if scheme_of(url) == "memory" or path.strip("/") in ("", ":memory:"):
+        return None, options
+    if path.startswith("//"):  # SQLAlchemy writes an absolute path with four slashes
+        path = path[1:]
+    if "%" in path:
+        from urllib.parse import unquote  # late: 5 ms, and few paths need it
+
+        path = unquote(path)
+    return path, options
+
+
+def _known(kind: type[Broker], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that this broker has. A configuration moved from elsewhere
+    carries those of other transports (`visibility_timeout`), which mean nothing here."""
+    names = getattr(kind.__init__, "__kwdefaults__", None) or {}
+    for name in options.keys() - names - _OTHERS:
+        warnings.warn(
+            f"broker_transport_options: {kind.__name__} has no option {name!r} "
+            f"(it has {', '.join(sorted(names))})",
+            ConfigWarning,
+            stacklevel=3,
+        )
+    return {name: value for name, value in options.items() if name in names}
 
 
 def _refusal(url: str, scheme: str) -> str:

@@ -1,0 +1,157 @@
+"""From a call's options to the fields of its message.
+
+A task's calls start from its `Defaults`, worked out once; most calls are those and a
+body. Options given with a call change fields of that message. Pure: the time, the time
+zone and the router are arguments.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta, tzinfo
+from typing import Any, Final
+
+from liteq.exceptions import EncodeError
+from liteq.message import Message
+from liteq.options import (
+    CALL_OPTIONS,
+    checked_limits,
+    checked_priority,
+    due_at,
+    expires_at,
+    refuse_unknown,
+)
+from liteq.routes import Router
+
+__all__ = ["Defaults", "lifetime", "merge", "plain", "with_options"]
+
+_NAMED: Final = frozenset({"args", "kwargs", "link", "link_error", "task_id", "shadow"})
+_KNOWN: Final = CALL_OPTIONS | _NAMED
+_PROPERTIES: Final = (
+    "correlation_id",
+    "app_id",
+    "user_id",
+    "message_id",
+    "type",
+    "timestamp",
+    "expiration",
+    "exchange",
+    "routing_key",
+    "delivery_mode",
+)
+_AS_GIVEN: Final = (
+    "retries",
+    "root_id",
+    "parent_id",
+    "group_id",
+    "group_index",
+    "reply_to",
+    "shadow",
+    "argsrepr",
+    "kwargsrepr",
+    "acks_late",
+    "ignore_result",
+    "max_deliveries",
+    "replaced_task_nesting",
+    "immutable",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What every call of one task has in common.
+
+    `template` is a message without id and body. `expires` is in the form that options
+    have it, since it counts from each call. `own` are the options set on the task, which
+    a route overrules; `is_static` tells whether routes look at the task's name alone.
+    """
+
+    template: Message
+    expires: Any
+    own: Mapping[str, Any]
+    is_static: bool
+
+
+def merge(
+    name: str,
+    args: Any,
+    kwargs: Any,
+    own: Mapping[str, Any],
+    options: Mapping[str, Any],
+    router: Router,
+    task: Any = None,
+) -> dict[str, Any]:
+    """Return all options of a call: those given with it, then the route's, then the
+    task's own. A given None counts as not given."""
+    given = {key: value for key, value in options.items() if value is not None}
+    route = router.route(name, args, kwargs, given, task)
+    if not route:
+        return {**own, **given}
+    if "queue" not in route and "routing_key" in route:
+        own = {key: value for key, value in own.items() if key != "queue"}
+    return {**own, **route, **given}
+
+
+def with_options(
+    message: Message,
+    options: Mapping[str, Any],
+    router: Router,
+    now: float,
+    zone: tzinfo | None,
+) -> Message:
+    """Return the message with these options of a call applied.
+
+    Raises `TypeError` for an option that does not exist, `ValueError` for a value that
+    cannot be.
+    """
+    stamped = tuple(options.get("stamped_headers") or ())
+    refuse_unknown(options, _KNOWN.union(stamped), "a call")
+    hard = options.get("time_limit", message.time_limit)
+    soft = options.get("soft_time_limit", message.soft_time_limit)
+    hard, soft = checked_limits(hard, soft)
+    changes: dict[str, Any] = {
+        "queue": router.queue(options),
+        "run_at": due_at(options.get("countdown"), options.get("eta"), now, zone),
+        "expires_at": expires_at(options.get("expires"), now, zone),
+        "time_limit": hard,
+        "soft_time_limit": soft,
+    }
+    changes.update({key: options[key] for key in _AS_GIVEN if options.get(key) is not None})
+    if "priority" in options:
+        changes["priority"] = checked_priority(options["priority"])
+    if "result_expires" in options:
+        changes["result_expires"] = lifetime(options["result_expires"])
+    if headers := options.get("headers"):
+        changes["headers"] = plain("headers", headers)
+    if properties := {key: options[key] for key in _PROPERTIES if key in options}:
+        changes["properties"] = plain("properties", properties, default=str)
+    if stamped or options.get("stamps"):
+        stamps = dict(options.get("stamps") or {})
+        stamps.update({key: options[key] for key in stamped if key in options})
+        changes.update(stamped_headers=stamped, stamps=plain("stamps", stamps))
+    return message._replace(**changes)
+
+
+def lifetime(given: float | timedelta | None) -> float | None:
+    """Return how long a result is kept, in seconds; None and zero mean for ever."""
+    if isinstance(given, timedelta):
+        given = given.total_seconds()
+    return float(given) if given else None
+
+
+def plain(name: str, given: Any, default: Any = None) -> dict[str, Any]:
+    """Return a mapping that plain JSON carries, or raise `EncodeError`."""
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{name} is a mapping, not {given!r}")
+    for key, value in given.items():
+        try:
+            json.dumps({key: value}, default=default)
+        except (TypeError, ValueError) as exc:
+            raise EncodeError(
+                f"{name}[{key!r}]: {type(value).__name__} is not plain JSON: {exc}"
+            ) from None
+    if default is None:
+        return dict(given)
+    return json.loads(json.dumps(dict(given), default=default))  # type: ignore[no-any-return]

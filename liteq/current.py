@@ -1,0 +1,117 @@
+"""Which app is current, and what is still to be told to apps that come later.
+
+The last app made, or the one that `set_current()` named in this thread, is current.
+`shared_task` leaves a constructor here, which every app, old and new, runs once.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from liteq import context
+from liteq.local import Proxy
+
+if TYPE_CHECKING:
+    from liteq.app import Liteq
+    from liteq.task import Task
+
+__all__ = [
+    "apps",
+    "connect_on_app_finalize",
+    "current_app",
+    "current_task",
+    "enter_app",
+    "finalizers",
+    "get_current_app",
+    "get_current_task",
+    "set_current_app",
+    "set_default_app",
+    "set_default_factory",
+]
+
+_thread = threading.local()
+_default: Liteq | None = None
+_make_default: Callable[[], Liteq] | None = None
+_apps: weakref.WeakSet[Liteq] = weakref.WeakSet()
+_finalizers: list[Callable[[Liteq], None]] = []
+_lock = threading.RLock()  # two threads that both find no app must not make two
+
+
+def enter_app(app: Liteq) -> None:
+    """Remember an app, so that constructors that come later reach it."""
+    _apps.add(app)
+
+
+def apps() -> Iterator[Liteq]:
+    """Return the apps that are alive."""
+    return iter(list(_apps))
+
+
+def get_current_app() -> Liteq:
+    """Return this thread's current app, else the default one, making one if need be."""
+    found: Liteq | None = getattr(_thread, "app", None) or _default
+    if found is None:
+        with _lock:
+            found = _default
+            if found is None:
+                assert _make_default is not None  # set when liteq.app is imported
+                found = _make_default()
+                set_default_app(found)
+    return found
+
+
+def set_current_app(app: Liteq) -> None:
+    """Make an app this thread's current one, and the default if there is none yet.
+
+    Other threads see the default: a web server makes its app in the main thread and
+    serves requests in others.
+    """
+    global _default
+    _thread.app = app
+    if _default is None or threading.current_thread() is threading.main_thread():
+        _default = app
+
+
+def set_default_app(app: Liteq | None) -> None:
+    """Make an app the one that threads without a current app of their own use."""
+    global _default
+    _default = app
+
+
+def set_default_factory(make: Callable[[], Liteq]) -> None:
+    """Say how an app is made when one is needed and there is none."""
+    global _make_default
+    _make_default = make
+
+
+def connect_on_app_finalize(construct: Callable[[Liteq], None]) -> Callable[[Liteq], None]:
+    """Have `construct(app)` called by each app when it is finalized, and now by those
+    that are."""
+    _finalizers.append(construct)
+    for app in apps():
+        if app.finalized:
+            construct(app)
+    return construct
+
+
+def finalizers() -> list[Callable[[Liteq], None]]:
+    """Return the constructors left by `connect_on_app_finalize`."""
+    return list(_finalizers)
+
+
+def get_current_task() -> Task[..., Any] | None:
+    """Return the task running in this thread or coroutine, or None."""
+    running = context.current()
+    if running is None or running.task is None:
+        return None
+    app = get_current_app()
+    return app.tasks.get(running.task)
+
+
+current_app: Liteq = Proxy(get_current_app, name="current_app")  # type: ignore[assignment]
+current_task: Task[..., Any] = Proxy(  # type: ignore[assignment]
+    get_current_task, name="current_task"
+)

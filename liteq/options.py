@@ -1,0 +1,257 @@
+"""The options of a task and of a call: their names, and what their values may be.
+
+Everything here is a pure function of its arguments: what time it is and which time zone
+a naive datetime is read in are passed in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime, timedelta, tzinfo
+from typing import Any, Final, TypedDict
+
+__all__ = [
+    "CALL_OPTIONS",
+    "MAX_TIME",
+    "TASK_OPTIONS",
+    "CallOptions",
+    "TaskOptions",
+    "checked_limits",
+    "checked_priority",
+    "due_at",
+    "expires_at",
+    "refuse_unknown",
+]
+
+MAX_TIME: Final = 253_402_300_800.0  # the end of the year 9999, the last a datetime holds
+
+
+class CallOptions(TypedDict, total=False):
+    """What `apply_async` takes besides args, kwargs, task_id, link, link_error, shadow."""
+
+    countdown: float | timedelta | None
+    eta: datetime | str | None
+    expires: float | timedelta | datetime | str | None
+    queue: Any
+    priority: int | None
+    serializer: str | None
+    ignore_result: bool | None
+    time_limit: float | None
+    soft_time_limit: float | None
+    headers: Mapping[str, Any] | None
+    argsrepr: str | None
+    kwargsrepr: str | None
+    retry: bool | None
+    retry_policy: Mapping[str, Any] | None
+    add_to_parent: bool
+    acks_late: bool | None
+    max_deliveries: int | None
+    result_expires: float | timedelta | None
+    # Set by workflows and retries.
+    root_id: str | None
+    parent_id: str | None
+    group_id: str | None
+    group_index: int | None
+    retries: int
+    replaced_task_nesting: int
+    stamped_headers: Iterable[str] | None
+    stamps: Mapping[str, Any] | None
+    immutable: bool | None
+    reply_to: str | None
+    # A message server's, kept in `request.properties` or without effect.
+    correlation_id: str | None
+    app_id: str | None
+    user_id: str | None
+    message_id: str | None
+    type: str | None
+    timestamp: Any
+    expiration: Any
+    exchange: Any
+    exchange_type: str | None
+    routing_key: str | None
+    route_name: str | None
+    router: Any
+    connection: Any
+    publisher: Any
+    producer: Any
+    compression: str | None
+    mandatory: bool
+    immediate: bool
+    delivery_mode: Any
+    timeout: float | None
+    confirm_timeout: float | None
+    declare: Any
+    task_type: Any
+    result_cls: Any
+
+
+class TaskOptions(TypedDict, total=False):
+    """What `app.task` takes besides `bind` and `base`."""
+
+    name: str | None
+    typing: bool | None
+    max_retries: int | None
+    default_retry_delay: float
+    autoretry_for: Iterable[type[BaseException]]
+    dont_autoretry_for: Iterable[type[BaseException]]
+    retry_kwargs: Mapping[str, Any]
+    retry_backoff: bool | float
+    retry_backoff_max: float
+    retry_jitter: bool
+    throws: type[BaseException] | Iterable[type[BaseException]]
+    acks_late: bool | None
+    acks_on_failure_or_timeout: bool | None
+    acks_on_failure: bool | None
+    acks_on_timeout: bool | None
+    reject_on_worker_lost: bool | None
+    retry_on_worker_lost: bool | None
+    max_deliveries: int | None
+    ignore_result: bool | None
+    store_errors_even_if_ignored: bool | None
+    result_expires: float | timedelta | None
+    track_started: bool | None
+    rate_limit: str | float | None
+    time_limit: float | None
+    soft_time_limit: float | None
+    expires: float | timedelta | datetime | None
+    priority: int | None
+    queue: Any
+    exchange: Any
+    exchange_type: str | None
+    routing_key: str | None
+    delivery_mode: Any
+    serializer: str | None
+    compression: str | None
+    backend: Any
+    trail: bool
+    send_events: bool
+    resultrepr_maxsize: int
+    shadow_name: Callable[..., str | None] | None
+    pydantic: bool
+    pydantic_strict: bool | None
+    pydantic_context: Mapping[str, Any] | None
+    pydantic_dump_kwargs: Mapping[str, Any] | None
+    sensitive: Iterable[str]
+    abstract: bool
+    shared: bool
+    lazy: bool
+    filter: Callable[..., Any] | None
+    Strategy: Any
+    Request: Any
+    before_start: Callable[..., Any]
+    on_success: Callable[..., Any]
+    on_failure: Callable[..., Any]
+    on_retry: Callable[..., Any]
+    after_return: Callable[..., Any]
+
+
+CALL_OPTIONS: Final = frozenset(CallOptions.__annotations__)
+TASK_OPTIONS: Final = frozenset(TaskOptions.__annotations__)
+
+
+def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> None:
+    """Raise `TypeError` for the first name that is not known, suggesting the right one."""
+    known = frozenset(known)
+    for name in given:
+        if name not in known:
+            import difflib  # late: 5 ms, and only an error needs it
+
+            near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"{where} has no option {name!r}{hint}")
+
+
+def due_at(
+    countdown: float | timedelta | None,
+    eta: datetime | str | None,
+    now: float,
+    zone: tzinfo | None,
+) -> float | None:
+    """Return when a call may start, in Unix seconds; None for now.
+
+    A countdown wins over an ETA; one that is not above zero is now, as in Celery. Raises
+    `ValueError` for NaN, infinity, and a time beyond the year 9999.
+    """
+    if countdown:
+        seconds = _seconds("countdown", countdown)
+        return _in_range("countdown", countdown, now + seconds) if seconds > 0 else None
+    if eta is not None:
+        return _in_range("eta", eta, _moment("eta", eta, zone))
+    return None
+
+
+def expires_at(
+    expires: float | timedelta | datetime | str | None, now: float, zone: tzinfo | None
+) -> float | None:
+    """Return when a call expires, in Unix seconds: after so many seconds, or at a time."""
+    if expires is None:
+        return None
+    if isinstance(expires, (datetime, str)):
+        return _in_range("expires", expires, _moment("expires", expires, zone))
+    return _in_range("expires", expires, now + _seconds("expires", expires))
+
+
+def checked_priority(priority: Any) -> int:
+    """Return a priority from 0 to 9 (9 runs first). Raises `ValueError` for another."""
+    if isinstance(priority, bool) or not isinstance(priority, int):
+        raise TypeError(f"priority is an integer from 0 to 9 (9 runs first), not {priority!r}")
+    if not 0 <= priority <= 9:
+        raise ValueError(f"priority {priority} is not between 0 and 9 (9 runs first)")
+    return priority
+
+
+def checked_limits(hard: Any, soft: Any) -> tuple[float | None, float | None]:
+    """Return the hard and the soft time limit in seconds; zero means none.
+
+    Raises `ValueError` if the soft one is the longer.
+    """
+    hard = _limit("time_limit", hard)
+    soft = _limit("soft_time_limit", soft)
+    if hard is not None and soft is not None and soft > hard:
+        raise ValueError(f"soft_time_limit {soft:g} is longer than time_limit {hard:g}")
+    return hard, soft
+
+
+def _limit(name: str, given: Any) -> float | None:
+    if not given:
+        return None
+    seconds = _seconds(name, given)
+    if seconds <= 0:
+        raise ValueError(f"{name} is a positive number of seconds, not {given!r}")
+    return seconds
+
+
+def _seconds(name: str, given: Any) -> float:
+    if isinstance(given, timedelta):
+        return given.total_seconds()
+    if isinstance(given, bool):
+        raise TypeError(f"{name} is a number of seconds, not {given!r}")
+    try:
+        seconds = float(given)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is a number of seconds, not {given!r}") from None
+    except OverflowError:
+        seconds = math.inf
+    if not math.isfinite(seconds):
+        raise ValueError(f"{name} is a finite number of seconds, not {given!r}")
+    return seconds
+
+
+def _moment(name: str, given: datetime | str, zone: tzinfo | None) -> float:
+    if isinstance(given, str):
+        try:
+            given = datetime.fromisoformat(given)
+        except ValueError:
+            raise ValueError(f"{name} {given!r} is no ISO 8601 date and time") from None
+    if not isinstance(given, datetime):
+        raise TypeError(f"{name} is a datetime or an ISO 8601 text, not {given!r}")
+    if given.tzinfo is None and zone is not None:
+        given = given.replace(tzinfo=zone)
+    return given.timestamp()  # of a naive one: in the machine's own zone
+
+
+def _in_range(name: str, given: Any, moment: float) -> float:
+    if not 0 <= moment < MAX_TIME:
+        raise ValueError(f"{name} {given!r} lies outside of the years 1970 to 9999")
+    return moment

@@ -1,0 +1,97 @@
+"""The signals of sending: what receivers see of a message, and what they may change."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from liteq.calls import plain
+from liteq.context import Context
+from liteq.message import Message
+from liteq.serializers import loads_call, registered
+from liteq.signals import after_task_publish, before_task_publish
+
+__all__ = ["announce", "report"]
+
+_OURS: Final = frozenset(
+    "lang task id shadow eta expires group group_index retries timelimit root_id parent_id "
+    "argsrepr kwargsrepr origin ignore_result replaced_task_nesting stamped_headers "
+    "stamps".split()
+)
+
+
+def announce(messages: Sequence[Message]) -> list[Message]:
+    """Send `before_task_publish` for each message, and return them with what receivers
+    changed: custom headers, `shadow`, and the priority in `properties`."""
+    return [_announce(message) for message in messages]
+
+
+def report(messages: Sequence[Message]) -> None:
+    """Send `after_task_publish` for each message."""
+    for message in messages:
+        after_task_publish.send(
+            sender=message.task,
+            headers=_headers(message),
+            body=_body(message),
+            exchange="",
+            routing_key=message.queue,
+        )
+
+
+def _announce(message: Message) -> Message:
+    headers = _headers(message)
+    properties: dict[str, Any] = {
+        "correlation_id": message.id,
+        "priority": message.priority,
+        "reply_to": message.reply_to,
+        **(message.properties or {}),
+    }
+    before_task_publish.send(
+        sender=message.task,
+        body=_body(message),
+        exchange="",
+        routing_key=message.queue,
+        headers=headers,
+        properties=properties,
+        declare=[],
+        retry_policy=None,
+    )
+    custom = {name: value for name, value in headers.items() if name not in _OURS}
+    return message._replace(
+        headers=plain("headers", custom) or None,
+        shadow=headers.get("shadow"),
+        priority=properties.get("priority", message.priority),
+    )
+
+
+def _headers(message: Message) -> dict[str, Any]:
+    """Return the message's headers under the names of Celery's protocol 2."""
+    seen = Context.of(message.pack(), number=0, args=(), kwargs={})
+    return {
+        "lang": "py",
+        "task": message.task,
+        "id": message.id,
+        "shadow": message.shadow,
+        "eta": seen.eta,
+        "expires": seen.expires,
+        "group": message.group_id,
+        "group_index": message.group_index,
+        "retries": message.retries,
+        "timelimit": [message.time_limit, message.soft_time_limit],
+        "root_id": message.root_id or message.id,
+        "parent_id": message.parent_id,
+        "argsrepr": message.argsrepr,
+        "kwargsrepr": message.kwargsrepr,
+        "origin": message.origin,
+        "ignore_result": message.ignore_result,
+        "replaced_task_nesting": message.replaced_task_nesting,
+        "stamped_headers": list(message.stamped_headers or ()) or None,
+        "stamps": dict(message.stamps or {}),
+        **(message.headers or {}),
+    }
+
+
+def _body(message: Message) -> tuple[Any, ...]:
+    args, kwargs = loads_call(message.body, message.content_type, registered())
+    embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+    return args, kwargs, embed

@@ -1,0 +1,587 @@
+"""A task: a function that can be called now, or sent to be run by a worker."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, ParamSpec, TypeVar
+
+from liteq import context, retry, serializers
+from liteq.arguments import Check, compile_check
+from liteq.calls import Defaults, with_options
+from liteq.canvas import Signature
+from liteq.context import Context
+from liteq.current import current_app, get_current_app
+from liteq.exceptions import Retry
+from liteq.local import Proxy
+from liteq.message import PACKED_FIELDS, Message
+from liteq.options import CallOptions
+from liteq.result import PROGRESS, AsyncResult, EagerResult
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from liteq.app import Liteq
+
+__all__ = ["AsyncTask", "BoundTask", "Task"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_COROUTINE = 0x80  # the code flag of `async def` (inspect's, which costs 6 ms to import)
+
+
+class _FromConf:
+    """An option that has the app's setting for its value, until it is set on the task."""
+
+    def __init__(self, setting: str) -> None:
+        self._setting = setting
+
+    def __get__(self, task: Task[..., Any] | None, owner: type[Any]) -> Any:
+        return None if task is None else task.app.conf[self._setting]
+
+
+def _from_conf(setting: str) -> Any:
+    return _FromConf(setting)
+
+
+class Task(Generic[P, R]):
+    """A unit of work with a name, options, and a body, `run()`.
+
+    `app.task` makes one of a function. There is one instance per app and process, so
+    `__init__` runs once and what it stores (a connection, say) stays between runs.
+    Subclasses may set any option as a class attribute, and override the hooks.
+    """
+
+    app: Liteq = current_app
+    name: str = None  # type: ignore[assignment]  # given by the app
+    abstract: bool = True
+    typing: bool = _from_conf("strict_typing")
+
+    max_retries: int | None = 3
+    default_retry_delay: float = 180.0
+    autoretry_for: Iterable[type[BaseException]] = ()
+    dont_autoretry_for: Iterable[type[BaseException]] = ()
+    retry_kwargs: Mapping[str, Any] = {}
+    retry_backoff: bool | float = False
+    retry_backoff_max: float = 600.0
+    retry_jitter: bool = True
+    throws: Any = ()
+
+    acks_late: bool = _from_conf("task_acks_late")
+    acks_on_failure_or_timeout: bool = _from_conf("task_acks_on_failure_or_timeout")
+    acks_on_failure: bool | None = _from_conf("task_acks_on_failure")
+    acks_on_timeout: bool | None = _from_conf("task_acks_on_timeout")
+    reject_on_worker_lost: bool | None = _from_conf("task_reject_on_worker_lost")
+    retry_on_worker_lost: bool | None = _from_conf("task_retry_on_worker_lost")
+    max_deliveries: int | None = _from_conf("task_max_deliveries")
+    ignore_result: bool = _from_conf("task_ignore_result")
+    store_errors_even_if_ignored: bool = _from_conf("task_store_errors_even_if_ignored")
+    result_expires: float | timedelta | None = _from_conf("result_expires")
+    track_started: bool = _from_conf("task_track_started")
+    rate_limit: str | float | None = _from_conf("task_default_rate_limit")
+    time_limit: float | None = _from_conf("task_time_limit")
+    soft_time_limit: float | None = _from_conf("task_soft_time_limit")
+    priority: int | None = _from_conf("task_default_priority")
+    serializer: str = _from_conf("task_serializer")
+    compression: str | None = _from_conf("task_compression")
+
+    expires: float | timedelta | datetime | None = None
+    queue: Any = None
+    exchange: Any = None
+    exchange_type: str | None = None
+    routing_key: str | None = None
+    delivery_mode: Any = None
+    backend: Any = None
+    trail: bool = True
+    send_events: bool = True
+    resultrepr_maxsize: int = 1024
+    sensitive: Iterable[str] = ()
+    pydantic: bool = False
+    pydantic_strict: bool | None = None
+    pydantic_context: Mapping[str, Any] | None = None
+    pydantic_dump_kwargs: Mapping[str, Any] | None = None
+    Strategy: Any = None
+    Request: Any = None
+
+    MaxRetriesExceededError: ClassVar[type[Exception]] = retry.MaxRetriesExceededError
+
+    _bound: bool = False  # its function takes the task first
+    _defaults: Defaults | None = None
+    _defaults_of: int = -1  # the revision of the settings that they were made from
+    _check: Check | None = None
+    _checked: bool = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "abstract" not in cls.__dict__ and "run" in cls.__dict__:
+            cls.abstract = False
+        for name, value in list(cls.__dict__.items()):
+            if value is None and isinstance(_inherited(cls, name), _FromConf):
+                delattr(cls, name)  # None means "as the app is set", as in Celery
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+        if name in _SENT:
+            object.__setattr__(self, "_defaults", None)
+
+    # Calling
+
+    if TYPE_CHECKING:
+
+        def run(self, *args: P.args, **kwargs: P.kwargs) -> R:
+            """The body of the task."""
+            ...
+    else:
+
+        def run(self, *args, **kwargs):
+            """The body of the task."""
+            raise NotImplementedError(f"{type(self).__name__} has no run()")
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the body here and now, as a plain function."""
+        here = Context(task=self.name, args=args, kwargs=kwargs)
+        if _is_coroutine(self.run):
+            return _in_context(here, self.run, args, kwargs)  # type: ignore[return-value]
+        token = context.push(here)
+        try:
+            return self.run(*args, **kwargs)
+        finally:
+            context.pop(token)
+
+    def delay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+        """Send a call with these arguments, to be run by a worker.
+
+        When it returns, the call is in the store. Raises `TypeError` for arguments that
+        the function does not take, `EncodeError` for a value that cannot be sent.
+        """
+        return self.app.send_call(self, args, kwargs, {})
+
+    def apply_async(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        task_id: str | None = None,
+        producer: Any = None,
+        link: Any = None,
+        link_error: Any = None,
+        shadow: str | None = None,
+        **options: Unpack[CallOptions],
+    ) -> AsyncResult[R]:
+        """Send a call with options.
+
+        `countdown` (seconds) or `eta` (a naive one is read in the app's time zone): not
+        before. `expires` (seconds or a time): not after. `queue`, `priority` (0 to 9, 9
+        first), `time_limit`, `soft_time_limit` (seconds), `serializer`, `headers`,
+        `ignore_result`, `retry` and `retry_policy` (of the sending). `task_id`: the
+        call's id; sending the same call again under the same id is one call. `link`,
+        `link_error`: signatures called with the result, or when the task fails.
+
+        Raises as `delay()` does, `TypeError` for an unknown option, and `ValueError` for
+        a value out of its range.
+        """
+        given = _named(options, task_id, link, link_error, shadow)
+        return self.app.send_call(self, args, kwargs, given)
+
+    async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
+        """Send a call like `delay()`, without blocking the event loop."""
+        return await self.app.asend_call(self, args, kwargs, {})
+
+    async def aapply_async(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        task_id: str | None = None,
+        link: Any = None,
+        link_error: Any = None,
+        shadow: str | None = None,
+        **options: Unpack[CallOptions],
+    ) -> AsyncResult[R]:
+        """Send a call like `apply_async()`, without blocking the event loop."""
+        given = _named(options, task_id, link, link_error, shadow)
+        return await self.app.asend_call(self, args, kwargs, given)
+
+    def apply(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        link: Any = None,
+        link_error: Any = None,
+        task_id: str | None = None,
+        retries: int = 0,
+        throw: bool | None = None,
+        **options: Unpack[CallOptions],
+    ) -> EagerResult[R]:
+        """Run a call in this process as a worker would, retries at once.
+
+        Arguments are not serialised. With `throw` (default: `task_eager_propagates`)
+        what the task raises is raised here.
+        """
+        given = _named(options, task_id, link, link_error, None)
+        given["retries"] = retries
+        return self.app.apply_call(self, args, kwargs, given, throw=throw)
+
+    # Signatures
+
+    def s(self, *args: Any, **kwargs: Any) -> Signature[R]:
+        """Return a signature: this call, perhaps with some arguments still to come."""
+        return Signature(self, args, kwargs, app=self.app)
+
+    def si(self, *args: P.args, **kwargs: P.kwargs) -> Signature[R]:
+        """Return an immutable signature: it takes no result of what it is linked to."""
+        return Signature(self, args, kwargs, immutable=True, app=self.app)
+
+    def signature(
+        self,
+        args: Iterable[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        immutable: bool = False,
+        **more: Any,
+    ) -> Signature[R]:
+        """Return a signature of this task with these arguments and options."""
+        return Signature(
+            self, args, kwargs, options, immutable=immutable, app=self.app, **more
+        )
+
+    subtask = signature
+
+    def signature_from_request(
+        self,
+        request: Context | None = None,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        queue: Any = None,
+        **options: Any,
+    ) -> Signature[R]:
+        """Return a signature of the call that is running, changed by what is given.
+
+        With only positional or only keyword arguments given, of the others those stay
+        that do not conflict.
+        """
+        request = self.request if request is None else request
+        args, kwargs = self._arguments_again(request, args, kwargs)
+        execution = request.as_execution_options() if request.id else {}
+        merged = {k: v for k, v in execution.items() if v is not None}
+        merged.pop("origin", None)
+        info = request.delivery_info
+        if info:
+            merged.setdefault("queue", info.get("routing_key"))
+            merged.setdefault("priority", info.get("priority"))
+        if queue is not None:
+            merged["queue"] = queue
+        merged.update(options)
+        return Signature(self, args, kwargs, merged, app=self.app)
+
+    # Inside a run
+
+    @property
+    def request(self) -> Context:
+        """The running attempt of this task: its id, arguments, number of retries."""
+        for running in reversed(context.stack()):
+            if running.task == self.name:
+                return running
+        return Context(task=self.name)
+
+    def push_request(self, *args: Any, **kwargs: Any) -> None:
+        """Make a request with these attributes the current one, until `pop_request()`."""
+        pushed = Context(*args, **{"task": self.name, **kwargs})
+        pushed._token = context.push(pushed)  # type: ignore[attr-defined]
+
+    def pop_request(self) -> None:
+        """Undo the last `push_request()`."""
+        running = context.current()
+        if running is not None and "_token" in running.__dict__:
+            context.pop(running.__dict__["_token"])
+
+    def retry(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        exc: BaseException | None = None,
+        throw: bool = True,
+        eta: datetime | None = None,
+        countdown: float | None = None,
+        max_retries: int | None = None,
+        **options: Unpack[CallOptions],
+    ) -> Retry:
+        """End this attempt and have the task run again, under the same id.
+
+        After `countdown` seconds, at `eta`, or after `default_retry_delay`. What is not
+        given stays as it was: arguments, queue, expiry, limits, headers. Raises `Retry`
+        (write `raise self.retry(…)`, which tells readers that nothing after it runs),
+        or returns it if `throw` is off. When the task was retried `max_retries` times
+        already, raises `exc`, or `MaxRetriesExceededError`. Outside of a worker, raises
+        the exception that is being handled, or `exc`.
+        """
+        request = self.request
+        if request.called_directly:
+            _raise(exc or sys.exception() or Retry("the task can be retried", when=countdown))
+        limit = self.max_retries if max_retries is None else max_retries
+        if retry.exhausted(request.retries, limit):
+            _raise(
+                retry.give_up(
+                    exc,
+                    name=self.name,
+                    id=request.id or "",
+                    args=request.args,
+                    kwargs=request.kwargs,
+                )
+            )
+        steer = self._retry(request, args, kwargs, exc, eta, countdown, dict(options))
+        if throw:
+            raise steer
+        request.retry = steer  # type: ignore[attr-defined]
+        return steer
+
+    def update_state(
+        self,
+        task_id: str | None = None,
+        state: str | None = None,
+        meta: Any = None,
+        **_: Any,
+    ) -> None:
+        """Show a state of the task's own, with `meta` as its `info`.
+
+        It lasts until the next one or the end of the attempt. Another task's id may be
+        given; one that has ended is left alone.
+        """
+        request = self.request
+        task_id = task_id or request.id
+        if task_id is None or state is None:
+            return
+        value = serializers.dumps(meta, self.app.conf.result_serializer, root="meta")
+        if task_id == request.id:
+            if request.report is not None:
+                request.report(state, value)
+        else:
+            self.app.broker.store(task_id, state, value, task=self.name)
+
+    def progress(
+        self, done: float, total: float | None = None, message: str | None = None
+    ) -> None:
+        """Tell how far the task is: `result.progress` shows it."""
+        meta = {"done": done, "total": total, "message": message}
+        self.update_state(state=PROGRESS, meta=meta)
+
+    def add_trail(self, result: Any) -> Any:
+        """Enter a result among the children of the running attempt; return it."""
+        if self.trail:
+            self.request.children.append(result)
+        return result
+
+    def send_event(self, type_: str, **fields: Any) -> None:
+        """Do nothing: what happens to a task is read from the store."""
+
+    # Hooks
+
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+        """Called in the worker before the body."""
+
+    def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
+        """Called in the worker when the body has returned."""
+
+    def on_failure(
+        self, exc: BaseException, task_id: str, args: Any, kwargs: Any, einfo: Any
+    ) -> None:
+        """Called in the worker when the task has failed."""
+
+    def on_retry(
+        self, exc: BaseException, task_id: str, args: Any, kwargs: Any, einfo: Any
+    ) -> None:
+        """Called in the worker when the task is to be run again."""
+
+    def after_return(
+        self, status: str, retval: Any, task_id: str, args: Any, kwargs: Any, einfo: Any
+    ) -> None:
+        """Called in the worker last, after a success and after a failure."""
+
+    def shadow_name(
+        self, args: Any, kwargs: Any, options: Mapping[str, Any]
+    ) -> str | None:
+        """Return another name to show for a call, or None."""
+        return None
+
+    @classmethod
+    def on_bound(cls, app: Liteq) -> None:
+        """Called when the task is bound to its app."""
+
+    # Looking
+
+    def AsyncResult(self, task_id: str, **kwargs: Any) -> AsyncResult[R]:  # noqa: N802
+        """Return the result of a call of this task by its id."""
+        return AsyncResult(task_id, task_name=self.name, app=self.app, **kwargs)
+
+    def check_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Raise `TypeError` if the body does not take these."""
+        if not self._checked:
+            check = compile_check(self.run)
+            object.__setattr__(self, "_check", check)
+            object.__setattr__(self, "_checked", True)
+        if self._check is not None:
+            self._check(*args, **kwargs)
+
+    @property
+    def __name__(self) -> str:
+        return str(getattr(self.run, "__name__", type(self).__name__))
+
+    def __repr__(self) -> str:
+        return f"<@task: {self.name} of {self.app.main or '-'}>"
+
+    def __reduce__(self) -> Any:
+        return _task_named, (self.name,)
+
+    # Inside
+
+    def _retry(
+        self,
+        request: Context,
+        args: Sequence[Any] | None,
+        kwargs: Mapping[str, Any] | None,
+        exc: BaseException | None,
+        eta: datetime | None,
+        countdown: float | None,
+        options: dict[str, Any],
+    ) -> Retry:
+        """Return the `Retry` with the time and the changed fields of the message."""
+        app = self.app
+        if countdown is None and eta is None:
+            countdown = self.default_retry_delay
+        if isinstance(eta, datetime) and eta.tzinfo is None:
+            eta = eta.replace(tzinfo=app.timezone)
+        when = eta if countdown is None else countdown
+        steer = Retry(exc=exc or _handled(), when=when, is_eager=request.is_eager)
+        steer.sig = {"args": args, "kwargs": kwargs, "options": options}
+        steer.run_at = retry.run_at(app.clock.now(), countdown=countdown, eta=eta)
+        steer.changes = self._changes(request, args, kwargs, options)
+        return steer
+
+    def _changes(
+        self,
+        request: Context,
+        args: Sequence[Any] | None,
+        kwargs: Mapping[str, Any] | None,
+        options: dict[str, Any],
+    ) -> dict[str, Any]:
+        """Return the packed fields in which the next attempt's message differs."""
+        message = request.message
+        if message is None or (args is None and kwargs is None and not options):
+            return {}
+        changed = message
+        if args is not None or kwargs is not None:
+            again = self._arguments_again(request, args, kwargs)
+            body = serializers.dumps_call(*again, message.content_type)
+            changed = changed._replace(body=body)
+        if options:
+            changed = _with_changed_options(changed, options, self.app)
+        pairs = zip(PACKED_FIELDS, message.pack(), changed.pack(), strict=True)
+        return {name: new for name, old, new in pairs if new != old}
+
+    def _arguments_again(
+        self,
+        request: Context,
+        args: Sequence[Any] | None,
+        kwargs: Mapping[str, Any] | None,
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of the next attempt. Given positional ones, those inherited
+        keywords stay that the function can still take; given keywords, likewise."""
+        old_args, old_kwargs = tuple(request.args or ()), dict(request.kwargs or {})
+        if args is None and kwargs is None:
+            return old_args, old_kwargs
+        if args is None:
+            return self._fitting(old_args, dict(kwargs or {})), dict(kwargs or {})
+        if kwargs is not None:
+            return tuple(args), dict(kwargs)
+        positional = self._names()[: len(args)]
+        kept = {k: v for k, v in old_kwargs.items() if k not in positional}
+        return tuple(args), kept
+
+    def _fitting(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+        names = self._names()
+        clash = [i for i, name in enumerate(names[: len(args)]) if name in kwargs]
+        return args[: clash[0]] if clash else args
+
+    def _names(self) -> list[str]:
+        """Return the names of the body's positional parameters."""
+        code = getattr(self.run, "__code__", None)
+        if code is None:
+            return []
+        names = list(code.co_varnames[: code.co_argcount])
+        return names[1:] if hasattr(self.run, "__self__") else names
+
+
+class AsyncTask(Task[P, R]):
+    """A task whose body is an `async def`. Called directly, it returns a coroutine."""
+
+    abstract = True
+
+    if TYPE_CHECKING:
+
+        def __call__(  # type: ignore[override]
+            self, *args: P.args, **kwargs: P.kwargs
+        ) -> Coroutine[Any, Any, R]: ...
+
+
+BoundTask = Task[..., Any]
+"""The type of `self` in a function made a task with `bind=True`."""
+
+_SENT = frozenset(
+    "queue exchange routing_key delivery_mode priority expires serializer time_limit "
+    "soft_time_limit acks_late ignore_result max_deliveries reject_on_worker_lost "
+    "result_expires store_errors_even_if_ignored shadow_name".split()
+)
+
+
+def _named(
+    options: Mapping[str, Any], task_id: Any, link: Any, link_error: Any, shadow: Any
+) -> dict[str, Any]:
+    """Return the options of a call, those with a parameter of their own among them."""
+    own = {"task_id": task_id, "link": link, "link_error": link_error, "shadow": shadow}
+    return {**options, **{name: value for name, value in own.items() if value is not None}}
+
+
+def _with_changed_options(message: Message, options: Mapping[str, Any], app: Any) -> Message:
+    base = {"queue": message.queue, **options}
+    changed = with_options(message, base, app.router, app.clock.now(), app.timezone)
+    keep: dict[str, Any] = {"run_at": message.run_at}
+    if options.get("expires") is None:
+        keep["expires_at"] = message.expires_at
+    return changed._replace(**keep)
+
+
+def _task_named(name: str) -> Any:
+    """Return the current app's task, looked up when it is used: it may come later."""
+    return Proxy(lambda: get_current_app().tasks[name], name=name)
+
+
+def _inherited(cls: type, name: str) -> Any:
+    return next((b.__dict__[name] for b in cls.__mro__[1:] if name in b.__dict__), None)
+
+
+def _is_coroutine(fun: Callable[..., Any]) -> bool:
+    code = getattr(fun, "__code__", None)
+    return code is not None and bool(code.co_flags & _COROUTINE)
+
+
+async def _in_context(
+    here: Context, run: Callable[..., Any], args: Any, kwargs: Any
+) -> Any:
+    token = context.push(here)
+    try:
+        return await run(*args, **kwargs)
+    finally:
+        context.pop(token)
+
+
+def _handled() -> Exception | None:
+    handled = sys.exception()
+    return handled if isinstance(handled, Exception) else None
+
+
+def _raise(exc: BaseException) -> NoReturn:
+    """Raise an exception, with the one being handled as its cause if that is another."""
+    handled = sys.exception()
+    if handled is None or handled is exc:
+        raise exc
+    raise exc from handled

@@ -1,0 +1,322 @@
+"""Waiting for messages to settle: woken by the store, with polling as the backstop.
+
+A waiting thread borrows a mailbox from the process's free list, since opening one costs
+more than a whole wait. An event loop has one mailbox for all of its waiters. Nothing
+waits for an id that is not in the store, unless it was given a timeout.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary, finalize
+
+from liteq.brokers.base import Broker, Mailbox, Record
+from liteq.exceptions import TimeoutError, UnknownTaskId
+from liteq.offload import off_loop
+
+if TYPE_CHECKING:
+    import asyncio
+
+__all__ = ["asettled", "has_ended", "settled"]
+
+logger = logging.getLogger("liteq.result")
+
+FIRST_LOOK: Final = 0.05  # seconds until an unknown id is noticed
+WORKER_MISSING_AFTER: Final = 2.0  # seconds until a queue without a worker is reported
+_SPARE: Final = 8  # mailboxes kept open for the next waiters
+_POLL_START: Final = 0.005  # seconds; without wake-ups, looks start at this pace
+
+
+def has_ended(record: Record, now: float) -> bool:
+    """Return whether nothing will happen to this message any more: it is final, or it
+    has expired before its start and is only still to be marked so."""
+    if record.final:
+        return True
+    expires = record.packed[6]
+    return expires is not None and expires <= now and record.state != "running"
+
+
+def settled(
+    broker: Broker,
+    ids: Iterable[str],
+    *,
+    timeout: float | None = None,
+    interval: float | None = None,
+    on_look: Callable[[], Any] | None = None,
+) -> Iterator[Record]:
+    """Yield the record of each message as it ends, in the order in which they do.
+
+    Raises `TimeoutError` after `timeout` seconds (0: looks once), and `UnknownTaskId`
+    if one is not in the store and there is no timeout. `on_look` is called at each look
+    that finds nothing; `interval` shortens the pauses between looks.
+    """
+    wait = _Wait(broker, ids, timeout, interval)
+    post = _post(broker)
+    mailbox = post.borrow()
+    try:
+        found = broker.watch(tuple(wait.missing), mailbox)
+        while True:
+            yield from wait.arrived(found)
+            if not wait.missing:
+                return
+            woken = mailbox.wait(wait.pause(mailbox))
+            if woken and not wait.concerns(woken):
+                found = {}
+                continue
+            found = _look(broker, wait, mailbox, idle=not woken)
+            if on_look is not None and not found:
+                on_look()
+    finally:
+        post.give_back(mailbox)
+
+
+async def asettled(
+    broker: Broker, ids: Iterable[str], *, timeout: float | None = None
+) -> AsyncIterator[Record]:
+    """Yield records like `settled()`, on the running event loop, without a thread."""
+    wait = _Wait(broker, ids, timeout, None)
+    post = _loop_post(broker)
+    with post.registered(wait.missing) as bell:
+        found = await off_loop(broker.watch, tuple(wait.missing), post.mailbox)
+        while True:
+            for record in wait.arrived(found):
+                yield record
+            if not wait.missing:
+                return
+            idle = not await bell.wait(wait.pause(post.mailbox))
+            found = await off_loop(_look, broker, wait, post.mailbox, idle=idle)
+
+
+class _Wait:
+    """What one waiter still waits for, and until when."""
+
+    def __init__(
+        self,
+        broker: Broker,
+        ids: Iterable[str],
+        timeout: float | None,
+        interval: float | None,
+    ) -> None:
+        self.broker = broker
+        self.missing = dict.fromkeys(ids)
+        self.timeout = timeout
+        self.start = time.monotonic()
+        self.interval = interval
+        self.looks = 0
+        self.warned = False
+        self.expiry: float | None = None  # when the next of them expires, Unix seconds
+
+    def arrived(self, found: Mapping[str, Record]) -> Iterator[Record]:
+        for id, record in found.items():
+            if id in self.missing:
+                del self.missing[id]
+                yield record
+
+    def concerns(self, woken: set[str]) -> bool:
+        return "" in woken or not self.missing.keys().isdisjoint(woken)
+
+    def pause(self, mailbox: Mailbox) -> float:
+        """Return how long to wait for a wake-up. Raises `TimeoutError` at the end."""
+        pause = self._pace(mailbox)
+        if self.timeout is not None:
+            left = self.start + self.timeout - time.monotonic()
+            if left <= 0 and self.looks:
+                raise TimeoutError(f"not ready after {self.timeout:g} s: {self._names()}")
+            pause = min(pause, max(left, 0.0))
+        if self.expiry is not None:
+            pause = min(pause, max(self.expiry - self.broker.clock.now(), 0.0) + 0.001)
+        return pause
+
+    def _pace(self, mailbox: Mailbox) -> float:
+        limit = mailbox.poll_interval
+        if self.interval:
+            limit = min(limit, self.interval)
+        if mailbox.fileno() < 0:  # no wake-ups: look often at first
+            return min(limit, _POLL_START * 1.5 ** min(self.looks, 20))
+        return limit if self.looks else min(limit, FIRST_LOOK)
+
+    def seen(self, records: Mapping[str, Record]) -> None:
+        """Learn from a look that found these: unknown ids, times of expiry."""
+        self.looks += 1
+        unknown = [id for id in self.missing if id not in records]
+        if unknown and self.timeout is None:
+            raise UnknownTaskId(
+                f"no task {unknown[0]} is in the store: it was never sent, or its result "
+                "has expired, was forgotten or is ignored; waiting for it would never end"
+            )
+        times = [r.packed[6] for r in records.values() if r.state != "running"]
+        self.expiry = min((t for t in times if t is not None), default=None)
+        if not self.warned and time.monotonic() - self.start > WORKER_MISSING_AFTER:
+            self.warned = True
+            _warn_without_worker(self.broker, records)
+
+    def _names(self) -> str:
+        names = list(self.missing)
+        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+
+
+def _look(broker: Broker, wait: _Wait, mailbox: Mailbox, *, idle: bool) -> dict[str, Record]:
+    """Return those that have ended. After an idle pause the watch is renewed too: a
+    message may have been enqueued since, or the wake-up may have been lost."""
+    ids = tuple(wait.missing)
+    found = broker.watch(ids, mailbox) if idle and wait.looks else {}
+    records = broker.get(ids)
+    now = broker.clock.now()
+    ended = {id: record for id, record in records.items() if has_ended(record, now)}
+    ended.update(found)
+    wait.seen({**records, **found})
+    return ended
+
+
+def _warn_without_worker(broker: Broker, records: Mapping[str, Record]) -> None:
+    queues = {str(r.packed[3]) for r in records.values() if r.state != "running"}
+    for worker in broker.workers():
+        queues.difference_update(worker.queues)
+    queues -= _post(broker).reported
+    if queues:
+        _post(broker).reported |= queues
+        logger.warning(
+            "no worker consumes queue %s of %s, so the result may be long in coming; "
+            "start one with: liteq worker",
+            ", ".join(map(repr, sorted(queues))),
+            broker,
+        )
+
+
+class _Post:
+    """The mailboxes of one broker in this process that nobody waits at now."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._pid = os.getpid()
+        self._open = broker.mailbox
+        self._spare: list[Mailbox] = []  # append and pop are atomic among threads
+        self.reported: set[str] = set()
+
+    def borrow(self) -> Mailbox:
+        try:
+            mailbox = self._spare.pop()
+        except IndexError:
+            return self._open()
+        mailbox.receive()  # what was for an earlier waiter
+        return mailbox
+
+    def give_back(self, mailbox: Mailbox) -> None:
+        if self._pid != os.getpid():
+            return  # forked while waiting: the address is the parent's, who closes it
+        if len(self._spare) < _SPARE:
+            self._spare.append(mailbox)
+        else:
+            mailbox.close()
+
+
+class _LoopPost:
+    """The one mailbox at which all waiters of an event loop are woken."""
+
+    def __init__(self, broker: Broker, loop: asyncio.AbstractEventLoop) -> None:
+        self.mailbox = broker.mailbox()
+        self._bells: dict[str, set[_Bell]] = {}
+        if self.mailbox.fileno() >= 0:
+            loop.add_reader(self.mailbox.fileno(), self._receive)
+        finalize(loop, _close_own, self.mailbox, os.getpid()).atexit = False
+
+    @contextmanager
+    def registered(self, ids: Iterable[str]) -> Iterator[_Bell]:
+        """Ring the bell that this yields whenever one of these ids is told of."""
+        bell, ids = _Bell(), tuple(ids)
+        for id in ids:
+            self._bells.setdefault(id, set()).add(bell)
+        try:
+            yield bell
+        finally:
+            for id in ids:
+                self._bells[id].discard(bell)
+                if not self._bells[id]:
+                    del self._bells[id]
+
+    def _receive(self) -> None:
+        woken = self.mailbox.receive()
+        ids = self._bells.keys() if "" in woken else self._bells.keys() & woken
+        for bell in {bell for id in ids for bell in self._bells[id]}:
+            bell.ring()
+
+
+def _close_own(mailbox: Mailbox, pid: int) -> None:
+    if pid == os.getpid():  # a forked child must not close its parent's address
+        mailbox.close()
+
+
+class _Bell:
+    """What one coroutine waits for. Rung while nobody listens, it stays rung."""
+
+    def __init__(self) -> None:
+        self._rung = False
+        self._listener: asyncio.Future[None] | None = None
+
+    def ring(self) -> None:
+        self._rung = True
+        if self._listener is not None and not self._listener.done():
+            self._listener.set_result(None)
+
+    async def wait(self, seconds: float) -> bool:
+        """Wait until it rings or for so many seconds; return whether it rang."""
+        import asyncio  # late: whoever awaits this has it
+
+        if not self._rung:
+            loop = asyncio.get_running_loop()
+            self._listener = loop.create_future()
+            timer = loop.call_later(seconds, self._end, self._listener)
+            try:
+                await self._listener
+            finally:
+                timer.cancel()
+                self._listener = None
+        rung, self._rung = self._rung, False
+        return rung
+
+    @staticmethod
+    def _end(listener: asyncio.Future[None]) -> None:
+        if not listener.done():
+            listener.set_result(None)
+
+
+_posts: WeakKeyDictionary[Broker, _Post] = WeakKeyDictionary()
+_loop_posts: WeakKeyDictionary[Any, WeakKeyDictionary[Broker, _LoopPost]]
+_loop_posts = WeakKeyDictionary()
+_lock = threading.Lock()  # two threads must not make two posts for one broker
+
+
+def _post(broker: Broker) -> _Post:
+    found = _posts.get(broker)
+    if found is None:
+        with _lock:
+            found = _posts.setdefault(broker, _Post(broker))
+    return found
+
+
+def _loop_post(broker: Broker) -> _LoopPost:
+    import asyncio  # late: whoever awaits this has it
+
+    loop = asyncio.get_running_loop()
+    with _lock:
+        posts = _loop_posts.setdefault(loop, WeakKeyDictionary())
+    found = posts.get(broker)
+    if found is None:
+        found = posts[broker] = _LoopPost(broker, loop)
+    return found
+
+
+def _forget() -> None:
+    """In a forked child: the addresses are the parent's, whose waiters use them still."""
+    global _lock
+    _lock = threading.Lock()
+    _posts.clear()
+    _loop_posts.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
