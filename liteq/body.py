@@ -1,0 +1,304 @@
+"""The call of the user's function, in such a way that it can be interrupted.
+
+A `Body` calls one function at a time and hands back what it returned or raised. While
+the function runs, and only then, `interrupt()` raises `SoftTimeLimitExceeded` inside it,
+at most once: from a signal handler in the same thread, from another thread, or, if the
+function is a coroutine, at the `await` where it stands.
+
+How an interruption never hits what comes after the body: there is one token per call,
+kept in a dict. Whoever takes it out has decided the race, since `dict.pop` is atomic. The
+body's end takes it, and then nobody can interrupt any more; or `interrupt()` takes it,
+and then the body's end waits for the exception that is on its way, and swallows it.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from liteq.exceptions import SoftTimeLimitExceeded
+
+if TYPE_CHECKING:  # 50 ms to import, and most workers run no coroutine: see `_asyncio`
+    import asyncio
+
+__all__ = ["Body", "Ending", "is_coroutine"]
+
+# What a call came to: its value, or the exception it ended with.
+Ending: TypeAlias = tuple[Any, BaseException | None]
+
+_TOKEN: Final = 0
+_NOTHING: Final = object()
+
+
+def is_coroutine(value: Any) -> bool:
+    """Tell whether a function returned a coroutine, which has yet to be awaited."""
+    return type(value) is CoroutineType
+
+
+class Body:
+    """Runs one body at a time, in one thread; `interrupt()` may come from any.
+
+    Coroutines run on a loop that belongs to this object and is kept between them, so
+    that a task can keep its connections; `close()` ends it.
+    """
+
+    def __init__(self) -> None:
+        self._tokens: dict[int, _Call | _Drive] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def call(
+        self, fun: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Ending:
+        """Call a function and return what it returned, or what it raised. Never raises.
+
+        A coroutine function returns its coroutine: give that to `run()` or `arun()`.
+        """
+        tokens = self._tokens
+        token = _Call()
+        value: Any = _NOTHING
+        error: BaseException | None = None
+        try:
+            try:
+                tokens[_TOKEN] = token
+                value = fun(*args, **kwargs)
+            except BaseException as exc:  # noqa: BLE001 (it is how the task ended)
+                error = exc
+            if tokens.pop(_TOKEN, None) is None:
+                token.absorb()
+        except SoftTimeLimitExceeded:
+            pass  # it came after the body's end and before the line that waits for it
+        if value is _NOTHING and error is None:
+            error = SoftTimeLimitExceeded()
+        try:
+            return (None, _trimmed(error)) if error is not None else (value, None)
+        finally:
+            del error  # or it would hold this frame, and this frame it, and both the task's
+
+    def run(self, coroutine: CoroutineType[Any, Any, Any]) -> Ending:
+        """Run a coroutine to its end on the loop of this object.
+
+        Inside a running loop (an eager call made by a coroutine) another thread does it,
+        and this one, loop and all, waits.
+        """
+        asyncio = _asyncio()
+        if asyncio._get_running_loop() is not None:
+            return _elsewhere(coroutine)
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+        loop = self._loop
+        drive = _Drive(coroutine, loop)
+        drive.task = loop.create_task(drive.settle())
+        self._tokens[_TOKEN] = drive
+        try:
+            ending: Ending = loop.run_until_complete(drive.task)
+            return ending
+        except BaseException as exc:  # noqa: BLE001 (raised by another coroutine)
+            self.close()  # ends this one too, which must not go on beside the next task
+            return None, _trimmed(exc)
+        finally:
+            self._tokens.pop(_TOKEN, None)
+
+    async def arun(self, coroutine: CoroutineType[Any, Any, Any]) -> Ending:
+        """Run a coroutine to its end as a part of the current asyncio task.
+
+        Raises `CancelledError` if that task was cancelled from outside: then the attempt
+        is over, whatever the coroutine made of it.
+        """
+        asyncio = _asyncio()
+        task = asyncio.current_task()
+        assert task is not None  # a coroutine that runs has one
+        drive = _Drive(coroutine, asyncio.get_running_loop())
+        drive.task = task
+        self._tokens[_TOKEN] = drive
+        try:
+            value, error = await drive.settle()
+        finally:
+            self._tokens.pop(_TOKEN, None)
+        if task.cancelling():
+            raise asyncio.CancelledError
+        return value, error
+
+    def interrupt(self) -> bool:
+        """Raise `SoftTimeLimitExceeded` in the body that runs now.
+
+        False: none runs, or it was interrupted before. Called in the thread that runs
+        the body (by a signal handler), this raises. A thread gets the exception at its
+        next bytecode: not while it sleeps or waits in C.
+        """
+        token = self._tokens.pop(_TOKEN, None)
+        if token is None:
+            return False
+        token.interrupt()
+        return True
+
+    def close(self) -> None:
+        """End the loop, and what is still running on it."""
+        loop, self._loop = self._loop, None
+        if loop is None or loop.is_closed() or loop.is_running():
+            return
+        asyncio = _asyncio()
+        if left := asyncio.all_tasks(loop):
+            for task in left:
+                task.cancel()
+            # One that swallows the cancellation must not keep the worker from ending.
+            loop.run_until_complete(asyncio.wait(left, timeout=1.0))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
+class _Call:
+    """The token of a function that runs in a thread."""
+
+    __slots__ = ("_is_sent", "_thread")
+
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+        self._is_sent = False
+
+    def interrupt(self) -> None:
+        if threading.get_ident() == self._thread:
+            self._is_sent = True
+            raise SoftTimeLimitExceeded
+        _raise_in(self._thread, SoftTimeLimitExceeded)
+        self._is_sent = True
+
+    def absorb(self) -> None:
+        """Return when the interruption has arrived, or has been called off.
+
+        The other thread may stand between taking the token and sending. What it sends
+        may arrive at any bytecode, here too.
+        """
+        while True:
+            try:
+                while not self._is_sent:
+                    time.sleep(0)
+                _raise_in(self._thread, None)
+                return
+            except SoftTimeLimitExceeded:
+                continue
+
+
+class _Drive:
+    """The token of a coroutine, which it also drives, step by step.
+
+    asyncio can only cancel a task. This stands between the task and the coroutine and
+    throws `SoftTimeLimitExceeded` into it in place of the `CancelledError`.
+    """
+
+    task: asyncio.Task[Any]
+
+    def __init__(
+        self, coroutine: CoroutineType[Any, Any, Any], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        self._coroutine = coroutine
+        self._loop = loop
+        self._thread = threading.get_ident()
+        self._is_stepping = False
+        self._is_over = False
+        self._is_due = False  # cancelled by us; the coroutine has yet to hear of it
+
+    def interrupt(self) -> None:
+        if self._is_stepping and threading.get_ident() == self._thread:
+            raise SoftTimeLimitExceeded  # in a signal handler: it computes, or blocks in C
+        self._loop.call_soon_threadsafe(self._cancel)
+
+    async def settle(self) -> Ending:
+        """Drive the coroutine to its end, and return that."""
+        try:
+            return await self, None
+        except BaseException as exc:  # noqa: BLE001 (it is how the task ended)
+            return None, _trimmed(exc)
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        reply: Any = None
+        error: BaseException | None = None
+        try:
+            while True:
+                try:
+                    awaited = self._step(reply, error)
+                except StopIteration as stop:
+                    return stop.value
+                except SoftTimeLimitExceeded as exc:
+                    if self._coroutine.cr_frame is None:
+                        raise  # it went through the coroutine, and ended it
+                    error = exc  # the signal came between two steps: hand it in
+                    continue
+                reply = error = None
+                try:
+                    reply = yield awaited
+                except BaseException as exc:  # noqa: BLE001 (the coroutine is to have it)
+                    error = exc
+                error = self._swapped(error)
+        finally:
+            self._is_over = True
+            del error
+
+    def _step(self, reply: Any, error: BaseException | None) -> Any:
+        self._is_stepping = True
+        try:
+            if error is None:
+                return self._coroutine.send(reply)
+            return self._coroutine.throw(error)
+        finally:
+            self._is_stepping = False
+            del error
+
+    def _cancel(self) -> None:
+        if not self._is_over:
+            self._is_due = True
+            self.task.cancel()
+
+    def _swapped(self, error: BaseException | None) -> BaseException | None:
+        """Return what the coroutine is to get in place of what was thrown in.
+
+        What it awaited may have swallowed the cancellation, and answered: that makes no
+        difference. A cancellation from outside (the hard limit) goes before ours.
+        """
+        if not self._is_due:
+            return error
+        self._is_due = False
+        return SoftTimeLimitExceeded() if self.task.uncancel() == 0 else error
+
+
+def _asyncio() -> Any:
+    import asyncio  # late: 50 ms, and most workers run no coroutine
+
+    return asyncio
+
+
+def _elsewhere(coroutine: CoroutineType[Any, Any, Any]) -> Ending:
+    """Run a coroutine in a new thread, in a copy of this one's context variables."""
+    endings: list[Ending] = []
+
+    def work() -> None:
+        body = Body()
+        try:
+            endings.append(body.run(coroutine))
+        finally:
+            body.close()
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(work,))
+    thread.start()
+    thread.join()
+    return endings[0]
+
+
+def _raise_in(thread: int, kind: type[BaseException] | None) -> None:
+    """Have an exception raised in a thread at its next bytecode; None calls that off."""
+    import ctypes  # late: only interrupted threads need it
+
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(thread), None if kind is None else ctypes.py_object(kind)
+    )
+
+
+def _trimmed(error: BaseException) -> BaseException:
+    """Return the exception with its traceback beginning in the user's code."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_frame.f_globals is globals():
+        traceback = traceback.tb_next
+    return error.with_traceback(traceback)

@@ -1,0 +1,262 @@
+"""The request: what a running task knows about its own attempt.
+
+`self.request` is a `Context`. The contexts of the tasks that run now, one inside the
+other, are a stack that belongs to the thread or to the asyncio task, so several tasks
+can run in one process and each sees its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar, Token
+from datetime import UTC, datetime
+from typing import Any, TypeAlias
+
+from liteq.message import Message, Packed
+
+__all__ = ["Context", "Report", "current", "pop", "push", "stack"]
+
+Report: TypeAlias = Callable[[str, bytes], None]
+
+
+class _Stored:
+    """An attribute that is read from the message, unless the context has its own.
+
+    A descriptor without `__set__`: an entry in the context's `__dict__` goes before it,
+    so that a context costs nothing for what its task never looks at.
+    """
+
+    __slots__ = ("_default", "_read")
+
+    def __init__(self, read: Callable[[Message], Any], default: Any = None) -> None:
+        self._read = read
+        self._default = default
+
+    def __get__(self, context: Context | None, owner: type[Context]) -> Any:
+        if context is None:
+            return self._default
+        message = context.message
+        return self._default if message is None else self._read(message)
+
+
+class Context:
+    """One attempt, or one direct call, of a task: Celery's attributes under its names.
+
+    What is not known has its default: a task that is called as a function sees
+    `called_directly` True and no `id`. `deliveries` counts the starts of this message,
+    1 at the first; `report` sends a state that the task gives about itself, and is None
+    where nobody listens.
+    """
+
+    id: str | None = None
+    task: str | None = None
+    args: Any = None
+    kwargs: Any = None
+    retries: int = 0
+    hostname: str | None = None
+    is_eager: bool = False
+    called_directly: bool = True
+    deliveries: int = 0
+    report: Report | None = None
+
+    # Rows in the store, not parts of the message: see Broker.enqueue.
+    callbacks: Any = None
+    errbacks: Any = None
+    chain: Any = None
+    chord: Any = None
+
+    # The same for every task.
+    utc: bool = True
+    lang: str = "py"
+    logfile: str | None = None
+    loglevel: int | None = None
+
+    root_id = _Stored(lambda message: message.root_id or message.id)
+    parent_id = _Stored(lambda message: message.parent_id)
+    group = _Stored(lambda message: message.group_id)
+    group_index = _Stored(lambda message: message.group_index)
+    eta = _Stored(lambda message: _iso(message.run_at))
+    expires = _Stored(lambda message: _iso(message.expires_at))
+    timelimit = _Stored(lambda message: [message.time_limit, message.soft_time_limit])
+    time_limit = _Stored(lambda message: message.time_limit)
+    soft_time_limit = _Stored(lambda message: message.soft_time_limit)
+    correlation_id = _Stored(lambda message: _property(message, "correlation_id", message.id))
+    reply_to = _Stored(lambda message: message.reply_to)
+    origin = _Stored(lambda message: message.origin)
+    headers = _Stored(lambda message: message.headers and dict(message.headers))
+    properties = _Stored(lambda message: dict(message.properties or {}))
+    shadow = _Stored(lambda message: message.shadow)
+    ignore_result = _Stored(lambda message: message.ignore_result, default=False)
+    replaced_task_nesting = _Stored(lambda message: message.replaced_task_nesting, default=0)
+    stamps = _Stored(lambda message: message.stamps and dict(message.stamps))
+    stamped_headers = _Stored(lambda message: message.stamped_headers)
+    argsrepr = _Stored(lambda message: message.argsrepr)
+    kwargsrepr = _Stored(lambda message: message.kwargsrepr)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.__dict__.update(*args, **kwargs)
+
+    @classmethod
+    def of(
+        cls,
+        packed: Packed,
+        *,
+        number: int,
+        args: Any,
+        kwargs: Any,
+        hostname: str | None = None,
+        report: Report | None = None,
+        is_eager: bool = False,
+    ) -> Context:
+        """Return the context of delivery `number` of a packed message.
+
+        The message is unpacked only when something is read that is not set here: doing
+        it always would cost more than all the rest of a short task.
+        """
+        context = cls.__new__(cls)
+        context.__dict__ = {
+            "id": packed[0],
+            "task": packed[1],
+            "args": args,
+            "kwargs": kwargs,
+            "retries": packed[7],
+            "deliveries": number,
+            "hostname": hostname,
+            "report": report,
+            "called_directly": False,
+            "_packed": packed,
+        }
+        if is_eager:
+            context.is_eager = True
+        return context
+
+    @property
+    def message(self) -> Message | None:
+        """The message of this attempt; None in a direct call."""
+        fields = self.__dict__
+        if "_message" not in fields:
+            packed = fields.get("_packed")
+            fields["_message"] = None if packed is None else Message.unpack(packed)
+        message: Message | None = fields["_message"]
+        return message
+
+    @property
+    def children(self) -> list[Any]:
+        """What this attempt enqueued, in order; grows in place."""
+        trail: list[Any] = self.__dict__.setdefault("_children", [])
+        return trail
+
+    @children.setter
+    def children(self, trail: Any) -> None:
+        self.__dict__["_children"] = list(trail or ())
+
+    @property
+    def taskset(self) -> Any:
+        """Celery's older name for `group`."""
+        return self.group
+
+    @property
+    def delivery_info(self) -> dict[str, Any]:
+        """How the message came, in the words of a message server."""
+        return self.__dict__.get("_delivery_info") or _delivery_info(self)
+
+    @delivery_info.setter
+    def delivery_info(self, told: Any) -> None:
+        self.__dict__["_delivery_info"] = told
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return an attribute by name."""
+        return getattr(self, key, default)
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Set attributes, as `dict.update` takes them."""
+        for name, value in dict(*args, **kwargs).items():
+            setattr(self, name, value)
+
+    def clear(self) -> None:
+        """Make every attribute its default."""
+        self.__dict__.clear()
+
+    def as_execution_options(self) -> dict[str, Any]:
+        """Return the options of `apply_async` that call the task again as it was called."""
+        options: dict[str, Any] = {
+            "task_id": self.id,
+            "root_id": self.root_id,
+            "parent_id": self.parent_id,
+            "group_id": self.group,
+            "group_index": self.group_index,
+            "chord": self.chord,
+            "chain": self.chain,
+            "link": self.callbacks,
+            "link_error": self.errbacks,
+            "expires": self.expires,
+            "time_limit": self.time_limit,
+            "soft_time_limit": self.soft_time_limit,
+            "headers": self.headers,
+            "retries": self.retries,
+            "reply_to": self.reply_to,
+            "shadow": self.shadow,
+            "origin": self.origin,
+            "replaced_task_nesting": self.replaced_task_nesting,
+        }
+        if self.stamped_headers:
+            options["stamped_headers"] = self.stamped_headers
+            options.update(self.stamps or {})
+        return options
+
+    def __repr__(self) -> str:
+        shown = {k: v for k, v in self.__dict__.items() if not k.startswith("_")}
+        # Arguments may hold secrets, and a context ends up in logs.
+        shown.pop("args", None)
+        shown.pop("kwargs", None)
+        return f"<Context: {shown!r}>"
+
+
+_stack: ContextVar[tuple[Context, ...]] = ContextVar("liteq.contexts", default=())
+
+
+def push(context: Context) -> Token[tuple[Context, ...]]:
+    """Make a context the current one, until `pop()` is given what this returns."""
+    return _stack.set((*_stack.get(), context))
+
+
+def pop(token: Token[tuple[Context, ...]]) -> None:
+    """Make the context current again that was so before the `push()`."""
+    _stack.reset(token)
+
+
+def current() -> Context | None:
+    """Return the context of the task that runs here; None if none does."""
+    contexts = _stack.get()
+    return contexts[-1] if contexts else None
+
+
+def stack() -> tuple[Context, ...]:
+    """Return the contexts of the tasks that run here, the innermost last."""
+    return _stack.get()
+
+
+def _iso(moment: float | None) -> str | None:
+    if moment is None:
+        return None
+    return datetime.fromtimestamp(moment, UTC).isoformat()
+
+
+def _property(message: Message, name: str, default: Any) -> Any:
+    properties: Mapping[str, Any] = message.properties or {}
+    return properties.get(name, default)
+
+
+def _delivery_info(context: Context) -> dict[str, Any]:
+    message = context.message
+    if message is None:
+        return {}
+    told: dict[str, Any] = {
+        "exchange": "",
+        "routing_key": message.queue,
+        "priority": message.priority,
+        "redelivered": context.deliveries > 1,
+    }
+    if context.is_eager:
+        told["is_eager"] = True
+    return told

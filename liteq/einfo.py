@@ -1,0 +1,76 @@
+"""An exception as text, for records, logs and hooks.
+
+The exceptions are the user's, and their own methods may raise anything: nothing here does.
+"""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any, Final
+
+from liteq import failure
+from liteq.exceptions import TaskFailed
+
+__all__ = ["ExceptionInfo", "line", "summary"]
+
+_LINE: Final = 500  # characters of a text in a log line
+
+
+class ExceptionInfo:
+    """An exception with the text of its traceback: what hooks know as `einfo`."""
+
+    internal = False
+
+    def __init__(self, exc: BaseException) -> None:
+        self.exception = exc
+        self.type = type(exc)
+        self.tb = exc.__traceback__
+        self._text: str | None = None
+
+    @property
+    def traceback(self) -> str:
+        """The traceback as Python prints it."""
+        if self._text is None:
+            self._text = _traceback_text(self.exception)
+        return self._text
+
+    @property
+    def exc_info(self) -> tuple[type[BaseException], BaseException, Any]:
+        return self.type, self.exception, self.tb
+
+    def record(self) -> bytes:
+        """Return the record of the exception that a store keeps."""
+        try:
+            return failure.describe(self.exception, traceback=self.traceback)
+        except BaseException as broken:  # noqa: BLE001 (the user's class)
+            reason = f"cannot be described: {type(broken).__name__}"
+            stand_in = TaskFailed(self.type.__qualname__, reason)
+            return failure.describe(stand_in, traceback=self.traceback)
+
+    def __str__(self) -> str:
+        return self.traceback
+
+    def __repr__(self) -> str:
+        return f"<ExceptionInfo: {summary(self.exception)}>"
+
+
+def summary(exc: BaseException) -> str:
+    """Return an exception in one line."""
+    text = line(exc)
+    return f"{type(exc).__qualname__}: {text}" if text else type(exc).__qualname__
+
+
+def line(value: Any) -> str:
+    """Return a value as text, in one line of bounded length."""
+    try:
+        text = " ".join(str(value).split())
+    except BaseException as broken:  # noqa: BLE001 (the user's class)
+        return f"<str() raised {type(broken).__name__}>"
+    return text if len(text) <= _LINE else f"{text[:_LINE]}…"
+
+
+def _traceback_text(exc: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(exc))
+    except BaseException as broken:  # noqa: BLE001 (the user's class)
+        return f"{type(exc).__qualname__} (no traceback: {type(broken).__name__})\n"

@@ -1,0 +1,600 @@
+"""One delivery of a message becomes one outcome: the life of an attempt.
+
+The executor reads the body, calls the hooks, sends the signals, calls the task, and
+says what came of it. It touches no store, no queue and no clock but the one it is given;
+the user's code is all the input and output there is.
+
+The order, which is Celery's:
+
+    task_prerun · before_start · the body
+    success:  on_success · task_success · log · after_return · task_postrun
+    failure:  on_failure · task_failure · log · after_return · task_postrun
+    retry:    on_retry   · task_retry   · log · task_postrun
+    ignored, rejected:                    log · task_postrun
+
+All of it happens before the outcome is returned, so it is a part of the attempt: if the
+process dies in a hook, the message is delivered again. (Celery stores the outcome before
+the hooks, so a death there loses them.) Only `before_start` and the body can change the
+outcome, and are under the soft time limit. What another hook raises is logged.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TypeAlias
+
+from liteq import context, failure, states
+from liteq.body import Body, Ending, is_coroutine
+from liteq.clock import Clock, system_clock
+from liteq.context import Context, Report
+from liteq.einfo import ExceptionInfo, line, summary
+from liteq.exceptions import Ignore, MessageTooLarge, NotRegistered, Reject, Retry
+from liteq.message import Message, Packed
+from liteq.outcome import Failed, Ignored, Outcome, Retried, Revoked, Succeeded
+from liteq.plan import Plan, TaskLike
+from liteq.serializers import dumps, loads, loads_call
+from liteq.signals import (
+    task_failure,
+    task_internal_error,
+    task_postrun,
+    task_prerun,
+    task_retry,
+    task_success,
+)
+
+__all__ = [
+    "Delivery",
+    "Ended",
+    "ExceptionInfo",
+    "Executor",
+    "ExecutorSettings",
+    "TaskLike",
+]
+
+logger = logging.getLogger("liteq.executor")
+
+# (source, kind, position, value): a brokers.base.Input, as it travels to a child.
+InputTuple: TypeAlias = tuple[str, str, int, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutorSettings:
+    """What holds for every attempt of a process.
+
+    `accept`: formats that bodies may have. `max_result_size`: bytes; a result above it
+    fails its task (None: no limit).
+    """
+
+    accept: Sequence[str] = ("json",)
+    result_serializer: str = "json"
+    max_result_size: int | None = 1_048_576
+    hostname: str = ""
+    clock: Clock = system_clock
+
+
+class Delivery:
+    """A message given to the executor. `number` counts its starts, from 1.
+
+    `message` may be the packed form, which is what a child gets: unpacking it all would
+    take longer than a short task. `inputs` are the tuples of `brokers.base.Input`.
+    `arguments` (args, kwargs) are used in place of the body. `eager`: run in place by
+    `Task.apply`, so errors of hooks, `KeyboardInterrupt` and `SystemExit` go through to
+    the caller.
+    """
+
+    __slots__ = ("arguments", "eager", "inputs", "number", "packed")
+
+    def __init__(
+        self,
+        message: Message | Packed,
+        number: int = 1,
+        inputs: Sequence[InputTuple] = (),
+        *,
+        arguments: tuple[Sequence[Any], Mapping[str, Any]] | None = None,
+        eager: bool = False,
+    ) -> None:
+        self.packed: Packed = message.pack() if isinstance(message, Message) else message
+        self.number = number
+        self.inputs = inputs
+        self.arguments = arguments
+        self.eager = eager
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An attempt that is over: its outcome and, for who runs tasks in place, the very
+    value that the task returned or the exception it ended with."""
+
+    outcome: Outcome
+    value: Any = None
+    exc: BaseException | None = None
+
+
+class Executor:
+    """Runs attempts of the tasks it is given. Threads may share one; it keeps no state
+    but what it has worked out about each task."""
+
+    def __init__(
+        self, tasks: Mapping[str, TaskLike], settings: ExecutorSettings | None = None
+    ) -> None:
+        self.tasks = tasks
+        self.settings = settings or ExecutorSettings()
+        self._plans: dict[str, Plan] = {}
+
+    def run(
+        self, delivery: Delivery, report: Report | None = None, body: Body | None = None
+    ) -> Outcome:
+        """Run one attempt and return its outcome. Never raises.
+
+        `report(state, meta)` takes what the task says about itself on the way. `body` is
+        what can be interrupted; it keeps the event loop for `async def` tasks.
+        """
+        return self._attempt(delivery, report, body or Body()).outcome
+
+    async def arun(
+        self, delivery: Delivery, report: Report | None = None, body: Body | None = None
+    ) -> Outcome:
+        """Run one attempt of an `async def` task as a part of the current asyncio task.
+
+        Raises `CancelledError` if that is cancelled: there is no outcome then, and no
+        hook is called, as when a process is killed.
+        """
+        attempt = self._prepare(delivery, report)
+        if isinstance(attempt, Ended):
+            return attempt.outcome
+        token = context.push(attempt.context)
+        try:
+            return (await attempt.arun(body or Body())).outcome
+        finally:
+            context.pop(token)
+
+    def attempt(self, delivery: Delivery, report: Report | None = None) -> Ended:
+        """Run one attempt in place, and return its value or exception as well.
+
+        With `delivery.eager` a result that cannot be serialised is no error: nobody is
+        going to carry it.
+        """
+        self._plans.pop(delivery.packed[1], None)  # tests change tasks between two calls
+        body = Body()
+        try:
+            return self._attempt(delivery, report, body)
+        finally:
+            body.close()
+
+    def is_async(self, name: str) -> bool:
+        """Tell whether a task is known to be an `async def`."""
+        plan = self._plan(name)
+        return plan is not None and plan.is_async
+
+    def _attempt(self, delivery: Delivery, report: Report | None, body: Body) -> Ended:
+        attempt = self._prepare(delivery, report)
+        if isinstance(attempt, Ended):
+            return attempt
+        token = context.push(attempt.context)
+        try:
+            return attempt.run(body)
+        finally:
+            context.pop(token)
+
+    def _prepare(self, delivery: Delivery, report: Report | None) -> _Attempt | Ended:
+        """Return the attempt, ready to run, or how it ended before it began."""
+        try:
+            return self._begin(delivery, report)
+        except Exception as exc:  # options of the task that make no sense
+            if delivery.eager:
+                raise
+            logger.exception("Task %s[%s] cannot be prepared", *delivery.packed[1::-1])
+            return Ended(Failed(ExceptionInfo(exc).record()), exc=exc)
+
+    def _begin(self, delivery: Delivery, report: Report | None) -> _Attempt | Ended:
+        packed = delivery.packed
+        plan = self._plan(packed[1])
+        if plan is None:
+            reason = f"unknown task {packed[1]!r}"
+            return _dead(NotRegistered(reason), reason)
+        if packed[6] is not None and packed[6] < self.settings.clock.now():
+            return Ended(Revoked("expired"))
+        try:
+            args, kwargs = self._arguments(delivery, plan)
+        except Exception as exc:  # noqa: BLE001 (pickle may raise anything)
+            return _dead(exc, f"undecodable body: {summary(exc)}")
+        about = Context.of(
+            packed,
+            number=delivery.number,
+            args=args,
+            kwargs=kwargs,
+            hostname=self.settings.hostname,
+            report=report,
+            is_eager=delivery.eager,
+        )
+        return _Attempt(self.settings, plan, about, packed, args, kwargs)
+
+    def _plan(self, name: str) -> Plan | None:
+        plan = self._plans.get(name)
+        if plan is None:
+            task = self.tasks.get(name)
+            if task is None:
+                return None
+            plan = self._plans[name] = Plan(task)
+        return plan
+
+    def _arguments(
+        self, delivery: Delivery, plan: Plan
+    ) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        packed = delivery.packed
+        if packed[14] is None and not delivery.inputs and delivery.arguments is None:
+            return loads_call(packed[2], "json", self.settings.accept)
+        message = Message.unpack(packed)
+        args, kwargs = delivery.arguments or loads_call(
+            message.body, message.content_type, self.settings.accept
+        )
+        if delivery.inputs and not message.immutable:
+            args = (*self._inputs(delivery.inputs, plan, args, kwargs), *args)
+        return args, kwargs
+
+    def _inputs(
+        self,
+        inputs: Sequence[InputTuple],
+        plan: Plan,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> list[Any]:
+        """Return what the messages this one waited for put before its own arguments."""
+        values: list[Any] = []
+        for source, kind, _, value in sorted(inputs, key=lambda one: one[2]):
+            if kind == "result":
+                serializer = self.settings.result_serializer
+                values.append(loads(value, serializer, (serializer,)))
+            elif plan.takes_error(args, kwargs):
+                text = failure.read(value)["traceback"]
+                values += (Context(id=source), failure.rebuild(value), text)
+            else:
+                values.append(source)
+        return values
+
+
+class _Attempt:
+    """One attempt on its way from the arguments to the outcome."""
+
+    __slots__ = ("_began", "args", "context", "id", "kwargs", "packed", "plan", "settings")
+
+    def __init__(
+        self,
+        settings: ExecutorSettings,
+        plan: Plan,
+        about: Context,
+        packed: Packed,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        self.settings = settings
+        self.plan = plan
+        self.context = about
+        self.packed = packed
+        self.id: str = packed[0]
+        self.args = args
+        self.kwargs = kwargs
+        self._began = 0.0
+
+    # The body
+
+    def run(self, body: Body) -> Ended:
+        try:
+            value, error = self._start(body)
+            if is_coroutine(value):
+                value, error = body.run(value)
+            try:
+                return self._end(value, error)
+            finally:
+                del error  # it holds this frame, which would hold it: see `Body.call`
+        except Exception as exc:  # noqa: BLE001 (a bug of ours must not end the process)
+            return self._broke(exc)
+
+    async def arun(self, body: Body) -> Ended:
+        try:
+            value, error = self._start(body)
+            if is_coroutine(value):
+                value, error = await body.arun(value)
+            try:
+                return self._end(value, error)
+            finally:
+                del error
+        except Exception as exc:  # noqa: BLE001
+            return self._broke(exc)
+
+    def _start(self, body: Body) -> Ending:
+        plan = self.plan
+        if task_prerun.receivers:
+            task_prerun.send(
+                plan.task, task_id=self.id, task=plan.task, args=self.args, kwargs=self.kwargs
+            )
+        if plan.track_started:
+            self._report_started()
+        self._began = self.settings.clock.steady()
+        work = plan.function if plan.before_start is None else self._work
+        return body.call(work, self.args, self.kwargs)
+
+    def _work(self, *args: Any, **kwargs: Any) -> Any:
+        plan = self.plan
+        if plan.before_start is not None:
+            plan.before_start(self.id, self.args, self.kwargs)
+        return plan.function(*args, **kwargs)
+
+    def _report_started(self) -> None:
+        report = self.context.report
+        if report is not None and not self.packed[11]:  # its results are ignored
+            meta = {"pid": os.getpid(), "hostname": self.settings.hostname}
+            report(states.STARTED, dumps(meta, root="meta"))
+
+    # The end
+
+    def _end(self, value: Any, error: BaseException | None) -> Ended:
+        if error is None:
+            return self._succeeded(value, self._runtime())
+        if self.context.is_eager and isinstance(error, (KeyboardInterrupt, SystemExit)):
+            raise error
+        runtime = self._runtime()
+        if self.plan.policy.catches(error):
+            error = self._retry_by_itself(error)
+        match error:
+            case Retry():
+                return self._retried(error, runtime)
+            case Ignore():
+                return self._ignored(error, runtime)
+            case Reject():
+                return self._rejected(error, runtime)
+            case _:
+                return self._failed(error, runtime)
+
+    def _runtime(self) -> float:
+        return self.settings.clock.steady() - self._began
+
+    def _succeeded(self, value: Any, runtime: float) -> Ended:
+        plan = self.plan
+        try:
+            result = self._result(value)
+        except Exception as exc:  # noqa: BLE001 (an encoder may be the user's)
+            return self._failed(exc, runtime)
+        if plan.on_success is not None:
+            try:
+                plan.on_success(value, self.id, self.args, self.kwargs)
+            except Reject as rejection:  # the one exception that Celery lets through
+                return self._rejected(rejection, runtime)
+            except BaseException as exc:  # noqa: BLE001 (the user's code)
+                self._hook_failed("on_success", exc)
+        if task_success.receivers:
+            task_success.send(plan.task, result=value, runtime=runtime)
+        if logger.isEnabledFor(logging.INFO):
+            self._log(
+                logging.INFO,
+                "Task %s[%s] succeeded in %.3fs",
+                runtime,
+                outcome="succeeded",
+                runtime=runtime,
+            )
+        self._after(states.SUCCESS, value)
+        return Ended(Succeeded(result, runtime, self._trail()), value)
+
+    def _result(self, value: Any) -> bytes | None:
+        if self.packed[11]:  # its results are ignored
+            return None
+        try:
+            result = dumps(value, self.settings.result_serializer, root="result")
+        except Exception:
+            if self.context.is_eager:  # nobody is going to carry it
+                return None
+            raise
+        limit = self.settings.max_result_size
+        if limit is not None and len(result) > limit:
+            raise MessageTooLarge(
+                f"the result of {self.plan.task.name} has {len(result)} bytes, more than the "
+                f"{limit} allowed: store it elsewhere and return where it is"
+            )
+        return result
+
+    def _failed(self, exc: BaseException, runtime: float) -> Ended:
+        plan = self.plan
+        einfo = ExceptionInfo(exc)
+        error = einfo.record()
+        self._call_hook("on_failure", exc, self.id, self.args, self.kwargs, einfo)
+        if task_failure.receivers:
+            task_failure.send(
+                plan.task,
+                task_id=self.id,
+                exception=exc,
+                args=self.args,
+                kwargs=self.kwargs,
+                traceback=exc.__traceback__,
+                einfo=einfo,
+            )
+        if isinstance(exc, plan.throws):
+            level, info = logging.INFO, None
+        else:
+            level, info = logging.ERROR, exc
+        self._log(
+            level,
+            "Task %s[%s] failed in %.3fs: %s",
+            runtime,
+            summary(exc),
+            outcome="failed",
+            runtime=runtime,
+            exc_info=info,
+        )
+        self._after(states.FAILURE, exc, einfo)
+        return Ended(Failed(error, runtime, children=self._trail()), exc=exc)
+
+    def _retry_by_itself(self, exc: BaseException) -> BaseException:
+        """Return what `Task.retry` makes of an exception that `autoretry_for` lists:
+        `Retry`, or what the task fails with when its retries are used up."""
+        options = self.plan.policy.options(self.context.retries)
+        try:
+            raised = self.plan.task.retry(exc=exc, **options)
+        except BaseException as answer:  # noqa: BLE001 (the user's code)
+            raised = answer
+        if raised is not exc and raised.__context__ is None:
+            raised.__context__ = exc
+        return raised if isinstance(raised, BaseException) else exc
+
+    def _retried(self, retry: Retry, runtime: float) -> Ended:
+        reason = retry.exc if isinstance(retry.exc, BaseException) else retry
+        einfo = ExceptionInfo(reason)
+        outcome = Retried(
+            run_at=_due(retry, self.settings.clock.now()),
+            error=einfo.record(),
+            changes=getattr(retry, "changes", None) or None,  # set by Task.retry
+            runtime=runtime,
+        )
+        self._call_hook("on_retry", reason, self.id, self.args, self.kwargs, einfo)
+        if task_retry.receivers:
+            task_retry.send(self.plan.task, request=self.context, reason=retry, einfo=einfo)
+        self._log(
+            logging.INFO,
+            "Task %s[%s] retry: %s",
+            line(retry),
+            outcome="retried",
+            runtime=runtime,
+        )
+        self._postrun(states.RETRY, retry)
+        return Ended(outcome, exc=retry)
+
+    def _ignored(self, exc: Ignore, runtime: float) -> Ended:
+        self._log(logging.INFO, "Task %s[%s] ignored", outcome="ignored", runtime=runtime)
+        self._postrun(states.IGNORED, exc)
+        return Ended(Ignored(runtime), exc=exc)
+
+    def _rejected(self, exc: Reject, runtime: float) -> Ended:
+        """End an attempt that refused its message.
+
+        Put back, it is due at once, and that counts as no retry. Otherwise it failed, but
+        by its own will: neither `on_failure` nor `task_failure` hears of it, as in Celery.
+        """
+        error = ExceptionInfo(exc).record()
+        outcome: Outcome
+        if exc.requeue:
+            now = self.settings.clock.now()
+            outcome = Retried(now, error, {"retries": self.context.retries}, runtime)
+        else:
+            outcome = Failed(error, runtime, children=self._trail())
+        self._log(
+            logging.WARNING,
+            "Task %s[%s] rejected: %s",
+            line(exc.reason),
+            outcome="rejected",
+            runtime=runtime,
+        )
+        self._postrun(states.REJECTED, exc)
+        return Ended(outcome, exc=exc)
+
+    def _broke(self, exc: Exception) -> Ended:
+        """Fail the task for an error in the machinery around it."""
+        if self.context.is_eager:
+            raise exc
+        self._internal_error("Task %s[%s] failed outside of its code", exc)
+        return Ended(Failed(ExceptionInfo(exc).record()), exc=exc)
+
+    # What every end has
+
+    def _after(self, state: str, value: Any, einfo: ExceptionInfo | None = None) -> None:
+        if self.plan.after_return is not None:
+            self._call_hook(
+                "after_return", state, value, self.id, self.args, self.kwargs, einfo
+            )
+        self._postrun(state, value)
+
+    def _postrun(self, state: str, value: Any) -> None:
+        if task_postrun.receivers:
+            task_postrun.send(
+                self.plan.task,
+                task_id=self.id,
+                task=self.plan.task,
+                args=self.args,
+                kwargs=self.kwargs,
+                retval=value,
+                state=state,
+            )
+
+    def _call_hook(self, name: str, *args: Any) -> None:
+        hook = getattr(self.plan, name)
+        if hook is not None:
+            try:
+                hook(*args)
+            except BaseException as exc:  # noqa: BLE001 (the user's code)
+                self._hook_failed(name, exc)
+
+    def _hook_failed(self, name: str, exc: BaseException) -> None:
+        if self.context.is_eager:
+            raise exc
+        self._internal_error("Task %s[%s]: %s raised", exc, name)
+
+    def _internal_error(self, text: str, exc: BaseException, *values: Any) -> None:
+        self._log(logging.ERROR, text, *values, outcome="error", exc_info=exc)
+        if task_internal_error.receivers:
+            task_internal_error.send(
+                self.plan.task,
+                task_id=self.id,
+                args=self.args,
+                kwargs=self.kwargs,
+                request=self.context,
+                exception=exc,
+                traceback=exc.__traceback__,
+                einfo=ExceptionInfo(exc),
+            )
+
+    def _trail(self) -> str | None:
+        trail = self.context.__dict__.get("_children")
+        if not trail:
+            return None
+        return json.dumps([getattr(child, "id", child) for child in trail])
+
+    def _log(
+        self,
+        level: int,
+        text: str,
+        *values: Any,
+        outcome: str,
+        runtime: float | None = None,
+        exc_info: BaseException | None = None,
+    ) -> None:
+        if not logger.isEnabledFor(level):
+            return
+        if runtime is None:
+            runtime = self._runtime()
+        logger.log(
+            level,
+            text,
+            self.context.shadow or self.plan.task.name,
+            self.id,
+            *values,
+            exc_info=exc_info,
+            extra={
+                "task": self.plan.task.name,
+                "task_id": self.id,
+                "attempt": self.context.retries + self.context.deliveries,
+                "queue": self.packed[3],
+                "outcome": outcome,
+                "duration_ms": round(runtime * 1000, 3),
+            },
+        )
+
+
+def _dead(exc: BaseException, reason: str) -> Ended:
+    """End an attempt that could not begin, keeping its message as a dead letter."""
+    logger.error("A message cannot be run: %s", reason)
+    return Ended(Failed(ExceptionInfo(exc).record(), dead=reason), exc=exc)
+
+
+def _due(retry: Retry, now: float) -> float:
+    """Return when a retry is to start. `Task.retry` has worked it out; a `Retry` that the
+    user made has only `when`, a naive one being UTC."""
+    due = getattr(retry, "run_at", None)
+    if due is not None:
+        return float(due)
+    if isinstance(retry.when, datetime):
+        when = retry.when
+        return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+    return now + float(retry.when or 0.0)

@@ -1,0 +1,123 @@
+"""What the executor needs to know of a task, worked out once and not at every attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Protocol
+
+from liteq.retry import RetryPolicy
+
+__all__ = ["Plan", "TaskLike"]
+
+_COROUTINE_FUNCTION: Final = 0x80  # the code flag of `async def` (inspect's)
+
+
+class TaskLike(Protocol):
+    """What the executor needs of a task. Options that are missing have Celery's defaults.
+
+    They are: throws, track_started, and those of `RetryPolicy`.
+    """
+
+    name: str
+    run: Callable[..., Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+    def retry(self, *args: Any, **kwargs: Any) -> Any: ...
+    def before_start(self, task_id: Any, args: Any, kwargs: Any) -> Any: ...
+    def on_success(self, retval: Any, task_id: Any, args: Any, kwargs: Any) -> Any: ...
+    def on_failure(self, exc: Any, task_id: Any, args: Any, kwargs: Any, einfo: Any) -> Any: ...
+    def on_retry(self, exc: Any, task_id: Any, args: Any, kwargs: Any, einfo: Any) -> Any: ...
+    def after_return(
+        self, status: Any, retval: Any, task_id: Any, args: Any, kwargs: Any, einfo: Any
+    ) -> Any: ...
+
+
+class Plan:
+    """A task as the executor sees it. Hooks that do nothing are None, and not called."""
+
+    __slots__ = (
+        "after_return",
+        "before_start",
+        "function",
+        "is_async",
+        "on_failure",
+        "on_retry",
+        "on_success",
+        "policy",
+        "task",
+        "throws",
+        "track_started",
+    )
+
+    def __init__(self, task: TaskLike) -> None:
+        self.task = task
+        self.function = _function(task)
+        self.is_async = _is_async(task.run)
+        self.before_start = _hook(task, "before_start")
+        self.on_success = _hook(task, "on_success")
+        self.on_failure = _hook(task, "on_failure")
+        self.on_retry = _hook(task, "on_retry")
+        self.after_return = _hook(task, "after_return")
+        self.throws = _classes(getattr(task, "throws", None))
+        self.track_started = bool(getattr(task, "track_started", False))
+        self.policy = RetryPolicy(
+            autoretry_for=_classes(getattr(task, "autoretry_for", None)),
+            dont_autoretry_for=_classes(getattr(task, "dont_autoretry_for", None)),
+            retry_kwargs=getattr(task, "retry_kwargs", None) or {},
+            retry_backoff=getattr(task, "retry_backoff", False) or False,
+            retry_backoff_max=getattr(task, "retry_backoff_max", 600),
+            retry_jitter=getattr(task, "retry_jitter", True),
+        )
+
+    def takes_error(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Tell whether this errback wants (request, exc, traceback), not the failed id.
+
+        It does if those three fit before its own arguments; a bound task only if the id
+        alone does not, since that is what Celery calls a bound one with.
+        """
+        import inspect  # late: 6 ms, and only error callbacks need it
+
+        try:
+            signature = inspect.signature(self.function)
+        except (TypeError, ValueError):
+            return False  # a built-in that does not tell
+        if not _fits(signature, 3, args, kwargs):
+            return False
+        is_bound = hasattr(self.function, "__self__")
+        return not is_bound or not _fits(signature, 1, args, kwargs)
+
+
+def _function(task: TaskLike) -> Callable[..., Any]:
+    """Return what an attempt calls: `run`, or the task itself if it overrides `__call__`."""
+    call = getattr(type(task), "__call__", None)  # noqa: B004 (which one it is, is asked)
+    return task.run if _is_default(call) else task
+
+
+def _hook(task: TaskLike, name: str) -> Callable[..., Any] | None:
+    hook = getattr(task, name, None)
+    return None if _is_default(hook) else hook
+
+
+def _is_default(method: Any) -> bool:
+    """Tell whether a method is missing or is the one of liteq's own Task, which is above
+    this module and so is known by name."""
+    return method is None or getattr(method, "__module__", None) == "liteq.task"
+
+
+def _is_async(run: Callable[..., Any]) -> bool:
+    code = getattr(run, "__code__", None)
+    return code is not None and bool(code.co_flags & _COROUTINE_FUNCTION)
+
+
+def _classes(given: Any) -> tuple[type[BaseException], ...]:
+    if not given:
+        return ()
+    return (given,) if isinstance(given, type) else tuple(given)
+
+
+def _fits(signature: Any, more: int, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    try:
+        signature.bind(*(None,) * more, *args, **kwargs)
+    except TypeError:
+        return False
+    return True

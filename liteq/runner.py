@@ -1,0 +1,138 @@
+"""What a pool's child does with a job: the executor behind a door of bytes.
+
+A job is `marshal` of (delivery number, packed message, inputs as tuples), its answer
+`marshal` of `outcome.encode()`, a report `marshal` of (state, meta bytes). Marshal is the
+fastest way between processes that run the same Python; nothing of it is ever stored.
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from liteq import outcome
+from liteq.body import Body
+from liteq.brokers.base import Lease, Note
+from liteq.context import Report
+from liteq.executor import Delivery, Executor, ExecutorSettings, TaskLike
+from liteq.outcome import Outcome
+from liteq.signals import worker_process_init, worker_process_shutdown
+
+__all__ = [
+    "RunnerFactory",
+    "TaskRunner",
+    "job",
+    "read_answer",
+    "read_report",
+]
+
+Send = Callable[[bytes], None]
+
+
+# The worker's side of the door
+
+
+def job(lease: Lease) -> bytes:
+    """Return the payload of a job for this lease."""
+    inputs = tuple((i.source, i.kind, i.position, i.value) for i in lease.inputs)
+    return marshal.dumps((lease.delivery, lease.packed, inputs))
+
+
+def read_answer(payload: bytes) -> Outcome:
+    """Return the outcome in a runner's answer."""
+    return outcome.decode(marshal.loads(payload))
+
+
+def read_report(payload: bytes) -> Note:
+    """Return the note in a runner's report."""
+    return Note(*marshal.loads(payload))
+
+
+# The child's side
+
+
+class TaskRunner:
+    """Runs one job at a time; each child of a pool has its own. See `pool.Runner`."""
+
+    def __init__(self, executor: Executor, *, own_process: bool = False) -> None:
+        """`own_process`: the child is a process, so `worker_process_init` and
+        `worker_process_shutdown` are sent in it."""
+        self._executor = executor
+        self._own_process = own_process
+        self._body = Body()
+
+    def start(self) -> None:
+        """Tell the user's code that the child begins. What a receiver raises is logged."""
+        if self._own_process and worker_process_init.receivers:
+            worker_process_init.send(None)
+
+    def stop(self) -> None:
+        """End the event loop of this child, and tell the user's code that it ends."""
+        self._body.close()
+        if self._own_process and worker_process_shutdown.receivers:
+            worker_process_shutdown.send(None, pid=os.getpid(), exitcode=0)
+
+    def run(self, payload: bytes, report: Send) -> bytes:
+        """Run a job and return the answer. Whatever the task raises is in the answer."""
+        number, packed, inputs = marshal.loads(payload)
+        ended = self._executor.run(
+            Delivery(packed, number, inputs), _reporter(report), self._body
+        )
+        return marshal.dumps(outcome.encode(ended))
+
+    async def arun(self, payload: bytes, report: Send) -> bytes:
+        """Run a job of an `async def` task on the running loop.
+
+        Raises `CancelledError`, and gives no answer, if the current asyncio task is
+        cancelled: that is how the pool ends a job.
+        """
+        number, packed, inputs = marshal.loads(payload)
+        ended = await self._executor.arun(
+            Delivery(packed, number, inputs), _reporter(report), self._body
+        )
+        return marshal.dumps(outcome.encode(ended))
+
+    def is_async(self, payload: bytes) -> bool:
+        """Tell whether the job's task is an `async def`."""
+        return self._executor.is_async(marshal.loads(payload)[1][1])
+
+    def interrupt(self) -> None:
+        """Raise `SoftTimeLimitExceeded` inside the task's body, if it runs now.
+
+        At most once for a job; never in a hook that follows, nor in another job. In the
+        thread that runs the job (a signal handler) this raises; another thread gets the
+        exception at its next bytecode, a coroutine at its `await`.
+        """
+        self._body.interrupt()
+
+
+@dataclass
+class RunnerFactory:
+    """Makes the runners of a pool, which may be in other processes: it can be pickled.
+
+    `load(*reference)` gives the tasks; it is called once in each process, by the first
+    runner made there.
+    """
+
+    load: Callable[..., Mapping[str, TaskLike]]
+    reference: Sequence[Any] = ()
+    settings: ExecutorSettings = field(default_factory=ExecutorSettings)
+    own_process: bool = False
+
+    def __post_init__(self) -> None:
+        self._executor: Executor | None = None
+
+    def __call__(self) -> TaskRunner:
+        if self._executor is None:
+            self._executor = Executor(self.load(*self.reference), self.settings)
+        return TaskRunner(self._executor, own_process=self.own_process)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_executor": None}  # the other process makes its own
+
+
+def _reporter(send: Send) -> Report:
+    return lambda state, meta: send(marshal.dumps((state, meta)))
