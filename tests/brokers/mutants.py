@@ -1,0 +1,394 @@
+"""Broken brokers, to test the tests: each is SQLite's broker with one promise taken out.
+
+A mutant is a name, the promise it breaks, and a function that breaks it by patching the
+broker's statements or methods. `swap` fails when the text it looks for is gone, so a
+mutant cannot silently turn into a healthy broker when the broker changes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from liteq.brokers import settling, sqlite
+from liteq.brokers.base import Lease
+from liteq.brokers.settling import Settling
+from liteq.brokers.sqlite import SqliteBroker
+from liteq.outcome import Lost, Released, Succeeded
+
+Patch = pytest.MonkeyPatch
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One way in which a broker could be wrong."""
+
+    name: str
+    promise: int
+    apply: Callable[[Patch], None]
+    # The model finds most; these contract tests find what the model does not look at.
+    found_by: tuple[str, ...] = ()
+
+
+def swap(patch: Patch, module: Any, names: tuple[str, ...], old: str, new: str) -> None:
+    """Replace a piece of SQL in the named constants of a module."""
+    for name in names:
+        sql = getattr(module, name)
+        assert old in sql, f"{name} no longer contains {old!r}: mend this mutant"
+        patch.setattr(module, name, sql.replace(old, new))
+
+
+EXITS = ("_SUCCEED", "_FAIL", "_REVOKE_LEASE", "_REQUEUE")
+
+
+def no_fence(patch: Patch) -> None:
+    swap(patch, settling, EXITS, "AND token = ?", "AND ? IS NOT NULL AND state = 3")
+    # A retry's statement is made as it runs: take its token from the row.
+    retry = Settling._retry
+
+    def unfenced(self: Settling, lease: Lease, outcome: Any) -> bool:
+        row = self.db.execute("SELECT token FROM message WHERE seq = ?", (lease.key,)).get
+        return retry(self, lease._replace(token=row), outcome)
+
+    patch.setattr(Settling, "_retry", unfenced)
+
+
+def no_fence_on_success(patch: Patch) -> None:
+    swap(patch, settling, ("_SUCCEED",), "AND token = ?", "AND ? IS NOT NULL")
+
+
+def token_reused(patch: Patch) -> None:
+    init = SqliteBroker.__init__
+
+    def with_one_token(self: SqliteBroker, folder: Any, **options: Any) -> None:
+        init(self, folder, **options, tokens=lambda: 7)
+
+    patch.setattr(SqliteBroker, "__init__", with_one_token)
+
+
+def tokens_repeat(patch: Patch) -> None:
+    init = SqliteBroker.__init__
+
+    def with_three_tokens(self: SqliteBroker, folder: Any, **options: Any) -> None:
+        tokens = itertools.cycle((1, 2, 3))
+        init(self, folder, **options, tokens=lambda: next(tokens))
+
+    patch.setattr(SqliteBroker, "__init__", with_three_tokens)
+
+
+def settle_keeps_the_token(patch: Patch) -> None:
+    swap(patch, settling, ("_SUCCEED", "_FAIL"), "token = NULL, ", "")
+
+
+def stale_settle_answered_yes(patch: Patch) -> None:
+    settle = Settling.settle
+    patch.setattr(
+        Settling, "settle", lambda self, items: tuple(True for _ in settle(self, items))
+    )
+
+
+def stale_settle_starts_callbacks(patch: Patch) -> None:
+    settle = Settling._settle
+
+    def follow_first(self: Settling, lease: Lease, outcome: Any) -> bool:
+        if isinstance(outcome, Succeeded):
+            self._after_success(lease, outcome)
+        return settle(self, lease, outcome)
+
+    patch.setattr(Settling, "_settle", follow_first)
+
+
+def stale_note_taken(patch: Patch) -> None:
+    swap(patch, sqlite, ("_NOTE",), "AND token = ?", "AND ? IS NOT NULL")
+
+
+def eta_ignored(patch: Patch) -> None:
+    enqueue = SqliteBroker.enqueue
+    patch.setattr(
+        SqliteBroker,
+        "enqueue",
+        lambda self, messages, edges=(): enqueue(
+            self, [message._replace(run_at=None) for message in messages], edges
+        ),
+    )
+
+
+def retry_delay_ignored(patch: Patch) -> None:
+    retry = Settling._retry
+    patch.setattr(
+        Settling,
+        "_retry",
+        lambda self, lease, outcome: retry(
+            self, lease, type(outcome)(self.now, outcome.error, outcome.changes)
+        ),
+    )
+
+
+def expiry_ignored(patch: Patch) -> None:
+    swap(patch, sqlite, ("_CLAIM",), "inputs, expires_at, priority", "inputs, NULL, priority")
+
+
+def no_delivery_limit(patch: Patch) -> None:
+    lose = Settling._lose
+
+    def endless(self: Settling, lease: Lease, reason: str) -> bool:
+        packed = list(lease.packed)
+        packed[12] = 10**9
+        return lose(self, lease._replace(packed=tuple(packed)), reason)
+
+    patch.setattr(Settling, "_lose", endless)
+
+
+def delivery_not_counted(patch: Patch) -> None:
+    swap(patch, sqlite, ("_CLAIM",), "deliveries = deliveries + 1", "deliveries = 1")
+
+
+def released_counts_a_delivery(patch: Patch) -> None:
+    requeue = Settling._requeue
+    patch.setattr(
+        Settling, "_requeue", lambda self, lease, *, uncount: requeue(self, lease, uncount=0)
+    )
+
+
+def early_ack_redelivered(patch: Patch) -> None:
+    lose = Settling._lose
+
+    def late(self: Settling, lease: Lease, reason: str) -> bool:
+        packed = list(lease.packed)
+        packed[10] = 1
+        return lose(self, lease._replace(packed=tuple(packed)), reason)
+
+    patch.setattr(Settling, "_lose", late)
+
+
+def revoke_forgotten(patch: Patch) -> None:
+    patch.setattr(Settling, "revoke", lambda self, seq, reason: None)
+
+
+def revoke_forgotten_after_the_run(patch: Patch) -> None:
+    patch.setattr(Settling, "_is_revoked", lambda self, lease: False)
+
+
+def revoke_takes_running_leases(patch: Patch) -> None:
+    swap(patch, settling, ("_REVOKE",), " AND state != 3", "")
+    revoke = SqliteBroker.revoke
+
+    def ruthless(self: SqliteBroker, ids: Any, **options: Any) -> Any:
+        ids = list(ids)
+        answers = revoke(self, ids, **options)
+        for id in ids:
+            self._database.write(
+                lambda db, id=id: db.execute(
+                    "UPDATE message SET state = 8, token = NULL, settled_at = 0 "
+                    "WHERE id = ? AND state = 3",
+                    (id,),
+                ),
+                durable=False,
+            )
+        return answers
+
+    patch.setattr(SqliteBroker, "revoke", ruthless)
+
+
+def follow_ups_in_a_later_step(patch: Patch) -> None:
+    owed: list[Any] = []
+    give, step, init = Settling._give, SqliteBroker.step, SqliteBroker.__init__
+
+    def with_a_clean_slate(self: SqliteBroker, folder: Any, **options: Any) -> None:
+        owed.clear()
+        init(self, folder, **options)
+
+    patch.setattr(SqliteBroker, "__init__", with_a_clean_slate)
+    patch.setattr(Settling, "_give", lambda self, *args: owed.append(args))
+
+    def step_then_follow(self: SqliteBroker, worker: int, **options: Any) -> Any:
+        answer = step(self, worker, **options)
+        while owed:
+            args = owed.pop(0)
+            self._database.write(
+                lambda db, args=args: give(
+                    Settling(db, self.clock.now(), self.max_deliveries), *args
+                ),
+                durable=False,
+            )
+        return answer
+
+    patch.setattr(SqliteBroker, "step", step_then_follow)
+
+
+def follow_ups_lost(patch: Patch) -> None:
+    patch.setattr(Settling, "_give", lambda self, *args: None)
+
+
+def callbacks_of_a_failure_hang(patch: Patch) -> None:
+    follow = Settling._follow
+
+    def only_if_fired(self: Settling, seq: int, id: str, fired: Any, *rest: Any) -> None:
+        if fired is not None:
+            follow(self, seq, id, fired, *rest)
+
+    patch.setattr(Settling, "_follow", only_if_fired)
+
+
+def enqueue_overwrites(patch: Patch) -> None:
+    swap(
+        patch,
+        sqlite,
+        ("_ENQUEUE",),
+        "DO NOTHING",
+        "DO UPDATE SET state = excluded.state, body = excluded.body, token = NULL",
+    )
+
+
+def other_work_under_a_used_id(patch: Patch) -> None:
+    patch.setattr(SqliteBroker, "_accept_repeat", staticmethod(lambda db, row: None))
+
+
+def priority_reversed(patch: Patch) -> None:
+    swap(
+        patch,
+        sqlite,
+        ("_QUEUED_IN", "_QUEUED_IN_RANKED"),
+        "INDEXED BY message_queued WHERE state = 1 AND queue = ? ORDER BY priority DESC",
+        "WHERE state = 1 AND queue = ? ORDER BY priority",
+    )
+
+
+def youngest_first(patch: Patch) -> None:
+    swap(
+        patch,
+        sqlite,
+        ("_QUEUED_IN", "_QUEUED_IN_RANKED"),
+        "INDEXED BY message_queued WHERE state = 1 AND queue = ? ORDER BY priority DESC, seq",
+        "WHERE state = 1 AND queue = ? ORDER BY priority DESC, seq DESC",
+    )
+
+
+def queue_by_queue(patch: Patch) -> None:
+    claim = SqliteBroker._claim
+
+    def one_after_another(
+        self: Any, db: Any, s: Any, w: Any, t: Any, queues: Any, limit: int, tasks: Any
+    ) -> Any:
+        leases: list[Lease] = []
+        for queue in queues:
+            leases += claim(self, db, s, w, t, [queue], limit - len(leases), tasks)
+        return leases
+
+    patch.setattr(SqliteBroker, "_claim", one_after_another)
+
+
+def reclaim_takes_living_workers(patch: Patch) -> None:
+    dead = SqliteBroker._dead_workers
+
+    def everybody(self: SqliteBroker, caller: Any, steady: float) -> list[int]:
+        return dead(self, caller, steady + 10 * self.lease_timeout)
+
+    patch.setattr(SqliteBroker, "_dead_workers", everybody)
+
+
+def the_dead_are_not_noticed(patch: Patch) -> None:
+    patch.setattr(SqliteBroker, "_dead_workers", lambda self, caller, steady: [])
+
+
+def the_dead_may_claim(patch: Patch) -> None:
+    patch.setattr(sqlite, "_is_alive", lambda db, worker: True)
+
+
+def leaving_loses_the_leases(patch: Patch) -> None:
+    settle = Settling._settle
+
+    def dropped(self: Settling, lease: Lease, outcome: Any) -> bool:
+        if isinstance(outcome, Released):
+            return True
+        return settle(self, lease, outcome)
+
+    patch.setattr(Settling, "_settle", dropped)
+
+
+def dead_letter_deleted(patch: Patch) -> None:
+    fail = Settling._fail
+
+    def gone(self: Settling, lease: Lease, error: bytes, dead: Any, children: Any) -> bool:
+        accepted = fail(self, lease, error, dead, children)
+        if accepted and dead:
+            self.db.execute("DELETE FROM message WHERE seq = ?", (lease.key,))
+        return accepted
+
+    patch.setattr(Settling, "_fail", gone)
+
+
+def unknown_tasks_dropped(patch: Patch) -> None:
+    patch.setattr(
+        sqlite,
+        "_park",
+        lambda db, lease: db.execute("DELETE FROM message WHERE seq = ?", (lease.key,)),
+    )
+
+
+def death_released(patch: Patch) -> None:
+    """A worker's death counted as no delivery at all: poison circles for ever."""
+    settle = Settling._settle
+    patch.setattr(
+        Settling,
+        "_settle",
+        lambda self, lease, outcome: settle(
+            self, lease, Released() if isinstance(outcome, Lost) else outcome
+        ),
+    )
+
+
+MUTANTS = (
+    Mutant("no fence", 3, no_fence),
+    Mutant("no fence on success", 3, no_fence_on_success),
+    Mutant("token reused", 3, token_reused),
+    Mutant("tokens repeat after three", 3, tokens_repeat),
+    Mutant("a settled lease keeps its token", 3, settle_keeps_the_token),
+    Mutant("a stale settle is answered yes", 3, stale_settle_answered_yes),
+    Mutant("a stale settle starts callbacks", 4, stale_settle_starts_callbacks),
+    Mutant(
+        "a stale note is taken",
+        3,
+        stale_note_taken,
+        found_by=("test_3_a_stale_holders_report_is_not_taken",),
+    ),
+    Mutant("ETA ignored", 6, eta_ignored),
+    Mutant("the delay of a retry ignored", 6, retry_delay_ignored),
+    Mutant("expiry ignored", 6, expiry_ignored),
+    Mutant("no delivery limit", 5, no_delivery_limit),
+    Mutant("deliveries not counted", 5, delivery_not_counted),
+    Mutant("a death is not counted", 5, death_released),
+    Mutant("a release counts as a delivery", 2, released_counts_a_delivery),
+    Mutant("early acknowledgement redelivered", 11, early_ack_redelivered),
+    Mutant("revoke forgotten", 8, revoke_forgotten),
+    Mutant("revoke forgotten after the run", 8, revoke_forgotten_after_the_run),
+    Mutant("revoke takes running leases", 8, revoke_takes_running_leases),
+    Mutant("follow-ups in a later step", 4, follow_ups_in_a_later_step),
+    Mutant("follow-ups lost", 4, follow_ups_lost),
+    Mutant("callbacks of a failure hang", 4, callbacks_of_a_failure_hang),
+    Mutant("enqueue overwrites", 4, enqueue_overwrites),
+    Mutant("other work taken under a used id", 4, other_work_under_a_used_id),
+    Mutant("priority reversed", 7, priority_reversed),
+    Mutant("the youngest first", 7, youngest_first),
+    Mutant("queue by queue", 7, queue_by_queue),
+    Mutant("reclaim takes living workers' leases", 2, reclaim_takes_living_workers),
+    Mutant("the dead are not noticed", 2, the_dead_are_not_noticed),
+    Mutant(
+        "the dead may claim",
+        2,
+        the_dead_may_claim,
+        found_by=("test_2_a_worker_given_up_for_dead_claims_nothing",),
+    ),
+    Mutant("leases vanish with who leaves", 2, leaving_loses_the_leases),
+    Mutant("dead letters deleted", 5, dead_letter_deleted),
+    Mutant(
+        "unknown tasks dropped",
+        5,
+        unknown_tasks_dropped,
+        found_by=("test_5_an_unknown_task_is_left_for_a_worker_that_knows_it",),
+    ),
+)

@@ -1,0 +1,25 @@
+"""Brokers against the model: random verbs, and the same visible state after each."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from brokers.model import BrokerMachine
+
+STORM = bool(os.environ.get("LITEQ_STORM"))
+EXAMPLES = {"memory": 120, "sqlite": 25}
+
+
+@pytest.mark.timeout(3600 if STORM else 60)
+@pytest.mark.parametrize("kind", EXAMPLES)
+def test_a_broker_does_what_the_model_does(kind: str) -> None:
+    machine = type("Machine", (BrokerMachine,), {"kind": kind})
+    examples = EXAMPLES[kind] * (50 if STORM else 1)
+
+    run_state_machine_as_test(
+        machine, settings=settings(max_examples=examples, stateful_step_count=40)
+    )

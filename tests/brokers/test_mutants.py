@@ -1,0 +1,56 @@
+"""A test of the tests: every broken broker must be caught."""
+
+from __future__ import annotations
+
+from inspect import signature
+from pathlib import Path
+
+import pytest
+from hypothesis import Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+from world import FakeClock, Store
+
+from brokers import test_contract
+from brokers.model import BrokerMachine
+from brokers.mutants import MUTANTS, Mutant
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name.replace(" ", "-"))
+def test_a_broken_broker_is_caught(
+    mutant: Mutant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mutant.apply(monkeypatch)
+
+    if mutant.found_by:
+        caught = all(contract_fails(name, tmp_path) for name in mutant.found_by)
+    else:
+        caught = model_fails()
+
+    assert caught, f"nothing notices a broker that breaks promise {mutant.promise}"
+
+
+def model_fails() -> bool:
+    quickly = settings(
+        max_examples=400,
+        stateful_step_count=40,
+        phases=[Phase.generate],  # the first failure will do: no shrinking
+        report_multiple_bugs=False,
+        print_blob=False,
+    )
+    try:
+        run_state_machine_as_test(BrokerMachine, settings=quickly)
+    except AssertionError:
+        return True
+    return False
+
+
+def contract_fails(name: str, folder: Path) -> bool:
+    test, clock = getattr(test_contract, name), FakeClock()
+    broker = Store("memory", folder, clock).open()
+    try:
+        test(broker, clock) if "clock" in signature(test).parameters else test(broker)
+    except AssertionError:
+        return True
+    finally:
+        broker.close()
+    return False

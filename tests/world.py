@@ -1,0 +1,85 @@
+"""What tests are made with: a clock moved by hand, stores, and short ways to messages."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from liteq.brokers.base import Broker
+from liteq.brokers.sqlite import SqliteBroker
+from liteq.ids import new_id
+from liteq.message import Message
+
+START = 1_800_000_000.0  # a Friday in 2027; any time would do
+
+
+class FakeClock:
+    """A clock that stands still until a test moves it."""
+
+    def __init__(self, start: float = START) -> None:
+        self._now = start
+        self._steady = 1_000.0
+
+    def now(self) -> float:
+        return self._now
+
+    def steady(self) -> float:
+        return self._steady
+
+    def advance(self, seconds: float) -> None:
+        """Let this much time pass."""
+        self._now += seconds
+        self._steady += seconds
+
+    def step(self, seconds: float) -> None:
+        """Set the wall clock without time passing: what NTP and administrators do."""
+        self._now += seconds
+
+
+@dataclass
+class Store:
+    """A place for messages, which `open()` connects to.
+
+    `shared`: another `open()`, also in another process, sees the same messages.
+    """
+
+    kind: str
+    folder: Path
+    clock: FakeClock
+
+    @property
+    def shared(self) -> bool:
+        return self.kind != "memory"
+
+    def open(self, **options: Any) -> Broker:
+        options = {"clock": self.clock, "durability": "normal", **options}
+        match self.kind:
+            case "memory":
+                return SqliteBroker(None, **options)
+            case "sqlite":
+                return SqliteBroker(str(self.folder / "store"), **options)
+            case other:
+                raise ValueError(f"no store of kind {other!r}")
+
+
+def make(task: str = "shop.charge", body: bytes = b"[[], {}]", **fields: Any) -> Message:
+    """Return a message with a new id."""
+    return Message(**{"id": new_id(), "task": task, "body": body, **fields})
+
+
+def enlist(broker: Broker, *queues: str, name: str = "w", concurrency: int = 1) -> int:
+    """Register a worker and return its id."""
+    return broker.register(name, queues or ("default",), concurrency, {})
+
+
+def wait_until(condition: Callable[[], Any], within: float = 5.0) -> Any:
+    """Return the condition's first true value; fail if there is none within the time."""
+    deadline = time.monotonic() + within
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not true within {within:g} s: {condition}")
+        time.sleep(0.005)  # other processes are to get the processor
+    return value
