@@ -14,6 +14,7 @@ from liteq.outcome import Outcome
 __all__ = [
     "DEFAULT_MAX_DELIVERIES",
     "FINAL_STATES",
+    "HELLO",
     "Attempt",
     "Broker",
     "Input",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 
 DEFAULT_MAX_DELIVERIES: Final = 3
+HELLO: Final = "hello"  # the wake-up that says a worker has come
 
 State: TypeAlias = Literal[
     "waiting",  # for other messages (a callback)
@@ -200,7 +202,7 @@ class Mailbox(ABC):
     @abstractmethod
     def receive(self) -> set[str]:
         """Take all wake-ups without blocking. Return the ids of messages that settled,
-        and "" for any other reason to look."""
+        `HELLO` if a worker has come, and "" for any other reason to look."""
 
     @abstractmethod
     def wait(self, timeout: float | None) -> set[str]:

@@ -125,11 +125,7 @@ class Database:
         handle = self._handle()
         with handle.lock:
             try:
-                db = handle.db or handle.open()
-                if handle.durable is not durable:
-                    handle.set_durable(durable)
-                if handle.limited is not limited:
-                    handle.set_limited(limited)
+                db = handle.prepare(durable=durable, limited=limited)
                 handle.pass_gate()
                 try:
                     db.execute("BEGIN IMMEDIATE")
@@ -141,6 +137,26 @@ class Database:
                             db.execute("ROLLBACK")
                         raise
                     return answer
+                finally:
+                    handle.leave_gate()
+            except apsw.Error as exc:
+                raise self._translate(handle, exc) from exc
+
+    def write_one(
+        self, sql: str, bindings: Sequence[Any], *, durable: bool, limited: bool = False
+    ) -> int:
+        """Run one statement as a transaction of its own; return how many rows it changed.
+
+        The same as `write()`, without the 8 us that BEGIN and COMMIT take.
+        """
+        handle = self._handle()
+        with handle.lock:
+            try:
+                db = handle.prepare(durable=durable, limited=limited)
+                handle.pass_gate()
+                try:
+                    db.execute(sql, bindings)
+                    return db.changes()
                 finally:
                     handle.leave_gate()
             except apsw.Error as exc:
@@ -349,6 +365,15 @@ class _Handle:
         if pages > _WAL_BACKSTOP and pages % 1000 < 8:  # no worker has kept the WAL short
             db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
         return apsw.SQLITE_OK
+
+    def prepare(self, *, durable: bool, limited: bool) -> apsw.Connection:
+        """Return the connection, set up for a transaction of this kind."""
+        db = self.db or self.open()
+        if self.durable is not durable:
+            self.set_durable(durable)
+        if self.limited is not limited:
+            self.set_limited(limited)
+        return db
 
     def set_durable(self, durable: bool) -> None:  # noqa: FBT001 (one private caller)
         db = self.db

@@ -63,6 +63,7 @@ CREATE TABLE message(
     token INTEGER,
     worker INTEGER,
     started_at REAL,
+    parked_at REAL,
     settled_at REAL,
     delete_at REAL,
     result BLOB,
@@ -73,7 +74,7 @@ CREATE TABLE message(
     dead TEXT
 ) STRICT;
 CREATE INDEX message_queued ON message(queue, priority DESC, seq) WHERE state = 1;
-CREATE INDEX message_scheduled ON message(run_at) WHERE state = 2;
+CREATE INDEX message_scheduled ON message(queue, run_at) WHERE state = 2;
 CREATE INDEX message_running ON message(worker) WHERE state = 3;
 CREATE INDEX message_parked ON message(queue, task, priority DESC, seq) WHERE state = 4;
 CREATE INDEX message_revoking ON message(worker) WHERE state = 3 AND revoke IS NOT NULL;

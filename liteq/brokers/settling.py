@@ -6,8 +6,9 @@ row, and nothing follows from it.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import apsw
 
@@ -62,9 +63,19 @@ _REQUEUE: Final = (
 _ATTEMPT: Final = (
     "INSERT INTO attempt(message, number, outcome, error, worker, started_at, ended_at) "
     "SELECT seq, 1 + (SELECT count(*) FROM attempt WHERE message = seq), ?, ?, worker, "
-    "started_at, ? FROM message WHERE seq = ?"
+    "started_at, ? FROM message WHERE seq = ? AND token = ?"
 )
 _CHANGEABLE: Final = frozenset(PACKED_FIELDS) - {"id", "task", "run_at"}
+
+
+class _End(NamedTuple):
+    """A message that has ended: `fired` is the kind of edge that this sets off."""
+
+    seq: int
+    id: str
+    fired: str | None
+    kind: str
+    value: bytes
 
 
 class Settling:
@@ -80,6 +91,7 @@ class Settling:
         self.max_deliveries = max_deliveries
         self.queued = False
         self.woken: dict[str, list[str]] = {}
+        self._ended: deque[_End] = deque()
         self._has_edges: bool | None = None
         self._has_waiters: bool | None = None
 
@@ -87,8 +99,11 @@ class Settling:
         """Record the outcome of each lease; False stands for one that had been lost."""
         plain = all(type(outcome) is Succeeded for _, outcome in settlements)
         if plain and len(settlements) > 1 and self._succeed_all(settlements):
-            return (True,) * len(settlements)
-        return tuple(self._settle(lease, outcome) for lease, outcome in settlements)
+            accepted = (True,) * len(settlements)
+        else:
+            accepted = tuple(self._settle(lease, outcome) for lease, outcome in settlements)
+        self.follow_all()
+        return accepted
 
     def _succeed_all(self, settlements: Sequence[tuple[Lease, Outcome]]) -> bool:
         """Settle the common batch, all successes, with one statement run many times.
@@ -143,20 +158,27 @@ class Settling:
 
     def _after_success(self, lease: Lease, outcome: Outcome) -> None:
         if type(outcome) is Succeeded:
-            self._follow(lease.key, lease.id, "success", "result", outcome.result or b"null")
+            self.ended(lease.key, lease.id, "success", "result", outcome.result or b"null")
         else:
-            self._follow(lease.key, lease.id, None, "result", b"null")
+            self.ended(lease.key, lease.id, None, "result", b"null")
         self.wake_waiters(lease.key, lease.id)
 
-    def _fail(self, lease: Lease, error: bytes, dead: str | None, children: str | None) -> bool:
+    def _fail(
+        self,
+        lease: Lease,
+        error: bytes,
+        dead: str | None,
+        children: str | None,
+        attempt: str = "failed",
+    ) -> bool:
         expires: float | None = lease.packed[13]
         delete_at = None if expires is None or dead else self.now + expires
+        self._keep_attempt(lease, attempt, error)
         bindings = (error, children, self.now, delete_at, dead, lease.key, lease.token)
         self.db.execute(_FAIL, bindings)
         if not self.db.changes():
             return False
-        self._keep_attempt(lease.key, "failed" if dead is None else "dead", error)
-        self._follow(lease.key, lease.id, "failure", "error", error)
+        self.ended(lease.key, lease.id, "failure", "error", error)
         self.wake_waiters(lease.key, lease.id)
         return True
 
@@ -167,6 +189,7 @@ class Settling:
         if unknown := changes.keys() - _CHANGEABLE:
             raise ValueError(f"a retry cannot change {sorted(unknown)}")
         columns = "".join(f", {name} = ?" for name in changes)
+        self._keep_attempt(lease, "retried", outcome.error)
         self.db.execute(
             "UPDATE message SET token = NULL, started_at = NULL, note_state = NULL, "
             f"note = NULL, deliveries = 0, state = ?, run_at = ?, result = ?{columns} "
@@ -182,7 +205,6 @@ class Settling:
         )
         if not self.db.changes():
             return False
-        self._keep_attempt(lease.key, "retried", outcome.error)
         self.queued = True
         return True
 
@@ -210,14 +232,12 @@ class Settling:
         allowed = lease.packed[12] or self.max_deliveries
         error = failure.describe(WorkerLostError(reason))
         if not lease.packed[10]:  # acks_late is off: never a second start
-            return self._fail(lease, error, None, None)
+            return self._fail(lease, error, None, None, "lost")
         if lease.delivery >= allowed:
             dead = f"started {lease.delivery} times without an end; the last time, {reason}"
-            return self._fail(lease, error, dead, None)
-        if not self._requeue(lease, uncount=0):
-            return False
-        self._keep_attempt(lease.key, "lost", error)
-        return True
+            return self._fail(lease, error, dead, None, "lost")
+        self._keep_attempt(lease, "lost", error)
+        return self._requeue(lease, uncount=0)
 
     def _is_revoked(self, lease: Lease) -> bool:
         return bool(
@@ -229,21 +249,21 @@ class Settling:
         )
 
     def revoke(self, seq: int, reason: str) -> None:
-        """End a message that is not running."""
+        """End a message that is not running. To be followed by `follow_all()`."""
         id = fetch_one(self.db, _REVOKE, (self.now, reason, seq))
         if id is not None:
             self._after_revoke(seq, id, reason)
 
     def _after_revoke(self, seq: int, id: str, reason: str) -> None:
         error = failure.describe(TaskRevokedError(reason))
-        self._follow(seq, id, None if reason == "upstream" else "failure", "error", error)
+        self.ended(seq, id, None if reason == "upstream" else "failure", "error", error)
         self.wake_waiters(seq, id)
 
     def give_up_parked(self, before: float) -> None:
         """Make dead letters of messages whose task nobody has known for so long."""
         parked = fetch_all(
             self.db,
-            "SELECT seq, id, task FROM message WHERE state = 4 AND enqueued_at <= ? "
+            "SELECT seq, id, task FROM message WHERE state = 4 AND parked_at <= ? "
             f"LIMIT {SLICE}",
             (before,),
         )
@@ -255,30 +275,36 @@ class Settling:
                 "WHERE seq = ?",
                 (self.now, reason, error, seq),
             )
-            self._follow(seq, id, "failure", "error", error)
+            self.ended(seq, id, "failure", "error", error)
             self.wake_waiters(seq, id)
 
     # What follows
 
-    def _follow(self, seq: int, id: str, fired: str | None, kind: str, value: bytes) -> None:
-        """Give what waits for this end its input, and end what waited for another."""
+    def ended(self, seq: int, id: str, fired: str | None, kind: str, value: bytes) -> None:
+        """Note that a message has ended, for `follow_all()`."""
         if self._has_edges is None:
             self._has_edges = bool(fetch_one(self.db, "SELECT EXISTS(SELECT 1 FROM edge)"))
-        if not self._has_edges:
-            return
-        for target, fires, position in fetch_all(
-            self.db, "SELECT target, fires, position FROM edge WHERE source = ?", (seq,)
-        ):
-            if fires == fired:
-                self._give(target, position, id, kind, value)
-            else:
-                self.revoke(target, "upstream")
+        if self._has_edges:
+            self._ended.append(_End(seq, id, fired, kind, value))
 
-    def _give(self, target: int, position: int, source: str, kind: str, value: bytes) -> None:
+    def follow_all(self) -> None:
+        """Give what waited for these ends its input, end what waited for other ends, and
+        so on down. A queue and not a recursion: a chain may have ten thousand links."""
+        while self._ended:
+            end = self._ended.popleft()
+            for target, fires, position in fetch_all(
+                self.db, "SELECT target, fires, position FROM edge WHERE source = ?", (end.seq,)
+            ):
+                if fires == end.fired:
+                    self._give(target, position, end)
+                else:
+                    self.revoke(target, "upstream")
+
+    def _give(self, target: int, position: int, end: _End) -> None:
         self.db.execute(
             "INSERT INTO input(target, position, source, kind, value) VALUES (?,?,?,?,?) "
             "ON CONFLICT DO NOTHING",
-            (target, position, source, kind, value),
+            (target, position, end.id, end.kind, end.value),
         )
         self.db.execute(
             "UPDATE message SET pending = pending - 1, inputs = inputs + 1, state = CASE "
@@ -288,8 +314,10 @@ class Settling:
         )
         self.queued = True
 
-    def _keep_attempt(self, seq: int, outcome: str, error: bytes | None) -> None:
-        self.db.execute(_ATTEMPT, (outcome, error, self.now, seq))
+    def _keep_attempt(self, lease: Lease, outcome: str, error: bytes | None) -> None:
+        """Write down an attempt that ends now; before the lease is given up, which wipes
+        what is to be written down. A stale lease matches no row here either."""
+        self.db.execute(_ATTEMPT, (outcome, error, self.now, lease.key, lease.token))
 
     def wake_waiters(self, seq: int, id: str) -> None:
         """Note whom to tell that this message settled."""

@@ -23,6 +23,7 @@ import apsw
 
 from liteq.brokers.base import (
     DEFAULT_MAX_DELIVERIES,
+    HELLO,
     Attempt,
     Broker,
     Input,
@@ -44,9 +45,10 @@ from liteq.clock import Clock, system_clock
 from liteq.exceptions import (
     AlreadyEnqueued,
     ImproperlyConfigured,
+    InvalidTaskError,
 )
 from liteq.ids import new_token
-from liteq.message import PACKED_FIELDS, Edge, Message, Packed
+from liteq.message import PACKED_FIELDS, Edge, Message
 from liteq.outcome import (
     Lost,
     Outcome,
@@ -175,21 +177,35 @@ class SqliteBroker(Broker):
             new_rows.append((*message.pack(), state, waits_for, now))
 
         def insert(db: apsw.Connection) -> None:
+            new_ids = set()
             for new_row in new_rows:
                 db.execute(_ENQUEUE, new_row)
-                if not db.changes():
+                if db.changes():
+                    new_ids.add(new_row[0])
+                else:
                     self._accept_repeat(db, new_row)
             for edge in edges:
-                self._insert_edge(db, edge)
+                if edge.target in new_ids:
+                    self._insert_edge(db, edge)
 
-        self._database.write(insert, durable=self.durable, limited=True)
+        if len(new_rows) == 1 and not edges:
+            [new_row] = new_rows
+            if not self._insert_one(new_row):
+                self._database.read(lambda db: self._accept_repeat(db, new_row))
+        else:
+            self._database.write(insert, durable=self.durable, limited=True)
         self._wake_workers()
+
+    def _insert_one(self, new_row: tuple[Any, ...]) -> int:
+        return self._database.write_one(_ENQUEUE, new_row, durable=self.durable, limited=True)
 
     @staticmethod
     def _accept_repeat(db: apsw.Connection, row: tuple[Any, ...]) -> None:
         """Let the same message be enqueued again, and refuse another under its id."""
         id, task, body = row[:3]
         stored = fetch_one(db, "SELECT task, body FROM message WHERE id = ?", (id,))
+        if stored is None:
+            return  # settled and deleted since
         if stored != (task, body):
             raise AlreadyEnqueued(
                 f"a message with id {id!r} is in the store with another task or other "
@@ -200,10 +216,15 @@ class SqliteBroker(Broker):
     def _insert_edge(db: apsw.Connection, edge: Edge) -> None:
         db.execute(
             "INSERT INTO edge(source, target, fires, position) "
-            "SELECT s.seq, t.seq, ?, ? FROM message s, message t WHERE s.id = ? AND t.id = ? "
-            "ON CONFLICT DO NOTHING",
+            "SELECT s.seq, t.seq, ?, ? FROM message s, message t "
+            "WHERE s.id = ? AND s.state < 6 AND t.id = ? ON CONFLICT DO NOTHING",
             (edge.on, edge.position, edge.source, edge.target),
         )
+        if not db.changes():
+            raise InvalidTaskError(
+                f"{edge.target!r} cannot wait for {edge.source!r}, which is not in the store "
+                "or is over already: enqueue both in one call"
+            )
 
     def step(
         self,
@@ -226,7 +247,7 @@ class SqliteBroker(Broker):
             alive = _is_alive(db, worker)
             leases: list[Lease] = []
             if limit > 0 and alive:
-                if _promote(db, now):
+                if self._promote(db, now, queues):
                     settling.queued = True
                 leases = self._claim(db, settling, worker, token, queues, limit, tasks)
             early = any(not lease.packed[10] for lease in leases)
@@ -235,7 +256,7 @@ class SqliteBroker(Broker):
                 Step(
                     accepted=tuple(accepted),
                     leases=tuple(leases),
-                    next_due=_next_due(db),
+                    next_due=self._next_due(db, queues),
                     terminate=_to_terminate(db, worker),
                     alive=alive,
                 ),
@@ -260,31 +281,34 @@ class SqliteBroker(Broker):
         tasks: Collection[str] | None,
     ) -> list[Lease]:
         """Claim, parking unknown tasks and revoking what has expired, until the limit is
-        reached or nothing is left."""
+        reached or nothing is left; but put aside no more than a slice in one step."""
         leases: list[Lease] = []
         now = settling.now
+        aside = 0
         while len(leases) < limit:
-            wanted = limit - len(leases)
-            rows = self._claim_queued(db, worker, token, now, queues, wanted)
-            if tasks is not None:
-                rows += self._claim_parked(db, worker, token, now, queues, tasks, wanted)
-            if not rows:
+            wanted = limit - len(leases) + aside  # who met many useless ones meets more
+            found = self._claim_queued(db, worker, token, now, queues, wanted)
+            found += self._claim_parked(db, worker, token, now, queues, tasks, wanted)
+            if not found:
                 break
-            rows.sort(key=lambda row: (-row[4], row[0]))
-            for row in rows:
-                seq, delivery, inputs, expires_at = row[:4]
-                packed: Packed = row[5:]
-                lease = Lease(seq, token, delivery, packed)
+            found.sort(key=lambda one: (-one[4], one[0]))
+            for seq, delivery, inputs, expires_at, _, *packed in found:
+                lease = Lease(seq, token, delivery, tuple(packed))
                 if expires_at is not None and expires_at <= now:
                     settling.settle([(lease, Revoked("expired"))])
-                elif tasks is not None and packed[1] not in tasks:
-                    _park(db, lease)
+                    aside += 1
+                elif tasks is not None and lease.task not in tasks:
+                    _park(db, lease, now)
+                    aside += 1
                 elif len(leases) >= limit:
                     settling.settle([(lease, Released())])
                 else:
                     if inputs:
-                        lease = Lease(seq, token, delivery, packed, _inputs(db, seq))
+                        lease = lease._replace(inputs=_inputs(db, seq))
                     leases.append(lease)
+            if aside > SLICE:
+                settling.queued = True  # this worker has more to look through, too
+                break
         return leases
 
     def _claim_queued(
@@ -319,20 +343,51 @@ class SqliteBroker(Broker):
         token: int,
         now: float,
         queues: Sequence[str],
-        tasks: Collection[str],
+        tasks: Collection[str] | None,
         limit: int,
     ) -> list[tuple[Any, ...]]:
         """Claim what others have parked and this worker knows."""
         if not fetch_one(db, "SELECT EXISTS(SELECT 1 FROM message WHERE state = 4)"):
             return []
+        known = "" if tasks is None else "AND task IN (SELECT value FROM json_each(?)) "
         sql = _CLAIM.format(
             candidates="SELECT seq FROM message INDEXED BY message_parked WHERE state = 4 "
-            "AND queue IN (SELECT value FROM json_each(?)) "
-            "AND task IN (SELECT value FROM json_each(?)) "
+            f"AND queue IN (SELECT value FROM json_each(?)) {known}"
             "ORDER BY priority DESC, seq LIMIT ?"
         )
-        names = json.dumps(list(queues)), json.dumps(sorted(tasks))
+        names = [json.dumps(list(queues))]
+        if tasks is not None:
+            names.append(json.dumps(sorted(tasks)))
         return fetch_all(db, sql, (token, worker, now, *names, limit))
+
+    def _promote(self, db: apsw.Connection, now: float, queues: Sequence[str]) -> bool:
+        """Make claimable what has come due, in slices. Return whether anything was."""
+        due = self._next_due(db, queues)
+        if due is None or due > now:
+            return False
+        for queue in queues:
+            db.execute(
+                "UPDATE message SET state = 1 WHERE seq IN (SELECT seq FROM message "
+                "INDEXED BY message_scheduled WHERE state = 2 AND queue = ? AND run_at <= ? "
+                f"ORDER BY run_at LIMIT {SLICE})",
+                (queue, now),
+            )
+        return True
+
+    @staticmethod
+    def _next_due(db: apsw.Connection, queues: Sequence[str]) -> float | None:
+        """Return when the next delayed message of these queues is due."""
+        due: float | None = None
+        for queue in queues:
+            first: float | None = fetch_one(
+                db,
+                "SELECT run_at FROM message INDEXED BY message_scheduled WHERE state = 2 "
+                "AND queue = ? ORDER BY run_at LIMIT 1",
+                (queue,),
+            )
+            if first is not None and (due is None or first < due):
+                due = first
+        return due
 
     def _announce(self, settling: Settling) -> None:
         """Send the wake-ups that a committed transaction owes."""
@@ -341,13 +396,13 @@ class SqliteBroker(Broker):
         for address, ids in settling.woken.items():
             self._wake(address, ids)
 
-    def _wake_workers(self) -> None:
+    def _wake_workers(self, word: str = "") -> None:
         if self._post is not None:
-            self._post.wake_workers()
+            self._post.wake_workers(word)
         else:
             for mailbox in list(self._local.values()):
                 if mailbox.name.startswith("w"):
-                    mailbox.put([""])
+                    mailbox.put([word])
 
     def _wake(self, address: str, ids: list[str]) -> None:
         if self._post is not None:
@@ -384,7 +439,7 @@ class SqliteBroker(Broker):
             return worker
 
         worker = self._database.write(insert, durable=False)
-        self._wake_workers()  # the others learn whose death to watch for
+        self._wake_workers(HELLO)  # the others learn whose death to watch for
         return worker
 
     def beat(self, worker: int, details: Mapping[str, Any] | None = None) -> bool:
@@ -547,8 +602,9 @@ class SqliteBroker(Broker):
                 seq, state = row
                 if state == RUNNING:
                     db.execute(
-                        "UPDATE message SET revoke = ? WHERE seq = ?",
-                        (terminate or "revoked", seq),
+                        "UPDATE message SET revoke = coalesce(?, revoke, 'revoked') "
+                        "WHERE seq = ?",
+                        (terminate, seq),
                     )
                     answers[id] = "signalled" if terminate else "running"
                     signalled = signalled or terminate is not None
@@ -557,6 +613,7 @@ class SqliteBroker(Broker):
                     answers[id] = "revoked"
                 else:
                     answers[id] = "settled"
+            settling.follow_all()
             return settling, answers, signalled
 
         settling, answers, signalled = self._database.write(mark, durable=self.durable)
@@ -593,14 +650,24 @@ class SqliteBroker(Broker):
         if queues is not None:
             where += " AND queue IN (SELECT value FROM json_each(?))"
             bindings = (json.dumps(list(queues)),)
+        now = self.clock.now()
+
+        def delete(db: apsw.Connection) -> tuple[Settling, int]:
+            settling = Settling(db, now, self.max_deliveries)
+            found = fetch_all(
+                db, f"SELECT seq, id FROM message WHERE {where} LIMIT {SLICE}", bindings
+            )
+            for seq, id in found:
+                settling.ended(seq, id, None, "result", b"null")
+                settling.wake_waiters(seq, id)
+            settling.follow_all()
+            _delete(db, [seq for seq, _ in found])
+            return settling, len(found)
+
         total = 0
         while True:  # in slices: a million rows would hold the write lock for seconds
-            count = self._database.write(
-                lambda db: _delete(
-                    db, f"SELECT seq FROM message WHERE {where} LIMIT {SLICE}", bindings
-                ),
-                durable=self.durable,
-            )
+            settling, count = self._database.write(delete, durable=self.durable)
+            self._announce(settling)
             total += count
             if count < SLICE:
                 return total
@@ -741,6 +808,10 @@ class SqliteBroker(Broker):
                     (code, value, now, None if expires is None else now + expires, seq),
                 )
                 settling.wake_waiters(seq, id)
+                fired = {"SUCCESS": "success", "FAILURE": "failure"}.get(state)
+                kind = "result" if code == SUCCEEDED else "error"
+                settling.ended(seq, id, fired, kind, value or b"null")
+                settling.follow_all()
             else:
                 db.execute(
                     "UPDATE message SET note_state = ?, note = ? WHERE seq = ?",
@@ -755,9 +826,7 @@ class SqliteBroker(Broker):
         self._database.write(
             lambda db: _delete(
                 db,
-                "SELECT seq FROM message WHERE state >= 6 "
-                "AND id IN (SELECT value FROM json_each(?))",
-                (wanted,),
+                _seqs(db, "state >= 6 AND id IN (SELECT value FROM json_each(?))", (wanted,)),
             ),
             durable=self.durable,
         )
@@ -774,7 +843,7 @@ class SqliteBroker(Broker):
                     "SELECT EXISTS(SELECT 1 FROM message WHERE delete_at <= ?1) "
                     "OR EXISTS(SELECT 1 FROM message WHERE expires_at IS NOT NULL "
                     "AND settled_at IS NULL AND expires_at <= ?1 AND state IN (1, 2, 4)) "
-                    "OR EXISTS(SELECT 1 FROM message WHERE state = 4 AND enqueued_at <= ?2) "
+                    "OR EXISTS(SELECT 1 FROM message WHERE state = 4 AND parked_at <= ?2) "
                     "OR EXISTS(SELECT 1 FROM worker WHERE stopped_at <= ?3)",
                     (now, now - self.unknown_expires, now - 7 * 86_400),
                 )
@@ -782,11 +851,7 @@ class SqliteBroker(Broker):
 
         def sweep(db: apsw.Connection) -> Settling:
             settling = Settling(db, now, self.max_deliveries)
-            _delete(
-                db,
-                f"SELECT seq FROM message WHERE delete_at <= ? ORDER BY delete_at LIMIT {SLICE}",
-                (now,),
-            )
+            _delete(db, _seqs(db, f"delete_at <= ? ORDER BY delete_at LIMIT {SLICE}", (now,)))
             for (seq,) in fetch_all(
                 db,
                 "SELECT seq FROM message WHERE expires_at IS NOT NULL AND settled_at IS NULL "
@@ -795,6 +860,7 @@ class SqliteBroker(Broker):
             ):
                 settling.revoke(seq, "expired")
             settling.give_up_parked(now - self.unknown_expires)
+            settling.follow_all()
             db.execute("DELETE FROM worker WHERE stopped_at <= ?", (now - 7 * 86_400,))
             if db.pragma("freelist_count") > 4096:
                 fetch_all(db, f"PRAGMA incremental_vacuum({SLICE})")
@@ -812,34 +878,14 @@ class SqliteBroker(Broker):
 
     def close(self) -> None:
         self._database.close()
+        if self._post is not None:
+            self._post.close()
 
 
 def _is_alive(db: apsw.Connection, worker: int) -> bool:
     return bool(
         fetch_one(db, "SELECT 1 FROM worker WHERE id = ? AND stopped_at IS NULL", (worker,))
     )
-
-
-def _promote(db: apsw.Connection, now: float) -> bool:
-    """Make claimable what has come due, in slices. Return whether anything was."""
-    due = _next_due(db)
-    if due is None or due > now:
-        return False
-    db.execute(
-        "UPDATE message SET state = 1 WHERE seq IN (SELECT seq FROM message "
-        f"WHERE state = 2 AND run_at <= ? ORDER BY run_at LIMIT {SLICE})",
-        (now,),
-    )
-    return bool(db.changes())
-
-
-def _next_due(db: apsw.Connection) -> float | None:
-    due: float | None = fetch_one(
-        db,
-        "SELECT run_at FROM message INDEXED BY message_scheduled WHERE state = 2 "
-        "ORDER BY run_at LIMIT 1",
-    )
-    return due
 
 
 def _to_terminate(db: apsw.Connection, worker: int) -> dict[int, str]:
@@ -853,11 +899,12 @@ def _to_terminate(db: apsw.Connection, worker: int) -> dict[int, str]:
     )
 
 
-def _park(db: apsw.Connection, lease: Lease) -> None:
+def _park(db: apsw.Connection, lease: Lease, now: float) -> None:
     db.execute(
         "UPDATE message SET state = 4, token = NULL, started_at = NULL, "
-        "deliveries = deliveries - 1 WHERE seq = ? AND token = ?",
-        (lease.key, lease.token),
+        "deliveries = deliveries - 1, parked_at = coalesce(parked_at, ?) "
+        "WHERE seq = ? AND token = ?",
+        (now, lease.key, lease.token),
     )
 
 
@@ -881,16 +928,19 @@ def _inputs(db: apsw.Connection, seq: int) -> tuple[Input, ...]:
     return tuple(Input(*row) for row in rows)
 
 
-def _delete(db: apsw.Connection, select: str, bindings: tuple[Any, ...]) -> int:
-    """Delete messages and all that hangs on them; return how many."""
-    seqs = [seq for (seq,) in fetch_all(db, select, bindings)]
-    for seq in seqs:
-        db.execute("DELETE FROM message WHERE seq = ?", (seq,))
-        db.execute("DELETE FROM attempt WHERE message = ?", (seq,))
-        db.execute("DELETE FROM input WHERE target = ?", (seq,))
-        db.execute("DELETE FROM edge WHERE source = ?", (seq,))
-        db.execute("DELETE FROM waiter WHERE message = ?", (seq,))
-    return len(seqs)
+def _delete(db: apsw.Connection, seqs: Sequence[int]) -> None:
+    """Delete messages and all that hangs on them."""
+    keys = [(seq,) for seq in seqs]
+    db.executemany("DELETE FROM message WHERE seq = ?", keys)
+    db.executemany("DELETE FROM attempt WHERE message = ?", keys)
+    db.executemany("DELETE FROM input WHERE target = ?", keys)
+    db.executemany("DELETE FROM edge WHERE source = ?", keys)
+    db.executemany("DELETE FROM waiter WHERE message = ?", keys)
+
+
+def _seqs(db: apsw.Connection, where: str, bindings: Sequence[Any]) -> list[int]:
+    found = fetch_all(db, f"SELECT seq FROM message WHERE {where}", bindings)
+    return [seq for (seq,) in found]
 
 
 def _harden(db: apsw.Connection) -> None:

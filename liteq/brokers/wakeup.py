@@ -53,10 +53,10 @@ class Post:
         name = f"{kind}{os.getpid()}-{next(self._names)}"
         return SocketMailbox(self._address(name), name, poll_interval)
 
-    def wake_workers(self) -> None:
-        """Tell every worker that there may be work."""
+    def wake_workers(self, word: str = "") -> None:
+        """Tell every worker that there may be work, or (`HELLO`) a new worker."""
         for name in self._worker_names():
-            self._send(name, b"")
+            self._send(name, word.encode())
 
     def wake(self, name: str, ids: Iterable[str]) -> None:
         """Tell one mailbox that these messages settled."""
@@ -70,6 +70,12 @@ class Post:
             parcel.append(data)
             size += len(data) + 1
         self._send(name, b"\n".join(parcel))
+
+    def close(self) -> None:
+        """Close the sending socket; the next wake-up opens another."""
+        sender, self._socket = self._socket, None
+        if sender is not None:
+            sender.close()
 
     def _send(self, name: str, data: bytes) -> None:
         address = self._address(name)
