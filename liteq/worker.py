@@ -1,0 +1,740 @@
+"""The worker: claim → hand out → settle, in one loop of one thread.
+
+1. The pool's events become settlements and notes (`_take_events`).
+2. One transaction settles them and claims what the pool has room for (`_step`).
+3. The leases go to the pool as bytes; the loop sleeps until a child answers, a wake-up
+   comes, a delayed message is due, or the heartbeat is.
+
+The store's connection is this loop's own; the children of a prefork pool never see it.
+When the store cannot be reached, settlements wait here and are tried again; when the
+lease is lost meanwhile, the store refuses them, and `refused` counts it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import selectors
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from liteq import failure, signals
+from liteq.brokers.base import HELLO, Broker, Lease, Mailbox, Note, Step
+from liteq.exceptions import (
+    BrokerError,
+    BrokerUnavailable,
+    ImproperlyConfigured,
+    QueueFull,
+    StoreLost,
+    TimeLimitExceeded,
+    WorkerShutdown,
+    WorkerTerminate,
+)
+from liteq.outcome import Failed, Lost, Outcome, Released, Revoked
+from liteq.pool import (
+    Broken,
+    Done,
+    Event,
+    Job,
+    LostJob,
+    Pool,
+    PoolOptions,
+    Ready,
+    Reported,
+    Returned,
+    make_pool,
+)
+from liteq.executor import ExecutorSettings, TaskLike
+from liteq.runner import RunnerFactory, job, read_answer, read_report
+
+if TYPE_CHECKING:
+    from liteq.app import Liteq
+
+__all__ = ["EXIT_BROKEN", "EXIT_STORE", "Worker"]
+
+logger = logging.getLogger("liteq.worker")
+
+EXIT_BROKEN: Final = 1  # the pool could not keep children alive
+EXIT_STORE: Final = 6  # the store is gone
+
+_BEATS_PER_LEASE: Final = 6
+_SLOWEST_BEAT: Final = 5.0  # seconds: also how late a deleted store is noticed
+_UPKEEP: Final = 2.0  # seconds between two slices of upkeep when there is nothing to do
+_BACKSTOP: Final = 1.0  # seconds until a lost wake-up is made good
+_LONGEST_PAUSE: Final = 5.0  # seconds between two tries to reach the store
+
+
+class Notifier(Protocol):
+    """A service manager that wants to hear how the worker is (see `liteq.systemd`)."""
+
+    watchdog_interval: float | None
+
+    def ready(self) -> None: ...
+    def status(self, text: str) -> None: ...
+    def watchdog(self) -> None: ...
+    def reloading(self) -> None: ...
+    def stopping(self) -> None: ...
+    def extend_timeout(self, seconds: float) -> None: ...
+
+
+class Worker:
+    """Runs the tasks of an app until it is told to stop.
+
+    `queues`: names to consume (None: those of `task_queues`, or the default queue);
+    `exclude_queues` are taken out. `concurrency`: children (None: the setting, or one
+    for each CPU). `pool`: prefork, threads, asyncio or solo. `grace`: seconds that a
+    warm stop waits for running tasks before it gives them back. `burst`: stop when
+    nothing is claimable. Time limits are seconds, memory is KiB. `install_signals` is to
+    be False outside of the main thread. `on_ready` is called when all children are.
+    """
+
+    def __init__(
+        self,
+        app: Liteq[Any],
+        *,
+        queues: Sequence[str] | None = None,
+        exclude_queues: Iterable[str] = (),
+        concurrency: int | None = None,
+        pool: str | None = None,
+        hostname: str | None = None,
+        burst: bool = False,
+        grace: float | None = None,
+        time_limit: float | None = None,
+        soft_time_limit: float | None = None,
+        max_tasks_per_child: int | None = None,
+        max_memory_per_child: int | None = None,
+        include: Iterable[str] = (),
+        notify: Notifier | None = None,
+        on_ready: Callable[[], None] | None = None,
+        install_signals: bool = True,
+    ) -> None:
+        conf = app.conf
+        self.app = app
+        self.include = tuple(include)
+        self.queues = _queues(app, queues, exclude_queues)
+        self.concurrency = concurrency or conf.worker_concurrency or _cpus()
+        self.pool_kind = pool or conf.worker_pool
+        self.hostname = _node_name(hostname)
+        self.burst = burst
+        self.grace = conf.worker_shutdown_timeout if grace is None else grace
+        self.time_limit = time_limit or conf.task_time_limit
+        self.soft_time_limit = soft_time_limit or conf.task_soft_time_limit
+        self.max_tasks_per_child = max_tasks_per_child or conf.worker_max_tasks_per_child
+        self.max_memory_per_child = max_memory_per_child or conf.worker_max_memory_per_child
+        self.notify = notify
+        self.on_ready = on_ready
+        self.install_signals = install_signals
+
+        self.id = 0
+        self.settled = 0
+        self.refused = 0
+        self.pool: Pool | None = None
+        self._broker: Broker = app.broker
+        self._selector = selectors.DefaultSelector()
+        self._mailbox: Mailbox | None = None
+        self._peers: list[int] = []
+        self._leases: dict[int, Lease] = {}
+        self._settlements: list[tuple[Lease, Outcome]] = []
+        self._notes: list[tuple[Lease, Note]] = []
+        self._terminating: set[int] = set()
+        self._limits: dict[str, tuple[float | None, float | None]] = {}
+        self._tasks: frozenset[str] = frozenset()
+        self._ready = 0
+        self._look = True  # the store may hold something claimable
+        self._watch_peers = True
+        self._next_due: float | None = None
+        self._next_beat = self._next_upkeep = self._next_look = self._next_watchdog = 0.0
+        self._pause = 0.0
+        self._try_again = 0.0
+        self._wanted_stop = 0  # 1: warm, 2: cold
+        self._stopping = 0
+        self._deadline: float | None = None
+        self._exit_code = 0
+        self._hang_up = self._dump_wanted = False
+        self._keeper: _Keeper | None = None
+        self._wake_read, self._wake_write = socket.socketpair()
+
+    # Life
+
+    def run(self) -> int:
+        """Run until stopped; return the process's exit code: 0 after a stop that was
+        asked for, `EXIT_BROKEN` or `EXIT_STORE`. May be called once."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._close)
+            if self.install_signals:
+                stack.enter_context(self._signals())
+            self._start()
+            try:
+                self._loop()
+            except StoreLost as exc:
+                logger.critical("stopping: %s", exc)
+                self._exit_code = EXIT_STORE
+                self._abandon()
+            finally:
+                signals.worker_shutdown.send(sender=self)
+        return self._exit_code
+
+    def stop(self, *, cold: bool = False) -> None:
+        """Stop from any thread: finish what runs (warm), or give it back now (cold)."""
+        self._wanted_stop = max(self._wanted_stop, 2 if cold else 1)
+        self._nudge()
+
+    def _start(self) -> None:
+        signals.celeryd_init.send(
+            sender=self.hostname, instance=self, conf=self.app.conf, options={}
+        )
+        signals.worker_init.send(sender=self)
+        for module in self.include:
+            __import__(module)
+        self.app.finalize()
+        self.app.import_default_modules()
+        signals.celeryd_after_setup.send(
+            sender=self.hostname, instance=self, conf=self.app.conf
+        )
+        self._register()
+        self._selector.register(
+            self._wake_read, selectors.EVENT_READ, lambda _: self._wake_read.recv(4096)
+        )
+        # Before the children exist: what a dead worker of this host held starts at once.
+        self._reclaim()
+        self.pool = self._make_pool()
+        if self.pool.kind == "prefork":
+            # Every connection is closed for the fork anyway; doing it here keeps the
+            # children from being forked with the store's pages in memory.
+            self._broker.close()
+        self.pool.start(self._selector)
+        self._warn_of_limits(self.pool)
+
+    def _make_pool(self) -> Pool:
+        if self.pool_kind in ("prefork", "processes") and self._broker_in_memory():
+            raise ImproperlyConfigured(
+                "a store in memory cannot be shared with child processes: use "
+                "pool='threads', or an sqlite:// broker"
+            )
+        if self.pool_kind == "solo":
+            self._keeper = _Keeper(self._broker, self.id, self._beat_interval())
+        conf = self.app.conf
+        options = PoolOptions(
+            concurrency=self.concurrency,
+            max_lookahead=conf.worker_max_lookahead,
+            max_tasks_per_child=self.max_tasks_per_child,
+            max_memory_per_child=self.max_memory_per_child,
+            start_method=conf.worker_pool_start_method or "fork",
+        )
+        return make_pool(self.pool_kind, self._runners(options.start_method), options)
+
+    def _runners(self, start_method: str) -> RunnerFactory:
+        conf = self.app.conf
+        settings = ExecutorSettings(
+            accept=tuple(conf.accept_content),
+            result_serializer=conf.result_serializer,
+            max_result_size=conf.task_max_body_size,
+            hostname=self.hostname,
+            clock=self.app.clock,
+        )
+        own_process = self.pool_kind in ("prefork", "processes")
+        if own_process and start_method != "fork":
+            # A spawned child has nothing of ours: it loads the app by its reference.
+            return RunnerFactory(_load_tasks, (self.app.reference(),), settings, own_process)
+        return RunnerFactory(lambda: self.app.tasks, (), settings, own_process)
+
+    def _broker_in_memory(self) -> bool:
+        return getattr(self._broker, "folder", True) is None
+
+    def _warn_of_limits(self, pool: Pool) -> None:
+        """Say at the start which limits this pool will not keep."""
+        if pool.can_hard and pool.can_soft:
+            return
+        limited = {
+            name
+            for name in self.app.tasks
+            if (not pool.can_hard and self._limits_of(name)[1] is not None)
+            or (not pool.can_soft and self._limits_of(name)[0] is not None)
+        }
+        if limited:
+            what = "hard time limits" if pool.can_soft else "time limits"
+            logger.warning(
+                "the %s pool cannot enforce %s, which these tasks have: %s. "
+                "Use the prefork pool for them",
+                pool.kind,
+                what,
+                ", ".join(sorted(limited)),
+            )
+
+    def _register(self) -> None:
+        self.id = self._broker.register(
+            self.hostname,
+            self.queues,
+            self.concurrency,
+            {"pool": self.pool_kind, "app": self.app.main or ""},
+        )
+        if self._mailbox is not None:
+            self._close_mailbox()
+        self._mailbox = self._broker.mailbox(self.id)
+        if self._mailbox.fileno() >= 0:
+            self._selector.register(
+                self._mailbox.fileno(), selectors.EVENT_READ, self._on_wake_up
+            )
+        self._next_beat = time.monotonic() + self._beat_interval()
+
+    def _close(self) -> None:
+        if self._keeper is not None:
+            self._keeper.stop()
+        for fd in self._peers:
+            os.close(fd)
+        if self._mailbox is not None:
+            self._close_mailbox()
+        self._selector.close()
+        self._wake_read.close()
+        self._wake_write.close()
+
+    def _close_mailbox(self) -> None:
+        mailbox = self._mailbox
+        if mailbox is not None:
+            if mailbox.fileno() >= 0:
+                self._selector.unregister(mailbox.fileno())
+            mailbox.close()
+            self._mailbox = None
+
+    # The loop
+
+    def _loop(self) -> None:
+        pool = self.pool
+        assert pool is not None
+        while True:
+            if self._wanted_stop > self._stopping:
+                self._begin_stop(pool)
+            self._take_events(pool.take())
+            self._step(pool)
+            if self._is_over(pool):
+                break
+            timeout = self._timeout(pool)
+            for key, mask in self._selector.select(timeout):
+                key.data(mask)
+            self._keep_house(time.monotonic())
+        self._broker.unregister(self.id)
+
+    def _step(self, pool: Pool) -> None:
+        """Settle what has ended and claim what there is room for, in one transaction."""
+        limit = 0
+        if self._look and not self._stopping and self._ready:
+            limit = pool.capacity()
+        if not (limit or self._settlements or self._notes):
+            return
+        now = time.monotonic()
+        if now < self._try_again:
+            return
+        settlements, notes = self._settlements, self._notes
+        try:
+            step = self._broker.step(
+                self.id,
+                settlements=settlements,
+                notes=notes,
+                queues=self.queues,
+                limit=limit,
+                tasks=self._known_tasks() if limit else None,
+            )
+        except (BrokerUnavailable, QueueFull) as exc:
+            self._postpone(exc, now)
+            return
+        self._settlements, self._notes = [], []
+        self._pause = self._try_again = 0.0
+        self._count(settlements, step)
+        self._next_due = step.next_due
+        if limit:
+            self._look = len(step.leases) >= limit
+        for lease in step.leases:
+            self._hand_out(pool, lease)
+        for key, name in step.terminate.items():
+            self._terminate(pool, key, name)
+        if not step.alive:
+            self._come_back()
+
+    def _hand_out(self, pool: Pool, lease: Lease) -> None:
+        self._leases[lease.key] = lease
+        soft, hard = self._limits_of(lease.task)
+        packed = lease.packed
+        soft = soft if packed[9] is None else packed[9]
+        hard = hard if packed[8] is None else packed[8]
+        pool.submit(Job(lease.key, job(lease), soft, hard))
+
+    def _take_events(self, events: list[Event]) -> None:
+        for event in events:
+            match event:
+                case Done(key, payload):
+                    self._settle(key, read_answer(payload))
+                case Reported(key, payload):
+                    lease = self._leases.get(key)
+                    if lease is not None:
+                        self._notes.append((lease, read_report(payload)))
+                case Returned(key):
+                    self._settle(key, Released())
+                    self._look = True
+                case LostJob():
+                    self._settle(event.key, self._explain(event))
+                case Ready():
+                    self._child_ready()
+                case Broken(reason):
+                    logger.critical("stopping: %s", reason)
+                    self._exit_code = EXIT_BROKEN
+                    self._wanted_stop = max(self._wanted_stop, 1)
+
+    def _settle(self, key: int, outcome: Outcome) -> None:
+        lease = self._leases.pop(key)
+        self._terminating.discard(key)
+        self._settlements.append((lease, outcome))
+
+    def _explain(self, event: LostJob) -> Outcome:
+        """Return the outcome of an attempt that its process did not live to tell."""
+        lease = self._leases[event.key]
+        match event.kind:
+            case "time_limit":
+                limit = lease.time_limit or self._limits_of(lease.task)[1]
+                logger.error(
+                    "Task %s[%s] was killed at its time limit of %g s",
+                    lease.task,
+                    lease.id,
+                    limit,
+                    extra={"task": lease.task, "task_id": lease.id, "outcome": "failed"},
+                )
+                return Failed(failure.describe(TimeLimitExceeded(limit)), limit or 0.0)
+            case "terminated" if event.key in self._terminating:
+                return Revoked("terminated")
+            case "terminated":
+                return Released()
+            case _:
+                logger.error(
+                    "Task %s[%s] lost its process: %s",
+                    lease.task,
+                    lease.id,
+                    event.reason,
+                    extra={"task": lease.task, "task_id": lease.id, "outcome": "lost"},
+                )
+                return Lost(event.reason)
+
+    def _count(self, settlements: list[tuple[Lease, Outcome]], step: Step) -> None:
+        accepted = sum(step.accepted)
+        self.settled += accepted
+        if accepted == len(settlements):
+            return
+        for (lease, _), taken in zip(settlements, step.accepted, strict=True):
+            if not taken:
+                self.refused += 1
+                logger.warning(
+                    "the outcome of %s[%s] was refused: this worker had lost the lease",
+                    lease.task,
+                    lease.id,
+                )
+
+    def _postpone(self, exc: BrokerError, now: float) -> None:
+        """Keep everything and try again later: settling is safe to repeat."""
+        self._pause = min(_LONGEST_PAUSE, max(0.05, self._pause * 2))
+        self._try_again = now + self._pause
+        logger.error("%s; trying again in %.2g s", exc, self._pause)
+
+    def _come_back(self) -> None:
+        """Go on under a new id, having been given up for dead.
+
+        What still runs runs on: its outcomes will be refused, one by one.
+        """
+        logger.warning("this worker had been given up for dead: it starts over")
+        self._register()
+        self._look = True
+
+    def _terminate(self, pool: Pool, key: int, name: str) -> None:
+        if key in self._terminating or key not in self._leases:
+            return
+        self._terminating.add(key)
+        signum = getattr(signal, name, signal.SIGTERM)
+        if not pool.terminate(key, signum):
+            logger.warning(
+                "the %s pool cannot end %s: it runs on", pool.kind, self._leases[key].id
+            )
+
+    def _child_ready(self) -> None:
+        self._ready += 1
+        if self._ready != min(self.concurrency, self._pool_size()):
+            return
+        logger.info("ready")
+        if self.notify is not None:
+            self.notify.ready()
+            self.notify.status(f"{self.concurrency} children, queues {', '.join(self.queues)}")
+        signals.worker_ready.send(sender=self)
+        if self.on_ready is not None:
+            self.on_ready()
+
+    def _pool_size(self) -> int:
+        return 1 if self.pool_kind in ("solo", "asyncio") else self.concurrency
+
+    # Waiting
+
+    def _timeout(self, pool: Pool) -> float | None:
+        """Return how long to sleep: until the first thing that is due."""
+        now = time.monotonic()
+        wake_at = min(self._next_beat, self._next_upkeep, self._next_look)
+        if self._try_again > now:
+            wake_at = min(wake_at, self._try_again)
+        elif self._settlements or (self._look and not self._stopping and pool.capacity()):
+            return 0
+        if self._next_due is not None and not self._stopping:
+            wake_at = min(wake_at, now + self._next_due - self._broker.clock.now())
+        if self._deadline is not None:
+            wake_at = min(wake_at, self._deadline)
+        if self.notify is not None and self.notify.watchdog_interval:
+            wake_at = min(wake_at, self._next_watchdog)
+        timers = pool.tick(now)
+        timeout = max(0.0, wake_at - now)
+        return timeout if timers is None else min(timeout, timers)
+
+    def _keep_house(self, now: float) -> None:
+        """Do what is due by the clock."""
+        if self._hang_up or self._dump_wanted:
+            self._obey_signals()
+        if self._next_due is not None and self._next_due <= self._broker.clock.now():
+            self._look = True
+        if now >= self._next_look:
+            self._next_look = now + _BACKSTOP
+            self._look = True
+        if self._watch_peers:
+            self._find_peers()
+        if now >= self._next_beat:
+            self._beat(now)
+        if now >= self._next_upkeep:
+            self._upkeep(now)
+        if self._deadline is not None and now >= self._deadline:
+            self._wanted_stop = 2
+        notify = self.notify
+        if notify is not None and notify.watchdog_interval and now >= self._next_watchdog:
+            self._next_watchdog = now + notify.watchdog_interval
+            notify.watchdog()
+
+    def _beat_interval(self) -> float:
+        return min(_SLOWEST_BEAT, self._broker.lease_timeout / _BEATS_PER_LEASE)
+
+    def _beat(self, now: float) -> None:
+        self._next_beat = now + self._beat_interval()
+        try:
+            alive = self._broker.beat(self.id)
+            if alive:
+                self._reclaim()
+        except (BrokerUnavailable, QueueFull) as exc:
+            logger.error("no heartbeat: %s", exc)  # noqa: TRY400 (the cause is the message)
+            return
+        if not alive:
+            self._come_back()
+
+    def _upkeep(self, now: float) -> None:
+        try:
+            more = self._broker.maintain()
+        except (BrokerUnavailable, QueueFull) as exc:
+            logger.error("no upkeep: %s", exc)  # noqa: TRY400 (the cause is the message)
+            more = False
+        self._next_upkeep = now + (0.05 if more else _UPKEEP)
+
+    # The others
+
+    def _reclaim(self) -> None:
+        if taken := self._broker.reclaim(self.id):
+            logger.warning("took back %d messages of workers that died", taken)
+            self._look = True
+
+    def _find_peers(self) -> None:
+        """Watch the processes of the other workers: their death wakes this loop."""
+        self._watch_peers = False
+        for fd in self._peers:
+            self._selector.unregister(fd)
+            os.close(fd)
+        self._peers = self._broker.peers()
+        for fd in self._peers:
+            self._selector.register(fd, selectors.EVENT_READ, self._on_peer_death)
+
+    def _on_peer_death(self, _mask: int) -> None:
+        self._watch_peers = True
+        self._reclaim()
+
+    def _on_wake_up(self, _mask: int) -> None:
+        assert self._mailbox is not None
+        if HELLO in self._mailbox.receive():
+            self._watch_peers = True
+        self._look = True
+
+    # Stopping
+
+    def _begin_stop(self, pool: Pool) -> None:
+        warm = self._wanted_stop == 1
+        self._stopping = self._wanted_stop
+        signals.worker_shutting_down.send(
+            sender=self.hostname, sig="TERM", how="Warm" if warm else "Cold", exitcode=0
+        )
+        if self.notify is not None:
+            self.notify.stopping()
+            self.notify.extend_timeout(self.grace + 5)
+        if warm:
+            if running := len(pool.running()):
+                logger.warning(
+                    "stopping: %d tasks running, %g s for them to end; "
+                    "a second signal gives them back now",
+                    running,
+                    self.grace,
+                )
+            self._deadline = time.monotonic() + self.grace
+            pool.stop()
+        else:
+            if running := len(pool.running()):
+                logger.warning("stopping now: %d running tasks are given back", running)
+            self._deadline = None
+            pool.stop(kill=True)
+
+    def _is_over(self, pool: Pool) -> bool:
+        if self._stopping:
+            if self._exit_code == EXIT_BROKEN and self._try_again:
+                return True
+            return not (pool.alive() or self._leases or self._settlements)
+        if self.burst and self._ready and not (self._look or self._leases or self._settlements):
+            self._wanted_stop = max(self._wanted_stop, 1)
+        return False
+
+    def _abandon(self) -> None:
+        """Kill the children: what they do now can be recorded nowhere."""
+        if self.pool is not None:
+            self.pool.stop(kill=True)
+
+    # Signals
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Turn signals into wishes that the loop obeys.
+
+        The handlers set flags only: Python runs them between any two instructions of the
+        loop. The wake-up descriptor ends the selector's sleep.
+        """
+        handlers: dict[int, Callable[[int, FrameType | None], None]] = {
+            signal.SIGTERM: self._on_stop_signal,
+            signal.SIGINT: self._on_stop_signal,
+            signal.SIGQUIT: partial(self._on_stop_signal, cold=True),
+            signal.SIGHUP: self._on_hang_up,
+            signal.SIGUSR1: self._on_dump,
+        }
+        self._wake_write.setblocking(False)
+        old_fd = signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
+        old = {number: signal.signal(number, handle) for number, handle in handlers.items()}
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(old_fd)
+
+    def _on_stop_signal(
+        self, _number: int, _frame: FrameType | None, *, cold: bool = False
+    ) -> None:
+        self._wanted_stop = 2 if cold or self._wanted_stop else 1
+
+    def _on_hang_up(self, _number: int, _frame: FrameType | None) -> None:
+        self._hang_up = True
+
+    def _on_dump(self, _number: int, _frame: FrameType | None) -> None:
+        self._dump_wanted = True
+
+    def _obey_signals(self) -> None:
+        assert self.pool is not None
+        if self._hang_up:
+            self._hang_up = False
+            logger.warning("replacing all children, one at a time")
+            self.pool.roll()
+        if self._dump_wanted:
+            self._dump_wanted = False
+            import faulthandler  # late: for this one signal
+
+            faulthandler.dump_traceback()
+            self.pool.dump()
+
+    def _nudge(self) -> None:
+        with contextlib.suppress(OSError):
+            self._wake_write.send(b"!")
+
+    # What the app knows
+
+    def _known_tasks(self) -> frozenset[str]:
+        if len(self._tasks) != len(self.app.tasks):
+            self._tasks = frozenset(self.app.tasks)
+            self._limits.clear()
+        return self._tasks
+
+    def _limits_of(self, name: str) -> tuple[float | None, float | None]:
+        """Return the soft and the hard limit that a task has here unless its message
+        says otherwise: the task's own, else the worker's."""
+        found = self._limits.get(name)
+        if found is None:
+            task = self.app.tasks.get(name)
+            found = self._limits[name] = (
+                getattr(task, "soft_time_limit", None) or self.soft_time_limit,
+                getattr(task, "time_limit", None) or self.time_limit,
+            )
+        return found
+
+
+class _Keeper:
+    """Beats for a solo worker, whose only thread is busy with a task for a long time."""
+
+    def __init__(self, broker: Broker, worker: int, interval: float) -> None:
+        self._broker = broker
+        self._worker = worker
+        self._interval = interval
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="liteq-heartbeat", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._over.wait(self._interval):
+            with contextlib.suppress(BrokerError):
+                self._broker.beat(self._worker)
+
+    def stop(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+
+def _load_tasks(reference: str | bytes) -> Mapping[str, TaskLike]:
+    """Return the tasks of the app another process refers to (see `liteq.reference`)."""
+    from liteq.reference import load  # late: for spawned children only
+
+    return load(reference).tasks
+
+
+def _queues(
+    app: Liteq[Any], wanted: Sequence[str] | None, excluded: Iterable[str]
+) -> tuple[str, ...]:
+    names = app.select_queues(wanted)
+    left_out = set(excluded)
+    queues = tuple(dict.fromkeys(name for name in names if name not in left_out))
+    if not queues:
+        raise ImproperlyConfigured("the worker has no queues to consume: -X excludes them all")
+    return queues
+
+
+def _cpus() -> int:
+    """Return how many CPUs this process may use (its affinity, not the machine's)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0)) or 1
+    return os.cpu_count() or 1
+
+
+def _node_name(name: str | None) -> str:
+    """Return the worker's name, with Celery's `%h`, `%n` and `%d` filled in."""
+    host = socket.gethostname()
+    short, _, domain = host.partition(".")
+    text = name or "liteq@%h"
+    for mark, value in (("%h", host), ("%n", short), ("%d", domain)):
+        text = text.replace(mark, value)
+    return text if "@" in text else f"{text}@{host}"
+
+
+WorkerExit = (WorkerShutdown, WorkerTerminate)
