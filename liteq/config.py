@@ -661,7 +661,7 @@ class Settings(MutableMapping[str, Any]):
         self._changes: dict[str, Any] = {}
         self._object: tuple[Any, bool, str | None] | None = None
         self._defaults: list[Mapping[str, Any] | Callable[[], Mapping[str, Any]]] = []
-        self._values: dict[str, Any] | None = None
+        self._values: dict[str, Any] | None = None  # None: to be loaded
         self._sources: dict[str, str] = {}
         self._warned: set[str] = set()
         for name, value in (changes or {}).items():
@@ -670,10 +670,7 @@ class Settings(MutableMapping[str, Any]):
     # Reading and writing
 
     def __getattr__(self, name: str) -> Any:
-        try:
-            return self._loaded()[name]
-        except KeyError:
-            pass
+        """Load, and find what `_show()` could not put where Python looks first."""
         if name.startswith("_"):
             raise AttributeError(name)
         try:
@@ -707,7 +704,7 @@ class Settings(MutableMapping[str, Any]):
     def __delitem__(self, key: str) -> None:
         """Take back what code assigned; the value below shows again."""
         del self._changes[_new_name(key) or key]
-        self._values = None
+        self._forget()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._loaded())
@@ -741,7 +738,7 @@ class Settings(MutableMapping[str, Any]):
                 name = _new_name(key) or key
                 self._options[name] = _checked(name, value, source)
         self._options_source = source
-        self._values = None
+        self._forget()
 
     def config_from_object(
         self,
@@ -760,7 +757,7 @@ class Settings(MutableMapping[str, Any]):
         and new names side by side.
         """
         self._object = (obj, silent, namespace)
-        self._values = None
+        self._forget()
         if force:
             return self._source_object() is not None and bool(self._loaded())
         return True
@@ -807,7 +804,7 @@ class Settings(MutableMapping[str, Any]):
         """Add settings that all but the built-in defaults override. A function is called
         when the settings are loaded. Of several, the last wins."""
         self._defaults.append(defaults)
-        self._values = None
+        self._forget()
 
     # Celery's views
 
@@ -873,19 +870,30 @@ class Settings(MutableMapping[str, Any]):
         if self._values is not None and not self._stronger(name):
             self._values[name] = value
             self._sources[name] = _CODE
+            self._show({name: value})
 
     def _stronger(self, name: str) -> bool:
         source = self._sources.get(name, "")
         return name in self._options or source.startswith("environment")
 
-    def _loaded(self) -> dict[str, Any]:
-        if self._values is None:
-            self._load()
-        values = self._values
-        assert values is not None
-        return values
+    def _show(self, values: Mapping[str, Any]) -> None:
+        """Put values among the instance's own attributes: to read one there costs 30 ns,
+        through `__getattr__` more than a microsecond, and every call of a task reads some."""
+        for name, value in values.items():
+            if not hasattr(type(self), name):
+                self.__dict__[name] = value
 
-    def _load(self) -> None:
+    def _forget(self) -> None:
+        """Have everything loaded anew at the next reading."""
+        for name in self._values or ():
+            self.__dict__.pop(name, None)
+        self._values = None
+
+    def _loaded(self) -> dict[str, Any]:
+        values = self._values
+        return self._load() if values is None else values
+
+    def _load(self) -> dict[str, Any]:
         """Put the layers together, the weakest first.
 
         No lock: two threads that come here together make equal dicts, and a lock held
@@ -902,9 +910,12 @@ class Settings(MutableMapping[str, Any]):
                     logger.info("%s from the %s overrides the value set in code", name, source)
                 sources[name] = source
             values.update(layer)
+        self._forget()
         self._values, self._sources = values, sources
+        self._show(values)
         if self._on_load is not None:
             self._on_load(self)
+        return values
 
     def _layers(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         for defaults in self._defaults:
@@ -1181,24 +1192,25 @@ def _looks_like_setting(key: str, value: Any, *, certain: bool) -> bool:
     return not key.isupper() and _close(key, 0.85) is not None
 
 
-# What must not be shown
+# What must not be shown. Patterns are compiled at their first use: few programs need them.
 
-_SECRET: Final = re.compile(
+_SECRET: Final = (
     r"(?i)(^|_)(pass|password|passwd|passphrase|secret|token|api_?key|credentials?|signature)"
     r"($|_)|(?<!routing)_key$|^key$|_key_"
 )
-_URL_PASSWORD: Final = re.compile(r"(?<=://)([^/@:\s]*):([^@\s]*)@")
-_QUERY_SECRET: Final = re.compile(r"(?i)([?&](?:password|passwd|secret|token|key)=)[^&\s]*")
+_URL_PASSWORD: Final = r"(?<=://)([^/@:\s]*):([^@\s]*)@"
+_QUERY_SECRET: Final = r"(?i)([?&](?:password|passwd|secret|token|key)=)[^&\s]*"
 _HIDDEN: Final = "********"
 
 
 def mask_url(text: str) -> str:
     """Return a text with the passwords of its URLs hidden, to be shown or logged."""
-    return _QUERY_SECRET.sub(rf"\g<1>{_HIDDEN}", _URL_PASSWORD.sub(rf"\g<1>:{_HIDDEN}@", text))
+    text = re.sub(_URL_PASSWORD, rf"\g<1>:{_HIDDEN}@", text)
+    return re.sub(_QUERY_SECRET, rf"\g<1>{_HIDDEN}", text)
 
 
 def _censored(key: Any, value: Any) -> Any:
-    if isinstance(key, str) and _SECRET.search(key) and value not in (None, "", (), False):
+    if isinstance(key, str) and re.search(_SECRET, key) and value not in (None, "", (), False):
         return _HIDDEN
     if isinstance(value, str):
         return mask_url(value)
