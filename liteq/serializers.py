@@ -45,9 +45,9 @@ __all__ = [
 
 MARK: Final = "__liteq__"
 
-# How deep values may be nested. One level takes up to three in JSON, and the C parser
-# counts them against the interpreter's recursion limit (1,000) from wherever it is called.
-MAX_DEPTH: Final = 200
+# How deep values may be nested. One level takes up to four in JSON, and the C parser counts
+# them against the interpreter's recursion limit (1,000) from wherever it is called.
+MAX_DEPTH: Final = 128
 
 _SCALARS: Final = frozenset({str, int, float, bool, type(None)})
 _PLAIN: Final = _SCALARS | {list, dict}
@@ -150,7 +150,7 @@ def _json_bytes(value: Any, roots: tuple[str, ...], parts: Any) -> bytes:
     """
     kind = type(value)
     try:
-        if kind in _SCALARS or (kind in _PLAIN and _is_plain(value, MAX_DEPTH)):
+        if kind in _SCALARS or (kind in _PLAIN and _is_plain(value, MAX_DEPTH - 1)):
             return _json_text(value).encode()
     except ValueError:
         pass  # nan, infinity, an enormous integer or a lone surrogate: to be tagged
