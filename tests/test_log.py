@@ -1,0 +1,271 @@
+"""Records stay one record, and only who asks for it has logging configured."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from liteq import log, signals
+from liteq.exceptions import ImproperlyConfigured
+from liteq.utils.log import get_task_logger
+
+FORGED = "tasks.add\n2026-01-01 00:00:00.000 INFO     1 liteq: all is well"
+
+
+ROOT = logging.getLogger()
+
+
+@contextmanager
+def bare_root() -> Iterator[None]:
+    """Have the root logger as a fresh process has it.
+
+    Not a fixture: pytest adds its own handlers after those are made.
+    """
+    before, level = ROOT.handlers[:], ROOT.level
+    ROOT.handlers.clear()
+    try:
+        yield
+    finally:
+        for handler in (*ROOT.handlers, *log.task_logger.handlers):
+            handler.close()
+        ROOT.handlers[:] = before
+        ROOT.setLevel(level)
+        log.task_logger.handlers.clear()
+        log.task_logger.propagate = True
+
+
+def record(message: str, *args: Any, **extra: Any) -> logging.LogRecord:
+    made = logging.LogRecord("liteq.worker", logging.INFO, __file__, 1, message, args, None)
+    made.__dict__.update(extra)
+    return made
+
+
+def failed(message: str) -> logging.LogRecord:
+    made = record("Task failed")
+    try:
+        raise ValueError(message)
+    except ValueError:
+        made.exc_info = sys.exc_info()
+    return made
+
+
+def test_importing_liteq_configures_nothing() -> None:
+    code = (
+        "import logging, liteq.log\n"
+        "print(logging.getLogger().handlers, logging.getLogger('liteq').handlers)\n"
+        "logging.getLogger('liteq.worker').error('unheard')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[] [<NullHandler (NOTSET)>]\n"
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain – ünïcödé 👩‍🔬", "plain – ünïcödé 👩‍🔬"),
+        ("a\nb\r\tc", r"a\nb\r\tc"),
+        ("\x1b[2J\x7f\x9b", r"\x1b[2J\x7f\x9b"),
+        ("a\u2028b\u202ec", r"a\u2028b\u202ec"),
+        ("\ud800", r"\ud800"),
+    ],
+)
+def test_control_characters_are_shown_not_obeyed(text: str, shown: str) -> None:
+    assert log.escape(text) == shown
+
+
+def test_a_task_name_cannot_forge_a_line() -> None:
+    for formatter in (log.TextFormatter(), log.JsonFormatter()):
+        text = formatter.format(record("Task %s succeeded", FORGED, task=FORGED))
+        assert len(text.splitlines()) == 1
+
+
+def test_an_error_message_cannot_forge_a_line() -> None:
+    lines = log.TextFormatter().format(failed(FORGED)).splitlines()
+    assert all(line.startswith("  ") for line in lines[1:])
+    assert any("ValueError: tasks.add" in line for line in lines)
+    assert len(log.JsonFormatter().format(failed(FORGED)).splitlines()) == 1
+
+
+def test_text_has_time_level_process_logger_and_message() -> None:
+    text = log.TextFormatter().format(record("hello %s", "you"))
+    assert text.endswith(" liteq.worker: hello you")
+    assert " INFO " in text
+
+
+def test_formatting_leaves_the_record_to_other_handlers() -> None:
+    made = record("a\nb")
+    log.TextFormatter().format(made)
+    assert made.getMessage() == "a\nb"
+    assert "asctime" not in made.__dict__
+
+
+def test_colour_marks_what_needs_attention() -> None:
+    formatter = log.TextFormatter(colour=True)
+    assert "\x1b" not in formatter.format(record("fine"))
+    assert formatter.format(record("bad", levelname="ERROR")).startswith("\x1b[31m")
+
+
+def test_json_has_the_fields_the_record_carries_in_order() -> None:
+    made = record(
+        "Task done",
+        outcome="succeeded",
+        task="tasks.add",
+        task_id="1",
+        duration_ms=1.5,
+        attempt=2,
+        process=77,
+        created=0.25,
+        msecs=250.0,
+    )
+    fields = json.loads(log.JsonFormatter().format(made))
+    assert list(fields.items()) == [
+        ("ts", "1970-01-01T00:00:00.250Z"),
+        ("level", "INFO"),
+        ("logger", "liteq.worker"),
+        ("message", "Task done"),
+        ("task", "tasks.add"),
+        ("task_id", "1"),
+        ("attempt", 2),
+        ("pid", 77),
+        ("duration_ms", 1.5),
+        ("outcome", "succeeded"),
+    ]
+
+
+def test_json_carries_tracebacks_and_any_object() -> None:
+    made = failed("oops")
+    made.queue = Path("x")
+    fields = json.loads(log.JsonFormatter().format(made))
+    assert "ValueError: oops" in fields["exception"]
+    assert fields["queue"] == "x"
+
+
+@bare_root()
+def test_configure_gives_a_bare_root_one_handler() -> None:
+    stream = io.StringIO()
+    assert log.configure("debug", stream=stream)
+    assert ROOT.level == logging.DEBUG
+    logging.getLogger("liteq.worker").info("hello")
+    assert stream.getvalue().endswith("liteq.worker: hello\n")
+    assert not log.configure("info", stream=stream)  # it has one now
+    assert ROOT.level == logging.DEBUG
+
+
+def test_configure_leaves_a_configured_root_alone() -> None:
+    root = logging.getLogger()
+    handler, before = logging.NullHandler(), root.level
+    root.addHandler(handler)
+    try:
+        held = root.handlers[:]
+        assert not log.configure("debug")
+        assert (root.handlers, root.level) == (held, before)
+    finally:
+        root.removeHandler(handler)
+
+
+@bare_root()
+def test_a_receiver_of_setup_logging_does_it_all() -> None:
+    heard: list[dict[str, Any]] = []
+    with_receiver = signals.setup_logging
+    with_receiver.connect(lambda **said: heard.append(said), weak=False, dispatch_uid="t")
+    try:
+        assert not log.configure("warning", "x.log", signals=signals)
+    finally:
+        with_receiver.disconnect(dispatch_uid="t")
+    assert ROOT.handlers == []
+    assert heard[0]["loglevel"] == logging.WARNING
+    assert heard[0]["logfile"] == "x.log"
+
+
+@bare_root()
+def test_the_program_hears_when_loggers_are_ready() -> None:
+    heard: list[logging.Logger] = []
+    for signal in (signals.after_setup_logger, signals.after_setup_task_logger):
+        signal.connect(lambda logger, **_: heard.append(logger), weak=False, dispatch_uid="t")
+    try:
+        log.configure(signals=signals, stream=io.StringIO())
+    finally:
+        signals.after_setup_logger.disconnect(dispatch_uid="t")
+        signals.after_setup_task_logger.disconnect(dispatch_uid="t")
+    assert heard == [ROOT, log.task_logger]
+
+
+@bare_root()
+def test_the_log_goes_to_a_file_that_may_be_rotated(tmp_path: Path) -> None:
+    file = tmp_path / "worker.log"
+    log.configure(logfile=str(file), format="json")
+    logging.getLogger("liteq").info("one")
+    file.rename(tmp_path / "old.log")
+    logging.getLogger("liteq").info("two")
+    assert json.loads(file.read_text())["message"] == "two"
+
+
+@bare_root()
+def test_records_learn_which_task_runs() -> None:
+    stream = io.StringIO()
+    log.configure(format="json", stream=stream, context=lambda: {"task": "t", "task_id": "7"})
+    logging.getLogger("users.module").info("in a task")
+    logging.getLogger("liteq").info("about another", extra={"task_id": "8"})
+    first, second = map(json.loads, stream.getvalue().splitlines())
+    assert (first["task"], first["task_id"]) == ("t", "7")
+    assert second["task_id"] == "8"
+
+
+@bare_root()
+def test_celery_s_formats_know_the_task() -> None:
+    stream = io.StringIO()
+    log.configure(
+        format="%(levelname)s %(message)s",
+        task_format="%(task_name)s[%(task_id)s] %(message)s",
+        stream=stream,
+        context=lambda: {"task": "t", "task_id": "7"},
+    )
+    get_task_logger("proj.tasks").info("mine")
+    logging.getLogger("other").info("other")
+    assert stream.getvalue() == "t[7] mine\nINFO other\n"
+
+
+def test_a_task_logger_hands_on_to_liteq_s(caplog: pytest.LogCaptureFixture) -> None:
+    logger = get_task_logger("proj.more_tasks")
+    assert logger.name == "proj.more_tasks"
+    assert logger.parent is log.task_logger
+    assert get_task_logger("liteq.task.sub").parent is log.task_logger
+    with pytest.raises(RuntimeError, match="liteq's own"):
+        get_task_logger("liteq.task")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"level": "loud"}, "unknown log level 'loud'"),
+        ({"format": "xml"}, "unknown log format 'xml'"),
+        ({"format": "%(oops"}, "log format"),
+    ],
+)
+@bare_root()
+def test_mistakes_are_named(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match=message):
+        log.configure(**options)
+    assert ROOT.handlers == []
+
+
+def test_no_color_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert log._wants_colour(Terminal())
+    assert not log._wants_colour(io.StringIO())
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not log._wants_colour(Terminal())
