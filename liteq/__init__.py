@@ -1,14 +1,14 @@
 """liteq: a Celery-class task queue that needs no server.
 
-    from liteq import Liteq
+from liteq import Liteq
 
-    app = Liteq("shop")
+app = Liteq("shop")
 
-    @app.task
-    def add(x: int, y: int) -> int:
-        return x + y
+@app.task
+def add(x: int, y: int) -> int:
+    return x + y
 
-    add.delay(2, 3).get(timeout=10)
+add.delay(2, 3).get(timeout=10)
 """
 
 from __future__ import annotations

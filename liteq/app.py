@@ -1,61 +1,42 @@
 """The app: the tasks of a program, its settings, and the store they are sent to.
 
-A call takes one road: `Task.delay` → `Liteq.send_call` → `Message` → `Broker.enqueue`.
+It puts the parts together; sending is `liteq.sending`, making tasks `liteq.definition`.
 """
+
+# ruff: noqa: FBT001, FBT002  (positional booleans in Celery's signatures)
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import threading
-import time
+import warnings
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime, tzinfo
 from importlib import import_module
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    ClassVar,
-    Concatenate,
-    Literal,
-    NamedTuple,
-    ParamSpec,
-    Protocol,
-    TypeVar,
-    overload,
-)
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar, overload
 
-from liteq import brokers, context, current, eager, names, publishing, serializers, signals
-from liteq.calls import Defaults, lifetime, merge, with_options
-from liteq.canvas import Signature, as_list, maybe_signature, signature
+from liteq import brokers, context, current, names, signals
+from liteq.canvas import Signature, signature
 from liteq.clock import Clock, system_clock
 from liteq.config import Settings
-from liteq.exceptions import (
-    AlwaysEagerIgnored,
-    BrokerUnavailable,
-    DuplicateTaskNameWarning,
-    ImproperlyConfigured,
-    MessageTooLarge,
+from liteq.definition import (
+    BoundDecorator,
+    Decorator,
+    check_options,
+    is_same_function,
+    make_class,
+    name_of,
+    shared_task,
 )
-from liteq.ids import new_id
-from liteq.local import Proxy
-from liteq.message import Edge, Message
-from liteq.offload import off_loop
-from liteq.options import (
-    TASK_OPTIONS,
-    CallOptions,
-    TaskOptions,
-    checked_limits,
-    checked_priority,
-    expires_at,
-    refuse_unknown,
-)
+from liteq.exceptions import DuplicateTaskNameWarning, ImproperlyConfigured
+from liteq.options import CallOptions, TaskOptions, named
 from liteq.registry import TaskRegistry
-from liteq.result import AsyncResult, EagerResult
+from liteq.result import AsyncResult
 from liteq.routes import Router
-from liteq.task import AsyncTask, BoundTask
+from liteq.sending import Sender
+from liteq.task import AsyncTask
 from liteq.task import Task as _Task  # `Task` is a property of the app
 
 if TYPE_CHECKING:
@@ -66,33 +47,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Liteq", "shared_task"]
 
-logger = logging.getLogger("liteq.app")
-
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T", bound=_Task[..., Any])
 
 _DISABLED = ("disabled", "disabled://")
-
-
-class _Decorator(Protocol):
-    """What `app.task(…)` returns: a decorator of functions."""
-
-    @overload
-    def __call__(self, fun: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
-    @overload
-    def __call__(self, fun: Callable[P, R], /) -> _Task[P, R]: ...
-
-
-class _BoundDecorator(Protocol):
-    """What `app.task(bind=True, …)` returns: the function takes the task first."""
-
-    @overload
-    def __call__(
-        self, fun: Callable[Concatenate[BoundTask, P], Coroutine[Any, Any, R]], /
-    ) -> AsyncTask[P, R]: ...
-    @overload
-    def __call__(self, fun: Callable[Concatenate[BoundTask, P], R], /) -> _Task[P, R]: ...
 
 
 class _Settings(Settings):
@@ -115,19 +74,6 @@ class _Settings(Settings):
     def _load(self) -> None:
         super()._load()
         self._revision += 1
-
-
-class _Rules(NamedTuple):
-    """What sending needs of the settings, worked out once for each revision of them."""
-
-    revision: int
-    router: Router
-    zone: tzinfo | None
-    always_eager: bool
-    inherits_priority: bool
-    max_body_size: int
-    keeps_results: bool
-    publish_retry: bool
 
 
 class Liteq:
@@ -168,7 +114,7 @@ class Liteq:
         self._lock = threading.RLock()  # the broker must be made once among threads
         self._tasks = TaskRegistry()
         self._broker: Broker | None = None
-        self._rules_now: _Rules | None = None
+        self.sender = Sender(self)
         self._discoveries: list[Callable[[], None]] = []
         self._task_class: type[_Task[..., Any]] | None = None
         self.on_configure = signals.Signal("on_configure")
@@ -210,7 +156,7 @@ class Liteq:
     @overload
     def task(
         self, *, bind: Literal[True], base: None = None, **options: Unpack[TaskOptions]
-    ) -> _BoundDecorator: ...
+    ) -> BoundDecorator: ...
     @overload
     def task(
         self,
@@ -218,7 +164,7 @@ class Liteq:
         bind: Literal[False] = False,
         base: None = None,
         **options: Unpack[TaskOptions],
-    ) -> _Decorator: ...
+    ) -> Decorator: ...
     def task(self, fun: Any = None, **options: Any) -> Any:
         """Make a task of a function: `@app.task`, or `@app.task(option=…)`.
 
@@ -229,14 +175,14 @@ class Liteq:
         """
         if fun is not None and not callable(fun):
             raise TypeError(f"app.task takes a function, and options by keyword, not {fun!r}")
-        _refuse_unknown_options(options)
+        check_options(options)
         if fun is not None:
-            return self._task_from_fun(fun, **options)
-        return lambda fun: self._task_from_fun(fun, **options)
+            return self.task_from_function(fun, **options)
+        return lambda fun: self.task_from_function(fun, **options)
 
     def register_task(self, task: Any, **options: Any) -> Any:
         """Register a task object or class, in place of one that has its name."""
-        _refuse_unknown_options(options, task if isinstance(task, type) else type(task))
+        check_options(options, task if isinstance(task, type) else type(task))
         if isinstance(task, type):
             task = task()
         for name, value in options.items():
@@ -264,10 +210,14 @@ class Liteq:
             if isinstance(kind, str):
                 module, _, name = kind.replace(":", ".").rpartition(".")
                 kind = getattr(import_module(module), name)
-            self._task_class = kind if kind is _Task else type(kind)(
-                kind.__name__,
-                (kind,),
-                {"app": self, "abstract": True, "__module__": kind.__module__},
+            self._task_class = (
+                kind
+                if kind is _Task
+                else type(kind)(
+                    kind.__name__,
+                    (kind,),
+                    {"app": self, "abstract": True, "__module__": kind.__module__},
+                )
             )
         return self._task_class
 
@@ -283,7 +233,7 @@ class Liteq:
                 module = self.main or module
         return f"{module}.{name}"
 
-    def finalize(self, auto: bool = False) -> None:  # noqa: FBT001, FBT002 (Celery's)
+    def finalize(self, auto: bool = False) -> None:
         """Add the shared tasks: the app is complete. Called when its tasks are asked for."""
         if self.finalized:
             return
@@ -303,7 +253,7 @@ class Liteq:
         self,
         packages: Iterable[str] | Callable[[], Iterable[str]] | None = None,
         related_name: str | None = "tasks",
-        force: bool = False,  # noqa: FBT001, FBT002 (Celery's signature)
+        force: bool = False,
     ) -> None:
         """Have workers import the module `related_name` of each of these packages.
 
@@ -338,8 +288,8 @@ class Liteq:
     def config_from_object(
         self,
         obj: Any,
-        silent: bool = False,  # noqa: FBT001, FBT002 (Celery's signature)
-        force: bool = False,  # noqa: FBT001, FBT002
+        silent: bool = False,
+        force: bool = False,
         namespace: str | None = None,
     ) -> bool:
         """Take settings from a module (or its name), an object, a class or a dict; see
@@ -349,8 +299,8 @@ class Liteq:
     def config_from_envvar(
         self,
         variable_name: str,
-        silent: bool = False,  # noqa: FBT001, FBT002 (Celery's signature)
-        force: bool = False,  # noqa: FBT001, FBT002
+        silent: bool = False,
+        force: bool = False,
     ) -> bool:
         """Take settings from the module that an environment variable names."""
         return self.conf.config_from_envvar(variable_name, silent, force)
@@ -359,16 +309,14 @@ class Liteq:
         """Set from `key=value` words."""
         self.conf.config_from_cmdline(argv, namespace)
 
-    def add_defaults(
-        self, fun: Mapping[str, Any] | Callable[[], Mapping[str, Any]]
-    ) -> None:
+    def add_defaults(self, fun: Mapping[str, Any] | Callable[[], Mapping[str, Any]]) -> None:
         """Add settings that all others override."""
         self.conf.add_defaults(fun)
 
     @property
     def timezone(self) -> tzinfo:
         """The zone in which naive datetimes are read."""
-        zone = self._rules().zone
+        zone = self.sender.rules().zone
         if zone is not None:
             return zone
         local = datetime.now(UTC).astimezone().tzinfo
@@ -446,7 +394,7 @@ class Liteq:
     @property
     def router(self) -> Router:
         """The routing rules."""
-        return self._rules().router
+        return self.sender.rules().router
 
     def close(self) -> None:
         """Close the store. The app may be used again."""
@@ -454,36 +402,6 @@ class Liteq:
             self._broker.close()
 
     # Sending
-
-    def send_call(
-        self,
-        task: _Task[P, R],
-        args: Sequence[Any] | None,
-        kwargs: Mapping[str, Any] | None,
-        options: dict[str, Any],
-    ) -> AsyncResult[R]:
-        """Send a call of a task; see `Task.apply_async`."""
-        rules = self._rules()
-        if rules.always_eager:
-            return self._eager_call(task, args, kwargs, options)
-        messages, edges = self._compose_call(rules, task, args, kwargs, options)
-        self.send(messages, edges, options)
-        return self._sent(messages[0], options, task)
-
-    async def asend_call(
-        self,
-        task: _Task[P, R],
-        args: Sequence[Any] | None,
-        kwargs: Mapping[str, Any] | None,
-        options: dict[str, Any],
-    ) -> AsyncResult[R]:
-        """Send a call of a task; the store is written to off the event loop."""
-        rules = self._rules()
-        if rules.always_eager:
-            return await off_loop(self._eager_call, task, args, kwargs, options)
-        messages, edges = self._compose_call(rules, task, args, kwargs, options)
-        await off_loop(self.send, messages, edges, options)
-        return self._sent(messages[0], options, task)
 
     def send_task(
         self,
@@ -493,7 +411,6 @@ class Liteq:
         task_id: str | None = None,
         link: Any = None,
         link_error: Any = None,
-        shadow: str | None = None,
         **options: Unpack[CallOptions],
     ) -> AsyncResult[Any]:
         """Send a call of a task by its name; this process need not know the task.
@@ -501,10 +418,9 @@ class Liteq:
         Options as for `Task.apply_async`. If the task is registered, its own options
         are the defaults. Never run in place: in eager mode it warns, and sends.
         """
-        given = _given(options, task_id, link, link_error, shadow)
-        messages, edges = self._compose_named(name, args, kwargs, given)
-        self.send(messages, edges, given)
-        return self._sent(messages[0], given, self._tasks.get(name))
+        given = named(options, task_id=task_id, link=link, link_error=link_error)
+        result: AsyncResult[Any] = self.sender.call_named(name, args, kwargs, given)
+        return result
 
     async def asend_task(
         self,
@@ -514,51 +430,12 @@ class Liteq:
         task_id: str | None = None,
         link: Any = None,
         link_error: Any = None,
-        shadow: str | None = None,
         **options: Unpack[CallOptions],
     ) -> AsyncResult[Any]:
         """Send a call like `send_task()`, without blocking the event loop."""
-        given = _given(options, task_id, link, link_error, shadow)
-        messages, edges = self._compose_named(name, args, kwargs, given)
-        await off_loop(self.send, messages, edges, given)
-        return self._sent(messages[0], given, self._tasks.get(name))
-
-    def send(
-        self,
-        messages: Sequence[Message],
-        edges: Sequence[Edge] = (),
-        options: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Put messages into the store, in one step.
-
-        When the store cannot be reached it tries again, as `task_publish_retry_policy`
-        says; that is safe, since a message that is there already is left as it is.
-        """
-        if signals.before_task_publish.receivers:
-            messages = publishing.announce(messages)
-        try:
-            self.broker.enqueue(messages, edges)
-        except BrokerUnavailable:
-            self._enqueue_again(messages, edges, options or {})
-        if signals.after_task_publish.receivers:
-            publishing.report(messages)
-
-    def apply_call(
-        self,
-        task: _Task[P, R],
-        args: Sequence[Any] | None,
-        kwargs: Mapping[str, Any] | None,
-        options: dict[str, Any],
-        *,
-        throw: bool | None = None,
-    ) -> EagerResult[R]:
-        """Run a call in this process; see `Task.apply`."""
-        rules = self._rules()
-        args, kwargs = _arguments(args, kwargs)
-        message = self._message(rules, task.name, task, args, kwargs, options, body=b"")
-        if throw is None:
-            throw = self.conf.task_eager_propagates
-        return eager.run(self, message, args, kwargs, options, throw=throw)
+        given = named(options, task_id=task_id, link=link, link_error=link_error)
+        result: AsyncResult[Any] = await self.sender.acall_named(name, args, kwargs, given)
+        return result
 
     # What is made for an app
 
@@ -569,7 +446,7 @@ class Liteq:
 
     subtask = signature
 
-    def AsyncResult(self, id: str, *args: Any, **kwargs: Any) -> AsyncResult[Any]:  # noqa: A002, N802
+    def AsyncResult(self, id: str, *args: Any, **kwargs: Any) -> AsyncResult[Any]:  # noqa: N802 (Celery's name)
         """Return the result of a call by its id."""
         kwargs["app"] = self
         return AsyncResult(id, *args, **kwargs)
@@ -662,318 +539,54 @@ class Liteq:
     def __reduce__(self) -> Any:
         return _app_again, (type(self), self.main, self.broker_url, self.conf.changes)
 
-    # Making tasks
+    # Inside
 
-    def _task_from_fun(
+    def task_from_function(
         self,
         fun: Callable[..., Any],
         *,
         name: str | None = None,
         base: type[_Task[..., Any]] | None = None,
         bind: bool = False,
-        filter: Callable[..., Any] | None = None,  # noqa: A002 (Celery's name)
-        lazy: bool = True,
         shared: bool = False,
+        lazy: bool = True,
+        filter: Callable[..., Any] | None = None,
         **options: Any,
     ) -> _Task[..., Any]:
+        """Register a task made of a function; what `task()` does with each."""
         if shared:
-            current.connect_on_app_finalize(
-                lambda app: app._task_from_fun(fun, name=name, base=base, bind=bind, **options)
-            )
-        name = name or self.gen_task_name(_name_of(fun), fun.__module__)
+            again = {"name": name, "base": base, "bind": bind, "filter": filter, **options}
+            current.connect_on_app_finalize(lambda app: app.task_from_function(fun, **again))
+        name = name or self.gen_task_name(name_of(fun), fun.__module__)
         known = self._tasks.get(name)
         if known is not None:
             return self._duplicate(known, fun)
-        made = filter(fun) if filter is not None else fun
-        task = self._task_class_of(made, name, base, bind, options)()
-        self._tasks[name] = task
+        kind = make_class(
+            fun if filter is None else filter(fun),
+            app=self,
+            name=name,
+            base=base or self.Task,
+            bind=bind,
+            options=options,
+        )
+        task = self._tasks[name] = kind()
         task.on_bound(self)
         return task
 
-    def _task_class_of(
-        self,
-        fun: Callable[..., Any],
-        name: str,
-        base: type[_Task[..., Any]] | None,
-        bind: bool,  # noqa: FBT001
-        options: dict[str, Any],
-    ) -> type[_Task[..., Any]]:
-        """Return a class of its own for the function, which is its body."""
-        base = base or self.Task
-        code = getattr(fun, "__code__", None)
-        if base is _Task and code is not None and code.co_flags & 0x80:
-            base = AsyncTask
-        if "autoretry_for" in options and options["autoretry_for"] is None:
-            del options["autoretry_for"]
-        body: dict[str, Any] = {
-            **options,
-            "app": self,
-            "name": name,
-            "run": fun if bind else staticmethod(fun),
-            "abstract": False,
-            "_bound": bind,
-            "__doc__": fun.__doc__,
-            "__module__": fun.__module__,
-            "__wrapped__": fun if bind else staticmethod(fun),
-            "__annotations__": getattr(fun, "__annotations__", {}),
-        }
-        return type(_name_of(fun), (base,), body)
-
     def _duplicate(self, known: _Task[..., Any], fun: Callable[..., Any]) -> _Task[..., Any]:
-        old = getattr(type(known), "__wrapped__", None)
-        if old is not None and _same_source(old, fun):
-            return known
-        import warnings  # late: rare
-
-        warnings.warn(
-            f"a task {known.name!r} is registered already: the first one stays, "
-            f"{fun!r} is dropped",
-            DuplicateTaskNameWarning,
-            stacklevel=4,
-        )
-        return known
-
-    # Making messages
-
-    def _compose_call(
-        self,
-        rules: _Rules,
-        task: _Task[..., Any],
-        args: Sequence[Any] | None,
-        kwargs: Mapping[str, Any] | None,
-        options: dict[str, Any],
-    ) -> tuple[list[Message], list[Edge]]:
-        """Return the message of a call, and those of its links with their edges."""
-        args, kwargs = _arguments(args, kwargs)
-        if task.typing:
-            task.check_arguments(args, kwargs)
-        message = self._message(rules, task.name, task, args, kwargs, options)
-        messages, edges = [message], []
-        if "link" in options or "link_error" in options:
-            messages, edges = self._with_links(rules, message, options)
-        running = context.current()
-        if running is not None and not running.called_directly:
-            self._add_to_trail(running, messages[0], options)
-        return messages, edges
-
-    def _compose_named(
-        self,
-        name: str,
-        args: Sequence[Any] | None,
-        kwargs: Mapping[str, Any] | None,
-        options: dict[str, Any],
-    ) -> tuple[list[Message], list[Edge]]:
-        rules = self._rules()
-        if rules.always_eager:
-            import warnings  # late: rare
-
+        if not is_same_function(known, fun):
             warnings.warn(
-                "task_always_eager has no effect on send_task: the call is sent",
-                AlwaysEagerIgnored,
-                stacklevel=3,
+                f"a task {known.name!r} is registered already: the first one stays, "
+                f"{fun!r} is dropped",
+                DuplicateTaskNameWarning,
+                stacklevel=4,
             )
-        args, kwargs = _arguments(args, kwargs)
-        task = self._tasks.get(name)
-        message = self._message(rules, name, task, args, kwargs, options)
-        messages, edges = self._with_links(rules, message, options)
-        running = context.current()
-        if running is not None and not running.called_directly:
-            self._add_to_trail(running, messages[0], options)
-        return messages, edges
-
-    def _message(
-        self,
-        rules: _Rules,
-        name: str,
-        task: _Task[..., Any] | None,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        options: dict[str, Any],
-        *,
-        body: bytes | None = None,
-    ) -> Message:
-        """Return the message of one call. This is the road that every call takes."""
-        defaults = self._defaults(rules, name, task)
-        message = defaults.template
-        if body is None:
-            content_type = options.get("serializer") or message.content_type
-            body = serializers.dumps_call(args, kwargs, content_type)
-            if len(body) > rules.max_body_size:
-                raise _too_large(name, body, rules.max_body_size)
-        running = context.current()
-        if not options and running is None and defaults.is_static:
-            message = message._replace(id=new_id(), body=body)
-            if defaults.expires is None:
-                return message
-        changed: dict[str, Any] = {"id": options.get("task_id") or new_id(), "body": body}
-        if options.get("serializer"):
-            changed["content_type"] = options["serializer"]
-        if running is not None and running.id is not None:
-            changed.update(root_id=running.root_id, parent_id=running.id)
-            if rules.inherits_priority and running.message is not None:
-                changed["priority"] = running.message.priority
-        merged = merge(name, args, kwargs, defaults.own, options, rules.router, task)
-        if task is not None and task.shadow_name.__func__ is not _Task.shadow_name:  # type: ignore[attr-defined]
-            merged.setdefault("shadow", task.shadow_name(args, kwargs, options))
-        now = self.clock.now()
-        message = with_options(
-            message._replace(**changed), merged, rules.router, now, rules.zone
-        )
-        if message.expires_at is not None and message.expires_at < now:
-            logger.warning(
-                "Task %s[%s] expired %.3f s before it was sent: it will end revoked",
-                name,
-                message.id,
-                now - message.expires_at,
-            )
-        return message
-
-    def _with_links(
-        self, rules: _Rules, message: Message, options: Mapping[str, Any]
-    ) -> tuple[list[Message], list[Edge]]:
-        """Return the message with those that follow it, and the edges between them."""
-        messages, edges = [message], []
-        for option, on in (("link", "success"), ("link_error", "failure")):
-            for position, given in enumerate(as_list(options.get(option))):
-                sig = maybe_signature(given, app=self)
-                if not isinstance(sig, Signature):
-                    raise TypeError(f"{option} takes signatures, not {given!r}")
-                linked, inner = self._linked(rules, message, sig)
-                messages += linked
-                edges += (Edge(message.id, linked[0].id, on, position), *inner)
-        if any(edge.on == "success" and edge.source == message.id for edge in edges):
-            messages[0] = message._replace(has_links=True)
-        return messages, edges
-
-    def _linked(
-        self, rules: _Rules, source: Message, sig: Signature[Any]
-    ) -> tuple[list[Message], list[Edge]]:
-        options = {name: value for name, value in sig.options.items() if value is not None}
-        options.setdefault("root_id", source.root_id or source.id)
-        options.setdefault("parent_id", source.id)
-        if sig.immutable:
-            options["immutable"] = True
-        task = self._tasks.get(sig.task) or self.tasks.get(sig.task)
-        message = self._message(rules, sig.task, task, sig.args, sig.kwargs, options)
-        return self._with_links(rules, message, options)
-
-    def _add_to_trail(
-        self, running: context.Context, message: Message, options: Mapping[str, Any]
-    ) -> None:
-        """Enter a call among the children of the task that makes it."""
-        if options.get("add_to_parent", True):
-            caller = self._tasks.get(running.task or "")
-            if caller is None or caller.trail:
-                running.children.append(AsyncResult(message.id, task_name=message.task, app=self))
-
-    def _sent(
-        self, message: Message, options: Mapping[str, Any], task: _Task[..., Any] | None
-    ) -> Any:
-        kind = options.get("result_cls") or AsyncResult
-        result = kind(message.id, None, message.task, self)
-        result.ignored = message.ignore_result
-        return result
-
-    def _enqueue_again(
-        self,
-        messages: Sequence[Message],
-        edges: Sequence[Edge],
-        options: Mapping[str, Any],
-    ) -> None:
-        """Try again to store messages, after pauses, and raise if it stays impossible."""
-        retry = options.get("retry")
-        if not (self._rules().publish_retry if retry is None else retry):
-            raise  # noqa: PLE0704 (called by the except clause that holds the error)
-        policy = {**self.conf.task_publish_retry_policy, **(options.get("retry_policy") or {})}
-        most = policy.get("max_retries", 3)
-        pause = policy.get("interval_start", 0.0)
-        tries = 0
-        while True:
-            time.sleep(pause)
-            pause = min(
-                pause + policy.get("interval_step", 0.2), policy.get("interval_max", 1.0)
-            )
-            tries += 1
-            try:
-                return self.broker.enqueue(messages, edges)
-            except BrokerUnavailable:
-                if most is not None and tries >= most:
-                    raise
-
-    # What is worked out of the settings
-
-    def _rules(self) -> _Rules:
-        rules, conf = self._rules_now, self.conf
-        revision = conf.revision
-        if rules is None or rules.revision != revision:
-            rules = self._rules_now = self._make_rules(revision)
-        return rules
-
-    def _make_rules(self, revision: int) -> _Rules:
-        conf = self.conf
-        return _Rules(
-            revision=revision,
-            router=Router(
-                conf.task_routes,
-                conf.task_queues,
-                default_queue=conf.task_default_queue,
-                create_missing=conf.task_create_missing_queues,
-            ),
-            zone=_zone(conf.timezone, enable_utc=conf.enable_utc),
-            always_eager=conf.task_always_eager,
-            inherits_priority=conf.task_inherit_parent_priority,
-            max_body_size=conf.task_max_body_size,
-            keeps_results=self._keeps_results(),
-            publish_retry=conf.task_publish_retry,
-        )
-
-    def _defaults(
-        self, rules: _Rules, name: str, task: _Task[..., Any] | None
-    ) -> Defaults:
-        """Return what all calls of the task have in common, worked out once."""
-        if task is None:
-            return self._make_defaults(rules, name, self.Task())
-        if task._defaults is None or task._defaults_of != rules.revision:
-            made = self._make_defaults(rules, name, task)
-            object.__setattr__(task, "_defaults", made)
-            object.__setattr__(task, "_defaults_of", rules.revision)
-            return made
-        return task._defaults
-
-    def _make_defaults(self, rules: _Rules, name: str, task: _Task[..., Any]) -> Defaults:
-        hard, soft = checked_limits(task.time_limit, task.soft_time_limit)
-        own = {key: getattr(task, key) for key in _OWN if getattr(task, key) is not None}
-        template = Message(
-            id="",
-            task=name,
-            body=b"",
-            queue=rules.router.queue(own),
-            priority=checked_priority(own.get("priority", 0)),
-            time_limit=hard,
-            soft_time_limit=soft,
-            acks_late=bool(task.acks_late),
-            ignore_result=bool(task.ignore_result) or not rules.keeps_results,
-            max_deliveries=_max_deliveries(task),
-            result_expires=lifetime(task.result_expires),
-            content_type=task.serializer or "json",
-            store_errors=bool(task.store_errors_even_if_ignored),
-        )
-        is_static = rules.router.is_static and task.shadow_name.__func__ is _Task.shadow_name  # type: ignore[attr-defined]
-        if is_static:
-            merged = merge(name, (), {}, own, {}, rules.router, task)
-            expires = merged.pop("expires", None)
-            if merged:
-                template = with_options(template, merged, rules.router, 0.0, rules.zone)
-        else:
-            expires = own.get("expires")
-        if expires is not None:
-            expires_at(expires, self.clock.now(), rules.zone)  # raises for nonsense
-        return Defaults(template, expires, own, is_static)
+        return known
 
     def _connect(self) -> Broker:
         url = self.broker_url
         conf = self.conf
-        self._keeps_results()
+        _ = self.keeps_results  # a backend that cannot be is an error from the first use
         options: dict[str, Any] = {"lease_timeout": conf.worker_lease_timeout}
         if brokers.scheme_of(url) in ("sqlite", "memory"):
             options.update(
@@ -984,8 +597,9 @@ class Liteq:
         clock = None if self.clock is system_clock else self.clock
         return brokers.connect(url, options, clock)
 
-    def _keeps_results(self) -> bool:
-        """Return whether results are kept. Raises `ImproperlyConfigured` for a result
+    @property
+    def keeps_results(self) -> bool:
+        """Whether results are kept. Raises `ImproperlyConfigured` for a result
         backend that is not the broker's own store."""
         backend = self.conf.result_backend
         if backend is None:
@@ -1007,64 +621,6 @@ class Liteq:
         if self.on_after_configure.receivers:
             self.on_after_configure.send(sender=self, source=settings)
 
-    def _eager_call(
-        self,
-        task: _Task[P, R],
-        args: Sequence[Any] | None,
-        kwargs: Mapping[str, Any] | None,
-        options: dict[str, Any],
-    ) -> EagerResult[R]:
-        """Run a call in place of sending it, its arguments written and read as if it had
-        been sent."""
-        args, kwargs = _arguments(args, kwargs)
-        if task.typing:
-            task.check_arguments(args, kwargs)
-        kind = options.get("serializer") or task.serializer
-        body = serializers.dumps_call(args, kwargs, kind)
-        args, kwargs = serializers.loads_call(body, kind, (kind,))
-        return self.apply_call(task, args, kwargs, options)
-
-
-@overload
-def shared_task(fun: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
-@overload
-def shared_task(fun: Callable[P, R], /) -> _Task[P, R]: ...
-@overload
-def shared_task(
-    *, base: type[T], bind: bool = ..., **options: Unpack[TaskOptions]
-) -> Callable[[Callable[..., Any]], T]: ...
-@overload
-def shared_task(
-    *, bind: Literal[True], base: None = None, **options: Unpack[TaskOptions]
-) -> _BoundDecorator: ...
-@overload
-def shared_task(
-    *, bind: Literal[False] = False, base: None = None, **options: Unpack[TaskOptions]
-) -> _Decorator: ...
-def shared_task(fun: Any = None, **options: Any) -> Any:
-    """Make a task of every app, those that come later too; options as for `app.task`.
-
-    What it returns stands for the current app's copy.
-    """
-    _refuse_unknown_options(options)
-
-    def share(fun: Callable[..., Any]) -> Any:
-        if isinstance(fun, (_Task, Proxy)):
-            raise TypeError(f"{fun!r} is a task already: write @shared_task once")
-        current.connect_on_app_finalize(lambda app: app._task_from_fun(fun, **options))
-        given = options.get("name")
-
-        def find() -> Any:
-            app = current.get_current_app()
-            return app.tasks[given or app.gen_task_name(_name_of(fun), fun.__module__)]
-
-        return Proxy(find, name=_name_of(fun), doc=fun.__doc__)
-
-    return share if fun is None else share(fun)
-
-
-_OWN = ("queue", "exchange", "routing_key", "delivery_mode", "priority", "expires")
-
 
 def _creator() -> tuple[str, str | None]:
     """Return the module that is making an app, and its file (None at a prompt)."""
@@ -1082,81 +638,6 @@ def _is_ours(module: str) -> bool:
 
 def _stem(file: str | None) -> str:
     return os.path.splitext(os.path.basename(file))[0] if file else "liteq"
-
-
-def _name_of(fun: Any) -> str:
-    name = getattr(fun, "__name__", None)
-    if not isinstance(name, str):
-        raise TypeError(f"{fun!r} has no name of its own to call a task by: pass name=…")
-    return name
-
-
-def _same_source(old: Any, new: Any) -> bool:
-    """Tell whether this is one function, defined again: a reloaded module."""
-    old, new = getattr(old, "__code__", old), getattr(new, "__code__", new)
-    if old is new:
-        return True
-    place = [(getattr(c, "co_filename", c), getattr(c, "co_firstlineno", c)) for c in (old, new)]
-    return place[0] == place[1]
-
-
-def _refuse_unknown_options(
-    options: Mapping[str, Any], base: type[Any] | None = None
-) -> None:
-    base = base or options.get("base")
-    own = () if base is None else [name for name in options if hasattr(base, name)]
-    refuse_unknown(options, {*TASK_OPTIONS, "bind", "base", *own}, "a task")
-
-
-def _arguments(
-    args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None
-) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    if args is None:
-        args = ()
-    elif not isinstance(args, (tuple, list)):
-        raise TypeError(f"args is a list or a tuple, not {type(args).__name__}")
-    if kwargs is None:
-        kwargs = {}
-    elif not isinstance(kwargs, Mapping):
-        raise TypeError(f"kwargs is a mapping, not {type(kwargs).__name__}")
-    return tuple(args), kwargs
-
-
-def _given(
-    options: Mapping[str, Any], task_id: Any, link: Any, link_error: Any, shadow: Any
-) -> dict[str, Any]:
-    own = {"task_id": task_id, "link": link, "link_error": link_error, "shadow": shadow}
-    return {**options, **{name: value for name, value in own.items() if value is not None}}
-
-
-def _too_large(name: str, body: bytes, limit: int) -> MessageTooLarge:
-    return MessageTooLarge(
-        f"the arguments of {name} take {len(body)} bytes, more than the {limit} of "
-        "task_max_body_size: store what is large elsewhere and send where it is"
-    )
-
-
-def _max_deliveries(task: _Task[..., Any]) -> int | None:
-    """Return how often a call may be started anew after a death of its process. Celery's
-    `reject_on_worker_lost=False`, said out loud, means that a death is a failure."""
-    if task.reject_on_worker_lost is False:
-        return 1
-    return None if isinstance(type(task).max_deliveries, int | None) and (
-        task.max_deliveries == task.app.conf.task_max_deliveries
-    ) else task.max_deliveries
-
-
-def _zone(given: Any, *, enable_utc: bool) -> tzinfo | None:
-    """Return the zone of the settings; None stands for the machine's own."""
-    if isinstance(given, tzinfo):
-        return given
-    if given is None:
-        return UTC if enable_utc else None
-    if given == "UTC":
-        return UTC
-    from zoneinfo import ZoneInfo  # late: 3 ms that only other zones than UTC pay
-
-    return ZoneInfo(given)
 
 
 def _store_of(url: str) -> tuple[str, str]:

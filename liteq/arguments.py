@@ -30,7 +30,7 @@ def compile_check(fun: Callable[..., Any], *, skip_first: bool = False) -> Check
         parameters = parameters[1:]
     scope: dict[str, Any] = {}
     source = f"def check({_head(parameters)}): pass"
-    exec(compile(source, "<liteq argument check>", "exec"), scope)  # noqa: S102 (names of parameters only)
+    exec(compile(source, "<liteq argument check>", "exec"), scope)
     check: Any = scope["check"]
     check.__name__ = check.__qualname__ = getattr(fun, "__name__", type(fun).__name__)
     return check  # type: ignore[no-any-return]

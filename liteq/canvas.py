@@ -5,6 +5,8 @@ It is a dictionary, so it survives JSON: `task`, `args`, `kwargs`, `options`,
 given later win. These rules are Celery's, and workflows are built on them.
 """
 
+# ruff: noqa: FBT001, FBT002  (positional booleans in Celery's signatures)
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -60,7 +62,7 @@ class Signature(dict[str, Any], Generic[R]):
         args: Iterable[Any] | None = None,
         kwargs: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
-        type: Task[..., Any] | None = None,  # noqa: A002 (Celery's name)
+        type: Task[..., Any] | None = None,
         subtask_type: str | None = None,
         immutable: bool = False,
         app: Liteq | None = None,
@@ -71,7 +73,7 @@ class Signature(dict[str, Any], Generic[R]):
             super().__init__(task)
             return
         if not isinstance(task, str) and task is not None:
-            type, task = task, task.name  # noqa: A001
+            type, task = task, task.name
         self._type = type
         super().__init__(
             task=task,
@@ -83,9 +85,7 @@ class Signature(dict[str, Any], Generic[R]):
         )
 
     @classmethod
-    def register_type(
-        cls, name: str | None = None
-    ) -> Callable[[type[_S]], type[_S]]:
+    def register_type(cls, name: str | None = None) -> Callable[[type[_S]], type[_S]]:
         """Return a decorator that makes `from_dict` build this class for a type name."""
 
         def enter(kind: type[_S]) -> type[_S]:
@@ -152,9 +152,7 @@ class Signature(dict[str, Any], Generic[R]):
         merged_args, merged_kwargs, merged = self._merge(args, kwargs, options)
         task = self._registered()
         if task is None:
-            return await self.app.asend_task(
-                self.task, merged_args, merged_kwargs, **merged
-            )
+            return await self.app.asend_task(self.task, merged_args, merged_kwargs, **merged)
         return await task.aapply_async(merged_args, merged_kwargs, **merged)
 
     def apply(
@@ -236,7 +234,7 @@ class Signature(dict[str, Any], Generic[R]):
         self.options.update(options)
         return self
 
-    def set_immutable(self, immutable: bool) -> None:  # noqa: FBT001 (Celery's)
+    def set_immutable(self, immutable: bool) -> None:
         """Say whether the result of what it is linked to is kept from its arguments."""
         self.immutable = immutable
 
@@ -291,7 +289,7 @@ class Signature(dict[str, Any], Generic[R]):
     def root_id(self) -> str | None:
         return self.options.get("root_id")
 
-    def AsyncResult(self, id: str) -> AsyncResult[R]:  # noqa: A002, N802 (Celery's)
+    def AsyncResult(self, id: str) -> AsyncResult[R]:  # noqa: N802 (Celery's name)
         """Return the result of this task under an id."""
         return AsyncResult(id, task_name=self.task, app=self.app)
 
@@ -344,10 +342,8 @@ class Signature(dict[str, Any], Generic[R]):
         """
         own = self.options
         fixed = {"group_id", "stamped_headers", *(own.get("stamped_headers") or ())}
-        merged = dict(own)
-        for name, value in (options or {}).items():
-            if value is not None and not (name in fixed and name in own):
-                merged[name] = value
+        given = {name: value for name, value in (options or {}).items() if value is not None}
+        merged = {**own, **given, **{name: own[name] for name in fixed & own.keys()}}
         if self.immutable:
             return tuple(self.args), dict(self.kwargs), merged
         return (*(args or ()), *self.args), {**self.kwargs, **(kwargs or {})}, merged
@@ -377,9 +373,7 @@ def signature(varies: Any, *args: Any, **kwargs: Any) -> Signature[Any]:
 subtask = signature
 
 
-def maybe_signature(
-    d: Any, app: Liteq | None = None, clone: bool = False
-) -> Any:
+def maybe_signature(d: Any, app: Liteq | None = None, clone: bool = False) -> Any:
     """Return a dictionary as a signature, and anything else as it is."""
     if not isinstance(d, Mapping):
         return d

@@ -36,7 +36,7 @@ _thread = threading.local()
 _default: Liteq | None = None
 _make_default: Callable[[], Liteq] | None = None
 _apps: weakref.WeakSet[Liteq] = weakref.WeakSet()
-_finalizers: list[Callable[[Liteq], None]] = []
+_finalizers: list[Callable[[Liteq], object]] = []
 _lock = threading.RLock()  # two threads that both find no app must not make two
 
 
@@ -87,7 +87,7 @@ def set_default_factory(make: Callable[[], Liteq]) -> None:
     _make_default = make
 
 
-def connect_on_app_finalize(construct: Callable[[Liteq], None]) -> Callable[[Liteq], None]:
+def connect_on_app_finalize(construct: Callable[[Liteq], object]) -> Callable[[Liteq], object]:
     """Have `construct(app)` called by each app when it is finalized, and now by those
     that are."""
     _finalizers.append(construct)
@@ -97,7 +97,7 @@ def connect_on_app_finalize(construct: Callable[[Liteq], None]) -> Callable[[Lit
     return construct
 
 
-def finalizers() -> list[Callable[[Liteq], None]]:
+def finalizers() -> list[Callable[[Liteq], object]]:
     """Return the constructors left by `connect_on_app_finalize`."""
     return list(_finalizers)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from liteq import failure, serializers, states
 from liteq.canvas import as_list, maybe_signature
 from liteq.exceptions import TaskRevokedError
-from liteq.executor import Delivery, Ended, Executor, ExecutorSettings
+from liteq.executor import Delivery, Ended, Executor, ExecutorSettings, TaskLike
 from liteq.message import PACKED_FIELDS, Message
 from liteq.outcome import Failed, Ignored, Retried, Revoked, Succeeded
 from liteq.result import EagerResult
@@ -34,7 +34,7 @@ def run(
     """
     conf = app.conf
     executor = Executor(
-        app.tasks,
+        cast("Mapping[str, TaskLike]", app.tasks),
         ExecutorSettings(
             accept=tuple(conf.accept_content),
             result_serializer=conf.result_serializer,
@@ -105,4 +105,6 @@ def _store(app: Liteq, message: Message, ended: Ended) -> None:
             state, value = states.FAILURE, error
         case _:
             return
-    app.broker.store(message.id, state, value, task=message.task, expires=message.result_expires)
+    app.broker.store(
+        message.id, state, value, task=message.task, expires=message.result_expires
+    )

@@ -15,7 +15,7 @@ __all__ = ["Proxy"]
 class Proxy:
     """Stands for what `find()` returns."""
 
-    __slots__ = ("__dict__", "__weakref__", "_Proxy__find")
+    __slots__ = ("_Proxy__find", "__dict__", "__weakref__")
 
     def __init__(self, find: Callable[[], Any], *, name: str = "", doc: str | None = None):
         object.__setattr__(self, "_Proxy__find", find)
@@ -28,7 +28,7 @@ class Proxy:
         """Return the object this proxy stands for now."""
         return self.__find()
 
-    @property
+    @property  # type: ignore[misc]  # a proxy passes isinstance()
     def __class__(self) -> Any:
         return self.__find().__class__
 

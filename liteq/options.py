@@ -16,22 +16,22 @@ __all__ = [
     "MAX_TIME",
     "TASK_OPTIONS",
     "CallOptions",
+    "RetryOptions",
     "TaskOptions",
     "checked_limits",
     "checked_priority",
     "due_at",
     "expires_at",
+    "named",
     "refuse_unknown",
 ]
 
 MAX_TIME: Final = 253_402_300_800.0  # the end of the year 9999, the last a datetime holds
 
 
-class CallOptions(TypedDict, total=False):
-    """What `apply_async` takes besides args, kwargs, task_id, link, link_error, shadow."""
+class RetryOptions(TypedDict, total=False):
+    """What `Task.retry` takes besides args, kwargs, exc, throw, eta, countdown."""
 
-    countdown: float | timedelta | None
-    eta: datetime | str | None
     expires: float | timedelta | datetime | str | None
     queue: Any
     priority: int | None
@@ -48,6 +48,14 @@ class CallOptions(TypedDict, total=False):
     acks_late: bool | None
     max_deliveries: int | None
     result_expires: float | timedelta | None
+    shadow: str | None
+
+
+class CallOptions(RetryOptions, total=False):
+    """What `apply_async` takes besides args, kwargs, task_id, link, link_error."""
+
+    countdown: float | timedelta | None
+    eta: datetime | str | None
     # Set by workflows and retries.
     root_id: str | None
     parent_id: str | None
@@ -146,8 +154,8 @@ class TaskOptions(TypedDict, total=False):
     after_return: Callable[..., Any]
 
 
-CALL_OPTIONS: Final = frozenset(CallOptions.__annotations__)
-TASK_OPTIONS: Final = frozenset(TaskOptions.__annotations__)
+CALL_OPTIONS: Final = CallOptions.__optional_keys__
+TASK_OPTIONS: Final = TaskOptions.__optional_keys__
 
 
 def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> None:
@@ -160,6 +168,11 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> No
             near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise TypeError(f"{where} has no option {name!r}{hint}")
+
+
+def named(options: Mapping[str, Any], **own: Any) -> dict[str, Any]:
+    """Return the options of a call, with those that have a parameter of their own."""
+    return {**options, **{name: value for name, value in own.items() if value is not None}}
 
 
 def due_at(

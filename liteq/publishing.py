@@ -14,9 +14,27 @@ from liteq.signals import after_task_publish, before_task_publish
 __all__ = ["announce", "report"]
 
 _OURS: Final = frozenset(
-    "lang task id shadow eta expires group group_index retries timelimit root_id parent_id "
-    "argsrepr kwargsrepr origin ignore_result replaced_task_nesting stamped_headers "
-    "stamps".split()
+    {
+        "argsrepr",
+        "eta",
+        "expires",
+        "group",
+        "group_index",
+        "id",
+        "ignore_result",
+        "kwargsrepr",
+        "lang",
+        "origin",
+        "parent_id",
+        "replaced_task_nesting",
+        "retries",
+        "root_id",
+        "shadow",
+        "stamped_headers",
+        "stamps",
+        "task",
+        "timelimit",
+    }
 )
 
 

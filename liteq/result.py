@@ -4,6 +4,8 @@ An `AsyncResult` holds no connection and no state but a cache of what is final. 
 made anywhere from an id, and be pickled, compared, awaited.
 """
 
+# ruff: noqa: FBT001, FBT002  (positional booleans in Celery's signatures)
+
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -94,13 +96,13 @@ class AsyncResult(ResultBase, Generic[R]):
 
     def __init__(
         self,
-        id: str,  # noqa: A002 (Celery's name)
+        id: str,
         backend: Any = None,
         task_name: str | None = None,
         app: Liteq | None = None,
         parent: ResultBase | None = None,
     ) -> None:
-        if not isinstance(id, str) or not id:
+        if not id or not isinstance(id, str):
             raise ValueError(f"a result needs the id of a task, not {id!r}")
         self.id = id
         self.parent = parent
@@ -146,13 +148,13 @@ class AsyncResult(ResultBase, Generic[R]):
                 interval=interval,
                 on_look=on_interval,
             )
-            self._keep(next(waiting))
-            waiting.close()
+            for record in waiting:
+                self._keep(record)
         return self._outcome(propagate, callback)
 
     wait = get
 
-    async def aget(self, timeout: float | None = None, *, propagate: bool = True) -> R:
+    async def aget(self, timeout: float | None = None, *, propagate: bool = True) -> R:  # noqa: ASYNC109
         """Wait like `get()`, on the running event loop."""
         if self.ignored:
             return None  # type: ignore[return-value]
@@ -471,9 +473,9 @@ class AsyncResult(ResultBase, Generic[R]):
             return self._loads(record.note.meta)
         return None
 
-    def _outcome(self, propagate: bool, callback: Callable[[str, Any], Any] | None) -> R:  # noqa: FBT001
+    def _outcome(self, propagate: bool, callback: Callable[[str, Any], Any] | None) -> R:
         record = self._record
-        value = None if record is None else self._result_of(record)
+        value: Any = None if record is None else self._result_of(record)
         failed = record is not None and self._state_of(record) in states.PROPAGATE_STATES
         if failed and propagate:
             raise value
@@ -507,7 +509,7 @@ class EagerResult(AsyncResult[R]):
 
     def __init__(
         self,
-        id: str,  # noqa: A002 (Celery's name)
+        id: str,
         ret_value: Any,
         state: str,
         traceback: str | None = None,
@@ -537,7 +539,7 @@ class EagerResult(AsyncResult[R]):
 
     wait = get
 
-    async def aget(self, timeout: float | None = None, *, propagate: bool = True) -> R:
+    async def aget(self, timeout: float | None = None, *, propagate: bool = True) -> R:  # noqa: ASYNC109
         """Return the value, or raise what the task raised."""
         return self._outcome(propagate, None)
 
@@ -612,7 +614,7 @@ class EagerResult(AsyncResult[R]):
     def _look(self) -> Record | None:
         return None  # nothing about it is in the store
 
-    def _outcome(self, propagate: bool, callback: Callable[[str, Any], Any] | None) -> R:  # noqa: FBT001
+    def _outcome(self, propagate: bool, callback: Callable[[str, Any], Any] | None) -> R:
         failed = self._state in states.PROPAGATE_STATES
         if failed and propagate and isinstance(self._value, BaseException):
             raise self._value
@@ -705,4 +707,3 @@ def signal_name(given: Any) -> str:
 
 def _time(moment: float | None) -> datetime | None:
     return None if moment is None else datetime.fromtimestamp(moment, UTC)
-

@@ -1,5 +1,7 @@
 """A task: a function that can be called now, or sent to be run by a worker."""
 
+# ruff: noqa: FBT001, FBT002  (positional booleans in Celery's signatures)
+
 from __future__ import annotations
 
 import sys
@@ -13,10 +15,10 @@ from liteq.calls import Defaults, with_options
 from liteq.canvas import Signature
 from liteq.context import Context
 from liteq.current import current_app, get_current_app
-from liteq.exceptions import Retry
+from liteq.exceptions import MaxRetriesExceededError, Retry
 from liteq.local import Proxy
 from liteq.message import PACKED_FIELDS, Message
-from liteq.options import CallOptions
+from liteq.options import CallOptions, RetryOptions, named
 from liteq.result import PROGRESS, AsyncResult, EagerResult
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
     from liteq.app import Liteq
 
-__all__ = ["AsyncTask", "BoundTask", "Task"]
+__all__ = ["AsyncTask", "BoundTask", "Task", "is_coroutine_function"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -105,11 +107,9 @@ class Task(Generic[P, R]):
     Strategy: Any = None
     Request: Any = None
 
-    MaxRetriesExceededError: ClassVar[type[Exception]] = retry.MaxRetriesExceededError
+    MaxRetriesExceededError: ClassVar[type[Exception]] = MaxRetriesExceededError
 
-    _bound: bool = False  # its function takes the task first
     _defaults: Defaults | None = None
-    _defaults_of: int = -1  # the revision of the settings that they were made from
     _check: Check | None = None
     _checked: bool = False
 
@@ -142,7 +142,7 @@ class Task(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the body here and now, as a plain function."""
         here = Context(task=self.name, args=args, kwargs=kwargs)
-        if _is_coroutine(self.run):
+        if is_coroutine_function(self.run):
             return _in_context(here, self.run, args, kwargs)  # type: ignore[return-value]
         token = context.push(here)
         try:
@@ -156,17 +156,16 @@ class Task(Generic[P, R]):
         When it returns, the call is in the store. Raises `TypeError` for arguments that
         the function does not take, `EncodeError` for a value that cannot be sent.
         """
-        return self.app.send_call(self, args, kwargs, {})
+        result: AsyncResult[R] = self.app.sender.call(self, args, kwargs, {})
+        return result
 
     def apply_async(
         self,
         args: Sequence[Any] | None = None,
         kwargs: Mapping[str, Any] | None = None,
         task_id: str | None = None,
-        producer: Any = None,
         link: Any = None,
         link_error: Any = None,
-        shadow: str | None = None,
         **options: Unpack[CallOptions],
     ) -> AsyncResult[R]:
         """Send a call with options.
@@ -181,12 +180,14 @@ class Task(Generic[P, R]):
         Raises as `delay()` does, `TypeError` for an unknown option, and `ValueError` for
         a value out of its range.
         """
-        given = _named(options, task_id, link, link_error, shadow)
-        return self.app.send_call(self, args, kwargs, given)
+        given = named(options, task_id=task_id, link=link, link_error=link_error)
+        result: AsyncResult[R] = self.app.sender.call(self, args, kwargs, given)
+        return result
 
     async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
         """Send a call like `delay()`, without blocking the event loop."""
-        return await self.app.asend_call(self, args, kwargs, {})
+        result: AsyncResult[R] = await self.app.sender.acall(self, args, kwargs, {})
+        return result
 
     async def aapply_async(
         self,
@@ -195,12 +196,12 @@ class Task(Generic[P, R]):
         task_id: str | None = None,
         link: Any = None,
         link_error: Any = None,
-        shadow: str | None = None,
         **options: Unpack[CallOptions],
     ) -> AsyncResult[R]:
         """Send a call like `apply_async()`, without blocking the event loop."""
-        given = _named(options, task_id, link, link_error, shadow)
-        return await self.app.asend_call(self, args, kwargs, given)
+        given = named(options, task_id=task_id, link=link, link_error=link_error)
+        result: AsyncResult[R] = await self.app.sender.acall(self, args, kwargs, given)
+        return result
 
     def apply(
         self,
@@ -209,7 +210,6 @@ class Task(Generic[P, R]):
         link: Any = None,
         link_error: Any = None,
         task_id: str | None = None,
-        retries: int = 0,
         throw: bool | None = None,
         **options: Unpack[CallOptions],
     ) -> EagerResult[R]:
@@ -218,9 +218,8 @@ class Task(Generic[P, R]):
         Arguments are not serialised. With `throw` (default: `task_eager_propagates`)
         what the task raises is raised here.
         """
-        given = _named(options, task_id, link, link_error, None)
-        given["retries"] = retries
-        return self.app.apply_call(self, args, kwargs, given, throw=throw)
+        given = named(options, task_id=task_id, link=link, link_error=link_error)
+        return self.app.sender.apply(self, args, kwargs, given, throw=throw)
 
     # Signatures
 
@@ -241,9 +240,7 @@ class Task(Generic[P, R]):
         **more: Any,
     ) -> Signature[R]:
         """Return a signature of this task with these arguments and options."""
-        return Signature(
-            self, args, kwargs, options, immutable=immutable, app=self.app, **more
-        )
+        return Signature(self, args, kwargs, options, immutable=immutable, app=self.app, **more)
 
     subtask = signature
 
@@ -304,7 +301,7 @@ class Task(Generic[P, R]):
         eta: datetime | None = None,
         countdown: float | None = None,
         max_retries: int | None = None,
-        **options: Unpack[CallOptions],
+        **options: Unpack[RetryOptions],
     ) -> Retry:
         """End this attempt and have the task run again, under the same id.
 
@@ -397,9 +394,7 @@ class Task(Generic[P, R]):
     ) -> None:
         """Called in the worker last, after a success and after a failure."""
 
-    def shadow_name(
-        self, args: Any, kwargs: Any, options: Mapping[str, Any]
-    ) -> str | None:
+    def shadow_name(self, args: Any, kwargs: Any, options: Mapping[str, Any]) -> str | None:
         """Return another name to show for a call, or None."""
         return None
 
@@ -421,6 +416,19 @@ class Task(Generic[P, R]):
             object.__setattr__(self, "_checked", True)
         if self._check is not None:
             self._check(*args, **kwargs)
+
+    def deliveries_allowed(self) -> int | None:
+        """Return how often a call may be started in all when its process dies each time;
+        None leaves that to the store. `reject_on_worker_lost=False`, said out loud, means
+        what it does in Celery: a death is a failure."""
+        if self.reject_on_worker_lost is False:
+            return 1
+        own = self.max_deliveries
+        return None if own == self.app.conf.task_max_deliveries else own
+
+    def has_shadow_names(self) -> bool:
+        """Tell whether `shadow_name()` was overridden."""
+        return getattr(self.shadow_name, "__func__", None) is not Task.shadow_name
 
     @property
     def __name__(self) -> str:
@@ -452,9 +460,9 @@ class Task(Generic[P, R]):
             eta = eta.replace(tzinfo=app.timezone)
         when = eta if countdown is None else countdown
         steer = Retry(exc=exc or _handled(), when=when, is_eager=request.is_eager)
-        steer.sig = {"args": args, "kwargs": kwargs, "options": options}
-        steer.run_at = retry.run_at(app.clock.now(), countdown=countdown, eta=eta)
-        steer.changes = self._changes(request, args, kwargs, options)
+        steer.sig = self.signature_from_request(request, args, kwargs, **options)
+        changes = self._changes(request, args, kwargs, options)
+        steer.changes = changes  # type: ignore[attr-defined]  # read by the executor
         return steer
 
     def _changes(
@@ -527,18 +535,25 @@ BoundTask = Task[..., Any]
 """The type of `self` in a function made a task with `bind=True`."""
 
 _SENT = frozenset(
-    "queue exchange routing_key delivery_mode priority expires serializer time_limit "
-    "soft_time_limit acks_late ignore_result max_deliveries reject_on_worker_lost "
-    "result_expires store_errors_even_if_ignored shadow_name".split()
+    {
+        "acks_late",
+        "delivery_mode",
+        "exchange",
+        "expires",
+        "ignore_result",
+        "max_deliveries",
+        "priority",
+        "queue",
+        "reject_on_worker_lost",
+        "result_expires",
+        "routing_key",
+        "serializer",
+        "shadow_name",
+        "soft_time_limit",
+        "store_errors_even_if_ignored",
+        "time_limit",
+    }
 )
-
-
-def _named(
-    options: Mapping[str, Any], task_id: Any, link: Any, link_error: Any, shadow: Any
-) -> dict[str, Any]:
-    """Return the options of a call, those with a parameter of their own among them."""
-    own = {"task_id": task_id, "link": link, "link_error": link_error, "shadow": shadow}
-    return {**options, **{name: value for name, value in own.items() if value is not None}}
 
 
 def _with_changed_options(message: Message, options: Mapping[str, Any], app: Any) -> Message:
@@ -559,14 +574,13 @@ def _inherited(cls: type, name: str) -> Any:
     return next((b.__dict__[name] for b in cls.__mro__[1:] if name in b.__dict__), None)
 
 
-def _is_coroutine(fun: Callable[..., Any]) -> bool:
+def is_coroutine_function(fun: Callable[..., Any]) -> bool:
+    """Tell whether this is an `async def`."""
     code = getattr(fun, "__code__", None)
     return code is not None and bool(code.co_flags & _COROUTINE)
 
 
-async def _in_context(
-    here: Context, run: Callable[..., Any], args: Any, kwargs: Any
-) -> Any:
+async def _in_context(here: Context, run: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     token = context.push(here)
     try:
         return await run(*args, **kwargs)

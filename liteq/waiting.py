@@ -77,7 +77,10 @@ def settled(
 
 
 async def asettled(
-    broker: Broker, ids: Iterable[str], *, timeout: float | None = None
+    broker: Broker,
+    ids: Iterable[str],
+    *,
+    timeout: float | None = None,  # noqa: ASYNC109 (what it means is said below)
 ) -> AsyncIterator[Record]:
     """Yield records like `settled()`, on the running event loop, without a thread."""
     wait = _Wait(broker, ids, timeout, None)

@@ -34,16 +34,58 @@ _MODULES: Final = {
     "valkeys": ("liteq.brokers.redis", "RedisBroker"),
 }
 _OTHERS: Final = frozenset(
-    "visibility_timeout queue_order_strategy priority_steps sep global_keyprefix "
-    "polling_interval fanout_prefix fanout_patterns max_retries interval_start "
-    "interval_step interval_max socket_timeout socket_connect_timeout socket_keepalive "
-    "retry_on_timeout health_check_interval max_connections master_name "
-    "confirm_publish region queue_name_prefix predefined_queues".split()
+    {
+        "confirm_publish",
+        "fanout_patterns",
+        "fanout_prefix",
+        "global_keyprefix",
+        "health_check_interval",
+        "interval_max",
+        "interval_start",
+        "interval_step",
+        "master_name",
+        "max_connections",
+        "max_retries",
+        "polling_interval",
+        "predefined_queues",
+        "priority_steps",
+        "queue_name_prefix",
+        "queue_order_strategy",
+        "region",
+        "retry_on_timeout",
+        "sep",
+        "socket_connect_timeout",
+        "socket_keepalive",
+        "socket_timeout",
+        "visibility_timeout",
+    }
 )
 _SERVERS: Final = frozenset(
-    "amqp amqps pyamqp librabbitmq sqs sentinel confluentkafka kafka zookeeper mongodb "
-    "azureservicebus azurestoragequeues gcpubsub etcd consul pyro slmq filesystem sqla "
-    "sqlalchemy db django nats".split()
+    {
+        "amqp",
+        "amqps",
+        "azureservicebus",
+        "azurestoragequeues",
+        "confluentkafka",
+        "consul",
+        "db",
+        "django",
+        "etcd",
+        "filesystem",
+        "gcpubsub",
+        "kafka",
+        "librabbitmq",
+        "mongodb",
+        "nats",
+        "pyamqp",
+        "pyro",
+        "sentinel",
+        "slmq",
+        "sqla",
+        "sqlalchemy",
+        "sqs",
+        "zookeeper",
+    }
 )
 
 

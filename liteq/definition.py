@@ -1,0 +1,151 @@
+"""From a function to a task: the classes that `app.task` and `shared_task` make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    overload,
+)
+
+from liteq import current
+from liteq.local import Proxy
+from liteq.options import TASK_OPTIONS, TaskOptions, refuse_unknown
+from liteq.task import AsyncTask, BoundTask, Task, is_coroutine_function
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+    from liteq.app import Liteq
+
+__all__ = [
+    "BoundDecorator",
+    "Decorator",
+    "check_options",
+    "is_same_function",
+    "make_class",
+    "name_of",
+    "shared_task",
+]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T", bound=Task[..., Any])
+
+
+class Decorator(Protocol):
+    """What `app.task(…)` returns: a decorator of functions."""
+
+    @overload
+    def __call__(self, fun: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+    @overload
+    def __call__(self, fun: Callable[P, R], /) -> Task[P, R]: ...
+
+
+class BoundDecorator(Protocol):
+    """What `app.task(bind=True, …)` returns: the function takes the task first."""
+
+    @overload
+    def __call__(
+        self, fun: Callable[Concatenate[BoundTask, P], Coroutine[Any, Any, R]], /
+    ) -> AsyncTask[P, R]: ...
+    @overload
+    def __call__(self, fun: Callable[Concatenate[BoundTask, P], R], /) -> Task[P, R]: ...
+
+
+@overload
+def shared_task(fun: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
+@overload
+def shared_task(fun: Callable[P, R], /) -> Task[P, R]: ...
+@overload
+def shared_task(
+    *, base: type[T], bind: bool = ..., **options: Unpack[TaskOptions]
+) -> Callable[[Callable[..., Any]], T]: ...
+@overload
+def shared_task(
+    *, bind: Literal[True], base: None = None, **options: Unpack[TaskOptions]
+) -> BoundDecorator: ...
+@overload
+def shared_task(
+    *, bind: Literal[False] = False, base: None = None, **options: Unpack[TaskOptions]
+) -> Decorator: ...
+def shared_task(fun: Any = None, **options: Any) -> Any:
+    """Make a task of every app, those that come later too; options as for `app.task`.
+
+    What it returns stands for the current app's copy.
+    """
+    check_options(options)
+    return _share(fun, options) if fun is not None else lambda fun: _share(fun, options)
+
+
+def _share(fun: Any, options: Mapping[str, Any]) -> Any:
+    if isinstance(fun, (Task, Proxy)):
+        raise TypeError(f"{fun!r} is a task already: write @shared_task once")
+    name = options.get("name")
+
+    def construct(app: Liteq) -> object:
+        return app.task_from_function(fun, **options)
+
+    def find() -> Any:
+        app = current.get_current_app()
+        return app.tasks[name or app.gen_task_name(name_of(fun), fun.__module__)]
+
+    current.connect_on_app_finalize(construct)
+    return Proxy(find, name=name_of(fun), doc=fun.__doc__)
+
+
+def make_class(
+    fun: Callable[..., Any],
+    *,
+    app: Liteq,
+    name: str,
+    base: type[Task[..., Any]],
+    bind: bool,
+    options: Mapping[str, Any],
+) -> type[Task[..., Any]]:
+    """Return a class of its own for the function, which is its body."""
+    if base is Task and is_coroutine_function(fun):
+        base = AsyncTask
+    body = fun if bind else staticmethod(fun)
+    members: dict[str, Any] = {
+        **options,
+        "app": app,
+        "name": name,
+        "run": body,
+        "abstract": False,
+        "__wrapped__": body,
+        "__doc__": fun.__doc__,
+        "__module__": fun.__module__,
+        "__qualname__": getattr(fun, "__qualname__", name_of(fun)),
+    }
+    return type(name_of(fun), (base,), members)
+
+
+def name_of(fun: Any) -> str:
+    """Return a function's name. Raises `TypeError` for a callable that has none."""
+    name = getattr(fun, "__name__", None)
+    if not isinstance(name, str):
+        raise TypeError(f"{fun!r} has no name of its own to call a task by: pass name=…")
+    return name
+
+
+def is_same_function(task: Task[..., Any], fun: Any) -> bool:
+    """Tell whether a task was made of this function, or of an earlier reading of it."""
+    old = getattr(getattr(type(task), "__wrapped__", None), "__code__", None)
+    new = getattr(fun, "__code__", None)
+    if old is None or new is None:
+        return False
+    return (old.co_filename, old.co_firstlineno) == (new.co_filename, new.co_firstlineno)
+
+
+def check_options(options: Mapping[str, Any], base: type[Any] | None = None) -> None:
+    """Raise `TypeError` for an option that neither liteq nor the base class has."""
+    base = base or options.get("base")
+    own = () if base is None else [name for name in options if hasattr(base, name)]
+    refuse_unknown(options, {*TASK_OPTIONS, "bind", "base", *own}, "a task")

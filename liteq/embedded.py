@@ -1,0 +1,173 @@
+"""A worker inside a program: in a thread of it, or in a process that it owns."""
+
+from __future__ import annotations
+
+import json
+import marshal
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import IO, TYPE_CHECKING, Any, Final
+
+from liteq.exceptions import ImproperlyConfigured, LiteqError
+from liteq.reference import load, reference
+from liteq.worker import Worker
+
+if TYPE_CHECKING:
+    from liteq.app import Liteq
+
+__all__ = ["main", "run_until_empty", "worker"]
+
+_STOP_TIMEOUT: Final = 10.0  # seconds on top of the worker's own grace period
+
+# The child gets our sys.path before it imports anything, as it may be started anywhere.
+_BOOT: Final = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from liteq.embedded import main; main(int(sys.argv[2]))"
+)
+
+
+@contextmanager
+def worker(
+    app: Liteq,
+    *,
+    concurrency: int = 2,
+    pool: str = "threads",
+    queues: Sequence[str] | None = None,
+    hostname: str | None = None,
+) -> Iterator[Any]:
+    """Run a worker while the context is open; see `Liteq.worker`."""
+    options = {
+        "concurrency": concurrency,
+        "pool": pool,
+        "queues": list(queues) if queues is not None else None,
+        "hostname": hostname,
+    }
+    with _in_process(app, options) if pool == "prefork" else _in_thread(app, options) as made:
+        yield made
+
+
+def run_until_empty(app: Liteq, *, queues: Sequence[str] | None = None) -> int:
+    """Run tasks in this thread until nothing is claimable; see `Liteq.run_until_empty`."""
+    made = Worker(
+        app, queues=queues, concurrency=1, pool="solo", burst=True, install_signals=False
+    )
+    made.run()
+    return made.settled
+
+
+@contextmanager
+def _in_thread(app: Liteq, options: dict[str, Any]) -> Iterator[Worker]:
+    ready = threading.Event()
+    made = Worker(app, **options, install_signals=False, on_ready=ready.set)
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            made.run()
+        except BaseException as exc:  # noqa: BLE001 (it is raised in the caller's thread)
+            failures.append(exc)
+        finally:
+            ready.set()
+
+    thread = threading.Thread(target=run, name="liteq-worker", daemon=True)
+    thread.start()
+    ready.wait()
+    try:
+        if failures:
+            raise failures[0]
+        yield made
+    finally:
+        made.stop()
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+@contextmanager
+def _in_process(app: Liteq, options: dict[str, Any]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a worker process, which ends when its standard input does: with this one."""
+    if getattr(app.broker, "folder", True) is None:
+        raise ImproperlyConfigured(
+            "a store in memory cannot be shared with other processes: use pool='threads', "
+            "or a broker with an sqlite:// URL"
+        )
+    payload = marshal.dumps((reference(app), app.broker_url, options))
+    ready, announce = os.pipe()
+    command = [sys.executable, "-c", _BOOT, json.dumps(sys.path), str(announce)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(announce,))
+    os.close(announce)
+    stdin = process.stdin
+    assert stdin is not None
+    try:
+        with os.fdopen(ready, "rb") as answer:
+            stdin.write(len(payload).to_bytes(8, "big") + payload)
+            stdin.flush()
+            if not answer.read(1):
+                raise LiteqError(
+                    f"the worker process ended before it was ready, with exit code "
+                    f"{process.wait()}; it has written why to standard error"
+                )
+        yield process
+    finally:
+        _end(app, process, stdin)
+
+
+def _end(app: Liteq, process: subprocess.Popen[bytes], stdin: IO[bytes]) -> None:
+    with suppress(BrokenPipeError):  # it is dead already
+        stdin.close()
+    try:
+        process.wait(app.conf.worker_shutdown_timeout + _STOP_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def main(announce: int) -> None:
+    """Be the worker process: what to run comes over standard input, whose end is the
+    order to stop. `announce` is the descriptor to write to when ready."""
+    order = _take_stdin()
+    size = int.from_bytes(_read(order, 8), "big")
+    given, broker_url, options = marshal.loads(_read(order, size))
+    app = load(given)
+    app.conf.override({"broker_url": broker_url}, source="the embedding program")
+    os.set_inheritable(announce, False)
+
+    def ready() -> None:
+        os.write(announce, b"1")
+        os.close(announce)
+
+    made = Worker(app, **options, on_ready=ready)
+
+    def watch() -> None:
+        os.read(order, 1)
+        made.stop()
+
+    threading.Thread(target=watch, name="liteq-parent-watch", daemon=True).start()
+    sys.exit(made.run())
+
+
+def _take_stdin() -> int:
+    """Return a descriptor of standard input, and leave /dev/null in its place.
+
+    Not `sys.stdin`: the thread that waits at it would hold its lock while children are
+    forked, and they would wait for that lock for ever.
+    """
+    own = os.dup(0)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    return own
+
+
+def _read(descriptor: int, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        part = os.read(descriptor, size - len(data))
+        if not part:
+            raise SystemExit("the embedding program ended")
+        data += part
+    return data

@@ -1,0 +1,405 @@
+"""Sending: from a call to its message in the store.
+
+Every call takes this road: `Task.delay` → `Sender.call` → `Message` → `Broker.enqueue`.
+What all calls of a task have in common is worked out once, for each revision of the
+app's settings, so a plain `delay()` costs little more than its body and its id.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, tzinfo
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+
+from liteq import context, eager, publishing, serializers, signals
+from liteq.calls import Defaults, lifetime, merge, with_options
+from liteq.canvas import Signature, as_list, maybe_signature
+from liteq.exceptions import AlwaysEagerIgnored, BrokerUnavailable, MessageTooLarge
+from liteq.ids import new_id
+from liteq.message import Edge, Message
+from liteq.offload import off_loop
+from liteq.options import checked_limits, checked_priority
+from liteq.result import AsyncResult, EagerResult
+from liteq.routes import Router
+
+if TYPE_CHECKING:
+    from liteq.app import Liteq
+    from liteq.task import Task
+
+    AnyTask: TypeAlias = Task[..., Any]
+
+__all__ = ["Sender"]
+
+logger = logging.getLogger("liteq.app")
+
+Options: TypeAlias = dict[str, Any]
+Args: TypeAlias = Sequence[Any] | None
+Kwargs: TypeAlias = Mapping[str, Any] | None
+_Graph: TypeAlias = tuple[list[Message], list[Edge]]
+
+_OWN: Final = ("queue", "exchange", "routing_key", "delivery_mode", "priority", "expires")
+
+
+class Rules(NamedTuple):
+    """What sending needs of the settings. `zone` None is the machine's own."""
+
+    revision: int
+    router: Router
+    zone: tzinfo | None
+    always_eager: bool
+    inherits_priority: bool
+    max_body_size: int
+    keeps_results: bool
+    publish_retry: bool
+
+
+class Sender:
+    """Makes the messages of one app's calls, and stores them. Threads share it."""
+
+    def __init__(self, app: Liteq) -> None:
+        self._app = app
+        self._rules: Rules | None = None
+
+    # The road
+
+    def call(self, task: AnyTask, args: Args, kwargs: Kwargs, options: Options) -> Any:
+        """Send a call of a task and return its result; see `Task.apply_async`."""
+        rules = self.rules()
+        if rules.always_eager:
+            return self._eager_call(task, args, kwargs, options)
+        messages, edges = self._compose(rules, task, args, kwargs, options)
+        self.send(messages, edges, options)
+        return self._result(messages[0], options)
+
+    async def acall(self, task: AnyTask, args: Args, kwargs: Kwargs, options: Options) -> Any:
+        """Send a call like `call()`; only the store is waited for off the event loop, so
+        what runs here now is the parent."""
+        rules = self.rules()
+        if rules.always_eager:
+            return await off_loop(self._eager_call, task, args, kwargs, options)
+        messages, edges = self._compose(rules, task, args, kwargs, options)
+        await off_loop(self.send, messages, edges, options)
+        return self._result(messages[0], options)
+
+    def call_named(self, name: str, args: Args, kwargs: Kwargs, options: Options) -> Any:
+        """Send a call by the task's name; see `Liteq.send_task`."""
+        messages, edges = self._compose_named(name, args, kwargs, options)
+        self.send(messages, edges, options)
+        return self._result(messages[0], options)
+
+    async def acall_named(self, name: str, args: Args, kwargs: Kwargs, options: Options) -> Any:
+        """Send a call like `call_named()`, the store off the event loop."""
+        messages, edges = self._compose_named(name, args, kwargs, options)
+        await off_loop(self.send, messages, edges, options)
+        return self._result(messages[0], options)
+
+    def apply(
+        self,
+        task: AnyTask,
+        args: Args,
+        kwargs: Kwargs,
+        options: Options,
+        *,
+        throw: bool | None = None,
+    ) -> EagerResult[Any]:
+        """Run a call in this process; see `Task.apply`."""
+        args, kwargs = _arguments(args, kwargs)
+        message = self._message(self.rules(), task.name, task, args, kwargs, options, body=b"")
+        if throw is None:
+            throw = self._app.conf.task_eager_propagates
+        return eager.run(self._app, message, args, kwargs, options, throw=throw)
+
+    def send(
+        self,
+        messages: Sequence[Message],
+        edges: Sequence[Edge] = (),
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Store messages, in one step.
+
+        When the store cannot be reached it tries again, as `task_publish_retry_policy`
+        says; that is safe, since a message that is there already is left as it is.
+        """
+        if signals.before_task_publish.receivers:
+            messages = publishing.announce(messages)
+        try:
+            self._app.broker.enqueue(messages, edges)
+        except BrokerUnavailable as exc:
+            self._send_again(messages, edges, options or {}, exc)
+        if signals.after_task_publish.receivers:
+            publishing.report(messages)
+
+    def _send_again(
+        self,
+        messages: Sequence[Message],
+        edges: Sequence[Edge],
+        options: Mapping[str, Any],
+        error: BrokerUnavailable,
+    ) -> None:
+        conf = self._app.conf
+        wanted = options.get("retry")
+        if not (conf.task_publish_retry if wanted is None else wanted):
+            raise error
+        policy = {**conf.task_publish_retry_policy, **(options.get("retry_policy") or {})}
+        most = policy.get("max_retries", 3)
+        pause = policy.get("interval_start", 0.0)
+        tries = 0
+        while most is None or tries < most:
+            tries += 1
+            time.sleep(pause)
+            step, longest = policy.get("interval_step", 0.2), policy.get("interval_max", 1.0)
+            pause = min(pause + step, longest)
+            try:
+                self._app.broker.enqueue(messages, edges)
+            except BrokerUnavailable as exc:
+                error = exc
+            else:
+                return
+        raise error
+
+    # A call and what follows it
+
+    def _compose(
+        self, rules: Rules, task: AnyTask, args: Args, kwargs: Kwargs, options: Options
+    ) -> _Graph:
+        """Return the message of a call, and those of its links with their edges."""
+        args, kwargs = _arguments(args, kwargs)
+        if self._defaults(rules, task.name, task).checks_arguments:
+            task.check_arguments(args, kwargs)
+        message = self._message(rules, task.name, task, args, kwargs, options)
+        return self._entered(rules, message, options)
+
+    def _compose_named(self, name: str, args: Args, kwargs: Kwargs, options: Options) -> _Graph:
+        rules = self.rules()
+        if rules.always_eager:
+            import warnings  # late: rare
+
+            warnings.warn(
+                "task_always_eager has no effect on send_task: the call is sent",
+                AlwaysEagerIgnored,
+                stacklevel=4,
+            )
+        args, kwargs = _arguments(args, kwargs)
+        task = self._app.tasks.get(name)
+        message = self._message(rules, name, task, args, kwargs, options)
+        return self._entered(rules, message, options)
+
+    def _entered(self, rules: Rules, message: Message, options: Options) -> _Graph:
+        """Return the message with its links, entered in the trail of the task that makes
+        the call."""
+        running = context.current()
+        if running is not None and not running.called_directly:
+            self._add_to_trail(running, message, options)
+        if "link" in options or "link_error" in options:
+            return self._with_links(rules, message, options)
+        return [message], []
+
+    def _with_links(self, rules: Rules, message: Message, options: Mapping[str, Any]) -> _Graph:
+        messages: list[Message] = [message]
+        edges: list[Edge] = []
+        for option, on in (("link", "success"), ("link_error", "failure")):
+            for position, given in enumerate(as_list(options.get(option))):
+                sig = maybe_signature(given, app=self._app)
+                if not isinstance(sig, Signature):
+                    raise TypeError(f"{option} takes signatures, not {given!r}")
+                linked, inner = self._linked(rules, message, sig)
+                messages += linked
+                edges += (Edge(message.id, linked[0].id, on, position), *inner)
+        if as_list(options.get("link")):
+            messages[0] = message._replace(has_links=True)
+        return messages, edges
+
+    def _linked(self, rules: Rules, source: Message, sig: Signature[Any]) -> _Graph:
+        options = {name: value for name, value in sig.options.items() if value is not None}
+        options.setdefault("root_id", source.root_id or source.id)
+        options.setdefault("parent_id", source.id)
+        if sig.immutable:
+            options["immutable"] = True
+        task = self._app.tasks.get(sig.task)
+        message = self._message(rules, sig.task, task, sig.args, sig.kwargs, options)
+        return self._with_links(rules, message, options)
+
+    def _add_to_trail(
+        self, running: context.Context, message: Message, options: Mapping[str, Any]
+    ) -> None:
+        if not options.get("add_to_parent", True):
+            return
+        caller = self._app.tasks.get(running.task or "")
+        if caller is None or caller.trail:
+            result: AsyncResult[Any] = AsyncResult(message.id, None, message.task, self._app)
+            running.children.append(result)
+
+    def _result(self, message: Message, options: Mapping[str, Any]) -> Any:
+        kind: Any = options.get("result_cls") or AsyncResult
+        result = kind(message.id, None, message.task, self._app)
+        result.ignored = message.ignore_result
+        return result
+
+    # One message
+
+    def _message(
+        self,
+        rules: Rules,
+        name: str,
+        task: AnyTask | None,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: Options,
+        *,
+        body: bytes | None = None,
+    ) -> Message:
+        """Return the message of one call: the task's template and what differs."""
+        defaults = self._defaults(rules, name, task)
+        template = defaults.template
+        if body is None:
+            kind = options.get("serializer") or template.content_type
+            body = serializers.dumps_call(args, kwargs, kind)
+            if len(body) > rules.max_body_size:
+                raise _too_large(name, body, rules.max_body_size)
+        running = context.current()
+        if options or running is not None or not defaults.is_plain:
+            return self._special(rules, defaults, body, task, args, kwargs, options, running)
+        return defaults.message(new_id(), body)
+
+    def _special(
+        self,
+        rules: Rules,
+        defaults: Defaults,
+        body: bytes,
+        task: AnyTask | None,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        options: Options,
+        running: context.Context | None,
+    ) -> Message:
+        """Return the message of a call with options, a route of its own, or a parent."""
+        template = defaults.template
+        changed: dict[str, Any] = {"id": options.get("task_id") or new_id(), "body": body}
+        if options.get("serializer"):
+            changed["content_type"] = options["serializer"]
+        if running is not None and running.id is not None:
+            changed.update(root_id=running.root_id, parent_id=running.id)
+            if rules.inherits_priority and running.message is not None:
+                changed["priority"] = running.message.priority
+        merged = merge(template.task, args, kwargs, defaults.own, options, rules.router, task)
+        if task is not None and (shadow := task.shadow_name(args, kwargs, options)):
+            merged.setdefault("shadow", shadow)
+        now = self._app.clock.now()
+        message = with_options(template, merged, rules.router, now, rules.zone, **changed)
+        if message.expires_at is not None and message.expires_at < now:
+            logger.warning(
+                "Task %s[%s] expired %.3f s before it was sent: it will end revoked",
+                message.task,
+                message.id,
+                now - message.expires_at,
+            )
+        return message
+
+    def _eager_call(
+        self, task: AnyTask, args: Args, kwargs: Kwargs, options: Options
+    ) -> EagerResult[Any]:
+        """Run a call in place of sending it, its arguments written and read as if it had
+        been sent."""
+        args, kwargs = _arguments(args, kwargs)
+        if task.typing:
+            task.check_arguments(args, kwargs)
+        kind = options.get("serializer") or task.serializer
+        body = serializers.dumps_call(args, kwargs, kind)
+        args, kwargs = serializers.loads_call(body, kind, (kind,))
+        return self.apply(task, args, kwargs, options)
+
+    # What is worked out of the settings
+
+    def rules(self) -> Rules:
+        """Return what the settings say now."""
+        rules = self._rules
+        revision = self._app.conf.revision
+        if rules is None or rules.revision != revision:
+            rules = self._rules = self._make_rules(revision)
+        return rules
+
+    def _make_rules(self, revision: int) -> Rules:
+        app = self._app
+        conf = app.conf
+        return Rules(
+            revision=revision,
+            router=Router(
+                conf.task_routes,
+                conf.task_queues,
+                default_queue=conf.task_default_queue,
+                create_missing=conf.task_create_missing_queues,
+            ),
+            zone=_zone(conf.timezone, enable_utc=conf.enable_utc),
+            always_eager=conf.task_always_eager,
+            inherits_priority=conf.task_inherit_parent_priority,
+            max_body_size=conf.task_max_body_size,
+            keeps_results=app.keeps_results,
+            publish_retry=conf.task_publish_retry,
+        )
+
+    def _defaults(self, rules: Rules, name: str, task: AnyTask | None) -> Defaults:
+        if task is None:
+            return self._make_defaults(rules, name, self._app.Task())
+        defaults = task._defaults
+        if defaults is None or defaults.revision != rules.revision:
+            defaults = self._make_defaults(rules, name, task)
+            object.__setattr__(task, "_defaults", defaults)  # not an option of the task
+        return defaults
+
+    def _make_defaults(self, rules: Rules, name: str, task: AnyTask) -> Defaults:
+        hard, soft = checked_limits(task.time_limit, task.soft_time_limit)
+        own = {key: getattr(task, key) for key in _OWN if getattr(task, key) is not None}
+        template = Message(
+            id="",
+            task=name,
+            body=b"",
+            queue=rules.router.queue(own),
+            priority=checked_priority(own.get("priority", 0)),
+            time_limit=hard,
+            soft_time_limit=soft,
+            acks_late=bool(task.acks_late),
+            ignore_result=bool(task.ignore_result) or not rules.keeps_results,
+            max_deliveries=task.deliveries_allowed(),
+            result_expires=lifetime(task.result_expires),
+            content_type=task.serializer or "json",
+            store_errors=bool(task.store_errors_even_if_ignored),
+        )
+        is_plain = rules.router.is_static and not task.has_shadow_names()
+        if is_plain:
+            merged = merge(name, (), {}, own, {}, rules.router, task)
+            is_plain = merged.pop("expires", None) is None  # that counts from each call
+            template = with_options(template, merged, rules.router, 0.0, rules.zone)
+        return Defaults(rules.revision, template, own, is_plain, bool(task.typing))
+
+
+def _arguments(args: Args, kwargs: Kwargs) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    if args is None:
+        args = ()
+    elif not isinstance(args, (tuple, list)):
+        raise TypeError(f"args is a list or a tuple, not {type(args).__name__}")
+    if kwargs is None:
+        kwargs = {}
+    elif not isinstance(kwargs, Mapping):
+        raise TypeError(f"kwargs is a mapping, not {type(kwargs).__name__}")
+    return args, kwargs
+
+
+def _too_large(name: str, body: bytes, limit: int) -> MessageTooLarge:
+    return MessageTooLarge(
+        f"the arguments of {name} take {len(body)} bytes, more than the {limit} of "
+        "task_max_body_size: store what is large elsewhere and send where it is"
+    )
+
+
+def _zone(given: Any, *, enable_utc: bool) -> tzinfo | None:
+    if isinstance(given, tzinfo):
+        return given
+    if given is None:
+        return UTC if enable_utc else None
+    if given == "UTC":
+        return UTC
+    from zoneinfo import ZoneInfo  # late: 3 ms that only other zones than UTC pay
+
+    return ZoneInfo(given)
