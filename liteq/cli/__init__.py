@@ -1,0 +1,105 @@
+"""The command `liteq`: turn words into calls, and what came of them into exit codes.
+
+Data goes to stdout; logs, notes and questions go to stderr. Each command lives in a module
+of this package that is imported when the command is used, and imports the app, the worker
+and the store when it runs, so `liteq --help` and completion answer at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import click
+
+from liteq import exceptions
+from liteq.cli.front import EXIT_CODES, Exit, Group, Session
+
+if TYPE_CHECKING:
+    from liteq.app import Liteq
+
+__all__ = ["cli", "main"]
+
+# Where each command is, and its help in a line: `liteq --help` imports none of them.
+COMMANDS = {
+    "call": ("liteq.cli.tasks", "Call a task by its name and print the id."),
+    "config": ("liteq.cli.about", "Print every setting with its value and its source."),
+    "dead": ("liteq.cli.queues", "Look after dead letters: messages that nothing could run."),
+    "purge": ("liteq.cli.queues", "Delete the messages that wait."),
+    "queues": ("liteq.cli.queues", "Count the unfinished messages of each queue by state."),
+    "report": ("liteq.cli.about", "Print what a bug report should say."),
+    "result": ("liteq.cli.tasks", "Print the result of a task."),
+    "run": ("liteq.cli.run", "Run a script, and a worker for its tasks beside it."),
+    "shell": ("liteq.cli.about", "Open a Python prompt with the app and its tasks."),
+    "version": ("liteq.cli.about", "Print the version."),
+    "worker": ("liteq.cli.worker", "Run tasks until stopped."),
+}
+
+
+class Commands(Group):
+    """The commands of `COMMANDS`, each imported when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(module), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in sorted(COMMANDS)])
+
+
+@click.group(cls=Commands, epilog=EXIT_CODES)
+def cli() -> None:
+    """Run and look after background tasks. No server is needed.
+
+    \b
+    liteq worker                     run the tasks of ./tasks.py
+    liteq -A proj worker -c 4 -l info
+    liteq call tasks.add -a '[2, 3]' --wait 10
+    liteq queues
+    """
+
+
+def main(argv: Sequence[str] | None = None, *, app: Liteq | None = None) -> int:
+    """Run a command and return its exit code: the entry point of `liteq`.
+
+    `argv` is what follows the command's name (default: the program's own). With an app, the
+    command is about that one and looks for none. An error that is the user's to mend is one
+    message on stderr; a traceback of liteq's own means a bug in liteq.
+    """
+    try:
+        status = cli.main(argv, prog_name="liteq", standalone_mode=False, obj=Session(app))
+    except click.ClickException as exc:
+        exc.show()
+        return exc.exit_code
+    except click.Abort:
+        return Exit.INTERRUPTED
+    except exceptions.LiteqError as exc:
+        click.echo(f"liteq: {exc}", err=True)
+        return _status_of(exc)
+    return int(status or 0)
+
+
+def _status_of(exc: exceptions.LiteqError) -> Exit:
+    match exc:
+        case exceptions.ImproperlyConfigured() | exceptions.EncodeError():
+            return Exit.USAGE
+        case exceptions.UnknownTaskId() | exceptions.QueueNotFound():
+            return Exit.NOT_FOUND
+        case exceptions.NotRegistered():
+            return Exit.UNKNOWN_TASK
+        case exceptions.SchemaError():
+            return Exit.SCHEMA
+        case exceptions.BrokerError():
+            return Exit.BROKER
+        case exceptions.TimeoutError():
+            return Exit.TIMEOUT
+        case _:
+            return Exit.FAILED

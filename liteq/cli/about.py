@@ -1,0 +1,133 @@
+"""`liteq config`, `report`, `shell` and `version`: what this liteq and this app are."""
+
+from __future__ import annotations
+
+import platform
+from contextlib import suppress
+from typing import Any
+
+import click
+
+from liteq.cli.front import Exit, Failure, Session, as_json, command, print_json, print_table
+
+__all__ = ["config", "report", "shell", "version", "version_text"]
+
+LIBRARIES = ("apsw", "click", "croniter", "multiprocess", "redis")
+
+
+def version_text() -> str:
+    from liteq import __version__
+
+    return f"liteq {__version__}"
+
+
+@command()
+def version() -> None:
+    """Print the version."""
+    click.echo(version_text())
+
+
+@command()
+@click.argument("names", nargs=-1, metavar="[SETTING]...")
+@as_json
+def config(names: tuple[str, ...], as_json: bool) -> None:
+    """Print every setting with its value and its source.
+
+    Sources, the strongest first: the command line, the environment (LITEQ_...), the code,
+    [tool.liteq] in pyproject.toml, the default. Passwords are masked.
+    """
+    conf = Session.current().app.conf
+    table = conf.table(with_defaults=True, censored=True)
+    unknown = [name for name in names if name not in table]
+    if unknown:
+        raise Failure(f"no such setting: {', '.join(unknown)}", Exit.NOT_FOUND)
+    rows = [
+        {"setting": name, "value": table[name], "source": conf.source_of(name)}
+        for name in (names or sorted(table))
+    ]
+    if as_json:
+        print_json(rows)
+    else:
+        shown = [{**row, "value": repr(row["value"])} for row in rows]
+        print_table(("setting", "source", "value"), shown)
+
+
+@command()
+@as_json
+def report(as_json: bool) -> None:
+    """Print what a bug report should say.
+
+    That is the versions, the platform, the app, and the settings that are not the default.
+    """
+    from liteq.cli.worker import store_of
+
+    found = Session.current().find()
+    app = found.app
+    facts: dict[str, Any] = {
+        "liteq": version_text().split()[1],
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "platform": platform.platform(),
+        "sqlite": _sqlite_version(),
+        **{name: _installed(name) for name in LIBRARIES},
+        "app": found.reference,
+        "store": store_of(app),
+        "tasks": len(app.tasks),
+    }
+    settings = app.conf.table(with_defaults=False, censored=True)
+    if as_json:
+        print_json({**facts, "settings": settings})
+        return
+    for name, value in facts.items():
+        click.echo(f"{name:<13} {value}")
+    click.echo("\nsettings (those that differ from their default)")
+    for name, value in sorted(settings.items()):
+        click.echo(f"  {name} = {value!r}")
+
+
+@command()
+@click.option("-I", "--ipython", is_flag=True, help="Insist on IPython.")
+@click.option("--python", "plain", is_flag=True, help="Insist on the plain prompt.")
+def shell(ipython: bool, plain: bool) -> None:
+    """Open a Python prompt with the app and its tasks.
+
+    The app is `app`; each task goes by its function's name. IPython is used if installed.
+    """
+    found = Session.current().find()
+    app = found.app
+    names: dict[str, Any] = {
+        name.rpartition(".")[2]: task
+        for name, task in app.tasks.items()
+        if not name.startswith("liteq.")
+    }
+    names["app"] = app
+    banner = f"{version_text()} · {found.reference}\nnames: {', '.join(sorted(names))}"
+    if not plain:
+        try:
+            from IPython import start_ipython  # type: ignore[import-not-found]  # optional
+        except ImportError as exc:
+            if ipython:
+                raise Failure("IPython is not installed") from exc
+        else:
+            click.echo(banner, err=True)
+            start_ipython(argv=[], user_ns=names)
+            return
+    with suppress(ImportError):
+        import readline  # noqa: F401 (history and line editing for the prompt)
+    import code
+
+    code.interact(banner=banner, local=names, exitmsg="")
+
+
+def _installed(name: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version  # 40 ms
+
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _sqlite_version() -> str:
+    import apsw
+
+    return apsw.sqlite_lib_version()

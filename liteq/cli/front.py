@@ -1,0 +1,331 @@
+"""What all commands share: global options in any position, the app they name, output."""
+
+from __future__ import annotations
+
+import enum
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from liteq.exceptions import LiteqWarning
+
+if TYPE_CHECKING:
+    from liteq.app import Liteq
+    from liteq.discovery import Found
+
+__all__ = [
+    "EXIT_CODES",
+    "Command",
+    "Exit",
+    "Failure",
+    "Group",
+    "Session",
+    "as_json",
+    "command",
+    "names",
+    "print_json",
+    "print_table",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Exit(enum.IntEnum):
+    """The exit codes, which scripts rely on."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    NOT_FOUND = 3
+    UNKNOWN_TASK = 4
+    NO_WORKER = 5
+    BROKER = 6
+    APP = 7
+    SCHEMA = 8
+    TIMEOUT = 124
+    INTERRUPTED = 130
+
+
+EXIT_CODES = """\b
+Exit codes:
+  0      done
+  1      the task or the operation failed
+  2      wrong usage or configuration
+  3      not found: a task's id, a queue
+  4      unknown task name
+  5      no live worker
+  6      the store cannot be reached, or is locked
+  7      the app was not found or cannot be imported
+  8      the store's schema is too new or too old
+  124    not finished in the time given
+  128+n  ended by signal n
+"""
+
+
+class Failure(click.ClickException):
+    """End the command with a message on stderr and an exit code."""
+
+    def __init__(self, message: str, exit_code: Exit = Exit.FAILED) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]  # click itself does so
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"liteq: {self.format_message()}", file=file, err=True)
+
+
+class Session:
+    """One run of the command: what the global options said, and the app they name."""
+
+    def __init__(self, app: Liteq | None = None) -> None:
+        self.options: dict[str, Any] = {}
+        self._given = app
+        self._found: Found | None = None
+
+    @classmethod
+    def current(cls) -> Session:
+        session: Session = click.get_current_context().find_root().ensure_object(cls)
+        return session
+
+    @property
+    def quiet(self) -> bool:
+        return bool(self.options.get("quiet"))
+
+    @property
+    def colour(self) -> bool | None:
+        """Whether to use colours; None: on a terminal."""
+        # https://no-color.org; FORCE_COLOR is its opposite, for a pager or a CI log.
+        if self.options.get("no_color") or os.environ.get("NO_COLOR"):
+            return False
+        return True if os.environ.get("FORCE_COLOR") else None
+
+    @property
+    def app(self) -> Liteq:
+        """The app, with the global options applied to its settings."""
+        return self.find().app
+
+    def find(self, spec: str | None = None) -> Found:
+        """Import the app named by `spec`, else by `-A`, else by discovery. Ends the command
+        with exit code 7 when that fails."""
+        if self._found is None:
+            with _trouble_with_app():
+                self._found = self._find(spec or self.options.get("app"))
+            self._configure(self._found.app)
+        return self._found
+
+    def import_tasks(self, include: Iterable[str]) -> None:
+        """Import all modules of tasks, as a worker needs them. Ends the command with exit
+        code 7 when that fails."""
+        from liteq.discovery import import_tasks
+
+        with _trouble_with_app():
+            import_tasks(self.app, include)
+
+    def note(self, text: str) -> None:
+        """Say something on stderr that is no error."""
+        if not self.quiet:
+            click.echo(f"liteq: {text}", err=True)
+
+    def banner(self, *lines: str) -> None:
+        """Print lines of the worker's banner on stderr."""
+        if not self.quiet:
+            click.echo("\n".join(lines), err=True)
+
+    def enter(self) -> None:
+        """Do what the global options ask for before the command begins."""
+        _show_warnings_in_one_line()
+        if workdir := self.options.get("workdir"):
+            try:
+                os.chdir(workdir)
+            except OSError as exc:
+                raise click.UsageError(f"--workdir {workdir}: {exc.strerror}") from exc
+
+    def _find(self, spec: str | None) -> Found:
+        from liteq.discovery import Found, find_app  # late: imports the whole API
+
+        if self._given is not None:
+            return Found(self._given, self._given.main or "given")
+        return find_app(spec)
+
+    def _configure(self, app: Liteq) -> None:
+        if config := self.options.get("config"):
+            app.config_from_object(config)
+        app.conf.override(
+            {
+                "broker_url": self.options.get("broker"),
+                "result_backend": self.options.get("result_backend"),
+            }
+        )
+
+
+@contextmanager
+def _trouble_with_app() -> Iterator[None]:
+    from liteq.discovery import AppNotFound
+
+    try:
+        yield
+    except AppNotFound as exc:
+        raise Failure(str(exc), Exit.APP) from exc
+
+
+def _global_options() -> list[click.Option]:
+    """Return new options, as each command gets its own: `-A` may stand before or after it."""
+
+    def option(*names: str, **attributes: Any) -> click.Option:
+        return click.Option(names, expose_value=False, callback=_remember, **attributes)
+
+    return [
+        option(
+            "-A",
+            "--app",
+            metavar="APP",
+            help="module, module:attribute, module:factory() or path/file.py, else $LITEQ_APP.",
+        ),
+        option("-b", "--broker", metavar="URL", help="The store, in place of the app's own."),
+        option("--result-backend", metavar="URL", hidden=True),
+        option("--config", metavar="MODULE", help="A module of settings for the app."),
+        option("--workdir", metavar="DIR", help="Change to this directory first."),
+        option("-C", "--no-color", is_flag=True, help="No colours, even on a terminal."),
+        option("-q", "--quiet", is_flag=True, help="No banner and no notes."),
+        option("--loader", metavar="NAME", hidden=True),
+        option("--skip-checks", is_flag=True, hidden=True),
+        click.Option(
+            ["--version"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_show_version,
+            help="Show the version and exit.",
+        ),
+    ]
+
+
+def _remember(ctx: click.Context, option: click.Parameter, value: Any) -> None:
+    """Keep a global option for the session. The one nearest to the command wins."""
+    assert option.name is not None
+    if ctx.get_parameter_source(option.name) is not ParameterSource.DEFAULT:
+        ctx.find_root().ensure_object(Session).options[option.name] = value
+
+
+def _show_version(ctx: click.Context, option: click.Parameter, value: Any) -> None:
+    if value:
+        from liteq.cli.about import version_text
+
+        click.echo(version_text())
+        ctx.exit()
+
+
+class Command(click.Command):
+    """A command that takes the global options as well as its own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.own = list(self.params)
+        self.params += _global_options()
+
+    def invoke(self, ctx: click.Context) -> Any:
+        session = Session.current()
+        ctx.color = session.colour
+        session.enter()
+        return super().invoke(ctx)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, params in (
+            ("Options", [param for param in self.own if isinstance(param, click.Option)]),
+            ("Global options, also before the command", self.get_params(ctx)[len(self.own) :]),
+        ):
+            rows = [row for param in params if (row := param.get_help_record(ctx))]
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+
+class Group(click.Group):
+    """A group whose commands take the global options, and that suggests the right word."""
+
+    command_class = Command
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.params += _global_options()
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], self.list_commands(ctx))
+            advice = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+            ctx.fail(f"there is no command {args[0]!r}.{advice}")
+        return super().resolve_command(ctx, args)
+
+
+def command(**attributes: Any) -> Callable[[Callable[..., Any]], click.Command]:
+    """Make a function a command with the global options."""
+    return click.command(cls=Command, **attributes)
+
+
+def names(text: str) -> list[str]:
+    """Read names with commas between them, as the type of an option: `-Q high,default`."""
+    found = [part.strip() for part in text.split(",")]
+    if not all(found):
+        raise click.BadParameter(f"{text!r} has an empty name in it")
+    return found
+
+
+def as_json(function: F) -> F:
+    """Add `--json` to a command that reads."""
+    return click.option("--json", "as_json", is_flag=True, help="One JSON document.")(function)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document. What JSON has no word for is shown by its repr."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=repr))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Print rows under their columns, numbers to the right, as wide as they need."""
+    lines = [[_cell(row.get(column)) for column in columns] for row in rows]
+    numeric = [
+        all(line[i].replace(".", "", 1).isdigit() for line in lines if line[i])
+        for i in range(len(columns))
+    ]
+    widths = [max(map(len, column)) for column in zip(columns, *lines, strict=True)]
+    header = [click.style(name, bold=True) for name in columns]
+    for cells, plain in [(header, columns), *((line, line) for line in lines)]:
+        out = []
+        for cell, text, width, right in zip(cells, plain, widths, numeric, strict=True):
+            pad = " " * (width - len(text))
+            out.append(pad + cell if right else cell + pad)
+        click.echo("  ".join(out).rstrip())
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _show_warnings_in_one_line() -> None:
+    """Show liteq's own warnings as a sentence: their place in liteq's code says nothing."""
+    show = warnings.showwarning
+
+    def showwarning(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: Any = None,
+        line: str | None = None,
+    ) -> None:
+        if file is None and issubclass(category, LiteqWarning):
+            print(f"liteq: {message}", file=sys.stderr)  # noqa: T201 (stderr, as warnings do)
+        else:
+            show(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = showwarning

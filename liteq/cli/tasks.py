@@ -1,0 +1,180 @@
+"""`liteq call` and `liteq result`: start a task from the terminal, and look at what came."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from liteq.cli.front import Exit, Failure, Session, as_json, command, print_json
+
+if TYPE_CHECKING:
+    from liteq.app import Liteq
+    from liteq.result import AsyncResult
+
+__all__ = ["call", "result"]
+
+
+def json_list(text: str) -> list[Any]:
+    value: list[Any] = _json(text, list, "list")
+    return value
+
+
+def json_object(text: str) -> dict[str, Any]:
+    value: dict[str, Any] = _json(text, dict, "object")
+    return value
+
+
+def moment(text: str) -> datetime:
+    """Read a time in ISO 8601. Without an offset it is in the app's time zone."""
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no time like 2026-01-31T08:00+01:00") from None
+
+
+def seconds_or_moment(text: str) -> float | datetime:
+    try:
+        return float(text)
+    except ValueError:
+        return moment(text)
+
+
+@command()
+@click.argument("name")
+@click.option(
+    "-a", "--args", type=json_list, metavar="JSON", default="[]", help="Positional arguments."
+)
+@click.option(
+    "-k", "--kwargs", type=json_object, metavar="JSON", default="{}", help="Keyword arguments."
+)
+@click.option("--countdown", type=float, metavar="SEC", help="Start it after this long.")
+@click.option("--eta", type=moment, metavar="TIME", help="Start it at this time.")
+@click.option(
+    "--expires", type=seconds_or_moment, metavar="SEC|TIME", help="Never start it after this."
+)
+@click.option("--queue", "--routing-key", metavar="NAME", help="In place of its own queue.")
+@click.option("--priority", type=click.IntRange(0, 9), help="9 goes before 0.")
+@click.option("--serializer", metavar="NAME", help="In place of the task's own.")
+@click.option("--exchange", hidden=True)
+@click.option(
+    "--wait", type=click.FloatRange(min=0), metavar="SEC", help="Wait, and print the result."
+)
+@as_json
+def call(
+    name: str,
+    args: list[Any],
+    kwargs: dict[str, Any],
+    exchange: str | None,
+    wait: float | None,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Call a task by its name and print the id.
+
+    \b
+    liteq call tasks.add -a '[2, 3]'
+    liteq call tasks.report -k '{"year": 2026}' --countdown 60 --queue slow
+    """
+    session = Session.current()
+    app = session.app
+    if exchange:
+        session.note("accepted, without effect: --exchange (a queue is all that routes)")
+    _must_be_known(app, name)
+    given = {key: value for key, value in options.items() if value is not None}
+    try:
+        made = app.tasks[name].apply_async(args, kwargs, **given)
+    except (TypeError, ValueError) as exc:  # an argument the task does not take
+        raise Failure(f"{name}: {exc}", Exit.USAGE) from exc
+    if wait is not None:
+        return _show(made, wait=wait, document=as_json, with_traceback=False)
+    if as_json:
+        print_json({"id": made.id, "task": name})
+    else:
+        click.echo(made.id)
+    return Exit.OK
+
+
+@command()
+@click.argument("id")
+@click.option("--wait", type=click.FloatRange(min=0), metavar="SEC", help="Wait for its end.")
+@click.option("--traceback", "with_traceback", is_flag=True, help="Show the error's traceback.")
+@click.option("-t", "--task", hidden=True)
+@as_json
+def result(
+    id: str,
+    wait: float | None,
+    with_traceback: bool,
+    task: str | None,
+    as_json: bool,
+) -> int:
+    """Print the result of a task.
+
+    A task that failed ends with code 1 and its error on stderr, an id that the store does
+    not know with 3, a task that has not ended with 124.
+    """
+    app = Session.current().app
+    if not app.broker.get([id]):
+        raise Failure(
+            f"no task has the id {id!r}: never sent, expired or forgotten", Exit.NOT_FOUND
+        )
+    return _show(
+        app.AsyncResult(id), wait=wait or 0.0, document=as_json, with_traceback=with_traceback
+    )
+
+
+def _show(made: AsyncResult[Any], *, wait: float, document: bool, with_traceback: bool) -> int:
+    """Print what became of a call, waiting `wait` seconds for its end."""
+    from liteq.exceptions import TimeoutError
+
+    value = None
+    if wait or made.ready():
+        with suppress(TimeoutError):
+            value = made.get(timeout=wait or None, propagate=False)
+    ready, failed = made.ready(), not made.successful()
+    if document:
+        error = {"type": type(value).__name__, "message": str(value)} if failed else None
+        print_json(
+            {
+                "id": made.id,
+                "task": made.name,
+                "state": made.state,
+                "result": None if failed else value,
+                "error": error if ready else None,
+                "traceback": made.traceback if ready else None,
+            }
+        )
+    elif not ready:
+        click.echo(f"liteq: {made.id} has not ended: {made.state}", err=True)
+    elif failed:
+        trace = made.traceback if with_traceback else None
+        click.echo((trace or f"{type(value).__name__}: {value}").rstrip(), err=True)
+    else:
+        click.echo(value if isinstance(value, str) else json.dumps(value, default=repr))
+    if not ready:
+        return Exit.TIMEOUT
+    return Exit.FAILED if failed else Exit.OK
+
+
+def _json(text: str, kind: type, word: str) -> Any:
+    try:
+        value = json.loads(text)
+    except ValueError as exc:
+        raise click.BadParameter(f"{text!r} is not JSON: {exc}") from exc
+    if not isinstance(value, kind):
+        raise click.BadParameter(f"{text!r} is no JSON {word}")
+    return value
+
+
+def _must_be_known(app: Liteq, name: str) -> None:
+    if name in app.tasks:
+        return
+    from difflib import get_close_matches
+
+    same = [known for known in app.tasks if known.rpartition(".")[2] == name]
+    near = same or get_close_matches(name, list(app.tasks))
+    advice = f"did you mean {' or '.join(near)}?" if near else f"it has {len(app.tasks)} tasks"
+    raise Failure(f"the app has no task {name!r}; {advice}", Exit.UNKNOWN_TASK)

@@ -1,0 +1,401 @@
+"""`liteq worker`: run tasks until stopped."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext, suppress
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from liteq.cli.front import Session, command, names
+from liteq.cli.pidfile import holding
+
+if TYPE_CHECKING:
+    from liteq.app import Liteq
+    from liteq.systemd import Notifier
+    from liteq.worker import Worker
+
+__all__ = ["run_worker", "worker", "worker_options"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+POOLS = ("prefork", "threads", "asyncio", "solo")
+GREEN = ("eventlet", "gevent")
+POOL_ALIASES = {"processes": "prefork", "fork": "prefork", "thread": "threads"}
+LEVELS = ("debug", "info", "warning", "error", "critical", "fatal")
+
+# Celery's worker flags that have no meaning here, as click parameters, and why not.
+NEEDLESS = {
+    "task_events": "the store knows every state without events",
+    "without_gossip": "workers do not gossip",
+    "without_mingle": "workers do not mingle",
+    "without_heartbeat": "the heartbeat is a row in the store",
+    "heartbeat_interval": "the heartbeat has its own rhythm",
+    "optimization": "a task goes to a child that is free, always",
+    "prefetch_multiplier": "a worker claims what it can start",
+    "disable_prefetch": "a worker claims what it can start",
+    "statedb": "revoked tasks are rows in the store",
+    "schedule": "the schedule is kept in the store",
+    "scheduler": "there is one scheduler",
+}
+# And those that would change what the user relies on, if they were passed over.
+REFUSED = {
+    "detach": "--detach is for a service manager: systemd, or `nohup liteq worker &`",
+    "uid": "--uid is for a service manager: start the worker as that user",
+    "gid": "--gid is for a service manager: start the worker as that group",
+    "umask": "--umask is for a service manager: set it before the worker starts",
+    "executable": "--executable: start that Python yourself, with -m liteq worker",
+}
+
+
+def concurrency(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise click.BadParameter(f"{text!r} is neither a number above 0 nor auto")
+    return int(text)
+
+
+def pool(text: str) -> str:
+    name = POOL_ALIASES.get(text.lower(), text.lower())
+    if name not in POOLS:
+        instead = "; asyncio runs many tasks at once" if name in GREEN else ""
+        raise click.BadParameter(f"{text!r} is none of {', '.join(POOLS)}{instead}")
+    return name
+
+
+def autoscale(text: str) -> int:
+    """Return the larger number of `MAX,MIN`."""
+    parts = text.split(",")
+    if len(parts) > 2 or not all(part.strip().isdecimal() for part in parts):
+        raise click.BadParameter(f"{text!r} is not MAX,MIN")
+    return max(1, *map(int, parts))
+
+
+SECONDS = click.FloatRange(min=0, min_open=True)
+POSITIVE = click.IntRange(min=1)
+
+_OPTIONS = [
+    click.option(
+        "-c",
+        "--concurrency",
+        type=concurrency,
+        metavar="N|auto",
+        help="Tasks at once.  [default: one for each CPU]",
+    ),
+    click.option(
+        "-P",
+        "--pool",
+        type=pool,
+        metavar="|".join(POOLS),
+        help="What runs them.  [default: prefork]",
+    ),
+    click.option(
+        "-Q",
+        "--queues",
+        type=names,
+        metavar="A,B",
+        envvar="LITEQ_QUEUES",
+        help="Consume these queues only.",
+    ),
+    click.option(
+        "-X",
+        "--exclude-queues",
+        type=names,
+        metavar="A,B",
+        help="Consume all queues but these.",
+    ),
+    click.option(
+        "-n",
+        "--hostname",
+        metavar="NAME",
+        help="The worker's name: %h is the host, %n its first part, %d the domain.",
+    ),
+    click.option(
+        "-l",
+        "--loglevel",
+        type=click.Choice(LEVELS, case_sensitive=False),
+        help="info shows each task.  [default: info]",
+    ),
+    click.option(
+        "-I",
+        "--include",
+        type=names,
+        metavar="A,B",
+        help="Import these modules as well.",
+    ),
+    click.option(
+        "--time-limit",
+        type=SECONDS,
+        metavar="SEC",
+        help="Kill a task after this long.",
+    ),
+    click.option(
+        "--soft-time-limit",
+        type=SECONDS,
+        metavar="SEC",
+        help="Raise SoftTimeLimitExceeded in it after this long.",
+    ),
+    click.option(
+        "--max-tasks-per-child",
+        type=POSITIVE,
+        metavar="N",
+        help="Replace a child after N tasks.",
+    ),
+    click.option(
+        "--max-memory-per-child",
+        type=POSITIVE,
+        metavar="KIB",
+        help="Replace a child that has grown above this.",
+    ),
+    click.option(
+        "--pool-start-method",
+        type=click.Choice(["fork", "spawn"]),
+        help="How children start.",
+    ),
+    click.option("--autoscale", type=autoscale, hidden=True),
+]
+
+_WORKER_ONLY = [
+    click.option("--burst", is_flag=True, help="Stop when the queues are empty."),
+    click.option(
+        "--grace",
+        type=click.FloatRange(min=0),
+        metavar="SEC",
+        help="How long a stop waits for running tasks before they are given back."
+        "  [default: 25]",
+    ),
+    click.option(
+        "--purge", "--discard", is_flag=True, help="Delete what waits in the queues first."
+    ),
+    click.option(
+        "--pidfile", metavar="FILE", help="Write the process id there; refuse to start twice."
+    ),
+    click.option("-f", "--logfile", metavar="FILE", help="Log there instead of to stderr."),
+    click.option(
+        "--log-format",
+        type=click.Choice(["text", "json"]),
+        help="[default: text]",
+    ),
+    click.option("-B", "--beat", is_flag=True, hidden=True),
+    click.option("-E", "--task-events", "--events", "task_events", is_flag=True, hidden=True),
+    click.option("--without-gossip", is_flag=True, hidden=True),
+    click.option("--without-mingle", is_flag=True, hidden=True),
+    click.option("--without-heartbeat", is_flag=True, hidden=True),
+    click.option("--heartbeat-interval", type=float, hidden=True),
+    click.option("-O", "--optimization", type=click.Choice(["default", "fair"]), hidden=True),
+    click.option("--prefetch-multiplier", type=int, hidden=True),
+    click.option("--disable-prefetch", is_flag=True, hidden=True),
+    click.option("-S", "--statedb", hidden=True),
+    click.option("-s", "--schedule", "--schedule-filename", "schedule", hidden=True),
+    click.option("--scheduler", hidden=True),
+    click.option("-D", "--detach", is_flag=True, hidden=True),
+    click.option("--uid", hidden=True),
+    click.option("--gid", hidden=True),
+    click.option("--umask", hidden=True),
+    click.option("--executable", hidden=True),
+]
+
+
+def worker_options(function: F) -> F:
+    """Add the options that say how tasks are run."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def _own_options(function: F) -> F:
+    for option in reversed(_WORKER_ONLY):
+        function = option(function)
+    return function
+
+
+@command()
+@worker_options
+@_own_options
+@click.argument("settings", nargs=-1, metavar="[SETTING=VALUE]...")
+def worker(settings: tuple[str, ...], pidfile: str | None, **options: Any) -> int:
+    """Run tasks until stopped.
+
+    TERM, INT and Ctrl-C finish what runs, then stop; a second one gives it back at once.
+    HUP replaces the children, USR1 prints where each of them is.
+
+    \b
+    liteq worker                          run the tasks of ./tasks.py
+    liteq worker -A proj -Q high,default -c 8 -l info
+    liteq worker --burst                  empty the queues and stop
+    liteq worker worker_lease_timeout=30  change a setting
+    """
+    from liteq.systemd import Notifier  # before the app: it must not reach its children
+
+    session = Session.current()
+    _mind_celery_flags(session, options)
+    notify = Notifier.from_environment()
+    with holding(pidfile) if pidfile else nullcontext():
+        return run_worker(session, options, settings=settings, notify=notify)
+
+
+def run_worker(
+    session: Session,
+    options: Mapping[str, Any],
+    *,
+    settings: tuple[str, ...] = (),
+    notify: Notifier | None = None,
+    on_ready: Callable[[], None] | None = None,
+) -> int:
+    """Find the app, start a worker with these options, and return its exit code."""
+    from liteq.worker import Worker
+
+    begun = time.monotonic()
+    found = session.find()
+    app = found.app
+    _apply_settings(app, settings, options)
+    _log_as(app, colour=session.colour)
+    session.import_tasks(options.get("include") or ())
+
+    def ready() -> None:
+        session.banner(f"ready     in {time.monotonic() - begun:.2f} s · Ctrl-C to stop")
+        if on_ready is not None:
+            on_ready()
+
+    made = Worker(
+        app,
+        queues=options.get("queues"),
+        exclude_queues=options.get("exclude_queues") or (),
+        concurrency=options.get("concurrency") or options.get("autoscale"),
+        pool=options.get("pool"),
+        hostname=options.get("hostname"),
+        burst=options.get("burst", False),
+        grace=options.get("grace"),
+        time_limit=options.get("time_limit"),
+        soft_time_limit=options.get("soft_time_limit"),
+        max_tasks_per_child=options.get("max_tasks_per_child"),
+        max_memory_per_child=options.get("max_memory_per_child"),
+        notify=notify,
+        on_ready=ready,
+    )
+    if options.get("purge"):
+        deleted = app.broker.purge(made.queues)
+        session.note(f"purged {deleted} messages from {', '.join(made.queues)}")
+    _banner(session, made, found.reference)
+    return made.run()
+
+
+def _log_as(app: Liteq, *, colour: bool | None) -> None:
+    """Have the log written as the app's settings say."""
+    from liteq import log, signals
+
+    conf = app.conf
+    try:
+        log.configure(
+            conf.worker_log_level,
+            conf.worker_logfile,
+            conf.worker_log_format,
+            conf.worker_log_color if colour is None else colour,
+            task_format=conf.worker_task_log_format,
+            datefmt=conf.worker_log_datefmt,
+            context=_running_task,
+            signals=signals,
+        )
+    except OSError as exc:
+        raise click.UsageError(f"--logfile {conf.worker_logfile}: {exc.strerror}") from exc
+
+
+def _running_task() -> dict[str, Any] | None:
+    """Return what the log says about the task whose code is writing to it."""
+    from liteq import context
+
+    running = context.current()
+    if running is None:
+        return None
+    return {
+        "task": running.task,
+        "task_id": running.id,
+        "root_id": running.root_id,
+        "attempt": running.deliveries,
+        "worker": running.hostname,
+    }
+
+
+def store_of(app: Liteq) -> str:
+    """Return where the app's store is: an absolute path, or a URL without its password."""
+    from liteq.config import mask_url
+    from liteq.exceptions import LiteqError
+
+    folder = None
+    with suppress(LiteqError):  # a URL that nothing here can open is shown as it is
+        folder = getattr(app.broker, "folder", None)
+    return str(folder) if folder is not None else mask_url(app.broker_url)
+
+
+# What the command line says
+
+
+def _mind_celery_flags(session: Session, options: Mapping[str, Any]) -> None:
+    """Refuse, or say once that it has no effect, what is Celery's and not liteq's."""
+    for name, reason in REFUSED.items():
+        if options[name]:
+            raise click.UsageError(reason)
+    if options["beat"] and importlib.util.find_spec("liteq.beat") is None:
+        raise click.UsageError("-B: part of beat, not built yet")
+    needless = {name: reason for name, reason in NEEDLESS.items() if options[name]}
+    for name in ("loader", "skip_checks"):
+        if session.options.get(name):
+            needless[name] = "Celery's"
+    if needless:
+        said = "; ".join(
+            f"--{name.replace('_', '-')} ({why})" for name, why in needless.items()
+        )
+        session.note(f"accepted, without effect: {said}")
+    if options["autoscale"]:
+        session.note(f"autoscale: not built, {options['autoscale']} children throughout")
+
+
+def _apply_settings(app: Liteq, settings: tuple[str, ...], options: Mapping[str, Any]) -> None:
+    app.conf.override(
+        {
+            "worker_log_level": options["loglevel"],
+            "worker_log_format": options.get("log_format"),
+            "worker_logfile": options.get("logfile"),
+            "worker_pool_start_method": options["pool_start_method"],
+        }
+    )
+    app.conf.override(dict(map(_setting, settings)))
+
+
+def _setting(token: str) -> tuple[str, str]:
+    """Read `worker_name=value`, or `name=value` of a setting that begins with worker_."""
+    from liteq.config import SETTINGS
+
+    key, equals, value = token.partition("=")
+    if not equals:
+        raise click.UsageError(f"{token!r}: an argument must be SETTING=VALUE")
+    name = key.strip().lower().replace(".", "_")
+    for known in (name, f"worker_{name.lstrip('_')}"):
+        if known in SETTINGS:
+            return known, value
+    near = get_close_matches(name, SETTINGS, n=1)
+    advice = f"; did you mean {near[0]!r}?" if near else ""
+    raise click.UsageError(f"there is no setting {name!r}{advice}")
+
+
+# What the user sees
+
+
+def _banner(session: Session, made: Worker, reference: str) -> None:
+    """Print the first four of the banner's five lines; the fifth says that it is ready."""
+    from liteq import __version__
+
+    app = made.app
+    session.banner(
+        f"liteq     {__version__} · Python {platform.python_version()} · pid {os.getpid()}",
+        f"app       {app.main or reference} ({reference}) · {len(app.tasks)} tasks",
+        f"store     {store_of(app)}",
+        f"queues    {', '.join(made.queues)} · {made.concurrency} × {made.pool_kind}",
+    )

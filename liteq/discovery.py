@@ -1,0 +1,377 @@
+"""Find the app that a command is about, and say clearly why when there is none.
+
+Importing the app runs the user's code, so what goes wrong there is shown as the user's
+own traceback, without the frames of the import machinery or of liteq, and with one hint.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeGuard, TypeVar
+
+from liteq.app import Liteq
+from liteq.config import project_options
+from liteq.exceptions import ImproperlyConfigured, LiteqError
+
+__all__ = [
+    "AppBroken",
+    "AppNotFound",
+    "Found",
+    "find_app",
+    "import_tasks",
+    "load_app",
+    "user_traceback",
+]
+
+ATTRIBUTES = ("app", "celery", "liteq")  # where an app is looked for first in a module
+SUBMODULES = ("app", "celery", "liteq", "tasks")  # and then in a package
+NOT_OURS = frozenset({"test", "tests", "docs", "examples", "build", "dist"})
+
+T = TypeVar("T")
+
+_SPEC = re.compile(r"(?P<file>.+\.py)(?::(?P<attribute>.+))?")
+_HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_IMPORTLIB = os.path.dirname(os.path.abspath(importlib.__file__)) + os.sep
+
+
+class AppNotFound(LiteqError):
+    """There is no app where one was looked for; the message says where that was."""
+
+
+class AppBroken(AppNotFound):
+    """The app's module cannot be imported. The message is the user's traceback, trimmed
+    to their frames, and one line with a hint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An app, and the `module:attribute` by which another process finds it too."""
+
+    app: Liteq
+    reference: str
+
+
+def find_app(
+    given: str | None = None,
+    *,
+    directory: Path | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Found:
+    """Import and return the app.
+
+    The first of these that says anything decides: `given` (`-A`), `$LITEQ_APP`,
+    `[tool.liteq] app` in the nearest pyproject.toml, and then what is found in the
+    directory (default: the current one): `tasks.py`, `app.py`, `<package>/tasks.py`.
+    The directory goes first on `sys.path`, as Python does for a script.
+
+    Raises `AppNotFound`, or `AppBroken` when the user's code raises.
+    """
+    directory = (directory or Path.cwd()).absolute()
+    _put_on_path(directory)
+    if given:
+        return load_app(given)
+    if named := environ.get("LITEQ_APP"):
+        return load_app(named, said_by="LITEQ_APP")
+    options, file = project_options(str(directory))
+    if file is not None and (named := options.get("app")):
+        if not isinstance(named, str):
+            raise ImproperlyConfigured(f"app in {file} must be text, not {named!r}")
+        _put_on_path(Path(file).parent)
+        return load_app(named, said_by=file, directory=Path(file).parent)
+    return _search(directory)
+
+
+def load_app(spec: str, *, said_by: str = "-A", directory: Path | None = None) -> Found:
+    """Import the app that a specification names.
+
+    Forms: `module`, `module:attribute`, `module:factory()`, `module.attribute`, and a
+    file's path in place of the module. Without an attribute, the module's `app`,
+    `celery` or `liteq` is taken if it is an app, then the only app in it, then, for a
+    package, that of its modules `app`, `celery`, `liteq` and `tasks`.
+    """
+    if match := _SPEC.fullmatch(spec):
+        file = (directory or Path.cwd()) / match["file"]
+        if not file.is_file():
+            raise AppNotFound(f"there is no file {str(file)!r} ({said_by} says {spec!r})")
+        module, attribute = _import_file(file), match["attribute"]
+    else:
+        name, _, attribute = spec.partition(":")
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise AppNotFound(
+                f"{said_by} says {spec!r}, which is no app: expected module, "
+                "module:attribute, module:factory() or path/file.py"
+            )
+        module, attribute = _import_spec(name, attribute, said_by)
+    if attribute:
+        return _named_app(module, attribute)
+    found = _app_in(module)
+    if found is None:
+        raise AppNotFound(
+            f"there is no liteq app in {module.__name__} ({_place(module)}): "
+            "expected something like  app = Liteq('name')"
+        )
+    return found
+
+
+def import_tasks(app: Liteq, include: Iterable[str] = ()) -> None:
+    """Import the modules that a worker of the app needs: `include` here and in the
+    settings, `imports`, and what `autodiscover_tasks()` was told of. Raises `AppBroken`."""
+    for name in include:
+        _import_spec(name, "", "--include")
+    _user_code(app.finalize, "the tasks")
+    _user_code(app.import_default_modules, "the modules of imports and include")
+
+
+def user_traceback(exc: BaseException) -> str:
+    """Return the traceback as text, without the frames of the import machinery and of
+    liteq itself."""
+    shown = traceback.TracebackException.from_exception(exc, compact=True)
+    for part in _linked(shown):
+        kept = [frame for frame in part.stack if not _is_machinery(frame.filename)]
+        part.stack = traceback.StackSummary.from_list(kept)
+    return "".join(shown.format())
+
+
+# Importing
+
+
+def _import_spec(name: str, attribute: str, said_by: str) -> tuple[ModuleType, str]:
+    """Import `name`; where its last part is no module, take it for an attribute."""
+    try:
+        return _import(name), attribute
+    except _NoModule:
+        parent, _, last = name.rpartition(".")
+        if parent and not attribute:
+            try:
+                module = _import(parent)
+            except _NoModule:
+                pass
+            else:
+                if hasattr(module, last):
+                    return module, last
+        raise AppNotFound(
+            f"there is no module {name!r} ({said_by}), looked for from {os.getcwd()}; "
+            "is this the project's directory? --workdir names another"
+        ) from None
+
+
+def _import_file(file: Path) -> ModuleType:
+    """Import a file under the name that `import` would give it, as tasks are named by it."""
+    root, name = file.parent.resolve(), file.stem
+    while (root / "__init__.py").is_file():
+        root, name = root.parent, f"{root.name}.{name}"
+    name = name.removesuffix(".__init__")
+    _put_on_path(root)
+    if not all(part.isidentifier() for part in name.split(".")):
+        return _user_code(lambda: _exec_file(file, name), name)
+    module = _import(name)
+    if not os.path.samefile(getattr(module, "__file__", None) or os.devnull, file):
+        raise AppNotFound(
+            f"{file} cannot be imported: the module {name!r} is already {_place(module)}; "
+            "give the file another name"
+        )
+    return module
+
+
+def _exec_file(file: Path, name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None  # a .py file always has a loader
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]  # as a failed import does
+        raise
+    return module
+
+
+class _NoModule(Exception):
+    """The module asked for does not exist, and no user code was involved in that."""
+
+
+def _import(name: str) -> ModuleType:
+    return _user_code(lambda: importlib.import_module(name), name)
+
+
+def _user_code(imports: Callable[[], T], name: str) -> T:
+    """Run the user's code; turn whatever it raises into `AppBroken`."""
+    try:
+        return imports()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as exc:
+        absent = exc.name or "" if isinstance(exc, ModuleNotFoundError) else ""
+        asked = absent and (name + ".").startswith(absent + ".")
+        if asked and not any(_user_places(exc)):
+            raise _NoModule(name) from None
+        raise AppBroken(f"{user_traceback(exc)}hint: {_hint(exc, name)}") from exc
+
+
+def _hint(exc: BaseException, name: str) -> str:
+    match exc:
+        case SyntaxError():
+            version = ".".join(map(str, sys.version_info[:2]))
+            where = f"{exc.filename}, line {exc.lineno}"
+            return f"{where} is not valid Python {version}; nothing was started"
+        case ModuleNotFoundError(name="celery"):
+            return "liteq has Celery's names: `from liteq import Liteq` in place of celery"
+        case ModuleNotFoundError(name=str(absent)):
+            top = absent.partition(".")[0]
+            return f"{top!r} is not installed for {sys.executable}, and not in {os.getcwd()}"
+        case ImportError() if "partially initialized" in str(exc):
+            return "two modules import each other; let both import the app from a third"
+        case SystemExit():
+            return f"importing {name!r} ends the program: guard it, if __name__ == '__main__':"
+        case _:
+            places = list(_user_places(exc))
+            where = f"at {places[-1]}" if places else f"importing {name!r}"
+            return f"the error is in the app's code, {where}; nothing was started"
+
+
+# Looking inside a module
+
+
+def _named_app(module: ModuleType, attribute: str) -> Found:
+    reference = f"{module.__name__}:{attribute}"
+    calls = attribute.endswith("()")
+    value: Any = module
+    for part in attribute.removesuffix("()").split("."):
+        try:
+            value = getattr(value, part)
+        except AttributeError:
+            raise AppNotFound(
+                f"{module.__name__} ({_place(module)}) has no {part!r}{_apps_there(module)}"
+            ) from None
+    if calls:
+        if not callable(value):
+            raise AppNotFound(f"{reference}: {value!r} cannot be called")
+        value = _user_code(value, module.__name__)
+    if not _is_app(value):
+        advice = "; is it a factory? then add ()" if callable(value) and not calls else ""
+        raise AppNotFound(f"{reference} is no liteq app but {type(value).__name__}{advice}")
+    return Found(value, reference)
+
+
+def _app_in(module: ModuleType) -> Found | None:
+    for name in ATTRIBUTES:
+        if _is_app(value := getattr(module, name, None)):
+            return Found(value, f"{module.__name__}:{name}")
+    names = _app_names(module)
+    if len(names) > 1:
+        raise AppNotFound(
+            f"there are {len(names)} apps in {module.__name__}: {', '.join(names)}; "
+            f"say which, as in  -A {module.__name__}:{names[0]}"
+        )
+    if names:
+        return Found(getattr(module, names[0]), f"{module.__name__}:{names[0]}")
+    if hasattr(module, "__path__"):
+        for last in SUBMODULES:
+            name = f"{module.__name__}.{last}"
+            if importlib.util.find_spec(name) and (found := _app_in(_import(name))):
+                return found
+    return None
+
+
+def _is_app(value: object) -> TypeGuard[Liteq]:
+    # By its real type: `current_app` is a proxy that says it is an app, and a module that
+    # imports it has none for that.
+    return issubclass(type(value), Liteq)
+
+
+def _app_names(module: ModuleType) -> list[str]:
+    """Return one name for each app in the module."""
+    by_app = {id(v): n for n, v in reversed(vars(module).items()) if _is_app(v)}
+    return sorted(by_app.values())
+
+
+def _apps_there(module: ModuleType) -> str:
+    names = _app_names(module)
+    return f"; its apps: {', '.join(names)}" if names else ""
+
+
+# Looking for a module
+
+
+def _search(directory: Path) -> Found:
+    looked: list[str] = []
+    for file in (directory / "tasks.py", directory / "app.py"):
+        looked.append(file.name)
+        # A tasks.py is ours to import; an app.py may be anything, and start a server.
+        if file.is_file() and (file.name == "tasks.py" or _mentions_liteq(file)):
+            found = _app_in(_import_file(file))
+            if found is not None:
+                return found
+    looked.append("<package>/tasks.py")
+    apps = {id(found.app): found for found in _apps_of_packages(directory)}
+    if len(apps) > 1:
+        names = sorted(found.reference for found in apps.values())
+        raise AppNotFound(
+            f"several packages have an app: {', '.join(names)}; say which, as in  -A {names[0]}"
+        )
+    for found in apps.values():
+        return found
+    raise AppNotFound(
+        f"no liteq app in {directory} (looked for {', '.join(looked)}); name it with "
+        "-A module:attribute, $LITEQ_APP, or app in [tool.liteq] of pyproject.toml"
+    )
+
+
+def _apps_of_packages(directory: Path) -> Iterator[Found]:
+    for root in (directory, directory / "src"):
+        for package in sorted(root.glob("*/__init__.py")):
+            name = package.parent.name
+            modules = [package.with_name(f"{last}.py") for last in ("__init__", *SUBMODULES)]
+            if name in NOT_OURS or not any(map(_mentions_liteq, modules)):
+                continue
+            if found := _app_in(_import_file(package)):
+                yield found
+
+
+def _mentions_liteq(file: Path) -> bool:
+    try:
+        return b"liteq" in file.read_bytes()
+    except OSError:
+        return False
+
+
+# Words
+
+
+def _put_on_path(directory: Path) -> None:
+    if str(directory) not in sys.path:
+        sys.path.insert(0, str(directory))  # as Python does for a script
+
+
+def _place(module: ModuleType) -> str:
+    return getattr(module, "__file__", None) or "built into Python"
+
+
+def _is_machinery(filename: str) -> bool:
+    return filename.startswith(("<frozen ", _HERE, _IMPORTLIB))
+
+
+def _user_places(exc: BaseException) -> Iterator[str]:
+    """Yield `file:line` for each frame of the traceback that is the user's."""
+    for frame in traceback.extract_tb(exc.__traceback__):
+        if not _is_machinery(frame.filename):
+            yield f"{frame.filename}:{frame.lineno}"
+
+
+def _linked(
+    shown: traceback.TracebackException,
+) -> Iterable[traceback.TracebackException]:
+    yield shown
+    for other in (shown.__cause__, shown.__context__, *(shown.exceptions or ())):
+        if other is not None:
+            yield from _linked(other)

@@ -1,0 +1,755 @@
+"""The command line as a user meets it: real processes in a project of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import pytest
+
+import liteq
+from liteq.cli import COMMANDS, cli, main
+
+pytestmark = pytest.mark.process
+
+TASKS = """
+from liteq import Liteq
+
+app = Liteq("shop")
+
+
+@app.task
+def add(x, y):
+    return x + y
+
+
+@app.task
+def fail():
+    raise ValueError("no stock")
+"""
+JOBS = TASKS.replace("shop", "jobs")
+PATIENCE = 30  # seconds that a condition may take on a busy machine
+
+
+class Project:
+    """A folder with a tasks.py, and the command run in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environ = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("LITEQ_", "CELERY_"))
+        }
+        self.environ |= {"PYTHONPATH": str(Path(liteq.__file__).parents[1]), "NO_COLOR": "1"}
+        self.write("tasks.py", TASKS)
+
+    def write(self, name: str, text: str) -> Path:
+        file = self.folder / name
+        file.write_text(text)
+        return file
+
+    def __call__(
+        self, *words: str, stdin: str = "", **environ: str
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "liteq", *words],
+            cwd=self.folder,
+            env=self.environ | environ,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+
+    def ok(self, *words: str, **environ: str) -> str:
+        """Run a command that must succeed; return what it printed."""
+        done = self(*words, **environ)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def python(self, code: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=self.folder,
+            env=self.environ,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+
+class Ended(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+class Running:
+    """A command that goes on, and what it has written to stderr so far."""
+
+    def __init__(self, project: Project, words: Sequence[str], **environ: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "liteq", *words],
+            cwd=project.folder,
+            env=project.environ | environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.lines: list[str] = []
+        self._more = threading.Condition()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            with self._more:
+                self.lines.append(line.rstrip("\n"))
+                self._more.notify_all()
+
+    def wait_for(self, pattern: str) -> str:
+        """Return the first line of stderr in which the pattern is found."""
+
+        def found() -> str | None:
+            return next((line for line in self.lines if re.search(pattern, line)), None)
+
+        with self._more:
+            line = self._more.wait_for(found, PATIENCE)
+        assert line is not None, "\n".join(self.lines)
+        return line
+
+    def end(self, number: int | None = signal.SIGTERM) -> int:
+        """Send a signal, and return the exit code when the process has ended."""
+        if number is not None:
+            self.process.send_signal(number)
+        status = self.process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        return status
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        self._reader.join(PATIENCE)
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        self.process.stdout.close()
+        self.process.stderr.close()
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path)
+
+
+@pytest.fixture
+def here(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Ended]]:
+    """Run a command in this process: much quicker, and enough where nothing is started."""
+    monkeypatch.chdir(project.folder)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    for name in set(os.environ) - set(project.environ):
+        monkeypatch.delenv(name)
+    before = set(sys.modules)
+
+    def here(*words: str) -> Ended:
+        for name in set(sys.modules) - before:
+            if not name.startswith("liteq"):
+                del sys.modules[name]
+        status = main(words)
+        return Ended(status, *capfd.readouterr())
+
+    yield here
+    for name in set(sys.modules) - before:
+        if not name.startswith("liteq"):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def start(project: Project) -> Iterator[Callable[..., Running]]:
+    """Start a command that goes on; it is killed at the end of the test."""
+    running: list[Running] = []
+
+    def start(*words: str, **environ: str) -> Running:
+        running.append(Running(project, words, **environ))
+        return running[-1]
+
+    yield start
+    for process in running:
+        process.close()
+
+
+def wait_until(condition: Callable[[], Any]) -> Any:
+    deadline = time.monotonic() + PATIENCE
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "the condition did not come true"
+        time.sleep(0.02)
+    return value
+
+
+# Words
+
+
+def test_help_is_quick_because_it_imports_little(project: Project) -> None:
+    code = (
+        "import sys\nfrom liteq.cli import cli\n"
+        "cli.main(['--help'], standalone_mode=False)\n"
+        "heavy = {'apsw', 'redis', 'croniter', 'multiprocess', 'asyncio', 'liteq.app'}\n"
+        "print('HEAVY', sorted(heavy & set(sys.modules)))\n"
+    )
+
+    text = project.python(code)
+
+    assert "Run tasks until stopped." in text
+    assert "7      the app was not found" in text
+    assert text.endswith("HEAVY []")
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_the_list_of_commands_says_what_each_says_of_itself(name: str) -> None:
+    context = click.Context(cli)
+    command = cli.get_command(context, name)
+    assert command is not None
+    assert command.help is not None
+    assert command.help.splitlines()[0] == COMMANDS[name][1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["wroker"], "there is no command 'wroker'. Did you mean 'worker'?"),
+        (["dead", "lisst"], "there is no command 'lisst'. Did you mean 'list'?"),
+        (["worker", "--concurency", "2"], "Did you mean '--concurrency'?"),
+        (["worker", "-c", "0"], "'0' is neither a number above 0 nor auto"),
+        (["worker", "-P", "gevent"], "asyncio runs many tasks at once"),
+        (["worker", "-Q", "a,,b"], "'a,,b' has an empty name in it"),
+        (["worker", "--autoscale", "many"], "'many' is not MAX,MIN"),
+        (["worker", "-D"], "--detach is for a service manager"),
+        (["worker", "--uid", "www"], "start the worker as that user"),
+        (["worker", "concurrency"], "'concurrency': an argument must be SETTING=VALUE"),
+        (["worker", "worker_concurency=3"], "did you mean 'worker_concurrency'?"),
+        (["worker", "lease_timeout=soon"], "worker_lease_timeout = 'soon'"),
+        (["worker", "--pidfile", "absent/x.pid"], "--pidfile absent/x.pid: No such file"),
+        (["call", "tasks.add", "-a", "[1"], "'[1' is not JSON"),
+        (["call", "tasks.add", "-k", "[1]"], "'[1]' is no JSON object"),
+        (["call", "tasks.add", "--eta", "noon"], "'noon' is no time like"),
+        (["call", "tasks.add", "-a", "[1]"], "tasks.add: add() missing 1 required"),
+        (["dead", "redrive"], "name the ids, or say --all"),
+        (["run", "absent.py"], "there is no file 'absent.py'"),
+        (["--workdir", "absent", "queues"], "--workdir absent: No such file"),
+        (["queues", "-b", "amqp://host"], "amqp"),
+    ],
+)
+def test_wrong_usage_is_explained_and_ends_with_2(
+    here: Callable[..., Ended], words: list[str], message: str
+) -> None:
+    done = here(*words)
+
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 2
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-A", "jobs", "report", "--json"],
+        ["report", "-A", "jobs", "--json"],
+        ["report", "--json", "--app=jobs"],
+        ["-A", "tasks", "report", "--json", "-A", "jobs"],  # the nearest to the command wins
+    ],
+)
+def test_global_options_go_anywhere(
+    project: Project, here: Callable[..., Ended], words: list[str]
+) -> None:
+    project.write("jobs.py", JOBS)
+    assert json.loads(here(*words).stdout)["app"] == "jobs:app"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-A", "jobs", "dead", "list"],
+        ["dead", "-A", "jobs", "list"],
+        ["dead", "list", "-A", "jobs"],
+    ],
+)
+def test_global_options_go_anywhere_around_a_command_of_two_words(
+    project: Project, here: Callable[..., Ended], words: list[str]
+) -> None:
+    (project.folder / "tasks.py").unlink()
+    project.write("jobs.py", JOBS)
+    assert here(*words).returncode == 0
+
+
+@pytest.mark.parametrize("words", [["--version"], ["worker", "--version"], ["version"]])
+def test_the_version_is_told_anywhere(here: Callable[..., Ended], words: list[str]) -> None:
+    assert here(*words) == (0, f"liteq {liteq.__version__}\n", "")
+
+
+def test_the_working_directory_and_the_store_can_be_named(project: Project) -> None:
+    below = project.folder / "below"
+    below.mkdir()
+    (below / "jobs.py").write_text(JOBS)
+
+    facts = json.loads(
+        project.ok(
+            "report", "--json", "--workdir", "below", "-A", "jobs", "-b", "sqlite://x.liteq"
+        )
+    )
+
+    assert facts["app"] == "jobs:app"
+    assert facts["store"] == str(below / "x.liteq")
+
+
+# Apps that are not there
+
+
+@pytest.mark.parametrize("command", [["worker"], ["queues"], ["run", "tasks.py"]])
+def test_an_app_that_cannot_be_imported_shows_the_users_code_and_ends_with_7(
+    project: Project, command: list[str]
+) -> None:
+    file = project.write("tasks.py", "import absent_library\n")
+
+    done = project(*command)
+
+    assert done.returncode == 7
+    assert done.stderr.splitlines() == [
+        "liteq: Traceback (most recent call last):",
+        f'  File "{file}", line 1, in <module>',
+        "    import absent_library",
+        "ModuleNotFoundError: No module named 'absent_library'",
+        done.stderr.splitlines()[-1],
+    ]
+    assert done.stderr.splitlines()[-1].startswith("hint: 'absent_library' is not installed")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-A", "absent", "worker"], "there is no module 'absent'"),
+        (["-A", "tasks:nothing", "worker"], "has no 'nothing'; its apps: app"),
+        (["worker", "-I", "absent"], "there is no module 'absent' (--include)"),
+    ],
+)
+def test_an_app_that_is_not_there_ends_with_7(
+    project: Project, words: list[str], message: str
+) -> None:
+    done = project(*words)
+    assert message in done.stderr
+    assert done.returncode == 7
+
+
+def test_a_folder_without_an_app_says_where_it_looked(project: Project) -> None:
+    (project.folder / "tasks.py").unlink()
+    done = project("worker")
+    assert f"no liteq app in {project.folder}" in done.stderr
+    assert done.returncode == 7
+
+
+def test_a_module_to_include_that_fails_shows_the_users_code(project: Project) -> None:
+    project.write("more.py", "1 / 0\n")
+    project.write("tasks.py", TASKS.replace('"shop"', '"shop", include=["more"]'))
+    done = project("worker", "--burst")
+    assert "ZeroDivisionError" in done.stderr
+    assert "importlib" not in done.stderr
+    assert done.returncode == 7
+
+
+# Calls and results
+
+
+def test_a_call_is_run_by_a_burst_and_its_result_read(project: Project) -> None:
+    id = project.ok("call", "tasks.add", "-a", "[2, 3]")
+    waiting = project("result", id)
+    project.ok("worker", "--burst", "-c", "1")
+
+    assert waiting.returncode == 124
+    assert f"{id} has not ended: PENDING" in waiting.stderr
+    assert project.ok("result", id) == "5"
+    document = json.loads(project.ok("result", id, "--json"))
+    assert (document["state"], document["result"]) == ("SUCCESS", 5)
+
+
+def test_a_failure_ends_with_1_and_its_error_on_stderr(project: Project) -> None:
+    id = project.ok("call", "tasks.fail")
+    project.ok("worker", "--burst", "-c", "1")
+
+    short = project("result", id)
+    long = project("result", id, "--traceback")
+    document = json.loads(project("result", id, "--json").stdout)
+
+    assert (short.returncode, short.stdout) == (1, "")
+    assert short.stderr == "ValueError: no stock\n"
+    assert 'raise ValueError("no stock")' in long.stderr
+    assert document["error"] == {"type": "ValueError", "message": "no stock"}
+
+
+def test_an_unknown_id_ends_with_3_at_once(project: Project) -> None:
+    done = project("result", "0199-nothing", "--wait", "20")
+    assert "never sent, expired or forgotten" in done.stderr
+    assert done.returncode == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"), [("add", "tasks.add"), ("tasks.ad", "tasks.add"), ("zzz", "tasks")]
+)
+def test_an_unknown_task_ends_with_4_and_is_not_sent(
+    project: Project, name: str, advice: str
+) -> None:
+    done = project("call", name)
+
+    assert advice in done.stderr
+    assert (done.returncode, done.stdout) == (4, "")
+    assert all(row["queued"] == 0 for row in json.loads(project.ok("queues", "--json")))
+
+
+def test_a_call_can_wait_for_its_result(
+    project: Project, start: Callable[..., Running]
+) -> None:
+    start("worker", "-c", "1").wait_for("^ready")
+
+    assert project.ok("call", "tasks.add", "-k", '{"x": "a", "y": "b"}', "--wait", "20") == "ab"
+    assert project("call", "tasks.fail", "--wait", "20").returncode == 1
+
+
+def test_a_wait_that_is_too_short_ends_with_124(project: Project) -> None:
+    assert project("call", "tasks.add", "-a", "[1, 2]", "--wait", "0.1").returncode == 124
+
+
+# Queues and dead letters
+
+
+def test_queues_are_counted_and_purged(project: Project) -> None:
+    for words in (["--countdown", "600"], ["--queue", "slow"], ["--queue", "slow"]):
+        project.ok("call", "tasks.add", "-a", "[1, 2]", *words)
+
+    counted = {row["queue"]: row for row in json.loads(project.ok("queues", "--json"))}
+    table = project.ok("queues").splitlines()
+    refused = project("purge", "-Q", "slow", stdin="n\n")
+    purged = project("purge", "-Q", "slow", "-f")
+
+    assert counted["default"]["scheduled"] == 1
+    assert counted["slow"]["queued"] == 2
+    assert table[0].split()[:2] == ["queue", "queued"]
+    assert "Delete 2 messages of slow?" in refused.stderr
+    assert refused.returncode == 130
+    assert purged.stdout == "2\n"
+    assert project.ok("purge", "-f", "-X", "default") == "0"
+    assert project.ok("purge", "-f") == "1"
+
+
+BREAK = """
+from tasks import app
+from liteq.ids import new_id
+from liteq.message import Message
+ids = [new_id(), new_id()]
+app.broker.enqueue([Message(id, "tasks.add", b"{broken", "default") for id in ids])
+print(*ids)
+"""
+
+
+def test_dead_letters_are_listed_shown_redriven_and_purged(project: Project) -> None:
+    first, second = project.python(BREAK).split()
+    project.ok("worker", "--burst", "-c", "1")
+
+    listed = json.loads(project.ok("dead", "list", "--json"))
+    table = project.ok("dead", "list")
+    shown = json.loads(project.ok("dead", "show", first, "--json"))
+    page = project.ok("dead", "show", first)
+
+    assert [row["id"] for row in listed] == [first, second]
+    assert "undecodable" in listed[0]["reason"]
+    assert table.splitlines()[0].split()[:3] == ["id", "task", "queue"]
+    assert "broken" in shown["args"]
+    assert first in page
+    assert project("dead", "show", "nothing").returncode == 3
+
+    assert project.ok("dead", "redrive", first) == first
+    assert project("dead", "redrive", "nothing").returncode == 3
+    assert [row["id"] for row in json.loads(project.ok("dead", "list", "--json"))] == [second]
+    assert project.ok("dead", "redrive", "--all") == second
+    project.ok("worker", "--burst", "-c", "1")
+    assert project("dead", "purge", stdin="n\n").returncode == 130
+    assert project.ok("dead", "purge", "-f") == "2"
+    assert project.ok("dead", "list", "--json") == "[]"
+
+
+def test_a_reader_that_has_had_enough_is_no_traceback(project: Project) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"'{sys.executable}' -m liteq config | head -1"],
+        cwd=project.folder,
+        env=project.environ,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.stdout.startswith("setting")
+    assert done.stderr == ""
+
+
+# The worker
+
+
+def test_a_worker_shows_five_lines_and_stops_when_told(
+    project: Project, start: Callable[..., Running]
+) -> None:
+    worker = start("worker", "-c", "2", "-Q", "high,default", "-l", "warning")
+    worker.wait_for("^ready")
+
+    assert worker.end() == 0
+    assert [line.split()[0] for line in worker.lines[:5]] == [
+        "liteq", "app", "store", "queues", "ready",
+    ]  # fmt: skip
+    assert f"store     {project.folder}" in worker.lines[2]
+    assert worker.lines[3] == "queues    high, default · 2 × prefork"
+
+
+def test_a_quiet_worker_shows_nothing(project: Project, start: Callable[..., Running]) -> None:
+    project.ok("call", "tasks.add", "-a", "[1, 2]")
+    done = project("-q", "worker", "--burst", "-l", "error", "-E")
+    assert (done.stderr, done.returncode) == ("", 0)
+
+
+def test_celery_flags_are_accepted_and_said_once(project: Project) -> None:
+    done = project(
+        "worker", "--burst", "-l", "warning", "-E", "--without-gossip", "--without-mingle",
+        "--without-heartbeat", "-O", "fair", "--autoscale", "3,1", "--prefetch-multiplier", "1",
+    )  # fmt: skip
+
+    said = [line for line in done.stderr.splitlines() if "without effect" in line]
+    assert done.returncode == 0, done.stderr
+    assert len(said) == 1
+    assert "--without-gossip" in said[0]
+    assert "3 × prefork" in done.stderr
+
+
+def test_settings_go_behind_the_options(project: Project) -> None:
+    done = project("worker", "--burst", "concurrency=3", "worker_pool=threads")
+    assert "3 × threads" in done.stderr
+
+
+def test_the_log_can_be_json_in_a_file(project: Project) -> None:
+    id = project.ok("call", "tasks.add", "-a", "[1, 2]")
+
+    done = project(
+        "worker", "--burst", "-l", "info", "-f", "worker.log", "--log-format", "json"
+    )
+
+    lines = (project.folder / "worker.log").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert done.returncode == 0
+    assert any(record.get("task_id") == id for record in records)
+
+
+def test_a_log_file_that_cannot_be_written_ends_with_2(project: Project) -> None:
+    done = project("worker", "--logfile", "absent/x.log")
+    assert "--logfile absent/x.log: No such file" in done.stderr
+    assert done.returncode == 2
+
+
+def test_queued_messages_can_be_purged_first(project: Project) -> None:
+    id = project.ok("call", "tasks.add", "-a", "[1, 2]")
+    done = project("worker", "--burst", "--purge")
+    assert "purged 1 messages from default" in done.stderr
+    assert project("result", id).returncode == 3
+
+
+def test_a_pid_file_is_held_while_the_worker_lives(
+    project: Project, start: Callable[..., Running]
+) -> None:
+    file = project.write("worker.pid", "1\n")  # left behind by a killed worker
+    worker = start("worker", "-c", "1", "--pidfile", "worker.pid")
+    worker.wait_for("^ready")
+
+    held = file.read_text()
+    second = project("worker", "--pidfile", "worker.pid")
+    worker.end()
+
+    assert held == f"{worker.process.pid}\n"
+    assert f"a worker is running, pid {worker.process.pid}" in second.stderr
+    assert second.returncode == 1
+    assert not file.exists()
+
+
+def test_a_pid_file_of_a_killed_worker_is_free_at_once(
+    project: Project, start: Callable[..., Running]
+) -> None:
+    first = start("worker", "-c", "1", "--pidfile", "worker.pid")
+    first.wait_for("^ready")
+    first.end(signal.SIGKILL)
+
+    second = start("worker", "-c", "1", "--pidfile", "worker.pid")
+    second.wait_for("^ready")
+
+    assert second.end() == 0
+
+
+def test_systemd_is_told_when_the_worker_is_ready_and_stops(
+    project: Project, start: Callable[..., Running], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    address = str(tmp_path_factory.mktemp("run") / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address)
+        manager.settimeout(PATIENCE)
+        worker = start("worker", "-c", "1", NOTIFY_SOCKET=address)
+        heard = ""
+        while "READY=1" not in heard:
+            heard = manager.recv(4096).decode()
+        worker.end()
+        manager.settimeout(1)
+        while "STOPPING=1" not in heard:
+            heard = manager.recv(4096).decode()
+
+
+# A script and a worker in one terminal
+
+SCRIPT = """
+import sys
+from tasks import add
+
+if __name__ == "__main__":
+    print(add.delay(2, 3).get(timeout=20), sys.argv[1:])
+    sys.exit(4)
+"""
+ALONE = (
+    TASKS
+    + """
+
+if __name__ == "__main__":
+    print(add.delay(20, 3).get(timeout=20))
+"""
+)
+
+
+def test_a_script_is_run_with_a_worker_beside_it(project: Project) -> None:
+    project.write("script.py", SCRIPT)
+
+    done = project("-A", "tasks", "run", "-c", "1", "script.py", "--year", "2026", "-c")
+
+    assert done.stdout == "5 ['--year', '2026', '-c']\n"
+    assert done.returncode == 4
+    assert "ready" in done.stderr
+
+
+def test_a_script_with_its_own_tasks_needs_no_name(project: Project) -> None:
+    project.write("jobs.py", ALONE)
+    done = project("run", "-c", "1", "jobs.py")
+    assert done.stdout == "23\n", done.stderr
+    assert done.returncode == 0
+
+
+def test_a_script_in_a_package_names_its_tasks_as_the_worker_does(project: Project) -> None:
+    (project.folder / "shop").mkdir()
+    project.write("shop/__init__.py", "")
+    project.write("shop/more.py", "NUMBER = 3\n")
+    project.write(
+        "shop/jobs.py",
+        ALONE.replace("20, 3", "20, NUMBER").replace(
+            "from liteq", "from .more import NUMBER\nfrom liteq"
+        ),
+    )
+    assert project.ok("run", "-c", "1", "shop/jobs.py") == "23"
+
+
+def test_a_script_that_raises_shows_its_own_frames(project: Project) -> None:
+    project.write("jobs.py", ALONE + "    raise KeyError('shelf')\n")
+    done = project("run", "-c", "1", "jobs.py")
+    assert "KeyError: 'shelf'" in done.stderr
+    assert "liteq/cli" not in done.stderr
+    assert done.returncode == 1
+
+
+def test_the_worker_does_not_outlive_a_killed_script(
+    project: Project, start: Callable[..., Running]
+) -> None:
+    project.write("jobs.py", TASKS + "import time\nif __name__ == '__main__': time.sleep(60)\n")
+    running = start("run", "-c", "1", "jobs.py")
+    line = running.wait_for(r"pid \d+")
+    running.wait_for("^ready")
+    found = re.search(r"pid (\d+)", line)
+    assert found is not None
+
+    running.end(signal.SIGKILL)
+
+    wait_until(lambda: not _alive(int(found[1])))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+# About
+
+
+def test_every_setting_is_shown_with_its_source(project: Project) -> None:
+    project.write("tasks.py", TASKS + "app.conf.task_time_limit = 30\n")
+    project.write("pyproject.toml", "[tool.liteq]\nresult_expires = 60\n")
+
+    rows = json.loads(
+        project.ok(
+            "config", "--json", "-b", "redis://u:hush@host/0", LITEQ_WORKER_CONCURRENCY="7"
+        )
+    )
+
+    by_name = {row["setting"]: row for row in rows}
+    assert by_name["broker_url"]["source"] == "command line"
+    assert "hush" not in by_name["broker_url"]["value"]
+    assert by_name["worker_concurrency"]["source"] == "environment (LITEQ_WORKER_CONCURRENCY)"
+    assert by_name["worker_concurrency"]["value"] == 7
+    assert by_name["task_time_limit"]["source"] == "code"
+    assert by_name["result_expires"]["source"].endswith("pyproject.toml")
+    assert by_name["worker_pool"]["source"] == "default"
+
+
+def test_one_setting_can_be_asked_for(project: Project) -> None:
+    assert project.ok("config", "task_time_limit").splitlines()[1].split() == [
+        "task_time_limit", "default", "None",
+    ]  # fmt: skip
+    assert project("config", "task_tme_limit").returncode == 3
+
+
+def test_a_report_has_what_a_bug_report_needs(project: Project) -> None:
+    text = project.ok("report", "-b", "redis://u:hush@host/0")
+    for word in ("liteq", "python", "platform", "sqlite", "apsw", "tasks:app", "broker_url"):
+        assert word in text
+    assert "hush" not in text
+
+
+def test_a_shell_has_the_app_and_its_tasks(project: Project) -> None:
+    done = project("shell", "--python", stdin="print(app.main, add(2, 3))\n")
+    assert "shop 5" in done.stdout
+
+
+def test_a_warning_of_liteq_is_one_line(project: Project) -> None:
+    project.write("tasks.py", TASKS + "app.conf.task_time_limt = 30\n")
+    done = project("queues")
+    assert [line for line in done.stderr.splitlines() if "task_time_limt" in line] == [
+        done.stderr.splitlines()[0]
+    ]
+    assert done.stderr.startswith("liteq: ")
