@@ -48,6 +48,7 @@ class Body:
 
     def __init__(self) -> None:
         self._tokens: dict[int, _Call | _Drive] = {}
+        self._call = _Call()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def call(
@@ -58,7 +59,8 @@ class Body:
         A coroutine function returns its coroutine: give that to `run()` or `arun()`.
         """
         tokens = self._tokens
-        token = _Call()
+        token = self._call
+        token.prepare()
         value: Any = _NOTHING
         error: BaseException | None = None
         try:
@@ -156,6 +158,10 @@ class _Call:
     __slots__ = ("_is_sent", "_thread")
 
     def __init__(self) -> None:
+        self._thread = 0
+        self._is_sent = False
+
+    def prepare(self) -> None:
         self._thread = threading.get_ident()
         self._is_sent = False
 

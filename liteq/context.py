@@ -58,6 +58,10 @@ class Context:
     called_directly: bool = True
     deliveries: int = 0
     report: Report | None = None
+    _packed: Packed | None = None
+    _message: Message | None = None
+    _children: list[Any] | None = None
+    _delivery_info: dict[str, Any] | None = None
 
     # Rows in the store, not parts of the message: see Broker.enqueue.
     callbacks: Any = None
@@ -94,16 +98,16 @@ class Context:
     kwargsrepr = _Stored(lambda message: message.kwargsrepr)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.__dict__.update(*args, **kwargs)
+        self.update(*args, **kwargs)
 
     @classmethod
     def of(
         cls,
         packed: Packed,
-        *,
         number: int,
         args: Any,
         kwargs: Any,
+        *,
         hostname: str | None = None,
         report: Report | None = None,
         is_eager: bool = False,
@@ -113,19 +117,18 @@ class Context:
         The message is unpacked only when something is read that is not set here: doing
         it always would cost more than all the rest of a short task.
         """
+        # Attribute by attribute: CPython then makes no dict at all for the instance.
         context = cls.__new__(cls)
-        context.__dict__ = {
-            "id": packed[0],
-            "task": packed[1],
-            "args": args,
-            "kwargs": kwargs,
-            "retries": packed[7],
-            "deliveries": number,
-            "hostname": hostname,
-            "report": report,
-            "called_directly": False,
-            "_packed": packed,
-        }
+        context.id = packed[0]
+        context.task = packed[1]
+        context.args = args
+        context.kwargs = kwargs
+        context.retries = packed[7]
+        context.deliveries = number
+        context.hostname = hostname
+        context.report = report
+        context.called_directly = False
+        context._packed = packed
         if is_eager:
             context.is_eager = True
         return context
@@ -133,22 +136,25 @@ class Context:
     @property
     def message(self) -> Message | None:
         """The message of this attempt; None in a direct call."""
-        fields = self.__dict__
-        if "_message" not in fields:
-            packed = fields.get("_packed")
-            fields["_message"] = None if packed is None else Message.unpack(packed)
-        message: Message | None = fields["_message"]
-        return message
+        if self._message is None and self._packed is not None:
+            self._message = Message.unpack(self._packed)
+        return self._message
 
     @property
     def children(self) -> list[Any]:
         """What this attempt enqueued, in order; grows in place."""
-        trail: list[Any] = self.__dict__.setdefault("_children", [])
-        return trail
+        if self._children is None:
+            self._children = []
+        return self._children
 
     @children.setter
     def children(self, trail: Any) -> None:
-        self.__dict__["_children"] = list(trail or ())
+        self._children = list(trail or ())
+
+    @property
+    def trail(self) -> list[Any] | None:
+        """The same, but None if there is nothing."""
+        return self._children or None
 
     @property
     def taskset(self) -> Any:
@@ -158,11 +164,11 @@ class Context:
     @property
     def delivery_info(self) -> dict[str, Any]:
         """How the message came, in the words of a message server."""
-        return self.__dict__.get("_delivery_info") or _delivery_info(self)
+        return self._delivery_info or _delivery_info(self)
 
     @delivery_info.setter
     def delivery_info(self, told: Any) -> None:
-        self.__dict__["_delivery_info"] = told
+        self._delivery_info = told
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return an attribute by name."""

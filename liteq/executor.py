@@ -26,7 +26,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from liteq import context, failure, states
 from liteq.body import Body, Ending, is_coroutine
@@ -36,7 +36,7 @@ from liteq.einfo import ExceptionInfo, line, summary
 from liteq.exceptions import Ignore, MessageTooLarge, NotRegistered, Reject, Retry
 from liteq.message import Message, Packed
 from liteq.outcome import Failed, Ignored, Outcome, Retried, Revoked, Succeeded
-from liteq.plan import Plan, TaskLike
+from liteq.plan import Plan, TaskLike, is_async
 from liteq.serializers import dumps, loads, loads_call
 from liteq.signals import (
     task_failure,
@@ -105,8 +105,7 @@ class Delivery:
         self.eager = eager
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(NamedTuple):
     """An attempt that is over: its outcome and, for who runs tasks in place, the very
     value that the task returned or the exception it ended with."""
 
@@ -134,7 +133,9 @@ class Executor:
         `report(state, meta)` takes what the task says about itself on the way. `body` is
         what can be interrupted; it keeps the event loop for `async def` tasks.
         """
-        return self._attempt(delivery, report, body or Body()).outcome
+        if body is None:
+            return self.attempt(delivery, report).outcome
+        return self._attempt(delivery, report, body).outcome
 
     async def arun(
         self, delivery: Delivery, report: Report | None = None, body: Body | None = None
@@ -168,8 +169,8 @@ class Executor:
 
     def is_async(self, name: str) -> bool:
         """Tell whether a task is known to be an `async def`."""
-        plan = self._plan(name)
-        return plan is not None and plan.is_async
+        task = self.tasks.get(name)
+        return task is not None and is_async(task.run)
 
     def _attempt(self, delivery: Delivery, report: Report | None, body: Body) -> Ended:
         attempt = self._prepare(delivery, report)
@@ -183,20 +184,10 @@ class Executor:
 
     def _prepare(self, delivery: Delivery, report: Report | None) -> _Attempt | Ended:
         """Return the attempt, ready to run, or how it ended before it began."""
-        try:
-            return self._begin(delivery, report)
-        except Exception as exc:  # options of the task that make no sense
-            if delivery.eager:
-                raise
-            logger.exception("Task %s[%s] cannot be prepared", *delivery.packed[1::-1])
-            return Ended(Failed(ExceptionInfo(exc).record()), exc=exc)
-
-    def _begin(self, delivery: Delivery, report: Report | None) -> _Attempt | Ended:
         packed = delivery.packed
-        plan = self._plan(packed[1])
-        if plan is None:
-            reason = f"unknown task {packed[1]!r}"
-            return _dead(NotRegistered(reason), reason)
+        plan = self._plans.get(packed[1]) or self._look_up(delivery)
+        if isinstance(plan, Ended):
+            return plan
         if packed[6] is not None and packed[6] < self.settings.clock.now():
             return Ended(Revoked("expired"))
         try:
@@ -205,22 +196,28 @@ class Executor:
             return _dead(exc, f"undecodable body: {summary(exc)}")
         about = Context.of(
             packed,
-            number=delivery.number,
-            args=args,
-            kwargs=kwargs,
+            delivery.number,
+            args,
+            kwargs,
             hostname=self.settings.hostname,
             report=report,
             is_eager=delivery.eager,
         )
         return _Attempt(self.settings, plan, about, packed, args, kwargs)
 
-    def _plan(self, name: str) -> Plan | None:
-        plan = self._plans.get(name)
-        if plan is None:
-            task = self.tasks.get(name)
-            if task is None:
-                return None
+    def _look_up(self, delivery: Delivery) -> Plan | Ended:
+        name = delivery.packed[1]
+        task = self.tasks.get(name)
+        if task is None:
+            reason = f"unknown task {name!r}"
+            return _dead(NotRegistered(reason), reason)
+        try:
             plan = self._plans[name] = Plan(task)
+        except Exception as exc:  # options of the task that make no sense
+            if delivery.eager:
+                raise
+            logger.exception("Task %s[%s] cannot be prepared", name, delivery.packed[0])
+            return Ended(Failed(ExceptionInfo(exc).record()), exc=exc)
         return plan
 
     def _arguments(
@@ -546,8 +543,8 @@ class _Attempt:
             )
 
     def _trail(self) -> str | None:
-        trail = self.context.__dict__.get("_children")
-        if not trail:
+        trail = self.context.trail
+        if trail is None:
             return None
         return json.dumps([getattr(child, "id", child) for child in trail])
 

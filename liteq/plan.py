@@ -7,7 +7,7 @@ from typing import Any, Final, Protocol
 
 from liteq.retry import RetryPolicy
 
-__all__ = ["Plan", "TaskLike"]
+__all__ = ["Plan", "TaskLike", "is_async"]
 
 _COROUTINE_FUNCTION: Final = 0x80  # the code flag of `async def` (inspect's)
 
@@ -39,7 +39,6 @@ class Plan:
         "after_return",
         "before_start",
         "function",
-        "is_async",
         "on_failure",
         "on_retry",
         "on_success",
@@ -52,7 +51,6 @@ class Plan:
     def __init__(self, task: TaskLike) -> None:
         self.task = task
         self.function = _function(task)
-        self.is_async = _is_async(task.run)
         self.before_start = _hook(task, "before_start")
         self.on_success = _hook(task, "on_success")
         self.on_failure = _hook(task, "on_failure")
@@ -104,7 +102,8 @@ def _is_default(method: Any) -> bool:
     return method is None or getattr(method, "__module__", None) == "liteq.task"
 
 
-def _is_async(run: Callable[..., Any]) -> bool:
+def is_async(run: Callable[..., Any]) -> bool:
+    """Tell whether a function is an `async def`, without the cost of `inspect`."""
     code = getattr(run, "__code__", None)
     return code is not None and bool(code.co_flags & _COROUTINE_FUNCTION)
 
