@@ -22,14 +22,15 @@ check: $(VENV)/.dev  ## style, types and the import stack, without the tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-logo
 
 bench: $(VENV)/.dev  ## measure throughput and latency on this machine
 	$(BIN)/python -m bench
 
 storm: $(VENV)/.dev  ## minutes of random kills: what the promises are worth
-	$(BIN)/python -m pytest -m storm --timeout=1800 $(PYTEST_ARGS)
+	LITEQ_STORM=1 $(BIN)/python -m pytest tests/processes tests/brokers/test_model.py \
+	  --timeout=3600 $(PYTEST_ARGS)
 
 docs: $(VENV)/.docs  ## build the documentation into docs/_build
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html

@@ -336,7 +336,7 @@ def test_an_app_that_cannot_be_imported_shows_the_users_code_and_ends_with_7(
 
     assert done.returncode == 7
     assert done.stderr.splitlines() == [
-        "liteq: Traceback (most recent call last):",
+        "Traceback (most recent call last):",
         f'  File "{file}", line 1, in <module>',
         "    import absent_library",
         "ModuleNotFoundError: No module named 'absent_library'",

@@ -8,23 +8,26 @@ from typing import Any
 
 import click
 
-from liteq.cli.front import Exit, Failure, Session, as_json, command, print_json, print_table
+from liteq.cli.front import (
+    VERSION,
+    Exit,
+    Failure,
+    Session,
+    as_json,
+    command,
+    print_json,
+    print_table,
+)
 
-__all__ = ["config", "report", "shell", "version", "version_text"]
+__all__ = ["config", "report", "shell", "version"]
 
 LIBRARIES = ("apsw", "click", "croniter", "multiprocess", "redis")
-
-
-def version_text() -> str:
-    from liteq import __version__
-
-    return f"liteq {__version__}"
 
 
 @command()
 def version() -> None:
     """Print the version."""
-    click.echo(version_text())
+    click.echo(f"liteq {VERSION}")
 
 
 @command()
@@ -64,7 +67,7 @@ def report(as_json: bool) -> None:
     found = Session.current().find()
     app = found.app
     facts: dict[str, Any] = {
-        "liteq": version_text().split()[1],
+        "liteq": VERSION,
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "platform": platform.platform(),
         "sqlite": _sqlite_version(),
@@ -100,7 +103,7 @@ def shell(ipython: bool, plain: bool) -> None:
         if not name.startswith("liteq.")
     }
     names["app"] = app
-    banner = f"{version_text()} · {found.reference}\nnames: {', '.join(sorted(names))}"
+    banner = f"liteq {VERSION} · {found.reference}\nnames: {', '.join(sorted(names))}"
     if not plain:
         try:
             from IPython import start_ipython  # type: ignore[import-not-found]  # optional

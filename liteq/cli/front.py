@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from liteq import __version__ as VERSION  # noqa: N812 (a constant)
 from liteq.exceptions import LiteqWarning
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EXIT_CODES",
+    "VERSION",
     "Command",
     "Exit",
     "Failure",
@@ -72,12 +74,16 @@ Exit codes:
 class Failure(click.ClickException):
     """End the command with a message on stderr and an exit code."""
 
-    def __init__(self, message: str, exit_code: Exit = Exit.FAILED) -> None:
+    def __init__(
+        self, message: str, exit_code: Exit = Exit.FAILED, *, plain: bool = False
+    ) -> None:
         super().__init__(message)
+        self.plain = plain  # without liteq's name before it: the user's own traceback
         self.exit_code = exit_code  # type: ignore[misc]  # click itself does so
 
     def show(self, file: Any = None) -> None:
-        click.echo(f"liteq: {self.format_message()}", file=file, err=True)
+        prefix = "" if self.plain else "liteq: "
+        click.echo(prefix + self.format_message(), file=file, err=True)
 
 
 class Session:
@@ -166,12 +172,12 @@ class Session:
 
 @contextmanager
 def _trouble_with_app() -> Iterator[None]:
-    from liteq.discovery import AppNotFound
+    from liteq.discovery import AppBroken, AppNotFound
 
     try:
         yield
     except AppNotFound as exc:
-        raise Failure(str(exc), Exit.APP) from exc
+        raise Failure(str(exc), Exit.APP, plain=isinstance(exc, AppBroken)) from exc
 
 
 def _global_options() -> list[click.Option]:
@@ -215,9 +221,7 @@ def _remember(ctx: click.Context, option: click.Parameter, value: Any) -> None:
 
 def _show_version(ctx: click.Context, option: click.Parameter, value: Any) -> None:
     if value:
-        from liteq.cli.about import version_text
-
-        click.echo(version_text())
+        click.echo(f"liteq {VERSION}")
         ctx.exit()
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from liteq.cli.front import Session, command, names
+from liteq.cli.front import VERSION, Session, command, names
 from liteq.cli.pidfile import holding
 
 if TYPE_CHECKING:
@@ -390,12 +390,11 @@ def _setting(token: str) -> tuple[str, str]:
 
 def _banner(session: Session, made: Worker, reference: str) -> None:
     """Print the first four of the banner's five lines; the fifth says that it is ready."""
-    from liteq import __version__
-
     app = made.app
+    count = f"{len(app.tasks)} task{'' if len(app.tasks) == 1 else 's'}"
     session.banner(
-        f"liteq     {__version__} · Python {platform.python_version()} · pid {os.getpid()}",
-        f"app       {app.main or reference} ({reference}) · {len(app.tasks)} tasks",
+        f"liteq     {VERSION} · Python {platform.python_version()} · pid {os.getpid()}",
+        f"app       {app.main or reference} ({reference}) · {count}",
         f"store     {store_of(app)}",
         f"queues    {', '.join(made.queues)} · {made.concurrency} × {made.pool_kind}",
     )
