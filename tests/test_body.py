@@ -1,0 +1,433 @@
+"""Calling the user's function so that it can be interrupted, and nothing after it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import signal
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from liteq.body import Body
+from liteq.exceptions import SoftTimeLimitExceeded
+
+
+@pytest.fixture
+def body() -> Iterator[Body]:
+    made = Body()
+    yield made
+    made.close()
+
+
+@contextlib.contextmanager
+def alarm(body: Body, after: float) -> Iterator[None]:
+    """Interrupt the body from a signal handler, as a child process does."""
+    before = signal.signal(signal.SIGALRM, lambda *_: body.interrupt() and None)
+    signal.setitimer(signal.ITIMER_REAL, after)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def spin() -> None:
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        pass
+
+
+def test_a_call_gives_the_value_or_the_exception(body: Body) -> None:
+    assert body.call(lambda a, b: a + b, (1,), {"b": 2}) == (3, None)
+    value, error = body.call(lambda: 1 / 0, (), {})
+    assert value is None
+    assert isinstance(error, ZeroDivisionError)
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit, MemoryError])
+def test_no_exception_leaves_a_call(body: Body, kind: type[BaseException]) -> None:
+    def fail() -> None:
+        raise kind
+
+    assert isinstance(body.call(fail, (), {})[1], kind)
+
+
+def test_a_traceback_begins_in_the_users_code(body: Body) -> None:
+    def fail() -> None:
+        raise ValueError
+
+    async def afail() -> None:
+        await asyncio.sleep(0)
+        raise ValueError
+
+    for error in (body.call(fail, (), {})[1], body.run(afail())[1]):
+        assert error is not None
+        assert error.__traceback__ is not None
+        assert error.__traceback__.tb_frame.f_code.co_name in ("fail", "afail")
+
+
+def test_what_a_failed_body_held_is_freed_without_the_collector(body: Body) -> None:
+    class Big:
+        pass
+
+    def fail(big: Big) -> None:
+        raise ValueError
+
+    gc.disable()
+    try:
+        big = Big()
+        seen = weakref.ref(big)
+        body.call(fail, (big,), {})
+        del big
+        assert seen() is None
+    finally:
+        gc.enable()
+
+
+def test_nothing_is_interrupted_while_nothing_runs(body: Body) -> None:
+    assert body.interrupt() is False
+    body.call(lambda: None, (), {})
+    assert body.interrupt() is False
+
+
+def test_a_signal_interrupts_a_function(body: Body) -> None:
+    with alarm(body, 0.02):
+        _, error = body.call(spin, (), {})
+    assert isinstance(error, SoftTimeLimitExceeded)
+
+
+def test_a_body_may_catch_the_interruption_and_is_spared_a_second(body: Body) -> None:
+    def clean_up() -> str:
+        try:
+            spin()
+        except SoftTimeLimitExceeded:
+            assert body.interrupt() is False
+            return "cleaned"
+        return "never"
+
+    with alarm(body, 0.02):
+        assert body.call(clean_up, (), {}) == ("cleaned", None)
+
+
+def test_another_thread_interrupts_a_function(body: Body) -> None:
+    started = threading.Event()
+
+    def work() -> None:
+        started.set()
+        spin()
+
+    def interrupt() -> None:
+        started.wait()
+        body.interrupt()
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    _, error = body.call(work, (), {})
+    thread.join()
+    assert isinstance(error, SoftTimeLimitExceeded)
+
+
+def short() -> int:
+    total = 0
+    for number in range(100):
+        total += number
+    return total
+
+
+def test_an_interruption_by_a_thread_never_comes_after_the_body(body: Body) -> None:
+    """The race itself: another thread interrupts short bodies at random moments."""
+    stop = threading.Event()
+
+    def pester() -> None:
+        while not stop.is_set():
+            body.interrupt()
+
+    thread = threading.Thread(target=pester)
+    switching = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    thread.start()
+    hits = misses = 0
+    try:
+        while (hits < 100 or misses < 100) and hits + misses < 200_000:
+            _, error = body.call(short, (), {})
+            if error is None:
+                misses += 1
+            else:
+                assert isinstance(error, SoftTimeLimitExceeded)
+                hits += 1
+            [None for _ in range(100)]  # a late exception would strike here
+    finally:
+        stop.set()
+        thread.join()
+        sys.setswitchinterval(switching)
+    assert hits >= 100  # or the test has shown nothing
+    assert misses >= 100
+
+
+def test_an_interruption_by_a_signal_never_comes_after_the_body(body: Body) -> None:
+    hits = tries = 0
+    before = signal.signal(signal.SIGALRM, lambda *_: body.interrupt() and None)
+    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0003)
+    try:
+        while hits < 100 and tries < 200_000:
+            _, error = body.call(short, (), {})
+            tries += 1
+            hits += error is not None
+            [None for _ in range(50)]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert hits >= 100
+
+
+# Coroutines
+
+
+def test_a_coroutine_runs_to_its_end(body: Body) -> None:
+    async def work() -> int:
+        await asyncio.sleep(0)
+        return 5
+
+    assert body.run(work()) == (5, None)
+
+
+def test_the_loop_is_kept_between_coroutines(body: Body) -> None:
+    async def here() -> Any:
+        return asyncio.get_running_loop()
+
+    assert body.run(here())[0] is body.run(here())[0]
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, asyncio.CancelledError])
+def test_no_exception_leaves_a_coroutine(body: Body, kind: type[BaseException]) -> None:
+    async def fail() -> None:
+        await asyncio.sleep(0)
+        raise kind
+
+    async def fine() -> int:
+        return 1
+
+    assert isinstance(body.run(fail())[1], kind)
+    assert body.run(fine()) == (1, None)  # and the loop is as good as before
+
+
+def test_an_exit_in_a_side_task_ends_the_body_and_its_loop(body: Body) -> None:
+    async def leave() -> None:
+        raise SystemExit(3)
+
+    async def work() -> None:
+        side = asyncio.create_task(leave())
+        await asyncio.sleep(20)
+        await side
+
+    async def fine() -> int:
+        return 1
+
+    assert isinstance(body.run(work())[1], SystemExit)
+    assert body.run(fine()) == (1, None)
+
+
+def test_a_signal_interrupts_a_coroutine_at_its_await(body: Body) -> None:
+    seen: list[str] = []
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(20)
+        except SoftTimeLimitExceeded:
+            seen.append("interrupted")
+            await asyncio.sleep(0)
+            seen.append("cleaned")
+            raise
+
+    with alarm(body, 0.02):
+        _, error = body.run(work())
+    assert isinstance(error, SoftTimeLimitExceeded)
+    assert seen == ["interrupted", "cleaned"]
+
+
+def test_a_signal_interrupts_a_coroutine_that_never_awaits(body: Body) -> None:
+    async def work() -> None:
+        spin()
+
+    with alarm(body, 0.02):
+        _, error = body.run(work())
+    assert isinstance(error, SoftTimeLimitExceeded)
+
+
+def test_a_coroutine_goes_on_after_it_caught_the_interruption(body: Body) -> None:
+    async def work() -> str:
+        with contextlib.suppress(SoftTimeLimitExceeded):
+            await asyncio.sleep(20)
+        async with asyncio.timeout(5):  # counts cancellations, and must see none
+            await asyncio.sleep(0.001)
+        return "done"
+
+    with alarm(body, 0.02):
+        assert body.run(work()) == ("done", None)
+
+
+def test_what_swallows_the_cancellation_does_not_swallow_the_interruption(body: Body) -> None:
+    async def deaf() -> str:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(20)
+        return "deaf"
+
+    async def work() -> str:
+        return await asyncio.create_task(deaf())
+
+    with alarm(body, 0.02):
+        _, error = body.run(work())
+    assert isinstance(error, SoftTimeLimitExceeded)
+
+
+def test_another_thread_interrupts_a_coroutine(body: Body) -> None:
+    started = threading.Event()
+
+    async def work() -> None:
+        started.set()
+        await asyncio.sleep(20)
+
+    def interrupt() -> None:
+        started.wait()
+        body.interrupt()
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    _, error = body.run(work())
+    thread.join()
+    assert isinstance(error, SoftTimeLimitExceeded)
+
+
+def test_signals_at_every_moment_reach_coroutines_only_inside(body: Body) -> None:
+    async def work() -> int:
+        for _ in range(5):
+            await asyncio.sleep(0)
+        return 1
+
+    hits = tries = 0
+    before = signal.signal(signal.SIGALRM, lambda *_: body.interrupt() and None)
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.0007)
+    try:
+        while hits < 100 and tries < 50_000:
+            tries += 1
+            value, error = body.run(work())
+            assert (value, error) == (1, None) or isinstance(error, SoftTimeLimitExceeded)
+            hits += error is not None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert hits > 0
+
+
+def test_a_coroutine_called_inside_a_running_loop_runs_elsewhere(body: Body) -> None:
+    async def inner() -> int:
+        await asyncio.sleep(0)
+        return threading.get_ident()
+
+    async def outer() -> Any:
+        return body.run(inner())
+
+    value, error = asyncio.run(outer())
+    assert error is None
+    assert value != threading.get_ident()
+
+
+def test_closing_ends_what_is_left_on_the_loop() -> None:
+    body = Body()
+    ended: list[str] = []
+
+    async def linger() -> None:
+        try:
+            await asyncio.sleep(20)
+        finally:
+            ended.append("linger")
+
+    async def work() -> None:
+        work.side = asyncio.create_task(linger())  # type: ignore[attr-defined]
+        await asyncio.sleep(0)
+
+    body.run(work())
+    body.close()
+    body.close()
+    assert ended == ["linger"]
+
+
+# As a part of another loop
+
+
+def test_many_bodies_share_a_loop_and_one_is_interrupted() -> None:
+    async def work(number: int) -> int:
+        await asyncio.sleep(0.05)
+        return number
+
+    async def all_of_them() -> list[Any]:
+        bodies = [Body() for _ in range(3)]
+        runs = [asyncio.create_task(b.arun(work(n))) for n, b in enumerate(bodies)]
+        await asyncio.sleep(0.005)
+        assert bodies[1].interrupt()
+        return await asyncio.gather(*runs)
+
+    (one, two, three) = asyncio.run(all_of_them())
+    assert (one, three) == ((0, None), (2, None))
+    assert isinstance(two[1], SoftTimeLimitExceeded)
+
+
+def test_a_cancellation_from_outside_is_passed_on() -> None:
+    seen: list[str] = []
+
+    async def work() -> str:
+        try:
+            await asyncio.sleep(20)
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+        return "whatever"
+
+    async def cancel() -> None:
+        run = asyncio.create_task(Body().arun(work()))
+        await asyncio.sleep(0.005)
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+
+    asyncio.run(cancel())
+    assert seen == ["cancelled"]
+
+
+def test_a_cancellation_goes_before_an_interruption() -> None:
+    async def work() -> None:
+        try:
+            await asyncio.sleep(20)
+        except SoftTimeLimitExceeded:
+            await asyncio.sleep(20)
+
+    async def both() -> None:
+        body = Body()
+        run = asyncio.create_task(body.arun(work()))
+        await asyncio.sleep(0.005)
+        body.interrupt()
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(run, 5)
+
+    asyncio.run(both())
+
+
+def test_an_interruption_that_comes_too_late_changes_nothing() -> None:
+    async def quick() -> int:
+        return 1
+
+    async def late() -> Any:
+        body = Body()
+        ending = await body.arun(quick())
+        assert body.interrupt() is False
+        await asyncio.sleep(0)
+        return ending
+
+    assert asyncio.run(late()) == (1, None)
