@@ -1,0 +1,280 @@
+"""What runs inside a child process: take a job, run it, answer, until the channel ends.
+
+The parent's side of the same conversation is `liteq.prefork`. A child has three links
+to its parent, each a pair of Unix sockets:
+
+- *jobs* keeps packets apart and is read by whoever comes first, the child or, taking
+  back what the child has not started, the parent. The kernel gives each packet to
+  exactly one of them. A packet is `JOB` (key, length) and the payload; of a payload
+  longer than `PACKET` the rest follows in packets of its own.
+- *answers* is a stream of frames, `FRAME` (length, kind, key, runtime, memory) and a
+  payload. The other way it carries the keys of jobs whose soft time limit has passed.
+- *life* carries nothing. Its end is the end of the parent.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import fcntl
+import logging
+import os
+import signal
+import socket
+import struct
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from types import FrameType
+from typing import Final, NamedTuple
+
+from liteq.poolbase import Runner
+
+__all__ = [
+    "DONE",
+    "FRAME",
+    "HELLO",
+    "JOB",
+    "PACKET",
+    "PING",
+    "POKE",
+    "PONG",
+    "READY",
+    "REPORT",
+    "Links",
+    "child_main",
+]
+
+JOB: Final = struct.Struct("<QI")
+FRAME: Final = struct.Struct("<IBQdI")
+POKE: Final = struct.Struct("<Q")
+PACKET: Final = 32_768  # bytes of payload in one packet: below any system's socket buffer
+
+PING: Final = (1 << 64) - 1  # the key of a packet that is no job but asks for a PONG
+HELLO, READY, DONE, REPORT, PONG = range(5)
+
+_PR_SET_PDEATHSIG: Final = 1
+_PAGE_KIB: Final = os.sysconf("SC_PAGE_SIZE") // 1024
+
+
+class Links(NamedTuple):
+    """The child's ends of its links, and who is at the other end."""
+
+    jobs: socket.socket
+    answers: socket.socket
+    life: socket.socket
+    parent: int  # pid
+    watch_memory: bool  # say in every answer how much memory is resident
+    dies_with_thread: bool  # forked from the parent's main thread
+
+
+def child_main(
+    factory: Callable[[], Runner],
+    links: Links,
+    forget: Callable[[], None] | None,
+) -> None:
+    """Be a child: never returns. `forget` closes what a fork inherited."""
+    status = 1
+    try:
+        _become_child(links, forget)
+        _Child(factory, links).serve()
+        status = 0
+    except BaseException:  # noqa: BLE001 (the top of a process: say why, and end)
+        traceback.print_exc()
+    finally:
+        _leave(status)
+
+
+def _become_child(links: Links, forget: Callable[[], None] | None) -> None:
+    """Cut what ties this process to the parent's affairs, then let signals in.
+
+    All signals are blocked since before the fork: a handler of the parent's, run here,
+    would write into the parent's wake-up pipe or stop a worker that is not there.
+    """
+    signal.set_wakeup_fd(-1)
+    if forget is not None:
+        forget()
+    if os.getpgrp() != os.getpid():
+        os.setpgid(0, 0)  # killed together with its own sub-processes, and with no others
+    _die_with_parent(links)
+    _default_signals()
+    if not faulthandler.is_enabled():
+        faulthandler.enable(file=2)
+    faulthandler.register(signal.SIGUSR2, file=2, all_threads=True)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _default_signals() -> None:
+    """Undo the parent's handlers. What it inherited as ignored (nohup) stays ignored.
+
+    Interrupts from a terminal are the parent's to handle. They are swallowed by a
+    handler rather than ignored, because programs that a task starts would inherit
+    "ignored" (and could then not be interrupted), but get the default for a handler.
+    """
+    for signum in signal.valid_signals():
+        if callable(signal.getsignal(signum)):
+            signal.signal(signum, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, lambda signum, frame: None)
+
+
+def _die_with_parent(links: Links) -> None:
+    """Have the kernel kill this process and its sub-processes when the parent ends.
+
+    The parent's death closes its end of `life`; the kernel then signals the process
+    group that owns this end, whatever the group is doing (a sleep, a loop, C code). If a
+    task has closed the socket, the parent-death signal is left. It comes at the end of
+    the *thread* that forked, so it is asked for only if that was the main thread.
+    """
+    links.life.setblocking(True)
+    if hasattr(fcntl, "F_SETSIG"):
+        fcntl.fcntl(links.life, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(links.life, fcntl.F_SETSIG, signal.SIGKILL)
+        flags = fcntl.fcntl(links.life, fcntl.F_GETFL)
+        fcntl.fcntl(links.life, fcntl.F_SETFL, flags | os.O_ASYNC)
+        if links.dies_with_thread:
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    else:
+        watch_parent(links.life)
+    if os.getppid() != links.parent:  # it died before the kernel knew of our wish
+        os._exit(1)
+
+
+def watch_parent(life: socket.socket) -> None:
+    """Kill this process group at the end of the parent, where the kernel will not."""
+
+    def watch() -> None:
+        life.recv(1)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, name="liteq-life", daemon=True).start()
+
+
+def _leave(status: int) -> None:
+    """End the process, without the exit handlers inherited from the parent.
+
+    They would run a second time here, and threads of the user's could hold up the end
+    for ever. What was written is flushed.
+    """
+    try:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except Exception:  # noqa: BLE001, S110 (a closed or full output must not keep us)
+        pass
+    finally:
+        os._exit(status)
+
+
+class _Child:
+    """The loop of one child process."""
+
+    def __init__(self, factory: Callable[[], Runner], links: Links) -> None:
+        self._factory = factory
+        self._jobs = links.jobs
+        self._answers = links.answers
+        self._memory = _Memory() if links.watch_memory else None
+        self._main = threading.get_ident()
+        self._key: int | None = None  # the job that runs now
+        self._lock = threading.Lock()  # reports come from any thread: frames stay whole
+        self._sending = False  # by the main thread
+        self._late = False  # the soft limit passed while it was sending
+        self._ours = True
+
+    def serve(self) -> None:
+        """Run jobs until the parent ends the channel."""
+        os.register_at_fork(after_in_child=self._disown)
+        signal.signal(signal.SIGUSR1, self._on_soft_limit)
+        self._send(HELLO, 0, b"")
+        self._runner = runner = self._factory()
+        runner.start()
+        self._send(READY, 0, b"")
+        while (job := self._receive()) is not None:
+            key, payload = job
+            if key == PING:
+                self._send(PONG, 0, b"")
+            else:
+                self._run(runner, key, payload)
+        runner.stop()
+
+    def _receive(self) -> tuple[int, bytes] | None:
+        packet = self._jobs.recv(PACKET + JOB.size)
+        if not packet:
+            return None
+        key, length = JOB.unpack_from(packet)
+        payload = packet[JOB.size :]
+        if len(payload) == length:
+            return key, payload
+        parts = [payload]
+        missing = length - len(payload)
+        while missing:
+            part = self._jobs.recv(PACKET)
+            parts.append(part)
+            missing -= len(part)
+        return key, b"".join(parts)
+
+    def _run(self, runner: Runner, key: int, payload: bytes) -> None:
+        def report(data: bytes) -> None:
+            if self._ours:
+                self._send(REPORT, key, data)
+
+        self._late = False
+        began = time.perf_counter()
+        self._key = key
+        answer = runner.run(payload, report)
+        self._key = None
+        runtime = time.perf_counter() - began
+        if not self._ours:
+            # The task forked, and this is the copy, back from what was meant to be one
+            # task's code. It must neither answer for the original nor take its jobs.
+            _leave(0)
+        self._send(DONE, key, answer, runtime)
+
+    def _send(self, kind: int, key: int, payload: bytes, runtime: float = 0.0) -> None:
+        memory = self._memory.kib() if self._memory is not None else 0
+        header = FRAME.pack(len(payload), kind, key, runtime, memory)
+        main = threading.get_ident() == self._main
+        if main:
+            self._sending = True
+        with self._lock:
+            if len(payload) <= PACKET:
+                self._answers.sendall(header + payload)
+            else:
+                self._answers.sendall(header)
+                self._answers.sendall(payload)
+        if main:
+            self._sending = False
+            if self._late and self._key == key:
+                self._late = False
+                self._runner.interrupt()
+
+    def _on_soft_limit(self, signum: int, frame: FrameType | None) -> None:
+        """The parent says that the soft limit of some job has passed."""
+        try:
+            said = self._answers.recv(4096, socket.MSG_DONTWAIT)
+        except OSError:
+            return  # a signal that somebody else sent
+        if self._key not in {key for (key,) in POKE.iter_unpack(said)}:
+            return  # for a job that has ended: the next one must not suffer for it
+        if self._sending:  # an exception in the middle of a frame would garble the stream
+            self._late = True
+        else:
+            self._runner.interrupt()
+
+    def _disown(self) -> None:
+        """In a process that the task forked: let go of the links to the parent."""
+        self._ours = False
+        self._jobs.close()
+        self._answers.close()
+
+
+class _Memory:
+    """How much memory of this process is resident."""
+
+    def __init__(self) -> None:
+        self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+
+    def kib(self) -> int:
+        """Return it in KiB."""
+        return int(os.pread(self._statm, 128, 0).split()[1]) * _PAGE_KIB

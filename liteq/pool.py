@@ -1,0 +1,77 @@
+"""The pools by name: what a worker asks for children to run its jobs.
+
+`liteq.poolbase` says what every pool promises, `liteq.prefork` runs jobs in child
+processes, `liteq.inprocess` in threads, on an event loop, or in the worker's own thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+from liteq.exceptions import ImproperlyConfigured
+from liteq.inprocess import AsyncioPool, SoloPool, ThreadPool
+from liteq.poolbase import (
+    Broken,
+    Done,
+    Event,
+    Job,
+    LostJob,
+    Pool,
+    PoolOptions,
+    Ready,
+    Report,
+    Reported,
+    Returned,
+    Runner,
+)
+from liteq.prefork import ProcessPool
+
+__all__ = [
+    "AsyncioPool",
+    "Broken",
+    "Done",
+    "Event",
+    "Job",
+    "LostJob",
+    "Pool",
+    "PoolOptions",
+    "ProcessPool",
+    "Ready",
+    "Report",
+    "Reported",
+    "Returned",
+    "Runner",
+    "SoloPool",
+    "ThreadPool",
+    "make_pool",
+]
+
+_KINDS: Final[dict[str, type[ProcessPool | ThreadPool | AsyncioPool | SoloPool]]] = {
+    "prefork": ProcessPool,
+    "processes": ProcessPool,
+    "threads": ThreadPool,
+    "asyncio": AsyncioPool,
+    "solo": SoloPool,
+}
+
+
+def make_pool(kind: str, factory: Callable[[], Runner], options: PoolOptions) -> Pool:
+    """Return a pool, not yet started.
+
+    `kind` is `prefork` (or `processes`), `threads`, `asyncio` or `solo`. `factory` makes
+    a runner for each child, in that child; with the start method `spawn` it travels
+    there and must survive pickling (by dill).
+    """
+    if kind not in _KINDS:
+        raise ImproperlyConfigured(
+            f"there is no pool {kind!r}: choose one of {', '.join(_KINDS)}"
+        )
+    if options.concurrency < 1:
+        raise ImproperlyConfigured(
+            f"a pool needs at least one child, not {options.concurrency}"
+        )
+    if kind == "solo":
+        options = replace(options, concurrency=1)
+    return _KINDS[kind](factory, options)

@@ -1,0 +1,902 @@
+"""The pool of child processes, seen from the parent.
+
+Each child is fed by a socket that keeps packets apart, one packet for each job. The
+parent keeps the reading end too: what the child has not started can be taken back, and
+because the kernel hands each packet to exactly one reader, a job that came back is
+certain not to run. That answers the three questions a pool gets wrong most easily:
+
+- Jobs behind one that turns out slow are taken back and given to others.
+- When a child dies, the job it had taken is lost, and only that one.
+- Before a child is killed for its job, all others are taken back. What it then still
+  holds is that job, or nothing.
+
+`liteq.child` is the other side and describes what travels on the sockets.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import logging
+import math
+import os
+import selectors
+import signal
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Literal
+
+from liteq.child import (
+    DONE,
+    FRAME,
+    HELLO,
+    JOB,
+    PACKET,
+    PING,
+    POKE,
+    PONG,
+    READY,
+    REPORT,
+    Links,
+    child_main,
+)
+from liteq.poolbase import (
+    WAIT_LIMIT,
+    Births,
+    Broken,
+    Done,
+    Due,
+    Event,
+    Job,
+    LookAhead,
+    LostJob,
+    Pool,
+    PoolOptions,
+    Ready,
+    Reported,
+    Returned,
+    Runner,
+)
+
+__all__ = ["ProcessPool"]
+
+log = logging.getLogger("liteq.pool")
+
+HELLO_LIMIT: Final = 10.0  # a fork that gives no sign for so long hangs on some lock
+START_LIMIT: Final = 1.0  # for an idle child to take a job: else it is stopped, or starves
+SLOW_START: Final = 10.0  # say so, once
+EXIT_LIMIT: Final = 10.0  # for a child that has nothing left to do but to end
+CUT_OFF_LIMIT: Final = 1.0  # for one whose sockets are closed, so that it cannot answer
+KILL_LIMIT: Final = 5.0  # how long stop(kill=True) waits for the kernel
+READ_SIZE: Final = 262_144
+
+_HEAD: Final = FRAME.size
+_unpack: Final = FRAME.unpack_from
+_pack: Final = JOB.pack
+
+
+class ProcessPool(Pool):
+    """Jobs run in child processes, which can be killed: every limit can be kept."""
+
+    kind = "prefork"
+    can_soft = True
+    can_hard = True
+    can_terminate = True
+
+    def __init__(self, factory: Callable[[], Runner], options: PoolOptions) -> None:
+        self._factory = factory
+        self._options = options
+        self._now = options.monotonic
+        self._target = options.concurrency
+        self._ahead = LookAhead(options.max_lookahead)
+        self._context: Any = None
+        self._selector: selectors.BaseSelector
+        self._buffer = bytearray(READ_SIZE)
+        self._view = memoryview(self._buffer)
+
+        self._children: list[_Child] = []
+        self._idle: list[_Child] = []  # last in, first out; entries may be out of date
+        self._turns: deque[_Child] = deque()  # accepting children, by turns
+        self._backlog: deque[Job] = deque()  # in nobody's hands yet
+        self._backlog_since = 0.0
+        self._events: list[Event] = []
+
+        self._to_replace: deque[_Child] = deque()  # roll(): one after the other
+        self._births = Births()
+        self._broken = False
+        self._stopping = False
+        self._serial = 0
+
+    # The loop's side
+
+    def start(self, selector: selectors.BaseSelector) -> None:
+        import multiprocess  # heavy (it brings dill): only a prefork worker pays for it
+
+        self._context = multiprocess.get_context(self._options.start_method)
+        self._selector = selector
+        gc.collect()  # once, for all the children that will inherit what is here
+        self._start_missing(self._now())
+
+    def capacity(self) -> int:
+        now = self._now()
+        limit = self._ahead.limit
+        room: float = -len(self._backlog)
+        for child in self._turns:
+            if child.held and now - child.since > WAIT_LIMIT:
+                child.blocked = True
+            if not child.blocked and not child.frozen:
+                room += min(limit, child.left) - len(child.held)
+        return int(room) if room > 0 else 0
+
+    def submit(self, job: Job) -> None:
+        if not self._backlog:
+            child = self._choose(job)
+            if child is not None and self._give(child, job):
+                return
+            self._backlog_since = self._now()
+        self._backlog.append(job)
+
+    def take(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+    def tick(self, now: float) -> float | None:
+        due = Due(now)
+        for child in tuple(self._children):
+            self._watch(child, due)
+        self._empty_backlog(due)
+        self._roll_on()
+        self._start_missing(now)
+        if self._missing():
+            due.at(self._births.next_at)
+        return 0.0 if self._events else due.seconds()
+
+    def running(self) -> dict[int, int]:
+        return {c.held[0].key: c.pid for c in self._children if c.held}
+
+    def pids(self) -> list[int]:
+        return [child.pid for child in self._children]
+
+    def alive(self) -> int:
+        return len(self._children)
+
+    def resize(self, concurrency: int) -> None:
+        self._target = max(concurrency, 1)
+        self._births.next_at = 0.0
+        for child in sorted(self._children, key=lambda c: len(c.held)):
+            if self._staying() <= self._target:
+                break
+            if not child.retiring:
+                self._retire(child)
+        self._feed()
+
+    def roll(self) -> None:
+        self._to_replace = deque(c for c in self._children if not c.retiring)
+        self._roll_on()
+
+    def dump(self) -> None:
+        for child in self._children:
+            if child.greeted:  # before that, the signal would kill it
+                _kill(child.pid, signal.SIGUSR2)
+
+    def terminate(self, key: int, signum: int = signal.SIGTERM) -> bool:
+        if self._drop_waiting(key):
+            return True
+        child = next((c for c in self._children if c.holds(key)), None)
+        if child is None:
+            return False
+        if signum == signal.SIGUSR1:
+            self._poke(child, key)
+            return True
+        if self._isolate(child, key):
+            child.fate = ("terminated", f"terminated by {_signal_name(signum)}")
+            self._retire(child)
+            _kill_group(child.pid, signum)
+        else:
+            self._drop_waiting(key)
+        self._feed()
+        return True
+
+    def recall(self) -> None:
+        for child in self._children:
+            self._backlog.extend(self._take_back(child))
+        self._return_backlog()
+
+    def stop(self, *, kill: bool = False) -> None:
+        self._stopping = True
+        self._to_replace.clear()
+        self.recall()
+        for child in self._children:
+            if not child.retiring:
+                self._retire(child)
+        if kill:
+            self._kill_all()
+
+    # Feeding
+
+    def _feed(self) -> None:
+        """Give waiting jobs to children, in order, while there is room."""
+        backlog = self._backlog
+        placed = False
+        while backlog:
+            child = self._choose(backlog[0])
+            if child is None or not self._give(child, backlog[0]):
+                break
+            backlog.popleft()
+            placed = True
+        if placed and backlog:
+            self._backlog_since = self._now()
+
+    def _choose(self, job: Job) -> _Child | None:
+        idle = self._idle
+        while idle:
+            child = idle.pop()
+            if child.open and not child.held:
+                return child
+        if len(job.payload) > PACKET:
+            return None  # takes many packets, which could not be taken back: it rides alone
+        limit = self._ahead.limit
+        turns = self._turns
+        for _ in range(len(turns)):
+            child = turns[0]
+            turns.rotate(-1)
+            load = len(child.held)
+            if load < limit and load < child.left and not child.blocked:
+                if not child.frozen:
+                    return child
+        return None
+
+    def _give(self, child: _Child, job: Job) -> bool:
+        payload = job.payload
+        size = len(payload)
+        packet = _pack(job.key, size) + (payload if size <= PACKET else payload[:PACKET])
+        try:
+            child.send(packet)
+        except BlockingIOError:
+            child.blocked = True  # until it answers, having read something
+            return False
+        if not child.held:
+            child.since = self._now()
+            child.soft_done = False
+            child.checked = False
+        child.held.append(job)
+        if size > PACKET:
+            child.blocked = True
+            child.outgoing = memoryview(payload)[PACKET:]
+            self._send_rest(child)
+        return True
+
+    def _send_rest(self, child: _Child) -> None:
+        """Send as much of a long payload as the socket takes now."""
+        try:
+            while child.outgoing:
+                child.outgoing = child.outgoing[child.jobs.send(child.outgoing[:PACKET]) :]
+        except BlockingIOError:
+            pass
+        waiting = bool(child.outgoing)
+        if child.retiring and not waiting:
+            child.jobs.shutdown(socket.SHUT_WR)
+        if waiting and not child.writing:
+            self._selector.register(
+                child.jobs, selectors.EVENT_WRITE, lambda mask: self._send_rest(child)
+            )
+        elif child.writing and not waiting:
+            self._selector.unregister(child.jobs)
+        child.writing = waiting
+
+    def _take_back(self, child: _Child) -> list[Job]:
+        """Return the jobs that the child had not started, which it now never will."""
+        if child.outgoing or (child.held and len(child.held[0].payload) > PACKET):
+            return []  # it rides alone
+        taken = set()
+        try:
+            while packet := child.inbox.recv(PACKET + JOB.size, socket.MSG_DONTWAIT):
+                taken.add(JOB.unpack_from(packet)[0])
+        except BlockingIOError:
+            pass
+        if not taken:
+            return []
+        back = [job for job in child.held if job.key in taken]
+        kept = [job for job in child.held if job.key not in taken]
+        child.held.clear()
+        child.held.extend(kept)
+        child.blocked = bool(child.held)  # by the slow job, until it is done
+        if not child.held:
+            self._sound_out(child)
+        return back
+
+    def _sound_out(self, child: _Child) -> None:
+        """The child had not even taken its first job. No more for it until it answers."""
+        child.frozen = True
+        with contextlib.suppress(OSError):  # retired: it gets no more anyway
+            child.jobs.send(JOB.pack(PING, 0))
+
+    def _now_idle(self, child: _Child) -> None:
+        if child.open:
+            self._idle.append(child)
+
+    def _put_back(self, jobs: Iterable[Job]) -> None:
+        """Let jobs wait again, before those that came later."""
+        if not self._backlog:
+            self._backlog_since = self._now()
+        self._backlog.extendleft(reversed(list(jobs)))
+
+    def _drop_waiting(self, key: int) -> bool:
+        for job in self._backlog:
+            if job.key == key:
+                self._backlog.remove(job)
+                self._events.append(LostJob(key, "terminated before its start", "terminated"))
+                return True
+        return False
+
+    def _return_backlog(self) -> None:
+        self._events.extend(Returned(job.key) for job in self._backlog)
+        self._backlog.clear()
+
+    # Answers
+
+    def _on_answers(self, child: _Child) -> None:
+        if self._read(child) and self._backlog:
+            self._feed()
+
+    def _read(self, child: _Child) -> bool:
+        """Take in what the child has said. False if there was nothing."""
+        if child.deaf or child.dead:  # since the selector looked
+            return False
+        try:
+            size = child.answers.recv_into(self._buffer)
+        except BlockingIOError:
+            return False
+        except OSError:
+            size = 0
+        if size == 0:
+            self._cut_off(child, "closed its channel to the worker and was killed")
+            return False
+        data = bytes(self._view[:size])
+        if child.partial:
+            child.partial += data
+            if len(child.partial) < child.wanted:
+                return True
+            data = bytes(child.partial)
+            child.partial.clear()
+        rest = self._parse(child, data)
+        if rest < len(data):
+            child.partial += data[rest:]
+            child.wanted = _frame_size(child.partial)
+        return True
+
+    def _parse(self, child: _Child, data: bytes) -> int:
+        """Act on the whole frames; return where the first that is not whole begins."""
+        start = 0
+        end = len(data)
+        held = child.held
+        events = self._events
+        done = 0
+        slowest = 0.0
+        while end - start >= _HEAD:
+            length, kind, key, runtime, memory = _unpack(data, start)
+            body = start + _HEAD
+            stop = body + length
+            if stop > end:
+                break
+            start = stop
+            if kind == DONE:
+                if not held or held[0].key != key:
+                    self._cut_off(child, f"answered for a job it did not have ({key})")
+                    return end
+                held.popleft()
+                events.append(Done(key, data[body:stop], runtime))
+                done += 1
+                if runtime > slowest:
+                    slowest = runtime
+                if memory:
+                    self._check_memory(child, memory)
+            elif kind == REPORT:
+                if child.holds(key):
+                    events.append(Reported(key, data[body:stop]))
+            elif kind == PONG:
+                child.frozen = False
+                self._now_idle(child)
+            elif kind == HELLO:
+                child.greeted = True
+            elif kind == READY:
+                self._on_ready(child, memory)
+        if done:
+            self._ahead.note(slowest)
+            self._next_job(child, done)
+        return start
+
+    def _next_job(self, child: _Child, done: int) -> None:
+        """Some jobs of the child are done; it is now at the next one, if it has any."""
+        self._births.useful()
+        child.left -= done
+        child.since = self._now()
+        child.soft_done = False
+        child.checked = True  # it is awake
+        child.blocked = False
+        child.useful = True
+        if child.left <= 0 and not child.retiring:
+            self._retire(child)
+        elif not child.held:
+            self._now_idle(child)
+
+    def _on_ready(self, child: _Child, memory: int) -> None:
+        most = self._options.max_memory_per_child
+        if most is not None and memory > most:
+            self._break(
+                f"max_memory_per_child is {most} KiB, but a child has {memory} KiB before "
+                "its first task: every task would cost a process"
+            )
+            return
+        child.ready = True
+        self._births.ready()
+        self._events.append(Ready(child.pid))
+        if not child.retiring:
+            self._turns.append(child)
+            self._idle.append(child)
+        self._roll_on()
+        self._feed()
+
+    def _check_memory(self, child: _Child, memory: int) -> None:
+        most = self._options.max_memory_per_child
+        if most is not None and memory > most and not child.retiring:
+            log.info("child %d has %d KiB, above %d: replaced", child.pid, memory, most)
+            self._retire(child)
+
+    # Time
+
+    def _watch(self, child: _Child, due: Due) -> None:
+        """Do what time demands of one child."""
+        if child.kill_at is not None:
+            if due.reached(child.kill_at):
+                child.kill_at = None
+                if child.deaf and child.fate is None:
+                    child.fate = ("died", f"the child process {child.charge}")
+                _kill_group(child.pid, signal.SIGKILL)
+        elif child.held:
+            self._watch_job(child, due)
+        elif child.retiring:
+            child.kill_at = due.now + EXIT_LIMIT
+            due.at(child.kill_at)
+        elif not child.ready:
+            self._watch_start(child, due)
+
+    def _watch_job(self, child: _Child, due: Due) -> None:
+        job = child.held[0]
+        if not child.checked and due.reached(child.since + START_LIMIT):
+            child.checked = True
+            self._put_back(self._take_back(child))
+            if not child.holds(job.key):
+                self._feed()
+                return
+        if job.hard is not None and due.reached(child.since + job.hard):
+            if self._isolate(child, job.key):
+                reason = f"hard time limit ({job.hard:g}s) exceeded"
+                child.fate = child.fate or ("time_limit", reason)
+                self._retire(child)
+                _kill_group(child.pid, signal.SIGKILL)
+            self._feed()
+            return
+        if job.soft is not None and not child.soft_done:
+            if due.reached(child.since + job.soft):
+                child.soft_done = True
+                self._poke(child, job.key)
+        if len(child.held) > 1 and due.reached(child.since + WAIT_LIMIT):
+            self._put_back(self._take_back(child))
+            self._feed()
+
+    def _watch_start(self, child: _Child, due: Due) -> None:
+        if not child.greeted and self._options.start_method == "fork":
+            if due.reached(child.born + HELLO_LIMIT):
+                log.error(
+                    "child %d gave no sign of life for %g s and is killed: it probably "
+                    "waits for a lock that another thread held at the fork",
+                    child.pid,
+                    HELLO_LIMIT,
+                )
+                _kill_group(child.pid, signal.SIGKILL)
+                child.kill_at = due.now + KILL_LIMIT
+        elif not child.warned and due.reached(child.born + SLOW_START):
+            child.warned = True
+            log.warning("child %d is not ready after %g s", child.pid, SLOW_START)
+
+    def _empty_backlog(self, due: Due) -> None:
+        """Give back what nobody was free for: some other worker may be."""
+        if not self._backlog:
+            return
+        self._feed()
+        if self._backlog and due.reached(self._backlog_since + WAIT_LIMIT):
+            self._return_backlog()
+
+    def _poke(self, child: _Child, key: int) -> None:
+        """Tell the child that the soft limit of this job has passed.
+
+        A signal cannot say which job it is for, and the child may just be done with it;
+        so the key goes ahead by the socket, and the child compares.
+        """
+        if not child.greeted:
+            return
+        try:
+            child.answers.send(POKE.pack(key))
+        except OSError:
+            return
+        _kill(child.pid, signal.SIGUSR1)
+
+    def _isolate(self, child: _Child, key: int) -> bool:
+        """Take back all that the child has not started, and read all it has answered.
+
+        After that it holds one job at most, which it has taken, and cannot get another:
+        True if that is `key`. Without this, a kill might hit the next job.
+        """
+        self._put_back(self._take_back(child))
+        while self._read(child):
+            pass
+        return child.holds(key)
+
+    # Children
+
+    def _missing(self) -> int:
+        if self._stopping or self._broken:
+            return 0
+        # One that only has to end needs no place; one that still runs a job does, or
+        # more jobs than allowed would run at once.
+        taken = sum(not c.retiring or bool(c.held) for c in self._children)
+        return max(self._target - taken, 0)
+
+    def _staying(self) -> int:
+        return sum(not child.retiring for child in self._children)
+
+    def _start_missing(self, now: float) -> None:
+        while self._missing() and now >= self._births.next_at:
+            try:
+                self._start_child()
+            except OSError as exc:
+                log.error("cannot start a child: %s", exc)
+                self._failed(now, f"cannot start a child: {exc}", ready=False)
+
+    def _start_child(self) -> None:
+        """Start one process.
+
+        Signals are blocked meanwhile: between the fork and the reset of its handlers the
+        child would run the parent's. The parent's objects are frozen, so that the child's
+        collections do not touch, and so copy, the memory that it shares.
+        """
+        fork = self._options.start_method == "fork"
+        child, links = _connect(self._options)
+        self._serial += 1
+        process = self._context.Process(
+            target=child_main,
+            args=(self._factory, links, self._forgetter(child) if fork else None),
+            name=f"liteq-{self._serial}",
+        )
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() if fork else ())
+        if fork:
+            gc.freeze()
+        try:
+            process.start()
+        except BaseException:
+            child.close()
+            links.answers.close()
+            links.life.close()
+            raise
+        finally:
+            if fork:
+                gc.unfreeze()
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        links.answers.close()
+        links.life.close()
+        child.adopt(process, self._now())
+        self._children.append(child)
+        self._selector.register(
+            child.answers, selectors.EVENT_READ, lambda mask: self._on_answers(child)
+        )
+        self._selector.register(
+            child.sentinel, selectors.EVENT_READ, lambda mask: self._on_exit(child)
+        )
+
+    def _forgetter(self, newborn: _Child) -> Callable[[], None]:
+        """Return what closes, in a forked child, all that belongs to the parent alone."""
+
+        def forget() -> None:
+            if self._options.at_fork is not None:
+                self._options.at_fork()
+            for child in self._children:
+                child.close()
+            newborn.close_parent_ends()
+            for key in tuple(self._selector.get_map().values()):
+                _close(key.fileobj)  # ours are closed already
+            self._selector.close()  # not unregister(): the kernel's set is the parent's too
+
+        return forget
+
+    def _retire(self, child: _Child) -> None:
+        """Give the child no more jobs. It ends when it is through with those it has."""
+        child.retiring = True
+        self._no_more_turns(child)
+        if not child.outgoing:  # else when that is sent
+            child.jobs.shutdown(socket.SHUT_WR)
+
+    def _no_more_turns(self, child: _Child) -> None:
+        if child in self._turns:
+            self._turns.remove(child)
+
+    def _cut_off(self, child: _Child, charge: str) -> None:
+        """The child cannot be understood any more: if it does not end, kill it.
+
+        This is also the first sign of nearly every death, the second being its sentinel.
+        """
+        child.deaf = True
+        child.charge = charge
+        self._selector.unregister(child.answers)
+        self._no_more_turns(child)
+        if child.kill_at is None:
+            child.kill_at = self._now() + CUT_OFF_LIMIT
+
+    def _on_exit(self, child: _Child) -> None:
+        """A child process has ended: account for its jobs, and replace it."""
+        if child.dead:
+            return
+        self._put_back(self._take_back(child))
+        while self._read(child):
+            pass
+        child.dead = True
+        status = child.bury()
+        self._forget(child)
+        useful = child.useful or bool(child.held)
+        self._lose(child, status)
+        if not child.retiring and not useful:
+            log.error("child %d ended: %s", child.pid, status)
+            self._failed(self._now(), status, ready=child.ready)
+        self._roll_on()
+        self._feed()
+
+    def _forget(self, child: _Child) -> None:
+        if not child.deaf:
+            self._selector.unregister(child.answers)
+        if child.writing:
+            self._selector.unregister(child.jobs)
+        self._selector.unregister(child.sentinel)
+        self._children.remove(child)
+        self._no_more_turns(child)
+        child.close()
+
+    def _lose(self, child: _Child, status: str) -> None:
+        """Report the job that died with its child: one at most, the rest was taken back."""
+        kind, reason = child.fate or ("died", f"the child process ended: {status}")
+        for job in child.held:
+            self._events.append(LostJob(job.key, reason, kind))
+        child.held.clear()
+
+    def _failed(self, now: float, why: str, *, ready: bool) -> None:
+        """A child was of no use: wait before the next one, or give up."""
+        if self._births.failed(now, ready=ready):
+            self._break(f"children keep ending at their start: {why}")
+
+    def _break(self, reason: str) -> None:
+        if not self._broken:
+            self._broken = True
+            self._events.append(Broken(reason))
+            self.stop()
+
+    def _roll_on(self) -> None:
+        """Replace the next child, once the one before it has a successor."""
+        if not self._to_replace or self._stopping or self._broken:
+            return
+        if self._missing() or any(c.retiring or not c.ready for c in self._children):
+            return
+        while self._to_replace:
+            child = self._to_replace.popleft()
+            if not child.dead and not child.retiring:
+                self._put_back(self._take_back(child))
+                self._retire(child)
+                return
+
+    def _kill_all(self) -> None:
+        for child in self._children:
+            if child.fate is None:
+                child.fate = ("terminated", "the pool was stopped")
+            child.kill_at = None
+            _kill_group(child.pid, signal.SIGKILL)
+        give_up = self._now() + KILL_LIMIT
+        with selectors.DefaultSelector() as ends:
+            for child in self._children:
+                ends.register(child.sentinel, selectors.EVENT_READ, child)
+            while self._children and (left := give_up - self._now()) > 0:
+                for key, _ in ends.select(left):
+                    ends.unregister(key.fileobj)
+                    self._on_exit(key.data)
+        for child in tuple(self._children):  # the kernel does not let go of it
+            child.dead = True
+            self._forget(child)
+            self._lose(child, "unknown")
+
+
+class _Child:
+    """What the parent knows of one child, and its ends of the links."""
+
+    __slots__ = (
+        "answers",
+        "blocked",
+        "born",
+        "charge",
+        "checked",
+        "dead",
+        "deaf",
+        "fate",
+        "frozen",
+        "greeted",
+        "held",
+        "inbox",
+        "jobs",
+        "kill_at",
+        "left",
+        "life",
+        "outgoing",
+        "partial",
+        "pid",
+        "process",
+        "ready",
+        "retiring",
+        "send",
+        "sentinel",
+        "since",
+        "soft_done",
+        "useful",
+        "wanted",
+        "warned",
+        "writing",
+    )
+
+    def __init__(
+        self,
+        jobs: socket.socket,
+        inbox: socket.socket,
+        answers: socket.socket,
+        life: socket.socket,
+        left: float,
+    ) -> None:
+        self.jobs = jobs
+        self.send = jobs.send
+        self.inbox = inbox  # the child's end of `jobs`, kept to take jobs back
+        self.answers = answers
+        self.life = life
+        self.process: Any = None
+        self.pid = 0
+        self.sentinel = -1  # readable when the process has ended
+
+        self.held: deque[Job] = deque()  # in the order sent: the first one runs
+        self.since = 0.0  # the first one became the first at
+        self.checked = False  # whether it has taken the first one
+        self.soft_done = False  # its soft limit was announced
+        self.left = left  # it takes so many jobs more
+        self.blocked = False  # nothing is to be put behind what it has now
+        self.outgoing: memoryview = memoryview(b"")  # rest of a long payload
+        self.writing = False  # the selector waits to send that rest
+        self.partial = bytearray()  # begin of a frame
+        self.wanted = 0  # bytes that make it whole
+
+        self.born = 0.0
+        self.greeted = False  # it runs our code
+        self.ready = False  # it takes jobs
+        self.useful = False  # it has answered for a job
+        self.warned = False
+        self.retiring = False  # it gets no more jobs
+        self.frozen = False  # it is stopped, or so busy that it does not take a job
+        self.deaf = False  # its answers are not read any more
+        self.charge = ""  # why it is to be killed, if it does not end by itself
+        self.dead = False
+        self.kill_at: float | None = None
+        self.fate: tuple[Literal["died", "time_limit", "terminated"], str] | None = None
+
+    def adopt(self, process: Any, now: float) -> None:
+        """Take charge of the process that was started for these links."""
+        self.process = process
+        self.pid = process.pid
+        self.born = now
+        with contextlib.suppress(OSError):  # it has, and runs another program, or ended
+            os.setpgid(self.pid, self.pid)  # the child does so too: either may be late
+        self.sentinel = self._open_sentinel()
+
+    def _open_sentinel(self) -> int:
+        """Return a descriptor that tells of the process's end.
+
+        That of `multiprocess` is a pipe, which processes forked by a task keep open
+        after the child's death; the kernel's own descriptor of the process is not fooled.
+        """
+        if not hasattr(os, "pidfd_open"):
+            return int(self.process.sentinel)
+        sentinel = os.pidfd_open(self.pid)
+        self.process._popen.finalizer()  # closes the pipes: later children inherit less
+        return sentinel
+
+    @property
+    def open(self) -> bool:
+        """Whether it may be given jobs."""
+        return self.ready and not (self.frozen or self.retiring or self.deaf or self.dead)
+
+    def holds(self, key: int) -> bool:
+        return any(job.key == key for job in self.held)
+
+    def bury(self) -> str:
+        """Return how the process ended, once nothing of it and its group is left.
+
+        The group goes first: as long as its leader is not waited for, nobody else can
+        have its number.
+        """
+        if not self.retiring or self.held or self.fate is not None:
+            _kill_group(self.pid, signal.SIGKILL)
+        code = self.process.exitcode
+        if code is None:  # somebody else waited for it
+            return "exit status unknown"
+        return f"exit status {code}" if code >= 0 else _signal_name(-code)
+
+    def close_parent_ends(self) -> None:
+        self.jobs.close()
+        self.answers.close()
+        self.life.close()
+
+    def close(self) -> None:
+        self.close_parent_ends()
+        self.inbox.close()
+        if hasattr(os, "pidfd_open") and self.sentinel >= 0:
+            os.close(self.sentinel)
+            self.sentinel = -1
+
+
+def _connect(options: PoolOptions) -> tuple[_Child, Links]:
+    """Return the two sides of the links to a child that is yet to be born."""
+    jobs, inbox = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    answers, child_answers = socket.socketpair()
+    life, child_life = socket.socketpair()
+    jobs.setblocking(False)
+    answers.setblocking(False)
+    links = Links(
+        jobs=inbox,
+        answers=child_answers,
+        life=child_life,
+        parent=os.getpid(),
+        watch_memory=options.max_memory_per_child is not None,
+        dies_with_thread=threading.current_thread() is threading.main_thread(),
+    )
+    left = math.inf if options.max_tasks_per_child is None else options.max_tasks_per_child
+    return _Child(jobs, inbox, answers, life, left), links
+
+
+def _frame_size(partial: bytearray) -> int:
+    """Return the size of the frame that begins here (of a header, if it is not whole)."""
+    if len(partial) < FRAME.size:
+        return FRAME.size
+    return FRAME.size + int(FRAME.unpack_from(partial)[0])
+
+
+def _kill(pid: int, signum: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signum)
+
+
+def _kill_group(pid: int, signum: int) -> None:
+    """Signal a child and its sub-processes."""
+    try:
+        os.killpg(pid, signum)
+    except ProcessLookupError:
+        _kill(pid, signum)
+    except PermissionError:  # one that changed its user; the others got the signal
+        pass
+
+
+def _close(file: Any) -> None:
+    try:
+        file.close() if hasattr(file, "close") else os.close(file)
+    except OSError as exc:
+        if exc.errno != errno.EBADF:
+            raise
+
+
+def _signal_name(signum: int) -> str:
+    try:
+        return f"signal {signum} ({signal.Signals(signum).name})"
+    except ValueError:
+        return f"signal {signum}"
