@@ -24,7 +24,6 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, TypeAlias
 
@@ -62,8 +61,7 @@ logger = logging.getLogger("liteq.executor")
 InputTuple: TypeAlias = tuple[str, str, int, bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class ExecutorSettings:
+class ExecutorSettings(NamedTuple):
     """What holds for every attempt of a process.
 
     `accept`: formats that bodies may have. `max_result_size`: bytes; a result above it

@@ -7,8 +7,7 @@ tuple of plain values for the pipe between a child and its worker; `decode()` re
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 __all__ = [
     "Failed",
@@ -24,8 +23,7 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
-class Succeeded:
+class Succeeded(NamedTuple):
     """The task returned. `result` is the serialised value (None: results are ignored)."""
 
     result: bytes | None
@@ -33,8 +31,7 @@ class Succeeded:
     children: str | None = None  # JSON: ids of what the task enqueued (its trail)
 
 
-@dataclass(frozen=True, slots=True)
-class Retried:
+class Retried(NamedTuple):
     """The task asked to be run again at `run_at` (Unix seconds), counting one retry.
 
     `changes` replaces packed fields of the message (body, queue, priority, expires_at,
@@ -47,8 +44,7 @@ class Retried:
     runtime: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(NamedTuple):
     """The task raised, was killed at its time limit, or could not be understood.
 
     `error` is a record of `failure.describe`. `dead` gives the reason for which the
@@ -61,30 +57,26 @@ class Failed:
     children: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Ignored:
+class Ignored(NamedTuple):
     """The task raised `Ignore`: it is over, and no result is kept."""
 
     runtime: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Revoked:
+class Revoked(NamedTuple):
     """The task was revoked or had expired. `reason`: revoked, terminated, expired."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Released:
+class Released(NamedTuple):
     """The message goes back to its queue at once and this delivery is not counted.
 
     Nobody's fault: the worker stops, or had claimed more than it could start.
     """
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
+class Lost(NamedTuple):
     """The process died under the task. The message is delivered again at once, or is
     kept as a dead letter when it has been delivered `max_deliveries` times."""
 
@@ -101,9 +93,7 @@ _KINDS: dict[str, type[Any]] = {
 
 def encode(outcome: Outcome) -> tuple[Any, ...]:
     """Return the outcome as a tuple of plain values, its kind first."""
-    if type(outcome) is Succeeded:  # nearly all of them: astuple() copies deeply
-        return ("Succeeded", outcome.result, outcome.runtime, outcome.children)
-    return (type(outcome).__name__, *astuple(outcome))
+    return (type(outcome).__name__, *outcome)
 
 
 def decode(wire: tuple[Any, ...]) -> Outcome:

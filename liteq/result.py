@@ -11,9 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, NoReturn, TypeVar
 
 from liteq import context, failure, serializers, states
 from liteq.brokers.base import Record, RevokeAnswer
@@ -50,13 +49,15 @@ _STATES: Final = {
     "revoked": states.REVOKED,
     "ignored": states.IGNORED,
 }
+# The states in which a state of the task's own is shown: "waiting" is that of an id which
+# was never sent, and which somebody stored a state for.
+_NOTED: Final = ("running", "waiting")
 PROGRESS: Final = "PROGRESS"
 
 _joins_allowed: ContextVar[bool] = ContextVar("liteq_joins_allowed", default=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class Progress(NamedTuple):
     """How far a task says it is: what `self.progress(done, total, message)` reported."""
 
     done: float
@@ -69,8 +70,7 @@ class Progress:
         return self.done / self.total if self.total else None
 
 
-@dataclass(frozen=True, slots=True)
-class PastAttempt:
+class PastAttempt(NamedTuple):
     """One attempt of a task that did not succeed. Times are UTC."""
 
     number: int
@@ -458,7 +458,7 @@ class AsyncResult(ResultBase, Generic[R]):
     def _state_of(self, record: Record) -> str:
         if record is self._record and not record.final:
             return states.REVOKED  # expired, and only still to be marked
-        if record.note is not None and record.state == "running":
+        if record.note is not None and record.state in _NOTED:
             return record.note.state
         return _STATES[record.state]
 
@@ -469,7 +469,7 @@ class AsyncResult(ResultBase, Generic[R]):
             return failure.rebuild(record.result)
         if self._state_of(record) == states.REVOKED:
             return TaskRevokedError(record.revoked or "expired")
-        if record.note is not None and record.state == "running":
+        if record.note is not None and record.state in _NOTED:
             return self._loads(record.note.meta)
         return None
 

@@ -8,9 +8,9 @@ that `Reject` is never retried automatically: it steers, as `Ignore` and `Retry`
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 from liteq.exceptions import MaxRetriesExceededError, TaskPredicate
 from liteq.ids import new_token
@@ -20,8 +20,7 @@ __all__ = ["RetryPolicy", "backoff", "below", "exhausted", "give_up", "run_at"]
 _MOST_DOUBLINGS: Final = 64  # 2**64 s is for ever; an endless retry must not grow an integer
 
 
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
+class RetryPolicy(NamedTuple):
     """The retry options of one task, under Celery's names. Durations are seconds.
 
     `max_retries` None means without end. `retry_backoff` True counts as the factor 1.
@@ -31,7 +30,7 @@ class RetryPolicy:
     default_retry_delay: float = 180.0
     autoretry_for: tuple[type[BaseException], ...] = ()
     dont_autoretry_for: tuple[type[BaseException], ...] = ()
-    retry_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    retry_kwargs: Mapping[str, Any] = MappingProxyType({})
     retry_backoff: bool | float = False
     retry_backoff_max: float = 600.0
     retry_jitter: bool = True

@@ -18,14 +18,13 @@ a named tuple as a tuple, a bytearray as bytes, a tzinfo that is not a ZoneInfo 
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import json
 import sys
 from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 from liteq.exceptions import ContentDisallowed, DecodeError, EncodeError, ImproperlyConfigured
 from liteq.names import is_main, module_name
@@ -329,6 +328,8 @@ def _tag_enum(value: enum.Enum, depth: int) -> Any:
 
 
 def _tag_dataclass(value: Any, depth: int) -> Any:
+    import dataclasses  # late: 10 ms, which whoever has such a value has spent already
+
     kind = type(value)
     module, name = _class_name(kind)
     try:
@@ -433,7 +434,7 @@ def _find_writer(kind: type) -> Callable[[Any, int], Any]:
         return writer
     if issubclass(kind, enum.Enum):
         return _tag_enum
-    if dataclasses.is_dataclass(kind):
+    if hasattr(kind, "__dataclass_fields__"):
         return _tag_dataclass
     if _is_model(kind):
         return _tag_model
@@ -642,6 +643,8 @@ def _read_dataclass(module: str, name: str, pairs: Any) -> Any:
     A field that the class has gained since takes its default; one that it has lost is
     dropped: old and new code share a store while a release is rolled out.
     """
+    import dataclasses  # late: 10 ms, which whoever has such a class has spent already
+
     kind = _find_class(module, name)
     if not dataclasses.is_dataclass(kind):
         raise DecodeError(f"{module}.{name} is no dataclass")
@@ -741,8 +744,7 @@ def register_type(
 # Other formats
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Format:
+class _Format(NamedTuple):
     """One way to write values. `encode` gets what `_json_bytes` gets."""
 
     name: str

@@ -1,10 +1,13 @@
-"""The store's contract: what every broker promises, and the values it speaks in."""
+"""The store's contract: what every broker promises, and the values it speaks in.
+
+The values are named tuples: frozen dataclasses would add 10 ms to every `import liteq`,
+and some of them are made for every task.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from liteq.clock import Clock, system_clock
@@ -48,8 +51,7 @@ FINAL_STATES: Final[frozenset[State]] = frozenset({"succeeded", "failed", "revok
 RevokeAnswer: TypeAlias = Literal["revoked", "signalled", "running", "settled", "unknown"]
 
 
-@dataclass(frozen=True, slots=True)
-class Input:
+class Input(NamedTuple):
     """What a finished message left for one that waited for it.
 
     `kind` is "result" (value: the serialised result) or "error" (value: a record of
@@ -101,8 +103,7 @@ class Lease(NamedTuple):
         return Message.unpack(self.packed)
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(NamedTuple):
     """A state that a running task reports about itself (`update_state`, progress).
 
     `state` is a Celery-style name ("PROGRESS"), `meta` the serialised value.
@@ -112,8 +113,7 @@ class Note:
     meta: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Attempt:
+class Attempt(NamedTuple):
     """One attempt that did not succeed. `outcome`: retried, failed, lost, revoked."""
 
     number: int
@@ -124,8 +124,7 @@ class Attempt:
     ended_at: float
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """What the store knows about one message. Times are Unix seconds."""
 
     id: str
@@ -152,8 +151,7 @@ class Record:
         return self.state in FINAL_STATES
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerInfo:
+class WorkerInfo(NamedTuple):
     """A worker as the others see it. `beat_age` is seconds since its last heartbeat."""
 
     id: int
@@ -164,11 +162,10 @@ class WorkerInfo:
     concurrency: int
     started_at: float
     beat_age: float
-    details: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """The answer to one `Broker.step()`.
 
     `accepted[i]` is False when settlement i came from a holder that had lost its lease.
