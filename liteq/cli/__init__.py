@@ -80,6 +80,7 @@ def main(argv: Sequence[str] | None = None, *, app: Liteq | None = None) -> int:
         exc.show()
         return exc.exit_code
     except click.Abort:
+        click.echo(err=True)  # off the line of the ^C, or of the question
         return Exit.INTERRUPTED
     except exceptions.LiteqError as exc:
         click.echo(f"liteq: {exc}", err=True)

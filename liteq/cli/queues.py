@@ -77,8 +77,7 @@ def purge(force: bool, chosen: list[str] | None, excluded: list[str] | None) -> 
         if state != "running"
     )
     if not force and waiting:
-        question = f"Delete {waiting} messages of {', '.join(emptied)}?"
-        click.confirm(question, abort=True, err=True)
+        _ask(f"Delete {waiting} messages of {', '.join(emptied)}?")
     click.echo(broker.purge(emptied))
 
 
@@ -193,8 +192,13 @@ def dead_purge(force: bool, chosen: list[str] | None) -> None:
     broker = Session.current().app.broker
     if not force:
         of = f" of {', '.join(chosen)}" if chosen else ""
-        click.confirm(f"Delete the dead letters{of}?", abort=True, err=True)
+        _ask(f"Delete the dead letters{of}?")
     click.echo(broker.purge(chosen, dead=True))
+
+
+def _ask(question: str) -> None:
+    if not click.confirm(question, err=True):
+        raise Failure("nothing was deleted")
 
 
 def _redrive_all(broker: Broker, queue: str | None) -> list[str]:

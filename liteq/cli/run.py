@@ -66,8 +66,18 @@ def _worker_beside(session: Session, spec: str, options: Mapping[str, Any]) -> I
     finally:
         os.close(reading)
         if pid:
-            os.kill(pid, signal.SIGTERM)
-            os.waitpid(pid, 0)
+            _stop(pid)
+
+
+def _stop(pid: int) -> None:
+    """Have the worker finish what it runs; a Ctrl-C meanwhile has it given back."""
+    os.kill(pid, signal.SIGTERM)
+    try:
+        os.waitpid(pid, 0)
+    except KeyboardInterrupt:
+        os.kill(pid, signal.SIGTERM)  # the second signal is a cold stop
+        os.waitpid(pid, 0)
+        raise
 
 
 def _be_worker(

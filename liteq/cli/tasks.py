@@ -57,7 +57,7 @@ def seconds_or_moment(text: str) -> float | datetime:
     "--expires", type=seconds_or_moment, metavar="SEC|TIME", help="Never start it after this."
 )
 @click.option("--queue", "--routing-key", metavar="NAME", help="In place of its own queue.")
-@click.option("--priority", type=click.IntRange(0, 9), help="9 goes before 0.")
+@click.option("--priority", type=click.IntRange(0, 9), metavar="N", help="9 goes before 0.")
 @click.option("--serializer", metavar="NAME", help="In place of the task's own.")
 @click.option("--exchange", hidden=True)
 @click.option(
