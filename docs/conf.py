@@ -1,0 +1,77 @@
+"""How the documentation is built: `make docs`.
+
+Two directives keep the reference true, since they ask the code itself: `liteq-settings`
+makes the table of settings, `liteq-help` shows what a command says about itself.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from docutils import nodes
+from docutils.parsers.rst import Directive
+from docutils.statemachine import StringList
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from liteq import __version__
+
+project = "liteq"
+author = "the liteq authors"
+copyright = "the liteq authors"
+release = version = __version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+exclude_patterns = ["_build"]
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+html_theme = "furo"
+html_title = f"liteq {release}"
+html_copy_source = False
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_default_options = {"members": True, "show-inheritance": True}
+
+
+class SettingsTable(Directive):
+    """The settings of one kind, "used" or "accepted", from the table in `liteq.config`."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        from liteq.config import SETTINGS
+
+        rows = [row for row in SETTINGS.values() if row.kind == self.arguments[0]]
+        lines = ["| setting | default | |", "|---|---|---|"]
+        lines += [f"| `{row.name}` | `{row.default!r}` | {row.doc} |" for row in rows]
+        holder = nodes.container()
+        self.state.nested_parse(StringList(lines), self.content_offset, holder)
+        return holder.children
+
+
+class Help(Directive):
+    """What `liteq WORD … --help` prints."""
+
+    optional_arguments = 4
+
+    def run(self) -> list[nodes.Node]:
+        from click.testing import CliRunner
+
+        from liteq.cli import cli
+
+        answer = CliRunner().invoke(
+            cli, [*self.arguments, "--help"], prog_name="liteq", terminal_width=88
+        )
+        block = nodes.literal_block(answer.output, answer.output)
+        block["language"] = "text"
+        return [block]
+
+
+def setup(app) -> dict[str, bool]:
+    app.add_directive("liteq-settings", SettingsTable)
+    app.add_directive("liteq-help", Help)
+    return {"parallel_read_safe": True}
