@@ -8,8 +8,6 @@ which is empty for most messages. `VERSION` is written into every envelope, and 
 envelope of a later version is refused, not guessed at.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -90,7 +88,7 @@ class Message(NamedTuple):
         return (*self[:_HOT], None if self[_HOT:] == _DEFAULTS else self._envelope())
 
     @classmethod
-    def unpack(cls, packed: Packed) -> Message:
+    def unpack(cls, packed: Packed) -> "Message":
         """Return the message that `pack()` made this tuple of.
 
         Raises `DecodeError` if the envelope is damaged or of a later version.

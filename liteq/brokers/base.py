@@ -18,6 +18,7 @@ __all__ = [
     "DEFAULT_MAX_DELIVERIES",
     "FINAL_STATES",
     "HELLO",
+    "ORDERS",
     "Attempt",
     "Broker",
     "Input",
@@ -33,6 +34,7 @@ __all__ = [
 
 DEFAULT_MAX_DELIVERIES: Final = 3
 HELLO: Final = "hello"  # the wake-up that says a worker has come
+ORDERS: Final = "orders"  # the wake-up that says a run is to be ended
 
 State: TypeAlias = Literal[
     "waiting",  # for other messages (a callback)
@@ -101,6 +103,11 @@ class Lease(NamedTuple):
     def message(self) -> Message:
         """The message, unpacked anew at each call."""
         return Message.unpack(self.packed)
+
+    def is_last_start(self, max_deliveries: int) -> bool:
+        """Tell whether the message is not started again should its process die now.
+        `max_deliveries` is the broker's; the message's own goes before it."""
+        return not self.packed[10] or self.delivery >= (self.packed[12] or max_deliveries)
 
 
 class Note(NamedTuple):
@@ -172,7 +179,9 @@ class Step(NamedTuple):
     `next_due` is when the next delayed message of these queues is due (Unix seconds).
     `terminate` holds the keys of leases of this worker whose run is to be ended now,
     with the name of the signal asked for. `alive` is False when this worker was given up
-    for dead: nothing was claimed, and it must `register()` anew.
+    for dead: nothing was claimed, and it must `register()` anew. `aside` are messages
+    that the claim met and did not take: "parked", since this worker does not know their
+    task, or revoked as "expired".
     """
 
     accepted: tuple[bool, ...]
@@ -180,6 +189,7 @@ class Step(NamedTuple):
     next_due: float | None
     terminate: Mapping[int, str]
     alive: bool = True
+    aside: tuple[tuple[Lease, Literal["parked", "expired"]], ...] = ()
 
 
 class Mailbox(ABC):
@@ -199,7 +209,8 @@ class Mailbox(ABC):
     @abstractmethod
     def receive(self) -> set[str]:
         """Take all wake-ups without blocking. Return the ids of messages that settled,
-        `HELLO` if a worker has come, and "" for any other reason to look."""
+        `HELLO` if a worker has come, `ORDERS` if a run is to be ended, and "" for any
+        other reason to look."""
 
     @abstractmethod
     def wait(self, timeout: float | None) -> set[str]:

@@ -53,8 +53,28 @@ _SAFE_SQLITE: Final = (3, 51, 3)  # earlier ones can corrupt a WAL that two conn
 _WAL_BACKSTOP: Final = 16_000  # pages (64 MiB): a producer checkpoints only beyond this
 _RESERVE: Final = 32 * 1024 * 1024  # bytes of disk kept for settling when producers fill it
 _REMOTE: Final = frozenset(
-    "nfs nfs4 cifs smb smb2 smb3 smbfs 9p virtiofs vboxsf afs ceph glusterfs lustre gfs2 "
-    "ocfs2 beegfs davfs prl_fs vmhgfs".split()
+    [
+        "nfs",
+        "nfs4",
+        "cifs",
+        "smb",
+        "smb2",
+        "smb3",
+        "smbfs",
+        "9p",
+        "virtiofs",
+        "vboxsf",
+        "afs",
+        "ceph",
+        "glusterfs",
+        "lustre",
+        "gfs2",
+        "ocfs2",
+        "beegfs",
+        "davfs",
+        "prl_fs",
+        "vmhgfs",
+    ]
 )
 
 
@@ -425,7 +445,7 @@ class _Handle:
         start = time.monotonic()
         pause = 0.001
         while True:
-            time.sleep(random.uniform(0.2, 1.0) * pause)  # noqa: S311 (not a secret)
+            time.sleep(random.uniform(0.2, 1.0) * pause)
             try:
                 fcntl.flock(self.gate, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -464,7 +484,7 @@ _held: list[_Handle] = []
 def _before_fork() -> None:
     """Close every connection, each after its transaction, and keep them closed."""
     for database in list(_databases):
-        for handle in list(database._handles):  # noqa: SLF001 (this module's own)
+        for handle in list(database._handles):
             handle.lock.acquire()
             _held.append(handle)
             handle.close()
@@ -478,7 +498,7 @@ def _after_fork_in_parent() -> None:
 def _after_fork_in_child() -> None:
     _held.clear()
     for database in list(_databases):
-        database._reset_after_fork()  # noqa: SLF001 (this module's own)
+        database._reset_after_fork()
 
 
 os.register_at_fork(

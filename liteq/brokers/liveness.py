@@ -89,7 +89,7 @@ _all: weakref.WeakSet[LockFiles] = weakref.WeakSet()
 
 def _after_fork_in_child() -> None:
     for files in list(_all):
-        files._drop_inherited()  # noqa: SLF001 (this module's own)
+        files._drop_inherited()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -229,11 +229,10 @@ class Settling:
     def _lose(self, lease: Lease, reason: str) -> bool:
         if self._is_revoked(lease):
             return self._revoke_lease(lease, "revoked")
-        allowed = lease.packed[12] or self.max_deliveries
         error = failure.describe(WorkerLostError(reason))
         if not lease.packed[10]:  # acks_late is off: never a second start
             return self._fail(lease, error, None, None, "lost")
-        if lease.delivery >= allowed:
+        if lease.is_last_start(self.max_deliveries):
             dead = f"started {lease.delivery} times without an end; the last time, {reason}"
             return self._fail(lease, error, dead, None, "lost")
         self._keep_attempt(lease, "lost", error)

@@ -24,6 +24,7 @@ import apsw
 from liteq.brokers.base import (
     DEFAULT_MAX_DELIVERIES,
     HELLO,
+    ORDERS,
     Attempt,
     Broker,
     Input,
@@ -246,10 +247,11 @@ class SqliteBroker(Broker):
             accepted = settling.settle(settlements) if settlements else ()
             alive = _is_alive(db, worker)
             leases: list[Lease] = []
+            aside: list[tuple[Lease, Literal["parked", "expired"]]] = []
             if limit > 0 and alive:
                 if self._promote(db, now, queues):
                     settling.queued = True
-                leases = self._claim(db, settling, worker, token, queues, limit, tasks)
+                leases, aside = self._claim(db, settling, worker, token, queues, limit, tasks)
             early = any(not lease.packed[10] for lease in leases)
             return (
                 settling,
@@ -259,6 +261,7 @@ class SqliteBroker(Broker):
                     next_due=self._next_due(db, queues),
                     terminate=_to_terminate(db, worker),
                     alive=alive,
+                    aside=tuple(aside),
                 ),
                 early,
             )
@@ -279,14 +282,14 @@ class SqliteBroker(Broker):
         queues: Sequence[str],
         limit: int,
         tasks: Collection[str] | None,
-    ) -> list[Lease]:
+    ) -> tuple[list[Lease], list[tuple[Lease, Literal["parked", "expired"]]]]:
         """Claim, parking unknown tasks and revoking what has expired, until the limit is
         reached or nothing is left; but put aside no more than a slice in one step."""
         leases: list[Lease] = []
+        aside: list[tuple[Lease, Literal["parked", "expired"]]] = []
         now = settling.now
-        aside = 0
         while len(leases) < limit:
-            wanted = limit - len(leases) + aside  # who met many useless ones meets more
+            wanted = limit - len(leases) + len(aside)  # who met many useless ones meets more
             found = self._claim_queued(db, worker, token, now, queues, wanted)
             found += self._claim_parked(db, worker, token, now, queues, tasks, wanted)
             if not found:
@@ -296,20 +299,20 @@ class SqliteBroker(Broker):
                 lease = Lease(seq, token, delivery, tuple(packed))
                 if expires_at is not None and expires_at <= now:
                     settling.settle([(lease, Revoked("expired"))])
-                    aside += 1
+                    aside.append((lease, "expired"))
                 elif tasks is not None and lease.task not in tasks:
                     _park(db, lease, now)
-                    aside += 1
+                    aside.append((lease, "parked"))
                 elif len(leases) >= limit:
                     settling.settle([(lease, Released())])
                 else:
                     if inputs:
                         lease = lease._replace(inputs=_inputs(db, seq))
                     leases.append(lease)
-            if aside > SLICE:
+            if len(aside) > SLICE:
                 settling.queued = True  # this worker has more to look through, too
                 break
-        return leases
+        return leases, aside
 
     def _claim_queued(
         self,
@@ -617,8 +620,9 @@ class SqliteBroker(Broker):
             return settling, answers, signalled
 
         settling, answers, signalled = self._database.write(mark, durable=self.durable)
-        settling.queued = settling.queued or signalled
         self._announce(settling)
+        if signalled:
+            self._wake_workers(ORDERS)
         return answers
 
     def redrive(self, ids: Iterable[str]) -> list[str]:

@@ -140,7 +140,7 @@ _posts: weakref.WeakSet[Post] = weakref.WeakSet()
 
 def _after_fork_in_child() -> None:
     for post in list(_posts):
-        post._forget()  # noqa: SLF001 (this module's own)
+        post._forget()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
