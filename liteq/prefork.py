@@ -188,15 +188,14 @@ class ProcessPool(Pool):
         child = next((c for c in self._children if c.holds(key)), None)
         if child is None:
             return False
-        if signum == signal.SIGUSR1:
+        if not self._isolate(child, key):
+            self._drop_waiting(key)
+        elif signum == signal.SIGUSR1:
             self._poke(child, key)
-            return True
-        if self._isolate(child, key):
+        else:
             child.fate = ("terminated", f"terminated by {_signal_name(signum)}")
             self._retire(child)
             _kill_group(child.pid, signum)
-        else:
-            self._drop_waiting(key)
         self._feed()
         return True
 

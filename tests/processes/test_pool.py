@@ -186,6 +186,12 @@ def ignore_term(arg: float, report: Report) -> None:
     time.sleep(arg)
 
 
+def announce(arg: float, report: Report) -> None:
+    """Say that the job has started, then sleep."""
+    report(b"started")
+    time.sleep(arg)
+
+
 def report_much(arg: int, report: Report) -> bytes:
     """Say more than any buffer holds, all the time, until interrupted."""
     while True:
@@ -218,6 +224,7 @@ OPS: dict[str, Callable[[Any, Report], Any]] = {
     "exit": lambda arg, report: os._exit(arg),
     "stdin": lambda arg, report: sys.stdin.read(),
     "ignore_term": ignore_term,
+    "announce": announce,
     "mark": mark,
     "sleeper": sleeper,
     "signals": signals_of_sub_process,
@@ -281,6 +288,19 @@ class Loop:
 
     def ends(self, key: int) -> list[Ended]:
         return [e for e in self.events if isinstance(e, Ended) and e.key == key]
+
+    def warm_up(self) -> None:
+        """Run tiny jobs until the pool trusts that the next ones are tiny, too."""
+        keys = iter(range(10_000, 20_000))
+        while self.pool.capacity() < 21:
+            self.pool.submit(job(key := next(keys), "echo", b""))
+            self.end_of(key)
+        self.events = [e for e in self.events if isinstance(e, Ready)]
+
+    def begin(self, key: int, seconds: float, **limits: float) -> None:
+        """Have a job run that takes so long; come back when it runs."""
+        self.pool.submit(job(key, "announce", seconds, **limits))
+        self.until(lambda: Reported(key, b"started") in self.events)
 
     def run(self, name: str, arg: Any = None, key: int = 1, **limits: float) -> Any:
         """Run one job and return its answer."""
@@ -368,18 +388,16 @@ def test_capacity_is_one_per_child_until_jobs_prove_tiny(start: Any) -> None:
     assert loop.pool.capacity() == 0  # nobody is ready
     loop.ready(2)
     assert loop.pool.capacity() == 2
-    for key in range(40):
-        loop.run("echo", b"", key)
+    loop.warm_up()
     assert loop.pool.capacity() > 20
-    loop.run("sleep", 0.1, 100)
+    loop.run("sleep", 0.1, 100_000)
     assert loop.pool.capacity() == 2
 
 
 def test_a_slow_job_does_not_hold_up_those_behind_it(start: Any) -> None:
     loop = start()
     loop.ready(2)
-    for key in range(40):
-        loop.run("echo", b"", key)  # tiny, so the next ones are sent ahead
+    loop.warm_up()
     loop.pool.submit(job(100, "sleep", 30.0))
     loop.pool.submit(job(101, "sleep", 0.05))
     for key in range(102, 122):
@@ -392,8 +410,7 @@ def test_a_slow_job_does_not_hold_up_those_behind_it(start: Any) -> None:
 def test_nothing_is_put_behind_a_job_that_is_known_to_be_slow(start: Any) -> None:
     loop = start()
     loop.ready(2)
-    for key in range(40):
-        loop.run("echo", b"", key)
+    loop.warm_up()
     loop.pool.submit(job(100, "sleep", 30.0))
     loop.pool.submit(job(101, "sleep", 30.0))
     loop.until(lambda: loop.pool.capacity() == 0)
@@ -464,8 +481,7 @@ def context_switches(pid: int) -> list[str]:
 def test_recall_returns_what_has_not_started(start: Any) -> None:
     loop = start(1)
     loop.ready(1)
-    for key in range(40):
-        loop.run("echo", b"", key)
+    loop.warm_up()
     for key in range(100, 110):
         loop.pool.submit(job(key, "sleep", 0.005))
     loop.pool.recall()
@@ -620,8 +636,7 @@ def test_the_hard_limit_ends_a_child_that_holds_the_interpreter(start: Any) -> N
 def test_jobs_sent_ahead_do_not_suffer_from_a_hard_limit(start: Any) -> None:
     loop = start(1)
     loop.ready(1)
-    for key in range(40):
-        loop.run("echo", b"", key)
+    loop.warm_up()
     loop.pool.submit(job(100, "sleep", 30.0, hard=0.005))  # before the recall is due
     for key in range(101, 105):
         loop.pool.submit(job(key, "echo", b""))
@@ -672,7 +687,7 @@ def test_a_soft_signal_from_a_stranger_is_ignored(start: Any) -> None:
     loop = start(1)
     loop.ready(1)
     (pid,) = loop.pool.pids()
-    loop.pool.submit(job(1, "sleep", 0.3))
+    loop.begin(1, 0.3)
     for _ in range(5):
         os.kill(pid, signal.SIGUSR1)
         loop.turn(0.02)
@@ -685,9 +700,8 @@ def test_a_soft_signal_from_a_stranger_is_ignored(start: Any) -> None:
 def test_terminate_ends_a_running_job(start: Any) -> None:
     loop = start()
     loop.ready(2)
-    loop.pool.submit(job(1, "sleep", 30.0))
+    loop.begin(1, 30.0)
     loop.pool.submit(job(2, "sleep", 0.2))
-    loop.turn(0)
     assert loop.pool.terminate(1)
     end = loop.end_of(1)
     assert (end.kind, end.reason) == ("terminated", "terminated by signal 15 (SIGTERM)")
@@ -697,9 +711,7 @@ def test_terminate_ends_a_running_job(start: Any) -> None:
 def test_terminate_with_sigusr1_is_a_soft_limit(start: Any) -> None:
     loop = start(1)
     loop.ready(1)
-    loop.pool.submit(job(1, "sleep", 30.0))
-    loop.turn(0.1)
-    loop.turn(0.1)
+    loop.begin(1, 30.0)
     assert loop.pool.terminate(1, signal.SIGUSR1)
     assert loop.end_of(1).payload == b"soft"
 
@@ -707,8 +719,7 @@ def test_terminate_with_sigusr1_is_a_soft_limit(start: Any) -> None:
 def test_terminate_of_a_waiting_job_touches_no_other(start: Any) -> None:
     loop = start(1)
     loop.ready(1)
-    for key in range(40):
-        loop.run("echo", b"", key)
+    loop.warm_up()
     loop.pool.submit(job(1000, "spin", 0.005))
     loop.pool.submit(job(1001, "spin", 0.005))
     assert loop.pool.terminate(1001)
@@ -755,8 +766,7 @@ def test_a_death_costs_one_job_and_says_why(
 ) -> None:
     loop = start(1)
     loop.ready(1)
-    for key in range(40):
-        loop.run("echo", b"", key)
+    loop.warm_up()
     loop.pool.submit(job(100, name, arg))
     for key in range(101, 106):
         loop.pool.submit(job(key, "echo", b""))
@@ -797,8 +807,7 @@ def test_the_output_of_a_dying_child_is_not_lost(
 def test_a_stopped_child_holds_up_nobody_and_goes_on_later(start: Any) -> None:
     loop = start(2)
     loop.ready(2)
-    loop.pool.submit(job(1, "spin", 0.3))
-    loop.turn(0.05)
+    loop.begin(1, 0.3)
     (pid,) = loop.pool.running().values()
     os.kill(pid, signal.SIGSTOP)
     for key in range(100, 150):
@@ -836,8 +845,7 @@ def test_a_job_given_to_a_stopped_child_goes_to_another(start: Any) -> None:
 def test_a_stopped_child_is_killed_at_the_hard_limit(start: Any) -> None:
     loop = start(1)
     loop.ready(1)
-    loop.pool.submit(job(1, "sleep", 30.0, hard=0.3))
-    loop.turn(0.1)
+    loop.begin(1, 30.0, hard=0.5)
     os.kill(loop.pool.pids()[0], signal.SIGSTOP)
     assert loop.end_of(1).kind == "time_limit"
 
@@ -1077,8 +1085,7 @@ def test_roll_replaces_all_children_one_at_a_time(start: Any) -> None:
     loop = start(3)
     loop.ready(3)
     old = loop.pool.pids()
-    loop.pool.submit(job(1, "sleep", 0.3))
-    loop.turn(0)
+    loop.begin(1, 0.3)
     loop.pool.roll()
     loop.until(lambda: len(loop.of(Ready)) == 6)
     assert type(loop.end_of(1)) is Done
@@ -1093,8 +1100,7 @@ def test_resize_up_and_down(start: Any) -> None:
     loop.pool.resize(4)
     loop.ready(4)
     assert loop.pool.capacity() == 4
-    loop.pool.submit(job(1, "sleep", 0.3))
-    loop.turn(0)
+    loop.begin(1, 0.5)
     (busy,) = loop.pool.running().values()
     loop.pool.resize(1)
     loop.until(lambda: loop.pool.alive() == 1)
@@ -1106,7 +1112,7 @@ def test_resize_to_less_than_what_runs_lets_it_finish(start: Any) -> None:
     loop = start(3)
     loop.ready(3)
     for key in range(3):
-        loop.pool.submit(job(key, "sleep", 0.3))
+        loop.begin(key, 1.0)
     loop.pool.resize(1)
     assert loop.pool.capacity() == 0
     for key in range(3):
@@ -1120,8 +1126,7 @@ def test_resize_to_less_than_what_runs_lets_it_finish(start: Any) -> None:
 def test_a_warm_stop_finishes_what_runs_and_returns_the_rest(start: Any) -> None:
     loop = start(1)
     loop.ready(1)
-    for key in range(40):
-        loop.run("echo", b"", key)
+    loop.warm_up()
     loop.pool.submit(job(100, "spin", 0.3))
     loop.until(loop.pool.running)
     loop.turn(0.001)
@@ -1137,9 +1142,7 @@ def test_a_warm_stop_finishes_what_runs_and_returns_the_rest(start: Any) -> None
 def test_a_cold_stop_loses_what_runs_at_once(start: Any) -> None:
     loop = start(2)
     loop.ready(2)
-    loop.pool.submit(job(1, "sleep", 60.0))
-    loop.turn(0.1)
-    loop.turn(0.1)
+    loop.begin(1, 60.0)
     loop.pool.stop()
     began = time.monotonic()
     loop.pool.stop(kill=True)
