@@ -13,7 +13,7 @@ add.delay(2, 3).get(timeout=10)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+TYPE_CHECKING = False  # typing itself takes longer to import than all of this
 
 __version__ = "0.1.0.dev0"
 
@@ -71,7 +71,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import a public name when it is first used (PEP 562): `import liteq` stays light."""
     home = _HOMES.get(name)
     if home is None:

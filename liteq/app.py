@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar, ov
 from liteq import brokers, context, current, names, signals
 from liteq.canvas import Signature, signature
 from liteq.clock import Clock, system_clock
-from liteq.config import Settings
+from liteq.config import Settings, mask_url
 from liteq.definition import (
     BoundDecorator,
     Decorator,
@@ -71,9 +71,10 @@ class _Settings(Settings):
         super()._change(key, value)
         self._revision += 1
 
-    def _load(self) -> None:
-        super()._load()
+    def _load(self) -> dict[str, Any]:
+        values = super()._load()
         self._revision += 1
+        return values
 
 
 class Liteq:
@@ -210,15 +211,11 @@ class Liteq:
             if isinstance(kind, str):
                 module, _, name = kind.replace(":", ".").rpartition(".")
                 kind = getattr(import_module(module), name)
-            self._task_class = (
-                kind
-                if kind is _Task
-                else type(kind)(
-                    kind.__name__,
-                    (kind,),
-                    {"app": self, "abstract": True, "__module__": kind.__module__},
-                )
-            )
+            if kind is not _Task:
+                members = {"app": self, "abstract": True, "__module__": kind.__module__}
+                kind = type(kind)(kind.__name__, (kind,), members)
+            self._task_class = kind
+            return kind  # type: ignore[no-any-return]
         return self._task_class
 
     def gen_task_name(self, name: str, module: str) -> str:
@@ -339,7 +336,7 @@ class Liteq:
 
         return (
             f"liteq {__version__} · Python {platform.python_version()} · "
-            f"{platform.platform()}\napp: {self.main} · store: {self.broker!r}\n"
+            f"{platform.platform()}\napp: {self.main} · store: {mask_url(self.broker_url)}\n"
             f"{self.conf.humanize(with_defaults=False, censored=True)}"
         )
 

@@ -304,12 +304,9 @@ class Signature(dict[str, Any], Generic[R]):
         return self.reprcall()
 
     def __or__(self, other: Any) -> Any:
-        return NotImplemented  # a dictionary's own `|` would merge the two silently
+        raise TypeError(f"{self!r} cannot be joined with {other!r}")  # a dict would merge
 
-    __ror__ = __or__
-
-    def __ior__(self, other: Any) -> Any:
-        return NotImplemented
+    __ror__ = __ior__ = __or__
 
     def __invert__(self) -> R:
         """Send the call and wait for its result."""

@@ -124,7 +124,8 @@ def make_class(
         "__module__": fun.__module__,
         "__qualname__": getattr(fun, "__qualname__", name_of(fun)),
     }
-    return type(name_of(fun), (base,), members)
+    made: Any = type(name_of(fun), (base,), members)
+    return made  # type: ignore[no-any-return]
 
 
 def name_of(fun: Any) -> str:

@@ -72,8 +72,8 @@ def _to_the_end(
         if "body" in changes:
             arguments = None
         retries = changes.pop("retries", message.retries + 1)
-        packed = dict(zip(PACKED_FIELDS, message.pack(), strict=True))
-        packed.update(changes, retries=retries)
+        packed: dict[str, Any] = dict(zip(PACKED_FIELDS, message.pack(), strict=True))
+        packed.update({**changes, "retries": retries})
         message = Message.unpack(tuple(packed.values()))
         number += 1
 

@@ -29,7 +29,7 @@ class Proxy:
         return self.__find()
 
     @property  # type: ignore[misc]  # a proxy passes isinstance()
-    def __class__(self) -> Any:
+    def __class__(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         return self.__find().__class__
 
     def __getattr__(self, name: str) -> Any:

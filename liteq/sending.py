@@ -107,9 +107,8 @@ class Sender:
         """Run a call in this process; see `Task.apply`."""
         args, kwargs = _arguments(args, kwargs)
         message = self._message(self.rules(), task.name, task, args, kwargs, options, body=b"")
-        if throw is None:
-            throw = self._app.conf.task_eager_propagates
-        return eager.run(self._app, message, args, kwargs, options, throw=throw)
+        raises: bool = self._app.conf.task_eager_propagates if throw is None else throw
+        return eager.run(self._app, message, args, kwargs, options, throw=raises)
 
     def send(
         self,

@@ -132,7 +132,9 @@ def _sqlite_target(url: str) -> tuple[str | None, dict[str, str]]:
     if not colon:
         return (None if url == "memory" else url), {}
     path, _, query = rest.partition("?")
-    options = dict(pair.partition("=")[::2] for pair in query.split("&") if pair)
+    options: dict[str, str] = {}
+    for pair in filter(None, query.split("&")):
+        name, _, options[name] = pair.partition("=")
     if scheme_of(url) == "memory" or path.strip("/") in ("", ":memory:"):
         return None, options
     if path.startswith("//"):  # SQLAlchemy writes an absolute path with four slashes

@@ -1,0 +1,796 @@
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from api import app_in_memory, forget_current, record
+from world import FakeClock
+
+from liteq import Liteq, Queue, Task, current_app, current_task, shared_task
+from liteq.brokers import connect
+from liteq.exceptions import (
+    AlwaysEagerIgnored,
+    BrokerUnavailable,
+    ConfigWarning,
+    DuplicateTaskNameWarning,
+    ImproperlyConfigured,
+    NotRegistered,
+    QueueNotFound,
+)
+from liteq.signals import after_task_publish, before_task_publish, import_modules
+
+
+@pytest.fixture
+def app() -> Iterator[Liteq]:
+    with app_in_memory() as app:
+        yield app
+
+
+@pytest.fixture(autouse=True)
+def _no_app_left() -> Iterator[None]:
+    yield
+    forget_current()
+
+
+def add(x: int, y: int) -> int:
+    return x + y
+
+
+# Which store
+
+
+def run_script(folder: Path, text: str, *args: str, cwd: Path) -> str:
+    (folder / "prog.py").write_text(text)
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, *(args or (str(folder / "prog.py"),))],
+        cwd=cwd,
+        env={"PYTHONPATH": f"{root}:{folder}", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def test_the_default_store_is_beside_the_program_wherever_it_is_started(tmp_path: Path) -> None:
+    folder = tmp_path / "program"
+    folder.mkdir()
+    text = "from liteq import Liteq; app = Liteq('shop'); print(app.broker.folder)"
+
+    assert run_script(folder, text, cwd=tmp_path) == str(folder / "shop.liteq")
+
+
+def test_the_default_store_of_a_module_is_beside_the_module(tmp_path: Path) -> None:
+    folder = tmp_path / "program"
+    folder.mkdir()
+    text = "from liteq import Liteq; app = Liteq('shop'); print(app.broker.folder)"
+
+    assert run_script(folder, text, "-c", "import prog", cwd=tmp_path) == str(
+        folder / "shop.liteq"
+    )
+
+
+def test_without_a_file_the_default_store_is_in_the_working_directory(tmp_path: Path) -> None:
+    text = "from liteq import Liteq; app = Liteq('shop'); print(app.broker.folder)"
+
+    assert run_script(tmp_path, "", "-c", text, cwd=tmp_path) == str(tmp_path / "shop.liteq")
+
+
+def test_a_subclass_of_the_app_has_its_store_beside_who_makes_it(tmp_path: Path) -> None:
+    text = (
+        "from liteq import Liteq\n"
+        "class App(Liteq):\n"
+        "    def on_init(self): self.inited = True\n"
+        "app = App(); print(app.broker.folder, app.main, app.inited)"
+    )
+
+    expected = f"{tmp_path / 'prog.liteq'} prog True"
+    assert run_script(tmp_path, text, cwd=Path("/")) == expected
+
+
+def test_a_script_names_its_tasks_as_a_worker_does_that_imports_it(tmp_path: Path) -> None:
+    text = (
+        "from liteq import Liteq; app = Liteq('shop')\n"
+        "@app.task\ndef add(): ...\nprint(add.name)"
+    )
+
+    assert run_script(tmp_path, text, cwd=tmp_path) == "prog.add"
+    assert run_script(tmp_path, text, "-m", "prog", cwd=tmp_path) == "prog.add"
+    assert run_script(tmp_path, text, "-c", "import prog", cwd=tmp_path) == "prog.add"
+
+
+def test_at_a_prompt_the_name_of_the_app_stands_for_the_module(tmp_path: Path) -> None:
+    text = (
+        "from liteq import Liteq; app = Liteq('shop')\n"
+        "def add(): ...\nprint(app.task(add).name)"
+    )
+
+    assert run_script(tmp_path, "", "-c", text, cwd=tmp_path) == "shop.add"
+
+
+@pytest.mark.parametrize(
+    ("url", "folder"),
+    [
+        ("sqlite:///srv/shop.liteq", "/srv/shop.liteq"),
+        ("sqlite:////srv/shop.liteq", "/srv/shop.liteq"),
+        ("sqlite:///srv/a%20b.liteq?durability=normal", "/srv/a b.liteq"),
+        ("/srv/shop.liteq", "/srv/shop.liteq"),
+        ("memory://", None),
+        ("sqlite://:memory:", None),
+    ],
+)
+def test_a_url_names_a_store(url: str, folder: str | None) -> None:
+    broker: Any = connect(url)
+
+    assert broker.folder == (None if folder is None else Path(folder))
+
+
+def test_a_url_carries_options_of_the_broker() -> None:
+    broker: Any = connect("sqlite:///srv/shop.liteq?durability=normal")
+
+    assert not broker.durable
+
+
+def test_options_of_other_transports_are_passed_over() -> None:
+    connect("memory://", {"visibility_timeout": 3600})
+
+
+def test_an_unknown_option_of_the_broker_is_warned_about() -> None:
+    with pytest.warns(ConfigWarning, match="durabilty"):
+        connect("memory://", {"durabilty": "normal"})
+
+
+@pytest.mark.parametrize("url", ["amqp://guest@host//", "sqs://", "pyamqp://x"])
+def test_a_message_server_that_liteq_does_not_speak_is_refused_with_the_alternatives(
+    url: str,
+) -> None:
+    with pytest.raises(
+        ImproperlyConfigured, match=r"no broker for .* use sqlite:///.*redis://"
+    ):
+        connect(url)
+
+
+def test_a_mistyped_scheme_is_refused_without_its_password() -> None:
+    with pytest.raises(ImproperlyConfigured, match="unknown scheme 'sqlit'") as info:
+        connect("sqlit://me:secret@host/x")
+
+    assert "secret" not in str(info.value)
+
+
+def test_settings_reach_the_broker(clock: FakeClock) -> None:
+    with app_in_memory(
+        clock=clock, worker_lease_timeout=7, task_max_deliveries=2, task_unknown_expires=9
+    ) as app:
+        broker: Any = app.broker
+        told = broker.lease_timeout, broker.max_deliveries, broker.unknown_expires
+
+    assert told == (7, 2, 9)
+    assert broker.clock is clock
+
+
+def test_of_several_urls_the_first_is_taken() -> None:
+    app = Liteq("shop", broker=["memory://", "amqp://"])
+
+    assert app.broker_url == "memory://"
+
+
+# Where results go
+
+
+@pytest.mark.parametrize("backend", ["memory://", "rpc://", "cache+memory://"])
+def test_a_backend_that_means_the_same_store_keeps_results(backend: str) -> None:
+    with app_in_memory(backend=backend) as app:
+        assert not app.task(add).delay(1, 2).ignored
+
+
+@pytest.mark.parametrize("backend", [None, "disabled://", "disabled"])
+def test_no_backend_keeps_no_results(backend: str | None) -> None:
+    with app_in_memory(backend=backend) as app:
+        result = app.task(add).delay(1, 2)
+
+        assert result.ignored
+        assert result.get() is None
+
+
+def test_another_database_of_the_same_server_is_the_same_store() -> None:
+    app = Liteq("shop", broker="redis://:pw@host:6379/0", backend="redis://host:6379/1")
+
+    assert app.keeps_results
+
+
+@pytest.mark.parametrize("backend", ["db+sqlite:///results.db", "redis://u:pw@host/0"])
+def test_another_store_for_results_is_refused(backend: str) -> None:
+    app = Liteq("shop", broker="memory://", backend=backend)
+
+    with pytest.raises(ImproperlyConfigured, match="another store than the broker") as info:
+        app.task(add).delay(1, 2)
+
+    assert "pw" not in str(info.value)
+
+
+# Tasks
+
+
+def test_a_decorated_function_is_registered_at_once(app: Liteq) -> None:
+    task = app.task(add)
+
+    assert app.tasks["test_app.add"] is task
+    assert task.name == "test_app.add"
+    assert task(2, 3) == 5
+
+
+def test_options_of_a_task_are_its_attributes(app: Liteq) -> None:
+    task = app.task(name="sum", queue="high", max_retries=None, acks_late=False)(add)
+
+    assert (task.name, task.queue, task.max_retries, task.acks_late) == (
+        "sum",
+        "high",
+        None,
+        False,
+    )
+
+
+def test_an_option_that_is_not_set_follows_the_settings(app: Liteq) -> None:
+    task = app.task(ignore_result=None)(add)
+
+    app.conf.task_ignore_result = True
+
+    assert task.ignore_result is True
+    assert task.delay(1, 2).ignored
+
+
+def test_making_tasks_reads_no_configuration(app: Liteq) -> None:
+    app.config_from_object("no_such_module_anywhere")
+
+    app.task(queue="high")(add)
+
+    with pytest.raises(ImproperlyConfigured, match="does not exist"):
+        _ = app.conf.timezone
+
+
+def test_a_misspelt_option_of_a_task_is_an_error_that_suggests_the_right_one(
+    app: Liteq,
+) -> None:
+    with pytest.raises(TypeError, match="max_retires'; did you mean 'max_retries'"):
+        app.task(max_retires=3)(add)  # type: ignore[call-overload]
+
+
+def test_an_option_that_the_base_class_has_may_be_given(app: Liteq) -> None:
+    class Tagged(Task[..., Any]):
+        tag = "none"
+
+    task = app.task(base=Tagged, tag="x")(add)  # type: ignore[call-overload]
+
+    assert task.tag == "x"
+
+
+def test_a_second_function_under_a_name_is_dropped_with_a_warning(app: Liteq) -> None:
+    first = app.task(name="sum")(add)
+
+    with pytest.warns(DuplicateTaskNameWarning, match="'sum' is registered already"):
+        second: Any = app.task(name="sum")(lambda: None)
+
+    assert second is first
+
+
+def test_a_module_that_is_read_again_registers_its_tasks_again_quietly(app: Liteq) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert app.task(add) is app.task(add)
+
+
+def test_a_missing_task_is_not_registered_and_a_near_name_is_suggested(app: Liteq) -> None:
+    app.task(add)
+
+    with pytest.raises(NotRegistered, match=r"'test_app.ad'.*did you mean 'test_app.add'"):
+        app.tasks["test_app.ad"]
+
+
+def test_a_class_is_registered_under_its_own_name(app: Liteq) -> None:
+    class Charge(Task[..., Any]):
+        def run(self, n: int) -> int:
+            return n * 2
+
+    task = app.register_task(Charge)
+
+    assert app.tasks["test_app.Charge"] is task
+    assert task.apply((4,)).get() == 8
+    assert task.app is app
+
+
+def test_every_task_has_the_base_class_of_the_app() -> None:
+    class Base(Task[..., Any]):
+        pass
+
+    with app_in_memory(task_cls=Base) as app:
+        assert isinstance(app.task(add), Base)
+        assert issubclass(app.Task, Base)
+
+
+def test_the_base_class_may_be_given_by_its_path() -> None:
+    with app_in_memory(task_cls="liteq.task:Task") as app:
+        assert app.Task is Task
+
+
+def test_a_subclass_may_name_tasks_its_own_way() -> None:
+    class App(Liteq):
+        def gen_task_name(self, name: str, module: str) -> str:
+            return f"mine.{name}"
+
+    assert App("shop", broker="memory://").task(add).name == "mine.add"
+
+
+def test_a_filter_may_wrap_the_function(app: Liteq) -> None:
+    def doubled(fun: Callable[..., int]) -> Callable[..., int]:
+        def run(*args: int) -> int:
+            return fun(*args) * 2
+
+        run.__module__, run.__name__ = fun.__module__, fun.__name__
+        return run
+
+    task = app.task(filter=doubled)(add)
+
+    assert task(1, 2) == 6
+
+
+# Shared tasks
+
+
+def test_a_shared_task_is_one_of_every_app() -> None:
+    early = Liteq("early", broker="memory://")
+    assert "test_app.add" not in early.tasks
+
+    task = shared_task(add)
+    late = Liteq("late", broker="memory://")
+
+    assert early.tasks["test_app.add"].app is early
+    assert late.tasks["test_app.add"].app is late
+    assert task.app is late
+    early.set_current()
+    assert task.app is early
+    assert isinstance(task, Task)
+
+
+def test_a_shared_task_takes_options_and_is_called_like_any_other(app: Liteq) -> None:
+    task = shared_task(name="sum", queue="high")(add)
+
+    assert task(1, 2) == 3
+    assert record(app, task.delay(1, 2).id).message.queue == "high"
+    assert task.__name__ == "add"
+
+
+def test_sharing_twice_is_an_error(app: Liteq) -> None:
+    task = shared_task(add)
+
+    with pytest.raises(TypeError, match="already"):
+        shared_task(task)
+
+
+def test_an_app_that_must_be_finalized_by_hand_says_so() -> None:
+    app = Liteq("shop", broker="memory://", autofinalize=False)
+    told = []
+    app.on_after_finalize.connect(lambda **kw: told.append(kw["sender"]), weak=False)
+
+    with pytest.raises(RuntimeError, match=r"before app.finalize\(\)"):
+        _ = app.tasks
+    app.finalize()
+
+    assert app.tasks == {}
+    assert told == [app]
+
+
+# The current app
+
+
+def test_the_app_made_last_is_the_current_one() -> None:
+    first = Liteq("first", broker="memory://")
+    second = Liteq("second", broker="memory://")
+    Liteq("third", broker="memory://", set_as_current=False)
+
+    assert current_app == second
+    first.set_current()
+    assert current_app.main == "first"
+
+
+def test_threads_see_the_default_app(app: Liteq) -> None:
+    seen = []
+    thread = threading.Thread(target=lambda: seen.append(current_app.main))
+    thread.start()
+    thread.join()
+
+    assert seen == ["shop"]
+
+
+def test_an_app_is_made_when_one_is_needed_and_there_is_none() -> None:
+    assert current_app.main == "default"
+
+
+def test_there_is_a_current_task_only_while_one_runs(app: Liteq) -> None:
+    seen = []
+
+    @app.task
+    def look() -> None:
+        seen.append((current_task.name, app.current_task, app.current_worker_task))
+
+    assert not current_task
+    look()
+    look.apply()
+
+    assert seen == [(look.name, look, None), (look.name, look, look)]
+
+
+def test_an_app_that_nobody_holds_is_let_go() -> None:
+    import weakref
+
+    gone = weakref.ref(Liteq("shop", broker="memory://", set_as_current=False))
+    gc.collect()
+
+    assert gone() is None
+
+
+# Settings
+
+
+def test_keywords_of_the_app_are_settings() -> None:
+    app = Liteq(
+        "shop", broker="memory://", include=["a"], task_default_queue="q", timezone="UTC"
+    )
+
+    assert (app.conf.task_default_queue, app.conf.include) == ("q", ("a",))
+
+
+def test_a_configuration_object_is_read_with_its_namespace() -> None:
+    app = Liteq("shop", broker="memory://")
+    app.config_from_object({"CELERY_TASK_DEFAULT_QUEUE": "q"}, namespace="CELERY")
+
+    assert app.conf.task_default_queue == "q"
+
+
+def test_defaults_may_be_added(app: Liteq) -> None:
+    app.add_defaults({"task_default_queue": "low"})
+
+    assert app.task(add).delay(1, 2).queue == "low"
+
+
+def test_signals_tell_of_the_loading_of_the_settings() -> None:
+    app = Liteq("shop", broker="memory://")
+    told: list[Any] = []
+
+    @app.on_after_configure.connect
+    def after(sender: Any, source: Any, **_: Any) -> None:
+        told.append((sender, source))
+
+    assert told == []
+    _ = app.conf.timezone
+
+    assert told == [(app, app.conf)]
+
+
+def test_a_setting_that_changes_is_heeded_by_the_next_call(app: Liteq) -> None:
+    task = app.task(add)
+
+    before = task.delay(1, 2).queue
+    app.conf.task_default_queue = "other"
+
+    assert (before, task.delay(1, 2).queue) == ("default", "other")
+
+
+def test_the_time_is_that_of_the_zone(clock: FakeClock) -> None:
+    app = Liteq("shop", broker="memory://", clock=clock, timezone="Europe/Paris")
+
+    assert app.timezone == ZoneInfo("Europe/Paris")
+    assert app.now().timestamp() == clock.now()
+    assert app.now().utcoffset() == timedelta(hours=1)
+
+
+def test_a_report_holds_no_passwords() -> None:
+    app = Liteq("shop", broker="redis://me:s3cret@host/0")
+
+    assert "s3cret" not in app.bugreport()
+    assert "app: shop" in app.bugreport()
+
+
+def test_either_takes_what_is_given_before_the_setting(app: Liteq) -> None:
+    assert app.either("task_default_queue", None, "mine") == "mine"
+    assert app.either("task_default_queue", None) == "default"
+
+
+# Finding tasks
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    root = tmp_path / "shop_pkg"
+    (root / "sub").mkdir(parents=True)
+    (root / "__init__.py").write_text("")
+    (root / "sub" / "__init__.py").write_text("")
+    (root / "tasks.py").write_text(
+        "from liteq import shared_task\n@shared_task\ndef found(): return 1\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "shop_pkg"
+    for name in [name for name in sys.modules if name.startswith("shop_pkg")]:
+        del sys.modules[name]
+
+
+def test_tasks_are_discovered_when_the_default_modules_are_imported(
+    app: Liteq, package: str
+) -> None:
+    app.autodiscover_tasks([package, f"{package}.sub"])
+    assert "shop_pkg.tasks" not in sys.modules
+    told = []
+    import_modules.connect(lambda **kw: told.append(kw["sender"]), weak=False, dispatch_uid="t")
+
+    app.import_default_modules()
+    import_modules.disconnect(dispatch_uid="t")
+
+    assert "shop_pkg.tasks.found" in app.tasks
+    assert told == [app]
+
+
+def test_packages_may_be_told_by_a_function_and_imported_at_once(
+    app: Liteq, package: str
+) -> None:
+    app.autodiscover_tasks(lambda: [package], force=True)
+
+    assert "shop_pkg.tasks.found" in app.tasks
+
+
+def test_a_package_that_does_not_exist_is_an_error(app: Liteq) -> None:
+    app.autodiscover_tasks(["no_such_package"])
+
+    with pytest.raises(ModuleNotFoundError, match="no_such_package"):
+        app.import_default_modules()
+
+
+def test_an_import_error_inside_a_tasks_module_is_not_hidden(app: Liteq, package: str) -> None:
+    module = Path(sys.path[0]) / package / "tasks.py"
+    module.write_text("import no_such_dependency")
+    app.autodiscover_tasks([package])
+
+    with pytest.raises(ModuleNotFoundError, match="no_such_dependency"):
+        app.import_default_modules()
+
+
+def test_included_modules_are_imported(app: Liteq, package: str) -> None:
+    app.conf.include = ["shop_pkg.tasks"]
+
+    app.import_default_modules()
+
+    assert "shop_pkg.tasks.found" in app.tasks
+
+
+# Sending by name
+
+
+def test_a_task_is_sent_by_its_name_without_being_known(app: Liteq) -> None:
+    result = app.send_task("elsewhere.charge", (1,), {"n": 2}, queue="high")
+
+    sent = record(app, result.id).message
+    assert (sent.task, sent.queue) == ("elsewhere.charge", "high")
+    assert json.loads(sent.body) == [[1], {"n": 2}]
+
+
+def test_a_task_that_is_known_gives_its_own_options_as_defaults(app: Liteq) -> None:
+    app.task(queue="high", priority=7)(add)
+
+    sent = record(app, app.send_task("test_app.add", (1, 2), priority=3).id).message
+
+    assert (sent.queue, sent.priority) == ("high", 3)
+
+
+def test_a_task_sent_by_name_is_sent_even_in_eager_mode(app: Liteq) -> None:
+    app.conf.task_always_eager = True
+
+    with pytest.warns(AlwaysEagerIgnored):
+        result = app.send_task("elsewhere.charge")
+
+    assert result.detail == "queued"
+
+
+# Routing
+
+
+def routed(app: Liteq, **options: Any) -> tuple[str, int]:
+    sent = record(app, app.task(add).apply_async((1, 2), **options).id).message
+    return sent.queue, sent.priority
+
+
+def route_all(
+    name: str, args: Any, kwargs: Any, options: Any, task: Any = None, **kw: Any
+) -> Any:
+    return {"queue": f"n{args[0]}"} if task is not None and name == "test_app.add" else None
+
+
+class OldRouter:
+    def route_for_task(self, task: str, args: Any = None, kwargs: Any = None) -> Any:
+        return "old"
+
+
+@pytest.mark.parametrize(
+    ("routes", "queue"),
+    [
+        ({"test_app.add": {"queue": "exact"}}, "exact"),
+        ({"test_app.add": "plain"}, "plain"),
+        ({"test_*": {"queue": "glob"}, "test_app.add": {"queue": "exact"}}, "exact"),
+        ({"test_*": {"queue": "glob"}, "test_app.*": {"queue": "later"}}, "glob"),
+        ({"other.*": {"queue": "no"}}, "default"),
+        ([("test_app.*", {"queue": "pair"})], "pair"),
+        ([("none", {"queue": "no"}), ("test_app.*", "pair")], "pair"),
+        (([("test_app.*", {"queue": "nested"})],), "nested"),
+        (route_all, "n1"),
+        ("test_app.route_all", "n1"),
+        (OldRouter, "old"),
+        ([{"other": "no"}, route_all], "n1"),
+        ([lambda *a, **kw: None, "test_app:OldRouter"], "old"),
+    ],
+)
+def test_a_route_is_found_in_every_form(app: Liteq, routes: Any, queue: str) -> None:
+    app.conf.task_routes = routes
+
+    assert routed(app)[0] == queue
+
+
+def test_a_compiled_pattern_is_a_route(app: Liteq) -> None:
+    import re
+
+    app.conf.task_routes = {re.compile(r"test_(app|web)\..*"): {"queue": "regex"}}
+
+    assert routed(app)[0] == "regex"
+
+
+def test_the_call_beats_the_route_and_the_route_the_task(app: Liteq) -> None:
+    app.conf.task_routes = {"test_app.add": {"queue": "route", "priority": 4}}
+    app.task(queue="own", priority=2)(add)
+
+    assert routed(app) == ("route", 4)
+    assert routed(app, queue="call") == ("call", 4)
+    assert routed(app, priority=9) == ("route", 9)
+
+
+def test_the_task_beats_the_default_queue(app: Liteq) -> None:
+    app.task(queue="own", priority=2)(add)
+
+    assert routed(app) == ("own", 2)
+
+
+def test_a_routing_key_leads_to_the_queue_that_has_it(app: Liteq) -> None:
+    app.conf.task_queues = (Queue("media", routing_key="media.all"), "plain")
+
+    assert routed(app, routing_key="media.all")[0] == "media"
+    assert routed(app, routing_key="nobody")[0] == "default"
+    assert routed(app, queue=Queue("plain"))[0] == "plain"
+
+
+def test_an_undeclared_queue_is_an_error_if_none_are_to_be_created(app: Liteq) -> None:
+    app.conf.task_queues = ["a", "b"]
+    app.conf.task_create_missing_queues = False
+
+    with pytest.raises(QueueNotFound, match="'c' is not in task_queues"):
+        routed(app, queue="c")
+    with pytest.raises(ImproperlyConfigured, match="'c' is not in task_queues"):
+        app.select_queues(["a", "c"])
+    assert routed(app, queue="b")[0] == "b"
+
+
+def test_the_queues_to_consume_are_the_declared_ones_or_the_default_one(app: Liteq) -> None:
+    assert app.select_queues() == ("default",)
+    app.conf.task_queues = ["a", "b"]
+    assert app.select_queues() == ("a", "b")
+    assert app.select_queues("x, y,x") == ("x", "y")
+
+
+@pytest.mark.parametrize("routes", ["nodots", 5, [5]])
+def test_what_is_no_route_is_refused(app: Liteq, routes: Any) -> None:
+    app.conf.task_routes = routes
+
+    with pytest.raises(ImproperlyConfigured, match="task_routes"):
+        routed(app)
+
+
+# Publishing
+
+
+def test_receivers_see_a_message_before_and_after_it_is_sent(app: Liteq) -> None:
+    seen: list[Any] = []
+
+    @before_task_publish.connect
+    def before(sender: Any, headers: Any, body: Any, properties: Any, **kw: Any) -> None:
+        seen.append(("before", sender, body[:2], headers["id"], kw["routing_key"]))
+        headers["trace"] = "t1"
+        properties["priority"] = 6
+
+    @after_task_publish.connect
+    def after(sender: Any, headers: Any, **kw: Any) -> None:
+        seen.append(("after", sender, headers["trace"]))
+
+    result = app.task(add).delay(1, 2)
+
+    assert seen == [
+        ("before", "test_app.add", ((1, 2), {}), result.id, "default"),
+        ("after", "test_app.add", "t1"),
+    ]
+    sent = record(app, result.id).message
+    assert (sent.headers, sent.priority) == ({"trace": "t1"}, 6)
+
+
+class Unreachable:
+    def __init__(self, failures: int) -> None:
+        self.failures = failures
+        self.sent: list[Any] = []
+
+    def enqueue(self, messages: Any, edges: Any = ()) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise BrokerUnavailable("away")
+        self.sent += messages
+
+    def close(self) -> None:
+        pass
+
+
+def test_sending_is_tried_again_when_the_store_cannot_be_reached(app: Liteq) -> None:
+    app.broker = store = Unreachable(2)  # type: ignore[assignment]
+    policy = {"interval_start": 0, "interval_step": 0}
+
+    app.task(add).apply_async((1, 2), retry_policy=policy)
+
+    assert len(store.sent) == 1
+
+
+@pytest.mark.parametrize("options", [{"retry": False}, {"retry_policy": {"max_retries": 1}}])
+def test_sending_gives_up_as_the_policy_says(app: Liteq, options: Any) -> None:
+    app.broker = store = Unreachable(2)  # type: ignore[assignment]
+
+    with pytest.raises(BrokerUnavailable):
+        app.task(add).apply_async((1, 2), **options)
+    assert store.sent == []
+
+
+# Copies
+
+
+def test_an_app_can_be_pickled(app: Liteq) -> None:
+    import pickle
+
+    copy = pickle.loads(pickle.dumps(app))
+
+    assert (copy.main, copy.broker_url) == ("shop", "memory://")
+
+
+def test_a_task_is_pickled_as_its_name(app: Liteq) -> None:
+    import pickle
+
+    task = app.task(add)
+
+    assert pickle.loads(pickle.dumps(task)) == task
+
+
+def test_an_app_in_a_module_is_referred_to_by_name(app: Liteq) -> None:
+    module = ModuleType("somewhere")
+    module.__dict__["app"] = app
+    sys.modules["somewhere"] = module
+    app.module = "somewhere"
+    try:
+        assert app.reference() == "somewhere:app"
+    finally:
+        del sys.modules["somewhere"]
+
+
+def test_an_app_that_no_module_holds_cannot_be_referred_to() -> None:
+    app = Liteq("shop", broker="memory://")
+
+    with pytest.raises(ImproperlyConfigured, match="no attribute of a module"):
+        app.reference()

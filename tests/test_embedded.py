@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from api import app_in_memory, forget_current
+
+from liteq import Liteq
+from liteq.exceptions import ImproperlyConfigured
+
+SCRIPT = """
+import os, sys
+from dataclasses import dataclass
+from liteq import Liteq
+
+app = Liteq("shop", broker_transport_options={"durability": "normal"})
+FACTOR = 10
+
+def scaled(n):
+    return n * FACTOR
+
+@app.task
+def work(n):
+    return scaled(n), os.getpid()
+
+@app.task(bind=True)
+def outer(self, n):
+    return work.delay(n).id
+
+@app.task
+async def later(n):
+    return n + 1
+
+if __name__ == "__main__":
+    with app.worker(concurrency=1, pool="prefork"):
+        value, pid = work.delay(4).get(timeout=20)
+        assert pid != os.getpid()
+        inner = app.AsyncResult(outer.delay(5).get(timeout=20)).get(timeout=20)[0]
+        print(value, inner, later.delay(1).get(timeout=20), work.name)
+"""
+
+
+@pytest.fixture
+def app() -> Iterator[Liteq]:
+    with app_in_memory() as app:
+        yield app
+
+
+@pytest.mark.parametrize("pool", ["threads", "asyncio", "solo"])
+def test_a_worker_runs_tasks_in_the_program_itself(app: Liteq, pool: str) -> None:
+    @app.task
+    def pid() -> int:
+        return os.getpid()
+
+    @app.task
+    async def twice(n: int) -> int:
+        return n * 2
+
+    with app.worker(pool=pool):
+        assert pid.delay().get(timeout=20) == os.getpid()
+        assert twice.delay(4).get(timeout=20) == 8
+
+    assert app.broker.workers() == []
+
+
+def test_what_runs_is_finished_before_the_worker_stops(app: Liteq) -> None:
+    @app.task
+    def work(n: int) -> int:
+        return n
+
+    with app.worker():
+        result = work.delay(1)
+        result.get(timeout=20)
+
+    assert work.delay(2).detail == "queued"
+
+
+def test_tasks_are_run_here_until_none_is_left(app: Liteq) -> None:
+    @app.task
+    def work(n: int) -> int:
+        if n:
+            work.delay(n - 1)
+        return n
+
+    results = [work.delay(3), work.apply_async((1,), countdown=60)]
+
+    assert app.run_until_empty() == 4
+    assert [result.detail for result in results] == ["succeeded", "scheduled"]
+
+
+def test_a_worker_that_cannot_start_says_so(app: Liteq) -> None:
+    with pytest.raises(ImproperlyConfigured, match="in memory"), app.worker(pool="prefork"):
+        pass
+    with pytest.raises(ImproperlyConfigured), app.worker(pool="no such pool"):
+        pass
+
+
+@pytest.mark.process
+def test_functions_of_a_script_run_in_processes_of_their_own(tmp_path: Path) -> None:
+    script = tmp_path / "prog.py"
+    script.write_text(SCRIPT)
+    root = Path(__file__).parent.parent
+
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        cwd="/",
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["40", "50", "2", "prog.work"]
+
+
+@pytest.mark.process
+def test_an_app_of_a_module_is_imported_by_its_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "shop_mod.py").write_text(
+        "import os\nfrom liteq import Liteq\n"
+        "app = Liteq('shop', broker_transport_options={'durability': 'normal'})\n"
+        "@app.task\ndef pid(): return os.getpid()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import shop_mod  # type: ignore[import-not-found]
+
+    try:
+        assert shop_mod.app.reference() == "shop_mod:app"
+        with shop_mod.app.worker(concurrency=1, pool="prefork"):
+            assert shop_mod.pid.delay().get(timeout=20) != os.getpid()
+    finally:
+        shop_mod.app.close()
+        del sys.modules["shop_mod"]
+        forget_current()

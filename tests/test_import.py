@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("redis", "click", "croniter", "dateutil", "multiprocess", "dill", "asyncio", "sqlite3")
+
+
+def loaded_by(code: str) -> set[str]:
+    code += "\nimport sys; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    return {name.partition(".")[0] for name in done.stdout.split()}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import liteq",
+        "from liteq import Liteq; app = Liteq('shop', broker='memory://')\n"
+        "@app.task\ndef add(x): ...\nassert add.name",
+        "from liteq import Liteq; app = Liteq('shop', broker='memory://')\n"
+        "@app.task\ndef add(x): ...\nadd.delay(1).state",
+    ],
+    ids=["import", "define", "send"],
+)
+def test_a_producer_loads_nothing_that_it_does_not_need(code: str) -> None:
+    assert loaded_by(code) & set(HEAVY) == set()
+
+
+def test_importing_the_package_imports_next_to_nothing() -> None:
+    assert "apsw" not in loaded_by("import liteq")
+
+
+def test_every_public_name_can_be_imported() -> None:
+    import liteq
+
+    for name in liteq.__all__:
+        assert getattr(liteq, name) is not None
+        assert name in dir(liteq)
+    assert liteq.Celery is liteq.Liteq
+
+
+def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
+    import liteq
+
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        liteq.nothing  # noqa: B018

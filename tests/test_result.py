@@ -1,0 +1,573 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import pickle
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from api import app_in_memory, claim, forget_current, settle
+from world import FakeClock
+
+from liteq import AsyncResult, BoundTask, Liteq, allow_join_result, waiting
+from liteq.brokers.base import Note
+from liteq.exceptions import (
+    IncompleteStream,
+    TaskFailed,
+    TaskRevokedError,
+    TimeoutError,
+    UnknownTaskId,
+)
+from liteq.failure import describe
+from liteq.outcome import Failed, Ignored, Retried, Succeeded
+from liteq.result import EagerResult, Progress, denied_join_result, result_from_tuple
+
+
+@pytest.fixture
+def app() -> Iterator[Liteq]:
+    with app_in_memory() as app:
+        yield app
+
+
+@pytest.fixture
+def add(app: Liteq) -> Any:
+    @app.task(name="add")
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    return add
+
+
+@pytest.fixture
+def later() -> Iterator[Callable[..., None]]:
+    """Call something from another thread, a little later."""
+    threads: list[threading.Thread] = []
+
+    def call(fun: Callable[..., Any], *args: Any, after: float = 0.05) -> None:
+        def work() -> None:
+            time.sleep(after)
+            fun(*args)
+
+        threads.append(threading.Thread(target=work))
+        threads[-1].start()
+
+    yield call
+    for thread in threads:
+        thread.join()
+
+
+def ok(value: Any) -> Succeeded:
+    return Succeeded(json.dumps(value).encode(), 0.5)
+
+
+# What the store says
+
+
+def test_an_id_that_was_never_sent_is_pending_and_does_not_exist(app: Liteq) -> None:
+    result = AsyncResult("nobody")
+
+    assert (result.state, result.detail, result.exists()) == ("PENDING", "unknown", False)
+    assert result.result is result.info is result.traceback is result.children is None
+    assert result.date_done is result.args is result.kwargs is result.worker is None
+    assert result.name is result.retries is result.queue is None
+    assert not result.ready()
+
+
+def test_a_result_follows_its_call_from_the_queue_to_the_end(app: Liteq, add: Any) -> None:
+    result = add.apply_async((1, 2), queue="default")
+    assert (result.state, result.detail, result.exists()) == ("PENDING", "queued", True)
+    assert (result.name, result.args, result.kwargs, result.queue) == (
+        "add",
+        (1, 2),
+        {},
+        "default",
+    )
+
+    worker = app.broker.register("w1", ("default",), 1, {})
+    (lease,) = app.broker.claim(worker, ("default",))
+    assert (result.state, result.detail, result.worker) == ("STARTED", "running", "w1")
+
+    app.broker.settle(worker, lease, ok(3))
+    assert (result.state, result.status, result.detail) == ("SUCCESS", "SUCCESS", "succeeded")
+    assert (result.result, result.info, result.get()) == (3, 3, 3)
+    assert (result.ready(), result.successful(), result.failed()) == (True, True, False)
+    assert isinstance(result.date_done, datetime)
+    assert result.date_done.tzinfo is UTC
+
+
+def test_what_has_ended_is_not_looked_up_again(app: Liteq, add: Any) -> None:
+    result = add.delay(1, 2)
+    settle(app, ok(3))
+    assert result.ready()
+
+    app.broker.forget([result.id])
+
+    assert result.get() == 3
+    assert not AsyncResult(result.id).exists()
+
+
+def test_a_failure_is_raised_with_the_users_own_class(app: Liteq, add: Any) -> None:
+    result = add.delay(1, 2)
+    settle(app, Failed(describe(ValueError("bad"), traceback="Traceback…")))
+
+    assert (result.state, result.failed(), result.successful()) == ("FAILURE", True, False)
+    assert result.traceback == "Traceback…"
+    with pytest.raises(ValueError, match="bad"):
+        result.get()
+    assert isinstance(result.get(propagate=False), ValueError)
+    assert isinstance(result.result, ValueError)
+    with pytest.raises(ValueError, match="bad"):
+        result.throw()
+
+
+def test_a_failure_of_a_class_that_is_not_here_tells_its_name(app: Liteq, add: Any) -> None:
+    result = add.delay(1, 2)
+    record = {"type": "Odd", "module": "far.away", "message": "m", "traceback": "t", "args": []}
+    settle(app, Failed(json.dumps(record).encode()))
+
+    with pytest.raises(TaskFailed, match=r"far\.away\.Odd: m"):
+        result.get()
+
+
+def test_a_retry_shows_its_reason(app: Liteq, add: Any) -> None:
+    result = add.delay(1, 2)
+    settle(app, Retried(time.time() + 60, describe(KeyError("k"), traceback="tb")))
+
+    assert (result.state, result.detail, result.retries) == ("RETRY", "retrying", 1)
+    assert isinstance(result.result, KeyError)
+    assert result.traceback == "tb"
+    (past,) = result.attempts
+    assert (past.number, past.outcome, repr(past.exception)) == (1, "retried", "KeyError('k')")
+    assert past.ended_at.tzinfo is UTC
+
+
+def test_an_ignored_call_gives_nothing_at_once(app: Liteq, add: Any) -> None:
+    result = add.delay(1, 2)
+    settle(app, Ignored())
+
+    assert (result.state, result.get(timeout=1), result.ready()) == ("IGNORED", None, True)
+
+
+def test_a_state_of_the_tasks_own_is_shown_with_its_meta(app: Liteq, add: Any) -> None:
+    result = add.delay(1, 2)
+    worker = app.broker.register("w1", ("default",), 1, {})
+    (lease,) = app.broker.claim(worker, ("default",))
+    app.broker.step(worker, notes=[(lease, Note("HALF", b'{"n": 1}'))])
+
+    assert (result.state, result.info, result.progress) == ("HALF", {"n": 1}, None)
+    assert not result.ready()
+
+
+@pytest.mark.parametrize(
+    ("meta", "expected"),
+    [
+        ({"done": 1, "total": 4, "message": "x"}, Progress(1, 4, "x")),
+        ({"current": 1, "total": 4}, Progress(1, 4)),
+        ({"done": 1, "total": None}, Progress(1)),
+        ([1], None),
+    ],
+)
+def test_progress_is_shown(app: Liteq, add: Any, meta: Any, expected: Any) -> None:
+    result = add.delay(1, 2)
+    worker = app.broker.register("w1", ("default",), 1, {})
+    (lease,) = app.broker.claim(worker, ("default",))
+    app.broker.step(worker, notes=[(lease, Note("PROGRESS", json.dumps(meta).encode()))])
+
+    assert result.progress == expected
+
+
+def test_progress_knows_its_fraction() -> None:
+    assert Progress(1, 4).fraction == 0.25
+    assert Progress(1).fraction is None
+
+
+def test_children_are_results(app: Liteq, add: Any) -> None:
+    result = add.delay(1, 2)
+    child = add.delay(3, 4)
+    settle(app, Succeeded(b"1", 0.0, json.dumps([child.id])))
+
+    assert result.children == [child]
+
+
+def test_a_call_that_expired_is_revoked_though_nobody_has_looked(clock: FakeClock) -> None:
+    with app_in_memory(clock=clock) as app:
+        result = app.task(name="work")(lambda: None).apply_async(expires=10)
+        assert result.state == "PENDING"
+        clock.advance(10)
+
+        assert (result.state, result.ready()) == ("REVOKED", True)
+        with pytest.raises(TaskRevokedError, match="expired"):
+            result.get()
+
+
+# Waiting
+
+
+def test_get_waits_for_the_end(app: Liteq, add: Any, later: Callable[..., None]) -> None:
+    result = add.delay(1, 2)
+    later(settle, app, ok(3))
+
+    assert result.get(timeout=10) == 3
+
+
+def test_get_calls_back_with_the_id_and_the_value(app: Liteq, add: Any) -> None:
+    result = add.delay(1, 2)
+    settle(app, ok(3))
+    seen = []
+
+    result.get(callback=lambda id, value: seen.append((id, value)))
+
+    assert seen == [(result.id, 3)]
+
+
+@pytest.mark.parametrize("timeout", [0, 0.05])
+def test_get_gives_up_after_its_timeout(app: Liteq, add: Any, timeout: float) -> None:
+    result = add.delay(1, 2)
+    began = time.monotonic()
+
+    with pytest.raises(TimeoutError, match=result.id):
+        result.get(timeout=timeout)
+
+    assert time.monotonic() - began < 2
+    assert result.detail == "queued"
+
+
+def test_get_of_what_is_ready_needs_no_time(app: Liteq, add: Any) -> None:
+    result = add.delay(1, 2)
+    settle(app, ok(3))
+
+    assert result.get(timeout=0) == 3
+
+
+def test_waiting_for_an_unknown_id_ends(app: Liteq) -> None:
+    began = time.monotonic()
+
+    with pytest.raises(UnknownTaskId, match="would never end"):
+        AsyncResult("nobody").get()
+
+    assert time.monotonic() - began < 2
+
+
+def test_with_a_timeout_an_id_may_come_later(
+    app: Liteq, add: Any, later: Callable[..., None]
+) -> None:
+    later(lambda: (add.apply_async((1, 2), task_id="soon"), settle(app, ok(3))), after=0.2)
+
+    assert AsyncResult("soon").get(timeout=10) == 3
+
+
+def test_waiting_for_a_forgotten_id_ends(
+    app: Liteq, add: Any, later: Callable[..., None]
+) -> None:
+    result = add.delay(1, 2)
+    settle(app, ok(3))
+    app.broker.forget([result.id])
+
+    with pytest.raises(UnknownTaskId):
+        result.get()
+
+
+def test_a_wait_ends_when_the_call_expires(app: Liteq, add: Any) -> None:
+    result = add.apply_async((1, 2), expires=0.2)
+
+    with pytest.raises(TaskRevokedError, match="expired"):
+        result.get()
+
+
+def test_a_revoked_call_is_raised_as_revoked(app: Liteq, add: Any) -> None:
+    result = add.delay(1, 2)
+
+    assert result.revoke() == "revoked"
+    assert result.state == "REVOKED"
+    with pytest.raises(TaskRevokedError, match="revoked"):
+        result.get()
+
+
+def test_revoke_says_what_became_of_the_call(app: Liteq, add: Any) -> None:
+    done, running = add.delay(1, 2), add.delay(1, 2)
+    settle(app, ok(3))
+    claim(app)
+
+    assert done.revoke() == "settled"
+    assert running.revoke() == "running"
+    assert running.revoke(terminate=True, signal="kill") == "signalled"
+    assert AsyncResult("nobody").revoke() == "unknown"
+    with pytest.raises(ValueError, match="no signal 'SIGNO'"):
+        running.revoke(terminate=True, signal="SIGNO")
+
+
+def test_many_threads_may_wait_at_once(app: Liteq, add: Any) -> None:
+    results = [add.delay(n, n) for n in range(12)]
+    values: dict[int, Any] = {}
+
+    def wait(n: int) -> None:
+        values[n] = results[n].get(timeout=20)
+
+    threads = [threading.Thread(target=wait, args=(n,)) for n in range(12)]
+    for thread in threads:
+        thread.start()
+    for n in range(12):
+        settle(app, ok(n))
+    for thread in threads:
+        thread.join()
+
+    assert values == {n: n for n in range(12)}
+
+
+def test_mailboxes_are_used_again(app: Liteq, add: Any) -> None:
+    for _ in range(3):
+        result = add.delay(1, 2)
+        settle(app, ok(3))
+        result.get()
+
+    assert len(waiting._post(app.broker)._spare) == 1
+
+
+def test_a_queue_without_a_worker_is_reported(
+    app: Liteq, add: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "WORKER_MISSING_AFTER", 0.02)
+
+    with caplog.at_level(logging.WARNING, "liteq.result"), pytest.raises(TimeoutError):
+        add.apply_async((1, 2), queue="lonely").get(timeout=0.3)
+
+    assert "no worker consumes queue 'lonely'" in caplog.text
+
+
+def test_a_queue_with_a_worker_is_not_reported(
+    app: Liteq, add: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "WORKER_MISSING_AFTER", 0.02)
+    app.broker.register("w", ("busy",), 1, {})
+
+    with pytest.raises(TimeoutError):
+        add.apply_async((1, 2), queue="busy").get(timeout=0.3)
+
+    assert caplog.text == ""
+
+
+def test_waiting_survives_a_fork(tmp_path: Path) -> None:
+    import os
+
+    app = Liteq("shop", broker=f"sqlite://{tmp_path}/s")
+    task = app.task(name="work")(lambda: None)
+    with pytest.raises(TimeoutError):
+        task.delay().get(timeout=0.01)  # leaves a mailbox in the free list
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            task.apply_async(task_id="in-child")
+            worker = app.broker.register("w", ("default",), 1, {})
+            for lease in app.broker.claim(worker, ("default",), 2):
+                app.broker.settle(worker, lease, ok(7))
+            code = 0 if app.AsyncResult("in-child").get(timeout=10) == 7 else 2
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert app.AsyncResult("in-child").get(timeout=10) == 7
+    app.close()
+    forget_current()
+
+
+# Waiting in a coroutine
+
+
+def test_a_result_can_be_awaited(app: Liteq, add: Any, later: Callable[..., None]) -> None:
+    async def main() -> Any:
+        result = await add.adelay(1, 2)
+        later(settle, app, ok(3))
+        return await result, await result.aget(), result.state
+
+    assert asyncio.run(main()) == (3, 3, "SUCCESS")
+
+
+def test_many_coroutines_wait_at_one_mailbox_without_threads(app: Liteq, add: Any) -> None:
+    async def main() -> tuple[list[Any], int, int]:
+        results = [await add.adelay(n, n) for n in range(20)]
+        waits = [asyncio.ensure_future(r.aget(timeout=20)) for r in results]
+        await asyncio.sleep(0.1)
+        threads = threading.active_count()
+        for n in range(20):
+            settle(app, ok(n))
+        values = await asyncio.gather(*waits)
+        posts = waiting._loop_posts[asyncio.get_running_loop()]
+        return values, threads, len(posts)
+
+    before = threading.active_count()
+    values, threads, posts = asyncio.run(main())
+
+    assert values == list(range(20))
+    assert threads <= before + 1
+    assert posts == 1
+
+
+def test_awaiting_has_a_timeout_and_ends_for_unknown_ids(app: Liteq, add: Any) -> None:
+    async def main() -> None:
+        result = await add.adelay(1, 2)
+        with pytest.raises(TimeoutError):
+            await result.aget(timeout=0.1)
+        with pytest.raises(UnknownTaskId):
+            await AsyncResult("nobody")
+        add_later = asyncio.ensure_future(result.aget(timeout=10))
+        await asyncio.sleep(0.01)
+        add_later.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await add_later
+
+    asyncio.run(main())
+
+
+def test_an_awaited_failure_is_raised(app: Liteq, add: Any) -> None:
+    async def main() -> None:
+        result = await add.adelay(1, 2)
+        settle(app, Failed(describe(ValueError("bad"))))
+        assert isinstance(await result.aget(propagate=False), ValueError)
+        with pytest.raises(ValueError, match="bad"):
+            await result
+
+    asyncio.run(main())
+
+
+# Waiting in a task
+
+
+def test_waiting_inside_a_task_is_refused_unless_it_is_allowed(app: Liteq) -> None:
+    @app.task
+    def inner() -> int:
+        return 1
+
+    @app.task(bind=True)
+    def outer(self: BoundTask, allow: bool) -> int:
+        result = inner.apply()
+        with allow_join_result() if allow else denied_join_result():
+            return result.get()
+
+    assert outer.apply((True,)).get() == 1
+    with pytest.raises(RuntimeError, match="allow_join_result"):
+        outer.apply((False,)).get()
+    assert inner.apply().get(disable_sync_subtasks=False) == 1
+    assert outer(True) == 1
+
+
+# What else a result does
+
+
+def test_then_calls_back_when_the_end_is_known(app: Liteq, add: Any) -> None:
+    good, bad = add.delay(1, 2), add.delay(1, 2)
+    seen: list[Any] = []
+    good.then(lambda r: seen.append(("ok", r.get())))
+    bad.then(lambda r: seen.append("no"), on_error=lambda r: seen.append(("bad", str(r.info))))
+    assert seen == []
+    settle(app, ok(3))
+    settle(app, Failed(describe(ValueError("x"))))
+
+    assert (good.ready(), bad.ready()) == (True, True)
+    good.then(lambda r: seen.append("at once"))
+
+    assert seen == [("ok", 3), ("bad", "x"), "at once"]
+
+
+def test_forget_deletes_the_result_and_those_of_its_parents(app: Liteq, add: Any) -> None:
+    parent = add.delay(1, 2)
+    result = add.delay(3, 4)
+    settle(app, ok(1))
+    settle(app, ok(2))
+    result.parent = parent
+
+    result.forget()
+
+    assert not result.exists()
+    assert not parent.exists()
+
+
+def test_a_failed_parent_is_raised_first(app: Liteq, add: Any) -> None:
+    parent, result = add.delay(1, 2), add.delay(1, 2)
+    settle(app, Failed(describe(KeyError("first"))))
+    settle(app, Failed(describe(ValueError("second"))))
+    result.parent = parent
+
+    with pytest.raises(KeyError, match="first"):
+        result.get()
+    with pytest.raises(ValueError, match="second"):
+        result.get(follow_parents=False)
+
+
+def test_maybe_throw_waits_for_nothing(app: Liteq, add: Any) -> None:
+    result = add.delay(1, 2)
+    assert result.maybe_throw() is None
+    settle(app, Failed(describe(ValueError("x"))))
+
+    with pytest.raises(ValueError, match="x"):
+        result.maybe_throw()
+    assert isinstance(result.maybe_reraise(propagate=False), ValueError)
+
+
+def test_what_a_call_led_to_can_be_walked(app: Liteq, add: Any) -> None:
+    top = add.delay(1, 2)
+    leaf = add.delay(3, 4)
+    settle(app, Succeeded(b"1", 0.0, json.dumps([leaf.id])))
+    with pytest.raises(IncompleteStream):
+        list(top.iterdeps())
+    assert list(top.iterdeps(intermediate=True)) == [(None, top), (top, leaf)]
+    settle(app, ok(2))
+
+    assert list(top.collect()) == [(top, 1), (leaf, 2)]
+    assert top.get_leaf() == 2
+
+
+def test_a_result_has_a_form_that_json_carries(app: Liteq) -> None:
+    result = AsyncResult("b", parent=AsyncResult("a"))
+
+    again = result_from_tuple(json.loads(json.dumps(result.as_tuple())), app)
+
+    assert (again, again.parent) == (result, result.parent)
+    assert result.as_list() == ["b", "a"]
+    assert result_from_tuple(result) is result
+    assert result_from_tuple("a") == AsyncResult("a")
+    with pytest.raises(ValueError, match="no result"):
+        result_from_tuple({"a": 1})
+
+
+def test_results_are_equal_by_their_ids(app: Liteq) -> None:
+    result = AsyncResult("a", task_name="t")
+
+    assert result == AsyncResult("a") == "a"
+    assert result != AsyncResult("b")
+    assert result != 5
+    assert {result, AsyncResult("a")} == {result}
+    assert (str(result), repr(result), result.task_id) == ("a", "<AsyncResult: a>", "a")
+    assert pickle.loads(pickle.dumps(result)) == result
+    with pytest.raises(ValueError, match="needs the id"):
+        AsyncResult(None)  # type: ignore[arg-type]
+
+
+def test_the_store_is_asked_through_the_result(app: Liteq) -> None:
+    assert app.AsyncResult("a").backend is app.broker
+
+
+def test_an_eager_result_is_ready(app: Liteq) -> None:
+    result: EagerResult[int] = EagerResult("a", 3, "SUCCESS", name="add")
+
+    assert (result.get(), result.state, result.ready(), result.name) == (
+        3,
+        "SUCCESS",
+        True,
+        "add",
+    )
+    assert asyncio.run(result.aget()) == 3
+    assert pickle.loads(pickle.dumps(result)).get() == 3
+    seen: list[Any] = []
+    result.then(seen.append)
+    assert seen == [result]
+    assert result.revoke() == "settled"
+    assert result.state == "REVOKED"
+    result.forget()

@@ -1,0 +1,1000 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, ClassVar
+from zoneinfo import ZoneInfo
+
+import pytest
+from api import app_in_memory, record
+from world import FakeClock
+
+from liteq import AsyncTask, BoundTask, Liteq, Task, current_task
+from liteq.exceptions import (
+    AlreadyEnqueued,
+    EncodeError,
+    Ignore,
+    MaxRetriesExceededError,
+    MessageTooLarge,
+    Reject,
+    Retry,
+)
+from liteq.message import Message
+
+
+@pytest.fixture
+def app(clock: FakeClock) -> Iterator[Liteq]:
+    with app_in_memory(clock=clock) as app:
+        yield app
+
+
+def sent(app: Liteq, result: Any) -> Message:
+    return record(app, result.id).message
+
+
+# A call and its message
+
+
+def test_a_call_is_in_the_store_when_delay_returns(app: Liteq) -> None:
+    @app.task
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    result = add.delay(1, y=2)
+
+    message = sent(app, result)
+    assert (message.task, message.queue, message.priority) == (add.name, "default", 0)
+    assert json.loads(message.body) == [[1], {"y": 2}]
+    assert (result.state, result.detail) == ("PENDING", "queued")
+
+
+def test_the_options_of_a_task_are_those_of_its_calls(app: Liteq) -> None:
+    @app.task(
+        queue="high",
+        priority=7,
+        time_limit=10,
+        soft_time_limit=5,
+        acks_late=False,
+        ignore_result=True,
+        max_deliveries=9,
+        result_expires=timedelta(hours=1),
+        store_errors_even_if_ignored=True,
+    )
+    def work() -> None: ...
+
+    message = sent(app, work.delay())
+
+    assert (message.queue, message.priority) == ("high", 7)
+    assert (message.time_limit, message.soft_time_limit) == (10, 5)
+    assert not message.acks_late
+    assert message.ignore_result
+    assert message.store_errors
+    assert message.max_deliveries == 9
+    assert message.result_expires == 3600
+
+
+def test_the_options_of_a_call_beat_those_of_the_task(app: Liteq) -> None:
+    @app.task(queue="high", priority=7, time_limit=10, ignore_result=True)
+    def work() -> None: ...
+
+    result = work.apply_async(queue="low", priority=1, time_limit=20, ignore_result=False)
+
+    message = sent(app, result)
+    assert (message.queue, message.priority, message.time_limit) == ("low", 1, 20)
+    assert not message.ignore_result
+
+
+def test_an_option_set_on_a_task_later_is_heeded(app: Liteq) -> None:
+    @app.task
+    def work() -> None: ...
+
+    work.delay()
+    work.queue = "moved"
+
+    assert sent(app, work.delay()).queue == "moved"
+
+
+def test_an_option_given_as_none_counts_as_not_given(app: Liteq) -> None:
+    @app.task(queue="high")
+    def work() -> None: ...
+
+    assert sent(app, work.apply_async(queue=None, countdown=None)).queue == "high"
+
+
+def test_a_death_of_the_process_is_a_failure_if_the_task_says_so(app: Liteq) -> None:
+    @app.task(reject_on_worker_lost=False)
+    def once() -> None: ...
+
+    @app.task
+    def again() -> None: ...
+
+    assert sent(app, once.delay()).max_deliveries == 1
+    assert sent(app, again.delay()).max_deliveries is None
+
+
+def test_headers_and_what_else_rides_along_are_kept(app: Liteq) -> None:
+    @app.task
+    def work(secret: str) -> None: ...
+
+    result = work.apply_async(
+        ("x",),
+        headers={"trace": "t1"},
+        argsrepr="(…)",
+        kwargsrepr="{}",
+        shadow="work-1",
+        correlation_id="c1",
+        reply_to="r1",
+    )
+
+    message = sent(app, result)
+    assert message.headers == {"trace": "t1"}
+    assert (message.argsrepr, message.shadow, message.reply_to) == ("(…)", "work-1", "r1")
+    assert message.properties == {"correlation_id": "c1"}
+
+
+def test_a_task_may_name_its_calls(app: Liteq) -> None:
+    class Named(Task[..., Any]):
+        def shadow_name(self, args: Any, kwargs: Any, options: Any) -> str | None:
+            return f"{self.name}-{args[0]}"
+
+    @app.task(base=Named, name="work")
+    def work(n: int) -> None: ...
+
+    assert sent(app, work.delay(4)).shadow == "work-4"
+
+
+def test_transport_options_of_a_message_server_are_accepted(app: Liteq) -> None:
+    @app.task
+    def work() -> None: ...
+
+    work.apply_async(
+        producer=object(), connection=object(), mandatory=True, delivery_mode=2, exchange="x"
+    )
+
+
+def test_the_same_call_under_the_same_id_is_one_call(app: Liteq) -> None:
+    @app.task
+    def work(n: int) -> None: ...
+
+    work.apply_async((1,), task_id="order-1")
+    work.apply_async((1,), task_id="order-1")
+
+    assert app.broker.counts()["default"]["queued"] == 1
+    with pytest.raises(AlreadyEnqueued):
+        work.apply_async((2,), task_id="order-1")
+
+
+# What a caller may not do
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "complaint"),
+    [
+        ((), {}, "missing 2 required positional arguments: 'x' and 'y'"),
+        ((1, 2, 3), {}, "takes 2 positional arguments but 3 were given"),
+        ((1,), {"x": 1, "y": 2}, "got multiple values for argument 'x'"),
+        ((1, 2), {"zz": 3}, "unexpected keyword argument 'zz'"),
+        ((1, 2), {"flag": True, "no": 1}, "unexpected keyword argument 'no'"),
+    ],
+)
+def test_arguments_that_the_function_does_not_take_are_an_error_in_the_caller(
+    app: Liteq, args: Any, kwargs: Any, complaint: str
+) -> None:
+    @app.task
+    def add(x: int, y: int, *, flag: bool = False) -> int:
+        return x + y
+
+    complaint = complaint.replace("takes 2 positional arguments but 3 were given", "takes 2")
+    with pytest.raises(TypeError, match=rf"^add\(\) .*{complaint}"):
+        add.apply_async(args, kwargs)
+    assert app.broker.counts() == {}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda t: t.delay(1, 2, 3, b=4, c=5),
+        lambda t: t.delay(1, 2, b=2),
+        lambda t: t.apply_async([1, 2], {"b": 0}),
+    ],
+)
+def test_all_kinds_of_parameters_are_checked(app: Liteq, call: Any) -> None:
+    @app.task
+    def work(a: int, /, *rest: int, b: int, **more: int) -> None: ...
+
+    call(work)
+    with pytest.raises(TypeError, match="'b'"):
+        work.delay(1)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="positional"):
+        work.delay(a=1, b=2)
+
+
+def test_a_bound_task_is_checked_without_its_self(app: Liteq) -> None:
+    @app.task(bind=True)
+    def work(self: BoundTask, n: int) -> None: ...
+
+    work.delay(1)
+    with pytest.raises(TypeError, match="work"):
+        work.delay()  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("options", [{"typing": False}, {}])
+def test_checking_can_be_turned_off(app: Liteq, options: Any) -> None:
+    app.conf.strict_typing = bool(options)
+
+    @app.task(**options)
+    def work(n: int) -> None: ...
+
+    work.apply_async(("too", "many"))
+
+
+def test_a_value_that_cannot_be_sent_is_named_by_its_path(app: Liteq) -> None:
+    @app.task
+    def work(*args: Any, **kwargs: Any) -> None: ...
+
+    with pytest.raises(EncodeError, match=r"args\[1\]\[.?user.?\].*object"):
+        work.delay(1, {"user": object()})
+    with pytest.raises(EncodeError, match=r"kwargs"):
+        work.delay(x=object())
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"countdown": math.nan}, "countdown is a finite number"),
+        ({"countdown": math.inf}, "countdown is a finite number"),
+        ({"countdown": 10**400}, "countdown is a finite number"),
+        ({"countdown": 1e12}, "countdown 1000000000000.0 lies outside"),
+        ({"eta": datetime(9999, 12, 31, 23, tzinfo=ZoneInfo("Etc/GMT+12"))}, "lies outside"),
+        ({"eta": datetime(1900, 1, 1, tzinfo=UTC)}, "lies outside of the years 1970"),
+        ({"eta": "soon"}, "eta 'soon' is no ISO 8601"),
+        ({"expires": math.inf}, "expires is a finite number"),
+        ({"priority": 10}, "priority 10 is not between 0 and 9"),
+        ({"priority": -1}, "priority -1 is not between 0 and 9"),
+        (
+            {"time_limit": 5, "soft_time_limit": 10},
+            "soft_time_limit 10 is longer than time_limit",
+        ),
+        ({"time_limit": -1}, "time_limit is a positive number"),
+    ],
+)
+def test_a_value_out_of_its_range_is_an_error(app: Liteq, options: Any, complaint: str) -> None:
+    @app.task
+    def work() -> None: ...
+
+    with pytest.raises(ValueError, match=complaint):
+        work.apply_async(**options)
+    assert app.broker.counts() == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"countdown": "soon"}, "countdown is a number of seconds"),
+        ({"countdown": True}, "countdown is a number of seconds"),
+        ({"eta": 5}, "eta is a datetime"),
+        ({"priority": "high"}, "priority is an integer"),
+        ({"queue": 5}, "queue is a name"),
+        ({"headers": 5}, "headers is a mapping"),
+        ({"headers": {"x": object()}}, r"headers\['x'\]: object is not plain JSON"),
+        ({"args": "abc"}, "args is a list or a tuple, not str"),
+        ({"kwargs": [1]}, "kwargs is a mapping, not list"),
+        ({"link": 5}, "link takes signatures"),
+        ({"countdwn": 5}, "has no option 'countdwn'; did you mean 'countdown'"),
+        ({"zzzzzz": 5}, "has no option 'zzzzzz'$"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_an_error(
+    app: Liteq, options: Any, complaint: str
+) -> None:
+    @app.task
+    def work(*args: Any, **kwargs: Any) -> None: ...
+
+    with pytest.raises(TypeError, match=complaint):
+        work.apply_async(**options)
+    assert app.broker.counts() == {}
+
+
+def test_a_body_that_is_too_large_is_an_error(app: Liteq) -> None:
+    app.conf.task_max_body_size = 100
+
+    @app.task
+    def work(text: str) -> None: ...
+
+    with pytest.raises(MessageTooLarge, match="more than the 100 of task_max_body_size"):
+        work.delay("x" * 100)
+
+
+def test_the_soft_limit_of_a_task_may_not_be_the_longer(app: Liteq) -> None:
+    @app.task(time_limit=5, soft_time_limit=10)
+    def work() -> None: ...
+
+    with pytest.raises(ValueError, match="soft_time_limit 10 is longer"):
+        work.delay()
+
+
+# When
+
+
+def test_a_countdown_counts_from_now(app: Liteq, clock: FakeClock) -> None:
+    @app.task
+    def work() -> None: ...
+
+    result = work.apply_async(countdown=90)
+
+    assert sent(app, result).run_at == clock.now() + 90
+    assert result.detail == "scheduled"
+    assert sent(app, work.apply_async(countdown=timedelta(minutes=1))).run_at == (
+        clock.now() + 60
+    )
+
+
+@pytest.mark.parametrize("countdown", [0, -5, 0.0])
+def test_a_countdown_that_is_over_is_now(app: Liteq, countdown: float) -> None:
+    @app.task
+    def work() -> None: ...
+
+    assert work.apply_async(countdown=countdown).detail == "queued"
+
+
+def test_a_countdown_wins_over_an_eta(app: Liteq, clock: FakeClock) -> None:
+    @app.task
+    def work() -> None: ...
+
+    result = work.apply_async(countdown=5, eta=datetime(2030, 1, 1, tzinfo=UTC))
+
+    assert sent(app, result).run_at == clock.now() + 5
+
+
+def test_a_naive_eta_is_read_in_the_zone_of_the_app(app: Liteq) -> None:
+    @app.task
+    def work() -> None: ...
+
+    app.conf.timezone = "Europe/Paris"
+    expected = datetime(2030, 7, 1, 10, tzinfo=UTC).timestamp()
+
+    for eta in (
+        datetime(2030, 7, 1, 12),  # noqa: DTZ001 (that is the point)
+        datetime(2030, 7, 1, 10, tzinfo=UTC),
+        "2030-07-01T12:00:00",
+        "2030-07-01T10:00:00Z",
+    ):
+        assert sent(app, work.apply_async(eta=eta)).run_at == expected
+
+
+def test_an_expiry_is_a_number_of_seconds_or_a_time(app: Liteq, clock: FakeClock) -> None:
+    @app.task(expires=60)
+    def work() -> None: ...
+
+    at = datetime(2030, 1, 1, tzinfo=UTC)
+    assert sent(app, work.delay()).expires_at == clock.now() + 60
+    assert sent(app, work.apply_async(expires=5)).expires_at == clock.now() + 5
+    assert sent(app, work.apply_async(expires=at)).expires_at == at.timestamp()
+    clock.advance(10)
+    assert sent(app, work.delay()).expires_at == clock.now() + 60
+
+
+def test_an_expiry_in_the_past_warns_and_ends_revoked(
+    app: Liteq, caplog: pytest.LogCaptureFixture
+) -> None:
+    @app.task
+    def work() -> None: ...
+
+    with caplog.at_level(logging.WARNING, "liteq.app"):
+        result = work.apply_async(expires=-5)
+
+    assert "expired 5.000 s before it was sent" in caplog.text
+    assert result.state == "REVOKED"
+    assert app.run_until_empty() == 0
+
+
+# Links
+
+
+def test_links_are_sent_with_the_call_and_wait_for_it(app: Liteq) -> None:
+    @app.task
+    def work(*args: Any) -> None: ...
+
+    result = work.apply_async(
+        (1,), link=[work.s(2), work.si(3)], link_error=work.s(4), queue="high"
+    )
+
+    first = sent(app, result)
+    assert first.has_links
+    waiting = {
+        json.loads(r.message.body)[0][0]: r.message for r in app.broker.browse("waiting")
+    }
+    assert waiting.keys() == {2, 3, 4}
+    assert {m.immutable for m in waiting.values()} == {False, True}
+    assert {m.root_id for m in waiting.values()} == {first.id}
+    assert {m.parent_id for m in waiting.values()} == {first.id}
+    assert not waiting[2].has_links
+
+
+def test_links_of_links_follow(app: Liteq) -> None:
+    @app.task
+    def work(*args: Any) -> None: ...
+
+    result = work.apply_async((1,), link=work.s(2).set(link=work.s(3)))
+
+    waiting = app.broker.browse("waiting")
+    assert len(waiting) == 2
+    assert {r.message.root_id for r in waiting} == {result.id}
+
+
+def test_a_callback_gets_the_result_in_front_of_its_own_arguments(app: Liteq) -> None:
+    seen = []
+
+    @app.task
+    def double(n: int) -> int:
+        return n * 2
+
+    @app.task
+    def note(*args: Any) -> None:
+        seen.append(args)
+
+    double.apply_async((4,), link=[note.s("own"), note.si("alone")])
+    app.run_until_empty()
+
+    assert sorted(seen, key=len) == [("alone",), (8, "own")]
+
+
+def test_an_errback_gets_the_id_or_the_error(app: Liteq) -> None:
+    seen: list[Any] = []
+
+    @app.task
+    def fail() -> None:
+        raise ValueError("no")
+
+    @app.task
+    def by_id(id: str) -> None:
+        seen.append(id)
+
+    @app.task
+    def by_error(request: Any, exc: BaseException, traceback: str) -> None:
+        seen.append((request.id, repr(exc), "ValueError: no" in traceback))
+
+    result = fail.apply_async(link_error=[by_id.s(), by_error.s()])
+    app.run_until_empty()
+
+    assert sorted(seen, key=str) == [(result.id, "ValueError('no')", True), result.id]
+
+
+# Inside a task
+
+
+def test_a_call_made_by_a_task_is_its_child(app: Liteq) -> None:
+    @app.task
+    def inner() -> None: ...
+
+    @app.task
+    def outer() -> list[str]:
+        return [inner.delay().id, inner.apply_async(add_to_parent=False).id]
+
+    result = outer.delay()
+    app.run_until_empty()
+
+    ids = result.get()
+    assert [sent(app, result.app.AsyncResult(id)).parent_id for id in ids] == [result.id] * 2
+    assert {sent(app, result.app.AsyncResult(id)).root_id for id in ids} == {result.id}
+    assert result.children == [ids[0]]
+
+
+def test_a_child_inherits_the_priority_if_the_settings_say_so(app: Liteq) -> None:
+    app.conf.task_inherit_parent_priority = True
+
+    @app.task
+    def inner() -> None: ...
+
+    @app.task
+    def outer() -> str:
+        return inner.delay().id
+
+    result = outer.apply_async(priority=8)
+    app.run_until_empty()
+
+    assert sent(app, app.AsyncResult(result.get())).priority == 8
+
+
+def test_a_task_without_trail_keeps_no_children(app: Liteq) -> None:
+    @app.task
+    def inner() -> None: ...
+
+    @app.task(trail=False)
+    def outer() -> None:
+        inner.delay()
+
+    result = outer.delay()
+    app.run_until_empty()
+
+    assert result.children is None
+
+
+def test_a_direct_call_has_a_request_of_its_own(app: Liteq) -> None:
+    @app.task(bind=True)
+    def work(self: BoundTask, n: int) -> Any:
+        request = self.request
+        return request.called_directly, request.id, request.args, current_task.name
+
+    assert work(3) == (True, None, (3,), work.name)
+    assert work.request.called_directly
+
+
+def test_the_request_tells_of_the_attempt(app: Liteq) -> None:
+    @app.task(bind=True)
+    def work(self: BoundTask, n: int) -> Any:
+        request = self.request
+        return [
+            request.id,
+            list(request.args),
+            request.retries,
+            request.called_directly,
+            request.headers,
+            request.delivery_info["routing_key"],
+        ]
+
+    result = work.apply_async((3,), headers={"a": 1}, queue="high")
+    app.run_until_empty(queues=["high"])
+
+    assert result.get() == [result.id, [3], 0, False, {"a": 1}, "high"]
+
+
+def test_a_request_can_be_pushed_for_a_test(app: Liteq) -> None:
+    @app.task(bind=True)
+    def work(self: BoundTask) -> str | None:
+        return self.request.get("id")
+
+    work.push_request(id="x", called_directly=False)
+    try:
+        assert work.run() == "x"
+    finally:
+        work.pop_request()
+    assert work.request.id is None
+
+
+def test_a_coroutine_can_be_called_and_run(app: Liteq) -> None:
+    @app.task
+    async def add(x: int, y: int) -> int:
+        await asyncio.sleep(0)
+        assert current_task.name == add.name
+        return x + y
+
+    assert isinstance(add, AsyncTask)
+    assert asyncio.run(add(1, 2)) == 3
+    result = add.delay(2, 3)
+    app.run_until_empty()
+    assert result.get() == 5
+
+
+# Retries
+
+
+def test_a_task_is_retried_until_it_succeeds(app: Liteq, clock: FakeClock) -> None:
+    @app.task(bind=True, default_retry_delay=30)
+    def flaky(self: BoundTask, fail: int) -> int:
+        if self.request.retries < fail:
+            raise self.retry(exc=ValueError("not yet"))
+        return int(self.request.retries)
+
+    result = flaky.delay(2)
+    app.run_until_empty()
+    assert (result.state, result.detail) == ("RETRY", "retrying")
+    assert repr(result.result) == "ValueError('not yet')"
+    assert record(app, result.id).packed[5] == clock.now() + 30
+    for _ in range(2):
+        clock.advance(30)
+        app.run_until_empty()
+
+    assert result.get() == 2
+    assert result.retries == 2
+    assert [past.outcome for past in result.attempts] == ["retried", "retried"]
+
+
+@pytest.mark.parametrize("exc", [None, ValueError("no")])
+def test_retries_end(app: Liteq, clock: FakeClock, exc: Any) -> None:
+    @app.task(bind=True, max_retries=1, default_retry_delay=1)
+    def flaky(self: BoundTask) -> None:
+        raise self.retry(exc=exc)
+
+    result = flaky.delay()
+    for _ in range(3):
+        app.run_until_empty()
+        clock.advance(1)
+
+    with pytest.raises(type(exc) if exc else MaxRetriesExceededError):
+        result.get()
+    assert result.retries == 1
+
+
+def test_a_retry_changes_what_it_names_and_keeps_the_rest(app: Liteq, clock: FakeClock) -> None:
+    @app.task(bind=True)
+    def work(self: BoundTask, a: int, b: int = 0) -> Any:
+        if not self.request.retries:
+            raise self.retry(
+                kwargs={"b": 5}, countdown=1, priority=9, headers={"try": 2}, queue="other"
+            )
+        return [a, b, self.request.headers]
+
+    result = work.apply_async((1,), {"b": 2}, priority=3, expires=100, time_limit=50)
+    expires = sent(app, result).expires_at
+    app.run_until_empty()
+
+    again = sent(app, result)
+    assert (again.queue, again.priority, again.time_limit) == ("other", 9, 50)
+    assert again.expires_at == expires
+    clock.advance(1)
+    app.run_until_empty(queues=["other"])
+    assert result.get() == [1, 5, {"try": 2}]
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "expected"),
+    [
+        (None, None, [1, 2, 3]),
+        ((7,), None, [7, 0, 3]),
+        ((7, 8, 9), None, [7, 8, 9]),
+        (None, {"b": 8}, [1, 8, 0]),
+        ((7,), {"b": 8}, [7, 8, 0]),
+    ],
+)
+def test_arguments_of_a_retry_replace_those_that_conflict(
+    app: Liteq, args: Any, kwargs: Any, expected: Any
+) -> None:
+    @app.task(bind=True)
+    def work(self: BoundTask, a: int = 0, b: int = 0, c: int = 0) -> Any:
+        if not self.request.retries:
+            raise self.retry(args=args, kwargs=kwargs, countdown=0)
+        return [a, b, c]
+
+    result = work.apply_async((1, 2), {"c": 3})
+    app.run_until_empty()
+
+    assert result.get() == expected
+
+
+def test_outside_of_a_worker_a_retry_raises_what_went_wrong(app: Liteq) -> None:
+    @app.task(bind=True)
+    def work(self: BoundTask, handled: bool) -> None:
+        try:
+            raise KeyError("inside")
+        except KeyError as exc:
+            if handled:
+                raise self.retry() from exc
+        raise self.retry(exc=ValueError("given"))
+
+    with pytest.raises(KeyError, match="inside"):
+        work(True)
+    with pytest.raises(ValueError, match="given"):
+        work(False)
+
+
+def test_a_retry_may_be_returned(app: Liteq) -> None:
+    @app.task(bind=True)
+    def work(self: BoundTask) -> Any:
+        return repr(type(self.retry(throw=False, countdown=0)))
+
+    assert "Retry" in work.apply().get()
+
+
+def test_listed_exceptions_are_retried_by_themselves(app: Liteq, clock: FakeClock) -> None:
+    @app.task(autoretry_for=(OSError,), retry_backoff=2, retry_jitter=False, max_retries=2)
+    def flaky() -> None:
+        raise OSError("down")
+
+    result = flaky.delay()
+    waits = []
+    for _ in range(3):
+        app.run_until_empty()
+        waits.append((record(app, result.id).packed[5] or 0) - clock.now())
+        clock.advance(60)
+
+    assert waits[:2] == [2, 4]
+    with pytest.raises(OSError, match="down"):
+        result.get()
+
+
+def test_a_task_may_ignore_or_reject_its_message(app: Liteq) -> None:
+    @app.task
+    def ignored() -> None:
+        raise Ignore
+
+    @app.task
+    def rejected() -> None:
+        raise Reject("bad")
+
+    first, second = ignored.delay(), rejected.delay()
+    app.run_until_empty()
+
+    assert (first.state, first.get()) == ("IGNORED", None)
+    assert second.state == "FAILURE"
+    with pytest.raises(Reject):
+        second.get()
+
+
+# States of its own
+
+
+def test_a_state_reported_by_the_task_is_shown(app: Liteq) -> None:
+    seen = []
+
+    @app.task(bind=True)
+    def work(self: BoundTask) -> None:
+        self.update_state(state="HALF", meta={"n": 1})
+        other = app.AsyncResult("other")
+        self.update_state("other", "SEEN", {"by": self.request.id})
+        seen.append((other.state, other.info))
+
+    result = work.delay()
+    app.run_until_empty()
+
+    assert seen == [("SEEN", {"by": result.id})]
+    assert result.state == "SUCCESS"
+
+
+# Hooks
+
+
+class Hooked(Task[..., Any]):
+    calls: ClassVar[list[Any]] = []
+
+    def before_start(self, task_id: str, args: Any, kwargs: Any) -> None:
+        self.calls.append(("before_start", args))
+
+    def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
+        self.calls.append(("on_success", retval))
+
+    def on_failure(
+        self, exc: BaseException, task_id: str, args: Any, kwargs: Any, einfo: Any
+    ) -> None:
+        self.calls.append(("on_failure", str(exc)))
+
+    def on_retry(
+        self, exc: BaseException, task_id: str, args: Any, kwargs: Any, einfo: Any
+    ) -> None:
+        self.calls.append(("on_retry", str(exc)))
+
+    def after_return(
+        self, status: str, retval: Any, task_id: str, args: Any, kwargs: Any, einfo: Any
+    ) -> None:
+        self.calls.append(("after_return", status))
+
+
+def test_the_hooks_of_a_base_class_are_called(app: Liteq) -> None:
+    Hooked.calls.clear()
+
+    @app.task(base=Hooked, bind=True)
+    def work(self: Any, n: int) -> int:
+        if n == 0:
+            raise ValueError("zero")
+        if n == 2 and not self.request.retries:
+            raise self.retry(exc=KeyError("again"), countdown=0)
+        return n
+
+    for n in (1, 0, 2):
+        work.apply((n,))
+
+    assert Hooked.calls == [
+        ("before_start", (1,)),
+        ("on_success", 1),
+        ("after_return", "SUCCESS"),
+        ("before_start", (0,)),
+        ("on_failure", "zero"),
+        ("after_return", "FAILURE"),
+        ("before_start", (2,)),
+        ("on_retry", "'again'"),
+        ("before_start", (2,)),
+        ("on_success", 2),
+        ("after_return", "SUCCESS"),
+    ]
+
+
+def test_there_is_one_instance_of_a_task(app: Liteq) -> None:
+    class Connected(Task[..., Any]):
+        made = 0
+
+        def __init__(self) -> None:
+            type(self).made += 1
+            self.connection = object()
+
+    @app.task(base=Connected, bind=True)
+    def work(self: Any) -> int:
+        return id(self.connection)
+
+    assert work.apply().get() == work.apply().get()
+    assert type(work).made == 1
+
+
+def test_options_are_honoured_as_class_attributes(app: Liteq) -> None:
+    class Quick(Task[..., Any]):
+        queue = "quick"
+        max_retries = 7
+        ignore_result = None  # type: ignore[assignment]
+
+        def run(self, n: int) -> int:
+            return n
+
+    task = app.register_task(Quick())
+
+    assert sent(app, task.delay(1)).queue == "quick"
+    assert task.max_retries == 7
+    assert task.ignore_result is False
+
+
+# Run in place
+
+
+def test_apply_runs_a_call_without_serialising_it(app: Liteq) -> None:
+    class Thing:
+        pass
+
+    @app.task
+    def same(thing: Any) -> Any:
+        return thing
+
+    thing = Thing()
+    result = same.apply((thing,))
+
+    assert result.get() is thing
+    assert (result.state, result.ready(), result.successful()) == ("SUCCESS", True, True)
+    assert app.broker.counts() == {}
+
+
+def test_a_failure_in_place_is_kept_or_raised(app: Liteq) -> None:
+    @app.task
+    def fail() -> None:
+        raise ValueError("no")
+
+    result = fail.apply()
+    assert (result.state, result.failed()) == ("FAILURE", True)
+    assert "ValueError: no" in (result.traceback or "")
+    with pytest.raises(ValueError, match="no"):
+        result.get()
+    assert isinstance(result.get(propagate=False), ValueError)
+    with pytest.raises(ValueError, match="no"):
+        fail.apply(throw=True)
+
+
+def test_retries_in_place_are_made_at_once(app: Liteq) -> None:
+    @app.task(bind=True)
+    def flaky(self: BoundTask, n: int) -> int:
+        assert self.request.is_eager
+        if self.request.retries < 3:
+            raise self.retry(args=(n + 1,), countdown=3600)
+        return n
+
+    assert flaky.apply((0,)).get() == 3
+
+
+def test_links_are_run_in_place_too(app: Liteq) -> None:
+    seen: list[Any] = []
+
+    @app.task
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    @app.task
+    def fail() -> None:
+        raise ValueError
+
+    @app.task
+    def note(*args: Any) -> None:
+        seen.append(args)
+
+    add.apply((1, 2), link=note.s("own"))
+    result = fail.apply(link_error=note.s())
+
+    assert seen == [(3, "own"), (result.id,)]
+
+
+def test_eager_mode_runs_calls_in_place_as_if_they_had_been_sent(app: Liteq) -> None:
+    app.conf.task_always_eager = True
+
+    @dataclass
+    class Point:
+        x: int
+
+    @app.task
+    def kind(value: Any) -> str:
+        return type(value).__name__
+
+    assert kind.delay((1, 2)).get() == "tuple"
+    assert kind.apply_async(({"a"},), countdown=3600).get() == "set"
+    with pytest.raises(EncodeError):
+        kind.delay(object())
+    with pytest.raises(TypeError):
+        kind.delay()  # type: ignore[call-arg]
+
+
+def test_eager_mode_raises_if_the_settings_say_so(app: Liteq) -> None:
+    app.conf.task_always_eager = True
+    app.conf.task_eager_propagates = True
+
+    @app.task
+    def fail() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        fail.delay()
+
+
+def test_results_of_eager_calls_are_stored_if_the_settings_say_so(app: Liteq) -> None:
+    app.conf.task_always_eager = True
+    app.conf.task_store_eager_result = True
+
+    @app.task
+    def add(x: int, y: int) -> int:
+        if x < 0:
+            raise ValueError("no")
+        return x + y
+
+    good, bad = add.delay(1, 2), add.delay(-1, 2)
+
+    assert app.AsyncResult(good.id).get() == 3
+    assert app.AsyncResult(bad.id).state == "FAILURE"
+
+
+def test_waiting_inside_an_eager_task_is_refused(app: Liteq) -> None:
+    app.conf.task_always_eager = True
+
+    @app.task
+    def inner() -> int:
+        return 1
+
+    @app.task
+    def outer() -> int:
+        return inner.delay().get()
+
+    with pytest.raises(RuntimeError, match="inside a task"):
+        outer.delay().get()
+
+
+def test_an_expired_call_is_revoked_in_place_too(app: Liteq) -> None:
+    @app.task
+    def work() -> None: ...
+
+    assert work.apply(expires=-1).state == "REVOKED"
+
+
+# From coroutines
+
+
+def test_calls_can_be_sent_without_blocking_the_loop(app: Liteq) -> None:
+    @app.task
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    async def main() -> list[str]:
+        results = [
+            await add.adelay(1, 2),
+            await add.aapply_async((1, 2), countdown=5),
+            await add.s(1).adelay(2),
+            await app.asend_task("elsewhere", (1,)),
+        ]
+        return [result.detail for result in results]
+
+    assert asyncio.run(main()) == ["queued", "scheduled", "queued", "queued"]
+
+
+def test_a_retry_knows_its_signature(app: Liteq) -> None:
+    @app.task(bind=True)
+    def work(self: BoundTask, n: int) -> Any:
+        try:
+            self.retry(args=(n + 1,), countdown=5)
+        except Retry as steer:
+            return [steer.sig.task, steer.sig.args, steer.when]
+
+    assert work.apply((1,)).get() == [work.name, (2,), 5]
+
+
+def test_a_task_shows_what_it_is(app: Liteq) -> None:
+    @app.task(name="sum")
+    def add() -> None:
+        """Add."""
+
+    assert repr(add) == "<@task: sum of shop>"
+    assert (add.__name__, add.__doc__) == ("add", "Add.")

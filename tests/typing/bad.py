@@ -1,0 +1,45 @@
+"""Mistakes that type checkers are to report: each in a line that ends in `# error`."""
+
+from __future__ import annotations
+
+from liteq import BoundTask, Liteq, shared_task
+
+app = Liteq("shop")
+
+
+@app.task
+def add(x: int, y: int = 0) -> int:
+    return x + y
+
+
+@app.task(bind=True)
+def charge(self: BoundTask, order: int) -> str:
+    return "ok"
+
+
+@app.task
+async def fetch(url: str) -> bytes:
+    return url.encode()
+
+
+@shared_task
+def shared(x: int) -> float:
+    return x / 2
+
+
+add.delay("1")  # error
+add.delay()  # error
+add.delay(1, 2, 3)  # error
+add.delay(1, z=2)  # error
+add.si("1")  # error
+add("1")  # error
+add.apply_async((1,), countdwn=5)  # error
+add.apply_async((1,), countdown="soon")  # error
+charge.delay()  # error
+charge.delay("1")  # error
+fetch.delay(1)  # error
+shared.delay("1")  # error
+app.task(max_retires=3)  # error
+app.send_task("elsewhere", queu="q")  # error
+text: str = add.delay(1).get()  # error
+number: int = fetch("u")  # error

@@ -1,0 +1,103 @@
+"""What type checkers are to infer of the public API. Never run: only checked."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import Any, assert_type
+
+from liteq import AsyncResult, AsyncTask, BoundTask, Liteq, Signature, Task, shared_task
+from liteq.result import EagerResult
+
+app = Liteq("shop", task_default_queue="q")
+
+
+@app.task
+def add(x: int, y: int = 0) -> int:
+    return x + y
+
+
+@app.task(queue="high", autoretry_for=(OSError,), retry_backoff=True)
+def send(to: str, *, urgent: bool = False) -> str:
+    return to
+
+
+@app.task(bind=True, max_retries=3)
+def charge(self: BoundTask, order: int) -> dict[str, int]:
+    assert_type(self.request.retries, int)
+    raise self.retry(countdown=5, queue="slow")
+
+
+@app.task
+async def fetch(url: str) -> bytes:
+    return url.encode()
+
+
+@app.task(bind=True)
+async def crawl(self: BoundTask, url: str) -> list[str]:
+    return [url]
+
+
+@shared_task
+def shared(x: int) -> float:
+    return x / 2
+
+
+@shared_task(name="shared.bound", bind=True)
+def shared_bound(self: BoundTask, x: int) -> float:
+    return x / 2
+
+
+class Connected(Task[..., Any]):
+    def connect(self) -> int:
+        return 1
+
+
+@app.task(base=Connected)
+def based(x: int) -> int:
+    return x
+
+
+# Tasks
+
+assert_type(add.delay(1), AsyncResult[int])
+assert_type(add.delay(1, y=2).get(timeout=1), int)
+assert_type(add(1, 2), int)
+assert_type(add.apply_async((1,), countdown=5, queue="q"), AsyncResult[int])
+assert_type(add.apply((1,)), EagerResult[int])
+assert_type(add.apply((1,)).get(), int)
+assert_type(send.delay("a", urgent=True).get(), str)
+assert_type(charge.delay(1).get(), dict[str, int])
+assert_type(shared.delay(1).get(), float)
+assert_type(shared_bound.delay(1).get(), float)
+assert_type(based.connect(), int)
+
+# Coroutines
+
+assert_type(fetch.delay("u"), AsyncResult[bytes])
+assert_type(crawl.delay("u").get(), list[str])
+fetch_task: AsyncTask[[str], bytes] = fetch
+
+
+async def main() -> None:
+    assert_type(await add.adelay(1, y=2), AsyncResult[int])
+    assert_type(await (await add.adelay(1)), int)
+    pending = fetch("u")
+    checked = assert_type(pending, Coroutine[Any, Any, bytes])
+    assert_type(await checked, bytes)
+    assert_type(await add.delay(1), int)
+    assert_type(await add.delay(1).aget(timeout=1), int)
+
+
+# Signatures
+
+assert_type(add.s(1), Signature[int])
+assert_type(add.si(1, y=2), Signature[int])
+assert_type(add.s(1).set(queue="q"), Signature[int])
+assert_type(add.s(1).delay(), AsyncResult[int])
+assert_type(add.s(1).delay().get(), int)
+assert_type(add.s(1)(2), int)
+
+# By name
+
+assert_type(app.send_task("elsewhere", (1,), queue="q"), AsyncResult[Any])
+assert_type(app.AsyncResult("id"), AsyncResult[Any])
