@@ -20,7 +20,9 @@ import click
 import pytest
 
 import liteq
-from liteq.cli import COMMANDS, cli, main
+from liteq import exceptions
+from liteq.cli import COMMANDS, cli, main, status_of
+from liteq.current import apps
 
 pytestmark = pytest.mark.process
 
@@ -160,29 +162,46 @@ def project(tmp_path: Path) -> Project:
     return Project(tmp_path)
 
 
+class Here:
+    """The command in this process: much quicker, and enough where nothing is started."""
+
+    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
+        self.capfd = capfd
+        self.modules = set(sys.modules)
+
+    def __call__(self, *words: str) -> Ended:
+        self.forget()
+        status = main(words)
+        return Ended(status, *self.capfd.readouterr())
+
+    def ok(self, *words: str) -> str:
+        """Run a command that must succeed; return what it printed."""
+        done = self(*words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def forget(self) -> None:
+        """Let the next command import the project anew, as a new process does."""
+        for app in apps():
+            app.close()
+        for name in set(sys.modules) - self.modules:
+            if not name.startswith("liteq"):
+                del sys.modules[name]
+
+
 @pytest.fixture
 def here(
     project: Project, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Iterator[Callable[..., Ended]]:
-    """Run a command in this process: much quicker, and enough where nothing is started."""
+) -> Iterator[Here]:
     monkeypatch.chdir(project.folder)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     for name in set(os.environ) - set(project.environ):
         monkeypatch.delenv(name)
-    before = set(sys.modules)
-
-    def here(*words: str) -> Ended:
-        for name in set(sys.modules) - before:
-            if not name.startswith("liteq"):
-                del sys.modules[name]
-        status = main(words)
-        return Ended(status, *capfd.readouterr())
-
+    here = Here(capfd)
     yield here
-    for name in set(sys.modules) - before:
-        if not name.startswith("liteq"):
-            del sys.modules[name]
+    here.forget()
 
 
 @pytest.fixture
@@ -261,7 +280,7 @@ def test_the_list_of_commands_says_what_each_says_of_itself(name: str) -> None:
     ],
 )
 def test_wrong_usage_is_explained_and_ends_with_2(
-    here: Callable[..., Ended], words: list[str], message: str
+    here: Here, words: list[str], message: str
 ) -> None:
     done = here(*words)
 
@@ -280,9 +299,7 @@ def test_wrong_usage_is_explained_and_ends_with_2(
         ["-A", "tasks", "report", "--json", "-A", "jobs"],  # the nearest to the command wins
     ],
 )
-def test_global_options_go_anywhere(
-    project: Project, here: Callable[..., Ended], words: list[str]
-) -> None:
+def test_global_options_go_anywhere(project: Project, here: Here, words: list[str]) -> None:
     project.write("jobs.py", JOBS)
     assert json.loads(here(*words).stdout)["app"] == "jobs:app"
 
@@ -296,7 +313,7 @@ def test_global_options_go_anywhere(
     ],
 )
 def test_global_options_go_anywhere_around_a_command_of_two_words(
-    project: Project, here: Callable[..., Ended], words: list[str]
+    project: Project, here: Here, words: list[str]
 ) -> None:
     (project.folder / "tasks.py").unlink()
     project.write("jobs.py", JOBS)
@@ -304,17 +321,17 @@ def test_global_options_go_anywhere_around_a_command_of_two_words(
 
 
 @pytest.mark.parametrize("words", [["--version"], ["worker", "--version"], ["version"]])
-def test_the_version_is_told_anywhere(here: Callable[..., Ended], words: list[str]) -> None:
+def test_the_version_is_told_anywhere(here: Here, words: list[str]) -> None:
     assert here(*words) == (0, f"liteq {liteq.__version__}\n", "")
 
 
-def test_the_working_directory_and_the_store_can_be_named(project: Project) -> None:
+def test_the_working_directory_and_the_store_can_be_named(project: Project, here: Here) -> None:
     below = project.folder / "below"
     below.mkdir()
     (below / "jobs.py").write_text(JOBS)
 
     facts = json.loads(
-        project.ok(
+        here.ok(
             "report", "--json", "--workdir", "below", "-A", "jobs", "-b", "sqlite://x.liteq"
         )
     )
@@ -380,25 +397,25 @@ def test_a_module_to_include_that_fails_shows_the_users_code(project: Project) -
 # Calls and results
 
 
-def test_a_call_is_run_by_a_burst_and_its_result_read(project: Project) -> None:
-    id = project.ok("call", "tasks.add", "-a", "[2, 3]")
-    waiting = project("result", id)
+def test_a_call_is_run_by_a_burst_and_its_result_read(project: Project, here: Here) -> None:
+    id = here.ok("call", "tasks.add", "-a", "[2, 3]")
+    waiting = here("result", id)
     project.ok("worker", "--burst", "-c", "1")
 
     assert waiting.returncode == 124
     assert f"{id} has not ended: PENDING" in waiting.stderr
-    assert project.ok("result", id) == "5"
-    document = json.loads(project.ok("result", id, "--json"))
+    assert here.ok("result", id) == "5"
+    document = json.loads(here.ok("result", id, "--json"))
     assert (document["state"], document["result"]) == ("SUCCESS", 5)
 
 
-def test_a_failure_ends_with_1_and_its_error_on_stderr(project: Project) -> None:
-    id = project.ok("call", "tasks.fail")
+def test_a_failure_ends_with_1_and_its_error_on_stderr(project: Project, here: Here) -> None:
+    id = here.ok("call", "tasks.fail")
     project.ok("worker", "--burst", "-c", "1")
 
-    short = project("result", id)
-    long = project("result", id, "--traceback")
-    document = json.loads(project("result", id, "--json").stdout)
+    short = here("result", id)
+    long = here("result", id, "--traceback")
+    document = json.loads(here("result", id, "--json").stdout)
 
     assert (short.returncode, short.stdout) == (1, "")
     assert short.stderr == "ValueError: no stock\n"
@@ -406,8 +423,8 @@ def test_a_failure_ends_with_1_and_its_error_on_stderr(project: Project) -> None
     assert document["error"] == {"type": "ValueError", "message": "no stock"}
 
 
-def test_an_unknown_id_ends_with_3_at_once(project: Project) -> None:
-    done = project("result", "0199-nothing", "--wait", "20")
+def test_an_unknown_id_ends_with_3_at_once(here: Here) -> None:
+    done = here("result", "0199-nothing", "--wait", "20")
     assert "never sent, expired or forgotten" in done.stderr
     assert done.returncode == 3
 
@@ -416,39 +433,53 @@ def test_an_unknown_id_ends_with_3_at_once(project: Project) -> None:
     ("name", "advice"), [("add", "tasks.add"), ("tasks.ad", "tasks.add"), ("zzz", "tasks")]
 )
 def test_an_unknown_task_ends_with_4_and_is_not_sent(
-    project: Project, name: str, advice: str
+    name: str, advice: str, here: Here
 ) -> None:
-    done = project("call", name)
+    done = here("call", name)
 
     assert advice in done.stderr
     assert (done.returncode, done.stdout) == (4, "")
-    assert all(row["queued"] == 0 for row in json.loads(project.ok("queues", "--json")))
+    assert all(row["queued"] == 0 for row in json.loads(here.ok("queues", "--json")))
 
 
-def test_a_call_can_wait_for_its_result(
-    project: Project, start: Callable[..., Running]
-) -> None:
+def test_a_call_can_wait_for_its_result(start: Callable[..., Running], here: Here) -> None:
     start("worker", "-c", "1").wait_for("^ready")
 
-    assert project.ok("call", "tasks.add", "-k", '{"x": "a", "y": "b"}', "--wait", "20") == "ab"
-    assert project("call", "tasks.fail", "--wait", "20").returncode == 1
+    assert here.ok("call", "tasks.add", "-k", '{"x": "a", "y": "b"}', "--wait", "20") == "ab"
+    assert here("call", "tasks.fail", "--wait", "20").returncode == 1
 
 
-def test_a_wait_that_is_too_short_ends_with_124(project: Project) -> None:
-    assert project("call", "tasks.add", "-a", "[1, 2]", "--wait", "0.1").returncode == 124
+def test_a_wait_that_is_too_short_ends_with_124(here: Here) -> None:
+    assert here("call", "tasks.add", "-a", "[1, 2]", "--wait", "0.1").returncode == 124
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (exceptions.SchemaError("new"), 8),
+        (exceptions.BrokerBusy("locked"), 6),
+        (exceptions.UnknownTaskId("gone"), 3),
+        (exceptions.QueueNotFound("slow"), 3),
+        (exceptions.NotRegistered("add"), 4),
+        (exceptions.TimeoutError("late"), 124),
+        (exceptions.LiteqError("other"), 1),
+    ],
+)
+def test_each_error_has_its_exit_code(error: exceptions.LiteqError, status: int) -> None:
+    assert status_of(error) == status
 
 
 # Queues and dead letters
 
 
-def test_queues_are_counted_and_purged(project: Project) -> None:
+def test_queues_are_counted_and_purged(project: Project, here: Here) -> None:
     for words in (["--countdown", "600"], ["--queue", "slow"], ["--queue", "slow"]):
-        project.ok("call", "tasks.add", "-a", "[1, 2]", *words)
+        here.ok("call", "tasks.add", "-a", "[1, 2]", *words)
 
-    counted = {row["queue"]: row for row in json.loads(project.ok("queues", "--json"))}
-    table = project.ok("queues").splitlines()
+    counted = {row["queue"]: row for row in json.loads(here.ok("queues", "--json"))}
+    table = here.ok("queues").splitlines()
     refused = project("purge", "-Q", "slow", stdin="n\n")
-    purged = project("purge", "-Q", "slow", "-f")
+    purged = here("purge", "-Q", "slow", "-f")
 
     assert counted["default"]["scheduled"] == 1
     assert counted["slow"]["queued"] == 2
@@ -457,8 +488,8 @@ def test_queues_are_counted_and_purged(project: Project) -> None:
     assert refused.stderr.endswith("nothing was deleted\n")
     assert refused.returncode == 1
     assert purged.stdout == "2\n"
-    assert project.ok("purge", "-f", "-X", "default") == "0"
-    assert project.ok("purge", "-f") == "1"
+    assert here.ok("purge", "-f", "-X", "default") == "0"
+    assert here.ok("purge", "-f") == "1"
 
 
 BREAK = """
@@ -471,31 +502,33 @@ print(*ids)
 """
 
 
-def test_dead_letters_are_listed_shown_redriven_and_purged(project: Project) -> None:
+def test_dead_letters_are_listed_shown_redriven_and_purged(
+    project: Project, here: Here
+) -> None:
     first, second = project.python(BREAK).split()
     project.ok("worker", "--burst", "-c", "1")
 
-    listed = json.loads(project.ok("dead", "list", "--json"))
-    table = project.ok("dead", "list")
-    shown = json.loads(project.ok("dead", "show", first, "--json"))
-    page = project.ok("dead", "show", first)
+    listed = json.loads(here.ok("dead", "list", "--json"))
+    table = here.ok("dead", "list")
+    shown = json.loads(here.ok("dead", "show", first, "--json"))
+    page = here.ok("dead", "show", first)
 
     assert [row["id"] for row in listed] == [first, second]
     assert "undecodable" in listed[0]["reason"]
     assert table.splitlines()[0].split()[:3] == ["id", "task", "queue"]
     assert "broken" in shown["args"]
     assert first in page
-    assert project("dead", "show", "nothing").returncode == 3
+    assert here("dead", "show", "nothing").returncode == 3
 
-    assert project.ok("dead", "redrive", first) == first
-    assert project("dead", "redrive", "nothing").returncode == 3
-    assert [row["id"] for row in json.loads(project.ok("dead", "list", "--json"))] == [second]
-    assert project.ok("dead", "redrive", "--all") == second
+    assert here.ok("dead", "redrive", first) == first
+    assert here("dead", "redrive", "nothing").returncode == 3
+    assert [row["id"] for row in json.loads(here.ok("dead", "list", "--json"))] == [second]
+    assert here.ok("dead", "redrive", "--all") == second
     project.ok("worker", "--burst", "-c", "1")
     assert project("dead", "purge", stdin="n\n").returncode == 1
     assert project("dead", "purge").returncode == 130
-    assert project.ok("dead", "purge", "-f") == "2"
-    assert project.ok("dead", "list", "--json") == "[]"
+    assert here.ok("dead", "purge", "-f") == "2"
+    assert here.ok("dead", "list", "--json") == "[]"
 
 
 def test_a_reader_that_has_had_enough_is_no_traceback(project: Project) -> None:
@@ -529,8 +562,10 @@ def test_a_worker_shows_five_lines_and_stops_when_told(
     assert worker.lines[3] == "queues    high, default · 2 × prefork"
 
 
-def test_a_quiet_worker_shows_nothing(project: Project, start: Callable[..., Running]) -> None:
-    project.ok("call", "tasks.add", "-a", "[1, 2]")
+def test_a_quiet_worker_shows_nothing(
+    project: Project, start: Callable[..., Running], here: Here
+) -> None:
+    here.ok("call", "tasks.add", "-a", "[1, 2]")
     done = project("-q", "worker", "--burst", "-l", "error", "-E")
     assert (done.stderr, done.returncode) == ("", 0)
 
@@ -553,8 +588,8 @@ def test_settings_go_behind_the_options(project: Project) -> None:
     assert "3 × threads" in done.stderr
 
 
-def test_the_log_can_be_json_in_a_file(project: Project) -> None:
-    id = project.ok("call", "tasks.add", "-a", "[1, 2]")
+def test_the_log_can_be_json_in_a_file(project: Project, here: Here) -> None:
+    id = here.ok("call", "tasks.add", "-a", "[1, 2]")
 
     done = project(
         "worker", "--burst", "-l", "info", "-f", "worker.log", "--log-format", "json"
@@ -572,11 +607,11 @@ def test_a_log_file_that_cannot_be_written_ends_with_2(project: Project) -> None
     assert done.returncode == 2
 
 
-def test_queued_messages_can_be_purged_first(project: Project) -> None:
-    id = project.ok("call", "tasks.add", "-a", "[1, 2]")
+def test_queued_messages_can_be_purged_first(project: Project, here: Here) -> None:
+    id = here.ok("call", "tasks.add", "-a", "[1, 2]")
     done = project("worker", "--burst", "--purge")
     assert "purged 1 messages from default" in done.stderr
-    assert project("result", id).returncode == 3
+    assert here("result", id).returncode == 3
 
 
 def test_a_pid_file_is_held_while_the_worker_lives(
@@ -596,9 +631,7 @@ def test_a_pid_file_is_held_while_the_worker_lives(
     assert not file.exists()
 
 
-def test_a_pid_file_of_a_killed_worker_is_free_at_once(
-    project: Project, start: Callable[..., Running]
-) -> None:
+def test_a_pid_file_of_a_killed_worker_is_free_at_once(start: Callable[..., Running]) -> None:
     first = start("worker", "-c", "1", "--pidfile", "worker.pid")
     first.wait_for("^ready")
     first.end(signal.SIGKILL)
@@ -610,7 +643,7 @@ def test_a_pid_file_of_a_killed_worker_is_free_at_once(
 
 
 def test_systemd_is_told_when_the_worker_is_ready_and_stops(
-    project: Project, start: Callable[..., Running], tmp_path_factory: pytest.TempPathFactory
+    start: Callable[..., Running], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     address = str(tmp_path_factory.mktemp("run") / "notify")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
@@ -729,15 +762,15 @@ def test_every_setting_is_shown_with_its_source(project: Project) -> None:
     assert by_name["worker_pool"]["source"] == "default"
 
 
-def test_one_setting_can_be_asked_for(project: Project) -> None:
-    assert project.ok("config", "task_time_limit").splitlines()[1].split() == [
+def test_one_setting_can_be_asked_for(here: Here) -> None:
+    assert here.ok("config", "task_time_limit").splitlines()[1].split() == [
         "task_time_limit", "default", "None",
     ]  # fmt: skip
-    assert project("config", "task_tme_limit").returncode == 3
+    assert here("config", "task_tme_limit").returncode == 3
 
 
-def test_a_report_has_what_a_bug_report_needs(project: Project) -> None:
-    text = project.ok("report", "-b", "redis://u:hush@host/0")
+def test_a_report_has_what_a_bug_report_needs(here: Here) -> None:
+    text = here.ok("report", "-b", "redis://u:hush@host/0")
     for word in ("liteq", "python", "platform", "sqlite", "apsw", "tasks:app", "broker_url"):
         assert word in text
     assert "hush" not in text

@@ -19,7 +19,7 @@ from liteq.cli.front import EXIT_CODES, Exit, Group, Session
 if TYPE_CHECKING:
     from liteq.app import Liteq
 
-__all__ = ["cli", "main"]
+__all__ = ["cli", "main", "status_of"]
 
 # Where each command is, and its help in a line: `liteq --help` imports none of them.
 COMMANDS = {
@@ -84,11 +84,12 @@ def main(argv: Sequence[str] | None = None, *, app: Liteq | None = None) -> int:
         return Exit.INTERRUPTED
     except exceptions.LiteqError as exc:
         click.echo(f"liteq: {exc}", err=True)
-        return _status_of(exc)
+        return status_of(exc)
     return int(status or 0)
 
 
-def _status_of(exc: exceptions.LiteqError) -> Exit:
+def status_of(exc: exceptions.LiteqError) -> Exit:
+    """Return the exit code that tells a script what kind of error it was."""
     match exc:
         case exceptions.ImproperlyConfigured() | exceptions.EncodeError():
             return Exit.USAGE
