@@ -6,6 +6,7 @@ makes the table of settings, `liteq-help` shows what a command says about itself
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -26,6 +27,8 @@ extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_build"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
+
+default_role = "code"  # what docstrings put between single backticks
 
 html_theme = "furo"
 html_title = f"liteq {release}"
@@ -71,7 +74,15 @@ class Help(Directive):
         return [block]
 
 
+def separate_numbered_lines(app, what, name, obj, options, lines: list[str]) -> None:
+    """Let a numbered list in a docstring leave numbers out, as the promises do."""
+    for position in range(len(lines) - 1, 0, -1):
+        if re.match(r"\d+\.", lines[position]):
+            lines.insert(position, "")
+
+
 def setup(app) -> dict[str, bool]:
+    app.connect("autodoc-process-docstring", separate_numbered_lines)
     app.add_directive("liteq-settings", SettingsTable)
     app.add_directive("liteq-help", Help)
     return {"parallel_read_safe": True}

@@ -1,0 +1,205 @@
+"""The README and the pages of docs/ are true: their code runs, their links lead somewhere,
+and the settings, flags and commands they name exist.
+
+Blocks marked `python` and `pycon` of a page run in order, in one module `tasks`, with a
+worker of two threads beside them (unless the page says that it starts its own); a `pycon`
+block is compared with what it shows.
+"""
+
+from __future__ import annotations
+
+import doctest
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+PAGES = [page for page in PAGES if "_build" not in page.parts]
+FENCE = re.compile(r"^```(\S*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page: Path, *languages: str) -> list[tuple[int, str, str]]:
+    """Return (line, language, text) of the code blocks in these languages."""
+    text = page.read_text(encoding="utf-8")
+    return [
+        (text.count("\n", 0, found.start()) + 2, found[1], found[2])
+        for found in FENCE.finditer(text)
+        if found[1] in languages
+    ]
+
+
+WITH_CODE = [page for page in PAGES if blocks(page, "python", "pycon")]
+
+
+# Code
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
+def test_the_code_of_a_page_runs(page: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, __file__, str(page), str(tmp_path)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=55,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def run_page(page: Path, folder: Path) -> int:
+    """Run the code of one page, in a process of its own; return how much of it failed."""
+    module = ModuleType("tasks")
+    module.__file__ = str(folder / "tasks.py")
+    sys.modules["tasks"] = module
+    space = vars(module)
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    parser = doctest.DocTestParser()
+    with ExitStack() as stack:
+        working = "<!-- test: starts its own worker -->" in page.read_text(encoding="utf-8")
+        for line, language, text in blocks(page, "python", "pycon"):
+            if language == "python":
+                source = "\n" * (line - 1) + text
+                exec(compile(source, str(page), "exec"), space)
+                continue
+            if not working and "app" in space:
+                stack.enter_context(space["app"].worker(concurrency=2))
+                working = True
+            test = parser.get_doctest(text, space, page.name, str(page), line - 1)
+            runner.run(test, clear_globs=False)
+    return runner.summarize().failed
+
+
+# Links
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_links_between_pages_lead_somewhere(page: Path) -> None:
+    for target in links(page):
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{target} does not exist"
+        if anchor:
+            assert anchor in anchors(file), f"{target}: no such heading"
+
+
+def links(page: Path) -> Iterator[str]:
+    text = FENCE.sub("", page.read_text(encoding="utf-8"))
+    for target in LINK.findall(text):
+        if "://" not in target:
+            yield target
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that a page's headings get."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {
+        re.sub(r"[^\w\- ]", "", each).strip().lower().replace(" ", "-") for each in headings
+    }
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    docs = ROOT / "docs"
+    listed = set(
+        re.findall(r"^((?:guide|reference)/\S+)$", (docs / "index.md").read_text(), re.M)
+    )
+    found = {str(p.relative_to(docs).with_suffix("")) for p in PAGES if docs in p.parents}
+    assert listed == found - {"index"}
+
+
+# Names
+
+
+def test_documented_settings_exist() -> None:
+    from liteq import signals
+    from liteq.config import SETTINGS
+    from liteq.task import Task
+
+    known = {*SETTINGS, *vars(signals), *vars(Task), *NOT_SETTINGS}
+    for page in PAGES:
+        for name in re.findall(
+            r"`((?:task|worker|result|broker|beat)_[a-z_]+)[`=(]",
+            page.read_text(encoding="utf-8"),
+        ):
+            assert name in known, f"{name_of(page)} names {name}, which does not exist"
+
+
+NOT_SETTINGS = {"task_id"}
+
+
+def test_settings_that_nothing_reads_yet_are_listed_as_such() -> None:
+    from liteq.config import SETTINGS
+
+    modules = [path for path in (ROOT / "liteq").rglob("*.py") if path.name != "config.py"]
+    code = "\n".join(path.read_text(encoding="utf-8") for path in modules)
+    used = {name for name, row in SETTINGS.items() if row.kind == "used"}
+    unread = {name for name in used if not re.search(rf"\b{name}\b", code)}
+    page = (ROOT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8")
+    paragraph = page.partition("do nothing yet:")[2].partition("\n\n")[0]
+    listed = set(re.findall(r"`(\w+)`", paragraph.replace("\n", " ")))
+    assert unread <= listed, "list them in docs/reference/settings.md"
+    assert listed - unread <= READ_FOR_NOTHING, "they are read now: say so in the docs"
+
+
+# Attributes of tasks are read from these, and nothing looks at the attributes yet.
+READ_FOR_NOTHING = {
+    "task_acks_on_failure",
+    "task_acks_on_failure_or_timeout",
+    "task_acks_on_timeout",
+    "task_default_rate_limit",
+    "task_retry_on_worker_lost",
+}
+
+
+def test_documented_commands_and_flags_exist() -> None:
+    for page in PAGES:
+        for _, _, text in blocks(page, "console", "ini", "dockerfile"):
+            for command in re.findall(r"(?:^\$ |/)liteq (.+)$", text, re.MULTILINE):
+                assert_known(command.split("#")[0].split(), name_of(page))
+        prose = FENCE.sub("", page.read_text(encoding="utf-8"))
+        for command in re.findall(r"`liteq ([^`]+)`", prose):
+            assert_known(command.split(), name_of(page))
+
+
+def assert_known(words: list[str], where: str) -> None:
+    """Fail if a `liteq …` command line has a command or a flag that is not there."""
+    import click
+
+    from liteq.cli import cli
+
+    command: click.Command = cli
+    context = click.Context(cli)
+    flags = flags_of(cli)
+    for word in words:
+        if word.startswith("-"):
+            flag = word.partition("=")[0]
+            assert flag in flags, f"{where}: liteq {' '.join(words)}: no flag {flag}"
+        elif isinstance(command, click.Group):
+            found = command.get_command(context, word)
+            if found is not None:
+                command = found
+                flags |= flags_of(found)
+    assert command is not cli or all(word.startswith("-") for word in words), (
+        f"{where}: liteq {' '.join(words)}: no such command"
+    )
+
+
+def flags_of(command) -> set[str]:
+    return {"--help", *(name for param in command.params for name in param.opts)}
+
+
+if __name__ == "__main__":
+    sys.exit(1 if run_page(Path(sys.argv[1]), Path(sys.argv[2])) else 0)
