@@ -53,28 +53,11 @@ _SAFE_SQLITE: Final = (3, 51, 3)  # earlier ones can corrupt a WAL that two conn
 _WAL_BACKSTOP: Final = 16_000  # pages (64 MiB): a producer checkpoints only beyond this
 _RESERVE: Final = 32 * 1024 * 1024  # bytes of disk kept for settling when producers fill it
 _REMOTE: Final = frozenset(
-    [
-        "nfs",
-        "nfs4",
-        "cifs",
-        "smb",
-        "smb2",
-        "smb3",
-        "smbfs",
-        "9p",
-        "virtiofs",
-        "vboxsf",
-        "afs",
-        "ceph",
-        "glusterfs",
-        "lustre",
-        "gfs2",
-        "ocfs2",
-        "beegfs",
-        "davfs",
-        "prl_fs",
-        "vmhgfs",
-    ]
+    (
+        *("nfs", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "9p", "virtiofs", "vboxsf"),
+        *("afs", "ceph", "glusterfs", "lustre", "gfs2", "ocfs2", "beegfs", "davfs"),
+        *("prl_fs", "vmhgfs"),
+    )
 )
 
 

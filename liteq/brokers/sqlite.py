@@ -695,7 +695,8 @@ class SqliteBroker(Broker):
                 db,
                 "SELECT number, outcome, error, (SELECT name FROM worker WHERE id = worker), "
                 "started_at, ended_at FROM attempt "
-                "WHERE message = (SELECT seq FROM message WHERE message.id = ?) ORDER BY number",
+                "WHERE message = (SELECT seq FROM message WHERE message.id = ?) "
+                "ORDER BY number",
                 (id,),
             )
         )
