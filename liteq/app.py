@@ -519,6 +519,13 @@ class Liteq:
         `liteq.reference.load`."""
         return import_module("liteq.reference").reference(self)  # type: ignore[no-any-return]
 
+    def after_fork(self) -> None:
+        """Called in a forked child, before anything else runs there. (The broker minds
+        the fork by itself.)"""
+        self._lock = threading.RLock()
+        if self.on_after_fork.receivers:
+            self.on_after_fork.send(sender=self)
+
     def __enter__(self) -> Self:
         return self
 

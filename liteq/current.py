@@ -6,6 +6,7 @@ The last app made, or the one that `set_current()` named in this thread, is curr
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -110,6 +111,16 @@ def get_current_task() -> Task[..., Any] | None:
     app = get_current_app()
     return app.tasks.get(running.task)
 
+
+def _after_fork() -> None:
+    """In a forked child: a lock that another thread held at the fork would stay held."""
+    global _lock
+    _lock = threading.RLock()
+    for app in apps():
+        app.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 current_app: Liteq = Proxy(get_current_app, name="current_app")  # type: ignore[assignment]
 current_task: Task[..., Any] = Proxy(  # type: ignore[assignment]

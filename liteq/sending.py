@@ -211,6 +211,9 @@ class Sender:
         return messages, edges
 
     def _linked(self, rules: Rules, source: Message, sig: Signature[Any]) -> _Graph:
+        """Return the message of a link, and those of its own links. Its times count from
+        the sending: a message has one due time, and nobody can know when its source ends.
+        """
         options = {name: value for name, value in sig.options.items() if value is not None}
         options.setdefault("root_id", source.root_id or source.id)
         options.setdefault("parent_id", source.id)
@@ -330,7 +333,10 @@ class Sender:
                 default_queue=conf.task_default_queue,
                 create_missing=conf.task_create_missing_queues,
             ),
-            zone=_zone(conf.timezone, enable_utc=conf.enable_utc),
+            zone=_zone(
+                conf.timezone if conf.value_set_for("timezone") else None,
+                enable_utc=conf.enable_utc,
+            ),
             always_eager=conf.task_always_eager,
             inherits_priority=conf.task_inherit_parent_priority,
             max_body_size=conf.task_max_body_size,

@@ -794,3 +794,152 @@ def test_an_app_that_no_module_holds_cannot_be_referred_to() -> None:
 
     with pytest.raises(ImproperlyConfigured, match="no attribute of a module"):
         app.reference()
+
+
+# Odds and ends
+
+
+def test_a_registry_takes_and_gives_up_tasks(app: Liteq) -> None:
+    task = app.task(add)
+    registry = app.tasks
+
+    registry.unregister(task)
+    assert "test_app.add" not in registry
+    registry.register(task)
+    registry.unregister("test_app.add")
+    with pytest.raises(NotRegistered):
+        registry.unregister("test_app.add")
+    with pytest.raises(ValueError, match="has no name"):
+        registry.register(Task())
+
+
+def test_a_proxy_does_what_it_stands_for_does() -> None:
+    from liteq.local import Proxy
+
+    held: dict[str, Any] = {"a": 1}
+    proxy: Any = Proxy(lambda: held, name="held", doc="What is held.")
+
+    proxy["b"] = 2
+    assert (proxy["b"], "a" in proxy, len(proxy), list(proxy)) == (2, True, 2, ["a", "b"])
+    assert proxy == held
+    assert isinstance(proxy, dict)
+    assert (str(proxy), repr(proxy), bool(proxy)) == (str(held), repr(held), True)
+    assert (proxy.__name__, proxy.__doc__) == ("held", "What is held.")
+    assert "items" in dir(proxy)
+    assert proxy | {"c": 3} == {"a": 1, "b": 2, "c": 3}
+    assert proxy._get_current_object() is held
+
+
+def test_a_proxy_sets_attributes_on_what_it_stands_for() -> None:
+    from liteq.local import Proxy
+
+    class Thing:
+        def __call__(self, n: int) -> int:
+            return n + 1
+
+    thing = Thing()
+    proxy: Any = Proxy(lambda: thing)
+
+    proxy.colour = "red"
+    assert thing.colour == "red"  # type: ignore[attr-defined]
+    del proxy.colour
+    assert not hasattr(thing, "colour")
+    assert proxy(1) == 2
+    assert hash(proxy) == hash(thing)
+
+
+def test_a_callable_without_a_name_needs_one(app: Liteq) -> None:
+    from functools import partial
+
+    with pytest.raises(TypeError, match="pass name="):
+        app.task(partial(add, 1))
+
+
+def test_a_task_takes_its_function_alone_and_options_by_keyword(app: Liteq) -> None:
+    with pytest.raises(TypeError, match="options by keyword"):
+        app.task("name")  # type: ignore[call-overload]
+
+
+def test_a_shared_option_makes_a_task_of_every_app(app: Liteq) -> None:
+    app.task(shared=True)(add)
+
+    assert "test_app.add" in Liteq("other", broker="memory://").tasks
+
+
+def test_a_config_module_is_named_by_an_environment_variable(
+    app: Liteq, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = ModuleType("shop_settings")
+    module.__dict__["task_default_queue"] = "q"
+    monkeypatch.setitem(sys.modules, "shop_settings", module)
+    monkeypatch.setenv("SHOP_SETTINGS", "shop_settings")
+
+    assert app.config_from_envvar("SHOP_SETTINGS")
+    assert app.conf.task_default_queue == "q"
+    app.config_from_cmdline(["task_default_queue=r"])
+    assert app.conf.task_default_queue == "r"
+
+
+def test_an_app_may_be_configured_when_it_is_made() -> None:
+    app = Liteq(
+        "shop",
+        broker="memory://",
+        config_source={"X_TASK_DEFAULT_QUEUE": "q"},
+        namespace="X",
+        strict_typing=False,
+    )
+
+    assert (app.conf.task_default_queue, app.conf.strict_typing) == ("q", False)
+
+
+def test_naive_times_are_local_if_utc_is_off() -> None:
+    app = Liteq("shop", broker="memory://", enable_utc=False)
+
+    assert app.timezone.utcoffset(app.now()) is not None
+    assert app.sender.rules().zone is None
+
+
+def test_a_forked_child_hears_of_it(app: Liteq) -> None:
+    import os
+
+    told: list[Any] = []
+    app.on_after_fork.connect(lambda **kw: told.append(kw["sender"]), weak=False)
+    child = os.fork()
+    if child == 0:
+        os._exit(7 if told == [app] else 1)
+    _, status = os.waitpid(child, 0)
+
+    assert os.waitstatus_to_exitcode(status) == 7
+    assert told == []
+
+
+def test_the_command_line_can_be_run_with_the_app(
+    app: Liteq, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not app.start(["queues"])
+    with pytest.raises(ValueError, match="'worker' must be in argv"):
+        app.worker_main(["prog", "-l", "info"])
+
+
+def test_an_app_is_closed_by_its_context(tmp_path: Path) -> None:
+    with Liteq("shop", broker=f"sqlite://{tmp_path}/s") as app:
+        app.send_task("work")
+        assert app.backend is app.broker
+    assert app.broker.counts() == {"default": {"queued": 1}}
+    app.close()
+
+
+def test_stamps_travel_in_the_message(app: Liteq) -> None:
+    options: Any = {"stamped_headers": ["who"], "who": "me"}
+
+    sent = record(app, app.task(add).apply_async((1, 2), **options).id).message
+
+    assert (sent.stamped_headers, sent.stamps) == (("who",), {"who": "me"})
+
+
+def test_a_function_whose_signature_is_unknown_is_not_checked(app: Liteq) -> None:
+    task = app.task(name="most")(max)
+
+    task.apply_async((1, 2, 3))
+
+    assert task.apply((1, 2)).get() == 2

@@ -998,3 +998,34 @@ def test_a_task_shows_what_it_is(app: Liteq) -> None:
 
     assert repr(add) == "<@task: sum of shop>"
     assert (add.__name__, add.__doc__) == ("add", "Add.")
+
+
+def test_an_ignored_call_in_place_has_no_value(app: Liteq) -> None:
+    @app.task
+    def ignored() -> None:
+        raise Ignore
+
+    assert ignored.apply().state == "IGNORED"
+
+
+def test_a_state_needs_somebody_who_hears_of_it(app: Liteq) -> None:
+    @app.task(bind=True)
+    def work(self: BoundTask) -> int:
+        self.update_state(state="HALF")
+        self.progress(1, 2)
+        self.send_event("task-custom")
+        return 1
+
+    assert work() == 1
+    assert work.apply().get() == 1
+
+
+def test_a_result_may_be_entered_in_the_trail_by_hand(app: Liteq) -> None:
+    @app.task(bind=True)
+    def work(self: BoundTask) -> None:
+        self.add_trail(self.AsyncResult("elsewhere"))
+
+    result = work.delay()
+    app.run_until_empty()
+
+    assert [child.id for child in result.children or ()] == ["elsewhere"]
