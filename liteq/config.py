@@ -1216,6 +1216,7 @@ def _censored(key: Any, value: Any) -> Any:
         return mask_url(value)
     if isinstance(value, Mapping):
         return {name: _censored(name, member) for name, member in value.items()}
-    if type(value) in (list, tuple, set):
-        return type(value)(_censored("", member) for member in value)
+    for kind in (list, tuple, set):
+        if type(value) is kind:
+            return kind(_censored("", member) for member in value)
     return value

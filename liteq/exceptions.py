@@ -188,9 +188,7 @@ class UnknownTaskId(TaskError, LookupError):
 class MaxRetriesExceededError(TaskError):
     """The task asked for one retry more than `max_retries` allows."""
 
-    def __init__(
-        self, *args: Any, task_args: Any = (), task_kwargs: Any = None
-    ) -> None:
+    def __init__(self, *args: Any, task_args: Any = (), task_kwargs: Any = None) -> None:
         super().__init__(*args)
         self.task_args = task_args
         self.task_kwargs = task_kwargs if task_kwargs is not None else {}
