@@ -8,6 +8,10 @@
 The store's connection is this loop's own; the children of a prefork pool never see it.
 When the store cannot be reached, settlements wait here and are tried again; when the
 lease is lost meanwhile, the store refuses them, and `refused` counts it.
+
+In the pool a job has a number of this loop's own. A message's key will not do: a worker
+that was given up for dead may be given the same message again while its first run of it
+still goes on.
 """
 
 from __future__ import annotations
@@ -23,21 +27,21 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from liteq import failure, signals
-from liteq.brokers.base import HELLO, Broker, Lease, Mailbox, Note, Step
+from liteq.brokers.base import HELLO, ORDERS, Broker, Lease, Mailbox, Note, Step
 from liteq.exceptions import (
     BrokerError,
     BrokerUnavailable,
     ImproperlyConfigured,
     QueueFull,
-    StoreLost,
     TimeLimitExceeded,
-    WorkerShutdown,
-    WorkerTerminate,
 )
-from liteq.outcome import Failed, Lost, Outcome, Released, Revoked
+from liteq.executor import ExecutorSettings, TaskLike
+from liteq.notices import Notices
+from liteq.outcome import Failed, Lost, Outcome, Released, Revoked, Succeeded
+from liteq.plan import is_async
 from liteq.pool import (
     Broken,
     Done,
@@ -51,7 +55,6 @@ from liteq.pool import (
     Returned,
     make_pool,
 )
-from liteq.executor import ExecutorSettings, TaskLike
 from liteq.runner import RunnerFactory, job, read_answer, read_report
 
 if TYPE_CHECKING:
@@ -62,13 +65,14 @@ __all__ = ["EXIT_BROKEN", "EXIT_STORE", "Worker"]
 logger = logging.getLogger("liteq.worker")
 
 EXIT_BROKEN: Final = 1  # the pool could not keep children alive
-EXIT_STORE: Final = 6  # the store is gone
+EXIT_STORE: Final = 6  # the store is gone, damaged, or out of reach at the end
 
 _BEATS_PER_LEASE: Final = 6
 _SLOWEST_BEAT: Final = 5.0  # seconds: also how late a deleted store is noticed
 _UPKEEP: Final = 2.0  # seconds between two slices of upkeep when there is nothing to do
 _BACKSTOP: Final = 1.0  # seconds until a lost wake-up is made good
 _LONGEST_PAUSE: Final = 5.0  # seconds between two tries to reach the store
+_LAST_TRIES: Final = 5.0  # seconds to reach it in, when all else has stopped
 
 
 class Notifier(Protocol):
@@ -97,7 +101,7 @@ class Worker:
 
     def __init__(
         self,
-        app: Liteq[Any],
+        app: Liteq,
         *,
         queues: Sequence[str] | None = None,
         exclude_queues: Iterable[str] = (),
@@ -119,8 +123,9 @@ class Worker:
         self.app = app
         self.include = tuple(include)
         self.queues = _queues(app, queues, exclude_queues)
-        self.concurrency = concurrency or conf.worker_concurrency or _cpus()
         self.pool_kind = pool or conf.worker_pool
+        wanted = concurrency or conf.worker_concurrency or _cpus()
+        self.concurrency = 1 if self.pool_kind == "solo" else wanted
         self.hostname = _node_name(hostname)
         self.burst = burst
         self.grace = conf.worker_shutdown_timeout if grace is None else grace
@@ -140,22 +145,30 @@ class Worker:
         self._selector = selectors.DefaultSelector()
         self._mailbox: Mailbox | None = None
         self._peers: list[int] = []
-        self._leases: dict[int, Lease] = {}
+        self._notices = Notices(
+            self, lambda: app.tasks, hostname=self.hostname, accept=conf.accept_content
+        )
+        self._jobs = 0
+        self._leases: dict[int, Lease] = {}  # by the number of the job
         self._settlements: list[tuple[Lease, Outcome]] = []
         self._notes: list[tuple[Lease, Note]] = []
-        self._terminating: set[int] = set()
+        self._terminating: dict[int, str] = {}  # by number: the signal asked for
         self._limits: dict[str, tuple[float | None, float | None]] = {}
         self._tasks: frozenset[str] = frozenset()
         self._ready = 0
         self._look = True  # the store may hold something claimable
+        self._orders = False  # and word that one of our runs is to be ended
+        self._reclaim_now = False  # a worker of this host may have died
         self._watch_peers = True
+        self._given_up = False  # we were, by the others
         self._next_due: float | None = None
         self._next_beat = self._next_upkeep = self._next_look = self._next_watchdog = 0.0
         self._pause = 0.0
         self._try_again = 0.0
         self._wanted_stop = 0  # 1: warm, 2: cold
+        self._stop_signal = "SIGTERM"
         self._stopping = 0
-        self._deadline: float | None = None
+        self._deadline: float | None = None  # of the stop's present stage
         self._exit_code = 0
         self._hang_up = self._dump_wanted = False
         self._keeper: _Keeper | None = None
@@ -170,13 +183,13 @@ class Worker:
             stack.callback(self._close)
             if self.install_signals:
                 stack.enter_context(self._signals())
+            stack.callback(self._leave)
             self._start()
             try:
                 self._loop()
-            except StoreLost as exc:
+            except BrokerError as exc:  # trying again will not help: deleted, damaged
                 logger.critical("stopping: %s", exc)
                 self._exit_code = EXIT_STORE
-                self._abandon()
             finally:
                 signals.worker_shutdown.send(sender=self)
         return self._exit_code
@@ -211,6 +224,7 @@ class Worker:
             self._broker.close()
         self.pool.start(self._selector)
         self._warn_of_limits(self.pool)
+        self._warn_of_rates()
 
     def _make_pool(self) -> Pool:
         if self.pool_kind in ("prefork", "processes") and self._broker_in_memory():
@@ -219,7 +233,7 @@ class Worker:
                 "pool='threads', or an sqlite:// broker"
             )
         if self.pool_kind == "solo":
-            self._keeper = _Keeper(self._broker, self.id, self._beat_interval())
+            self._keeper = _Keeper(self, self._broker, self._beat_interval())
         conf = self.app.conf
         options = PoolOptions(
             concurrency=self.concurrency,
@@ -227,6 +241,7 @@ class Worker:
             max_tasks_per_child=self.max_tasks_per_child,
             max_memory_per_child=self.max_memory_per_child,
             start_method=conf.worker_pool_start_method or "fork",
+            at_fork=self._wake_write.close,
         )
         return make_pool(self.pool_kind, self._runners(options.start_method), options)
 
@@ -249,23 +264,32 @@ class Worker:
         return getattr(self._broker, "folder", True) is None
 
     def _warn_of_limits(self, pool: Pool) -> None:
-        """Say at the start which limits this pool will not keep."""
-        if pool.can_hard and pool.can_soft:
-            return
-        limited = {
-            name
-            for name in self.app.tasks
-            if (not pool.can_hard and self._limits_of(name)[1] is not None)
-            or (not pool.can_soft and self._limits_of(name)[0] is not None)
-        }
-        if limited:
-            what = "hard time limits" if pool.can_soft else "time limits"
+        """Say at the start which time limits this pool will not keep."""
+        soft, hard = [], []
+        for name, task in self.app.tasks.items():
+            limits = self._limits_of(name)
+            killable = pool.can_hard and (pool.kind != "asyncio" or is_async(task.run))
+            if limits[0] is not None and not pool.can_soft:
+                soft.append(name)
+            if limits[1] is not None and not killable:
+                hard.append(name)
+        for kind, limited in (("soft", soft), ("hard", hard)):
+            if limited:
+                logger.warning(
+                    "the %s pool cannot enforce the %s time limit of: %s. The prefork pool can",
+                    pool.kind,
+                    kind,
+                    ", ".join(sorted(limited)),
+                )
+
+    def _warn_of_rates(self) -> None:
+        rated = [
+            name for name, task in self.app.tasks.items() if getattr(task, "rate_limit", None)
+        ]
+        if rated:
             logger.warning(
-                "the %s pool cannot enforce %s, which these tasks have: %s. "
-                "Use the prefork pool for them",
-                pool.kind,
-                what,
-                ", ".join(sorted(limited)),
+                "rate_limit is not enforced yet, so these tasks run as fast as they come: %s",
+                ", ".join(sorted(rated)),
             )
 
     def _register(self) -> None:
@@ -283,6 +307,24 @@ class Worker:
                 self._mailbox.fileno(), selectors.EVENT_READ, self._on_wake_up
             )
         self._next_beat = time.monotonic() + self._beat_interval()
+
+    def _leave(self) -> None:
+        """Sign off, with no child left and whatever was unfinished given back.
+
+        After a proper stop there is nothing of the kind. After an error there may be:
+        children are killed, since what they do now would be done a second time.
+        """
+        if self.pool is not None and self.pool.alive():
+            self.pool.stop(kill=True)
+            self._take_events(self.pool.take())
+        if not self.id or self._exit_code == EXIT_STORE:
+            return
+        try:
+            if self._settlements:
+                self._broker.step(self.id, settlements=self._settlements)
+            self._broker.unregister(self.id)
+        except BrokerError as exc:
+            logger.error("could not sign off: %s", exc)  # noqa: TRY400 (the cause is said)
 
     def _close(self) -> None:
         if self._keeper is not None:
@@ -319,14 +361,18 @@ class Worker:
             for key, mask in self._selector.select(timeout):
                 key.data(mask)
             self._keep_house(time.monotonic())
-        self._broker.unregister(self.id)
 
     def _step(self, pool: Pool) -> None:
-        """Settle what has ended and claim what there is room for, in one transaction."""
+        """Settle what has ended and claim what there is room for, in one transaction.
+
+        It also brings the orders to end a run, so it is made for them alone, too: when
+        every child is busy, and during a warm stop.
+        """
         limit = 0
         if self._look and not self._stopping and self._ready:
             limit = pool.capacity()
-        if not (limit or self._settlements or self._notes):
+        asking = self._orders and self._leases
+        if not (limit or self._settlements or self._notes or asking):
             return
         now = time.monotonic()
         if now < self._try_again:
@@ -346,24 +392,27 @@ class Worker:
             return
         self._settlements, self._notes = [], []
         self._pause = self._try_again = 0.0
+        self._orders = False
         self._count(settlements, step)
         self._next_due = step.next_due
         if limit:
             self._look = len(step.leases) >= limit
         for lease in step.leases:
             self._hand_out(pool, lease)
-        for key, name in step.terminate.items():
-            self._terminate(pool, key, name)
+        for lease, why in step.aside:
+            (self._notices.parked if why == "parked" else self._notices.expired)(lease)
+        if step.terminate:
+            self._terminate(pool, step.terminate)
         if not step.alive:
-            self._come_back()
+            self._given_up = True
 
     def _hand_out(self, pool: Pool, lease: Lease) -> None:
-        self._leases[lease.key] = lease
-        soft, hard = self._limits_of(lease.task)
-        packed = lease.packed
-        soft = soft if packed[9] is None else packed[9]
-        hard = hard if packed[8] is None else packed[8]
-        pool.submit(Job(lease.key, job(lease), soft, hard))
+        self._jobs += 1
+        self._leases[self._jobs] = lease
+        if signals.task_received.receivers:
+            self._notices.received(lease)
+        soft, hard = self._limits_for(lease)
+        pool.submit(Job(self._jobs, job(lease), soft, hard))
 
     def _take_events(self, events: list[Event]) -> None:
         for event in events:
@@ -388,35 +437,38 @@ class Worker:
 
     def _settle(self, key: int, outcome: Outcome) -> None:
         lease = self._leases.pop(key)
-        self._terminating.discard(key)
+        self._terminating.pop(key, None)
         self._settlements.append((lease, outcome))
+        if type(outcome) is not Succeeded:
+            self._notice(lease, outcome)
+
+    def _notice(self, lease: Lease, outcome: Outcome) -> None:
+        """Say what the child that ended the attempt has not said."""
+        match outcome:
+            case Failed(dead=str(reason)):
+                self._notices.undecodable(lease, reason)
+            case Revoked("expired"):
+                self._notices.expired(lease)
 
     def _explain(self, event: LostJob) -> Outcome:
         """Return the outcome of an attempt that its process did not live to tell."""
         lease = self._leases[event.key]
         match event.kind:
             case "time_limit":
-                limit = lease.time_limit or self._limits_of(lease.task)[1]
-                logger.error(
-                    "Task %s[%s] was killed at its time limit of %g s",
-                    lease.task,
-                    lease.id,
-                    limit,
-                    extra={"task": lease.task, "task_id": lease.id, "outcome": "failed"},
-                )
-                return Failed(failure.describe(TimeLimitExceeded(limit)), limit or 0.0)
+                limit = self._limits_for(lease)[1] or 0.0
+                self._notices.timed_out(lease, limit)
+                return Failed(failure.describe(TimeLimitExceeded(limit)), limit)
             case "terminated" if event.key in self._terminating:
+                self._notices.terminated(lease, _number(self._terminating[event.key]))
                 return Revoked("terminated")
-            case "terminated":
+            case "terminated" if lease.packed[10]:
                 return Released()
+            case "terminated":  # acks_late is off: it may have been started
+                reason = "the worker was stopped before the task had ended"
+                self._notices.lost(lease, reason, self._broker.max_deliveries)
+                return Lost(reason)
             case _:
-                logger.error(
-                    "Task %s[%s] lost its process: %s",
-                    lease.task,
-                    lease.id,
-                    event.reason,
-                    extra={"task": lease.task, "task_id": lease.id, "outcome": "lost"},
-                )
+                self._notices.lost(lease, event.reason, self._broker.max_deliveries)
                 return Lost(event.reason)
 
     def _count(self, settlements: list[tuple[Lease, Outcome]], step: Step) -> None:
@@ -434,7 +486,7 @@ class Worker:
                 )
 
     def _postpone(self, exc: BrokerError, now: float) -> None:
-        """Keep everything and try again later: settling is safe to repeat."""
+        """Keep everything and try again later: every call to the store may be repeated."""
         self._pause = min(_LONGEST_PAUSE, max(0.05, self._pause * 2))
         self._try_again = now + self._pause
         logger.error("%s; trying again in %.2g s", exc, self._pause)
@@ -446,23 +498,35 @@ class Worker:
         """
         logger.warning("this worker had been given up for dead: it starts over")
         self._register()
+        self._given_up = False
         self._look = True
 
-    def _terminate(self, pool: Pool, key: int, name: str) -> None:
-        if key in self._terminating or key not in self._leases:
-            return
-        self._terminating.add(key)
-        signum = getattr(signal, name, signal.SIGTERM)
-        if not pool.terminate(key, signum):
-            logger.warning(
-                "the %s pool cannot end %s: it runs on", pool.kind, self._leases[key].id
-            )
+    def _terminate(self, pool: Pool, wanted: Mapping[int, str]) -> None:
+        """End the runs of these messages, each with the signal that was asked for."""
+        for number, lease in list(self._leases.items()):
+            name = wanted.get(lease.key)
+            if name is None or self._terminating.get(number) == name:
+                continue
+            self._terminating[number] = name  # another signal than before is sent as well
+            if not pool.terminate(number, _number(name)):
+                logger.warning(
+                    "the %s pool cannot end Task %s[%s]: it runs on",
+                    pool.kind,
+                    lease.task,
+                    lease.id,
+                )
 
     def _child_ready(self) -> None:
         self._ready += 1
         if self._ready != min(self.concurrency, self._pool_size()):
             return
-        logger.info("ready")
+        logger.info(
+            "%s is ready: %d × %s, queues %s",
+            self.hostname,
+            self.concurrency,
+            self.pool_kind,
+            ", ".join(self.queues),
+        )
         if self.notify is not None:
             self.notify.ready()
             self.notify.status(f"{self.concurrency} children, queues {', '.join(self.queues)}")
@@ -478,9 +542,10 @@ class Worker:
     def _timeout(self, pool: Pool) -> float | None:
         """Return how long to sleep: until the first thing that is due."""
         now = time.monotonic()
+        timers = pool.tick(now)
         wake_at = min(self._next_beat, self._next_upkeep, self._next_look)
         if self._try_again > now:
-            wake_at = min(wake_at, self._try_again)
+            wake_at = self._try_again  # until then the store is left alone
         elif self._settlements or (self._look and not self._stopping and pool.capacity()):
             return 0
         if self._next_due is not None and not self._stopping:
@@ -489,7 +554,6 @@ class Worker:
             wake_at = min(wake_at, self._deadline)
         if self.notify is not None and self.notify.watchdog_interval:
             wake_at = min(wake_at, self._next_watchdog)
-        timers = pool.tick(now)
         timeout = max(0.0, wake_at - now)
         return timeout if timers is None else min(timeout, timers)
 
@@ -498,16 +562,16 @@ class Worker:
         if self._hang_up or self._dump_wanted:
             self._obey_signals()
         if self._next_due is not None and self._next_due <= self._broker.clock.now():
+            self._next_due = None  # the next claim tells what comes after it
             self._look = True
         if now >= self._next_look:
             self._next_look = now + _BACKSTOP
-            self._look = True
-        if self._watch_peers:
-            self._find_peers()
-        if now >= self._next_beat:
-            self._beat(now)
-        if now >= self._next_upkeep:
-            self._upkeep(now)
+            self._look = self._orders = True
+        if now >= self._try_again:
+            try:
+                self._keep_store(now)
+            except (BrokerUnavailable, QueueFull) as exc:
+                self._postpone(exc, now)
         if self._deadline is not None and now >= self._deadline:
             self._wanted_stop = 2
         notify = self.notify
@@ -515,54 +579,63 @@ class Worker:
             self._next_watchdog = now + notify.watchdog_interval
             notify.watchdog()
 
+    def _keep_store(self, now: float) -> None:
+        """Do what is due in the store. Each call may fail, and is then made again."""
+        if self._given_up:
+            self._come_back()
+        if now >= self._next_beat:
+            self._beat(now)
+        if self._reclaim_now:
+            self._reclaim()
+        if self._watch_peers:
+            self._find_peers()
+        if now >= self._next_upkeep:
+            more = self._broker.maintain()
+            self._next_upkeep = now + (0.05 if more else _UPKEEP)
+
     def _beat_interval(self) -> float:
         return min(_SLOWEST_BEAT, self._broker.lease_timeout / _BEATS_PER_LEASE)
 
     def _beat(self, now: float) -> None:
-        self._next_beat = now + self._beat_interval()
-        try:
-            alive = self._broker.beat(self.id)
-            if alive:
-                self._reclaim()
-        except (BrokerUnavailable, QueueFull) as exc:
-            logger.error("no heartbeat: %s", exc)  # noqa: TRY400 (the cause is the message)
-            return
-        if not alive:
+        if not self._broker.beat(self.id):
             self._come_back()
-
-    def _upkeep(self, now: float) -> None:
-        try:
-            more = self._broker.maintain()
-        except (BrokerUnavailable, QueueFull) as exc:
-            logger.error("no upkeep: %s", exc)  # noqa: TRY400 (the cause is the message)
-            more = False
-        self._next_upkeep = now + (0.05 if more else _UPKEEP)
+        self._next_beat = now + self._beat_interval()
+        self._reclaim_now = True
+        signals.heartbeat_sent.send(sender=self)
 
     # The others
 
     def _reclaim(self) -> None:
         if taken := self._broker.reclaim(self.id):
-            logger.warning("took back %d messages of workers that died", taken)
+            logger.warning("took back %s of workers that died", _count("message", taken))
             self._look = True
+        self._reclaim_now = False
 
     def _find_peers(self) -> None:
         """Watch the processes of the other workers: their death wakes this loop."""
-        self._watch_peers = False
-        for fd in self._peers:
-            self._selector.unregister(fd)
-            os.close(fd)
+        self._forget_peers()
         self._peers = self._broker.peers()
         for fd in self._peers:
             self._selector.register(fd, selectors.EVENT_READ, self._on_peer_death)
+        self._watch_peers = False
+
+    def _forget_peers(self) -> None:
+        for fd in self._peers:
+            self._selector.unregister(fd)
+            os.close(fd)
+        self._peers = []
 
     def _on_peer_death(self, _mask: int) -> None:
-        self._watch_peers = True
-        self._reclaim()
+        self._forget_peers()  # or the dead one would wake us until it is taken care of
+        self._watch_peers = self._reclaim_now = True
 
     def _on_wake_up(self, _mask: int) -> None:
         assert self._mailbox is not None
-        if HELLO in self._mailbox.receive():
+        words = self._mailbox.receive()
+        if HELLO in words:
             self._watch_peers = True
+        if ORDERS in words:
+            self._orders = True
         self._look = True
 
     # Stopping
@@ -571,7 +644,10 @@ class Worker:
         warm = self._wanted_stop == 1
         self._stopping = self._wanted_stop
         signals.worker_shutting_down.send(
-            sender=self.hostname, sig="TERM", how="Warm" if warm else "Cold", exitcode=0
+            sender=self.hostname,
+            sig=self._stop_signal,
+            how="Warm" if warm else "Cold",
+            exitcode=self._exit_code,
         )
         if self.notify is not None:
             self.notify.stopping()
@@ -579,32 +655,36 @@ class Worker:
         if warm:
             if running := len(pool.running()):
                 logger.warning(
-                    "stopping: %d tasks running, %g s for them to end; "
-                    "a second signal gives them back now",
-                    running,
+                    "stopping: %s running, %g s to end; a second signal gives back now "
+                    "what runs",
+                    _count("task", running),
                     self.grace,
                 )
             self._deadline = time.monotonic() + self.grace
             pool.stop()
         else:
             if running := len(pool.running()):
-                logger.warning("stopping now: %d running tasks are given back", running)
-            self._deadline = None
+                logger.warning("stopping now: %s given back", _count("running task", running))
+            self._deadline = time.monotonic() + _LAST_TRIES
             pool.stop(kill=True)
 
     def _is_over(self, pool: Pool) -> bool:
         if self._stopping:
-            if self._exit_code == EXIT_BROKEN and self._try_again:
+            if self._stopping == 2 and self._try_again and self._is_late():
+                logger.critical(
+                    "stopping: the store could not be reached, so %s not recorded; "
+                    "another worker will find out and start them again",
+                    _count("outcome", len(self._settlements)),
+                )
+                self._exit_code = EXIT_STORE
                 return True
             return not (pool.alive() or self._leases or self._settlements)
         if self.burst and self._ready and not (self._look or self._leases or self._settlements):
             self._wanted_stop = max(self._wanted_stop, 1)
         return False
 
-    def _abandon(self) -> None:
-        """Kill the children: what they do now can be recorded nowhere."""
-        if self.pool is not None:
-            self.pool.stop(kill=True)
+    def _is_late(self) -> bool:
+        return self._deadline is not None and time.monotonic() >= self._deadline
 
     # Signals
 
@@ -633,8 +713,9 @@ class Worker:
             signal.set_wakeup_fd(old_fd)
 
     def _on_stop_signal(
-        self, _number: int, _frame: FrameType | None, *, cold: bool = False
+        self, number: int, _frame: FrameType | None, *, cold: bool = False
     ) -> None:
+        self._stop_signal = signal.Signals(number).name
         self._wanted_stop = 2 if cold or self._wanted_stop else 1
 
     def _on_hang_up(self, _number: int, _frame: FrameType | None) -> None:
@@ -648,13 +729,27 @@ class Worker:
         if self._hang_up:
             self._hang_up = False
             logger.warning("replacing all children, one at a time")
+            if self.notify is not None:
+                self.notify.reloading()
             self.pool.roll()
+            if self.notify is not None:
+                self.notify.ready()
         if self._dump_wanted:
             self._dump_wanted = False
-            import faulthandler  # late: for this one signal
+            self._dump(self.pool)
 
-            faulthandler.dump_traceback()
-            self.pool.dump()
+    def _dump(self, pool: Pool) -> None:
+        """Write the stacks of this process and its children to standard error."""
+        import faulthandler  # late: for this one signal
+
+        children = [pid for pid in pool.pids() if pid != os.getpid()]
+        header = f"Stacks of worker {os.getpid()}"
+        if children:
+            header += f" and its children {', '.join(map(str, children))}"
+        os.write(2, f"{header}\n\n".encode())
+        if children:
+            faulthandler.dump_traceback(file=2)  # a pool without children includes us
+        pool.dump()
 
     def _nudge(self) -> None:
         with contextlib.suppress(OSError):
@@ -669,8 +764,8 @@ class Worker:
         return self._tasks
 
     def _limits_of(self, name: str) -> tuple[float | None, float | None]:
-        """Return the soft and the hard limit that a task has here unless its message
-        says otherwise: the task's own, else the worker's."""
+        """Return the soft and the hard limit that a task has here, in seconds, unless its
+        message says otherwise: the task's own, else the worker's."""
         found = self._limits.get(name)
         if found is None:
             task = self.app.tasks.get(name)
@@ -680,13 +775,25 @@ class Worker:
             )
         return found
 
+    def _limits_for(self, lease: Lease) -> tuple[float | None, float | None]:
+        """Return the soft and the hard limit of one run."""
+        soft, hard = self._limits_of(lease.task)
+        packed = lease.packed
+        return (
+            soft if packed[9] is None else packed[9],
+            hard if packed[8] is None else packed[8],
+        )
+
 
 class _Keeper:
-    """Beats for a solo worker, whose only thread is busy with a task for a long time."""
+    """Beats for a solo worker, whose only thread is busy with a task for a long time.
 
-    def __init__(self, broker: Broker, worker: int, interval: float) -> None:
-        self._broker = broker
+    It only beats. Should the worker be given up for dead, it finds out by itself.
+    """
+
+    def __init__(self, worker: Worker, broker: Broker, interval: float) -> None:
         self._worker = worker
+        self._broker = broker
         self._interval = interval
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="liteq-heartbeat", daemon=True)
@@ -695,7 +802,7 @@ class _Keeper:
     def _run(self) -> None:
         while not self._over.wait(self._interval):
             with contextlib.suppress(BrokerError):
-                self._broker.beat(self._worker)
+                self._broker.beat(self._worker.id)
 
     def stop(self) -> None:
         self._over.set()
@@ -710,7 +817,7 @@ def _load_tasks(reference: str | bytes) -> Mapping[str, TaskLike]:
 
 
 def _queues(
-    app: Liteq[Any], wanted: Sequence[str] | None, excluded: Iterable[str]
+    app: Liteq, wanted: Sequence[str] | None, excluded: Iterable[str]
 ) -> tuple[str, ...]:
     names = app.select_queues(wanted)
     left_out = set(excluded)
@@ -737,4 +844,10 @@ def _node_name(name: str | None) -> str:
     return text if "@" in text else f"{text}@{host}"
 
 
-WorkerExit = (WorkerShutdown, WorkerTerminate)
+def _number(name: str) -> int:
+    """Return a signal's number: of `SIGTERM`, if this system has none of that name."""
+    return int(getattr(signal, name, signal.SIGTERM))
+
+
+def _count(noun: str, number: int) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

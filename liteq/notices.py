@@ -1,0 +1,175 @@
+"""What a worker says, to its log and to signal receivers, about messages whose fate only
+its parent process knows: no child lived to tell, or none ever saw them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from liteq import signals
+from liteq.brokers.base import Lease
+from liteq.context import Context
+from liteq.einfo import ExceptionInfo
+from liteq.exceptions import NotRegistered, TimeLimitExceeded, WorkerLostError
+from liteq.plan import TaskLike
+from liteq.serializers import loads_call
+
+__all__ = ["Notices"]
+
+logger = logging.getLogger("liteq.worker")
+
+
+class Notices:
+    """Speaks for one worker. `sender` is what task signals name as the consumer, `tasks`
+    gives the tasks by name, `accept` the formats in which bodies are read for receivers."""
+
+    def __init__(
+        self,
+        sender: object,
+        tasks: Callable[[], Mapping[str, TaskLike]],
+        *,
+        hostname: str,
+        accept: Sequence[str],
+    ) -> None:
+        self._sender = sender
+        self._tasks = tasks
+        self._hostname = hostname
+        self._accept = tuple(accept)
+        self._unknown: set[str] = set()
+
+    def received(self, lease: Lease) -> None:
+        """A message was claimed. Call only if the signal has receivers: it is not cheap."""
+        signals.task_received.send(self._sender, request=self._request(lease))
+
+    def parked(self, lease: Lease) -> None:
+        """A message was left for a worker that knows its task. Each name is said once."""
+        reason = f"unknown task {lease.task!r}"
+        if lease.task not in self._unknown:
+            self._unknown.add(lease.task)
+            logger.warning(
+                "%s: its messages are left for a worker that has it (is its module imported "
+                "here, or is another worker's code newer?); the first is %s",
+                reason,
+                lease.id,
+                extra=_about(lease, "parked"),
+            )
+        if signals.task_unknown.receivers:
+            signals.task_unknown.send(
+                self._sender,
+                message=lease.message,
+                exc=NotRegistered(reason),
+                name=lease.task,
+                id=lease.id,
+            )
+
+    def expired(self, lease: Lease) -> None:
+        """A message was revoked because it had expired before its start."""
+        logger.info(
+            "Task %s[%s] expired before its start",
+            lease.task,
+            lease.id,
+            extra=_about(lease, "revoked"),
+        )
+        self._revoked(lease, terminated=False, signum=None, expired=True)
+
+    def terminated(self, lease: Lease, signum: int) -> None:
+        """A run was ended because somebody revoked it with `terminate`."""
+        logger.warning(
+            "Task %s[%s] was terminated", lease.task, lease.id, extra=_about(lease, "revoked")
+        )
+        self._revoked(lease, terminated=True, signum=signum, expired=False)
+
+    def timed_out(self, lease: Lease, limit: float) -> None:
+        """A run was killed at its hard time limit."""
+        logger.error(
+            "Task %s[%s] was killed at its time limit of %g s",
+            lease.task,
+            lease.id,
+            limit,
+            extra=_about(lease, "failed"),
+        )
+        self._failed(lease, TimeLimitExceeded(limit))
+
+    def lost(self, lease: Lease, reason: str, max_deliveries: int) -> None:
+        """The process died under a run."""
+        last = lease.is_last_start(max_deliveries)
+        if not last:
+            what = "it is started again"
+        elif lease.packed[10]:
+            what = f"start {lease.delivery} was the last allowed, it is a dead letter now"
+        else:
+            what = "it has acks_late=False, so it has failed"
+        logger.error(
+            "Task %s[%s] lost its process (%s): %s",
+            lease.task,
+            lease.id,
+            reason,
+            what,
+            extra=_about(lease, "lost"),
+        )
+        if not last:
+            return
+        self._failed(lease, WorkerLostError(reason))
+        if lease.packed[10]:
+            self._dead(lease, reason)
+
+    def undecodable(self, lease: Lease, reason: str) -> None:
+        """A child could not make sense of a message, which is a dead letter now."""
+        if signals.task_rejected.receivers:
+            signals.task_rejected.send(self._sender, message=lease.message, exc=None)
+        self._dead(lease, reason)
+
+    def _dead(self, lease: Lease, reason: str) -> None:
+        if signals.task_dead.receivers:
+            signals.task_dead.send(self._sender, id=lease.id, name=lease.task, reason=reason)
+
+    def _failed(self, lease: Lease, exc: Exception) -> None:
+        if signals.task_failure.receivers:
+            args, kwargs = self._arguments(lease)
+            signals.task_failure.send(
+                self._task(lease),
+                task_id=lease.id,
+                exception=exc,
+                args=args,
+                kwargs=kwargs,
+                traceback=None,
+                einfo=ExceptionInfo(exc),
+            )
+
+    def _revoked(
+        self, lease: Lease, *, terminated: bool, signum: int | None, expired: bool
+    ) -> None:
+        if signals.task_revoked.receivers:
+            signals.task_revoked.send(
+                self._task(lease),
+                request=self._request(lease),
+                terminated=terminated,
+                signum=signum,
+                expired=expired,
+            )
+
+    def _task(self, lease: Lease) -> Any:
+        """Return the task, or its name where this worker does not have it."""
+        return self._tasks().get(lease.task, lease.task)
+
+    def _request(self, lease: Lease) -> Context:
+        args, kwargs = self._arguments(lease)
+        return Context.of(lease.packed, lease.delivery, args, kwargs, hostname=self._hostname)
+
+    def _arguments(self, lease: Lease) -> tuple[Any, Any]:
+        message = lease.message
+        try:
+            return loads_call(message.body, message.content_type, self._accept)
+        except Exception:  # noqa: BLE001 (pickle may raise anything; the child says so)
+            return None, None
+
+
+def _about(lease: Lease, outcome: str) -> dict[str, Any]:
+    return {
+        "task": lease.task,
+        "task_id": lease.id,
+        "attempt": lease.delivery,
+        "queue": lease.packed[3],
+        "outcome": outcome,
+    }

@@ -1,0 +1,798 @@
+"""Real workers under real signals: how they stop, what they survive, what they promise."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from world import make, wait_until
+
+from liteq.exceptions import (
+    QueueFull,
+    TaskRevokedError,
+    TimeLimitExceeded,
+    WorkerLostError,
+)
+from liteq.message import Message
+from processes.shop import Shop, is_running, pause
+
+pytestmark = pytest.mark.process
+
+OpenShop = Callable[..., Shop]
+
+
+@pytest.fixture
+def open_shop(tmp_path: Path) -> Iterator[OpenShop]:
+    opened: list[Shop] = []
+
+    def make_shop(source: str = "", **conf: Any) -> Shop:
+        opened.append(Shop(tmp_path, source, **conf))
+        return opened[-1]
+
+    yield make_shop
+    for shop in opened:
+        shop.close()
+
+
+# How a worker stops
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_warm_stop_finishes_what_runs_and_leaves_nothing(
+    open_shop: OpenShop, signum: int
+) -> None:
+    shop = open_shop()
+    running = [shop.hold(), shop.hold()]
+    waiting = shop.hold()
+    worker = shop.start("-c", "2")
+    shop.wait_start(count=2)
+    children = shop.children(worker)
+
+    worker.send_signal(signum)
+    shop.wait(lambda: "stopping: 2 tasks running" in shop.log(), worker)
+    shop.release()
+
+    assert worker.wait(20) == 0
+    assert [one.get(timeout=1) for one in running] == [["hold", 1]] * 2
+    assert (shop.record(waiting).state, shop.record(waiting).deliveries) == ("queued", 0)
+    assert not any(map(is_running, children))
+    assert shop.left_behind() == []
+
+
+def test_look_ahead_that_was_not_started_comes_back_uncounted(open_shop: OpenShop) -> None:
+    shop = open_shop("@app.task\ndef tick(i):\n    note('tick', i)\n")
+    results = [shop.tasks.tick.delay(i) for i in range(800)]
+    worker = shop.start("-c", "2", "-l", "warning", ready=False)
+    shop.wait(lambda: len(shop.notes("tick")) > 100, worker)
+
+    assert shop.stop(worker) == 0
+
+    records = shop.app.broker.get([one.id for one in results]).values()
+    ends = [(record.state, record.deliveries) for record in records]
+    assert set(ends) <= {("succeeded", 1), ("queued", 0)}
+    assert ends.count(("succeeded", 1)) == len(shop.notes("tick"))
+
+
+def test_after_the_grace_period_another_worker_starts_what_ran(open_shop: OpenShop) -> None:
+    shop = open_shop()
+    result = shop.hold()
+    first = shop.start("-c", "1", "--grace", "0.2", name="first")
+    shop.wait_start()
+    shop.start("-c", "1", name="second")
+
+    assert shop.stop(first) == 0
+    given_back = time.time()
+    number, _, began = shop.wait_start(count=2)
+    shop.release()
+
+    assert number == "1"  # the delivery that was given back does not count
+    assert float(began) < given_back + 1.0
+    assert result.get(timeout=10) == ["hold", 1]
+
+
+@pytest.mark.parametrize("signums", [(signal.SIGTERM, signal.SIGINT), (signal.SIGQUIT,)])
+def test_a_second_signal_or_quit_gives_back_at_once(
+    open_shop: OpenShop, signums: tuple[int, ...]
+) -> None:
+    shop = open_shop()
+    result = shop.hold()
+    worker = shop.start("-c", "1")
+    pid = int(shop.wait_start()[1])
+
+    for signum in signums[:-1]:
+        worker.send_signal(signum)
+        shop.wait(lambda: "stopping: 1 task running" in shop.log(), worker)
+    began = time.monotonic()
+
+    assert shop.stop(worker, signums[-1]) == 0
+    assert time.monotonic() - began < 5  # the grace period is 20
+    assert (shop.record(result).state, shop.record(result).deliveries) == ("queued", 0)
+    assert not is_running(pid)
+    assert shop.left_behind() == []
+
+
+def test_a_cold_stop_never_lets_an_early_acknowledged_task_start_again(
+    open_shop: OpenShop,
+) -> None:
+    shop = open_shop(task_acks_late=False)
+    result = shop.hold()
+    worker = shop.start("-c", "1")
+    shop.wait_start()
+
+    assert shop.stop(worker, signal.SIGQUIT) == 0
+
+    with pytest.raises(WorkerLostError, match="stopped before the task had ended"):
+        result.get(timeout=1)
+
+
+def test_a_hang_up_replaces_all_children_and_loses_no_task(open_shop: OpenShop) -> None:
+    shop = open_shop()
+    held = shop.hold()
+    worker = shop.start("-c", "2")
+    shop.wait_start()
+    before = set(shop.children(worker))
+
+    worker.send_signal(signal.SIGHUP)
+    shop.wait(lambda: "replacing all children" in shop.log(), worker)
+    others = [shop.tasks.add.delay(i, 1) for i in range(10)]
+    shop.release()
+
+    assert held.get(timeout=10) == ["hold", 1]
+    assert [one.get(timeout=10) for one in others] == list(range(1, 11))
+    shop.wait(lambda: len(new := set(shop.children(worker))) == 2 and not new & before, worker)
+    assert shop.stop(worker) == 0
+
+
+def test_usr1_writes_the_stacks_of_the_worker_and_its_children(open_shop: OpenShop) -> None:
+    shop = open_shop()
+    shop.hold()
+    worker = shop.start("-c", "1")
+    pid = shop.wait_start()[1]
+
+    worker.send_signal(signal.SIGUSR1)
+
+    stack = re.compile(r'tasks\.py", line \d+ in hold')
+    shop.wait(lambda: stack.search(shop.log()), worker)
+    assert f"Stacks of worker {worker.pid} and its children {pid}" in shop.log()
+    assert re.search(r'worker\.py", line \d+ in _loop', shop.log())
+
+
+# A child that dies
+
+
+def test_a_killed_child_costs_one_attempt_and_the_caller_sees_only_the_end(
+    open_shop: OpenShop,
+) -> None:
+    shop = open_shop()
+    result = shop.hold()
+    got: list[Any] = []
+    waiter = threading.Thread(target=lambda: got.append(result.get(timeout=20)))
+    shop.start("-c", "1")
+    pid = int(shop.wait_start()[1])
+    waiter.start()
+
+    os.kill(pid, signal.SIGKILL)
+    killed = time.time()
+    seen = set()
+    while len(shop.starts()) < 2:
+        seen.add(shop.app.AsyncResult(result.id).state)
+        pause()
+    shop.release()
+    waiter.join(20)
+
+    number, second, began = shop.starts()[1]
+    assert (number, float(began) < killed + 1.0) == ("2", True)
+    assert int(second) != pid
+    assert got == [["hold", 2]]
+    assert seen <= {"PENDING", "STARTED"}
+    assert "lost its process (the child process ended: signal 9 (SIGKILL))" in shop.log()
+
+
+def test_a_task_that_kills_its_process_is_a_dead_letter_after_max_deliveries(
+    open_shop: OpenShop,
+) -> None:
+    shop = open_shop(
+        "@app.task\ndef poison():\n    note('poison')\n    os.kill(os.getpid(), 9)\n"
+    )
+    result = shop.tasks.poison.delay()
+    shop.start("-c", "1")
+
+    with pytest.raises(WorkerLostError, match="SIGKILL"):
+        result.get(timeout=20)
+
+    assert len(shop.notes("poison")) == 3
+    (dead,) = shop.app.broker.browse("dead")
+    assert dead.id == result.id
+    assert dead.dead is not None
+    assert "started 3 times" in dead.dead
+    assert "SIGKILL" in dead.dead
+    assert shop.tasks.add.delay(1, 2).get(timeout=10) == 3
+
+
+def test_an_early_acknowledged_task_is_never_started_again(open_shop: OpenShop) -> None:
+    shop = open_shop(task_acks_late=False)
+    result = shop.hold()
+    shop.start("-c", "1")
+    os.kill(int(shop.wait_start()[1]), signal.SIGKILL)
+
+    with pytest.raises(WorkerLostError):
+        result.get(timeout=10)
+
+    assert shop.tasks.add.delay(1, 2).get(timeout=10) == 3
+    assert len(shop.starts()) == 1
+
+
+def test_a_killed_worker_is_survived_by_nobody_and_succeeded_at_once(
+    open_shop: OpenShop,
+) -> None:
+    shop = open_shop()
+    result = shop.hold()
+    first = shop.start("-c", "1", name="first")
+    pid = int(shop.wait_start()[1])
+    second = shop.start("-c", "1", name="second")
+
+    first.kill()
+    killed = time.time()
+    number, _, began = shop.wait_start(count=2)
+    shop.release()
+
+    assert (number, float(began) < killed + 1.0) == ("2", True)
+    assert result.get(timeout=10) == ["hold", 2]
+    wait_until(lambda: not is_running(pid))
+    assert "took back 1 message of workers that died" in shop.log("second")
+    assert shop.stop(second) == 0
+    first.wait()
+    assert shop.left_behind() == []
+
+
+# Time limits
+
+LIMITED = """
+@app.task(soft_time_limit=0.1)
+def soft():
+    try:
+        while True:
+            time.sleep(0.01)
+    except SoftTimeLimitExceeded:
+        return "cleaned up"
+
+@app.task(time_limit=0.5)
+def hard():
+    process = subprocess.Popen(["sleep", "1000"])
+    note("hard", os.getpid(), process.pid)
+    process.wait()
+
+@app.task
+def endless():
+    time.sleep(1000)
+"""
+
+
+def test_limits_of_the_task_are_kept(open_shop: OpenShop) -> None:
+    shop = open_shop(LIMITED)
+    shop.start("-c", "1")
+
+    assert shop.tasks.soft.delay().get(timeout=10) == "cleaned up"
+    result = shop.tasks.hard.delay()
+    with pytest.raises(TimeLimitExceeded, match=re.escape("0.5")):
+        result.get(timeout=10)
+
+    pids = [int(word) for word in shop.notes("hard")[0][1:]]
+    wait_until(lambda: not any(map(is_running, pids)))
+    assert shop.tasks.add.delay(1, 2).get(timeout=10) == 3  # the slot has a new child
+    attempts = shop.app.broker.attempts(result.id)
+    assert [attempt.outcome for attempt in attempts] == ["failed"]
+    assert shop.log().count("was killed at its time limit of 0.5 s") == 1
+
+
+def test_limits_of_the_worker_yield_to_those_of_the_message(open_shop: OpenShop) -> None:
+    shop = open_shop(LIMITED, task_time_limit=1000)
+    shop.start("-c", "2", "--time-limit", "0.4", "--soft-time-limit", "0.2")
+
+    by_flag = shop.tasks.endless.delay()
+    by_message = shop.tasks.endless.apply_async(time_limit=0.1)
+    longer = shop.hold(soft_time_limit=1000, time_limit=1000)
+
+    with pytest.raises(Exception, match="SoftTimeLimitExceeded"):
+        by_flag.get(timeout=10)
+    with pytest.raises(TimeLimitExceeded, match=re.escape("0.1")):
+        by_message.get(timeout=10)
+    wait_until(lambda: time.time() > float(shop.wait_start()[2]) + 0.6)
+    shop.release()
+    assert longer.get(timeout=10) == ["hold", 1]
+
+
+# Revoking
+
+
+def test_what_is_revoked_before_its_start_never_starts(open_shop: OpenShop) -> None:
+    shop = open_shop()
+    revoked, later = shop.hold("a"), shop.hold("b", countdown=0.3)
+    shop.release("a", "b", "c")
+    assert (revoked.revoke(), later.revoke()) == ("revoked", "revoked")
+
+    shop.start("-c", "1", name="first")
+    assert shop.hold("c").get(timeout=10) == ["c", 1]
+    shop.start("-c", "1", name="second")
+    assert shop.hold("c", countdown=0.4).get(timeout=10) == ["c", 1]
+
+    assert shop.starts("a") == shop.starts("b") == []
+    assert (revoked.state, later.state) == ("REVOKED", "REVOKED")
+
+
+def test_what_is_revoked_while_it_runs_gets_no_further_attempt(open_shop: OpenShop) -> None:
+    shop = open_shop("""
+@app.task(bind=True)
+def again(self):
+    note("start", "again", self.request.retries)
+    while not os.path.exists(FOLDER + "/go-again"):
+        time.sleep(0.005)
+    raise self.retry(countdown=0)
+""")
+    result = shop.tasks.again.delay()
+    shop.start("-c", "1")
+    shop.wait_start("again")
+
+    assert result.revoke() == "running"
+    shop.release("again")
+
+    with pytest.raises(TaskRevokedError, match="revoked"):
+        result.get(timeout=10)
+    assert len(shop.starts("again")) == 1
+
+
+def test_terminate_ends_that_run_and_no_other_though_no_child_is_free(
+    open_shop: OpenShop,
+) -> None:
+    shop = open_shop()
+    ended, spared = shop.hold("a"), shop.hold("b")
+    shop.start("-c", "2")
+    pid = int(shop.wait_start("a")[1])
+    shop.wait_start("b")
+
+    began = time.monotonic()
+    assert ended.revoke(terminate=True) == "signalled"
+    with pytest.raises(TaskRevokedError, match="terminated"):
+        ended.get(timeout=10)
+
+    assert time.monotonic() - began < 0.8  # by its wake-up, not by the look each second
+    assert not is_running(pid)
+    shop.release("b")
+    assert spared.get(timeout=10) == ["b", 1]
+    assert len(shop.starts("a")) == 1
+
+
+def test_terminate_is_heard_during_a_warm_stop(open_shop: OpenShop) -> None:
+    shop = open_shop()
+    result = shop.hold()
+    worker = shop.start("-c", "1")
+    shop.wait_start()
+    worker.send_signal(signal.SIGTERM)
+    shop.wait(lambda: "stopping: 1 task running" in shop.log(), worker)
+
+    result.revoke(terminate=True)
+
+    with pytest.raises(TaskRevokedError, match="terminated"):
+        result.get(timeout=10)
+    assert worker.wait(20) == 0
+
+
+def test_a_run_that_ignores_one_signal_is_sent_the_next(open_shop: OpenShop) -> None:
+    shop = open_shop("""
+@app.task
+def stubborn():
+    signal.signal(signal.SIGTERM, lambda *_: note("ignored"))
+    note("start", "stubborn")
+    while True:
+        time.sleep(0.01)
+""")
+    result = shop.tasks.stubborn.delay()
+    worker = shop.start("-c", "1")
+    shop.wait_start("stubborn")
+
+    result.revoke(terminate=True)
+    shop.wait(lambda: shop.notes("ignored"), worker)
+    assert result.state != "REVOKED"
+    result.revoke(terminate=True, signal="KILL")
+
+    with pytest.raises(TaskRevokedError, match="terminated"):
+        result.get(timeout=10)
+
+
+# Messages that are not what they should be
+
+
+def test_an_unknown_task_is_left_for_a_worker_that_knows_it(open_shop: OpenShop) -> None:
+    shop = open_shop("@app.task\ndef newer():\n    return 'new'\n")
+    code = (shop.folder / "tasks.py").read_text()
+    (shop.folder / "old").mkdir()
+    (shop.folder / "old" / "tasks.py").write_text(code.replace("def newer", "def older"))
+    shop.start("-c", "1", "--workdir", "old", name="old")
+    result = shop.tasks.newer.delay()
+    wait_until(lambda: result.detail == "parked")
+
+    assert shop.tasks.add.delay(1, 2).get(timeout=10) == 3
+    assert "unknown task 'tasks.newer'" in shop.log("old")
+    assert result.state == "PENDING"
+    shop.start("-c", "1", name="new")
+
+    assert result.get(timeout=10) == "new"
+
+
+def test_bodies_that_make_no_sense_are_dead_letters_and_harm_nobody(
+    open_shop: OpenShop,
+) -> None:
+    shop = open_shop()
+    bodies = [b"", b"\xff\xfe", b"{}", b"[1]", b"null", b"[[1], {}", b"[" * 100_000]
+    bad = [make("tasks.add", body) for body in bodies]
+    bad.append(Message(make().id, "tasks.add", b"[[1, 2], {}]", content_type="yaml"))
+    bad.append(Message(make().id, "tasks.add", b"cos\nsystem\n.", content_type="pickle"))
+    for message in bad:
+        shop.app.broker.enqueue([message])
+    worker = shop.start("-c", "1")
+
+    assert shop.tasks.add.delay(1, 2).get(timeout=10) == 3
+    wait_until(lambda: len(shop.app.broker.browse("dead")) == len(bad), within=10)
+    for record in shop.app.broker.browse("dead"):
+        assert record.dead is not None
+        assert "undecodable body" in record.dead
+        assert record.deliveries == 1
+    assert worker.poll() is None
+
+
+# Queues and time
+
+
+def test_queues_are_chosen_and_excluded(open_shop: OpenShop) -> None:
+    shop = open_shop(task_queues="high,low,default")
+    shop.release()
+    high, low, other = (shop.hold(queue=name) for name in ("high", "low", "default"))
+
+    ended = shop.start("-c", "1", "-Q", "high,low", "-X", "low", "--burst", ready=False)
+    assert ended.wait(20) == 0
+    assert (high.state, low.state, other.state) == ("SUCCESS", "PENDING", "PENDING")
+
+    ended = shop.start("-c", "1", "-X", "low", "--burst", ready=False)
+    assert ended.wait(20) == 0
+    assert (low.state, other.state) == ("PENDING", "SUCCESS")
+
+
+def test_a_delayed_task_starts_on_time_and_never_early(open_shop: OpenShop) -> None:
+    shop = open_shop("""
+@app.task(bind=True)
+def once_more(self):
+    note("start", "retried", self.request.retries, os.getpid(), time.time())
+    if not self.request.retries:
+        raise self.retry(countdown=0.3)
+""")
+    shop.release("a", "b")
+    shop.start("-c", "1")
+    late = []
+    for name in ("a", "b"):
+        due = time.time() + 0.3
+        shop.hold(name, countdown=0.3).get(timeout=10)
+        late.append(float(shop.starts(name)[0][2]) - due)
+    shop.tasks.once_more.delay().get(timeout=10)
+    first, second = (float(words[2]) for words in shop.starts("retried"))
+    late.append(second - first - 0.3)
+
+    assert all(0 <= one <= 0.25 for one in late), late  # 0.05 on a machine of one's own
+    assert min(late) <= 0.05, late
+
+
+# Children that are replaced
+
+
+def test_a_child_is_replaced_after_its_tasks_or_its_memory(open_shop: OpenShop) -> None:
+    shop = open_shop("""
+@app.task
+def pid():
+    return os.getpid()
+
+@app.task
+def hoard():
+    global kept
+    kept = b"x" * 150_000_000
+    return os.getpid()
+""")
+    limits = ("--max-tasks-per-child", "3", "--max-memory-per-child", "100000")
+    shop.start("-c", "1", *limits)
+
+    pids = [shop.tasks.pid.delay().get(timeout=10) for _ in range(6)]
+    assert [pids.count(pid) for pid in dict.fromkeys(pids)] == [3, 3]
+    hoarder = shop.tasks.hoard.delay().get(timeout=10)
+    assert shop.tasks.pid.delay().get(timeout=10) != hoarder
+
+
+@pytest.mark.parametrize(
+    ("source", "flags", "said"),
+    [
+        ("", ("--max-memory-per-child", "1000"), "before its first task"),
+        (
+            "@signals.worker_process_init.connect\ndef die(**_):\n    os._exit(3)\n",
+            (),
+            "children keep ending at their start: exit status 3",
+        ),
+    ],
+)
+def test_a_worker_that_can_have_no_children_ends_and_says_why(
+    open_shop: OpenShop, source: str, flags: tuple[str, ...], said: str
+) -> None:
+    shop = open_shop(source)
+    result = shop.hold()
+
+    worker = shop.start("-c", "2", *flags, ready=False)
+
+    assert worker.wait(20) == 1
+    assert said in shop.log()
+    assert (shop.record(result).state, shop.record(result).deliveries) == ("queued", 0)
+    assert shop.left_behind() == []
+
+
+def test_a_receiver_that_fails_at_the_start_of_a_child_is_only_logged(
+    open_shop: OpenShop,
+) -> None:
+    shop = open_shop(
+        "@signals.worker_process_init.connect\ndef broken(**_):\n    raise KeyError('no')\n"
+    )
+    shop.start("-c", "1")
+
+    assert shop.tasks.add.delay(1, 2).get(timeout=10) == 3
+    assert "KeyError: 'no'" in shop.log()
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "asyncio", "solo"])
+def test_a_burst_runs_plain_and_async_tasks_and_ends_with_0(
+    open_shop: OpenShop, pool: str
+) -> None:
+    shop = open_shop("""
+@app.task
+async def later(n):
+    await asyncio.sleep(0.001)
+    return n + 1
+""")
+    plain = [shop.tasks.add.delay(i, i) for i in range(20)]
+    later = [shop.tasks.later.delay(i) for i in range(20)]
+
+    worker = shop.start("-c", "2", "-P", pool, "--burst", ready=False)
+
+    assert worker.wait(20) == 0, shop.log()
+    assert [one.result for one in plain] == [2 * i for i in range(20)]
+    assert [one.result for one in later] == [i + 1 for i in range(20)]
+    assert shop.left_behind() == []
+
+
+# The store
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_store_that_is_deleted_or_replaced_ends_the_worker_with_6(
+    open_shop: OpenShop, replaced: bool
+) -> None:
+    shop = open_shop(worker_lease_timeout=3.0)
+    shop.hold()
+    worker = shop.start("-c", "1")
+    pid = int(shop.wait_start()[1])
+
+    store = shop.folder / "store" / "store.db"
+    if replaced:
+        shutil.copy(store, shop.folder / "copy")
+        os.replace(shop.folder / "copy", store)
+    else:
+        store.unlink()
+
+    assert worker.wait(10) == 6
+    assert not is_running(pid)
+    assert f"{store} was {'replaced' if replaced else 'deleted'} while in use" in shop.log()
+
+
+LOCKER = """
+import sys, apsw
+db = apsw.Connection(sys.argv[1])
+db.execute("BEGIN IMMEDIATE")
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def locker() -> Iterator[Callable[[Shop], subprocess.Popen[bytes]]]:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def lock(shop: Shop) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", LOCKER, str(shop.folder / "store" / "store.db")]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        started.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"locked\n"
+        process.send_signal(signal.SIGSTOP)
+        return process
+
+    yield lock
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def test_a_worker_outlasts_a_writer_that_holds_the_store(
+    open_shop: OpenShop, locker: Callable[[Shop], subprocess.Popen[bytes]]
+) -> None:
+    shop = open_shop(broker_transport_options={"busy_timeout": 0.2})
+    result = shop.hold()
+    worker = shop.start("-c", "1")
+    shop.wait_start()
+
+    writer = locker(shop)
+    shop.release()
+    shop.wait(lambda: shop.log().count("trying again") >= 2, worker)
+    assert result.state == "STARTED"
+    writer.kill()
+
+    assert result.get(timeout=10) == ["hold", 1]
+    assert shop.tasks.add.delay(1, 2).get(timeout=10) == 3
+
+
+def test_a_worker_told_to_stop_does_not_wait_for_ever_for_the_store(
+    open_shop: OpenShop, locker: Callable[[Shop], subprocess.Popen[bytes]]
+) -> None:
+    shop = open_shop(broker_transport_options={"busy_timeout": 0.2})
+    result = shop.hold()
+    worker = shop.start("-c", "1", "--grace", "0.1")
+    shop.wait_start()
+    writer = locker(shop)
+
+    assert shop.stop(worker) == 6
+    assert "1 outcome not recorded" in shop.log()
+    writer.kill()
+    writer.wait()
+    shop.release()
+    shop.start("-c", "1", name="second")
+
+    assert result.get(timeout=10) == ["hold", 2]
+
+
+def test_a_full_store_refuses_callers_and_is_worked_off(open_shop: OpenShop) -> None:
+    shop = open_shop(
+        broker_transport_options={"max_size": 2_000_000},
+        result_expires=3600,
+    )
+    blob = "x" * 50_000
+    taken: list[Any] = []
+    with pytest.raises(QueueFull):
+        taken.extend(shop.tasks.add.delay(blob, "y") for _ in range(100))
+    assert taken
+
+    worker = shop.start("-c", "2", "--burst", ready=False)
+
+    assert worker.wait(20) == 0, shop.log()
+    assert {one.state for one in taken} == {"SUCCESS"}
+
+
+# The heart
+
+
+def test_a_worker_stopped_beyond_its_lease_comes_back_under_a_new_id(
+    open_shop: OpenShop,
+) -> None:
+    # The other worker gives the first one up, but consumes another queue: so the first is
+    # given the very message of which its child still runs the first start.
+    shop = open_shop(worker_lease_timeout=1.0)
+    shop.start("-c", "1", "-Q", "other", name="other")
+    result = shop.hold()
+    worker = shop.start("-c", "2", name="frozen")
+    shop.wait_start()
+    (before,) = [info.id for info in shop.app.broker.workers() if "frozen" in info.name]
+
+    worker.send_signal(signal.SIGSTOP)
+    wait_until(lambda: "took back 1 message" in shop.log("other"), within=15)
+    worker.send_signal(signal.SIGCONT)
+    number, _, _ = shop.wait_start(count=2)
+    shop.release()
+
+    assert number == "2"
+    assert result.get(timeout=10) == ["hold", 2]
+    shop.wait(
+        lambda: "was refused: this worker had lost the lease" in shop.log("frozen"), worker
+    )
+    assert shop.tasks.add.delay(1, 2).get(timeout=10) == 3
+    (after,) = [info.id for info in shop.app.broker.workers() if "frozen" in info.name]
+    assert after != before
+    assert shop.stop(worker) == 0
+
+
+def test_a_solo_worker_keeps_the_lease_of_a_task_longer_than_it(open_shop: OpenShop) -> None:
+    shop = open_shop(worker_lease_timeout=0.5)
+    shop.start("-c", "1", "-Q", "other", name="other")
+    result = shop.hold()
+    shop.start("-P", "solo", name="solo")
+    began = float(shop.wait_start()[2])
+
+    wait_until(lambda: time.time() > began + 1.5)
+    shop.release()
+
+    assert result.get(timeout=10) == ["hold", 1]
+    assert "took back" not in shop.log("other")
+
+
+# What receivers of signals hear
+
+RECEIVERS = """
+def listen(name):
+    def receiver(sender=None, **kwargs):
+        request = kwargs.get("request")
+        words = {
+            "task_revoked": lambda: (sender.name, kwargs["terminated"], kwargs["expired"],
+                                     kwargs["signum"], request.args),
+            "task_received": lambda: (request.id,),
+            "task_unknown": lambda: (kwargs["name"], kwargs["id"]),
+            "task_failure": lambda: (sender.name, type(kwargs["exception"]).__name__,
+                                     kwargs["args"], os.getpid() == PARENT),
+            "task_dead": lambda: (kwargs["name"],),
+            "task_rejected": lambda: (kwargs["message"].task,),
+            "worker_shutting_down": lambda: (sender, kwargs["sig"], kwargs["how"]),
+        }.get(name, lambda: ())()
+        note("signal", name, *words)
+    getattr(signals, name).connect(receiver, weak=False)
+
+PARENT = os.getpid()
+for name in ("worker_init", "worker_ready", "worker_shutting_down", "worker_shutdown",
+             "worker_process_init", "worker_process_shutdown", "celeryd_init",
+             "celeryd_after_setup", "task_received", "task_revoked", "task_rejected",
+             "task_unknown", "task_failure", "task_dead"):
+    listen(name)
+
+@app.task(time_limit=0.2)
+def slow(n):
+    time.sleep(1000)
+
+@app.task(acks_late=False)
+def gone():
+    os._exit(1)
+"""
+
+
+def test_signals_are_sent_when_and_where_celery_sends_them(open_shop: OpenShop) -> None:
+    shop = open_shop(RECEIVERS)
+    broken = make("tasks.add", b"?")
+    unknown = make("tasks.nowhere")
+    worker = shop.start("-c", "2", "-P", "prefork", "-l", "info")
+    held = shop.hold()
+    shop.wait_start()
+    held.revoke(terminate=True)
+    expired = shop.hold("x", countdown=0.1, expires=0.05)
+    shop.app.broker.enqueue([broken, unknown])
+    slow, gone = shop.tasks.slow.delay(7), shop.tasks.gone.delay()
+    for one in (held, expired, slow, gone):
+        one.get(timeout=10, propagate=False)
+    wait_until(lambda: shop.app.broker.browse("dead"))
+    assert shop.stop(worker, signal.SIGINT) == 0
+
+    said = [" ".join(words[1:]) for words in shop.notes("signal")]
+    life = [line for line in said if not line.startswith(("task_", "worker_process"))]
+    assert life == [
+        "celeryd_init",
+        "worker_init",
+        "celeryd_after_setup",
+        "worker_ready",
+        "worker_shutting_down w@shop SIGINT Warm",
+        "worker_shutdown",
+    ]
+    assert said.count("worker_process_init") >= 2
+    assert said.count("worker_process_shutdown") == 2
+    assert "task_revoked tasks.hold True False 15 ('hold',)" in said
+    assert "task_failure tasks.slow TimeLimitExceeded (7,) True" in said
+    assert "task_failure tasks.gone WorkerLostError () True" in said
+    assert f"task_unknown tasks.nowhere {unknown.id}" in said
+    assert "task_rejected tasks.add" in said
+    assert "task_dead tasks.add" in said
+    assert {f"task_received {one.id}" for one in (held, slow, gone)} <= set(said)
