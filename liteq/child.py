@@ -14,6 +14,7 @@ to its parent, each a pair of Unix sockets:
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import faulthandler
 import fcntl
@@ -158,11 +159,10 @@ def _leave(status: int) -> None:
     for ever. What was written is flushed.
     """
     try:
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except Exception:  # noqa: BLE001, S110 (a closed or full output must not keep us)
-        pass
+        with contextlib.suppress(Exception):  # a closed or full output must not keep us
+            logging.shutdown()
+            sys.stdout.flush()
+            sys.stderr.flush()
     finally:
         os._exit(status)
 

@@ -8,15 +8,14 @@ hard time limit can be kept for coroutines only, and by their cooperation.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import selectors
 import signal
 import socket
-import sys
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
@@ -76,17 +75,13 @@ class _Bell:
         """Wake the loop. What is to be found has been put in its place before."""
         if not self._rung:
             self._rung = True
-            try:
+            with contextlib.suppress(OSError):  # the pool is over
                 self._rope.send(b"!")
-            except OSError:  # the pool is over
-                pass
 
     def hush(self) -> None:
         """Take the ring as heard. Look for what was put in place after this."""
-        try:
+        with contextlib.suppress(BlockingIOError):
             self._ear.recv(64)
-        except OSError:
-            pass
         self._rung = False
 
     def close(self) -> None:
@@ -358,7 +353,7 @@ class ThreadPool(_InProcess):
             self._tell(Ready(os.getpid()))
             while (job := self._queue.get()) is not None:
                 self._run(slot, job)
-        except BaseException as exc:  # noqa: BLE001 (the top of a thread)
+        except BaseException as exc:  # the top of a thread
             log.exception("a thread of the pool has ended")
             error = repr(exc)
         else:
@@ -502,10 +497,8 @@ class AsyncioPool(_InProcess):
     def _call(self, function: Callable[..., None], *args: object) -> None:
         """Have the loop's thread call this soon."""
         if self._loop is not None:
-            try:
+            with contextlib.suppress(RuntimeError):  # it has been closed: the pool is over
                 self._loop.call_soon_threadsafe(function, *args)
-            except RuntimeError:  # it has been closed: the pool is over
-                pass
 
     def _nudge(self) -> None:
         if not self._pulling:
@@ -536,6 +529,8 @@ class AsyncioPool(_InProcess):
                         self._events.append(news)
                 case Broken():
                     self._return(self._take_back())
+                    for key in tuple(self._held):
+                        self._end(key, LostJob(key, news.reason, "died"))
                     self._events.append(news)
                 case _:
                     self._events.append(news)
@@ -567,7 +562,7 @@ class AsyncioPool(_InProcess):
                 for spare in self._spare:
                     _stop(spare)
                 self._threads.shutdown(wait=False)
-        except BaseException as exc:  # noqa: BLE001 (the top of a thread)
+        except BaseException as exc:  # the top of a thread
             log.exception("the event loop of the pool has ended")
             self._tell(Broken(f"the event loop has ended: {exc!r}"))
         self._over = True
@@ -591,13 +586,18 @@ class AsyncioPool(_InProcess):
         """Start waiting jobs while there is room."""
         self._pulling = False  # before the look, so that what comes later calls again
         assert self._loop is not None
-        while len(self._runs) < self._target:
+        while self._waiting and len(self._runs) < self._target:
+            if not self._spare:
+                try:
+                    self._spare.append(self._make_runner())
+                except Exception:  # the user's set-up; the jobs go back to the worker
+                    log.exception("a runner cannot start")
+                    return
             try:
                 job = self._waiting.popleft()
-            except IndexError:
+            except IndexError:  # it was taken back just now
                 return
-            run = _Run(job, self._spare.pop() if self._spare else self._make_runner(), 0.0)
-            run.since = self._now()
+            run = _Run(job, self._spare.pop(), self._now())
             self._runs[job.key] = run
             run.task = self._loop.create_task(self._run(run))
 
@@ -617,8 +617,9 @@ class AsyncioPool(_InProcess):
             news: Event = Done(job.key, answer, time.perf_counter() - began)
             self._spare.append(runner)
         except asyncio.CancelledError:
+            self._spare.append(runner)
             news = LostJob(job.key, "cancelled", "terminated")
-        except BaseException as exc:  # noqa: BLE001 (the runner is broken: another takes over)
+        except BaseException as exc:  # the runner is broken: another takes over
             log.exception("a runner has failed")
             news = LostJob(job.key, f"the runner failed: {exc!r}", "died")
         for timer in timers:
@@ -697,8 +698,8 @@ class SoloPool(_InProcess):
         try:
             self._runner = self._factory()
             self._runner.start()
-        except Exception as exc:  # noqa: BLE001 (whatever the user's set-up raises)
-            traceback.print_exc(file=sys.stderr)
+        except Exception as exc:  # whatever the user's set-up raises
+            log.exception("the runner cannot start")
             self._runner = None
             self._broken(f"the runner cannot start: {exc!r}")
         else:
@@ -767,7 +768,7 @@ class SoloPool(_InProcess):
                 answer = self._run_with_alarm(self._runner, job)
             else:
                 answer = self._runner.run(job.payload, self._reporter(job.key))
-        except Exception as exc:  # noqa: BLE001 (the runner is broken; the worker is not)
+        except Exception as exc:  # the runner is broken; the worker is not
             log.exception("the runner has failed")
             event: Event = LostJob(job.key, f"the runner failed: {exc!r}", "died")
         else:

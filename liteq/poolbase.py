@@ -27,7 +27,7 @@ import selectors
 import signal
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal, NamedTuple, Protocol, TypeAlias
 

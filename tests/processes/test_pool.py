@@ -669,7 +669,7 @@ def test_soft_limits_at_the_very_end_of_jobs_never_hit_another(start: Any) -> No
         next_end = loop.end_of(key + 1)
         assert next_end == Returned(key + 1) or next_end.payload != b"soft"
         loop.events.clear()
-    assert 0 < soft  # the limit was hit at times, and the stream of answers is intact
+    assert soft > 0  # the limit was hit at times, and the stream of answers is intact
 
 
 def test_a_soft_limit_in_the_middle_of_a_report_leaves_the_stream_whole(start: Any) -> None:
