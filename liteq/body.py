@@ -155,37 +155,44 @@ class Body:
 class _Call:
     """The token of a function that runs in a thread."""
 
-    __slots__ = ("_is_sent", "_thread")
+    __slots__ = ("_is_raised", "_is_sent", "_thread")
 
     def __init__(self) -> None:
-        self._thread = 0
-        self._is_sent = False
+        self.prepare()
 
     def prepare(self) -> None:
+        """Become the token of a new call, in this thread."""
         self._thread = threading.get_ident()
+        self._is_raised = False
         self._is_sent = False
 
     def interrupt(self) -> None:
         if threading.get_ident() == self._thread:
-            self._is_sent = True
+            self._is_raised = True
             raise SoftTimeLimitExceeded
         _raise_in(self._thread, SoftTimeLimitExceeded)
         self._is_sent = True
 
     def absorb(self) -> None:
-        """Return when the interruption has arrived, or has been called off.
+        """Return when no interruption can arrive any more.
 
         The other thread may stand between taking the token and sending. What it sends
-        may arrive at any bytecode, here too.
+        may arrive at any bytecode, here too, or did so in the body, which may have caught
+        it. A thread has room for one such exception, so to send another replaces what is
+        on its way, and exactly one arrives here. (CPython can also call one off, but
+        3.11 then leaves its `eval_breaker` set: slow from there on, and an endless loop
+        under a tracer.)
         """
-        while True:
-            try:
-                while not self._is_sent:
-                    time.sleep(0)
-                _raise_in(self._thread, None)
-                return
-            except SoftTimeLimitExceeded:
-                continue
+        if self._is_raised:
+            return
+        try:
+            while not self._is_sent:
+                time.sleep(0)
+            _raise_in(self._thread, SoftTimeLimitExceeded)
+            while True:
+                time.sleep(0)
+        except SoftTimeLimitExceeded:
+            return
 
 
 class _Drive:
@@ -293,13 +300,11 @@ def _elsewhere(coroutine: CoroutineType[Any, Any, Any]) -> Ending:
     return endings[0]
 
 
-def _raise_in(thread: int, kind: type[BaseException] | None) -> None:
-    """Have an exception raised in a thread at its next bytecode; None calls that off."""
+def _raise_in(thread: int, kind: type[BaseException]) -> None:
+    """Have an exception raised in a thread at its next bytecode."""
     import ctypes  # late: only interrupted threads need it
 
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(
-        ctypes.c_ulong(thread), None if kind is None else ctypes.py_object(kind)
-    )
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(kind))
 
 
 def _trimmed(error: BaseException) -> BaseException:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
 import signal
 import sys
 import threading
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from liteq.body import Body
+from liteq.body import Body, Ending
 from liteq.exceptions import SoftTimeLimitExceeded
 
 
@@ -27,15 +28,29 @@ def body() -> Iterator[Body]:
 
 
 @contextlib.contextmanager
-def alarm(body: Body, after: float) -> Iterator[None]:
-    """Interrupt the body from a signal handler, as a child process does."""
-    before = signal.signal(signal.SIGALRM, lambda *_: body.interrupt() and None)
-    signal.setitimer(signal.ITIMER_REAL, after)
+def signals(body: Body, *delays: float, every: float | None = None) -> Iterator[None]:
+    """Interrupt the body from a signal handler, as a child process does.
+
+    (SIGALRM belongs to the time limit of the tests.)
+    """
+    main = threading.get_ident()
+    over = threading.Event()
+
+    def send() -> None:
+        for delay in delays or itertools.repeat(every):
+            if over.wait(delay):
+                return
+            signal.pthread_kill(main, signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, lambda *_: body.interrupt() and None)
+    sender = threading.Thread(target=send)
+    sender.start()
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        over.set()
+        sender.join()
+        signal.signal(signal.SIGUSR1, before)
 
 
 def spin() -> None:
@@ -98,7 +113,7 @@ def test_nothing_is_interrupted_while_nothing_runs(body: Body) -> None:
 
 
 def test_a_signal_interrupts_a_function(body: Body) -> None:
-    with alarm(body, 0.02):
+    with signals(body, 0.02):
         _, error = body.call(spin, (), {})
     assert isinstance(error, SoftTimeLimitExceeded)
 
@@ -112,7 +127,7 @@ def test_a_body_may_catch_the_interruption_and_is_spared_a_second(body: Body) ->
             return "cleaned"
         return "never"
 
-    with alarm(body, 0.02):
+    with signals(body, 0.02):
         assert body.call(clean_up, (), {}) == ("cleaned", None)
 
 
@@ -173,17 +188,12 @@ def test_an_interruption_by_a_thread_never_comes_after_the_body(body: Body) -> N
 
 def test_an_interruption_by_a_signal_never_comes_after_the_body(body: Body) -> None:
     hits = tries = 0
-    before = signal.signal(signal.SIGALRM, lambda *_: body.interrupt() and None)
-    signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0003)
-    try:
+    with signals(body, every=0.0003):
         while hits < 100 and tries < 200_000:
             _, error = body.call(short, (), {})
             tries += 1
             hits += error is not None
             [None for _ in range(50)]
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
     assert hits >= 100
 
 
@@ -246,7 +256,7 @@ def test_a_signal_interrupts_a_coroutine_at_its_await(body: Body) -> None:
             seen.append("cleaned")
             raise
 
-    with alarm(body, 0.02):
+    with signals(body, 0.02):
         _, error = body.run(work())
     assert isinstance(error, SoftTimeLimitExceeded)
     assert seen == ["interrupted", "cleaned"]
@@ -256,7 +266,7 @@ def test_a_signal_interrupts_a_coroutine_that_never_awaits(body: Body) -> None:
     async def work() -> None:
         spin()
 
-    with alarm(body, 0.02):
+    with signals(body, 0.02):
         _, error = body.run(work())
     assert isinstance(error, SoftTimeLimitExceeded)
 
@@ -269,7 +279,7 @@ def test_a_coroutine_goes_on_after_it_caught_the_interruption(body: Body) -> Non
             await asyncio.sleep(0.001)
         return "done"
 
-    with alarm(body, 0.02):
+    with signals(body, 0.02):
         assert body.run(work()) == ("done", None)
 
 
@@ -282,7 +292,7 @@ def test_what_swallows_the_cancellation_does_not_swallow_the_interruption(body: 
     async def work() -> str:
         return await asyncio.create_task(deaf())
 
-    with alarm(body, 0.02):
+    with signals(body, 0.02):
         _, error = body.run(work())
     assert isinstance(error, SoftTimeLimitExceeded)
 
@@ -312,18 +322,38 @@ def test_signals_at_every_moment_reach_coroutines_only_inside(body: Body) -> Non
         return 1
 
     hits = tries = 0
-    before = signal.signal(signal.SIGALRM, lambda *_: body.interrupt() and None)
-    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.0007)
-    try:
+    with signals(body, every=0.0007):
         while hits < 100 and tries < 50_000:
             tries += 1
             value, error = body.run(work())
             assert (value, error) == (1, None) or isinstance(error, SoftTimeLimitExceeded)
             hits += error is not None
+    assert hits >= 100
+
+
+@pytest.mark.timeout(20, method="thread")  # a signal would not be handled in that loop
+def test_interruptions_leave_the_interpreter_as_fast_as_before(body: Body) -> None:
+    """A pending call-off would have every function check for it from then on."""
+    ran: list[Ending] = []
+    started = threading.Event()
+
+    def catch() -> None:
+        started.set()
+        with contextlib.suppress(SoftTimeLimitExceeded):
+            spin()
+
+    thread = threading.Thread(target=lambda: ran.append(body.call(catch, (), {})))
+    thread.start()
+    started.wait()
+    body.interrupt()
+    thread.join()
+    assert ran == [(None, None)]
+    before = sys.gettrace()  # a tracer meets such a check at every call, for ever
+    sys.settrace(lambda *_: None)
+    try:
+        assert short() == 4950
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-    assert hits > 0
+        sys.settrace(before)
 
 
 def test_a_coroutine_called_inside_a_running_loop_runs_elsewhere(body: Body) -> None:

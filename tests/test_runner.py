@@ -7,6 +7,7 @@ import marshal
 import os
 import pickle
 import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -133,13 +134,14 @@ def test_an_async_task_runs_on_a_loop_or_without_one(runner: TaskRunner) -> None
 
 
 def test_the_soft_limit_reaches_the_task_from_a_signal_handler(runner: TaskRunner) -> None:
+    main = threading.get_ident()
     before = signal.signal(signal.SIGUSR1, lambda *_: runner.interrupt())
-    signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGUSR1))
-    signal.setitimer(signal.ITIMER_REAL, 0.02)
+    sender = threading.Timer(0.02, signal.pthread_kill, (main, signal.SIGUSR1))
+    sender.start()
     try:
         answer = read_answer(runner.run(payload("spin"), silent))
     finally:
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        sender.join()
         signal.signal(signal.SIGUSR1, before)
     assert isinstance(answer, Failed)
     assert failure.read(answer.error)["type"] == SoftTimeLimitExceeded.__name__
