@@ -56,6 +56,10 @@ PACKET: Final = 32_768  # bytes of payload in one packet: below any system's soc
 PING: Final = (1 << 64) - 1  # the key of a packet that is no job but asks for a PONG
 HELLO, READY, DONE, REPORT, PONG = range(5)
 
+_HEAD: Final = JOB.size
+_unpack: Final = JOB.unpack_from
+_frame: Final = FRAME.pack
+
 _PR_SET_PDEATHSIG: Final = 1
 _PAGE_KIB: Final = os.sysconf("SC_PAGE_SIZE") // 1024
 
@@ -190,34 +194,31 @@ class _Child:
         self._runner = runner = self._factory()
         runner.start()
         self._send(READY, 0, b"")
-        while (job := self._receive()) is not None:
-            key, payload = job
+        receive = self._jobs.recv
+        while packet := receive(PACKET + _HEAD):
+            key, length = _unpack(packet)
+            payload = packet[_HEAD:]
+            if len(payload) < length:
+                payload = self._receive_rest(payload, length)
             if key == PING:
                 self._send(PONG, 0, b"")
             else:
                 self._run(runner, key, payload)
         runner.stop()
 
-    def _receive(self) -> tuple[int, bytes] | None:
-        packet = self._jobs.recv(PACKET + JOB.size)
-        if not packet:
-            return None
-        key, length = JOB.unpack_from(packet)
-        payload = packet[JOB.size :]
-        if len(payload) == length:
-            return key, payload
+    def _receive_rest(self, payload: bytes, length: int) -> bytes:
         parts = [payload]
         missing = length - len(payload)
         while missing:
             part = self._jobs.recv(PACKET)
             parts.append(part)
             missing -= len(part)
-        return key, b"".join(parts)
+        return b"".join(parts)
 
     def _run(self, runner: Runner, key: int, payload: bytes) -> None:
         def report(data: bytes) -> None:
             if self._ours:
-                self._send(REPORT, key, data)
+                self._report(key, data)
 
         self._late = False
         began = time.perf_counter()
@@ -231,23 +232,27 @@ class _Child:
             _leave(0)
         self._send(DONE, key, answer, runtime)
 
+    def _report(self, key: int, data: bytes) -> None:
+        """Send word of a job. An interrupt must not come in the middle of the frame."""
+        if threading.get_ident() != self._main:
+            self._send(REPORT, key, data)
+            return
+        self._sending = True
+        self._send(REPORT, key, data)
+        self._sending = False
+        if self._late and self._key == key:
+            self._late = False
+            self._runner.interrupt()
+
     def _send(self, kind: int, key: int, payload: bytes, runtime: float = 0.0) -> None:
-        memory = self._memory.kib() if self._memory is not None else 0
-        header = FRAME.pack(len(payload), kind, key, runtime, memory)
-        main = threading.get_ident() == self._main
-        if main:
-            self._sending = True
+        memory = 0 if self._memory is None else self._memory.kib()
+        frame = _frame(len(payload), kind, key, runtime, memory)
         with self._lock:
             if len(payload) <= PACKET:
-                self._answers.sendall(header + payload)
+                self._answers.sendall(frame + payload)
             else:
-                self._answers.sendall(header)
+                self._answers.sendall(frame)
                 self._answers.sendall(payload)
-        if main:
-            self._sending = False
-            if self._late and self._key == key:
-                self._late = False
-                self._runner.interrupt()
 
     def _on_soft_limit(self, signum: int, frame: FrameType | None) -> None:
         """The parent says that the soft limit of some job has passed."""
