@@ -219,7 +219,9 @@ def prove(screen: Screen, results, values, victim: str, direct: int) -> bool:
                      holds=lines == direct),
     ]  # fmt: skip
     for attempt in results[victim].attempts if victim else []:
-        screen.say(f"    attempt {attempt.number}: {attempt.outcome}, {attempt.exception}")
+        later = records[results[victim].id].started_at - attempt.ended_at.timestamp()
+        screen.say(f"    attempt {attempt.number}: {attempt.outcome}, {attempt.exception}; "
+                   f"started again {later * 1000:.0f} ms later")  # fmt: skip
     if all(checks):
         screen.say(screen.paint("32", "\n  Nothing was lost, and nothing was counted twice."))
         return True
