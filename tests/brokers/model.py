@@ -229,6 +229,7 @@ class BrokerMachine(RuleBasedStateMachine):
 
         assert [lease.id for lease in leases] == expected, self.explain(leases, expected)
         self.note_claimed(self.workers[worker], leases)
+        self.accept_expiry()
 
     # Settle
 
@@ -524,7 +525,10 @@ class BrokerMachine(RuleBasedStateMachine):
         self.accept_expiry()
         records = self.broker.get(list(self.entries))
 
-        assert records.keys() == self.entries.keys() - self.deleted, "lost or brought back"
+        kept = self.entries.keys() - self.deleted
+        lost, back = kept - records.keys(), records.keys() - kept
+        assert not lost, f"lost: {[self.entries[id] for id in lost]}"
+        assert not back, f"not deleted, or brought back: {[records[id] for id in back]}"
         for id, record in records.items():
             entry = self.entries[id]
             state = "ready" if record.state in READY else record.state
@@ -537,7 +541,9 @@ class BrokerMachine(RuleBasedStateMachine):
                 assert record.deliveries == entry.deliveries
                 assert record.message.retries == entry.retries
 
+        unfinished = {
+            id: e for id, e in self.entries.items() if not e.final and id not in self.deleted
+        }
         counts = self.broker.counts()
-        unfinished = sum(not entry.final for entry in self.entries.values())
         counted = sum(sum(states.values()) for states in counts.values())
-        assert counted == unfinished - len(self.deleted)
+        assert counted == len(unfinished), f"{counts} counted, of {unfinished}"

@@ -225,13 +225,13 @@ def follow_ups_lost(patch: Patch) -> None:
 
 
 def callbacks_of_a_failure_hang(patch: Patch) -> None:
-    follow = Settling._follow
+    ended = Settling.ended
 
     def only_if_fired(self: Settling, seq: int, id: str, fired: Any, *rest: Any) -> None:
         if fired is not None:
-            follow(self, seq, id, fired, *rest)
+            ended(self, seq, id, fired, *rest)
 
-    patch.setattr(Settling, "_follow", only_if_fired)
+    patch.setattr(Settling, "ended", only_if_fired)
 
 
 def enqueue_overwrites(patch: Patch) -> None:
@@ -269,17 +269,16 @@ def youngest_first(patch: Patch) -> None:
 
 
 def queue_by_queue(patch: Patch) -> None:
-    claim = SqliteBroker._claim
+    claim = SqliteBroker._claim_queued
 
-    def one_after_another(
-        self: Any, db: Any, s: Any, w: Any, t: Any, queues: Any, limit: int, tasks: Any
-    ) -> Any:
-        leases: list[Lease] = []
+    def one_after_another(self: Any, *args: Any) -> Any:
+        *others, queues, limit = args
         for queue in queues:
-            leases += claim(self, db, s, w, t, [queue], limit - len(leases), tasks)
-        return leases
+            if found := claim(self, *others, [queue], limit):
+                return found
+        return []
 
-    patch.setattr(SqliteBroker, "_claim", one_after_another)
+    patch.setattr(SqliteBroker, "_claim_queued", one_after_another)
 
 
 def reclaim_takes_living_workers(patch: Patch) -> None:
@@ -313,8 +312,8 @@ def leaving_loses_the_leases(patch: Patch) -> None:
 def dead_letter_deleted(patch: Patch) -> None:
     fail = Settling._fail
 
-    def gone(self: Settling, lease: Lease, error: bytes, dead: Any, children: Any) -> bool:
-        accepted = fail(self, lease, error, dead, children)
+    def gone(self: Settling, lease: Lease, error: bytes, dead: Any, *rest: Any) -> bool:
+        accepted = fail(self, lease, error, dead, *rest)
         if accepted and dead:
             self.db.execute("DELETE FROM message WHERE seq = ?", (lease.key,))
         return accepted
@@ -326,7 +325,7 @@ def unknown_tasks_dropped(patch: Patch) -> None:
     patch.setattr(
         sqlite,
         "_park",
-        lambda db, lease: db.execute("DELETE FROM message WHERE seq = ?", (lease.key,)),
+        lambda db, lease, now: db.execute("DELETE FROM message WHERE seq = ?", (lease.key,)),
     )
 
 

@@ -1010,6 +1010,26 @@ def test_5_a_parked_message_is_not_given_up_for_having_waited_for_its_time(
     broker.close()
 
 
+@pytest.mark.xfail(strict=True, reason="redrive leaves parked_at as it was")
+def test_5_a_redriven_message_has_its_whole_time_to_meet_a_worker_that_knows_it(
+    store: Store, clock: FakeClock
+) -> None:
+    broker = store.open(unknown_expires=100)
+    message = put(broker, make("unknown"))
+    broker.claim(enlist(broker), ["default"], tasks=set())
+    clock.advance(101)
+    while broker.maintain():
+        pass
+    assert broker.redrive([message.id]) == [message.id]
+    broker.claim(enlist(broker), ["default"], tasks=set())
+
+    while broker.maintain():
+        pass
+
+    assert state(broker, message) == "parked"
+    broker.close()
+
+
 def test_5_redrive_gives_a_dead_letter_a_fresh_start(broker: Broker) -> None:
     message = put(broker, make(max_deliveries=1))
     worker = enlist(broker)

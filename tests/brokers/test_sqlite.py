@@ -1,0 +1,940 @@
+"""What is special to SQLite: files, forks, threads, full disks, versions, sick disks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import tarfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+from world import FakeClock, Store, enlist, make
+
+from liteq.brokers import connection, schema
+from liteq.brokers.base import Broker
+from liteq.brokers.connection import DATABASE, refuse_network_filesystem
+from liteq.brokers.sqlite import SqliteBroker
+from liteq.exceptions import (
+    BrokerBusy,
+    BrokerError,
+    BrokerUnavailable,
+    ImproperlyConfigured,
+    QueueFull,
+    SchemaError,
+    StoreLost,
+)
+from liteq.message import Message
+from liteq.outcome import Succeeded
+
+TESTS = str(Path(__file__).parent.parent)
+
+
+@pytest.fixture
+def store(tmp_path: Path, clock: FakeClock) -> Store:
+    return Store("sqlite", tmp_path, clock)
+
+
+@pytest.fixture
+def broker(store: Store) -> Iterator[Broker]:
+    opened = store.open()
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def folder(store: Store) -> Path:
+    """Where the store's files are."""
+    return store.folder / "store"
+
+
+def run(script: str, *arguments: object, timeout: float = 20) -> str:
+    """Run a script to its end in a process of its own and return what it printed.
+
+    The process leads a session, so that a child of its own that hangs ends with it.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {TESTS!r})\n{script}"]
+        + [str(argument) for argument in arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, errors = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        pytest.fail(f"the script was not done after {timeout:g} s")
+    assert process.returncode == 0, errors
+    return output
+
+
+def integrity(folder: Path) -> str:
+    db = apsw.Connection(str(folder / DATABASE))
+    try:
+        return str(db.pragma("integrity_check"))
+    finally:
+        db.close()
+
+
+# Files
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_nobody_else_may_read_the_files(store: Store, folder: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        broker = store.open()
+        worker = enlist(broker)
+        mailbox = broker.mailbox(worker)
+        broker.enqueue([make()])
+        broker.claim(worker, ["default"])
+    finally:
+        os.umask(before)
+
+    entries = [folder, *folder.rglob("*")]
+    modes = {path.name: stat.S_IMODE(path.lstat().st_mode) for path in entries}
+    assert {f"{DATABASE}{end}" for end in ("", "-wal", "-shm")} <= modes.keys()
+    for path in entries:
+        if path.is_socket():
+            continue  # its folder keeps others out
+        assert modes[path.name] == (0o700 if path.is_dir() else 0o600), path
+    mailbox.close()
+    broker.close()
+
+
+def test_a_folder_that_others_may_write_to_is_refused(store: Store, folder: Path) -> None:
+    folder.mkdir()
+    folder.chmod(0o777)
+
+    with pytest.raises(ImproperlyConfigured, match="chmod 700"):
+        store.open().enqueue([make()])
+
+
+def test_a_file_in_place_of_the_folder_is_refused(store: Store, folder: Path) -> None:
+    folder.write_bytes(b"")
+
+    with pytest.raises(ImproperlyConfigured, match="is a file"):
+        store.open().enqueue([make()])
+
+
+def test_a_symbolic_link_in_place_of_the_database_is_refused(
+    store: Store, folder: Path, tmp_path: Path
+) -> None:
+    folder.mkdir(mode=0o700)
+    target = tmp_path / "elsewhere"
+    target.write_bytes(b"")
+    (folder / DATABASE).symlink_to(target)
+
+    with pytest.raises(ImproperlyConfigured, match="symbolic link"):
+        store.open().enqueue([make()])
+
+    assert target.read_bytes() == b""
+
+
+def test_a_folder_that_cannot_be_made_is_refused(clock: FakeClock) -> None:
+    broker = SqliteBroker("/proc/no/such/place", clock=clock)
+
+    with pytest.raises(ImproperlyConfigured, match="/proc/no"):
+        broker.enqueue([make()])
+
+
+def test_nothing_is_touched_before_the_first_use(store: Store, folder: Path) -> None:
+    store.open().close()
+
+    assert not folder.exists()
+
+
+def test_durability_off_is_refused(store: Store) -> None:
+    with pytest.raises(ImproperlyConfigured, match="durability"):
+        store.open(durability="off")
+
+
+MOUNTS = """\
+22 28 0:21 / /proc rw,nosuid - proc proc rw
+28 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw
+30 28 0:40 / {point} rw - {kind} server:/export rw
+"""
+
+
+@pytest.mark.parametrize("kind", ["nfs4", "cifs", "9p", "virtiofs", "fuse.sshfs", "vboxsf"])
+def test_a_network_file_system_is_refused(tmp_path: Path, kind: str) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text(MOUNTS.format(point=tmp_path, kind=kind))
+
+    with pytest.raises(ImproperlyConfigured, match=f"(?s){kind}.*local disk"):
+        refuse_network_filesystem(tmp_path / "store", str(mounts))
+
+
+def test_a_local_file_system_within_a_network_one_is_fine(tmp_path: Path) -> None:
+    mounts = tmp_path / "mounts"
+    local = f"31 30 8:2 / {tmp_path}/local rw - ext4 /dev/sdb1 rw\n"
+    mounts.write_text(MOUNTS.format(point=tmp_path, kind="nfs4") + local)
+
+    refuse_network_filesystem(tmp_path / "local" / "store", str(mounts))
+    refuse_network_filesystem(Path("/srv/store"), str(mounts))
+    refuse_network_filesystem(tmp_path / "store", "/no/such/table")
+
+
+def test_a_store_on_a_network_file_system_is_not_opened(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path) -> None:
+        raise ImproperlyConfigured(f"{folder} is remote")
+
+    monkeypatch.setattr(connection, "refuse_network_filesystem", refuse)
+
+    with pytest.raises(ImproperlyConfigured, match="remote"):
+        store.open().enqueue([make()])
+    store.open(allow_network_filesystem=True).enqueue([make()])
+
+
+# The file under us
+
+
+def lose(how: str, folder: Path) -> None:
+    database = folder / DATABASE
+    match how:
+        case "deleted":
+            database.unlink()
+        case "replaced":
+            copy = database.with_name("copy")
+            copy.write_bytes(database.read_bytes())
+            copy.replace(database)
+        case "linked":
+            os.link(database, database.with_name("second"))
+        case "folder deleted":
+            folder.rename(folder.with_name("gone"))
+
+
+ways_to_lose = pytest.mark.parametrize(
+    "how", ["deleted", "replaced", "linked", "folder deleted"]
+)
+
+
+@ways_to_lose
+def test_a_lost_file_is_noticed_by_the_check(broker: Broker, folder: Path, how: str) -> None:
+    broker.enqueue([make()])
+    broker.check()
+
+    lose(how, folder)
+
+    with pytest.raises(StoreLost, match=DATABASE):
+        broker.check()
+
+
+@ways_to_lose
+def test_a_worker_notices_a_lost_file_at_its_heartbeat(
+    broker: Broker, folder: Path, how: str
+) -> None:
+    worker = enlist(broker)
+
+    lose(how, folder)
+
+    with pytest.raises(StoreLost):
+        broker.beat(worker)
+
+
+@pytest.mark.xfail(strict=True, reason="only a worker's heartbeat looks at the file")
+@pytest.mark.parametrize("how", ["deleted", "replaced", "folder deleted"])
+def test_no_message_is_accepted_into_a_lost_file(
+    broker: Broker, folder: Path, how: str
+) -> None:
+    broker.enqueue([make()])
+    lose(how, folder)
+
+    # SQLite itself would commit to the file that nobody can open any more.
+    with pytest.raises(BrokerError):
+        broker.enqueue([make()])
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 4096])
+def test_an_empty_file_becomes_a_store(store: Store, folder: Path, content: bytes) -> None:
+    folder.mkdir(mode=0o700)
+    (folder / DATABASE).write_bytes(content[:0] if not content else b"")
+    broker = store.open()
+
+    broker.enqueue([make()])
+
+    assert broker.counts() == {"default": {"queued": 1}}
+    broker.close()
+
+
+def test_a_damaged_file_is_not_worth_retrying(store: Store, folder: Path) -> None:
+    folder.mkdir(mode=0o700)
+    (folder / DATABASE).write_bytes(b"not a database " * 1000)
+    broker = store.open()
+
+    with pytest.raises(BrokerError, match="damaged") as caught:
+        broker.enqueue([make()])
+
+    assert not isinstance(caught.value, BrokerUnavailable)
+
+
+# Forks
+
+LOST_COMMITS = """
+import os
+from pathlib import Path
+from world import FakeClock, Store, make
+
+def in_child(work):
+    if (pid := os.fork()) == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0
+
+lost = 0
+for trial in range(int(sys.argv[2])):
+    store = Store("sqlite", Path(sys.argv[1]) / str(trial), FakeClock())
+    store.folder.mkdir()
+    broker = store.open()
+    broker.enqueue([make()])          # the parent's connection is open at the fork
+    go, answer = os.pipe(), os.pipe()
+    if (child := os.fork()) == 0:
+        os.read(go[0], 1)
+        acknowledged = []
+        for _ in range(5):
+            message = make()
+            broker.enqueue([message])
+            acknowledged.append(message.id)
+        os.write(answer[1], b"1")
+        os.read(go[0], 1)             # others come and go while we are still here
+        for _ in range(5):
+            message = make()
+            broker.enqueue([message])
+            acknowledged.append(message.id)
+        os.write(answer[1], " ".join(acknowledged).encode())
+        os._exit(0)
+    broker.close()                    # would drop the locks that the child believes in
+    os.write(go[1], b"1")
+    os.read(answer[0], 1)
+
+    def open_and_close():             # would think itself the last, and delete the WAL
+        other = Store("sqlite", store.folder, FakeClock()).open()
+        other.enqueue([make()])
+        other.close()
+
+    in_child(open_and_close)
+    os.write(go[1], b"1")
+    acknowledged = os.read(answer[0], 4096).decode().split()
+    os.waitpid(child, 0)
+    in_child(open_and_close)
+    found = Store("sqlite", store.folder, FakeClock()).open().get(acknowledged)
+    lost += len(acknowledged) - len(found)
+print(lost, len(acknowledged))
+"""
+
+
+@pytest.mark.process
+def test_a_commit_of_a_forked_child_is_never_lost(tmp_path: Path) -> None:
+    assert run(LOST_COMMITS, tmp_path, 20).split() == ["0", "10"]
+
+
+FORKED_USE = """
+import os
+from pathlib import Path
+from world import FakeClock, Store, make
+broker = Store("sqlite", Path(sys.argv[1]), FakeClock()).open()
+first = make()
+broker.enqueue([first])
+read, write = os.pipe()
+if os.fork() == 0:
+    assert broker.get([first.id])
+    message = make()
+    broker.enqueue([message])
+    os.write(write, message.id.encode())
+    os._exit(0)
+after = make()
+broker.enqueue([after])
+os.wait()
+print(len(broker.get([first.id, after.id, os.read(read, 100).decode()])))
+"""
+
+
+@pytest.mark.process
+def test_parent_and_child_go_on_with_one_broker_after_a_fork(store: Store) -> None:
+    assert run(FORKED_USE, store.folder) == "3\n"
+
+
+NO_CONNECTION_AT_FORK = """
+import os
+from pathlib import Path
+from world import FakeClock, Store, make
+broker = Store("sqlite", Path(sys.argv[1]), FakeClock()).open()
+broker.enqueue([make()])
+if os.fork() == 0:
+    held = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
+            if os.path.exists(f"/proc/self/fd/{fd}")]
+    os.write(1, "\\n".join(name for name in held if "store.db" in name).encode())
+    os._exit(0)
+os.wait()
+"""
+
+
+@pytest.mark.process
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_a_forked_child_inherits_no_descriptor_of_the_database(store: Store) -> None:
+    assert run(NO_CONNECTION_AT_FORK, store.folder) == ""
+
+
+FORK_AMONG_THREADS = """
+import os, signal, threading
+from pathlib import Path
+from world import FakeClock, Store, make
+broker = Store("sqlite", Path(sys.argv[1]), FakeClock()).open()
+broker.enqueue([make()])
+stop, errors, ids = threading.Event(), [], []
+
+def produce():
+    try:
+        while not stop.is_set():
+            message = make()
+            broker.enqueue([message])
+            ids.append(message.id)
+    except BaseException as exc:
+        errors.append(exc)
+
+def come_and_go():  # each new thread opens a connection of its own
+    while not stop.is_set():
+        thread = threading.Thread(target=lambda: broker.get(["none"]))
+        thread.start()
+        thread.join()
+
+threads = [threading.Thread(target=produce) for _ in range(3)]
+threads.append(threading.Thread(target=come_and_go))
+for thread in threads:
+    thread.start()
+read, write = os.pipe()
+for _ in range(40):
+    if (child := os.fork()) == 0:
+        signal.alarm(10)  # a child that hangs ends by SIGALRM
+        status = 1
+        try:
+            names = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
+                     if os.path.exists(f"/proc/self/fd/{fd}")]
+            if not any("store.db" in name for name in names):
+                message = make()
+                broker.enqueue([message])
+                os.write(write, message.id.encode() + b"\\n")
+                status = 0
+        finally:
+            os._exit(status)
+    if (status := os.waitpid(child, 0)[1]) != 0:
+        errors.append(f"child ended with {status}")
+        break
+stop.set()
+for thread in threads:
+    thread.join()
+ids += os.read(read, 65536).decode().split()
+print(len(ids) - len(broker.get(ids)), errors)
+"""
+
+
+@pytest.mark.xfail(
+    strict=True, reason="a thread may open its first connection while another forks"
+)
+@pytest.mark.process
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_forks_among_busy_threads_lose_nothing_and_hang_nowhere(store: Store) -> None:
+    # Python warns of forks among threads; that is what is tested here.
+    script = f"import warnings; warnings.simplefilter('ignore')\n{FORK_AMONG_THREADS}"
+
+    assert run(script, store.folder, timeout=12) == "0 []\n"
+
+
+FORK_IN_MEMORY = """
+import os
+from world import make
+from liteq.brokers.sqlite import SqliteBroker
+from liteq.exceptions import BrokerUnavailable
+broker = SqliteBroker(None)
+broker.enqueue([make()])
+if os.fork() == 0:
+    try:
+        broker.enqueue([make()])
+    except BrokerUnavailable:
+        os._exit(0)
+    os._exit(1)
+print(os.wait()[1])
+"""
+
+
+@pytest.mark.process
+def test_a_store_in_memory_does_not_pretend_to_be_shared_with_a_child() -> None:
+    assert run(FORK_IN_MEMORY) == "0\n"
+
+
+# Threads
+
+
+@pytest.mark.xfail(
+    strict=True, reason="a dead thread's connection stays open until the garbage is collected"
+)
+def test_threads_that_end_leave_no_descriptor_behind(broker: Broker) -> None:
+    broker.enqueue([make()])
+
+    def use_in_threads() -> int:
+        for _ in range(20):
+            thread = threading.Thread(target=broker.enqueue, args=([make()],))
+            thread.start()
+            thread.join()
+        return len(os.listdir("/proc/self/fd"))
+
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("needs /proc")
+    first, second = use_in_threads(), use_in_threads()
+
+    assert second <= first
+
+
+# Several processes
+
+OPEN_AT_ONCE = """
+from pathlib import Path
+from world import FakeClock, Store, make
+broker = Store("sqlite", Path(sys.argv[1]), FakeClock()).open()
+message = make()
+print("ready", flush=True)
+sys.stdin.readline()
+broker.enqueue([message])
+print(message.id, flush=True)
+"""
+
+
+@pytest.mark.process
+def test_many_processes_may_open_a_new_store_at_once(store: Store) -> None:
+    script = f"import sys; sys.path.insert(0, {TESTS!r})\n{OPEN_AT_ONCE}"
+    for turn in range(3):
+        folder = store.folder / str(turn)
+        folder.mkdir()
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", script, str(folder)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for _ in range(8)
+        ]
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+        answers = [process.communicate(timeout=30) for process in processes]
+
+        assert [errors for _, errors in answers] == [""] * 8
+        broker = Store("sqlite", folder, store.clock).open()
+        assert len(broker.get([out.strip() for out, _ in answers])) == 8
+        broker.close()
+
+
+KILLED_WHILE_WRITING = """
+import os
+from pathlib import Path
+from world import FakeClock, Store, enlist, make
+from liteq.outcome import Succeeded
+broker = Store("sqlite", Path(sys.argv[1]), FakeClock()).open()
+worker = enlist(broker)
+while True:
+    messages = [make() for _ in range(3)]
+    broker.enqueue(messages)
+    os.write(1, "".join(f"e {m.id}\\n" for m in messages).encode())
+    leases = broker.claim(worker, ["default"], 2)
+    broker.step(worker, settlements=[(lease, Succeeded(b"1")) for lease in leases])
+    os.write(1, "".join(f"s {lease.id}\\n" for lease in leases).encode())
+"""
+
+
+@pytest.mark.process
+def test_what_was_acknowledged_survives_kill_9_at_any_moment(
+    store: Store, folder: Path
+) -> None:
+    enqueued: set[str] = set()
+    settled: set[str] = set()
+    script = f"import sys; sys.path.insert(0, {TESTS!r})\n{KILLED_WHILE_WRITING}"
+    for turn in range(6):
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, str(store.folder)], stdout=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        seen = b""
+        while seen.count(b"\n") < 40 + 7 * turn:  # at another moment each time
+            seen += os.read(process.stdout.fileno(), 4096)
+        process.send_signal(signal.SIGKILL)
+        seen += process.stdout.read()
+        process.wait()
+        process.stdout.close()
+        for line in seen.decode().splitlines():
+            kind, _, id = line.partition(" ")
+            (enqueued if kind == "e" else settled).add(id)
+
+    broker = store.open()
+    broker.reclaim()
+    records = broker.get(sorted(enqueued))
+    assert records.keys() == enqueued
+    assert {id for id in settled if records[id].state != "succeeded"} == set()
+    assert not [record for record in records.values() if record.state == "running"]
+    broker.close()
+    assert integrity(folder) == "ok"
+
+
+def test_a_writer_that_does_not_let_go_is_reported(store: Store, folder: Path) -> None:
+    broker = store.open(busy_timeout=0.05)
+    broker.enqueue([make()])
+    other = apsw.Connection(str(folder / DATABASE))
+    other.execute("BEGIN IMMEDIATE")
+
+    with pytest.raises(BrokerBusy):
+        broker.enqueue([make()])
+    other.execute("ROLLBACK")
+    other.close()
+
+    broker.enqueue([make()])
+    broker.close()
+
+
+# A full store
+
+
+def test_a_full_store_refuses_work_and_still_settles_it(store: Store) -> None:
+    broker = store.open(max_size=300_000)
+    accepted: list[Message] = []
+
+    def fill() -> None:
+        for _ in range(1_000):
+            message = make(body=b"x" * 2_000)
+            broker.enqueue([message])
+            accepted.append(message)
+
+    with pytest.raises(QueueFull, match="max_size"):
+        fill()
+    assert len(accepted) > 20
+    worker = enlist(broker)
+    done = 0
+    while leases := broker.claim(worker, ["default"], 10):
+        step = broker.step(
+            worker, settlements=[(lease, Succeeded(b"y" * 2_000)) for lease in leases]
+        )
+        assert all(step.accepted)
+        done += len(leases)
+    assert done == len(accepted)
+    broker.forget([message.id for message in accepted])
+
+    broker.enqueue([make(body=b"x" * 2_000)])
+    broker.close()
+
+
+def test_a_refused_batch_is_refused_as_a_whole(store: Store) -> None:
+    broker = store.open(max_size=300_000)
+    batch = [make(body=b"x" * 2_000) for _ in range(1_000)]
+
+    with pytest.raises(QueueFull):
+        broker.enqueue(batch)
+
+    assert broker.get([message.id for message in batch]) == {}
+    broker.enqueue([make()])
+    broker.close()
+
+
+# Versions
+
+
+def schema_version(folder: Path) -> int:
+    db = apsw.Connection(str(folder / DATABASE))
+    try:
+        return int(db.pragma("user_version"))
+    finally:
+        db.close()
+
+
+def alter(folder: Path, *statements: str) -> None:
+    db = apsw.Connection(str(folder / DATABASE))
+    for statement in statements:
+        db.execute(statement)
+    db.close()
+
+
+def test_a_store_of_a_later_liteq_is_refused(store: Store, folder: Path) -> None:
+    store.open().enqueue([make()])
+    later = schema.VERSION + 1
+    alter(
+        folder,
+        f"PRAGMA user_version = {later}",
+        f"UPDATE meta SET value = {later} WHERE name = 'readable_by'",
+    )
+
+    with pytest.raises(SchemaError, match=f"version {later}.*upgrade liteq"):
+        store.open().enqueue([make()])
+
+
+def test_a_later_store_that_says_it_can_be_used_is_used(store: Store, folder: Path) -> None:
+    store.open().enqueue([make()])
+    later = schema.VERSION + 1
+    alter(folder, "ALTER TABLE message ADD COLUMN later TEXT", f"PRAGMA user_version = {later}")
+
+    broker = store.open()
+    broker.enqueue([make()])
+
+    assert broker.counts() == {"default": {"queued": 2}}
+    assert schema_version(folder) == later
+    broker.close()
+
+
+def test_a_database_of_another_program_is_refused(store: Store, folder: Path) -> None:
+    folder.mkdir(mode=0o700)
+    alter(folder, "CREATE TABLE customers(name)")
+
+    with pytest.raises(SchemaError, match="another program"):
+        store.open().enqueue([make()])
+
+
+def test_an_older_store_is_upgraded_under_those_who_use_it(
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = store.open()
+    old.enqueue([make()])
+    found = schema.VERSION
+    monkeypatch.setattr(schema, "VERSION", found + 1)
+    monkeypatch.setitem(
+        schema._MIGRATIONS, found, "ALTER TABLE message ADD COLUMN later INTEGER"
+    )
+
+    new = store.open()
+    new.enqueue([make()])
+    old.enqueue([make()])
+
+    assert schema_version(folder) == found + 1
+    worker = enlist(old)
+    leases = old.claim(worker, ["default"], 10)
+    assert len(leases) == 3
+    assert all(
+        old.step(worker, settlements=[(lease, Succeeded(b"1")) for lease in leases]).accepted
+    )
+    old.close()
+    new.close()
+
+
+def test_an_upgrade_that_fails_leaves_the_store_as_it_was(
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.open().enqueue([make()])
+    found = schema.VERSION
+    monkeypatch.setattr(schema, "VERSION", found + 1)
+    broken = "ALTER TABLE message ADD COLUMN later TEXT; CREATE TABLE message(x)"
+    monkeypatch.setitem(schema._MIGRATIONS, found, broken)
+    with pytest.raises(Exception, match="already exists"):
+        store.open().enqueue([make()])
+    monkeypatch.undo()
+
+    broker = store.open()
+    broker.enqueue([make()])
+
+    assert schema_version(folder) == found
+    columns = {row[1] for row in apsw_rows(folder, "PRAGMA table_info(message)")}
+    assert "later" not in columns
+    broker.close()
+
+
+def apsw_rows(folder: Path, sql: str) -> list[Any]:
+    db = apsw.Connection(str(folder / DATABASE))
+    try:
+        return db.execute(sql).fetchall()
+    finally:
+        db.close()
+
+
+# One SQLite library per process
+
+
+def test_the_standard_librarys_sqlite3_may_not_open_a_store_in_use(
+    broker: Broker, folder: Path
+) -> None:
+    broker.enqueue([make()])
+    path = folder / DATABASE
+
+    for name in (str(path), path, os.fsencode(path)):
+        with pytest.raises(BrokerError, match="sqlite3"):
+            sqlite3.connect(name)
+    with pytest.raises(BrokerError, match="sqlite3"):
+        sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+
+
+def test_another_database_may_be_opened_with_sqlite3(broker: Broker, tmp_path: Path) -> None:
+    broker.enqueue([make()])
+
+    sqlite3.connect(tmp_path / "other.db").close()
+    sqlite3.connect(":memory:").close()
+
+
+def test_a_store_in_use_may_not_be_copied_as_files(
+    broker: Broker, folder: Path, tmp_path: Path
+) -> None:
+    broker.enqueue([make()])
+
+    with pytest.raises(BrokerError, match="backup"):
+        shutil.copy(folder / f"{DATABASE}-shm", tmp_path / "copy")
+    with pytest.raises((BrokerError, shutil.Error), match="backup"):
+        shutil.copytree(folder, tmp_path / "tree")
+    with (
+        tarfile.open(tmp_path / "tar", "w") as archive,
+        pytest.raises(BrokerError, match="backup"),
+    ):
+        archive.add(folder)
+
+
+@pytest.mark.xfail(strict=True, reason="the guard looks at names that are str only")
+def test_a_relative_path_does_not_fool_the_guard(
+    broker: Broker, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker.enqueue([make()])
+    monkeypatch.chdir(folder)
+
+    with pytest.raises(BrokerError):
+        sqlite3.connect(DATABASE)
+    with pytest.raises(BrokerError):
+        open(f"{DATABASE}-shm", "rb")  # noqa: SIM115 (it must not even open)
+    with pytest.raises(BrokerError):
+        os.open(os.fsencode(f"{DATABASE}-shm"), os.O_RDONLY)
+
+
+# A sick disk
+
+
+class SickDisk(apsw.VFS):
+    """A file system whose n-th write or sync of the WAL fails, once."""
+
+    def __init__(self, name: str) -> None:
+        self.countdown: dict[str, int] = {}
+        self.base = apsw.vfs_names()[0]  # "" would be ourselves, once we are the default
+        super().__init__(name, self.base, makedefault=True)
+
+    def xOpen(self, name: Any, flags: Any) -> SickFile:  # noqa: N802 (SQLite's name)
+        return SickFile(self, name, flags)
+
+    def fail(self, what: str, nth: int) -> None:
+        self.countdown = {what: nth}
+
+    def count(self, what: str) -> None:
+        if what in self.countdown:
+            self.countdown[what] -= 1
+            if self.countdown[what] == 0:
+                raise apsw.IOError(f"{what} failed")
+
+    @property
+    def failed(self) -> bool:
+        return any(left <= 0 for left in self.countdown.values())
+
+    def heal(self) -> bool:
+        """Fail no more; return whether the failure came."""
+        failed, self.countdown = self.failed, {}
+        return failed
+
+
+class SickFile(apsw.VFSFile):
+    def __init__(self, disk: SickDisk, name: Any, flags: Any) -> None:
+        self.disk = disk
+        self.wal = bool(flags[0] & apsw.SQLITE_OPEN_WAL)
+        super().__init__(disk.base, name, flags)
+
+    def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802
+        if self.wal:
+            self.disk.count("write")
+        super().xWrite(data, offset)
+
+    def xSync(self, flags: int) -> None:  # noqa: N802
+        if self.wal:
+            self.disk.count("sync")
+        super().xSync(flags)
+
+
+@pytest.fixture
+def disk() -> Iterator[SickDisk]:
+    # A connection to a file on a healthy disk has its own VFS: it is not disturbed.
+    before = apsw.vfs_names()[0]
+    sick = SickDisk(f"sick-{os.getpid()}")
+    yield sick
+    sick.unregister()
+    assert apsw.vfs_names()[0] == before
+
+
+def fail_everywhere(disk: SickDisk, attempt: Callable[[str, int], bool]) -> int:
+    """Call `attempt` with each place where a write or a sync can fail; return how many."""
+    places = 0
+    for what in ("write", "sync"):
+        for nth in range(1, 50):
+            if not attempt(what, nth):
+                break
+            places += 1
+    return places
+
+
+def test_an_enqueue_that_failed_anywhere_may_be_repeated(
+    disk: SickDisk, tmp_path: Path, clock: FakeClock
+) -> None:
+    def attempt(what: str, nth: int) -> bool:
+        place = tmp_path / f"{what}-{nth}"
+        place.mkdir()
+        broker = Store("sqlite", place, clock).open(durability="full")
+        broker.enqueue([make("earlier")])
+        batch = [make() for _ in range(5)]
+        disk.fail(what, nth)
+        try:
+            broker.enqueue(batch)
+        except BrokerUnavailable:  # and nothing else: this is what callers repeat
+            assert disk.failed
+        failed = disk.heal()
+        broker.enqueue(batch)
+        assert broker.counts() == {"default": {"queued": 6}}
+        broker.close()
+        assert integrity(place / "store") == "ok"
+        return failed
+
+    assert fail_everywhere(disk, attempt) > 2
+
+
+def test_a_settle_that_failed_anywhere_may_be_repeated(
+    disk: SickDisk, tmp_path: Path, clock: FakeClock
+) -> None:
+    def attempt(what: str, nth: int) -> bool:
+        place = tmp_path / f"{what}-{nth}"
+        place.mkdir()
+        broker = Store("sqlite", place, clock).open(durability="full")
+        messages = [make() for _ in range(4)]
+        broker.enqueue(messages)
+        worker = enlist(broker)
+        leases = broker.claim(worker, ["default"], 4)
+        settlements = [(lease, Succeeded(b"1")) for lease in leases]
+        disk.fail(what, nth)
+        try:
+            step = broker.step(worker, settlements=settlements)
+        except BrokerUnavailable:
+            # All or nothing: a ghost of the failed commit may have come back whole.
+            states = {r.state for r in broker.get([m.id for m in messages]).values()}
+            assert len(states) == 1
+            step = broker.step(worker, settlements=settlements)
+        failed = disk.heal()
+        records = broker.get([message.id for message in messages])
+        assert {record.state for record in records.values()} == {"succeeded"}
+        assert all(step.accepted) or failed
+        broker.close()
+        assert integrity(place / "store") == "ok"
+        return failed
+
+    assert fail_everywhere(disk, attempt) > 1
