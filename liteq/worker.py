@@ -142,7 +142,6 @@ class Worker:
         self.refused = 0
         self.pool: Pool | None = None
         self._broker: Broker = app.broker
-        self._selector = selectors.DefaultSelector()
         self._mailbox: Mailbox | None = None
         self._peers: list[int] = []
         self._notices = Notices(
@@ -170,9 +169,11 @@ class Worker:
         self._stopping = 0
         self._deadline: float | None = None  # of the stop's present stage
         self._exit_code = 0
+        self._selector: selectors.BaseSelector
+        self._wake_read: socket.socket
+        self._wake_write: socket.socket | None = None  # until it runs
         self._hang_up = self._dump_wanted = False
         self._keeper: _Keeper | None = None
-        self._wake_read, self._wake_write = socket.socketpair()
 
     # Life
 
@@ -180,6 +181,7 @@ class Worker:
         """Run until stopped; return the process's exit code: 0 after a stop that was
         asked for, `EXIT_BROKEN` or `EXIT_STORE`. May be called once."""
         with contextlib.ExitStack() as stack:
+            self._open()
             stack.callback(self._close)
             if self.install_signals:
                 stack.enter_context(self._signals())
@@ -199,6 +201,13 @@ class Worker:
         self._wanted_stop = max(self._wanted_stop, 2 if cold else 1)
         self._nudge()
 
+    def _open(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._selector.register(
+            self._wake_read, selectors.EVENT_READ, lambda _: self._wake_read.recv(4096)
+        )
+
     def _start(self) -> None:
         signals.celeryd_init.send(
             sender=self.hostname, instance=self, conf=self.app.conf, options={}
@@ -212,9 +221,6 @@ class Worker:
             sender=self.hostname, instance=self, conf=self.app.conf
         )
         self._register()
-        self._selector.register(
-            self._wake_read, selectors.EVENT_READ, lambda _: self._wake_read.recv(4096)
-        )
         # Before the children exist: what a dead worker of this host held starts at once.
         self._reclaim()
         self.pool = self._make_pool()
@@ -241,7 +247,7 @@ class Worker:
             max_tasks_per_child=self.max_tasks_per_child,
             max_memory_per_child=self.max_memory_per_child,
             start_method=conf.worker_pool_start_method or "fork",
-            at_fork=self._wake_write.close,
+            at_fork=self._forget_wake_up,
         )
         return make_pool(self.pool_kind, self._runners(options.start_method), options)
 
@@ -335,7 +341,7 @@ class Worker:
             self._close_mailbox()
         self._selector.close()
         self._wake_read.close()
-        self._wake_write.close()
+        self._forget_wake_up()
 
     def _close_mailbox(self) -> None:
         mailbox = self._mailbox
@@ -543,6 +549,8 @@ class Worker:
         """Return how long to sleep: until the first thing that is due."""
         now = time.monotonic()
         timers = pool.tick(now)
+        if self._wanted_stop > self._stopping:
+            return 0
         wake_at = min(self._next_beat, self._next_upkeep, self._next_look)
         if self._try_again > now:
             wake_at = self._try_again  # until then the store is left alone
@@ -702,6 +710,7 @@ class Worker:
             signal.SIGHUP: self._on_hang_up,
             signal.SIGUSR1: self._on_dump,
         }
+        assert self._wake_write is not None
         self._wake_write.setblocking(False)
         old_fd = signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
         old = {number: signal.signal(number, handle) for number, handle in handlers.items()}
@@ -752,8 +761,14 @@ class Worker:
         pool.dump()
 
     def _nudge(self) -> None:
-        with contextlib.suppress(OSError):
-            self._wake_write.send(b"!")
+        if self._wake_write is not None:
+            with contextlib.suppress(OSError):  # it is over, or has been woken enough
+                self._wake_write.send(b"!")
+
+    def _forget_wake_up(self) -> None:
+        """Close, in a child, the one descriptor of ours that the selector does not know."""
+        if self._wake_write is not None:
+            self._wake_write.close()
 
     # What the app knows
 

@@ -21,7 +21,7 @@ import pytest
 from world import FakeClock, Store, enlist, make, wait_until
 
 from liteq import failure
-from liteq.brokers.base import FINAL_STATES, Broker, Note
+from liteq.brokers.base import FINAL_STATES, ORDERS, Broker, Note
 from liteq.exceptions import AlreadyEnqueued, LiteqError, TaskRevokedError, WorkerLostError
 from liteq.message import Edge, Message
 from liteq.outcome import (
@@ -946,6 +946,24 @@ def test_5_an_unknown_task_is_left_for_a_worker_that_knows_it(broker: Broker) ->
     assert [(lease.id, lease.delivery) for lease in leases] == [(message.id, 1)]
 
 
+def test_5_a_claim_names_what_it_met_and_did_not_take(broker: Broker, clock: FakeClock) -> None:
+    unknown = put(broker, make("shop.newer"))
+    expired = put(broker, make(expires_at=clock.now() + 5))
+    taken = put(broker, make())
+    clock.advance(6)
+    worker = enlist(broker)
+
+    step = broker.step(worker, queues=["default"], limit=10, tasks=["shop.charge"])
+
+    assert [lease.id for lease in step.leases] == [taken.id]
+    aside = {(lease.id, lease.task, why) for lease, why in step.aside}
+    assert aside == {
+        (unknown.id, "shop.newer", "parked"),
+        (expired.id, "shop.charge", "expired"),
+    }
+    assert broker.step(worker, queues=["default"], limit=10, tasks=["shop.charge"]).aside == ()
+
+
 def test_5_a_parked_message_is_claimed_where_any_task_will_do(broker: Broker) -> None:
     message = put(broker, make("new.task"))
     worker = enlist(broker)
@@ -1548,6 +1566,20 @@ def test_8_a_worker_is_told_to_end_the_run_of_a_terminated_message(broker: Broke
     assert broker.settle(theirs, spared, Succeeded(b"1"))
     assert broker.get([message.id])[message.id].revoked == "terminated"
     assert state(broker, other) == "succeeded"
+
+
+def test_8_workers_are_woken_with_the_order_to_end_a_run(broker: Broker) -> None:
+    message = put(broker, make())
+    worker = enlist(broker)
+    broker.claim(worker, ["default"])
+    mailbox = broker.mailbox(worker)
+    mailbox.receive()
+
+    broker.revoke([message.id])
+    assert ORDERS not in mailbox.receive()
+    broker.revoke([message.id], terminate="SIGTERM")
+    assert ORDERS in mailbox.wait(5)
+    mailbox.close()
 
 
 def test_8_a_revoke_can_be_made_stronger(broker: Broker) -> None:

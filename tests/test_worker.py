@@ -1,0 +1,577 @@
+"""The worker's loop around the pools of one process, on a store in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from api import app_in_memory, forget_current, record
+from world import wait_until
+
+from liteq import Liteq, signals
+from liteq.brokers.sqlite import SqliteBroker
+from liteq.exceptions import (
+    BrokerError,
+    BrokerUnavailable,
+    EncodeError,
+    ImproperlyConfigured,
+    SoftTimeLimitExceeded,
+    TaskRevokedError,
+    TimeLimitExceeded,
+)
+from liteq.worker import EXIT_STORE, Worker
+
+
+@pytest.fixture
+def app() -> Iterator[Liteq]:
+    with app_in_memory() as made:
+        yield made
+
+
+class Heard:
+    """What the receivers of some signals were told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, dict[str, Any]]] = []
+        self._receivers: list[tuple[signals.Signal, Callable[..., None]]] = []
+
+    def listen(self, *names: str) -> None:
+        for name in names:
+
+            def receiver(_name: str = name, **kwargs: Any) -> None:
+                self.told.append((_name, kwargs))
+
+            signal = getattr(signals, name)
+            signal.connect(receiver, weak=False)
+            self._receivers.append((signal, receiver))
+
+    def names(self) -> list[str]:
+        return [name for name, _ in self.told]
+
+    def close(self) -> None:
+        for signal, receiver in self._receivers:
+            signal.disconnect(receiver)
+
+
+@pytest.fixture
+def heard() -> Iterator[Heard]:
+    made = Heard()
+    yield made
+    made.close()
+
+
+@contextmanager
+def running(app: Liteq, **options: Any) -> Iterator[Worker]:
+    """A worker in a thread, stopped at the end; `codes` gets its exit code."""
+    ready = threading.Event()
+    codes = options.pop("codes", [])
+    options = {"concurrency": 1, "pool": "threads", **options}
+    made = Worker(app, install_signals=False, on_ready=ready.set, **options)
+    thread = threading.Thread(target=lambda: codes.append(made.run()), name="the worker")
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield made
+    finally:
+        made.stop()
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+# Time limits
+
+
+def test_a_soft_limit_is_raised_in_a_thread(app: Liteq) -> None:
+    @app.task(soft_time_limit=0.05)
+    def busy() -> str:
+        try:
+            while True:
+                pass
+        except SoftTimeLimitExceeded:
+            return "cleaned up"
+
+    with running(app):
+        assert busy.delay().get(timeout=10) == "cleaned up"
+
+
+def test_a_soft_limit_is_raised_at_an_await(app: Liteq) -> None:
+    @app.task(soft_time_limit=0.05)
+    async def waiting() -> str:
+        try:
+            await asyncio.sleep(1000)
+        except SoftTimeLimitExceeded:
+            return "cleaned up"
+        return "never"
+
+    with running(app, pool="asyncio"):
+        assert waiting.delay().get(timeout=10) == "cleaned up"
+
+
+def test_a_soft_limit_is_raised_in_the_main_thread_by_an_alarm(app: Liteq) -> None:
+    @app.task(soft_time_limit=0.05)
+    def sleepy() -> str:
+        try:
+            time.sleep(1000)  # the alarm ends it
+        except SoftTimeLimitExceeded:
+            return "cleaned up"
+        return "never"
+
+    result = sleepy.delay()
+    app.run_until_empty()
+
+    assert result.get(timeout=1) == "cleaned up"
+
+
+def test_a_hard_limit_cancels_a_coroutine(app: Liteq) -> None:
+    cancelled = threading.Event()
+
+    @app.task(time_limit=0.05)
+    async def waiting() -> None:
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            cancelled.set()
+
+    with running(app, pool="asyncio"), pytest.raises(TimeLimitExceeded, match=r"0\.05"):
+        waiting.delay().get(timeout=10)
+    assert cancelled.is_set()
+
+
+@pytest.mark.parametrize(
+    ("pool", "expected"),
+    [
+        ("threads", ["the threads pool cannot enforce the hard time limit of: a, b"]),
+        (
+            "solo",  # outside of the main thread
+            [
+                "the solo pool cannot enforce the soft time limit of: c",
+                "the solo pool cannot enforce the hard time limit of: a, b",
+            ],
+        ),
+        ("asyncio", ["the asyncio pool cannot enforce the hard time limit of: a"]),
+    ],
+)
+def test_a_pool_says_at_its_start_which_limits_it_cannot_keep(
+    app: Liteq, pool: str, expected: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    @app.task(name="a", time_limit=10)
+    def plain() -> None: ...
+
+    @app.task(name="b", time_limit=10)
+    async def coroutine() -> None: ...
+
+    @app.task(name="c", soft_time_limit=10)
+    def soft() -> None: ...
+
+    with running(app, pool=pool):
+        pass
+
+    said = [r.getMessage() for r in caplog.records if "cannot enforce" in r.getMessage()]
+    assert said == [f"{one}. The prefork pool can" for one in expected]
+
+
+def test_tasks_with_a_rate_limit_are_named_at_the_start(
+    app: Liteq, caplog: pytest.LogCaptureFixture
+) -> None:
+    @app.task(name="shop.mail", rate_limit="10/m")
+    def mail() -> None: ...
+
+    with running(app):
+        pass
+
+    assert [r.getMessage() for r in caplog.records if "rate_limit" in r.getMessage()] == [
+        "rate_limit is not enforced yet, so these tasks run as fast as they come: shop.mail"
+    ]
+
+
+# Revoking and expiring
+
+
+def test_a_coroutine_is_terminated_by_cancellation_and_its_neighbour_is_not(
+    app: Liteq, heard: Heard
+) -> None:
+    heard.listen("task_revoked")
+    started: list[str] = []
+    go = threading.Event()
+
+    @app.task
+    async def waiting(name: str) -> str:
+        started.append(name)
+        while not go.is_set():  # noqa: ASYNC110 (it is set by another thread)
+            await asyncio.sleep(0.005)
+        return name
+
+    with running(app, pool="asyncio", concurrency=2):
+        ended, spared = waiting.delay("a"), waiting.delay("b")
+        wait_until(lambda: len(started) == 2)
+        assert ended.revoke(terminate=True) == "signalled"
+        with pytest.raises(TaskRevokedError, match="terminated"):
+            ended.get(timeout=10)
+        go.set()
+        assert spared.get(timeout=10) == "b"
+
+    ((_, told),) = heard.told
+    assert (told["sender"], told["request"].id) == (waiting, ended.id)
+    assert (told["terminated"], told["expired"]) == (True, False)
+
+
+def test_a_pool_that_cannot_end_a_run_says_so_and_lets_it_finish(
+    app: Liteq, caplog: pytest.LogCaptureFixture
+) -> None:
+    started, go = threading.Event(), threading.Event()
+
+    @app.task
+    def work() -> str:
+        started.set()
+        go.wait(10)
+        return "done"
+
+    with running(app):
+        result = work.delay()
+        assert started.wait(10)
+        result.revoke(terminate=True)
+        wait_until(lambda: "cannot end Task" in caplog.text)
+        go.set()
+        assert result.get(timeout=10) == "done"
+    assert (
+        f"the threads pool cannot end Task {work.name}[{result.id}]: it runs on" in caplog.text
+    )
+
+
+def test_what_expired_is_revoked_unstarted_and_its_receivers_told(
+    app: Liteq, heard: Heard
+) -> None:
+    heard.listen("task_revoked")
+    app.broker = CarelessBroker(None)
+    ran: list[int] = []
+
+    @app.task
+    def work(n: int) -> None:
+        ran.append(n)
+
+    expired = work.apply_async((1,), expires=0.05)
+    wait_until(lambda: time.time() > expired_at(app, expired))
+    with running(app):
+        work.delay(2).get(timeout=10)
+        with pytest.raises(TaskRevokedError, match="expired"):
+            expired.get(timeout=10)
+
+    assert ran == [2]
+    ((_, told),) = heard.told
+    assert (told["terminated"], told["expired"], told["request"].args) == (False, True, (1,))
+
+
+class CarelessBroker(SqliteBroker):
+    """A store whose upkeep does not get to expired messages before a claim does."""
+
+    def maintain(self) -> bool:
+        return False
+
+
+def expired_at(app: Liteq, result: Any) -> float:
+    expires = record(app, result.id).message.expires_at
+    assert expires is not None
+    return expires
+
+
+# Order and results
+
+
+def test_the_highest_priority_runs_first_over_all_queues(app: Liteq) -> None:
+    ran: list[tuple[str, int]] = []
+
+    @app.task
+    def work(queue: str, priority: int) -> None:
+        ran.append((queue, priority))
+
+    for queue, priority in [("a", 0), ("b", 9), ("a", 5), ("b", 5), ("a", 9)]:
+        work.apply_async((queue, priority), queue=queue, priority=priority)
+    app.run_until_empty(queues=["a", "b"])
+
+    assert ran == [("b", 9), ("a", 9), ("a", 5), ("b", 5), ("a", 0)]
+
+
+def test_a_result_that_cannot_be_stored_fails_its_task_with_its_path(app: Liteq) -> None:
+    @app.task
+    def work() -> Any:
+        return {"lock": threading.Lock()}
+
+    result = work.delay()
+    app.run_until_empty()
+
+    with pytest.raises(EncodeError, match=r"result\['?lock'?\]|result\.lock"):
+        result.get(timeout=1)
+
+
+def test_hundreds_of_coroutines_run_at_once(app: Liteq) -> None:
+    together = 300
+    inside = 0
+    most = 0
+
+    @app.task
+    async def work() -> int:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        while most < together:  # noqa: ASYNC110 (each looks for itself)
+            await asyncio.sleep(0.005)
+        inside -= 1
+        return 1
+
+    with running(app, pool="asyncio", concurrency=together):
+        results = [work.delay() for _ in range(together)]
+        assert sum(result.get(timeout=20) for result in results) == together
+
+
+def test_a_full_worker_sleeps_although_a_message_is_due(app: Liteq) -> None:
+    started, go = threading.Event(), threading.Event()
+
+    @app.task
+    def work() -> None:
+        started.set()
+        go.wait(10)
+
+    with running(app):
+        loop = next(t for t in threading.enumerate() if t.name == "the worker")
+        work.apply_async(countdown=0.2)
+        due = time.monotonic() + 0.25
+        work.delay()
+        assert started.wait(10)
+        wait_until(lambda: time.monotonic() > due)
+        clock = time.pthread_getcpuclockid(loop.ident or 0)
+        before = time.clock_gettime(clock)
+        wait_until(lambda: time.monotonic() > due + 0.4)
+        spent = time.clock_gettime(clock) - before
+        go.set()
+
+    assert spent < 0.1
+
+
+# Stopping
+
+
+def test_a_cold_stop_from_another_thread_gives_back_what_runs(app: Liteq) -> None:
+    started, go = threading.Event(), threading.Event()
+
+    @app.task
+    def work() -> None:
+        started.set()
+        go.wait(10)
+
+    codes: list[int] = []
+    with running(app, codes=codes) as worker:
+        result = work.delay()
+        assert started.wait(10)
+        worker.stop(cold=True)
+        wait_until(lambda: codes)
+
+    go.set()
+    assert codes == [0]
+    assert (record(app, result.id).state, record(app, result.id).deliveries) == ("queued", 0)
+    assert app.broker.workers() == []
+
+
+def test_receivers_hear_of_the_workers_life(app: Liteq, heard: Heard) -> None:
+    heard.listen("worker_init", "worker_ready", "worker_shutting_down", "worker_shutdown")
+    heard.listen("heartbeat_sent", "worker_process_init")
+    app.broker.lease_timeout = 0.1
+
+    with running(app, hostname="shop@here") as worker:
+        wait_until(lambda: "heartbeat_sent" in heard.names())
+
+    names = [name for name in heard.names() if name != "heartbeat_sent"]
+    assert names == ["worker_init", "worker_ready", "worker_shutting_down", "worker_shutdown"]
+    told = dict(heard.told)
+    assert told["worker_ready"]["sender"] is worker
+    stopping = told["worker_shutting_down"]
+    assert (stopping["sender"], stopping["how"], stopping["sig"]) == (
+        "shop@here",
+        "Warm",
+        "SIGTERM",
+    )
+
+
+# A store in trouble
+
+
+class SickBroker(SqliteBroker):
+    """A store that cannot be reached while `error` is set."""
+
+    error: BrokerError | None = None
+
+    def _check(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    def step(self, *args: Any, **options: Any) -> Any:
+        self._check()
+        return super().step(*args, **options)
+
+    def beat(self, *args: Any, **options: Any) -> Any:
+        self._check()
+        return super().beat(*args, **options)
+
+    def reclaim(self, *args: Any, **options: Any) -> Any:
+        self._check()
+        return super().reclaim(*args, **options)
+
+    def peers(self) -> Any:
+        self._check()
+        return super().peers()
+
+    def maintain(self) -> Any:
+        self._check()
+        return super().maintain()
+
+
+def test_outcomes_wait_until_the_store_can_be_reached_again(
+    app: Liteq, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = app.broker = SickBroker(None, lease_timeout=0.2)
+    started, go = threading.Event(), threading.Event()
+
+    @app.task
+    def work() -> str:
+        started.set()
+        go.wait(10)
+        return "done"
+
+    with running(app):
+        result = work.delay()
+        assert started.wait(10)
+        broker.error = BrokerUnavailable("no store today")
+        go.set()
+        wait_until(lambda: caplog.text.count("no store today; trying again in") >= 3)
+        broker.error = None
+
+        assert result.get(timeout=10) == "done"
+    assert len(app.broker.attempts(result.id)) == 0
+
+
+def test_a_damaged_store_ends_the_worker_with_its_own_exit_code(
+    app: Liteq, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = app.broker = SickBroker(None, lease_timeout=0.2)
+    codes: list[int] = []
+
+    with running(app, codes=codes):
+        broker.error = BrokerError("the store is damaged")
+        wait_until(lambda: codes)
+
+    assert codes == [EXIT_STORE]
+    assert "stopping: the store is damaged" in caplog.text
+
+
+# What cannot work
+
+
+def test_prefork_refuses_a_store_in_memory(app: Liteq) -> None:
+    with pytest.raises(ImproperlyConfigured, match="cannot be shared with child processes"):
+        Worker(app, pool="prefork", install_signals=False).run()
+    assert app.broker.workers() == []
+
+
+def test_a_worker_without_queues_is_refused(app: Liteq) -> None:
+    with pytest.raises(ImproperlyConfigured, match="-X excludes them all"):
+        Worker(app, exclude_queues=["default"])
+
+
+def test_the_name_takes_celerys_marks(app: Liteq, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "big.example.org")
+
+    names = [Worker(app, hostname=name).hostname for name in (None, "a@%n.%d", "b")]
+
+    assert names == ["liteq@big.example.org", "a@big.example.org", "b@big.example.org"]
+
+
+# In a program
+
+
+def test_two_apps_in_one_process_have_workers_of_their_own() -> None:
+    with app_in_memory() as first, app_in_memory() as second:
+
+        @first.task(name="who")
+        def one() -> str:
+            return "first"
+
+        @second.task(name="who")
+        def two() -> str:
+            return "second"
+
+        with running(first), running(second, pool="asyncio"):
+            assert one.delay().get(timeout=10) == "first"
+            assert two.delay().get(timeout=10) == "second"
+
+
+def test_a_program_may_fork_while_a_worker_runs_in_a_thread_of_it(tmp_path: Path) -> None:
+    app = Liteq(
+        "shop",
+        broker=f"sqlite:///{tmp_path}/store",
+        broker_transport_options={"durability": "normal"},
+    )
+
+    @app.task
+    def double(n: int) -> int:
+        return 2 * n
+
+    ids = [f"from-child-{n}" for n in range(10)]
+    try:
+        with running(app, concurrency=2):
+            here = [double.delay(n) for n in range(10)]
+            for n, id in enumerate(ids):
+                pid = os.fork()
+                if pid == 0:
+                    status = 1
+                    try:
+                        double.apply_async((n,), task_id=id)
+                        status = 0
+                    finally:
+                        os._exit(status)
+                assert os.waitpid(pid, 0)[1] == 0
+                here.append(double.delay(n))
+            assert [one.get(timeout=10) for one in here] == [2 * n for n in range(10)] * 2
+            theirs = [app.AsyncResult(id).get(timeout=10) for id in ids]
+            assert theirs == [2 * n for n in range(10)]
+    finally:
+        app.close()
+        forget_current()
+
+
+FROM_STDIN = """
+from liteq import Liteq
+
+app = Liteq("shop", broker="sqlite:///{store}")
+FACTOR = 3
+
+@app.task
+def triple(n):
+    return n * FACTOR
+
+for pool in ("threads", "prefork"):
+    with app.worker(concurrency=2, pool=pool):
+        print(pool, [triple.delay(n).get(timeout=20) for n in range(3)])
+"""
+
+
+@pytest.mark.process
+def test_a_script_from_standard_input_runs_its_tasks_in_every_pool(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", "-"],
+        input=FROM_STDIN.format(store=tmp_path / "store"),
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+
+    assert ended.stdout == "threads [0, 3, 6]\nprefork [0, 3, 6]\n", ended.stderr
+    assert ended.stderr == ""
