@@ -1,20 +1,17 @@
-"""An SQLite file, opened so that nothing can be lost: connections, transactions, guards.
+"""An SQLite file, opened so that nothing can be lost: connections and transactions.
 
 Each rule here is a way in which SQLite queues have lost data:
 
 - One connection per thread, none across a fork. A child that inherits so much as an
   idle connection believes it holds locks that it does not, and its commits vanish
   (sqlite.org/howtocorrupt.html, section 2.6). All connections are closed before a fork
-  and reopened at the next use, in the parent and in the child alike.
+  and opened again at the next use, in the parent and in the child alike; none is opened
+  while another thread forks.
 - Every transaction begins IMMEDIATE. One that reads first and then writes fails with
   BUSY_SNAPSHOT whatever the busy timeout says.
 - A gate, an `flock` on a file of its own, is taken around each short write transaction.
   SQLite's own waiting is a random back-off under which one of eight writers was starved
-  for seconds; the kernel's queue is fair.
-- Only one SQLite library may touch the file: apsw's. The standard library's `sqlite3`,
-  or a plain copy of the folder, opens and closes the `-shm` file, and that drops all of
-  this process's POSIX locks. An audit hook refuses both.
-- WAL needs shared memory, so a network file system is refused.
+  for seconds.
 """
 
 from __future__ import annotations
@@ -22,8 +19,6 @@ from __future__ import annotations
 import fcntl
 import os
 import random
-import stat
-import sys
 import threading
 import time
 import weakref
@@ -34,6 +29,13 @@ from typing import Any, Final, TypeVar
 import apsw
 
 from liteq.brokers import schema
+from liteq.brokers.files import (
+    DATABASE,
+    guard,
+    make_file,
+    make_folder,
+    refuse_network_filesystem,
+)
 from liteq.exceptions import (
     BrokerBusy,
     BrokerError,
@@ -43,22 +45,14 @@ from liteq.exceptions import (
     StoreLost,
 )
 
-__all__ = ["DATABASE", "Database", "fetch_all", "fetch_one"]
+__all__ = ["Database", "fetch_all", "fetch_one"]
 
 T = TypeVar("T")
 
-DATABASE: Final = "store.db"
 _GATE: Final = "gate"
 _SAFE_SQLITE: Final = (3, 51, 3)  # earlier ones can corrupt a WAL that two connections reset
 _WAL_BACKSTOP: Final = 16_000  # pages (64 MiB): a producer checkpoints only beyond this
 _RESERVE: Final = 32 * 1024 * 1024  # bytes of disk kept for settling when producers fill it
-_REMOTE: Final = frozenset(
-    (
-        *("nfs", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "9p", "virtiofs", "vboxsf"),
-        *("afs", "ceph", "glusterfs", "lustre", "gfs2", "ocfs2", "beegfs", "davfs"),
-        *("prl_fs", "vmhgfs"),
-    )
-)
 
 
 class Database:
@@ -91,28 +85,29 @@ class Database:
         self.wal_pages = 0
         self._local = threading.local()
         self._handles: weakref.WeakSet[_Handle] = weakref.WeakSet()
-        self._memory: _Handle | None = None
+        self._memory = _Handle(self) if folder is None else None
         self._prepared = False
-        self._lock = threading.Lock()
-        _databases.add(self)
+        with _opening:
+            _databases.add(self)
 
     # Transactions
 
     def read(self, body: Callable[[apsw.Connection], T]) -> T:
         """Return what `body` reads in one snapshot. It must fetch all and finish: an
         open cursor keeps the WAL from being reset."""
-        handle = self._handle()
-        with handle.lock:
+        handle = self._take_handle()
+        try:
+            db = handle.connection()
+            db.execute("BEGIN")
             try:
-                db = handle.db or handle.open()
-                db.execute("BEGIN")
-                try:
-                    return body(db)
-                finally:
-                    if not db.get_autocommit():
-                        db.execute("COMMIT")
-            except apsw.Error as exc:
-                raise self._translate(handle, exc) from exc
+                return body(db)
+            finally:
+                if not db.get_autocommit():
+                    db.execute("COMMIT")
+        except apsw.Error as exc:
+            raise self._translate(handle, exc) from exc
+        finally:
+            handle.lock.release()
 
     def write(
         self, body: Callable[[apsw.Connection], T], *, durable: bool, limited: bool = False
@@ -125,25 +120,28 @@ class Database:
         An error means that the outcome is unknown: a COMMIT that failed on a sick disk
         may be found done after a crash. `body` must be idempotent.
         """
-        handle = self._handle()
-        with handle.lock:
+        if limited:
+            self.check()  # a producer has no heartbeat to notice it
+        handle = self._take_handle()
+        try:
+            db = handle.prepare(durable=durable, limited=limited)
+            handle.pass_gate()
             try:
-                db = handle.prepare(durable=durable, limited=limited)
-                handle.pass_gate()
+                db.execute("BEGIN IMMEDIATE")
                 try:
-                    db.execute("BEGIN IMMEDIATE")
-                    try:
-                        answer = body(db)
-                        db.execute("COMMIT")
-                    except BaseException:
-                        if not db.get_autocommit():
-                            db.execute("ROLLBACK")
-                        raise
-                    return answer
-                finally:
-                    handle.leave_gate()
-            except apsw.Error as exc:
-                raise self._translate(handle, exc) from exc
+                    answer = body(db)
+                    db.execute("COMMIT")
+                except BaseException:
+                    if not db.get_autocommit():
+                        db.execute("ROLLBACK")
+                    raise
+                return answer
+            finally:
+                handle.leave_gate()
+        except apsw.Error as exc:
+            raise self._translate(handle, exc) from exc
+        finally:
+            handle.lock.release()
 
     def write_one(
         self, sql: str, bindings: Sequence[Any], *, durable: bool, limited: bool = False
@@ -152,104 +150,118 @@ class Database:
 
         The same as `write()`, without the 8 us that BEGIN and COMMIT take.
         """
-        handle = self._handle()
-        with handle.lock:
+        if limited:
+            self.check()
+        handle = self._take_handle()
+        try:
+            db = handle.prepare(durable=durable, limited=limited)
+            handle.pass_gate()
             try:
-                db = handle.prepare(durable=durable, limited=limited)
-                handle.pass_gate()
-                try:
-                    db.execute(sql, bindings)
-                    return db.changes()
-                finally:
-                    handle.leave_gate()
-            except apsw.Error as exc:
-                raise self._translate(handle, exc) from exc
+                db.execute(sql, bindings)
+                return db.changes()
+            finally:
+                handle.leave_gate()
+        except apsw.Error as exc:
+            raise self._translate(handle, exc) from exc
+        finally:
+            handle.lock.release()
 
     def checkpoint(self, *, truncate: bool = False) -> None:
         """Move what the WAL holds into the database, as far as readers allow."""
-        handle = self._handle()
         mode = apsw.SQLITE_CHECKPOINT_TRUNCATE if truncate else apsw.SQLITE_CHECKPOINT_PASSIVE
-        with handle.lock:
-            db = handle.db or handle.open()
-            try:
-                db.wal_checkpoint(mode=mode)
-            except apsw.BusyError:
-                return  # a reader is in the way: the next slice of upkeep tries again
-            except apsw.Error as exc:
-                raise self._translate(handle, exc) from exc
+        handle = self._take_handle()
+        try:
+            handle.connection().wal_checkpoint(mode=mode)
+        except apsw.BusyError:
+            return  # a reader is in the way: the next slice of upkeep tries again
+        except apsw.Error as exc:
+            raise self._translate(handle, exc) from exc
+        finally:
+            handle.lock.release()
         self.wal_pages = 0
-
-    def version(self) -> int:
-        """Return a number that changes when another connection has committed.
-
-        The PRAGMA, since apsw's `data_version()` did not move on commits of other
-        processes.
-        """
-        handle = self._handle()
-        with handle.lock:
-            try:
-                db = handle.db or handle.open()
-                return int(db.pragma("data_version"))
-            except apsw.Error as exc:
-                raise self._translate(handle, exc) from exc
 
     def check(self) -> None:
         """Raise `StoreLost` if the file at our path is not the one we have open.
 
-        Commits to a deleted file succeed, and nobody will ever read them.
+        Commits to a deleted file succeed, and nobody will ever read them. What is open is
+        let go of, so that a later use finds the file that is there then.
         """
-        if self.folder is None or self.identity is None:
+        if self.identity is None:
             return
+        if (why := self._lost()) is not None:
+            self.close()
+            self.identity = None
+            self._prepared = False
+            raise StoreLost(f"{self.path} {why}")
+
+    def _lost(self) -> str | None:
         try:
             found = os.stat(self.path)
         except FileNotFoundError:
-            raise StoreLost(f"{self.path} was deleted while in use") from None
+            return "was deleted while in use"
         if (found.st_dev, found.st_ino) != self.identity:
-            raise StoreLost(f"{self.path} was replaced while in use")
+            return "was replaced while in use"
         if found.st_nlink != 1:
-            raise StoreLost(
-                f"{self.path} has a second hard link: another name for the file gets a "
-                "WAL of its own, and the two lose each other's commits"
+            return (
+                "has a second hard link: another name for the file gets a WAL of its own, "
+                "and the two lose each other's commits"
             )
+        return None
 
     def close(self) -> None:
         """Close the connections of all threads; the next use opens new ones."""
-        for handle in list(self._handles):
+        with _opening:
+            handles = self.handles()
+        for handle in handles:
             with handle.lock:
                 handle.close()
 
     # Connections
 
+    def _take_handle(self) -> _Handle:
+        """Return this thread's handle, its connection open and its lock held.
+
+        A fork by another thread may close the connection at any moment but this one.
+        """
+        handle = self._handle()
+        while True:
+            handle.lock.acquire()
+            if handle.db is not None:
+                return handle
+            handle.lock.release()
+            # The order is the fork's: first the right to open, then the handle.
+            with _opening, handle.lock:
+                if handle.db is None:
+                    try:
+                        handle.open()
+                    except apsw.Error as exc:
+                        raise self._translate(handle, exc) from exc
+
     def _handle(self) -> _Handle:
-        if self.folder is None:  # one connection holds the whole store
-            if self._memory is None or self._memory.pid != os.getpid():
-                with self._lock:
-                    if self._memory is None:
-                        self._memory = _Handle(self)
-                    elif self._memory.pid != os.getpid():
-                        raise BrokerUnavailable(
-                            "a store in memory belongs to the process that made it, and this "
-                            "is a forked child: use an sqlite:// store"
-                        )
+        if self._memory is not None:  # one connection holds the whole store
+            if self._memory.pid != os.getpid():
+                raise BrokerUnavailable(
+                    "a store in memory belongs to the process that made it, and this is a "
+                    "forked child: use an sqlite:// store"
+                )
             return self._memory
         handle: _Handle | None = getattr(self._local, "handle", None)
         if handle is None:
             handle = self._local.handle = _Handle(self)
-            self._handles.add(handle)
+            with _opening:
+                self._handles.add(handle)
         return handle
 
     def prepare(self) -> None:
         """Create the folder and the file if need be, and refuse what cannot be safe."""
         if self._prepared or self.folder is None:
             return
-        with self._lock:
-            if self._prepared:
-                return
-            _make_folder(self.folder)
+        with _opening:
+            make_folder(self.folder)
             if not self.allow_network_filesystem:
                 refuse_network_filesystem(self.folder)
-            _make_file(Path(self.path))
-            _guard(self.path)
+            make_file(Path(self.path))
+            guard(self.path)
             self._prepared = True
 
     def _translate(self, handle: _Handle, exc: apsw.Error) -> Exception:
@@ -280,10 +292,14 @@ class Database:
             )
         return exc
 
-    def _reset_after_fork(self) -> None:
+    def handles(self) -> list[_Handle]:
+        """Return the handles of all threads."""
+        return [self._memory] if self._memory is not None else list(self._handles)
+
+    def reset_after_fork(self) -> None:
+        """Forget, in a forked child, the handles of threads that do not exist in it."""
         self._local = threading.local()
         self._handles = weakref.WeakSet()
-        self._lock = threading.Lock()
 
 
 def fetch_one(db: apsw.Connection, sql: str, bindings: Sequence[Any] = ()) -> Any:
@@ -324,11 +340,12 @@ class _Handle:
             )
         db = apsw.Connection(database.path, flags=flags)
         try:
-            # Before anything else: setting WAL mode on a new file takes a lock as well.
+            # The timeout and the gate come first: setting WAL mode on a new file, which
+            # several processes may do at once, takes locks as well.
             db.set_busy_timeout(int(database.busy_timeout * 1000))
-            self._configure(db)
             self.pass_gate()
             try:
+                self._configure(db)
                 schema.ensure(db)
             finally:
                 self.leave_gate()
@@ -353,7 +370,7 @@ class _Handle:
                 raise ImproperlyConfigured(
                     f"{self.database.path}: WAL mode was refused (journal_mode is {mode})"
                 )
-            db.set_wal_hook(self._after_commit)
+            db.set_wal_hook(_WalHook(self.database))
         # A plan must not hang on bound values: with them it does, and apsw's rebinding makes
         # SQLite compile such a statement anew at each run (a claim: 144 us against 15).
         db.config(apsw.SQLITE_DBCONFIG_ENABLE_QPSG, 1)
@@ -363,15 +380,15 @@ class _Handle:
         db.pragma("journal_size_limit", 16 * 1024 * 1024)
         db.pragma("foreign_keys", 0)
 
-    def _after_commit(self, db: apsw.Connection, _name: str, pages: int) -> int:
-        self.database.wal_pages = pages
-        if pages > _WAL_BACKSTOP and pages % 1000 < 8:  # no worker has kept the WAL short
-            db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-        return apsw.SQLITE_OK
+    def connection(self) -> apsw.Connection:
+        """Return the connection, which `_take_handle()` has opened."""
+        db = self.db
+        assert db is not None
+        return db
 
     def prepare(self, *, durable: bool, limited: bool) -> apsw.Connection:
         """Return the connection, set up for a transaction of this kind."""
-        db = self.db or self.open()
+        db = self.connection()
         if self.durable is not durable:
             self.set_durable(durable)
         if self.limited is not limited:
@@ -379,8 +396,7 @@ class _Handle:
         return db
 
     def set_durable(self, durable: bool) -> None:  # noqa: FBT001 (one private caller)
-        db = self.db
-        assert db is not None
+        db = self.connection()
         if self.database.folder is not None:
             db.pragma("synchronous", "FULL" if durable else "NORMAL")
         self.durable = durable
@@ -391,8 +407,7 @@ class _Handle:
         `max_page_count` counts for one connection only (measured), so a full store
         refuses producers while workers go on settling and deleting.
         """
-        db = self.db
-        assert db is not None
+        db = self.connection()
         pages = 0xFFFFFFFE
         if limited:
             pages = self._producer_pages(db)
@@ -452,36 +467,62 @@ class _Handle:
             self.db = None
         self._close_gate()
 
+    def __del__(self) -> None:
+        # The thread is over. In a forked child this is not ours to close, and is closed.
+        if self.pid == os.getpid():
+            self.close()
+
     def _close_gate(self) -> None:
         if self.gate >= 0:
             os.close(self.gate)
             self.gate = -1
 
 
+class _WalHook:
+    """Counts the pages of the WAL. (A method of the handle would tie it to its own
+    connection, and the connection of a thread that ended would stay open.)"""
+
+    def __init__(self, database: Database) -> None:
+        self._database = weakref.ref(database)
+
+    def __call__(self, db: apsw.Connection, _name: str, pages: int) -> int:
+        if (database := self._database()) is not None:
+            database.wal_pages = pages
+        if pages > _WAL_BACKSTOP and pages % 1000 < 8:  # no worker has kept the WAL short
+            db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        return apsw.SQLITE_OK
+
+
 # Forks
 
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
+_opening = threading.RLock()  # held to open a connection, and throughout a fork
 _held: list[_Handle] = []
 
 
 def _before_fork() -> None:
-    """Close every connection, each after its transaction, and keep them closed."""
+    """Close every connection, each after its transaction, and let none be opened."""
+    _opening.acquire()
     for database in list(_databases):
-        for handle in list(database._handles):
+        for handle in database.handles():
             handle.lock.acquire()
             _held.append(handle)
-            handle.close()
+            if database.folder is not None:
+                handle.close()
 
 
 def _after_fork_in_parent() -> None:
     while _held:
         _held.pop().lock.release()
+    _opening.release()
 
 
 def _after_fork_in_child() -> None:
+    global _opening
+    _opening = threading.RLock()
     _held.clear()
     for database in list(_databases):
-        database._reset_after_fork()
+        database.reset_after_fork()
 
 
 os.register_at_fork(
@@ -489,100 +530,6 @@ os.register_at_fork(
     after_in_parent=_after_fork_in_parent,
     after_in_child=_after_fork_in_child,
 )
-
-
-# Files
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except FileExistsError:
-        raise ImproperlyConfigured(
-            f"the store's URL must name a folder, and {folder} is a file. liteq keeps its "
-            "database, its locks and its sockets in a folder of their own"
-        ) from None
-    except OSError as exc:
-        raise ImproperlyConfigured(
-            f"cannot create the store's folder {folder} ({exc.strerror}): give a broker URL "
-            "such as sqlite:////var/lib/shop/queue that names a writable place"
-        ) from exc
-    mode = stat.S_IMODE(folder.stat().st_mode)
-    if mode & 0o022:
-        raise ImproperlyConfigured(
-            f"the store's folder {folder} can be written by other users (mode {mode:04o}), "
-            f"who could run tasks with your rights: chmod 700 {folder}"
-        )
-
-
-def _make_file(path: Path) -> None:
-    """Create the database file readable by its owner only; SQLite would make it 0644,
-    and its `-wal` and `-shm` get the same mode."""
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    except FileExistsError:
-        if path.is_symlink():
-            raise ImproperlyConfigured(f"{path} is a symbolic link, which is refused") from None
-    except OSError as exc:
-        raise ImproperlyConfigured(f"cannot create {path}: {exc.strerror}") from exc
-    else:
-        os.close(fd)
-
-
-def refuse_network_filesystem(folder: Path, mounts: str = "/proc/self/mountinfo") -> None:
-    """Raise `ImproperlyConfigured` where WAL's shared memory cannot work.
-
-    `mounts` is Linux's table of mounts; without one nothing can be said.
-    """
-    try:
-        lines = Path(mounts).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return
-    real = os.path.realpath(folder)
-    best, kind = "", ""
-    for line in lines:
-        before, _, after = line.partition(" - ")
-        point = before.split()[4].replace("\\040", " ")
-        inside = real == point or real.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(best):
-            best, kind = point, after.split()[0]
-    if kind in _REMOTE or (kind.startswith("fuse.") and kind != "fuse.ext4"):
-        raise ImproperlyConfigured(
-            f"{real} is on a {kind} file system, where SQLite's WAL loses commits: put the "
-            "store on a local disk, or use a redis:// broker for several machines "
-            "(allow_network_filesystem=True in broker_transport_options overrides this)"
-        )
-
-
-# One SQLite library per process and file
-
-_guarded: set[str] = set()
-
-
-def _guard(path: str) -> None:
-    if not _guarded:
-        sys.addaudithook(_audit)
-    _guarded.add(os.path.realpath(path))
-
-
-def _audit(event: str, args: tuple[Any, ...]) -> None:
-    if event == "open":
-        name = args[0]
-        if type(name) is str and name.endswith(f"{DATABASE}-shm"):
-            _refuse(name[:-4], "opened")
-    elif event == "sqlite3.connect":
-        name = os.fsdecode(args[0]) if isinstance(args[0], (str, bytes, os.PathLike)) else ""
-        if DATABASE in name:
-            _refuse(name.removeprefix("file:").partition("?")[0], "opened with sqlite3")
-
-
-def _refuse(name: str, how: str) -> None:
-    if os.path.realpath(name) in _guarded:
-        raise BrokerError(
-            f"{name} must not be {how} by a process that uses it as a liteq store: closing "
-            "it again drops SQLite's locks, and commits are lost. Copy it with another "
-            "process while no worker runs, or through apsw's backup API"
-        )
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -45,6 +45,7 @@ from liteq.brokers.wakeup import LocalMailbox, Post, SocketMailbox
 from liteq.clock import Clock, system_clock
 from liteq.exceptions import (
     AlreadyEnqueued,
+    BrokerError,
     ImproperlyConfigured,
     InvalidTaskError,
 )
@@ -81,7 +82,7 @@ _ENQUEUE: Final = (
 # The subquery walks the partial index in the order of promise 7 and stops at the limit.
 _CLAIM: Final = (
     "UPDATE message SET state = 3, token = ?1, worker = ?2, started_at = ?3, "
-    "deliveries = deliveries + 1 WHERE seq IN ({candidates}) "
+    "parked_at = NULL, deliveries = deliveries + 1 WHERE seq IN ({candidates}) "
     f"RETURNING seq, deliveries, inputs, expires_at, priority, {_PACKED}"
 )
 _QUEUED_IN: Final = (
@@ -156,6 +157,7 @@ class SqliteBroker(Broker):
         self._local: dict[str, LocalMailbox] = {}
         self._local_lock = threading.Lock()
         self._claims: dict[int, str] = {}
+        self._doubtful: dict[int, set[int]] = {}  # by worker: tokens of claims that failed
 
     def __repr__(self) -> str:
         return f"<SqliteBroker {self.folder or 'in memory'}>"
@@ -204,10 +206,11 @@ class SqliteBroker(Broker):
     def _accept_repeat(db: apsw.Connection, row: tuple[Any, ...]) -> None:
         """Let the same message be enqueued again, and refuse another under its id."""
         id, task, body = row[:3]
-        stored = fetch_one(db, "SELECT task, body FROM message WHERE id = ?", (id,))
+        stored = fetch_one(db, "SELECT task, body, retries FROM message WHERE id = ?", (id,))
         if stored is None:
             return  # settled and deleted since
-        if stored != (task, body):
+        changed = stored[1] != body and not stored[2]  # a retry may have changed the body
+        if stored[0] != task or changed:
             raise AlreadyEnqueued(
                 f"a message with id {id!r} is in the store with another task or other "
                 f"arguments (its task is {stored[0]!r}, this one's {task!r}): ids are used once"
@@ -239,9 +242,13 @@ class SqliteBroker(Broker):
     ) -> Step:
         now = self.clock.now()
         token = self._tokens()
+        doubtful = self._doubtful.get(worker, ())
 
         def body(db: apsw.Connection) -> tuple[Settling, Step, bool]:
             settling = Settling(db, now, self.max_deliveries)
+            if doubtful:
+                held = _leases_of(db, worker, None)
+                settling.settle([(one, Released()) for one in held if one.token in doubtful])
             for lease, note in notes:
                 db.execute(_NOTE, (note.state, note.meta, lease.key, lease.token))
             accepted = settling.settle(settlements) if settlements else ()
@@ -266,10 +273,16 @@ class SqliteBroker(Broker):
                 early,
             )
 
-        settling, step, early = self._database.write(body, durable=False)
-        if early:
-            # Promise 11 through a power loss: the claim must be on disk before the start.
-            self._database.write(_harden, durable=True)
+        try:
+            settling, step, early = self._database.write(body, durable=False)
+            if early:
+                # Promise 11 through a power loss: on disk before the start.
+                self._database.write(_harden, durable=True)
+        except BrokerError:
+            # The claim may have taken effect, and nobody would know of these leases.
+            self._doubtful[worker] = {*doubtful, token}
+            raise
+        self._doubtful.pop(worker, None)
         self._announce(settling)
         return step
 
@@ -636,9 +649,9 @@ class SqliteBroker(Broker):
                 if fetch_one(
                     db,
                     "UPDATE message SET state = 1, deliveries = 0, retries = 0, result = NULL, "
-                    "dead = NULL, settled_at = NULL, delete_at = NULL, started_at = NULL, "
-                    "revoke = NULL, run_at = NULL, expires_at = NULL, enqueued_at = ? "
-                    "WHERE id = ? AND state = 7 RETURNING id",
+                    "dead = NULL, parked_at = NULL, settled_at = NULL, delete_at = NULL, "
+                    "started_at = NULL, revoke = NULL, run_at = NULL, expires_at = NULL, "
+                    "enqueued_at = ? WHERE id = ? AND state = 7 AND task != '' RETURNING id",
                     (now, id),
                 )
             ]
@@ -907,7 +920,7 @@ def _to_terminate(db: apsw.Connection, worker: int) -> dict[int, str]:
 def _park(db: apsw.Connection, lease: Lease, now: float) -> None:
     db.execute(
         "UPDATE message SET state = 4, token = NULL, started_at = NULL, "
-        "deliveries = deliveries - 1, parked_at = coalesce(parked_at, ?) "
+        "deliveries = deliveries - 1, parked_at = ? "
         "WHERE seq = ? AND token = ?",
         (now, lease.key, lease.token),
     )

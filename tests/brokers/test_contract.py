@@ -1028,7 +1028,6 @@ def test_5_a_parked_message_is_not_given_up_for_having_waited_for_its_time(
     broker.close()
 
 
-@pytest.mark.xfail(strict=True, reason="redrive leaves parked_at as it was")
 def test_5_a_redriven_message_has_its_whole_time_to_meet_a_worker_that_knows_it(
     store: Store, clock: FakeClock
 ) -> None:

@@ -245,7 +245,6 @@ def test_a_worker_notices_a_lost_file_at_its_heartbeat(
         broker.beat(worker)
 
 
-@pytest.mark.xfail(strict=True, reason="only a worker's heartbeat looks at the file")
 @pytest.mark.parametrize("how", ["deleted", "replaced", "folder deleted"])
 def test_no_message_is_accepted_into_a_lost_file(
     broker: Broker, folder: Path, how: str
@@ -443,9 +442,6 @@ print(len(ids) - len(broker.get(ids)), errors)
 """
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a thread may open its first connection while another forks"
-)
 @pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
 def test_forks_among_busy_threads_lose_nothing_and_hang_nowhere(store: Store) -> None:
@@ -480,9 +476,6 @@ def test_a_store_in_memory_does_not_pretend_to_be_shared_with_a_child() -> None:
 # Threads
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a dead thread's connection stays open until the garbage is collected"
-)
 def test_threads_that_end_leave_no_descriptor_behind(broker: Broker) -> None:
     broker.enqueue([make()])
 
@@ -799,7 +792,6 @@ def test_a_store_in_use_may_not_be_copied_as_files(
         archive.add(folder)
 
 
-@pytest.mark.xfail(strict=True, reason="the guard looks at names that are str only")
 def test_a_relative_path_does_not_fool_the_guard(
     broker: Broker, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,124 @@
+"""The store's folder and file: made private, on a disk that can hold a WAL, and kept from
+a second SQLite library.
+
+- Only one SQLite library may touch the database: apsw's. The standard library's
+  `sqlite3`, or a plain copy of the folder, opens and closes the `-shm` file, and that
+  drops all of this process's POSIX locks (sqlite.org/howtocorrupt.html, section 2.2). An
+  audit hook refuses both.
+- WAL needs memory that all users of the file share, so a network file system is refused.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from liteq.exceptions import BrokerError, ImproperlyConfigured
+
+__all__ = ["DATABASE", "guard", "make_file", "make_folder", "refuse_network_filesystem"]
+
+DATABASE: Final = "store.db"
+_SHARED_MEMORY: Final = f"{DATABASE}-shm"
+_REMOTE: Final = frozenset(
+    (
+        *("nfs", "nfs4", "cifs", "smb", "smb2", "smb3", "smbfs", "9p", "virtiofs", "vboxsf"),
+        *("afs", "ceph", "glusterfs", "lustre", "gfs2", "ocfs2", "beegfs", "davfs"),
+        *("prl_fs", "vmhgfs"),
+    )
+)
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except FileExistsError:
+        raise ImproperlyConfigured(
+            f"the store's URL must name a folder, and {folder} is a file. liteq keeps its "
+            "database, its locks and its sockets in a folder of their own"
+        ) from None
+    except OSError as exc:
+        raise ImproperlyConfigured(
+            f"cannot create the store's folder {folder} ({exc.strerror}): give a broker URL "
+            "such as sqlite:////var/lib/shop/queue that names a writable place"
+        ) from exc
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    if mode & 0o022:
+        raise ImproperlyConfigured(
+            f"the store's folder {folder} can be written by other users (mode {mode:04o}), "
+            f"who could run tasks with your rights: chmod 700 {folder}"
+        )
+
+
+def make_file(path: Path) -> None:
+    """Create the database file readable by its owner only; SQLite would make it 0644,
+    and its `-wal` and `-shm` get the same mode."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    except FileExistsError:
+        if path.is_symlink():
+            raise ImproperlyConfigured(f"{path} is a symbolic link, which is refused") from None
+    except OSError as exc:
+        raise ImproperlyConfigured(f"cannot create {path}: {exc.strerror}") from exc
+    else:
+        os.close(fd)
+
+
+def refuse_network_filesystem(folder: Path, mounts: str = "/proc/self/mountinfo") -> None:
+    """Raise `ImproperlyConfigured` where WAL's shared memory cannot work.
+
+    `mounts` is Linux's table of mounts; without one nothing can be said.
+    """
+    try:
+        lines = Path(mounts).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return
+    real = os.path.realpath(folder)
+    best, kind = "", ""
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        point = before.split()[4].replace("\\040", " ")
+        inside = real == point or real.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best):
+            best, kind = point, after.split()[0]
+    if kind in _REMOTE or (kind.startswith("fuse.") and kind != "fuse.ext4"):
+        raise ImproperlyConfigured(
+            f"{real} is on a {kind} file system, where SQLite's WAL loses commits: put the "
+            "store on a local disk, or use a redis:// broker for several machines "
+            "(allow_network_filesystem=True in broker_transport_options overrides this)"
+        )
+
+
+# One SQLite library per process and file
+
+_guarded: set[str] = set()
+
+
+def guard(path: str) -> None:
+    if not _guarded:
+        sys.addaudithook(_audit)
+    _guarded.add(os.path.realpath(path))
+
+
+def _audit(event: str, args: tuple[Any, ...]) -> None:
+    if event == "open":
+        name = args[0]
+        if type(name) is bytes:
+            name = os.fsdecode(name)
+        if type(name) is str and name.endswith(_SHARED_MEMORY):
+            _refuse(name[:-4], "opened")
+    elif event == "sqlite3.connect":
+        name = os.fsdecode(args[0]) if isinstance(args[0], (str, bytes, os.PathLike)) else ""
+        if DATABASE in name:
+            _refuse(name.removeprefix("file:").partition("?")[0], "opened with sqlite3")
+
+
+def _refuse(name: str, how: str) -> None:
+    if os.path.realpath(name) in _guarded:
+        raise BrokerError(
+            f"{name} must not be {how} by a process that uses it as a liteq store: closing "
+            "it again drops SQLite's locks, and commits are lost. Copy it with another "
+            "process while no worker runs, or through apsw's backup API"
+        )

@@ -1,0 +1,328 @@
+"""Cost stays flat by construction: each hot statement uses the index that was made for it.
+
+The statements are those that SQLite is given while a verb runs, and the plans are its own
+(sqlite.org/eqp.html). A plan here depends on nothing but the schema: liteq never runs
+ANALYZE, and bound values are kept out of plans.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import apsw
+import pytest
+from world import FakeClock, Store, enlist, make
+
+from liteq import failure
+from liteq.brokers.base import Broker, Lease, Mailbox
+from liteq.message import Edge
+from liteq.outcome import Failed, Ignored, Lost, Outcome, Released, Retried, Revoked, Succeeded
+
+ERROR = failure.describe(ValueError("no"))
+BY_KEY = "SEARCH message USING INTEGER PRIMARY KEY (rowid=?)"
+BY_ID = "SEARCH message USING INDEX sqlite_autoindex_message_1 (id=?)"
+QUEUED = "SEARCH message USING COVERING INDEX message_queued (queue=?)"
+DUE = "SEARCH message USING COVERING INDEX message_scheduled (queue=?)"
+
+# What ends after one row, whatever there is, and what is small whatever waits.
+BOUNDED = re.compile(
+    r"SCAN (CONSTANT ROW|\(subquery-\d+\)|json_each VIRTUAL TABLE.*"
+    r"|worker USING INDEX worker_alive)"
+)
+FIRST_ROW = re.compile(r"SELECT EXISTS\(SELECT 1 FROM (edge|waiter|message WHERE state = 4)\)")
+
+
+class Planner:
+    """Notes the statements that a store's connection runs, and explains them."""
+
+    def __init__(self) -> None:
+        self.db: apsw.Connection | None = None
+
+    def attach(self, db: apsw.Connection) -> None:
+        self.db = db
+
+    def plans(self, verb: Callable[[], Any]) -> dict[str, list[str]]:
+        """Return the plan of each statement that a verb runs. A statement that changes
+        itself by a constraint alone (a plain INSERT) has an empty one."""
+        return {
+            sql: [row[3] for row in rows]
+            for sql, rows in self._explain(verb, "EXPLAIN QUERY PLAN")
+        }
+
+    def steps(self, verb: Callable[[], Any]) -> dict[str, list[str]]:
+        """Return the names of the machine's instructions for each statement of a verb."""
+        return {sql: [row[1] for row in rows] for sql, rows in self._explain(verb, "EXPLAIN")}
+
+    def _explain(
+        self, verb: Callable[[], Any], how: str
+    ) -> Iterator[tuple[str, list[tuple[Any, ...]]]]:
+        ran: dict[str, Any] = {}
+
+        def note(_cursor: apsw.Cursor, sql: str, bindings: Any) -> bool:
+            ran.setdefault(sql, bindings)
+            return True
+
+        db = self.db
+        assert db is not None
+        db.exec_trace = note
+        try:
+            verb()
+        finally:
+            db.exec_trace = None
+        assert ran, "the verb ran no statement on this connection"
+        for sql, bindings in ran.items():
+            if sql.startswith(("SELECT", "INSERT", "UPDATE", "DELETE")):
+                yield sql, db.execute(f"{how} {sql}", bindings).fetchall()
+
+
+@pytest.fixture
+def planner(monkeypatch: pytest.MonkeyPatch) -> Planner:
+    made = Planner()
+    monkeypatch.setattr(apsw, "connection_hooks", [made.attach])
+    return made
+
+
+@pytest.fixture
+def broker(planner: Planner, tmp_path: Any, clock: FakeClock) -> Iterator[Broker]:
+    opened = Store("memory", tmp_path, clock).open()
+    opened.counts()  # opens the one connection of a store in memory
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def mailbox(broker: Broker) -> Iterator[Mailbox]:
+    opened = broker.mailbox()
+    yield opened
+    opened.close()
+
+
+def plan_of(plans: dict[str, list[str]], statement: str) -> list[str]:
+    """Return the plan of the one statement that looks like this."""
+    [found] = [plan for sql, plan in plans.items() if re.search(statement, sql)]
+    return found
+
+
+def claim(broker: Broker, queues: Sequence[str] = ("default",)) -> tuple[int, list[Lease]]:
+    worker = enlist(broker, *queues)
+    return worker, list(broker.claim(worker, queues, 20))
+
+
+# One by one
+
+
+def test_enqueue_looks_for_a_conflict_in_the_index_of_ids(
+    planner: Planner, broker: Broker
+) -> None:
+    [steps] = planner.steps(lambda: broker.enqueue([make()])).values()
+
+    assert "NoConflict" in steps
+    assert not {"Rewind", "Next", "Prev"} & set(steps), "it walks through something"
+
+
+def test_a_repeated_enqueue_is_recognised_by_id(planner: Planner, broker: Broker) -> None:
+    message = make()
+    broker.enqueue([message])
+
+    plans = planner.plans(lambda: broker.enqueue([message]))
+
+    assert plan_of(plans, "SELECT task, body.* FROM message WHERE id") == [BY_ID]
+
+
+@pytest.mark.parametrize("queues", [("a",), ("a", "b", "c")], ids=len)
+def test_a_claim_walks_the_queued_messages_in_order(
+    planner: Planner, broker: Broker, queues: tuple[str, ...]
+) -> None:
+    worker = enlist(broker, *queues)
+
+    plans = planner.plans(lambda: broker.claim(worker, queues, 4))
+
+    plan = plan_of(plans, "UPDATE message SET state = 3")
+    assert plan[0] == BY_KEY
+    assert plan.count(QUEUED) == len(queues)
+    # Of several queues, what each of them gives is sorted: at most `limit` rows of each.
+    assert ("USE TEMP B-TREE FOR ORDER BY" in plan) == (len(queues) > 1)
+
+
+def test_a_claim_looks_at_the_first_delayed_message_only(
+    planner: Planner, broker: Broker
+) -> None:
+    worker = enlist(broker)
+
+    plans = planner.plans(lambda: broker.claim(worker, ["default"]))
+
+    assert plan_of(plans, "SELECT run_at FROM message") == [DUE]
+
+
+def test_what_has_come_due_is_found_by_its_time(
+    planner: Planner, broker: Broker, clock: FakeClock
+) -> None:
+    worker = enlist(broker)
+    broker.enqueue([make(run_at=clock.now() + 1)])
+    clock.advance(2)
+
+    plans = planner.plans(lambda: broker.claim(worker, ["default"]))
+
+    by_time = "SEARCH message USING COVERING INDEX message_scheduled (queue=? AND run_at<?)"
+    plan = plan_of(plans, "UPDATE message SET state = 1 ")
+    assert [line for line in plan if "SEARCH" in line] == [BY_KEY, by_time]
+    assert not any("TEMP B-TREE" in line for line in plan)
+
+
+def test_orders_to_end_a_run_are_found_by_worker(planner: Planner, broker: Broker) -> None:
+    worker = enlist(broker)
+
+    plans = planner.plans(lambda: broker.step(worker))
+
+    found = plan_of(plans, "SELECT seq, revoke")
+    assert found == ["SEARCH message USING INDEX message_revoking (worker=?)"]
+
+
+OUTCOMES: dict[str, Outcome] = {
+    "succeeded": Succeeded(b"1"),
+    "ignored": Ignored(),
+    "failed": Failed(ERROR),
+    "retried": Retried(2e9, ERROR),
+    "revoked": Revoked("terminated"),
+    "released": Released(),
+    "lost": Lost("signal 9 (SIGKILL)"),
+}
+
+
+@pytest.mark.parametrize("kind", OUTCOMES)
+@pytest.mark.parametrize("number", [1, 2], ids=["one", "batch"])
+def test_a_settle_finds_its_message_by_key(
+    planner: Planner, broker: Broker, kind: str, number: int
+) -> None:
+    broker.enqueue([make() for _ in range(number)])
+    worker, leases = claim(broker)
+    outcome = OUTCOMES[kind]
+
+    plans = planner.plans(
+        lambda: broker.step(worker, settlements=[(lease, outcome) for lease in leases])
+    )
+
+    settles = [plan for sql, plan in plans.items() if sql.startswith("UPDATE message")]
+    assert settles == [[BY_KEY]]
+
+
+def test_what_follows_a_settle_is_found_by_its_source(planner: Planner, broker: Broker) -> None:
+    first, then = make(), make()
+    broker.enqueue([first, then], [Edge(first.id, then.id, "success")])
+    worker, [lease] = claim(broker)
+
+    plans = planner.plans(lambda: broker.settle(worker, lease, Succeeded(b"1")))
+
+    assert plan_of(plans, "FROM edge WHERE") == ["SEARCH edge USING PRIMARY KEY (source=?)"]
+
+
+def test_waiters_are_found_by_message(
+    planner: Planner, broker: Broker, mailbox: Mailbox
+) -> None:
+    broker.enqueue([message := make()])
+    worker, [lease] = claim(broker)
+    broker.watch([message.id], mailbox)
+
+    plans = planner.plans(lambda: broker.settle(worker, lease, Succeeded(b"1")))
+
+    assert plan_of(plans, "FROM waiter WHERE") == [
+        "SEARCH waiter USING PRIMARY KEY (message=?)"
+    ]
+
+
+def test_attempts_are_counted_by_message(planner: Planner, broker: Broker) -> None:
+    broker.enqueue([make()])
+    worker, [lease] = claim(broker)
+
+    plans = planner.plans(lambda: broker.settle(worker, lease, Failed(ERROR)))
+
+    plan = plan_of(plans, "INSERT INTO attempt")
+    assert "SEARCH attempt USING PRIMARY KEY (message=?)" in plan
+
+
+def test_the_leases_of_a_dead_worker_are_found_by_worker(
+    planner: Planner, broker: Broker, clock: FakeClock
+) -> None:
+    broker.enqueue([make()])
+    claim(broker)
+    clock.advance(broker.lease_timeout + 1)
+
+    plans = planner.plans(broker.reclaim)
+
+    found = plan_of(plans, "SELECT seq, token, deliveries")
+    assert found == ["SEARCH message USING INDEX message_running (worker=?)"]
+
+
+def test_expired_results_are_found_by_when_they_expire(
+    planner: Planner, broker: Broker, clock: FakeClock
+) -> None:
+    broker.enqueue([make(result_expires=10)])
+    worker, [lease] = claim(broker)
+    broker.settle(worker, lease, Succeeded(b"1"))
+    clock.advance(11)
+
+    plans = planner.plans(broker.maintain)
+
+    by_time = "SEARCH message USING COVERING INDEX message_deletable (delete_at<?)"
+    assert by_time in plan_of(plans, "SELECT EXISTS")
+    assert plan_of(plans, "SELECT seq FROM message WHERE delete_at") == [by_time]
+
+
+def test_messages_that_expired_unstarted_are_found_by_when_they_expire(
+    planner: Planner, broker: Broker, clock: FakeClock
+) -> None:
+    broker.enqueue([make(expires_at=clock.now() + 1)])
+    clock.advance(2)
+
+    plans = planner.plans(broker.maintain)
+
+    by_time = "SEARCH message USING INDEX message_expiring (expires_at>? AND expires_at<?)"
+    assert plan_of(plans, "SELECT seq FROM message WHERE expires_at") == [by_time]
+
+
+def test_a_revoke_finds_its_message_by_id(planner: Planner, broker: Broker) -> None:
+    broker.enqueue([message := make()])
+
+    plans = planner.plans(lambda: broker.revoke([message.id]))
+
+    assert plan_of(plans, "SELECT seq, state FROM message") == [BY_ID]
+    assert plan_of(plans, "UPDATE message SET state = 8") == [BY_KEY]
+
+
+# All of them
+
+
+def test_no_verb_of_a_tasks_way_scans_a_table(
+    planner: Planner, broker: Broker, clock: FakeClock, mailbox: Mailbox
+) -> None:
+    first, then, twice = make(), make(), make()
+    broker.enqueue([make(run_at=clock.now() + 1), twice])
+    clock.advance(2)
+
+    def way() -> None:
+        broker.enqueue([first, then], [Edge(first.id, then.id, "success")])
+        broker.enqueue([twice])
+        broker.watch([first.id], mailbox)
+        broker.get([first.id])
+        worker, leases = claim(broker)
+        outcomes = [Succeeded(b"1"), *OUTCOMES.values()]
+        broker.step(worker, settlements=list(zip(leases, outcomes, strict=False)))
+        broker.revoke([then.id])
+        broker.attempts(first.id)
+        broker.beat(worker)
+        broker.reclaim()
+        broker.unregister(worker)
+        broker.forget([first.id])
+        broker.redrive([first.id])
+
+    scans = [
+        (sql, line)
+        for sql, plan in planner.plans(way).items()
+        for line in plan
+        if line.startswith("SCAN")
+        and not BOUNDED.fullmatch(line)
+        and not FIRST_ROW.fullmatch(sql)
+    ]
+    assert scans == []
