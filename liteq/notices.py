@@ -101,7 +101,7 @@ class Notices:
         else:
             what = "it has acks_late=False, so it has failed"
         logger.error(
-            "Task %s[%s] lost its process (%s): %s",
+            "Task %s[%s] was lost, %s: %s",
             lease.task,
             lease.id,
             reason,

@@ -140,6 +140,7 @@ class Worker:
         self.id = 0
         self.settled = 0
         self.refused = 0
+        self.unfinished = False  # tasks that were given back run on, in threads
         self.pool: Pool | None = None
         self._broker: Broker = app.broker
         self._mailbox: Mailbox | None = None
@@ -233,7 +234,7 @@ class Worker:
         self._warn_of_rates()
 
     def _make_pool(self) -> Pool:
-        if self.pool_kind in ("prefork", "processes") and self._broker_in_memory():
+        if self._has_processes() and self._broker_in_memory():
             raise ImproperlyConfigured(
                 "a store in memory cannot be shared with child processes: use "
                 "pool='threads', or an sqlite:// broker"
@@ -260,11 +261,14 @@ class Worker:
             hostname=self.hostname,
             clock=self.app.clock,
         )
-        own_process = self.pool_kind in ("prefork", "processes")
+        own_process = self._has_processes()
         if own_process and start_method != "fork":
             # A spawned child has nothing of ours: it loads the app by its reference.
             return RunnerFactory(_load_tasks, (self.app.reference(),), settings, own_process)
         return RunnerFactory(lambda: self.app.tasks, (), settings, own_process)
+
+    def _has_processes(self) -> bool:
+        return self.pool_kind in ("prefork", "processes")
 
     def _broker_in_memory(self) -> bool:
         return getattr(self._broker, "folder", True) is None
@@ -672,6 +676,7 @@ class Worker:
             pool.stop()
         else:
             if running := len(pool.running()):
+                self.unfinished = not self._has_processes()
                 logger.warning("stopping now: %s given back", _count("running task", running))
             self._deadline = time.monotonic() + _LAST_TRIES
             pool.stop(kill=True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -284,7 +286,18 @@ def run_worker(
         deleted = app.broker.purge(made.queues)
         session.note(f"purged {deleted} messages from {', '.join(made.queues)}")
     _banner(session, made, found.reference)
-    return made.run()
+    status = made.run()
+    if made.unfinished:  # Python would wait for threads that run what was given back
+        click.get_current_context().call_on_close(lambda: _leave(status))
+    return status
+
+
+def _leave(status: int) -> NoReturn:
+    """End the process now, whatever its threads do."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _log_as(app: Liteq, *, colour: bool | None) -> None:

@@ -121,6 +121,20 @@ def test_a_second_signal_or_quit_gives_back_at_once(
     assert shop.left_behind() == []
 
 
+@pytest.mark.parametrize("pool", ["threads", "asyncio"])
+def test_a_cold_stop_does_not_wait_for_threads(open_shop: OpenShop, pool: str) -> None:
+    shop = open_shop()
+    result = shop.hold()
+    worker = shop.start("-c", "1", "-P", pool, "--pidfile", "pid")
+    shop.wait_start()
+
+    assert shop.stop(worker, signal.SIGQUIT) == 0
+
+    assert (shop.record(result).state, shop.record(result).deliveries) == ("queued", 0)
+    assert not (shop.folder / "pid").exists()
+    assert shop.left_behind() == []
+
+
 def test_a_cold_stop_never_lets_an_early_acknowledged_task_start_again(
     open_shop: OpenShop,
 ) -> None:
@@ -195,7 +209,7 @@ def test_a_killed_child_costs_one_attempt_and_the_caller_sees_only_the_end(
     assert int(second) != pid
     assert got == [["hold", 2]]
     assert seen <= {"PENDING", "STARTED"}
-    assert "lost its process (the child process ended: signal 9 (SIGKILL))" in shop.log()
+    assert "was lost, the child process ended: signal 9 (SIGKILL)" in shop.log()
 
 
 def test_a_task_that_kills_its_process_is_a_dead_letter_after_max_deliveries(
