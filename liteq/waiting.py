@@ -182,14 +182,17 @@ def _warn_without_worker(broker: Broker, records: Mapping[str, Record]) -> None:
     for worker in broker.workers():
         queues.difference_update(worker.queues)
     queues -= _post(broker).reported
-    if queues:
-        _post(broker).reported |= queues
-        logger.warning(
-            "no worker consumes queue %s of %s, so the result may be long in coming; "
-            "start one with: liteq worker",
-            ", ".join(map(repr, sorted(queues))),
-            broker,
-        )
+    if not queues:
+        return
+    _post(broker).reported |= queues
+    folder = getattr(broker, "folder", None)
+    logger.warning(
+        "no worker consumes queue %s of the store %s, so the result may be long in coming; "
+        "start one with: %s",
+        ", ".join(map(repr, sorted(queues))),
+        folder or "in this process's memory",
+        f"liteq worker -Q {','.join(sorted(queues))}" if folder else "with app.worker(): …",
+    )
 
 
 class _Post:

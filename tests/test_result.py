@@ -340,6 +340,20 @@ def test_a_queue_without_a_worker_is_reported(
     assert "no worker consumes queue 'lonely'" in caplog.text
 
 
+def test_the_report_says_which_store_it_is_and_what_to_do(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "WORKER_MISSING_AFTER", 0.02)
+    with Liteq("shop", broker=f"sqlite://{tmp_path}/s", set_as_current=False) as app:
+        task = app.task(name="work")(lambda: None)
+        with pytest.raises(TimeoutError):
+            task.apply_async(queue="lonely").get(timeout=0.3)
+
+    assert f"no worker consumes queue 'lonely' of the store {tmp_path}/s" in caplog.text
+    assert "liteq worker -Q lonely" in caplog.text
+    assert "Broker" not in caplog.text
+
+
 def test_a_queue_with_a_worker_is_not_reported(
     app: Liteq, add: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
