@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
 from datetime import UTC, datetime
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from liteq.message import Message, Packed
+
+if TYPE_CHECKING:
+    from liteq.exceptions import Retry
 
 __all__ = ["Context", "Report", "current", "pop", "push", "stack"]
 
@@ -58,6 +61,8 @@ class Context:
     called_directly: bool = True
     deliveries: int = 0
     report: Report | None = None
+    retry: Retry | None = None  # asked for with `throw=False`
+    body_called: bool = False  # by an overridden `__call__`
     _packed: Packed | None = None
     _message: Message | None = None
     _children: list[Any] | None = None

@@ -32,7 +32,14 @@ from liteq.body import Body, Ending, is_coroutine
 from liteq.clock import Clock, system_clock
 from liteq.context import Context, Report
 from liteq.einfo import ExceptionInfo, line, summary
-from liteq.exceptions import Ignore, MessageTooLarge, NotRegistered, Reject, Retry
+from liteq.exceptions import (
+    Ignore,
+    MessageTooLarge,
+    NotRegistered,
+    Reject,
+    Retry,
+    TaskPredicate,
+)
 from liteq.message import Message, Packed
 from liteq.outcome import Failed, Ignored, Outcome, Retried, Revoked, Succeeded
 from liteq.plan import Plan, TaskLike, is_async
@@ -329,6 +336,8 @@ class _Attempt:
     # The end
 
     def _end(self, value: Any, error: BaseException | None) -> Ended:
+        if self.context.retry is not None:
+            error = self._retry_asked_for(self.context.retry, error)
         if error is None:
             return self._succeeded(value, self._runtime())
         if self.context.is_eager and isinstance(error, (KeyboardInterrupt, SystemExit)):
@@ -422,6 +431,19 @@ class _Attempt:
         )
         self._after(states.FAILURE, exc, einfo)
         return Ended(Failed(error, runtime, children=self._trail()), exc=exc)
+
+    def _retry_asked_for(
+        self, retry: Retry, error: BaseException | None
+    ) -> BaseException | None:
+        """Return the retry that the task asked for with `throw=False`, and what it raised
+        after that as its reason. `Ignore` and the like have the last word."""
+        if error is None:
+            return retry
+        if not isinstance(error, Exception) or isinstance(error, TaskPredicate):
+            return error
+        if retry.exc is None:
+            retry.exc = error
+        return retry
 
     def _retry_by_itself(self, exc: BaseException) -> BaseException:
         """Return what `Task.retry` makes of an exception that `autoretry_for` lists:

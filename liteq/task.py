@@ -140,7 +140,13 @@ class Task(Generic[P, R]):
             raise NotImplementedError(f"{type(self).__name__} has no run()")
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run the body here and now, as a plain function."""
+        """Run the body here and now, as a plain function.
+
+        For a subclass that overrides this, a worker calls the task itself: then it is
+        the body of the attempt, whose request it keeps.
+        """
+        if self._is_call_of_attempt():
+            return self.run(*args, **kwargs)
         here = Context(task=self.name, args=args, kwargs=kwargs)
         if is_coroutine_function(self.run):
             return _in_context(here, self.run, args, kwargs)  # type: ignore[return-value]
@@ -307,8 +313,9 @@ class Task(Generic[P, R]):
 
         After `countdown` seconds, at `eta`, or after `default_retry_delay`. What is not
         given stays as it was: arguments, queue, expiry, limits, headers. Raises `Retry`
-        (write `raise self.retry(…)`, which tells readers that nothing after it runs),
-        or returns it if `throw` is off. When the task was retried `max_retries` times
+        (write `raise self.retry(…)`, which tells readers that nothing after it runs);
+        with `throw` off it is returned, the body goes on, and is retried when it has
+        returned or raised. When the task was retried `max_retries` times
         already, raises `exc`, or `MaxRetriesExceededError`. Outside of a worker, raises
         the exception that is being handled, or `exc`.
         """
@@ -329,7 +336,7 @@ class Task(Generic[P, R]):
         steer = self._retry(request, args, kwargs, exc, eta, countdown, dict(options))
         if throw:
             raise steer
-        request.retry = steer  # type: ignore[attr-defined]
+        request.retry = steer
         return steer
 
     def update_state(
@@ -442,6 +449,18 @@ class Task(Generic[P, R]):
 
     # Inside
 
+    def _is_call_of_attempt(self) -> bool:
+        """Tell whether this is the one call that a worker makes of an overridden
+        `__call__`; those that the body makes in turn are direct ones."""
+        if type(self).__call__ is Task.__call__:
+            return False
+        running = context.current()
+        if running is None or running.called_directly or running.task != self.name:
+            return False
+        is_first = not running.body_called
+        running.body_called = True
+        return is_first
+
     def _retry(
         self,
         request: Context,
@@ -480,7 +499,8 @@ class Task(Generic[P, R]):
         if args is not None or kwargs is not None:
             again = self._arguments_again(request, args, kwargs)
             body = serializers.dumps_call(*again, message.content_type)
-            changed = changed._replace(body=body)
+            # These arguments hold what its links gave it: not to be prepended once more.
+            changed = changed._replace(body=body, immutable=True)
         if options:
             changed = _with_changed_options(changed, options, self.app)
         pairs = zip(PACKED_FIELDS, message.pack(), changed.pack(), strict=True)

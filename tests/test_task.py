@@ -544,6 +544,32 @@ def test_the_request_tells_of_the_attempt(app: Liteq) -> None:
     assert result.get() == [result.id, [3], 0, False, {"a": 1}, "high"]
 
 
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_call_that_is_overridden_still_sees_the_request(app: Liteq, is_async: bool) -> None:
+    class Wrapped(Task[..., Any]):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return super().__call__(*args, **kwargs)
+
+    def seen(self: BoundTask) -> list[Any]:
+        return [self.request.id, self.request.called_directly]
+
+    @app.task(base=Wrapped, bind=True)
+    def work(self: BoundTask) -> Any:
+        return [*seen(self), *(inner(self) if self.request.id else ())]
+
+    @app.task(base=Wrapped, bind=True)
+    async def awaited(self: BoundTask) -> Any:
+        return [*seen(self), None, True]
+
+    def inner(task: BoundTask) -> Any:
+        return task()
+
+    result = (awaited if is_async else work).delay()
+    app.run_until_empty()
+
+    assert result.get(timeout=0) == [result.id, False, None, True]
+
+
 def test_a_request_can_be_pushed_for_a_test(app: Liteq) -> None:
     @app.task(bind=True)
     def work(self: BoundTask) -> str | None:
@@ -673,12 +699,51 @@ def test_outside_of_a_worker_a_retry_raises_what_went_wrong(app: Liteq) -> None:
         work(False)
 
 
-def test_a_retry_may_be_returned(app: Liteq) -> None:
-    @app.task(bind=True)
-    def work(self: BoundTask) -> Any:
-        return repr(type(self.retry(throw=False, countdown=0)))
+def test_the_arguments_of_a_retried_callback_are_those_it_was_given(app: Liteq) -> None:
+    @app.task
+    def five() -> int:
+        return 5
 
-    assert "Retry" in work.apply().get()
+    @app.task(bind=True)
+    def work(self: BoundTask, *args: int) -> Any:
+        if not self.request.retries:
+            raise self.retry(args=(*args[:-1], 9), countdown=0)
+        return list(args)
+
+    five.apply_async(link=work.signature((1,), options={"task_id": "linked"}))
+    app.run_until_empty()
+
+    assert app.AsyncResult("linked").get(timeout=0) == [5, 9]
+
+
+def test_a_retry_may_be_asked_for_and_the_body_go_on_to_its_end(app: Liteq) -> None:
+    @app.task(bind=True)
+    def work(self: BoundTask) -> str:
+        if not self.request.retries:
+            assert isinstance(self.retry(throw=False, countdown=0), Retry)
+        return f"returned after {self.request.retries} retry"
+
+    result = work.delay()
+    app.run_until_empty()
+
+    assert result.get(timeout=0) == "returned after 1 retry"
+    assert [past.outcome for past in result.attempts] == ["retried"]
+    assert work.apply().get() == "returned after 1 retry"
+
+
+def test_a_retry_that_was_asked_for_is_made_although_the_body_raises(app: Liteq) -> None:
+    @app.task(bind=True)
+    def work(self: BoundTask) -> int:
+        if not self.request.retries:
+            self.retry(throw=False, countdown=0)
+            raise OSError("down")
+        return self.request.retries
+
+    result = work.delay()
+    app.run_until_empty()
+
+    assert result.get(timeout=0) == 1
+    assert [str(past.exception) for past in result.attempts] == ["down"]
 
 
 def test_listed_exceptions_are_retried_by_themselves(app: Liteq, clock: FakeClock) -> None:
