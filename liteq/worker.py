@@ -174,6 +174,7 @@ class Worker:
         self._wake_read: socket.socket
         self._wake_write: socket.socket | None = None  # until it runs
         self._hang_up = self._dump_wanted = False
+        self._has_terminal = os.isatty(0)
         self._keeper: _Keeper | None = None
 
     # Life
@@ -195,6 +196,7 @@ class Worker:
                 self._exit_code = EXIT_STORE
             finally:
                 signals.worker_shutdown.send(sender=self)
+        logger.info("%s has stopped", self.hostname)
         return self._exit_code
 
     def stop(self, *, cold: bool = False) -> None:
@@ -558,7 +560,11 @@ class Worker:
         wake_at = min(self._next_beat, self._next_upkeep, self._next_look)
         if self._try_again > now:
             wake_at = self._try_again  # until then the store is left alone
-        elif self._settlements or (self._look and not self._stopping and pool.capacity()):
+        elif (
+            self._given_up
+            or self._settlements
+            or (self._look and not self._stopping and pool.capacity())
+        ):
             return 0
         if self._next_due is not None and not self._stopping:
             wake_at = min(wake_at, now + self._next_due - self._broker.clock.now())
@@ -742,15 +748,25 @@ class Worker:
         assert self.pool is not None
         if self._hang_up:
             self._hang_up = False
-            logger.warning("replacing all children, one at a time")
-            if self.notify is not None:
-                self.notify.reloading()
-            self.pool.roll()
-            if self.notify is not None:
-                self.notify.ready()
+            if self._has_terminal and not os.isatty(0):
+                logger.warning("stopping: the terminal was closed")
+                self._stop_signal = "SIGHUP"
+                self.stop()
+            elif self._has_processes():
+                self._roll(self.pool)
+            else:
+                logger.warning("the %s pool has no children to replace", self.pool_kind)
         if self._dump_wanted:
             self._dump_wanted = False
             self._dump(self.pool)
+
+    def _roll(self, pool: Pool) -> None:
+        logger.warning("replacing all children, one at a time")
+        if self.notify is not None:
+            self.notify.reloading()
+        pool.roll()
+        if self.notify is not None:
+            self.notify.ready()
 
     def _dump(self, pool: Pool) -> None:
         """Write the stacks of this process and its children to standard error."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -69,18 +70,21 @@ def test_a_warm_stop_finishes_what_runs_and_leaves_nothing(
     assert shop.left_behind() == []
 
 
-def test_look_ahead_that_was_not_started_comes_back_uncounted(open_shop: OpenShop) -> None:
+def test_stops_under_load_cost_no_message_and_no_second_start(open_shop: OpenShop) -> None:
     shop = open_shop("@app.task\ndef tick(i):\n    note('tick', i)\n")
     results = [shop.tasks.tick.delay(i) for i in range(800)]
-    worker = shop.start("-c", "2", "-l", "warning", ready=False)
-    shop.wait(lambda: len(shop.notes("tick")) > 100, worker)
+    for some in (50, 300, 550):
+        worker = shop.start("-c", "2", "-l", "warning", ready=False)
+        shop.wait(lambda some=some: len(shop.notes("tick")) > some, worker)
 
-    assert shop.stop(worker) == 0
+        assert shop.stop(worker) == 0
 
-    records = shop.app.broker.get([one.id for one in results]).values()
-    ends = [(record.state, record.deliveries) for record in records]
-    assert set(ends) <= {("succeeded", 1), ("queued", 0)}
-    assert ends.count(("succeeded", 1)) == len(shop.notes("tick"))
+        records = shop.app.broker.get([one.id for one in results]).values()
+        ends = [(record.state, record.deliveries) for record in records]
+        assert set(ends) <= {("succeeded", 1), ("queued", 0)}
+        assert ends.count(("succeeded", 1)) == len(shop.notes("tick"))
+    assert shop.start("-c", "2", "--burst", ready=False).wait(20) == 0
+    assert sorted(int(words[1]) for words in shop.notes("tick")) == list(range(800))
 
 
 def test_after_the_grace_period_another_worker_starts_what_ran(open_shop: OpenShop) -> None:
@@ -165,6 +169,39 @@ def test_a_hang_up_replaces_all_children_and_loses_no_task(open_shop: OpenShop) 
     assert [one.get(timeout=10) for one in others] == list(range(1, 11))
     shop.wait(lambda: len(new := set(shop.children(worker))) == 2 and not new & before, worker)
     assert shop.stop(worker) == 0
+
+
+def test_a_worker_stops_when_its_terminal_is_closed(open_shop: OpenShop) -> None:
+    shop = open_shop()
+    master, slave = os.openpty()
+    command = [sys.executable, "-m", "liteq", "worker", "-c", "1", "-f", "w.log"]
+    worker = subprocess.Popen(
+        [*TERMINAL_OWNER, *command],
+        cwd=shop.folder,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        start_new_session=True,
+    )
+    shop.workers.append(worker)
+    os.close(slave)
+    shop.wait(lambda: " is ready: " in shop.log(), worker)
+
+    os.close(master)
+
+    worker.wait(20)
+    assert "stopping: the terminal was closed" in shop.log()
+    assert "has stopped" in shop.log()
+    assert shop.left_behind() == []
+
+
+# Runs a command with standard input as its controlling terminal.
+TERMINAL_OWNER = (
+    sys.executable,
+    "-c",
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "os.execv(sys.argv[1], sys.argv[1:])",
+)
 
 
 def test_usr1_writes_the_stacks_of_the_worker_and_its_children(open_shop: OpenShop) -> None:
@@ -653,6 +690,24 @@ def test_a_worker_outlasts_a_writer_that_holds_the_store(
     writer.kill()
 
     assert result.get(timeout=10) == ["hold", 1]
+    assert shop.tasks.add.delay(1, 2).get(timeout=10) == 3
+
+
+def test_a_worker_outlasts_a_disk_that_takes_nothing(open_shop: OpenShop) -> None:
+    shop = open_shop()
+    result = shop.hold()
+    worker = shop.start("-c", "1")
+    shop.wait_start()
+
+    _, most = resource.prlimit(
+        worker.pid, resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY)
+    )
+    shop.release()
+    shop.wait(lambda: shop.log().count("trying again") >= 2, worker)
+    assert result.state == "STARTED"
+    resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, (most, most))
+
+    assert result.get(timeout=15) == ["hold", 1]
     assert shop.tasks.add.delay(1, 2).get(timeout=10) == 3
 
 
