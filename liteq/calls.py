@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import timedelta, tzinfo
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from liteq.exceptions import EncodeError
 from liteq.message import Message
@@ -58,7 +58,7 @@ _AS_GIVEN: Final = (
 )
 
 
-class Defaults(NamedTuple):
+class Defaults:
     """What every call of one task has in common, under one revision of the settings.
 
     `template` is a message without id and body. `own` are the options set on the task,
@@ -66,11 +66,22 @@ class Defaults(NamedTuple):
     route looks at the arguments, and nothing counts from the time of the call.
     """
 
-    revision: int
-    template: Message
-    own: Mapping[str, Any]
-    is_plain: bool
-    checks_arguments: bool
+    __slots__ = ("checks_arguments", "is_plain", "own", "revision", "template")
+
+    def __init__(
+        self,
+        revision: int,
+        template: Message,
+        own: Mapping[str, Any],
+        *,
+        is_plain: bool,
+        checks_arguments: bool,
+    ) -> None:
+        self.revision = revision
+        self.template = template
+        self.own = own
+        self.is_plain = is_plain
+        self.checks_arguments = checks_arguments
 
     def message(self, id: str, body: bytes) -> Message:
         """Return a plain call's message (`_replace` would take five times as long)."""

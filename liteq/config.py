@@ -24,7 +24,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from datetime import timedelta, tzinfo
 from types import BuiltinFunctionType, FunctionType, ModuleType
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from liteq.exceptions import ConfigWarning, ImproperlyConfigured
 
@@ -235,23 +235,35 @@ def _rate(value: Any) -> Any:
     return value
 
 
-class Setting(NamedTuple):
+class Setting:
     """One row of the table.
 
     `kind` is "used", or "accepted": Celery's, known, and without effect here. `nullable`
     lets None mean what `doc` says it means.
     """
 
-    name: str
-    default: Any
-    check: Check
-    doc: str
-    kind: Literal["used", "accepted"] = "used"
-    nullable: bool = False
+    __slots__ = ("check", "default", "doc", "kind", "name", "nullable")
+
+    def __init__(
+        self,
+        name: str,
+        default: Any,
+        check: Check,
+        doc: str,
+        kind: Literal["used", "accepted"] = "used",
+        *,
+        nullable: bool = False,
+    ) -> None:
+        self.name = name
+        self.default = default
+        self.check = check
+        self.doc = doc
+        self.kind = kind
+        self.nullable = nullable
 
 
 def _used(name: str, default: Any, check: Check, doc: str, *, null: bool = False) -> Setting:
-    return Setting(name, default, check, doc, "used", null or default is None)
+    return Setting(name, default, check, doc, nullable=null or default is None)
 
 
 def _accepted(doc: str, **defaults: Any) -> list[Setting]:
@@ -739,6 +751,10 @@ class Settings(MutableMapping[str, Any]):
                 self._options[name] = _checked(name, value, source)
         self._options_source = source
         self._forget()
+
+    def overrides(self) -> dict[str, Any]:
+        """Return what `override()` has set, for another process of the same command."""
+        return dict(self._options)
 
     def config_from_object(
         self,

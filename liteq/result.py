@@ -15,13 +15,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, NoReturn, TypeVar
 
 from liteq import context, failure, serializers, states
-from liteq.brokers.base import Record, RevokeAnswer
 from liteq.current import get_current_app
 from liteq.exceptions import IncompleteStream, TaskRevokedError
-from liteq.waiting import asettled, has_ended, settled
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
+    from liteq.brokers.base import Record, RevokeAnswer
 
 __all__ = [
     "AsyncResult",
@@ -141,6 +140,8 @@ class AsyncResult(ResultBase, Generic[R]):
         if follow_parents and propagate and self.parent is not None:
             self._raise_for_parents()
         if self._record is None:
+            from liteq.waiting import settled  # late: 5 ms that a mere sender saves
+
             waiting = settled(
                 self.app.broker,
                 (self.id,),
@@ -159,6 +160,8 @@ class AsyncResult(ResultBase, Generic[R]):
         if self.ignored:
             return None  # type: ignore[return-value]
         if self._record is None:
+            from liteq.waiting import asettled  # late: 5 ms that a mere sender saves
+
             waiting = asettled(self.app.broker, (self.id,), timeout=timeout)
             async for record in waiting:
                 self._keep(record)
@@ -431,6 +434,8 @@ class AsyncResult(ResultBase, Generic[R]):
         """Return the record, from the cache if the call has ended."""
         if self._record is not None:
             return self._record
+        from liteq.waiting import has_ended  # late: 5 ms that a mere sender saves
+
         broker = self.app.broker
         record = broker.get((self.id,)).get(self.id)
         if record is not None and has_ended(record, broker.clock.now()):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from fnmatch import translate
 from importlib import import_module
 from typing import Any, Final, TypeAlias
 
@@ -154,6 +153,8 @@ def _table(pairs: Sequence[tuple[Any, Any]]) -> _Ask:
 def _pattern(key: Any) -> Callable[[str], Any]:
     if isinstance(key, re.Pattern):
         return key.match
+    from fnmatch import translate  # late: few apps have routes
+
     return re.compile(translate(key)).match
 
 

@@ -11,9 +11,9 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, tzinfo
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from liteq import context, eager, publishing, serializers, signals
+from liteq import context, serializers, signals
 from liteq.calls import Defaults, lifetime, merge, with_options
 from liteq.canvas import Signature, as_list, maybe_signature
 from liteq.exceptions import AlwaysEagerIgnored, BrokerUnavailable, MessageTooLarge
@@ -42,17 +42,26 @@ _Graph: TypeAlias = tuple[list[Message], list[Edge]]
 _OWN: Final = ("queue", "exchange", "routing_key", "delivery_mode", "priority", "expires")
 
 
-class Rules(NamedTuple):
-    """What sending needs of the settings. `zone` None is the machine's own."""
+class Rules:
+    """What sending needs of an app's settings, under one revision of them."""
 
-    revision: int
-    router: Router
-    zone: tzinfo | None
-    always_eager: bool
-    inherits_priority: bool
-    max_body_size: int
-    keeps_results: bool
-    publish_retry: bool
+    def __init__(self, app: Liteq, revision: int) -> None:
+        conf = app.conf
+        self.revision = revision
+        self.router = Router(
+            conf.task_routes,
+            conf.task_queues,
+            default_queue=conf.task_default_queue,
+            create_missing=conf.task_create_missing_queues,
+        )
+        self.zone: tzinfo | None = _zone(  # None: the machine's own
+            conf.timezone if conf.value_set_for("timezone") else None,
+            enable_utc=conf.enable_utc,
+        )
+        self.always_eager: bool = conf.task_always_eager
+        self.inherits_priority: bool = conf.task_inherit_parent_priority
+        self.max_body_size: int = conf.task_max_body_size
+        self.keeps_results = app.keeps_results
 
 
 class Sender:
@@ -105,6 +114,8 @@ class Sender:
         throw: bool | None = None,
     ) -> EagerResult[Any]:
         """Run a call in this process; see `Task.apply`."""
+        from liteq import eager  # late: the executor is 3 ms that a mere sender saves
+
         args, kwargs = _arguments(args, kwargs)
         message = self._message(self.rules(), task.name, task, args, kwargs, options, body=b"")
         raises: bool = self._app.conf.task_eager_propagates if throw is None else throw
@@ -122,12 +133,16 @@ class Sender:
         says; that is safe, since a message that is there already is left as it is.
         """
         if signals.before_task_publish.receivers:
+            from liteq import publishing  # late: few have receivers
+
             messages = publishing.announce(messages)
         try:
             self._app.broker.enqueue(messages, edges)
         except BrokerUnavailable as exc:
             self._send_again(messages, edges, options or {}, exc)
         if signals.after_task_publish.receivers:
+            from liteq import publishing  # late: few have receivers
+
             publishing.report(messages)
 
     def _send_again(
@@ -319,30 +334,8 @@ class Sender:
         rules = self._rules
         revision = self._app.conf.revision
         if rules is None or rules.revision != revision:
-            rules = self._rules = self._make_rules(revision)
+            rules = self._rules = Rules(self._app, revision)
         return rules
-
-    def _make_rules(self, revision: int) -> Rules:
-        app = self._app
-        conf = app.conf
-        return Rules(
-            revision=revision,
-            router=Router(
-                conf.task_routes,
-                conf.task_queues,
-                default_queue=conf.task_default_queue,
-                create_missing=conf.task_create_missing_queues,
-            ),
-            zone=_zone(
-                conf.timezone if conf.value_set_for("timezone") else None,
-                enable_utc=conf.enable_utc,
-            ),
-            always_eager=conf.task_always_eager,
-            inherits_priority=conf.task_inherit_parent_priority,
-            max_body_size=conf.task_max_body_size,
-            keeps_results=app.keeps_results,
-            publish_retry=conf.task_publish_retry,
-        )
 
     def _defaults(self, rules: Rules, name: str, task: AnyTask | None) -> Defaults:
         if task is None:
@@ -376,7 +369,13 @@ class Sender:
             merged = merge(name, (), {}, own, {}, rules.router, task)
             is_plain = merged.pop("expires", None) is None  # that counts from each call
             template = with_options(template, merged, rules.router, 0.0, rules.zone)
-        return Defaults(rules.revision, template, own, is_plain, bool(task.typing))
+        return Defaults(
+            rules.revision,
+            template,
+            own,
+            is_plain=is_plain,
+            checks_arguments=bool(task.typing),
+        )
 
 
 def _arguments(args: Args, kwargs: Kwargs) -> tuple[Sequence[Any], Mapping[str, Any]]:

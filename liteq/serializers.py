@@ -18,13 +18,12 @@ a named tuple as a tuple, a bytearray as bytes, a tzinfo that is not a ZoneInfo 
 
 from __future__ import annotations
 
+import binascii
 import enum
 import json
 import sys
-from base64 import b64decode, b64encode
-from binascii import Error as Base64Error
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NoReturn
 
 from liteq.exceptions import ContentDisallowed, DecodeError, EncodeError, ImproperlyConfigured
 from liteq.names import is_main, module_name
@@ -385,7 +384,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def _base64(data: Any) -> str:
-    return b64encode(data).decode()
+    return binascii.b2a_base64(data, newline=False).decode()
 
 
 def _base64_of_text(text: str) -> str:
@@ -544,8 +543,8 @@ def _read_text(text: str) -> str:
 
 def _read_bytes(text: str) -> bytes:
     try:
-        return b64decode(_text(text), validate=True)
-    except Base64Error as exc:
+        return binascii.a2b_base64(_text(text), strict_mode=True)
+    except binascii.Error as exc:
         raise DecodeError(f"damaged bytes: {exc}") from exc
 
 
@@ -744,14 +743,23 @@ def register_type(
 # Other formats
 
 
-class _Format(NamedTuple):
-    """One way to write values. `encode` gets what `_json_bytes` gets."""
+class _Format:
+    """One way to write values. `encode` gets what `_json_bytes` gets; `needs` names a
+    module that it cannot do without."""
 
-    name: str
-    content_type: str
-    encode: Callable[[Any, tuple[str, ...], Any], bytes]
-    decode: Callable[[bytes], Any]
-    needs: str | None = None  # a module it cannot do without
+    def __init__(
+        self,
+        name: str,
+        content_type: str,
+        encode: Callable[[Any, tuple[str, ...], Any], bytes],
+        decode: Callable[[bytes], Any],
+        needs: str | None = None,
+    ) -> None:
+        self.name = name
+        self.content_type = content_type
+        self.encode = encode
+        self.decode = decode
+        self.needs = needs
 
 
 def register(

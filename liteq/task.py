@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, ParamSpec, TypeVar
 
-from liteq import context, retry, serializers
+from liteq import context, serializers
 from liteq.arguments import Check, compile_check
 from liteq.calls import Defaults, with_options
 from liteq.canvas import Signature
@@ -319,13 +319,15 @@ class Task(Generic[P, R]):
         already, raises `exc`, or `MaxRetriesExceededError`. Outside of a worker, raises
         the exception that is being handled, or `exc`.
         """
+        from liteq.retry import exhausted, give_up  # late: few tasks are retried
+
         request = self.request
         if request.called_directly:
             _raise(exc or sys.exception() or Retry("the task can be retried", when=countdown))
         limit = self.max_retries if max_retries is None else max_retries
-        if retry.exhausted(request.retries, limit):
+        if exhausted(request.retries, limit):
             _raise(
-                retry.give_up(
+                give_up(
                     exc,
                     name=self.name,
                     id=request.id or "",
