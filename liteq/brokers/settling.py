@@ -233,7 +233,8 @@ class Settling:
         if not lease.packed[10]:  # acks_late is off: never a second start
             return self._fail(lease, error, None, None, "lost")
         if lease.is_last_start(self.max_deliveries):
-            dead = f"started {lease.delivery} times without an end; the last time, {reason}"
+            times = "once" if lease.delivery == 1 else f"{lease.delivery} times"
+            dead = f"started {times} and never ended; the last time, {reason}"
             return self._fail(lease, error, dead, None, "lost")
         self._keep_attempt(lease, "lost", error)
         return self._requeue(lease, uncount=0)
