@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import FrameType
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from liteq import failure, signals
 from liteq.brokers.base import HELLO, ORDERS, Broker, Lease, Mailbox, Note, Step
@@ -265,8 +265,9 @@ class Worker:
         )
         own_process = self._has_processes()
         if own_process and start_method != "fork":
-            # A spawned child has nothing of ours: it loads the app by its reference.
-            return RunnerFactory(_load_tasks, (self.app.reference(),), settings, own_process)
+            logs = bool(logging.getLogger().handlers)
+            like = (self.app.reference(), conf.overrides(), self.include, logs)
+            return RunnerFactory(_load_tasks, like, settings, own_process)
         return RunnerFactory(lambda: self.app.tasks, (), settings, own_process)
 
     def _has_processes(self) -> bool:
@@ -845,11 +846,26 @@ class _Keeper:
         self._thread.join()
 
 
-def _load_tasks(reference: str | bytes) -> Mapping[str, TaskLike]:
-    """Return the tasks of the app another process refers to (see `liteq.reference`)."""
-    from liteq.reference import load  # late: for spawned children only
+def _load_tasks(
+    reference: str | bytes,
+    settings: Mapping[str, Any],
+    include: Sequence[str],
+    logs: bool,  # noqa: FBT001 (a runner's reference is a tuple)
+) -> Mapping[str, TaskLike]:
+    """Return the tasks of the worker's app, in a spawned child, which has nothing of the
+    worker's: neither its app (see `liteq.reference`), nor what its command line set, nor
+    the modules it has imported, nor its log."""
+    from liteq import applog  # late: for spawned children only
+    from liteq.reference import load
 
-    return load(reference).tasks
+    app = load(reference)
+    app.conf.override(settings)
+    if logs:
+        applog.configure(app)
+    for module in include:
+        __import__(module)
+    app.import_default_modules()
+    return app.tasks
 
 
 def _queues(

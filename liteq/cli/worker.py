@@ -257,8 +257,8 @@ def run_worker(
     begun = time.monotonic()
     found = session.find()
     app = found.app
-    _apply_settings(app, settings, options)
-    _log_as(app, colour=session.colour)
+    _apply_settings(app, settings, {**options, "colour": session.colour})
+    _log_as_set(app)
     session.import_tasks(options.get("include") or ())
 
     def ready() -> None:
@@ -279,6 +279,7 @@ def run_worker(
         soft_time_limit=options.get("soft_time_limit"),
         max_tasks_per_child=options.get("max_tasks_per_child"),
         max_memory_per_child=options.get("max_memory_per_child"),
+        include=options.get("include") or (),
         notify=notify,
         on_ready=ready,
     )
@@ -300,40 +301,13 @@ def _leave(status: int) -> NoReturn:
     os._exit(status)
 
 
-def _log_as(app: Liteq, *, colour: bool | None) -> None:
-    """Have the log written as the app's settings say."""
-    from liteq import log, signals
+def _log_as_set(app: Liteq) -> None:
+    from liteq import applog
 
-    conf = app.conf
     try:
-        log.configure(
-            conf.worker_log_level,
-            conf.worker_logfile,
-            conf.worker_log_format,
-            conf.worker_log_color if colour is None else colour,
-            task_format=conf.worker_task_log_format,
-            datefmt=conf.worker_log_datefmt,
-            context=_running_task,
-            signals=signals,
-        )
+        applog.configure(app)
     except OSError as exc:
-        raise click.UsageError(f"--logfile {conf.worker_logfile}: {exc.strerror}") from exc
-
-
-def _running_task() -> dict[str, Any] | None:
-    """Return what the log says about the task whose code is writing to it."""
-    from liteq import context
-
-    running = context.current()
-    if running is None:
-        return None
-    return {
-        "task": running.task,
-        "task_id": running.id,
-        "root_id": running.root_id,
-        "attempt": running.deliveries,
-        "worker": running.hostname,
-    }
+        raise click.UsageError(f"--logfile {app.conf.worker_logfile}: {exc.strerror}") from exc
 
 
 def store_of(app: Liteq) -> str:
@@ -376,6 +350,7 @@ def _apply_settings(app: Liteq, settings: tuple[str, ...], options: Mapping[str,
             "worker_log_level": options["loglevel"],
             "worker_log_format": options.get("log_format"),
             "worker_logfile": options.get("logfile"),
+            "worker_log_color": options["colour"],
             "worker_pool_start_method": options["pool_start_method"],
         }
     )

@@ -623,6 +623,25 @@ async def later(n):
     assert shop.left_behind() == []
 
 
+def test_spawned_children_are_like_the_worker(open_shop: OpenShop) -> None:
+    shop = open_shop("@app.task\ndef limit():\n    return app.conf.task_time_limit\n")
+    for name in ("more", "extra"):
+        (shop.folder / f"{name}.py").write_text(
+            f"from tasks import app\n@app.task\ndef {name}():\n    return {name!r}\n"
+        )
+    flags = ("--pool-start-method", "spawn", "-I", "more", "task_time_limit=77")
+    shop.start("-c", "1", *flags, LITEQ_INCLUDE="extra")
+
+    limit, more, extra = (
+        shop.app.send_task(n) for n in ("tasks.limit", "more.more", "extra.extra")
+    )
+
+    assert limit.get(timeout=10) == 77
+    assert more.get(timeout=10) == "more"
+    assert extra.get(timeout=10) == "extra"
+    assert f"Task more.more[{more.id}] succeeded" in shop.log()
+
+
 # The store
 
 
