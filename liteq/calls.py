@@ -66,7 +66,7 @@ class Defaults:
     route looks at the arguments, and nothing counts from the time of the call.
     """
 
-    __slots__ = ("checks_arguments", "is_plain", "own", "revision", "template")
+    __slots__ = ("_rest", "checks_arguments", "is_plain", "own", "revision", "template")
 
     def __init__(
         self,
@@ -82,11 +82,12 @@ class Defaults:
         self.own = own
         self.is_plain = is_plain
         self.checks_arguments = checks_arguments
+        self._rest = (template.task, template[3:])
 
     def message(self, id: str, body: bytes) -> Message:
-        """Return a plain call's message (`_replace` would take five times as long)."""
-        template = self.template
-        return Message._make((id, template[1], body, *template[3:]))
+        """Return a plain call's message (`_replace` would take ten times as long)."""
+        name, fields = self._rest
+        return tuple.__new__(Message, (id, name, body, *fields))
 
 
 def merge(

@@ -13,6 +13,7 @@ import time
 __all__ = ["new_id", "new_token"]
 
 _BLOCK = 256  # ids a refill lasts for
+_VARIANT = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))  # its two bits are fixed
 _spare: list[str] = []  # 16 hexadecimal digits each; list.pop() is atomic among threads
 
 os.register_at_fork(after_in_child=_spare.clear)
@@ -26,10 +27,9 @@ def new_id() -> str:
     order they were made and land next to each other in an index.
     """
     milliseconds, nanoseconds = divmod(time.time_ns(), 1_000_000)
-    head = f"{milliseconds:012x}{(nanoseconds << 12) // 1_000_000:03x}"
+    head = "%015x" % (milliseconds << 12 | (nanoseconds << 12) // 1_000_000)
     tail = _random_hex()
-    variant = "89ab"[int(tail[0], 16) & 3]
-    return f"{head[:8]}-{head[8:12]}-7{head[12:]}-{variant}{tail[1:4]}-{tail[4:]}"
+    return f"{head[:8]}-{head[8:12]}-7{head[12:]}-{_VARIANT[tail[0]]}{tail[1:4]}-{tail[4:]}"
 
 
 def new_token() -> int:

@@ -385,7 +385,7 @@ def _arguments(args: Args, kwargs: Kwargs) -> tuple[Sequence[Any], Mapping[str, 
         raise TypeError(f"args is a list or a tuple, not {type(args).__name__}")
     if kwargs is None:
         kwargs = {}
-    elif not isinstance(kwargs, Mapping):
+    elif type(kwargs) is not dict and not isinstance(kwargs, Mapping):
         raise TypeError(f"kwargs is a mapping, not {type(kwargs).__name__}")
     return args, kwargs
 
