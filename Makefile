@@ -5,6 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST_ARGS ?=
+BENCH_ARGS  ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench storm docs clean
@@ -25,8 +26,8 @@ check: $(VENV)/.dev  ## style, types and the import stack, without the tests
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-logo
 
-bench: $(VENV)/.dev  ## measure throughput and latency on this machine
-	$(BIN)/python -m bench
+bench: $(VENV)/.bench  ## measure throughput and latency on this machine
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 storm: $(VENV)/.dev  ## minutes of random kills: what the promises are worth
 	LITEQ_STORM=1 $(BIN)/python -m pytest tests/processes tests/brokers/test_model.py \
@@ -57,6 +58,10 @@ $(VENV)/.run: pyproject.toml | $(VENV)/.pip
 $(VENV)/.dev: pyproject.toml | $(VENV)/.run
 	@echo "installing the development tools into $(VENV) …"
 	@$(PIP) install --editable . --group dev
+	@touch $@
+
+$(VENV)/.bench: pyproject.toml | $(VENV)/.run
+	@$(PIP) install --editable . --group bench
 	@touch $@
 
 $(VENV)/.docs: pyproject.toml | $(VENV)/.run

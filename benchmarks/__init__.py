@@ -1,0 +1,1 @@
+"""What liteq costs, measured beside another queue: `python -m benchmarks`, or `make bench`."""
