@@ -248,21 +248,28 @@ def run_worker(
     options: Mapping[str, Any],
     *,
     settings: tuple[str, ...] = (),
+    loglevel: str | None = None,
     notify: Notifier | None = None,
     on_ready: Callable[[], None] | None = None,
 ) -> int:
-    """Find the app, start a worker with these options, and return its exit code."""
+    """Find the app, start a worker with these options, and return its exit code.
+
+    `loglevel` is for an app whose log level nobody has set.
+    """
     from liteq.worker import Worker
 
     begun = time.monotonic()
     found = session.find()
     app = found.app
+    if loglevel is not None and not app.conf.value_set_for("worker_log_level"):
+        app.conf.override({"worker_log_level": loglevel})
     _apply_settings(app, settings, {**options, "colour": session.colour})
     _log_as_set(app)
     session.import_tasks(options.get("include") or ())
 
     def ready() -> None:
-        session.banner(f"ready     in {time.monotonic() - begun:.2f} s · Ctrl-C to stop")
+        with suppress(OSError):  # the terminal, or who reads the pipe, may have gone
+            session.banner(f"ready     in {time.monotonic() - begun:.2f} s · Ctrl-C to stop")
         if on_ready is not None:
             on_ready()
 

@@ -189,7 +189,7 @@ def test_a_worker_stops_when_its_terminal_is_closed(open_shop: OpenShop) -> None
 
     os.close(master)
 
-    worker.wait(20)
+    assert worker.wait(20) in (0, 120)  # 120: Python could not flush to the terminal
     assert "stopping: the terminal was closed" in shop.log()
     assert "has stopped" in shop.log()
     assert shop.left_behind() == []
