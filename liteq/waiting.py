@@ -166,7 +166,10 @@ class _Wait:
 
 def _look(broker: Broker, wait: _Wait, mailbox: Mailbox, *, idle: bool) -> dict[str, Record]:
     """Return those that have ended. After an idle pause the watch is renewed too: a
-    message may have been enqueued since, or the wake-up may have been lost."""
+    message may have been enqueued since, or the wake-up may have been lost. And a store
+    that was deleted would stay silent for ever: then this raises `StoreLost`."""
+    if idle:
+        broker.check()
     ids = tuple(wait.missing)
     found = broker.watch(ids, mailbox) if idle and wait.looks else {}
     records = broker.get(ids)

@@ -19,6 +19,7 @@ from liteq import AsyncResult, BoundTask, Liteq, allow_join_result, waiting
 from liteq.brokers.base import Note
 from liteq.exceptions import (
     IncompleteStream,
+    StoreLost,
     TaskFailed,
     TaskRevokedError,
     TimeoutError,
@@ -252,6 +253,18 @@ def test_waiting_for_an_unknown_id_ends(app: Liteq) -> None:
         AsyncResult("nobody").get()
 
     assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("timeout", [None, 60])
+def test_a_wait_ends_when_the_store_is_deleted(tmp_path: Path, timeout: float | None) -> None:
+    with Liteq("shop", broker=f"sqlite://{tmp_path}/s", set_as_current=False) as app:
+        result = app.task(name="work")(lambda: None).delay()
+        (tmp_path / "s" / "store.db").unlink()
+
+        with pytest.raises(StoreLost):
+            result.get(timeout=timeout)
+        with pytest.raises(StoreLost):
+            asyncio.run(result.aget(timeout=timeout))
 
 
 def test_with_a_timeout_an_id_may_come_later(
