@@ -1036,12 +1036,11 @@ def _fresh(default: Any) -> Any:
 
 
 def _outside() -> int:
-    """Return the stack level of the first caller outside this module."""
+    """Return the stack level of the first caller outside of liteq."""
+    ours = (__name__.partition(".")[0], "collections", "_collections_abc")
     level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals.get("__name__") in (
-        __name__,
-        "collections.abc",
-        "_collections_abc",
+    while frame.f_back is not None and (
+        frame.f_globals.get("__name__", "").partition(".")[0] in ours
     ):
         level, frame = level + 1, frame.f_back
     return level

@@ -451,6 +451,13 @@ def test_keywords_of_the_app_are_settings() -> None:
     assert (app.conf.task_default_queue, app.conf.include) == ("q", ("a",))
 
 
+def test_a_warning_about_a_setting_points_at_the_users_line() -> None:
+    with pytest.warns(ConfigWarning) as caught:
+        Liteq("shop", broker="memory://", task_alwyas_eager=True).conf.update(xyzzy=5)
+
+    assert {Path(warning.filename).name for warning in caught} == {Path(__file__).name}
+
+
 def test_a_configuration_object_is_read_with_its_namespace() -> None:
     app = Liteq("shop", broker="memory://")
     app.config_from_object({"CELERY_TASK_DEFAULT_QUEUE": "q"}, namespace="CELERY")
