@@ -95,7 +95,7 @@ class Context:
     headers = _Stored(lambda message: message.headers and dict(message.headers))
     properties = _Stored(lambda message: dict(message.properties or {}))
     shadow = _Stored(lambda message: message.shadow)
-    ignore_result = _Stored(lambda message: message.ignore_result, default=False)
+    ignore_result = _Stored(lambda message: bool(message.ignore_result), default=False)
     replaced_task_nesting = _Stored(lambda message: message.replaced_task_nesting, default=0)
     stamps = _Stored(lambda message: message.stamps and dict(message.stamps))
     stamped_headers = _Stored(lambda message: message.stamped_headers)
