@@ -3,7 +3,7 @@
     sqlite:///srv/shop/shop.liteq      a folder on this machine (an absolute path)
     sqlite://shop.liteq                the same, relative to the working directory
     memory://                          a store of this process alone, for tests
-    redis://host:6379/0                a server that many machines share
+    redis://host:6379/0                a server that many machines share (planned)
 
 A broker's module is imported when a URL asks for it, so a program that never talks to
 Redis never loads its client.
@@ -33,6 +33,7 @@ _MODULES: Final = {
     "valkey": ("liteq.brokers.redis", "RedisBroker"),
     "valkeys": ("liteq.brokers.redis", "RedisBroker"),
 }
+_ADVICE: Final = "use sqlite:///path/to/name.liteq (one machine, no server)"
 _OTHERS: Final = frozenset(
     {
         "confirm_publish",
@@ -115,8 +116,7 @@ def connect(
         if exc.name != module:
             raise
         raise ImproperlyConfigured(
-            f"broker {scheme}:// is not available in this version of liteq: "
-            "use sqlite:///path/to/name.liteq"
+            f"a broker for {scheme}:// is planned, and not in this version of liteq: {_ADVICE}"
         ) from None
     target, given = (url, {}) if module.endswith("redis") else _sqlite_target(url)
     settings = _known(kind, {**(options or {}), **given})
@@ -161,10 +161,6 @@ def _known(kind: type[Broker], options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refusal(url: str, scheme: str) -> str:
-    alternatives = (
-        "use sqlite:///path/to/name.liteq (one machine, no server) "
-        "or redis://host:6379/0 (many machines)"
-    )
     if scheme in _SERVERS:
-        return f"liteq has no broker for {scheme}://: {alternatives}"
-    return f"broker URL {url.split('@')[-1]!r} has an unknown scheme {scheme!r}: {alternatives}"
+        return f"liteq has no broker for {scheme}://: {_ADVICE}"
+    return f"broker URL {url.split('@')[-1]!r} has an unknown scheme {scheme!r}: {_ADVICE}"
