@@ -31,7 +31,8 @@ def run(file: str, arguments: tuple[str, ...], **options: Any) -> int:
 
     FILE is run as `python FILE ARGUMENT...` would run it; the worker imports the same file
     (or the app that -A names). When the script ends the worker finishes what it runs and
-    stops, and the script's exit code is this command's.
+    stops, and the script's exit code is this command's. The log shows warnings, unless -l
+    or a setting says otherwise; -q leaves the screen to the script.
 
     \b
     liteq run tasks.py
@@ -90,7 +91,9 @@ def _be_worker(
         os.setpgid(0, 0)
         _die_with(parent)
         session.find(spec)
-        status = run_worker(session, options, on_ready=lambda: _say_ready(writing))
+        status = run_worker(
+            session, options, loglevel="warning", on_ready=lambda: _say_ready(writing)
+        )
     except Failure as exc:
         exc.show()
         status = exc.exit_code
