@@ -276,7 +276,9 @@ def test_the_list_of_commands_says_what_each_says_of_itself(name: str) -> None:
         (["dead", "redrive"], "name the ids, or say --all"),
         (["run", "absent.py"], "there is no file 'absent.py'"),
         (["--workdir", "absent", "queues"], "--workdir absent: No such file"),
-        (["queues", "-b", "amqp://host"], "amqp"),
+        (["queues", "-b", "amqp://host"], "no broker for amqp://: use sqlite:///"),
+        (["queues", "-b", "redis://host"], "redis:// is planned, and not in this version"),
+        (["queues", "-b", "kafkesque://host"], "unknown scheme 'kafkesque': use sqlite:///"),
     ],
 )
 def test_wrong_usage_is_explained_and_ends_with_2(
@@ -403,10 +405,27 @@ def test_a_call_is_run_by_a_burst_and_its_result_read(project: Project, here: He
     project.ok("worker", "--burst", "-c", "1")
 
     assert waiting.returncode == 124
-    assert f"{id} has not ended: PENDING" in waiting.stderr
+    assert f"{id} has not ended: PENDING (queued in default)" in waiting.stderr
     assert here.ok("result", id) == "5"
     document = json.loads(here.ok("result", id, "--json"))
     assert (document["state"], document["result"]) == ("SUCCESS", 5)
+
+
+def test_a_result_that_is_not_there_says_what_it_waits_for(
+    project: Project, here: Here
+) -> None:
+    later = here.ok("call", "tasks.add", "-a", "[2, 3]", "--countdown", "600")
+    parked = here.ok("call", "tasks.add", "-a", "[2, 3]")
+    project.write("jobs.py", JOBS)
+    store = f"sqlite://{project.folder}/shop.liteq"
+    project.ok("worker", "--burst", "-c", "1", "-A", "jobs", "-b", store)
+
+    assert "PENDING (scheduled for a later time)" in here("result", later).stderr
+    assert (
+        "PENDING (parked: no worker that consumes default knows the task tasks.add)"
+        in here("result", parked).stderr
+    )
+    assert json.loads(here("result", parked, "--json").stdout)["detail"] == "parked"
 
 
 def test_a_failure_ends_with_1_and_its_error_on_stderr(project: Project, here: Here) -> None:
@@ -694,6 +713,29 @@ def test_a_script_with_its_own_tasks_needs_no_name(project: Project) -> None:
     done = project("run", "-c", "1", "jobs.py")
     assert done.stdout == "23\n", done.stderr
     assert done.returncode == 0
+    assert [line.split()[0] for line in done.stderr.splitlines()] == [
+        "liteq", "app", "store", "queues", "ready",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "environ", "level"),
+    [
+        ([], {}, None),
+        (["-l", "info"], {}, "INFO"),
+        ([], {"LITEQ_LOG_LEVEL": "info"}, "INFO"),
+    ],
+)
+def test_a_quiet_run_shows_the_script_alone_unless_told_otherwise(
+    project: Project, words: list[str], environ: dict[str, str], level: str | None
+) -> None:
+    project.write("jobs.py", ALONE)
+    done = project("run", "-q", "-c", "1", *words, "jobs.py", **environ)
+    assert done.stdout == "23\n"
+    if level is None:
+        assert done.stderr == ""
+    else:
+        assert f" {level} " in done.stderr
 
 
 def test_a_script_in_a_package_names_its_tasks_as_the_worker_does(project: Project) -> None:
@@ -766,7 +808,30 @@ def test_one_setting_can_be_asked_for(here: Here) -> None:
     assert here.ok("config", "task_time_limit").splitlines()[1].split() == [
         "task_time_limit", "default", "None",
     ]  # fmt: skip
-    assert here("config", "task_tme_limit").returncode == 3
+
+
+def test_the_store_beside_the_app_is_shown_where_none_is_set(
+    project: Project, here: Here
+) -> None:
+    (row,) = json.loads(here.ok("config", "broker_url", "--json"))
+    assert row["value"] == f"sqlite://{project.folder}/shop.liteq"
+    assert row["source"] == "default"
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("task_tme_limit", "did you mean task_time_limit"),
+        ("hijack", "did you mean worker_hijack_root_logger?"),
+        ("nope", "`liteq config` lists them"),
+    ],
+)
+def test_a_setting_that_does_not_exist_is_answered_with_its_neighbours(
+    here: Here, name: str, advice: str
+) -> None:
+    done = here("config", name)
+    assert advice in done.stderr
+    assert (done.returncode, done.stdout) == (3, "")
 
 
 def test_a_report_has_what_a_bug_report_needs(here: Here) -> None:

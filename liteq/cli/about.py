@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -38,12 +39,21 @@ def config(names: tuple[str, ...], as_json: bool) -> None:
 
     Sources, the strongest first: the command line, the environment (LITEQ_...), the code,
     [tool.liteq] in pyproject.toml, the default. Passwords are masked.
+
+    \b
+    liteq config
+    liteq config broker_url result_expires
     """
-    conf = Session.current().app.conf
+    from liteq.config import mask_url
+
+    app = Session.current().app
+    conf = app.conf
     table = conf.table(with_defaults=True, censored=True)
-    unknown = [name for name in names if name not in table]
-    if unknown:
-        raise Failure(f"no such setting: {', '.join(unknown)}", Exit.NOT_FOUND)
+    if not table["broker_url"]:  # the default is made when it is needed
+        table["broker_url"] = mask_url(app.broker_url)
+    for name in names:
+        if name not in table:
+            raise Failure(_no_setting(name, table), Exit.NOT_FOUND)
     rows = [
         {"setting": name, "value": table[name], "source": conf.source_of(name)}
         for name in (names or sorted(table))
@@ -119,6 +129,15 @@ def shell(ipython: bool, plain: bool) -> None:
     import code
 
     code.interact(banner=banner, local=names, exitmsg="")
+
+
+def _no_setting(name: str, known: Iterable[str]) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(name.lower(), known)
+    near = near or [each for each in known if name.lower() in each][:5]
+    advice = f"did you mean {' or '.join(near)}?" if near else "`liteq config` lists them"
+    return f"there is no setting {name!r}; {advice}"
 
 
 def _installed(name: str) -> str:

@@ -142,13 +142,14 @@ def _show(made: AsyncResult[Any], *, wait: float, document: bool, with_traceback
                 "id": made.id,
                 "task": made.name,
                 "state": made.state,
+                "detail": made.detail,
                 "result": None if failed else value,
                 "error": error if ready else None,
                 "traceback": made.traceback if ready else None,
             }
         )
     elif not ready:
-        click.echo(f"liteq: {made.id} has not ended: {made.state}", err=True)
+        click.echo(f"liteq: {made.id} has not ended: {_standing(made)}", err=True)
     elif failed:
         trace = made.traceback if with_traceback else None
         click.echo((trace or f"{type(value).__name__}: {value}").rstrip(), err=True)
@@ -157,6 +158,25 @@ def _show(made: AsyncResult[Any], *, wait: float, document: bool, with_traceback
     if not ready:
         return Exit.TIMEOUT
     return Exit.FAILED if failed else Exit.OK
+
+
+def _standing(made: AsyncResult[Any]) -> str:
+    """Return the state of an unfinished call, and why it has not ended."""
+    why = made.detail
+    match why:
+        case "queued":
+            why = f"queued in {made.queue}"
+        case "parked":
+            why = f"parked: no worker that consumes {made.queue} knows the task {made.name}"
+        case "scheduled":
+            why = "scheduled for a later time"
+        case "running":
+            why = f"running on {made.worker}"
+        case "retrying":
+            why = "retrying: it waits for its next attempt"
+        case "waiting":
+            why = "waiting for another call"
+    return f"{made.state} ({why})"
 
 
 def _json(text: str, kind: type, word: str) -> Any:
