@@ -104,7 +104,7 @@ class Shop:
     ) -> subprocess.Popen[bytes]:
         """Start `liteq worker`; unless `ready` is off, wait until it says so."""
         command = [sys.executable, "-m", "liteq", "worker", "-n", f"{name}@shop", *flags]
-        said = self.log(name).count(" is ready: ")
+        said = self.log(name).count("\nready ")
         with (self.folder / f"{name}.log").open("ab") as log:
             worker = subprocess.Popen(
                 command,
@@ -116,7 +116,7 @@ class Shop:
             )
         self.workers.append(worker)
         if ready:
-            self.wait(lambda: self.log(name).count(" is ready: ") > said, worker)
+            self.wait(lambda: self.log(name).count("\nready ") > said, worker)
         return worker
 
     def wait(self, condition: Callable[[], Any], worker: subprocess.Popen[bytes]) -> Any:

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,13 @@ def test_a_warm_stop_finishes_what_runs_and_leaves_nothing(
 def test_stops_under_load_cost_no_message_and_no_second_start(open_shop: OpenShop) -> None:
     shop = open_shop("@app.task\ndef tick(i):\n    note('tick', i)\n")
     results = [shop.tasks.tick.delay(i) for i in range(800)]
+
+    def has_begun(number: int) -> bool:
+        return len(shop.notes("tick")) > number
+
     for some in (50, 300, 550):
         worker = shop.start("-c", "2", "-l", "warning", ready=False)
-        shop.wait(lambda some=some: len(shop.notes("tick")) > some, worker)
+        shop.wait(partial(has_begun, some), worker)
 
         assert shop.stop(worker) == 0
 
@@ -185,7 +190,7 @@ def test_a_worker_stops_when_its_terminal_is_closed(open_shop: OpenShop) -> None
     )
     shop.workers.append(worker)
     os.close(slave)
-    shop.wait(lambda: " is ready: " in shop.log(), worker)
+    shop.wait(shop.app.broker.workers, worker)
 
     os.close(master)
 
