@@ -140,6 +140,7 @@ class Worker:
         self.id = 0
         self.settled = 0
         self.refused = 0
+        self.announced = False  # where the log is, somebody else says that it is ready
         self.unfinished = False  # tasks that were given back run on, in threads
         self.pool: Pool | None = None
         self._broker: Broker = app.broker
@@ -533,7 +534,8 @@ class Worker:
         self._ready += 1
         if self._ready != min(self.concurrency, self._pool_size()):
             return
-        logger.info(
+        logger.log(
+            logging.DEBUG if self.announced else logging.INFO,
             "%s is ready: %d × %s, queues %s",
             self.hostname,
             self.concurrency,

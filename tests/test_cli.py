@@ -581,6 +581,26 @@ def test_a_worker_shows_five_lines_and_stops_when_told(
     assert worker.lines[3] == "queues    high, default · 2 × prefork"
 
 
+def test_a_worker_says_once_that_it_is_ready(project: Project) -> None:
+    def said(*words: str) -> list[str]:
+        done = project("worker", "--burst", "-c", "1", *words)
+        return [line for line in done.stderr.splitlines() if re.search(r"\bready\b", line)]
+
+    (banner,) = said()
+    (line,) = said("-q")
+    said("-f", "worker.log")
+
+    assert banner.startswith("ready     in ")
+    assert " INFO " in line
+    assert "is ready: " in (project.folder / "worker.log").read_text()
+
+
+def test_a_log_of_json_has_nothing_else_in_it(project: Project) -> None:
+    done = project("worker", "--burst", "-c", "1", LITEQ_LOG_FORMAT="json")
+    messages = [json.loads(line)["message"] for line in done.stderr.splitlines()]
+    assert " is ready: 1 × prefork" in messages[0]
+
+
 def test_a_quiet_worker_shows_nothing(
     project: Project, start: Callable[..., Running], here: Here
 ) -> None:

@@ -267,9 +267,14 @@ def run_worker(
     _log_as_set(app)
     session.import_tasks(options.get("include") or ())
 
+    # A reader of JSON is a program, and where its lines go, nothing else should.
+    shown = bool(app.conf.worker_logfile) or app.conf.worker_log_format != "json"
+
     def ready() -> None:
         with suppress(OSError):  # the terminal, or who reads the pipe, may have gone
-            session.banner(f"ready     in {time.monotonic() - begun:.2f} s · Ctrl-C to stop")
+            if shown:
+                took = time.monotonic() - begun
+                session.banner(f"ready     in {took:.2f} s · Ctrl-C to stop")
         if on_ready is not None:
             on_ready()
 
@@ -293,7 +298,9 @@ def run_worker(
     if options.get("purge"):
         deleted = app.broker.purge(made.queues)
         session.note(f"purged {deleted} messages from {', '.join(made.queues)}")
-    _banner(session, made, found.reference)
+    if shown:
+        _banner(session, made, found.reference)
+    made.announced = shown and not session.quiet and not app.conf.worker_logfile
     status = made.run()
     if made.unfinished:  # Python would wait for threads that run what was given back
         click.get_current_context().call_on_close(lambda: _leave(status))
