@@ -622,6 +622,14 @@ def test_celery_flags_are_accepted_and_said_once(project: Project) -> None:
     assert "3 × prefork" in done.stderr
 
 
+def test_a_thread_of_the_program_does_not_keep_a_worker_that_has_stopped(
+    project: Project,
+) -> None:
+    endless = "import threading\nthreading.Thread(target=threading.Event().wait).start()\n"
+    project.write("tasks.py", TASKS + endless)
+    assert project("worker", "--burst", "-P", "threads").returncode == 0
+
+
 def test_settings_go_behind_the_options(project: Project) -> None:
     done = project("worker", "--burst", "concurrency=3", "worker_pool=threads")
     assert "3 × threads" in done.stderr

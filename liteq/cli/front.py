@@ -100,6 +100,11 @@ class Session:
         return session
 
     @property
+    def owns_process(self) -> bool:
+        """Whether this is a command, not a program that calls `app.worker_main()`."""
+        return self._given is None
+
+    @property
     def quiet(self) -> bool:
         return bool(self.options.get("quiet"))
 

@@ -7,6 +7,7 @@ import logging
 import os
 import platform
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
@@ -31,6 +32,7 @@ POOLS = ("prefork", "threads", "asyncio", "solo")
 GREEN = ("eventlet", "gevent")
 POOL_ALIASES = {"processes": "prefork", "fork": "prefork", "thread": "threads"}
 LEVELS = ("debug", "info", "warning", "error", "critical", "fatal")
+LAST_WORDS = 0.5  # seconds for threads to end in, when all work is done
 
 # Celery's worker flags that have no meaning here, as click parameters, and why not.
 NEEDLESS = {
@@ -302,16 +304,31 @@ def run_worker(
         _banner(session, made, found.reference)
     made.announced = shown and not session.quiet and not app.conf.worker_logfile
     status = made.run()
-    if made.unfinished:  # Python would wait for threads that run what was given back
+    if made.unfinished or (session.owns_process and _threads_remain()):
         click.get_current_context().call_on_close(lambda: _leave(status))
     return status
+
+
+def _threads_remain() -> bool:
+    """Tell whether threads run on for which Python would wait at its end, for as long as
+    they like: they run what was given back, or are the program's own."""
+    patience = time.monotonic() + LAST_WORDS
+    others = [
+        thread
+        for thread in threading.enumerate()
+        if not thread.daemon and thread is not threading.current_thread()
+    ]
+    for thread in others:
+        thread.join(max(0.0, patience - time.monotonic()))
+    return any(thread.is_alive() for thread in others)
 
 
 def _leave(status: int) -> NoReturn:
     """End the process now, whatever its threads do."""
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):  # the terminal, or who reads the pipe, may have gone
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(status)
 
 
