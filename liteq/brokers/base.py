@@ -315,7 +315,8 @@ class Broker(ABC):
 
     @abstractmethod
     def unregister(self, worker: int) -> None:
-        """Take the worker out. Leases that it still holds are released, uncounted."""
+        """Take the worker out. Leases that it still holds are released, uncounted; those
+        with `acks_late=False` may have been started, and are lost."""
 
     @abstractmethod
     def reclaim(self, worker: int | None = None) -> int:

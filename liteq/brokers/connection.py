@@ -170,13 +170,17 @@ class Database:
         """Move what the WAL holds into the database, as far as readers allow."""
         mode = apsw.SQLITE_CHECKPOINT_TRUNCATE if truncate else apsw.SQLITE_CHECKPOINT_PASSIVE
         handle = self._take_handle()
+        db = handle.connection()
+        db.set_busy_timeout(0)  # a worker must not wait seconds here for somebody's reader
         try:
-            handle.connection().wal_checkpoint(mode=mode)
+            db.wal_checkpoint(mode=mode)
         except apsw.BusyError:
             return  # a reader is in the way: the next slice of upkeep tries again
         except apsw.Error as exc:
             raise self._translate(handle, exc) from exc
         finally:
+            if handle.db is not None:
+                db.set_busy_timeout(int(self.busy_timeout * 1000))
             handle.lock.release()
         self.wal_pages = 0
 

@@ -482,7 +482,10 @@ class SqliteBroker(Broker):
         def release(db: apsw.Connection) -> Settling:
             settling = Settling(db, now, self.max_deliveries)
             for lease in _leases_of(db, worker, None):
-                settling.settle([(lease, Released())])
+                # What it did with them is unknown: where acks_late is off, never again.
+                early = not lease.packed[10]
+                gone = Lost("its worker left without settling it") if early else Released()
+                settling.settle([(lease, gone)])
             db.execute(
                 "UPDATE worker SET stopped_at = ? WHERE id = ? AND stopped_at IS NULL",
                 (now, worker),

@@ -1641,6 +1641,17 @@ def test_8_what_waits_for_a_revoked_message_ends_with_it(broker: Broker) -> None
 # 11. At most once, if asked
 
 
+def test_11_a_worker_that_leaves_gives_no_second_start_away(broker: Broker) -> None:
+    message = put(broker, make(acks_late=False))
+    worker = enlist(broker)
+    broker.claim(worker, ["default"])
+
+    broker.unregister(worker)
+
+    assert claimed(broker, enlist(broker)) == []
+    assert broker.get([message.id])[message.id].state == "failed"
+
+
 def test_11_a_message_acknowledged_early_is_not_delivered_again(
     broker: Broker, clock: FakeClock
 ) -> None:
