@@ -112,6 +112,9 @@ def make_class(
     """Return a class of its own for the function, which is its body."""
     if base is Task and is_coroutine_function(fun):
         base = AsyncTask
+    own = fun
+    if options.get("pydantic", base.pydantic):
+        fun = _with_models(fun, app=app, name=name, base=base, options=options)
     body = fun if bind else staticmethod(fun)
     members: dict[str, Any] = {
         **options,
@@ -119,13 +122,33 @@ def make_class(
         "name": name,
         "run": body,
         "abstract": False,
-        "__wrapped__": body,
+        "__wrapped__": own if bind else staticmethod(own),
         "__doc__": fun.__doc__,
         "__module__": fun.__module__,
         "__qualname__": getattr(fun, "__qualname__", name_of(fun)),
     }
     made: Any = type(name_of(fun), (base,), members)
     return made  # type: ignore[no-any-return]
+
+
+def _with_models(
+    fun: Callable[..., Any],
+    *,
+    app: Liteq,
+    name: str,
+    base: type[Task[..., Any]],
+    options: Mapping[str, Any],
+) -> Callable[..., Any]:
+    from liteq.models import with_models  # late: few tasks take models
+
+    context = options.get("pydantic_context", base.pydantic_context) or {}
+    return with_models(
+        fun,
+        is_async=is_coroutine_function(fun),
+        context={**context, "celery_app": app, "celery_task_name": name},
+        strict=options.get("pydantic_strict", base.pydantic_strict),
+        dump=options.get("pydantic_dump_kwargs", base.pydantic_dump_kwargs),
+    )
 
 
 def name_of(fun: Any) -> str:

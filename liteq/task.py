@@ -534,7 +534,8 @@ class Task(Generic[P, R]):
 
     def _names(self) -> list[str]:
         """Return the names of the body's positional parameters."""
-        code = getattr(self.run, "__code__", None)
+        fun = getattr(self.run, "__wrapped__", self.run)  # under `filter` or `pydantic`
+        code = getattr(fun, "__code__", None)
         if code is None:
             return []
         names = list(code.co_varnames[: code.co_argcount])
