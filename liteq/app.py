@@ -14,12 +14,13 @@ import warnings
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, tzinfo
 from importlib import import_module
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar, overload
 
 from liteq import brokers, context, current, names, signals
 from liteq.canvas import Signature, signature
 from liteq.clock import Clock, system_clock
-from liteq.config import Settings, mask_url
+from liteq.config import Settings, mask_url, outside
 from liteq.definition import (
     BoundDecorator,
     Decorator,
@@ -29,8 +30,8 @@ from liteq.definition import (
     name_of,
     shared_task,
 )
-from liteq.exceptions import DuplicateTaskNameWarning, ImproperlyConfigured
-from liteq.options import CallOptions, TaskOptions, named
+from liteq.exceptions import ConfigWarning, DuplicateTaskNameWarning, ImproperlyConfigured
+from liteq.options import TASK_WITHOUT_EFFECT, CallOptions, TaskOptions, named
 from liteq.registry import TaskRegistry
 from liteq.result import AsyncResult
 from liteq.routes import Router
@@ -116,6 +117,7 @@ class Liteq:
         self._tasks = TaskRegistry()
         self._broker: Broker | None = None
         self.sender = Sender(self)
+        self._said: set[str] = set()
         self._discoveries: list[Callable[[], None]] = []
         self._task_class: type[_Task[..., Any]] | None = None
         self.on_configure = signals.Signal("on_configure")
@@ -192,9 +194,14 @@ class Liteq:
             kind = type(task)
             task.name = self.gen_task_name(kind.__name__, kind.__module__)
         task.app = self
-        self._tasks[task.name] = task
-        task.on_bound(self)
-        return task
+        known = self._tasks.get(task.name)
+        if known is not None and type(known) is not type(task):
+            warnings.warn(
+                f"a task {task.name!r} is registered already: {task!r} takes its place",
+                DuplicateTaskNameWarning,
+                stacklevel=2,
+            )
+        return self._enter(task)
 
     @property
     def tasks(self) -> TaskRegistry:
@@ -259,6 +266,9 @@ class Liteq:
         `ModuleNotFoundError`.
         """
 
+        if isinstance(packages, str):
+            raise TypeError(f"autodiscover_tasks takes a list of packages, not {packages!r}")
+
         def discover() -> None:
             given = packages() if callable(packages) else packages
             for package in _django_apps() if given is None else given:
@@ -275,6 +285,8 @@ class Liteq:
             import_module(name)
         for discover in self._discoveries:
             discover()
+        for task in self.tasks.values():
+            self.annotate(task)
         if signals.import_modules.receivers:
             signals.import_modules.send(sender=self)
 
@@ -573,9 +585,30 @@ class Liteq:
             bind=bind,
             options=options,
         )
-        task = self._tasks[name] = kind()
+        return self._enter(kind())
+
+    def _enter(self, task: _Task[..., Any]) -> _Task[..., Any]:
+        self._tasks[task.name] = task
+        for option, reason in TASK_WITHOUT_EFFECT.items():
+            if getattr(type(task), option) is not getattr(_Task, option):
+                self.say_once(f"no effect in liteq: the task option {option} ({reason})")
         task.on_bound(self)
         return task
+
+    def say_once(self, remark: str) -> None:
+        """Warn with a `ConfigWarning` that points at the user's line, once for this app."""
+        if remark not in self._said:
+            self._said.add(remark)
+            warnings.warn(remark, ConfigWarning, stacklevel=outside())
+
+    def annotate(self, task: _Task[..., Any]) -> None:
+        """Set on a task what the setting `task_annotations` says of it."""
+        given = self.conf.task_annotations
+        for rules in given if isinstance(given, (list, tuple)) else (given or {},):
+            for key in ("*", task.name):
+                for name, value in (rules.get(key) or {}).items():
+                    is_method = isinstance(value, FunctionType)
+                    setattr(task, name, MethodType(value, task) if is_method else value)
 
     def _duplicate(self, known: _Task[..., Any], fun: Callable[..., Any]) -> _Task[..., Any]:
         if not is_same_function(known, fun):

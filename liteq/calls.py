@@ -18,13 +18,14 @@ from liteq.options import (
     CALL_OPTIONS,
     checked_limits,
     checked_priority,
+    checked_seconds,
     due_at,
     expires_at,
     refuse_unknown,
 )
 from liteq.routes import Router
 
-__all__ = ["Defaults", "lifetime", "merge", "plain", "with_options"]
+__all__ = ["Defaults", "checked_id", "lifetime", "merge", "plain", "with_options"]
 
 _NAMED: Final = frozenset({"args", "kwargs", "link", "link_error", "task_id", "shadow"})
 _KNOWN: Final = CALL_OPTIONS | _NAMED
@@ -40,21 +41,23 @@ _PROPERTIES: Final = (
     "routing_key",
     "delivery_mode",
 )
-_AS_GIVEN: Final = (
-    "retries",
+_TEXTS: Final = (
     "root_id",
     "parent_id",
     "group_id",
-    "group_index",
     "reply_to",
     "shadow",
     "argsrepr",
     "kwargsrepr",
-    "acks_late",
-    "ignore_result",
-    "max_deliveries",
-    "replaced_task_nesting",
-    "immutable",
+)
+_NUMBERS: Final = ("retries", "group_index", "max_deliveries", "replaced_task_nesting")
+_FLAGS: Final = ("acks_late", "ignore_result", "immutable")
+_POLICY: Final = (
+    "max_retries",
+    "interval_start",
+    "interval_step",
+    "interval_max",
+    "retry_errors",
 )
 
 
@@ -137,11 +140,16 @@ def with_options(
         "time_limit": hard,
         "soft_time_limit": soft,
     }
-    changes.update({key: options[key] for key in _AS_GIVEN if options.get(key) is not None})
+    for names, kind in ((_TEXTS, str), (_NUMBERS, int), (_FLAGS, bool)):
+        for name in names:
+            if (value := options.get(name)) is not None:
+                changes[name] = _of_kind(kind, name, value)
     if "priority" in options:
         changes["priority"] = checked_priority(options["priority"])
     if "result_expires" in options:
         changes["result_expires"] = lifetime(options["result_expires"])
+    if policy := options.get("retry_policy"):
+        refuse_unknown(policy, _POLICY, "a retry_policy")
     if headers := options.get("headers"):
         changes["headers"] = plain("headers", headers)
     if properties := {key: options[key] for key in _PROPERTIES if key in options}:
@@ -154,10 +162,29 @@ def with_options(
 
 
 def lifetime(given: float | timedelta | None) -> float | None:
-    """Return how long a result is kept, in seconds; None and zero mean for ever."""
-    if isinstance(given, timedelta):
-        given = given.total_seconds()
-    return float(given) if given else None
+    """Return how long a result is kept, in seconds; None and zero mean for ever.
+
+    Raises `TypeError` for what is no duration, `ValueError` for a negative one.
+    """
+    if not given:
+        return None
+    seconds = checked_seconds("result_expires", given)
+    if seconds < 0:
+        raise ValueError(f"result_expires is not below zero, as {given!r} is")
+    return seconds or None
+
+
+def checked_id(given: Any) -> str:
+    """Return the id given to a call. Raises `TypeError` for what is not text."""
+    return str(_of_kind(str, "task_id", given))
+
+
+def _of_kind(kind: type, name: str, given: Any) -> Any:
+    if kind is bool:
+        return bool(given)
+    if isinstance(given, kind) and not isinstance(given, bool):
+        return given
+    raise TypeError(f"{name} is {'text' if kind is str else 'a whole number'}, not {given!r}")
 
 
 def plain(name: str, given: Any, default: Any = None) -> dict[str, Any]:

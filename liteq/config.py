@@ -28,7 +28,7 @@ from typing import Any, Final, Literal, TypeAlias
 
 from liteq.exceptions import ConfigWarning, ImproperlyConfigured
 
-__all__ = ["SETTINGS", "Queue", "Setting", "Settings", "mask_url", "project_options"]
+__all__ = ["SETTINGS", "Queue", "Setting", "Settings", "mask_url", "outside", "project_options"]
 
 logger = logging.getLogger("liteq.config")
 
@@ -968,7 +968,7 @@ class Settings(MutableMapping[str, Any]):
 
     def _say(self, remarks: list[str], source: str) -> None:
         for remark in remarks:
-            warnings.warn(f"{remark} (from {source})", ConfigWarning, stacklevel=_outside())
+            warnings.warn(f"{remark} (from {source})", ConfigWarning, stacklevel=outside())
 
 
 def _checked(name: str, value: Any, source: str) -> Any:
@@ -1035,7 +1035,7 @@ def _fresh(default: Any) -> Any:
     return dict(default) if isinstance(default, dict) else default
 
 
-def _outside() -> int:
+def outside() -> int:
     """Return the stack level of the first caller outside of liteq."""
     ours = (__name__.partition(".")[0], "collections", "_collections_abc")
     level, frame = 1, sys._getframe(1)
@@ -1069,7 +1069,7 @@ def _environment(environ: Mapping[str, str]) -> Iterator[tuple[str, Mapping[str,
             warnings.warn(
                 f"unknown environment variable {variable}: did you mean LITEQ_{close.upper()}?",
                 ConfigWarning,
-                stacklevel=_outside(),
+                stacklevel=outside(),
             )
 
 

@@ -26,11 +26,14 @@ __all__ = [
     "CALL_OPTIONS",
     "MAX_TIME",
     "TASK_OPTIONS",
+    "TASK_WITHOUT_EFFECT",
+    "WITHOUT_EFFECT",
     "CallOptions",
     "RetryOptions",
     "TaskOptions",
     "checked_limits",
     "checked_priority",
+    "checked_seconds",
     "due_at",
     "expires_at",
     "named",
@@ -170,6 +173,46 @@ CALL_OPTIONS: Final = frozenset(RetryOptions.__annotations__) | frozenset(
 )
 TASK_OPTIONS: Final = frozenset(TaskOptions.__annotations__)
 
+# What Celery has and liteq does not need: accepted, and said once, with the reason.
+_NO_EXCHANGES: Final = "there are no exchanges, a message goes to a queue by its name"
+_NO_CONNECTIONS: Final = "the store minds its own connections"
+_NO_CLASSES: Final = "the worker's parts cannot be replaced by class"
+_NO_ROUTER: Final = "the app's task_routes alone are asked"
+_PLAIN_BODIES: Final = "bodies are small and not compressed"
+
+WITHOUT_EFFECT: Final[Mapping[str, str]] = {
+    "compression": _PLAIN_BODIES,
+    "exchange": _NO_EXCHANGES,
+    "exchange_type": _NO_EXCHANGES,
+    "delivery_mode": "every message is kept on disk",
+    "mandatory": _NO_EXCHANGES,
+    "immediate": _NO_EXCHANGES,
+    "declare": _NO_EXCHANGES,
+    "connection": _NO_CONNECTIONS,
+    "publisher": _NO_CONNECTIONS,
+    "producer": _NO_CONNECTIONS,
+    "timeout": _NO_CONNECTIONS,
+    "confirm_timeout": _NO_CONNECTIONS,
+    "router": _NO_ROUTER,
+    "route_name": _NO_ROUTER,
+    "task_type": _NO_ROUTER,
+    "expiration": "give expires",
+}
+TASK_WITHOUT_EFFECT: Final[Mapping[str, str]] = {
+    "compression": _PLAIN_BODIES,
+    "exchange": _NO_EXCHANGES,
+    "exchange_type": _NO_EXCHANGES,
+    "delivery_mode": "every message is kept on disk",
+    "backend": "results are kept in the store, beside the messages",
+    "send_events": "monitoring reads the store, no events are sent",
+    "resultrepr_maxsize": "results are not logged",
+    "sensitive": "arguments are not logged",
+    "Strategy": _NO_CLASSES,
+    "Request": _NO_CLASSES,
+    "acks_on_timeout": "a call that its time limit ended has failed",
+    "retry_on_worker_lost": "a call whose process died is started again, max_deliveries times",
+}
+
 
 def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> None:
     """Raise `TypeError` for the first name that is not known, suggesting the right one."""
@@ -200,7 +243,7 @@ def due_at(
     `ValueError` for NaN, infinity, and a time beyond the year 9999.
     """
     if countdown:
-        seconds = _seconds("countdown", countdown)
+        seconds = checked_seconds("countdown", countdown)
         return _in_range("countdown", countdown, now + seconds) if seconds > 0 else None
     if eta is not None:
         return _in_range("eta", eta, _moment("eta", eta, zone))
@@ -215,7 +258,7 @@ def expires_at(
         return None
     if isinstance(expires, (datetime, str)):
         return _in_range("expires", expires, _moment("expires", expires, zone))
-    return _in_range("expires", expires, now + _seconds("expires", expires))
+    return _in_range("expires", expires, now + checked_seconds("expires", expires))
 
 
 def checked_priority(priority: Any) -> int:
@@ -239,16 +282,9 @@ def checked_limits(hard: Any, soft: Any) -> tuple[float | None, float | None]:
     return hard, soft
 
 
-def _limit(name: str, given: Any) -> float | None:
-    if not given:
-        return None
-    seconds = _seconds(name, given)
-    if seconds <= 0:
-        raise ValueError(f"{name} is a positive number of seconds, not {given!r}")
-    return seconds
-
-
-def _seconds(name: str, given: Any) -> float:
+def checked_seconds(name: str, given: Any) -> float:
+    """Return a duration as seconds. Raises `TypeError`, or `ValueError` for NaN and
+    infinity."""
     if isinstance(given, timedelta):
         return given.total_seconds()
     if isinstance(given, bool):
@@ -261,6 +297,15 @@ def _seconds(name: str, given: Any) -> float:
         seconds = math.inf
     if not math.isfinite(seconds):
         raise ValueError(f"{name} is a finite number of seconds, not {given!r}")
+    return seconds
+
+
+def _limit(name: str, given: Any) -> float | None:
+    if not given:
+        return None
+    seconds = checked_seconds(name, given)
+    if seconds <= 0:
+        raise ValueError(f"{name} is a positive number of seconds, not {given!r}")
     return seconds
 
 

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, tzinfo
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from liteq import context, serializers, signals
-from liteq.calls import Defaults, lifetime, merge, with_options
+from liteq.calls import Defaults, checked_id, lifetime, merge, with_options
 from liteq.canvas import Signature, as_list, maybe_signature
 from liteq.exceptions import AlwaysEagerIgnored, BrokerUnavailable, MessageTooLarge
 from liteq.ids import new_id
 from liteq.message import Edge, Message
 from liteq.offload import off_loop
-from liteq.options import checked_limits, checked_priority
+from liteq.options import WITHOUT_EFFECT, checked_limits, checked_priority
 from liteq.result import AsyncResult, EagerResult
 from liteq.routes import Router
 
@@ -185,7 +185,9 @@ class Sender:
         message = self._message(rules, task.name, task, args, kwargs, options)
         return self._entered(rules, message, options)
 
-    def _compose_named(self, name: str, args: Args, kwargs: Kwargs, options: Options) -> _Graph:
+    def _compose_named(self, name: Any, args: Args, kwargs: Kwargs, options: Options) -> _Graph:
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"send_task takes the name of a task, not {name!r}")
         rules = self.rules()
         if rules.always_eager:
             import warnings  # late: rare
@@ -217,7 +219,9 @@ class Sender:
             for position, given in enumerate(as_list(options.get(option))):
                 sig = maybe_signature(given, app=self._app)
                 if not isinstance(sig, Signature):
-                    raise TypeError(f"{option} takes signatures, not {given!r}")
+                    raise TypeError(
+                        f"{option} takes signatures, as task.s(…) makes them, not {given!r}"
+                    )
                 linked, inner = self._linked(rules, message, sig)
                 messages += linked
                 edges += (Edge(message.id, linked[0].id, on, position), *inner)
@@ -293,7 +297,10 @@ class Sender:
     ) -> Message:
         """Return the message of a call with options, a route of its own, or a parent."""
         template = defaults.template
-        changed: dict[str, Any] = {"id": options.get("task_id") or new_id(), "body": body}
+        given = options.get("task_id")
+        changed: dict[str, Any] = {"id": checked_id(given) if given else new_id(), "body": body}
+        if without := options.keys() & WITHOUT_EFFECT.keys():
+            self._say_without_effect(without, options)
         if options.get("serializer"):
             changed["content_type"] = options["serializer"]
         if running is not None and running.id is not None:
@@ -313,6 +320,11 @@ class Sender:
                 now - message.expires_at,
             )
         return message
+
+    def _say_without_effect(self, names: Iterable[str], options: Options) -> None:
+        for name in sorted(names):
+            if options[name]:
+                self._app.say_once(f"no effect in liteq: {name}=… ({WITHOUT_EFFECT[name]})")
 
     def _eager_call(
         self, task: AnyTask, args: Args, kwargs: Kwargs, options: Options
@@ -347,6 +359,7 @@ class Sender:
         return defaults
 
     def _make_defaults(self, rules: Rules, name: str, task: AnyTask) -> Defaults:
+        self._app.annotate(task)
         hard, soft = checked_limits(task.time_limit, task.soft_time_limit)
         own = {key: getattr(task, key) for key in _OWN if getattr(task, key) is not None}
         template = Message(

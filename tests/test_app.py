@@ -285,6 +285,43 @@ def test_a_second_function_under_a_name_is_dropped_with_a_warning(app: Liteq) ->
     assert second is first
 
 
+def test_another_class_under_a_name_takes_its_place_with_a_warning(app: Liteq) -> None:
+    class First(Task[..., Any]):
+        name = "work"
+
+    class Second(Task[..., Any]):
+        name = "work"
+
+    app.register_task(First)
+    app.register_task(First)
+    with pytest.warns(DuplicateTaskNameWarning):
+        app.register_task(Second)
+
+    assert type(app.tasks["work"]) is Second
+
+
+@pytest.mark.parametrize("form", [dict, lambda rules: [rules]])
+def test_settings_may_annotate_tasks(app: Liteq, form: Any) -> None:
+    failures = []
+
+    def on_failure(self: Any, exc: Any, *_: Any) -> None:
+        failures.append((self.name, str(exc)))
+
+    app.conf.task_annotations = form(
+        {"*": {"priority": 3, "on_failure": on_failure}, "slow": {"queue": "slow"}}
+    )
+
+    @app.task(name="slow")
+    def slow() -> None:
+        raise OSError("down")
+
+    message = record(app, slow.delay().id).message
+    app.run_until_empty(queues=["slow"])
+
+    assert (message.priority, message.queue) == (3, "slow")
+    assert failures == [("slow", "down")]
+
+
 def test_a_module_that_is_read_again_registers_its_tasks_again_quietly(app: Liteq) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -553,6 +590,11 @@ def test_packages_may_be_told_by_a_function_and_imported_at_once(
     app.autodiscover_tasks(lambda: [package], force=True)
 
     assert "shop_pkg.tasks.found" in app.tasks
+
+
+def test_packages_are_a_list(app: Liteq) -> None:
+    with pytest.raises(TypeError, match="a list of packages, not 'shop'"):
+        app.autodiscover_tasks("shop")
 
 
 def test_a_package_that_does_not_exist_is_an_error(app: Liteq) -> None:

@@ -17,6 +17,7 @@ from world import FakeClock
 from liteq import AsyncTask, BoundTask, Liteq, Task, current_task
 from liteq.exceptions import (
     AlreadyEnqueued,
+    ConfigWarning,
     EncodeError,
     Ignore,
     MaxRetriesExceededError,
@@ -152,9 +153,16 @@ def test_transport_options_of_a_message_server_are_accepted(app: Liteq) -> None:
     @app.task
     def work() -> None: ...
 
-    work.apply_async(
-        producer=object(), connection=object(), mandatory=True, delivery_mode=2, exchange="x"
-    )
+    def call() -> None:
+        work.apply_async(producer=object(), mandatory=True, delivery_mode=2, exchange="x")
+        work.apply_async(producer=object(), connection=None, routing_key="x")
+
+    with pytest.warns(ConfigWarning) as said:
+        call()
+
+    names = [str(warning.message).split()[4] for warning in said]
+    assert names == ["delivery_mode=…", "exchange=…", "mandatory=…", "producer=…"]
+    assert {warning.filename for warning in said} == {__file__}
 
 
 def test_the_same_call_under_the_same_id_is_one_call(app: Liteq) -> None:
@@ -261,6 +269,7 @@ def test_a_value_that_cannot_be_sent_is_named_by_its_path(app: Liteq) -> None:
             "soft_time_limit 10 is longer than time_limit",
         ),
         ({"time_limit": -1}, "time_limit is a positive number"),
+        ({"result_expires": -1}, "result_expires is not below zero"),
     ],
 )
 def test_a_value_out_of_its_range_is_an_error(app: Liteq, options: Any, complaint: str) -> None:
@@ -285,6 +294,15 @@ def test_a_value_out_of_its_range_is_an_error(app: Liteq, options: Any, complain
         ({"args": "abc"}, "args is a list or a tuple, not str"),
         ({"kwargs": [1]}, "kwargs is a mapping, not list"),
         ({"link": 5}, "link takes signatures"),
+        ({"task_id": 5}, "task_id is text, not 5"),
+        ({"shadow": 5}, "shadow is text, not 5"),
+        ({"root_id": 5}, "root_id is text, not 5"),
+        ({"retries": "x"}, "retries is a whole number, not 'x'"),
+        ({"result_expires": "1h"}, "result_expires is a number of seconds, not '1h'"),
+        (
+            {"retry_policy": {"max_retry": 1}},
+            "no option 'max_retry'; did you mean 'max_retries'",
+        ),
         ({"countdwn": 5}, "has no option 'countdwn'; did you mean 'countdown'"),
         ({"zzzzzz": 5}, "has no option 'zzzzzz'$"),
     ],
@@ -298,6 +316,32 @@ def test_a_value_of_the_wrong_kind_is_an_error(
     with pytest.raises(TypeError, match=complaint):
         work.apply_async(**options)
     assert app.broker.counts() == {}
+
+
+def test_a_task_is_sent_by_its_name_and_by_nothing_else(app: Liteq) -> None:
+    @app.task
+    def work() -> None: ...
+
+    for wrong in (work, "", None):
+        with pytest.raises(TypeError, match="send_task takes the name of a task"):
+            app.send_task(wrong)  # type: ignore[arg-type]
+    assert app.broker.counts() == {}
+
+
+def test_options_of_a_task_that_have_no_effect_are_said_once(app: Liteq) -> None:
+    class Base(Task[..., Any]):
+        send_events = False
+
+    def define() -> None:
+        app.task(name="one", compression="gzip", sensitive=("card",))(lambda: None)
+        app.task(name="two", compression="gzip", base=Base)(lambda: None)
+
+    with pytest.warns(ConfigWarning) as said:
+        define()
+
+    names = [str(warning.message).split()[7] for warning in said]
+    assert names == ["compression", "sensitive", "send_events"]
+    assert {warning.filename for warning in said} == {__file__}
 
 
 def test_a_body_that_is_too_large_is_an_error(app: Liteq) -> None:
