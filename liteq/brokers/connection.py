@@ -51,7 +51,7 @@ T = TypeVar("T")
 
 _GATE: Final = "gate"
 _SAFE_SQLITE: Final = (3, 51, 3)  # earlier ones can corrupt a WAL that two connections reset
-_WAL_BACKSTOP: Final = 16_000  # pages (64 MiB): a producer checkpoints only beyond this
+_WAL_BACKSTOP: Final = 4_000  # pages (16 MiB): a producer checkpoints only beyond this
 _RESERVE: Final = 32 * 1024 * 1024  # bytes of disk kept for settling when producers fill it
 
 
@@ -381,7 +381,7 @@ class _Handle:
         db.pragma("mmap_size", 0)  # an I/O error in mapped memory is a signal, not an error
         db.pragma("temp_store", "MEMORY")
         db.pragma("trusted_schema", 0)
-        db.pragma("journal_size_limit", 16 * 1024 * 1024)
+        db.pragma("journal_size_limit", 64 * 1024 * 1024)
         db.pragma("foreign_keys", 0)
 
     def connection(self) -> apsw.Connection:

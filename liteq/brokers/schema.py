@@ -77,9 +77,10 @@ CREATE INDEX message_queued ON message(queue, priority DESC, seq) WHERE state = 
 CREATE INDEX message_scheduled ON message(queue, run_at) WHERE state = 2;
 CREATE INDEX message_running ON message(worker) WHERE state = 3;
 CREATE INDEX message_parked ON message(queue, task, priority DESC, seq) WHERE state = 4;
+CREATE INDEX message_parked_at ON message(parked_at) WHERE state = 4;
 CREATE INDEX message_revoking ON message(worker) WHERE state = 3 AND revoke IS NOT NULL;
 CREATE INDEX message_expiring ON message(expires_at)
-    WHERE expires_at IS NOT NULL AND settled_at IS NULL;
+    WHERE expires_at IS NOT NULL AND state IN (1, 2, 4);
 CREATE INDEX message_deletable ON message(delete_at) WHERE delete_at IS NOT NULL;
 CREATE INDEX message_dead ON message(seq) WHERE dead IS NOT NULL;
 CREATE INDEX message_waiting ON message(seq) WHERE state = 0;

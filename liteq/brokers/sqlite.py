@@ -665,18 +665,24 @@ class SqliteBroker(Broker):
         return redriven
 
     def purge(self, queues: Sequence[str] | None = None, *, dead: bool = False) -> int:
-        where = "dead IS NOT NULL" if dead else "state IN (1, 2, 4)"
+        names = None if queues is None else json.dumps(list(queues))
+        places = ["dead"] if dead else ["queued", "scheduled", "parked"]
+        return sum(self._purge(place, names) for place in places)
+
+    def _purge(self, place: str, queues: str | None) -> int:
+        """Delete what one partial index holds, in slices: a million rows at once would
+        hold the write lock for seconds."""
+        where = "dead IS NOT NULL" if place == "dead" else f"state = {STATE_CODES[place]:d}"
+        sql = f"SELECT seq, id FROM message INDEXED BY message_{place} WHERE {where}"
         bindings: tuple[Any, ...] = ()
         if queues is not None:
-            where += " AND queue IN (SELECT value FROM json_each(?))"
-            bindings = (json.dumps(list(queues)),)
+            sql += " AND queue IN (SELECT value FROM json_each(?))"
+            bindings = (queues,)
         now = self.clock.now()
 
         def delete(db: apsw.Connection) -> tuple[Settling, int]:
             settling = Settling(db, now, self.max_deliveries)
-            found = fetch_all(
-                db, f"SELECT seq, id FROM message WHERE {where} LIMIT {SLICE}", bindings
-            )
+            found = fetch_all(db, f"{sql} LIMIT {SLICE}", bindings)
             for seq, id in found:
                 settling.ended(seq, id, None, "result", b"null")
                 settling.wake_waiters(seq, id)
@@ -685,7 +691,7 @@ class SqliteBroker(Broker):
             return settling, len(found)
 
         total = 0
-        while True:  # in slices: a million rows would hold the write lock for seconds
+        while True:
             settling, count = self._database.write(delete, durable=self.durable)
             self._announce(settling)
             total += count
@@ -863,7 +869,7 @@ class SqliteBroker(Broker):
                     db,
                     "SELECT EXISTS(SELECT 1 FROM message WHERE delete_at <= ?1) "
                     "OR EXISTS(SELECT 1 FROM message WHERE expires_at IS NOT NULL "
-                    "AND settled_at IS NULL AND expires_at <= ?1 AND state IN (1, 2, 4)) "
+                    "AND expires_at <= ?1 AND state IN (1, 2, 4)) "
                     "OR EXISTS(SELECT 1 FROM message WHERE state = 4 AND parked_at <= ?2) "
                     "OR EXISTS(SELECT 1 FROM worker WHERE stopped_at <= ?3)",
                     (now, now - self.unknown_expires, now - 7 * 86_400),
@@ -875,8 +881,8 @@ class SqliteBroker(Broker):
             _delete(db, _seqs(db, f"delete_at <= ? ORDER BY delete_at LIMIT {SLICE}", (now,)))
             for (seq,) in fetch_all(
                 db,
-                "SELECT seq FROM message WHERE expires_at IS NOT NULL AND settled_at IS NULL "
-                f"AND expires_at <= ? AND state IN (1, 2, 4) LIMIT {SLICE}",
+                "SELECT seq FROM message WHERE expires_at IS NOT NULL AND expires_at <= ? "
+                f"AND state IN (1, 2, 4) LIMIT {SLICE}",
                 (now,),
             ):
                 settling.revoke(seq, "expired")

@@ -282,6 +282,30 @@ def test_messages_that_expired_unstarted_are_found_by_when_they_expire(
     assert plan_of(plans, "SELECT seq FROM message WHERE expires_at") == [by_time]
 
 
+def test_what_nobody_knows_is_found_by_since_when(
+    planner: Planner, store: Store, broker: Broker, clock: FakeClock
+) -> None:
+    broker.enqueue([make("unknown")])
+    broker.claim(enlist(broker), ["default"], tasks=set())
+    clock.advance(90_000)
+
+    plans = planner.plans(broker.maintain)
+
+    by_time = "SEARCH message USING INDEX message_parked_at (parked_at<?)"
+    assert plan_of(plans, "SELECT seq, id, task FROM message WHERE state = 4") == [by_time]
+
+
+def test_a_purge_finds_what_waits_beside_any_number_of_results(
+    planner: Planner, broker: Broker
+) -> None:
+    broker.enqueue([make()])
+
+    plans = planner.plans(lambda: broker.purge(["default"]))
+
+    found = plan_of(plans, "SELECT seq, id FROM message INDEXED BY message_queued")
+    assert found[0] == "SEARCH message USING INDEX message_queued (queue=?)"
+
+
 def test_a_revoke_finds_its_message_by_id(planner: Planner, broker: Broker) -> None:
     broker.enqueue([message := make()])
 
