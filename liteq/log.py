@@ -1,8 +1,8 @@
 """The log: liteq's loggers, and the two forms in which the command line writes records.
 
-Importing liteq configures nothing; its loggers get a `NullHandler` and that is all. Only
-the command line calls `configure()`, and that leaves a root logger alone that somebody
-has given handlers.
+Importing liteq configures nothing: its loggers get a `NullHandler`, with the first app, and
+that is all. Only the command line calls `configure()`, and that leaves a root logger alone
+that somebody has given handlers.
 
 Whatever a record holds, it stays one record: control characters are escaped, so a task
 whose name has a newline in it cannot write a second line that looks genuine.
@@ -34,7 +34,6 @@ __all__ = [
 
 logger = logging.getLogger("liteq")
 task_logger = logging.getLogger("liteq.task")
-logger.addHandler(logging.NullHandler())
 
 # What a record may carry through `extra=…`, in the order in which JSON shows it.
 EXTRA: Final = (

@@ -11,13 +11,15 @@ import logging
 import os
 import threading
 import time
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary, finalize
 
 from liteq.brokers.base import Broker, Mailbox, Record
-from liteq.exceptions import TimeoutError, UnknownTaskId
+from liteq.config import outside
+from liteq.exceptions import LiteqWarning, TimeoutError, UnknownTaskId
 from liteq.offload import off_loop
 
 if TYPE_CHECKING:
@@ -189,13 +191,16 @@ def _warn_without_worker(broker: Broker, records: Mapping[str, Record]) -> None:
         return
     _post(broker).reported |= queues
     folder = getattr(broker, "folder", None)
-    logger.warning(
-        "no worker consumes queue %s of the store %s, so the result may be long in coming; "
-        "start one with: %s",
-        ", ".join(map(repr, sorted(queues))),
-        folder or "in this process's memory",
-        f"liteq worker -Q {','.join(sorted(queues))}" if folder else "with app.worker(): …",
+    names = sorted(queues)
+    start = f"liteq worker -Q {','.join(names)}" if folder else "with app.worker(): …"
+    said = (
+        f"no worker consumes queue {', '.join(map(repr, names))} of the store "
+        f"{folder or 'in this process'}, so the result may be long in coming; "
+        f"start one with: {start}"
     )
+    logger.warning("%s", said)
+    if not logging.getLogger().handlers:  # nobody reads the log of a program that hangs
+        warnings.warn(said, LiteqWarning, stacklevel=outside())
 
 
 class _Post:

@@ -58,11 +58,13 @@ def failed(message: str) -> logging.LogRecord:
     return made
 
 
-def test_importing_liteq_configures_nothing() -> None:
+def test_using_liteq_configures_nothing_and_writes_nothing() -> None:
     code = (
-        "import logging, liteq.log\n"
+        "import logging\n"
+        "from liteq import Liteq\n"
+        "app = Liteq('shop', task_always_eager=True)\n"
+        "app.task(name='fail')(lambda: 1 / 0).delay()\n"
         "print(logging.getLogger().handlers, logging.getLogger('liteq').handlers)\n"
-        "logging.getLogger('liteq.worker').error('unheard')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "[] [<NullHandler (NOTSET)>]\n"

@@ -4,6 +4,8 @@ import asyncio
 import json
 import logging
 import pickle
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -370,6 +372,24 @@ def test_the_report_says_which_store_it_is_and_what_to_do(
     assert f"no worker consumes queue 'lonely' of the store {tmp_path}/s" in caplog.text
     assert "liteq worker -Q lonely" in caplog.text
     assert "Broker" not in caplog.text
+
+
+def test_a_program_without_a_log_is_warned_all_the_same(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from liteq import Liteq, waiting\n"
+        "waiting.WORKER_MISSING_AFTER = 0.02\n"
+        "app = Liteq('shop', broker=f'sqlite://{sys.argv[1]}/s')\n"
+        "app.task(name='work')(lambda: None).delay().get(timeout=0.3)\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True
+    )
+
+    assert done.stderr.startswith(
+        "<string>:5: LiteqWarning: no worker consumes queue 'default' of the store "
+    )
 
 
 def test_a_queue_with_a_worker_is_not_reported(
