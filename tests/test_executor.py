@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import logging
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -133,6 +134,22 @@ def names(heard: list[tuple[str, Any]]) -> list[str]:
 
 
 # Success
+
+
+@pytest.mark.parametrize("is_hooked", [False, True])
+def test_a_traceback_begins_in_the_users_code(app: Liteq, is_hooked: bool) -> None:
+    class Hooked(Task[..., Any]):
+        def before_start(self, *_: Any) -> None: ...
+
+    @app.task(name=NAME, base=Hooked if is_hooked else Task)
+    def work() -> None:
+        raise OSError("down")
+
+    ended = Executor(app.tasks).attempt(Delivery(Message("m1", NAME, b"[[], {}]")))
+
+    assert ended.exc is not None
+    assert ended.exc.__traceback__ is not None
+    assert ended.exc.__traceback__.tb_frame.f_code.co_name == "work"
 
 
 def test_what_a_task_returns_is_its_result(run: Run) -> None:
@@ -409,10 +426,13 @@ def test_what_a_failed_task_held_is_freed_without_the_collector(run: Run) -> Non
 
     logging.disable()  # the handler of the test keeps records, and they the traceback
     gc.disable()
+    tracer = sys.gettrace()
+    sys.settrace(None)  # coverage's keeps the frame it has seen last
     try:
         run(fail)
         assert seen[0]() is None
     finally:
+        sys.settrace(tracer)
         gc.enable()
         logging.disable(logging.NOTSET)
 

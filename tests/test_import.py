@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from world import uncovered
 
 HEAVY = ("redis", "click", "croniter", "dateutil", "multiprocess", "dill", "asyncio", "sqlite3")
 
@@ -11,7 +12,11 @@ HEAVY = ("redis", "click", "croniter", "dateutil", "multiprocess", "dill", "asyn
 def loaded_by(code: str) -> set[str]:
     code += "\nimport sys; print(*sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=uncovered(),
     )
     return {name.partition(".")[0] for name in done.stdout.split()}
 

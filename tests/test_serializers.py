@@ -24,6 +24,7 @@ import pydantic
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from world import uncovered
 
 from liteq import serializers
 from liteq.exceptions import (
@@ -578,7 +579,9 @@ def test_reading_json_needs_no_heavy_module() -> None:
         "print([m for m in ('pickle', 'decimal', 'uuid', 'pathlib', 'zoneinfo', 'datetime')"
         " if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=uncovered()
+    )
     loaded = set(eval(done.stdout))
     assert loaded <= {"datetime"}, done.stderr
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -83,3 +84,12 @@ def wait_until(condition: Callable[[], Any], within: float = 5.0) -> Any:
             raise AssertionError(f"not true within {within:g} s: {condition}")
         time.sleep(0.005)  # other processes are to get the processor
     return value
+
+
+def uncovered() -> dict[str, str]:
+    """Return the environment for a process that coverage is not to follow.
+
+    Coverage imports modules, starts saving in `os._exit` and holds locks across a fork:
+    what is tested there may be the very thing that it changes.
+    """
+    return {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE_")}

@@ -17,7 +17,7 @@ from typing import Any
 
 import apsw
 import pytest
-from world import FakeClock, Store, enlist, make
+from world import FakeClock, Store, enlist, make, uncovered
 
 from liteq.brokers import connection, schema
 from liteq.brokers.base import Broker
@@ -68,6 +68,7 @@ def run(script: str, *arguments: object, timeout: float = 20) -> str:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        env=uncovered(),
     )
     try:
         output, errors = process.communicate(timeout=timeout)
@@ -448,7 +449,7 @@ def test_forks_among_busy_threads_lose_nothing_and_hang_nowhere(store: Store) ->
     # Python warns of forks among threads; that is what is tested here.
     script = f"import warnings; warnings.simplefilter('ignore')\n{FORK_AMONG_THREADS}"
 
-    assert run(script, store.folder, timeout=12) == "0 []\n"
+    assert run(script, store.folder, timeout=40) == "0 []\n"
 
 
 FORK_IN_MEMORY = """
