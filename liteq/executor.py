@@ -430,7 +430,8 @@ class _Attempt:
             exc_info=info,
         )
         self._after(states.FAILURE, exc, einfo)
-        return Ended(Failed(error, runtime, children=self._trail()), exc=exc)
+        dead = "it failed, and acks_on_failure is off" if plan.keeps_failed else None
+        return Ended(Failed(error, runtime, dead, self._trail()), exc=exc)
 
     def _retry_asked_for(
         self, retry: Retry, error: BaseException | None

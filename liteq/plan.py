@@ -15,7 +15,8 @@ _COROUTINE_FUNCTION: Final = 0x80  # the code flag of `async def` (inspect's)
 class TaskLike(Protocol):
     """What the executor needs of a task. Options that are missing have Celery's defaults.
 
-    They are: throws, track_started, and those of `RetryPolicy`.
+    They are: throws, track_started, acks_late, acks_on_failure and
+    acks_on_failure_or_timeout, and those of `RetryPolicy`.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Plan:
         "after_return",
         "before_start",
         "function",
+        "keeps_failed",
         "on_failure",
         "on_retry",
         "on_success",
@@ -58,6 +60,7 @@ class Plan:
         self.on_retry = _hook(task, "on_retry")
         self.after_return = _hook(task, "after_return")
         self.throws = _classes(getattr(task, "throws", None))
+        self.keeps_failed = _keeps_failed(task)
         self.track_started = bool(getattr(task, "track_started", False))
         self.policy = RetryPolicy(
             autoretry_for=_classes(getattr(task, "autoretry_for", None)),
@@ -107,6 +110,15 @@ def is_async(run: Callable[..., Any]) -> bool:
     """Tell whether a function is an `async def`, without the cost of `inspect`."""
     code = getattr(run, "__code__", None)
     return code is not None and bool(code.co_flags & _COROUTINE_FUNCTION)
+
+
+def _keeps_failed(task: TaskLike) -> bool:
+    """Tell whether a message whose task failed becomes a dead letter: what Celery leaves
+    to the message server, when it rejects the message of a late acknowledged task."""
+    own = getattr(task, "acks_on_failure", None)
+    if own is None:
+        own = getattr(task, "acks_on_failure_or_timeout", True)
+    return own is False and bool(getattr(task, "acks_late", True))
 
 
 def _classes(given: Any) -> tuple[type[BaseException], ...]:

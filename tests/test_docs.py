@@ -156,11 +156,7 @@ def test_settings_that_nothing_reads_yet_are_listed_as_such() -> None:
 
 # Attributes of tasks are read from these, and nothing looks at the attributes yet.
 READ_FOR_NOTHING = {
-    "task_acks_on_failure",
-    "task_acks_on_failure_or_timeout",
-    "task_acks_on_timeout",
     "task_default_rate_limit",
-    "task_retry_on_worker_lost",
 }
 
 

@@ -830,6 +830,21 @@ def test_a_task_may_ignore_or_reject_its_message(app: Liteq) -> None:
 # States of its own
 
 
+@pytest.mark.parametrize("option", ["acks_on_failure", "acks_on_failure_or_timeout"])
+def test_a_failed_message_is_kept_as_a_dead_letter_if_the_task_says_so(
+    app: Liteq, option: str
+) -> None:
+    @app.task(**{option: False})  # type: ignore[call-overload,untyped-decorator]
+    def work() -> None:
+        raise OSError("down")
+
+    result = work.delay()
+    app.run_until_empty()
+
+    assert result.failed()
+    assert [dead.id for dead in app.broker.browse("dead")] == [result.id]
+
+
 def test_a_state_reported_by_the_task_is_shown(app: Liteq) -> None:
     seen = []
 
