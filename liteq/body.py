@@ -308,8 +308,13 @@ def _raise_in(thread: int, kind: type[BaseException]) -> None:
 
 
 def _trimmed(error: BaseException) -> BaseException:
-    """Return the exception with its traceback beginning in the user's code."""
+    """Return the exception with its traceback beginning in the user's code, if it ever
+    came to that."""
     traceback = error.__traceback__
-    while traceback is not None and traceback.tb_frame.f_globals is globals():
+    while traceback is not None and _is_ours(traceback.tb_frame.f_globals):
         traceback = traceback.tb_next
-    return error.with_traceback(traceback)
+    return error if traceback is None else error.with_traceback(traceback)
+
+
+def _is_ours(scope: Mapping[str, Any]) -> bool:
+    return str(scope.get("__name__")).startswith("liteq.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -169,7 +169,16 @@ def is_same_function(task: Task[..., Any], fun: Any) -> bool:
 
 
 def check_options(options: Mapping[str, Any], base: type[Any] | None = None) -> None:
-    """Raise `TypeError` for an option that neither liteq nor the base class has."""
+    """Raise `TypeError` for an option that neither liteq nor the base class has, and for
+    values that would only be found wrong when the task fails."""
     base = base or options.get("base")
     own = () if base is None else [name for name in options if hasattr(base, name)]
     refuse_unknown(options, {*TASK_OPTIONS, "bind", "base", *own}, "a task")
+    for name in ("autoretry_for", "dont_autoretry_for", "throws"):
+        given = options.get(name) or ()
+        for one in given if isinstance(given, Iterable) else (given,):
+            if not (isinstance(one, type) and issubclass(one, BaseException)):
+                raise TypeError(f"{name} takes classes of exceptions, not {one!r}")
+    retries = options.get("max_retries")
+    if retries is not None and (isinstance(retries, bool) or not isinstance(retries, int)):
+        raise TypeError(f"max_retries is a whole number, or None for no end, not {retries!r}")
