@@ -37,7 +37,9 @@ Send = Callable[[bytes], None]
 
 def job(lease: Lease) -> bytes:
     """Return the payload of a job for this lease."""
-    inputs = tuple((i.source, i.kind, i.position, i.value) for i in lease.inputs)
+    inputs: tuple[tuple[str, str, int, bytes], ...] = ()
+    if lease.inputs:
+        inputs = tuple((i.source, i.kind, i.position, i.value) for i in lease.inputs)
     return marshal.dumps((lease.delivery, lease.packed, inputs))
 
 

@@ -83,11 +83,13 @@ class Lease(NamedTuple):
 
     @property
     def id(self) -> str:
-        return str(self.packed[0])
+        id: str = self.packed[0]
+        return id
 
     @property
     def task(self) -> str:
-        return str(self.packed[1])
+        task: str = self.packed[1]
+        return task
 
     @property
     def time_limit(self) -> float | None:

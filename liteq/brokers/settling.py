@@ -121,8 +121,9 @@ class Settling:
             db.execute("RELEASE batch")
             return False
         db.execute("RELEASE batch")
-        for lease, outcome in settlements:
-            self._after_success(lease, outcome)
+        if self._anything_follows() or self._anyone_waits():
+            for lease, outcome in settlements:
+                self._after_success(lease, outcome)
         return True
 
     def _settle(self, lease: Lease, outcome: Outcome) -> bool:
@@ -282,10 +283,20 @@ class Settling:
 
     def ended(self, seq: int, id: str, fired: str | None, kind: str, value: bytes) -> None:
         """Note that a message has ended, for `follow_all()`."""
+        if self._anything_follows():
+            self._ended.append(_End(seq, id, fired, kind, value))
+
+    def _anything_follows(self) -> bool:
+        """Tell whether the store holds any edge; most programs' stores never do."""
         if self._has_edges is None:
             self._has_edges = bool(fetch_one(self.db, "SELECT EXISTS(SELECT 1 FROM edge)"))
-        if self._has_edges:
-            self._ended.append(_End(seq, id, fired, kind, value))
+        return self._has_edges
+
+    def _anyone_waits(self) -> bool:
+        """Tell whether anybody waits for any result now."""
+        if self._has_waiters is None:
+            self._has_waiters = bool(fetch_one(self.db, "SELECT EXISTS(SELECT 1 FROM waiter)"))
+        return self._has_waiters
 
     def follow_all(self) -> None:
         """Give what waited for these ends its input, end what waited for other ends, and
@@ -321,9 +332,7 @@ class Settling:
 
     def wake_waiters(self, seq: int, id: str) -> None:
         """Note whom to tell that this message settled."""
-        if self._has_waiters is None:
-            self._has_waiters = bool(fetch_one(self.db, "SELECT EXISTS(SELECT 1 FROM waiter)"))
-        if not self._has_waiters:
+        if not self._anyone_waits():
             return
         for (address,) in fetch_all(
             self.db, "DELETE FROM waiter WHERE message = ? RETURNING address", (seq,)

@@ -305,11 +305,10 @@ class SqliteBroker(Broker):
             wanted = limit - len(leases) + len(aside)  # who met many useless ones meets more
             found = self._claim_queued(db, worker, token, now, queues, wanted)
             found += self._claim_parked(db, worker, token, now, queues, tasks, wanted)
-            if not found:
-                break
-            found.sort(key=lambda one: (-one[4], one[0]))
-            for seq, delivery, inputs, expires_at, _, *packed in found:
-                lease = Lease(seq, token, delivery, tuple(packed))
+            found.sort(key=_rank)
+            for one in found:
+                seq, delivery, inputs, expires_at = one[:4]
+                lease = Lease(seq, token, delivery, one[5:])
                 if expires_at is not None and expires_at <= now:
                     settling.settle([(lease, Revoked("expired"))])
                     aside.append((lease, "expired"))
@@ -322,6 +321,8 @@ class SqliteBroker(Broker):
                     if inputs:
                         lease = lease._replace(inputs=_inputs(db, seq))
                     leases.append(lease)
+            if len(found) < wanted:
+                break  # that was all
             if len(aside) > SLICE:
                 settling.queued = True  # this worker has more to look through, too
                 break
@@ -907,6 +908,11 @@ class SqliteBroker(Broker):
         self._database.close()
         if self._post is not None:
             self._post.close()
+
+
+def _rank(claimed: tuple[Any, ...]) -> tuple[int, int]:
+    """Return what a claimed row is sorted by: the highest priority, then the oldest."""
+    return (-claimed[4], claimed[0])
 
 
 def _is_alive(db: apsw.Connection, worker: int) -> bool:
