@@ -400,6 +400,21 @@ class AsyncResult(ResultBase, Generic[R]):
             value = node.get()
         return value
 
+    def build_graph(self, intermediate: bool = False) -> dict[Any, list[Any]]:
+        """Return what led to what: this result and all that it led to, each with those
+        that it led to itself. Raises `IncompleteStream` as `iterdeps()` does."""
+        graph: dict[Any, list[Any]] = {}
+        for parent, node in self.iterdeps(intermediate=intermediate):
+            graph[node] = []
+            if parent is not None:
+                graph[parent].append(node)
+        return graph
+
+    @property
+    def graph(self) -> dict[Any, list[Any]]:
+        """What led to what; see `build_graph()`."""
+        return self.build_graph()
+
     def as_tuple(self) -> tuple[tuple[str, Any], None]:
         """Return the result in a form that JSON carries; see `result_from_tuple`."""
         return (self.id, self.parent.as_tuple() if self.parent is not None else None), None

@@ -574,6 +574,7 @@ def test_what_a_call_led_to_can_be_walked(app: Liteq, add: Any) -> None:
 
     assert list(top.collect()) == [(top, 1), (leaf, 2)]
     assert top.get_leaf() == 2
+    assert top.graph == top.build_graph() == {top: [leaf], leaf: []}
 
 
 def test_a_result_has_a_form_that_json_carries(app: Liteq) -> None:
