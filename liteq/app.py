@@ -23,8 +23,6 @@ from liteq.canvas import Signature, signature
 from liteq.clock import Clock, system_clock
 from liteq.config import Settings, mask_url, outside
 from liteq.definition import (
-    BoundDecorator,
-    Decorator,
     check_options,
     is_same_function,
     make_class,
@@ -46,6 +44,7 @@ if TYPE_CHECKING:
     from typing import Self, Unpack
 
     from liteq.brokers.base import Broker
+    from liteq.definition import BoundDecorator, Decorator
 
 __all__ = ["Liteq", "shared_task"]
 
