@@ -265,10 +265,12 @@ def test_waiting_for_an_unknown_id_ends(app: Liteq) -> None:
         lambda result: asyncio.run(result.aget()),
     ],
 )
-def test_a_wait_ends_when_the_store_is_deleted(tmp_path: Path, wait: Any) -> None:
+def test_a_wait_ends_when_the_store_is_deleted(
+    tmp_path: Path, wait: Any, later: Callable[..., None]
+) -> None:
     with Liteq("shop", broker=f"sqlite://{tmp_path}/s", set_as_current=False) as app:
         result = app.task(name="work")(lambda: None).delay()
-        (tmp_path / "s" / "store.db").unlink()
+        later((tmp_path / "s" / "store.db").unlink)
 
         with pytest.raises(StoreLost):
             wait(result)
