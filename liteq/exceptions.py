@@ -15,9 +15,14 @@ __all__ = [
     "AlreadyEnqueued",
     "AlreadyRegistered",
     "AlwaysEagerIgnored",
+    "BackendError",
+    "BackendGetMetaError",
+    "BackendStoreError",
     "BrokerBusy",
     "BrokerError",
     "BrokerUnavailable",
+    "CeleryError",
+    "CeleryWarning",
     "ChordError",
     "ConfigWarning",
     "ContentDisallowed",
@@ -73,6 +78,9 @@ class LiteqWarning(UserWarning):
     """The root of every warning liteq gives."""
 
 
+CeleryWarning = LiteqWarning
+
+
 class ConfigWarning(LiteqWarning):
     """A setting that is unknown, misspelt, or has no meaning here."""
 
@@ -125,6 +133,8 @@ class BrokerUnavailable(BrokerError, ConnectionError):
 
 
 OperationalError = BrokerUnavailable  # the name Celery users import from kombu
+BackendError = BrokerError  # Celery's names: results are in the broker's store
+BackendGetMetaError = BackendStoreError = BrokerUnavailable
 
 
 class BrokerBusy(BrokerUnavailable):

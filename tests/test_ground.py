@@ -540,6 +540,14 @@ def test_any_exception_can_be_described_and_rebuilt(
 # Exceptions and states
 
 
+def test_errors_can_be_caught_under_celerys_names() -> None:
+    with pytest.raises(exceptions.BackendError):
+        raise exceptions.StoreLost
+    with pytest.raises(exceptions.BackendGetMetaError):
+        raise exceptions.BrokerBusy
+    assert issubclass(exceptions.ConfigWarning, exceptions.CeleryWarning)
+
+
 def test_every_error_has_one_root_and_control_flow_has_another() -> None:
     steering = {"Ignore", "Reject", "Retry", "TaskPredicate"}
     apart = {"SoftTimeLimitExceeded", "WorkerShutdown", "WorkerTerminate"}
