@@ -48,6 +48,7 @@ class SettingsTable(Directive):
     def run(self) -> list[nodes.Node]:
         from liteq.config import SETTINGS
 
+        self.state.document.settings.env.note_reread()  # the page may be older than the code
         rows = [row for row in SETTINGS.values() if row.kind == self.arguments[0]]
         lines = ["| setting | default | |", "|---|---|---|"]
         lines += [f"| `{row.name}` | `{row.default!r}` | {row.doc} |" for row in rows]
@@ -66,6 +67,7 @@ class Help(Directive):
 
         from liteq.cli import cli
 
+        self.state.document.settings.env.note_reread()
         answer = CliRunner().invoke(
             cli, [*self.arguments, "--help"], prog_name="liteq", terminal_width=88
         )
@@ -81,8 +83,19 @@ def separate_numbered_lines(app, what, name, obj, options, lines: list[str]) -> 
             lines.insert(position, "")
 
 
+def name_default_objects(app, what, name, obj, options, signature, returns):
+    """Show a default that is an object by a name: its repr is no Python, and a signature
+    that cannot be parsed is printed raw."""
+    if signature:
+        signature = re.sub(
+            r"<liteq\.clock\.SystemClock object[^>]*>", "system_clock", signature
+        )
+    return signature, returns
+
+
 def setup(app) -> dict[str, bool]:
     app.connect("autodoc-process-docstring", separate_numbered_lines)
+    app.connect("autodoc-process-signature", name_default_objects)
     app.add_directive("liteq-settings", SettingsTable)
     app.add_directive("liteq-help", Help)
     return {"parallel_read_safe": True}
