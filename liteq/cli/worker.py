@@ -125,7 +125,7 @@ _OPTIONS = [
         "-l",
         "--loglevel",
         type=click.Choice(LEVELS, case_sensitive=False),
-        help="info shows each task.  [default: info]",
+        help="info shows each task.  [default: info; of `run`: warning]",
     ),
     click.option(
         "-I",
