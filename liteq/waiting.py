@@ -60,7 +60,7 @@ def settled(
     """
     wait = _Wait(broker, ids, timeout, interval)
     post = _post(broker)
-    mailbox = post.borrow()
+    mailbox = post.borrow(broker)
     try:
         found = broker.watch(tuple(wait.missing), mailbox)
         while True:
@@ -208,15 +208,16 @@ class _Post:
 
     def __init__(self, broker: Broker) -> None:
         self._pid = os.getpid()
-        self._open = broker.mailbox
         self._spare: list[Mailbox] = []  # append and pop are atomic among threads
         self.reported: set[str] = set()
+        # With the broker, or with the process: an address left behind is a file for ever.
+        finalize(broker, _close_own, self._spare, self._pid)
 
-    def borrow(self) -> Mailbox:
+    def borrow(self, broker: Broker) -> Mailbox:
         try:
             mailbox = self._spare.pop()
         except IndexError:
-            return self._open()
+            return broker.mailbox()
         mailbox.receive()  # what was for an earlier waiter
         return mailbox
 
@@ -237,7 +238,7 @@ class _LoopPost:
         self._bells: dict[str, set[_Bell]] = {}
         if self.mailbox.fileno() >= 0:
             loop.add_reader(self.mailbox.fileno(), self._receive)
-        finalize(loop, _close_own, self.mailbox, os.getpid()).atexit = False
+        finalize(loop, _close_own, [self.mailbox], os.getpid())
 
     @contextmanager
     def registered(self, ids: Iterable[str]) -> Iterator[_Bell]:
@@ -260,9 +261,10 @@ class _LoopPost:
             bell.ring()
 
 
-def _close_own(mailbox: Mailbox, pid: int) -> None:
+def _close_own(mailboxes: Iterable[Mailbox], pid: int) -> None:
     if pid == os.getpid():  # a forked child must not close its parent's address
-        mailbox.close()
+        for mailbox in mailboxes:
+            mailbox.close()
 
 
 class _Bell:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import pickle
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -349,6 +351,35 @@ def test_mailboxes_are_used_again(app: Liteq, add: Any) -> None:
         result.get()
 
     assert len(waiting._post(app.broker)._spare) == 1
+
+
+def test_a_process_that_waited_leaves_no_address_behind(tmp_path: Path) -> None:
+    code = (
+        "import asyncio, liteq\n"
+        f"app = liteq.Liteq('shop', broker='sqlite://{tmp_path}/s')\n"
+        "task = app.task(name='work')(lambda: None)\n"
+        "try: task.delay().get(timeout=0.05)\n"
+        "except liteq.exceptions.TimeoutError: pass\n"
+        "loop = asyncio.new_event_loop()\n"
+        "try: loop.run_until_complete(task.delay().aget(timeout=0.05))\n"
+        "except liteq.exceptions.TimeoutError: pass\n"
+        "import os; assert os.listdir(app.broker.folder / 'wake')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+    assert list((tmp_path / "s" / "wake").iterdir()) == []
+
+
+def test_a_broker_that_nobody_holds_is_let_go_after_a_wait(tmp_path: Path) -> None:
+    app = Liteq("shop", broker=f"sqlite://{tmp_path}/s", set_as_current=False)
+    with pytest.raises(TimeoutError):
+        app.task(name="work")(lambda: None).delay().get(timeout=0.01)
+    broker = weakref.ref(app.broker)
+
+    del app
+    gc.collect()
+
+    assert broker() is None
 
 
 def test_a_queue_without_a_worker_is_reported(
