@@ -10,7 +10,6 @@ given later win. These rules are Celery's, and workflows are built on them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from copy import deepcopy
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from liteq.current import get_current_app
@@ -196,6 +195,8 @@ class Signature(dict[str, Any], Generic[R]):
         **options: Any,
     ) -> Signature[R]:
         """Return a copy, merged with what is given here."""
+        from copy import deepcopy  # late: a sender of plain calls has no use for it
+
         merged_args, merged_kwargs, merged = self._merge(args, kwargs, options)
         copy = self.from_dict(
             {
@@ -316,6 +317,8 @@ class Signature(dict[str, Any], Generic[R]):
         return signature, (dict(self),)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Signature[R]:
+        from copy import deepcopy  # late: whoever copies this has it
+
         copy = self.from_dict(deepcopy(dict(self), memo), app=self._app)
         copy._type = self._type
         return copy

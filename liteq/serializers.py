@@ -18,7 +18,6 @@ a named tuple as a tuple, a bytearray as bytes, a tzinfo that is not a ZoneInfo 
 
 from __future__ import annotations
 
-import binascii
 import enum
 import json
 import sys
@@ -384,6 +383,8 @@ def _is_unicode(text: str) -> bool:
 
 
 def _base64(data: Any) -> str:
+    import binascii  # late: a library to load, for bytes alone
+
     return binascii.b2a_base64(data, newline=False).decode()
 
 
@@ -542,6 +543,8 @@ def _read_text(text: str) -> str:
 
 
 def _read_bytes(text: str) -> bytes:
+    import binascii  # late: a library to load, for bytes alone
+
     try:
         return binascii.a2b_base64(_text(text), strict_mode=True)
     except binascii.Error as exc:
