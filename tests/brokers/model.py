@@ -410,7 +410,8 @@ class BrokerMachine(RuleBasedStateMachine):
         leaving = self.workers[worker]
         for holder, lease in self.leases():
             if holder == leaving:
-                self.end(self.entries[lease.id], "released")
+                entry = self.entries[lease.id]
+                self.end(entry, "released" if entry.message.acks_late else "lost")
 
         self.broker.unregister(leaving)
 
