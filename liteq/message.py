@@ -82,6 +82,9 @@ class Message(NamedTuple):
     store_errors: bool = False
     immutable: bool = False
     has_links: bool = False  # success edges leave here: the value is needed even if ignored
+    # Of one that waits for others: they count from when the last of those has ended.
+    countdown: float | None = None
+    expires_in: float | None = None
 
     def pack(self) -> Packed:
         """Return the message as a tuple in the order of `PACKED_FIELDS`."""

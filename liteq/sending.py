@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, tzinfo
+from datetime import UTC, timedelta, tzinfo
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from liteq import context, serializers, signals
@@ -20,7 +20,7 @@ from liteq.exceptions import AlwaysEagerIgnored, BrokerUnavailable, MessageTooLa
 from liteq.ids import new_id
 from liteq.message import Edge, Message
 from liteq.offload import off_loop
-from liteq.options import WITHOUT_EFFECT, checked_limits, checked_priority
+from liteq.options import WITHOUT_EFFECT, checked_limits, checked_priority, checked_seconds
 from liteq.result import AsyncResult, EagerResult
 from liteq.routes import Router
 
@@ -230,16 +230,25 @@ class Sender:
         return messages, edges
 
     def _linked(self, rules: Rules, source: Message, sig: Signature[Any]) -> _Graph:
-        """Return the message of a link, and those of its own links. Its times count from
-        the sending: a message has one due time, and nobody can know when its source ends.
+        """Return the message of a link, and those of its own links. A countdown and an
+        expiry in seconds count from the end of its source, as in Celery.
         """
         options = {name: value for name, value in sig.options.items() if value is not None}
         options.setdefault("root_id", source.root_id or source.id)
         options.setdefault("parent_id", source.id)
         if sig.immutable:
             options["immutable"] = True
+        after = {"countdown": "countdown", "expires": "expires_in"}
+        counted = {
+            after[name]: checked_seconds(name, options.pop(name))
+            for name in after
+            if isinstance(options.get(name), (int, float, timedelta))
+        }
         task = self._app.tasks.get(sig.task)
         message = self._message(rules, sig.task, task, sig.args, sig.kwargs, options)
+        message = message._replace(
+            countdown=counted.get("countdown"), expires_in=counted.get("expires_in")
+        )
         return self._with_links(rules, message, options)
 
     def _add_to_trail(

@@ -488,6 +488,30 @@ def test_a_callback_gets_the_result_in_front_of_its_own_arguments(app: Liteq) ->
     assert sorted(seen, key=len) == [("alone",), (8, "own")]
 
 
+def test_the_times_of_a_link_count_from_the_end_of_its_source(
+    app: Liteq, clock: FakeClock
+) -> None:
+    @app.task
+    def first() -> int:
+        return 1
+
+    @app.task
+    def second(n: int) -> int:
+        return n
+
+    link = second.s().set(countdown=10, expires=20, task_id="linked")
+    first.apply_async(link=link)
+    clock.advance(100)
+    app.run_until_empty()
+
+    linked = record(app, "linked")
+    assert linked.state == "scheduled"
+    assert (linked.packed[5], linked.packed[6]) == (clock.now() + 10, clock.now() + 20)
+    clock.advance(11)
+    app.run_until_empty()
+    assert app.AsyncResult("linked").get(timeout=0) == 1
+
+
 def test_an_errback_gets_the_id_or_the_error(app: Liteq) -> None:
     seen: list[Any] = []
 

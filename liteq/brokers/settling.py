@@ -60,6 +60,16 @@ _REQUEUE: Final = (
     "UPDATE message SET state = 1, token = NULL, started_at = NULL, note_state = NULL, "
     "note = NULL, deliveries = deliveries - ? WHERE seq = ? AND token = ?"
 )
+# The right-hand sides see the row as it was, so the due time is worked out twice.
+_DUE: Final = "coalesce(?1 + json_extract(envelope, '$.countdown'), run_at)"
+_GIVE: Final = (
+    "UPDATE message SET pending = pending - 1, inputs = inputs + 1, state = CASE "
+    f"WHEN pending > 1 THEN 0 WHEN {_DUE} > ?1 THEN 2 ELSE 1 END, "
+    f"run_at = CASE WHEN pending > 1 THEN run_at ELSE {_DUE} END, "
+    "expires_at = CASE WHEN pending > 1 THEN expires_at "
+    "ELSE coalesce(?1 + json_extract(envelope, '$.expires_in'), expires_at) END "
+    "WHERE seq = ?2 AND state = 0"
+)
 _ATTEMPT: Final = (
     "INSERT INTO attempt(message, number, outcome, error, worker, started_at, ended_at) "
     "SELECT seq, 1 + (SELECT count(*) FROM attempt WHERE message = seq), ?, ?, worker, "
@@ -317,12 +327,7 @@ class Settling:
             "ON CONFLICT DO NOTHING",
             (target, position, end.id, end.kind, end.value),
         )
-        self.db.execute(
-            "UPDATE message SET pending = pending - 1, inputs = inputs + 1, state = CASE "
-            "WHEN pending > 1 THEN 0 WHEN run_at > ? THEN 2 ELSE 1 END "
-            "WHERE seq = ? AND state = 0",
-            (self.now, target),
-        )
+        self.db.execute(_GIVE, (self.now, target))
         self.queued = True
 
     def _keep_attempt(self, lease: Lease, outcome: str, error: bytes | None) -> None:

@@ -456,6 +456,8 @@ class SqliteBroker(Broker):
             return worker
 
         worker = self._database.write(insert, durable=False)
+        if self._post is not None:
+            self._post.prune()
         self._wake_workers(HELLO)  # the others learn whose death to watch for
         return worker
 
@@ -791,6 +793,7 @@ class SqliteBroker(Broker):
 
     def mailbox(self, worker: int | None = None) -> Mailbox:
         if self._post is not None:
+            self.check()
             self._database.prepare()
             return self._post.open(self.poll_interval, worker)
         kind = "r" if worker is None else f"w{worker}-"

@@ -71,6 +71,13 @@ class Post:
             size += len(data) + 1
         self._send(name, b"\n".join(parcel))
 
+    def prune(self) -> None:
+        """Remove the sockets of processes that were killed: a wake-up to each finds the
+        dead, and the living look at the store once for nothing."""
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(self.folder):
+                self._send(name, b"")
+
     def close(self) -> None:
         """Close the sending socket; the next wake-up opens another."""
         sender, self._socket = self._socket, None
