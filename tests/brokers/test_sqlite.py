@@ -474,6 +474,45 @@ def test_a_store_in_memory_does_not_pretend_to_be_shared_with_a_child() -> None:
     assert run(FORK_IN_MEMORY) == "0\n"
 
 
+# Wake-ups
+
+
+KILLED_WHILE_WAITING = """
+import os, signal
+from liteq.brokers.sqlite import SqliteBroker
+broker = SqliteBroker(sys.argv[1])
+broker.mailbox()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.process
+def test_the_socket_of_a_killed_reader_goes_when_a_worker_comes(folder: Path) -> None:
+    script = f"import sys; sys.path.insert(0, {TESTS!r})\n{KILLED_WHILE_WAITING}"
+    subprocess.run([sys.executable, "-c", script, str(folder)], env=uncovered(), check=False)
+    (left,) = (folder / "wake").iterdir()
+    broker = SqliteBroker(folder)
+    living = broker.mailbox()
+
+    enlist(broker)
+
+    assert not left.exists()
+    assert len(list((folder / "wake").iterdir())) == 1
+    living.close()
+    broker.close()
+
+
+def test_a_mailbox_in_a_store_whose_folder_is_gone_is_refused(folder: Path) -> None:
+    broker = SqliteBroker(folder)
+    broker.enqueue([make()])
+    shutil.rmtree(folder)
+
+    with pytest.raises(StoreLost):
+        broker.mailbox()
+
+    broker.close()
+
+
 # Threads
 
 
