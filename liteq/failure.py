@@ -18,7 +18,7 @@ from typing import Any, Final
 from liteq import exceptions
 from liteq.exceptions import TaskFailed
 
-__all__ = ["ERROR_TEXT_LIMIT", "describe", "read", "rebuild"]
+__all__ = ["ERROR_TEXT_LIMIT", "chord_error", "describe", "read", "rebuild"]
 
 ERROR_TEXT_LIMIT: Final = 32_768  # characters kept of a message and of a traceback
 _PLAIN: Final = (str, int, float, bool, type(None))
@@ -49,17 +49,49 @@ def describe(exc: BaseException, *, traceback: str | None = None) -> bytes:
         return json.dumps(record).encode()
 
 
+def chord_error(source: str, record: bytes) -> bytes:
+    """Return the record of the `ChordError` that a gather fails with: its part `source`
+    (an id) ended with the error of `record`. A store only has to join bytes for it;
+    `read` says it in words."""
+    return b'{"type":"ChordError","module":"liteq.exceptions","source":%b,"cause":%b}' % (
+        json.dumps(source).encode(),
+        record,
+    )
+
+
 def read(record: bytes) -> dict[str, Any]:
-    """Return the record's fields: type, module, message, traceback and, if all of them
-    were plain values, args."""
+    """Return the record's fields: type, module, message, traceback; args, if all of them
+    were plain values; and for what a gather failed with, `source` (an id) and `cause`
+    (fields like these)."""
     fields: dict[str, Any] = json.loads(record)
+    return _in_words(fields) if "cause" in fields else fields
+
+
+def _in_words(fields: dict[str, Any]) -> dict[str, Any]:
+    cause = fields["cause"]
+    if "cause" in cause:
+        cause = fields["cause"] = _in_words(cause)
+    reason = f"{cause['type']}({_cut(cause['message'])!r})"
+    fields["message"] = f"Dependency {fields['source']} raised {reason}"
+    fields["traceback"] = cause["traceback"]
+    fields["args"] = [fields["message"]]
     return fields
 
 
 def rebuild(record: bytes) -> BaseException:
     """Return an exception for the record: the user's class if this process has it,
     else `TaskFailed`. Never raises for a record that `describe` made."""
-    fields = read(record)
+    return _rebuilt(read(record))
+
+
+def _rebuilt(fields: dict[str, Any]) -> BaseException:
+    exc = _without_cause(fields)
+    if "cause" in fields:
+        exc.__cause__ = _rebuilt(fields["cause"])
+    return exc
+
+
+def _without_cause(fields: dict[str, Any]) -> BaseException:
     kind = _find(fields["module"], fields["type"])
     if kind is not None and "args" in fields:
         exc = _make(kind, fields["args"])

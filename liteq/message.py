@@ -14,9 +14,19 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from liteq.exceptions import DecodeError
 
-__all__ = ["PACKED_FIELDS", "VERSION", "Edge", "Message", "Packed"]
+__all__ = [
+    "GATHER",
+    "PACKED_FIELDS",
+    "VERSION",
+    "Edge",
+    "Graph",
+    "Message",
+    "Packed",
+    "Workflow",
+]
 
 VERSION: Final = 1
+GATHER: Final = "liteq.gather"  # the task name of a message that is no task but a gather
 
 Packed: TypeAlias = tuple[Any, ...]
 
@@ -46,6 +56,18 @@ class Message(NamedTuple):
     the task asked to be run again. `max_deliveries`: how many times it may be started
     again after its process died, before it becomes a dead letter (None: the store's
     default). `result_expires`: how long the settled message is kept (None: for ever).
+
+    A message whose task is `GATHER` is never run: it ends when its parts have ended (see
+    `Edge`). Its body says how:
+
+    - b"fail": with the list of the parts' results in the order of their positions; if a
+      part ends in another way, it fails at once with a `ChordError` (or is revoked, if
+      the part was ignored).
+    - b"collect": with that list, in which an error stands for each part that failed.
+    - b"skip": with that list, without the parts that failed.
+    - b"count": with no list, however they end. The group's parts are read one by one.
+
+    A list is kept as `parts.pack()` makes it.
     """
 
     id: str
@@ -85,6 +107,10 @@ class Message(NamedTuple):
     # Of one that waits for others: they count from when the last of those has ended.
     countdown: float | None = None
     expires_in: float | None = None
+    # Of a node of a workflow.
+    gather: str | None = None  # the id of the gather that it is a part of
+    node: str | None = None  # its name among the nodes
+    keywords: tuple[str | None, ...] | None = None  # by input: the argument that it becomes
 
     def pack(self) -> Packed:
         """Return the message as a tuple in the order of `PACKED_FIELDS`."""
@@ -120,9 +146,9 @@ def _read_envelope(text: str) -> dict[str, Any]:
     try:
         fields: dict[str, Any] = json.loads(text)
         version = fields.pop("v")
-        stamped = fields.get("stamped_headers")
-        if stamped is not None:
-            fields["stamped_headers"] = tuple(stamped)
+        for name in ("stamped_headers", "keywords"):
+            if fields.get(name) is not None:
+                fields[name] = tuple(fields[name])
         later = version > VERSION
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as exc:
         raise DecodeError(f"the envelope of a message is damaged: {text:.200}") from exc
@@ -137,14 +163,39 @@ def _read_envelope(text: str) -> dict[str, Any]:
 
 
 class Edge(NamedTuple):
-    """What follows a message: `target` waits for `source` to end in one of two ways.
+    """What follows a message: `target` waits for `source` to end, and starts when all that
+    it waits for has ended in the way it waits for.
 
-    `on` is "success" (a `link`: the target gets the result as its first argument,
-    unless it is immutable) or "failure" (a `link_error`: the target gets the error).
-    Both messages are enqueued in one step, the target waiting.
+    `on` says which end that is, and what the target is given as input:
+
+    - "success": the result, as an argument in front of its own (in the order of
+      `position`). If the source ends in another way, so does the target.
+    - "failure": the error (a `link_error`). If the source ends in another way, the target
+      is revoked. A target has one such edge and no other.
+    - "part": the target is a gather, and the source a part of it at `position`.
+
+    All edges of a target are enqueued with it, while its sources have not ended.
     """
 
     source: str
     target: str
     on: str
     position: int = 0
+
+
+class Workflow(NamedTuple):
+    """What several messages that are enqueued together are known as.
+
+    `id` is one of theirs: the message whose result is the workflow's, or its group.
+    `name` says what it is in a few words ("chord", "chain of 3", or what a user called it).
+    """
+
+    id: str
+    name: str = ""
+
+
+class Graph(NamedTuple):
+    """Messages and the edges between them, as they travel from a child to its worker."""
+
+    messages: tuple[Packed, ...] = ()
+    edges: tuple[tuple[str, str, str, int], ...] = ()

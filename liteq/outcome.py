@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
+from liteq.message import Graph
+
 __all__ = [
     "Failed",
     "Ignored",
     "Lost",
     "Outcome",
     "Released",
+    "Replaced",
     "Retried",
     "Revoked",
     "Succeeded",
@@ -24,11 +27,30 @@ __all__ = [
 
 
 class Succeeded(NamedTuple):
-    """The task returned. `result` is the serialised value (None: results are ignored)."""
+    """The task returned. `result` is the serialised value (None: results are ignored).
+
+    `added` is what it adds to its workflow: messages, and edges from them to one another
+    and to a gather that has not ended; a "part" edge's position -1 stands for the next.
+    """
 
     result: bytes | None
     runtime: float = 0.0
     children: str | None = None  # JSON: ids of what the task enqueued (its trail)
+    added: Graph | None = None
+
+
+class Replaced(NamedTuple):
+    """The task put a graph in its place, whose last message takes over its id.
+
+    `changes` (packed fields, as in `Retried`, and `task` as well) make the task's own
+    message into that last one: it keeps its edges, its place in gathers and who waits
+    for it, and starts anew, its inputs, retries and deliveries forgotten. `graph` holds
+    the other messages, and the edges among them and to it. All is enqueued in this step.
+    """
+
+    changes: Mapping[str, Any]
+    graph: Graph = Graph()
+    runtime: float = 0.0
 
 
 class Retried(NamedTuple):
@@ -83,20 +105,29 @@ class Lost(NamedTuple):
     reason: str
 
 
-Outcome: TypeAlias = Succeeded | Retried | Failed | Ignored | Revoked | Released | Lost
+Outcome: TypeAlias = (
+    Succeeded | Replaced | Retried | Failed | Ignored | Revoked | Released | Lost
+)
 
 _KINDS: dict[str, type[Any]] = {
     kind.__name__: kind
-    for kind in (Succeeded, Retried, Failed, Ignored, Revoked, Released, Lost)
+    for kind in (Succeeded, Replaced, Retried, Failed, Ignored, Revoked, Released, Lost)
 }
 
 
 def encode(outcome: Outcome) -> tuple[Any, ...]:
     """Return the outcome as a tuple of plain values, its kind first."""
-    return (type(outcome).__name__, *outcome)
+    wire = (type(outcome).__name__, *outcome)
+    return tuple(tuple(one) if type(one) is Graph else one for one in wire)
 
 
 def decode(wire: tuple[Any, ...]) -> Outcome:
     """Return the outcome that `encode()` made this tuple of."""
     outcome: Outcome = _KINDS[wire[0]](*wire[1:])
-    return outcome
+    match outcome:
+        case Succeeded(added=tuple(added)):
+            return outcome._replace(added=Graph(*added))
+        case Replaced(graph=graph):
+            return outcome._replace(graph=Graph(*graph))
+        case _:
+            return outcome

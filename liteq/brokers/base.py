@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from liteq.clock import Clock, system_clock
-from liteq.message import Edge, Message, Packed
+from liteq.message import Edge, Message, Packed, Workflow
 from liteq.outcome import Outcome
 
 __all__ = [
@@ -24,12 +24,15 @@ __all__ = [
     "Input",
     "Lease",
     "Mailbox",
+    "Node",
     "Note",
     "Record",
     "RevokeAnswer",
+    "Schedule",
     "State",
     "Step",
     "WorkerInfo",
+    "WorkflowInfo",
 ]
 
 DEFAULT_MAX_DELIVERIES: Final = 3
@@ -56,12 +59,13 @@ RevokeAnswer: TypeAlias = Literal["revoked", "signalled", "running", "settled", 
 class Input(NamedTuple):
     """What a finished message left for one that waited for it.
 
-    `kind` is "result" (value: the serialised result) or "error" (value: a record of
-    `failure.describe`). `source` is the finished message's id.
+    `kind` is "result" (value: the serialised result), "error" (value: a record of
+    `failure`) or "list" (of a gather; value: what `parts.pack` makes). `source` is the
+    finished message's id.
     """
 
     source: str
-    kind: Literal["result", "error"]
+    kind: Literal["result", "error", "list"]
     position: int
     value: bytes
 
@@ -123,7 +127,8 @@ class Note(NamedTuple):
 
 
 class Attempt(NamedTuple):
-    """One attempt that did not succeed. `outcome`: retried, failed, lost, revoked."""
+    """One attempt that did not succeed. `outcome`: retried, failed, lost, revoked, or
+    replaced, after which the message is another."""
 
     number: int
     outcome: str
@@ -148,7 +153,10 @@ class Record(NamedTuple):
     worker: str | None
     children: str | None
     dead: str | None  # why it is a dead letter; None if it is none
-    revoked: str | None  # why it was revoked: revoked, terminated, expired, upstream
+    # Why it was revoked: revoked, terminated, expired; or "upstream", when revoked or
+    # failed without having run, since what it waited for did not end as it was to.
+    revoked: str | None
+    workflow: str | None = None  # the id of the workflow that it is a node of
 
     @property
     def message(self) -> Message:
@@ -172,6 +180,61 @@ class WorkerInfo(NamedTuple):
     started_at: float
     beat_age: float
     details: Mapping[str, Any]
+
+
+class Node(NamedTuple):
+    """One message of a workflow, for who draws or counts them. `name` is the message's
+    `node`, else its `shadow`, else its task."""
+
+    id: str
+    name: str
+    task: str
+    state: State
+    upstream: bool  # ended without having run
+    started_at: float | None
+    settled_at: float | None
+
+
+class WorkflowInfo(NamedTuple):
+    """A workflow as a whole; its nodes counted by state, gathers left out.
+
+    `state`: "running" while a node is not final; then "failed" if one failed, else
+    "revoked" if one was revoked or ignored, else "succeeded".
+    """
+
+    id: str
+    name: str
+    created_at: float
+    counts: Mapping[State, int]
+
+    @property
+    def state(self) -> str:
+        if self.counts.keys() - FINAL_STATES:
+            return "running"
+        if "failed" in self.counts:
+            return "failed"
+        return "revoked" if self.counts.keys() - {"succeeded"} else "succeeded"
+
+
+class Schedule(NamedTuple):
+    """A periodic entry as the store keeps it. Times are Unix seconds.
+
+    `entry` is what beat makes of it (JSON): the store does not look inside. `due_at` is
+    the instant of the next fire, None for never. `origin` is "code" for entries that the
+    app declares, "runtime" for those made by `app.schedules`. `revision` changes with
+    every change that is no fire.
+    """
+
+    name: str
+    entry: bytes
+    due_at: float | None
+    origin: Literal["code", "runtime"] = "code"
+    paused: bool = False
+    last_due_at: float | None = None  # the instant that was fired last
+    last_run_at: float | None = None  # and when that was
+    last_id: str | None = None  # of the message that it enqueued
+    total: int = 0
+    revision: int = 0
 
 
 class Step(NamedTuple):
@@ -245,10 +308,15 @@ class Broker(ABC):
         over all the queues it names.
     8.  *Revoked is revoked.* A message revoked before its start is never claimed,
         whoever restarts; one revoked while it runs gets no further attempt.
+    9.  *Each tick once.* `fire()` for the same entry and instant takes effect once,
+        however many beats call it, and enqueues in the same step.
+    10. *Every workflow ends.* A message that waits starts after all it waits for has
+        ended as it was to; lists are in the order of positions, whatever ended first;
+        and when that cannot be any more it ends in the same step as what kept it from it.
     11. *At most once, if asked.* A message with `acks_late=False` is never claimed
         twice: if its process dies, it has failed with `WorkerLostError`.
 
-    (9, 10 and 12 belong to schedules, workflows and limits.)
+    (12 belongs to limits.)
 
     An instance may be used by any thread, and after a fork by the child as well.
     Verbs raise `BrokerUnavailable` when the store cannot be reached; nothing else is
@@ -262,8 +330,26 @@ class Broker(ABC):
     # Moving work
 
     @abstractmethod
-    def enqueue(self, messages: Sequence[Message], edges: Sequence[Edge] = ()) -> None:
-        """Store messages in one step, each target of an edge waiting for its source.
+    def enqueue(
+        self,
+        messages: Sequence[Message],
+        edges: Sequence[Edge] = (),
+        workflow: Workflow | None = None,
+    ) -> None:
+        """Store messages in one step, each target of an edge waiting for its source, and
+        all of them known as the workflow, if one is given.
+
+        How an end is handed on to those that wait for it:
+
+        - a success starts those behind "success" edges, and is a gather's part;
+        - a failure starts those behind "failure" edges, and so does a revocation (with a
+          `TaskRevokedError`). Those behind "success" edges end as their source did:
+          failed with the same error, or revoked; they are `upstream`, and their own
+          "failure" edges are not set off, so that a chain's error callback runs once;
+          but those of a task behind a gather are, for the task stands for its chord;
+        - `Ignored` has no value to hand on: what waits for it is revoked, upstream;
+        - a gather with the policy "fail" fails with `failure.chord_error` of the part that
+          failed first, or, if that was `upstream` itself, with the same error.
 
         An id that is there already with the same task and body is left as it is, so the
         call may be repeated. Raises `AlreadyEnqueued` if task or body differ, and
@@ -352,7 +438,12 @@ class Broker(ABC):
 
     @abstractmethod
     def redrive(self, ids: Iterable[str]) -> list[str]:
-        """Give failed and dead messages a fresh start; return the ids of those."""
+        """Give failed and dead messages a fresh start; return the ids of those.
+
+        What ended `upstream` because of one of them waits again, unless something else
+        that it waits for has failed too and is not among these ids. One that is
+        `upstream` itself is passed over: it comes back with what it waited for.
+        """
 
     @abstractmethod
     def purge(self, queues: Sequence[str] | None = None, *, dead: bool = False) -> int:
@@ -379,6 +470,68 @@ class Broker(ABC):
     def counts(self) -> dict[str, dict[State, int]]:
         """Return how many unfinished messages there are, by queue and state."""
 
+    # Workflows
+
+    @abstractmethod
+    def workflow(self, id: str) -> WorkflowInfo | None:
+        """Return what is known of a workflow, None if there is none with a node left."""
+
+    @abstractmethod
+    def workflows(self, limit: int = 50) -> list[WorkflowInfo]:
+        """Return workflows, the latest first."""
+
+    @abstractmethod
+    def nodes(self, workflow: str) -> tuple[list[Node], list[Edge]]:
+        """Return a workflow's nodes in the order in which they were enqueued, gathers
+        among them, and the edges between them."""
+
+    # Schedules
+
+    @abstractmethod
+    def schedules(self) -> list[Schedule]:
+        """Return all periodic entries, by name."""
+
+    @abstractmethod
+    def put_schedule(self, schedule: Schedule, *, revision: int | None = None) -> bool:
+        """Write an entry, its `last_…`, `total` and `revision` aside, and wake the beats.
+
+        With `revision`, only if the entry still has that one (0: if there is none of that
+        name); return whether it had. The first write sets `last_…` and `total` as given.
+        """
+
+    @abstractmethod
+    def remove_schedule(self, name: str) -> bool:
+        """Delete an entry, and wake the beats; return whether there was one."""
+
+    @abstractmethod
+    def fire(
+        self,
+        name: str,
+        due_at: float,
+        next_due_at: float | None,
+        *,
+        revision: int,
+        messages: Sequence[Message] = (),
+        edges: Sequence[Edge] = (),
+        workflow: Workflow | None = None,
+    ) -> bool:
+        """Move an entry from one instant to its next, and enqueue, in one step.
+
+        Nothing is done and False returned if the entry is not due at `due_at` any more,
+        is paused, or has another revision. Without messages the instant is passed over:
+        `total` and the `last_…` fields stay.
+        """
+
+    @abstractmethod
+    def lead(self, beat: str, until: float) -> bool:
+        """Take or keep the lease of the leading beat until then (Unix seconds); False if
+        another beat has one that has not run out. Fires are safe without it: it keeps
+        beats from doing the same work at the same time."""
+
+    @abstractmethod
+    def unlead(self, beat: str) -> None:
+        """Give the lease up, if this beat has it, and wake the other beats."""
+
     # Results
 
     @abstractmethod
@@ -390,8 +543,9 @@ class Broker(ABC):
         """
 
     @abstractmethod
-    def mailbox(self, worker: int | None = None) -> Mailbox:
-        """Open a mailbox; with a worker's id, one that new work wakes too."""
+    def mailbox(self, worker: int | None = None, *, beat: bool = False) -> Mailbox:
+        """Open a mailbox; with a worker's id, one that new work wakes too; with `beat`,
+        one that a changed schedule or a lease that was given up wakes."""
 
     @abstractmethod
     def store(

@@ -24,6 +24,7 @@ from liteq.outcome import (
     Lost,
     Outcome,
     Released,
+    Replaced,
     Retried,
     Revoked,
     Succeeded,
@@ -153,6 +154,8 @@ class Settling:
                 return self._requeue(lease, uncount=1)
             case Lost(reason):
                 return self._lose(lease, reason)
+            case Replaced():
+                raise NotImplementedError
 
     def _success(self, lease: Lease, outcome: Outcome) -> tuple[Any, ...]:
         """Return what `_SUCCEED` is to write."""

@@ -30,12 +30,15 @@ from liteq.brokers.base import (
     Input,
     Lease,
     Mailbox,
+    Node,
     Note,
     Record,
     RevokeAnswer,
+    Schedule,
     State,
     Step,
     WorkerInfo,
+    WorkflowInfo,
 )
 from liteq.brokers.connection import Database, fetch_all, fetch_one
 from liteq.brokers.liveness import LockFiles, boot_id
@@ -50,7 +53,7 @@ from liteq.exceptions import (
     InvalidTaskError,
 )
 from liteq.ids import new_token
-from liteq.message import PACKED_FIELDS, Edge, Message
+from liteq.message import PACKED_FIELDS, Edge, Message, Workflow
 from liteq.outcome import (
     Lost,
     Outcome,
@@ -164,7 +167,12 @@ class SqliteBroker(Broker):
 
     # Moving work
 
-    def enqueue(self, messages: Sequence[Message], edges: Sequence[Edge] = ()) -> None:
+    def enqueue(
+        self,
+        messages: Sequence[Message],
+        edges: Sequence[Edge] = (),
+        workflow: Workflow | None = None,
+    ) -> None:
         now = self.clock.now()
         pending: dict[str, int] = {}
         for edge in edges:
@@ -763,6 +771,45 @@ class SqliteBroker(Broker):
 
         return self._database.read(count)
 
+    # Workflows and schedules
+
+    def workflow(self, id: str) -> WorkflowInfo | None:
+        raise NotImplementedError
+
+    def workflows(self, limit: int = 50) -> list[WorkflowInfo]:
+        raise NotImplementedError
+
+    def nodes(self, workflow: str) -> tuple[list[Node], list[Edge]]:
+        raise NotImplementedError
+
+    def schedules(self) -> list[Schedule]:
+        raise NotImplementedError
+
+    def put_schedule(self, schedule: Schedule, *, revision: int | None = None) -> bool:
+        raise NotImplementedError
+
+    def remove_schedule(self, name: str) -> bool:
+        raise NotImplementedError
+
+    def fire(
+        self,
+        name: str,
+        due_at: float,
+        next_due_at: float | None,
+        *,
+        revision: int,
+        messages: Sequence[Message] = (),
+        edges: Sequence[Edge] = (),
+        workflow: Workflow | None = None,
+    ) -> bool:
+        raise NotImplementedError
+
+    def lead(self, beat: str, until: float) -> bool:
+        raise NotImplementedError
+
+    def unlead(self, beat: str) -> None:
+        raise NotImplementedError
+
     # Results
 
     def watch(self, ids: Sequence[str], mailbox: Mailbox) -> dict[str, Record]:
@@ -791,7 +838,7 @@ class SqliteBroker(Broker):
 
         return self._database.write(register, durable=False)
 
-    def mailbox(self, worker: int | None = None) -> Mailbox:
+    def mailbox(self, worker: int | None = None, *, beat: bool = False) -> Mailbox:
         if self._post is not None:
             self.check()
             self._database.prepare()
