@@ -17,7 +17,7 @@ demo: $(VENV)/.run  ## the main job on real input, about ten seconds
 	@$(BIN)/python examples/stdlib_census.py
 
 test: check  ## all that CI runs: check, then the tests with branch coverage
-	$(BIN)/python -m pytest --cov --cov-report=term $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto --cov --cov-report=term $(PYTEST_ARGS)
 
 check: $(VENV)/.dev  ## style, types and the import stack, without the tests
 	$(BIN)/ruff check
