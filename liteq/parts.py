@@ -1,8 +1,8 @@
 """The list that a gather ends with: one value or error for each part, as bytes.
 
 A store puts it together without looking into any value, whatever the serializer: each
-part is a letter ("r" for a result, "e" for an error record), its length in bytes as a
-decimal number, a colon, and the bytes.
+part is a letter ("r" for a result, "e" for an error record, "l" for the list of a gather
+that is a part itself), its length in bytes as a decimal number, a colon, and the bytes.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from liteq.exceptions import DecodeError
 
 __all__ = ["pack", "unpack"]
 
-_LETTERS: Final = {"result": b"r", "error": b"e"}
+_LETTERS: Final = {"result": b"r", "error": b"e", "list": b"l"}
 _KINDS: Final = {letter[0]: kind for kind, letter in _LETTERS.items()}
 
 
 def pack(parts: Iterable[tuple[str, bytes]]) -> bytes:
-    """Return the list of these parts: ("result", value) or ("error", record)."""
+    """Return the list of these parts: ("result", value), ("error", record) or
+    ("list", what `pack` made)."""
     return b"".join(b"%b%d:%b" % (_LETTERS[kind], len(value), value) for kind, value in parts)
 
 

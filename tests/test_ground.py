@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from liteq import clock, exceptions, failure, outcome, states
+from liteq import clock, exceptions, failure, outcome, parts, states
 from liteq.exceptions import DecodeError, LiteqError, TaskFailed
 from liteq.ids import new_id, new_token
-from liteq.message import PACKED_FIELDS, VERSION, Edge, Message
+from liteq.message import PACKED_FIELDS, VERSION, Edge, Graph, Message
 
 # Ids
 
@@ -181,6 +181,12 @@ messages = st.builds(
     stamped_headers=st.none() | st.lists(texts, max_size=3).map(tuple),
     store_errors=st.booleans(),
     immutable=st.booleans(),
+    has_links=st.booleans(),
+    countdown=instants,
+    expires_in=instants,
+    gather=st.none() | texts,
+    node=st.none() | texts,
+    keywords=st.none() | st.lists(st.none() | texts, max_size=3).map(tuple),
 )
 
 
@@ -232,6 +238,7 @@ def test_an_envelope_of_a_later_version_is_refused_with_both_versions_named() ->
         '{"v": 1, "task": "os.system"}',
         '{"v": 1, "no_such_field": 1}',
         '{"v": 1, "stamped_headers": 5}',
+        '{"v": 1, "keywords": 5}',
         "[" * 100_000,
     ],
     ids=lambda text: text[:24],
@@ -255,21 +262,64 @@ def test_edges_between_the_same_messages_in_the_same_way_are_equal() -> None:
     assert Edge("a", "b", "success") != Edge("a", "b", "failure")
 
 
+# Lists of gathers
+
+
+some_parts = st.lists(
+    st.tuples(st.sampled_from(("result", "error", "list")), st.binary(max_size=30)), max_size=5
+)
+
+
+@given(some_parts)
+def test_unpacking_a_packed_list_gives_its_parts(made: list[tuple[str, bytes]]) -> None:
+    assert list(parts.unpack(parts.pack(made))) == made
+
+
+@given(some_parts, st.integers(1, 20))
+def test_a_list_that_was_cut_is_a_decode_error(made: list[tuple[str, bytes]], cut: int) -> None:
+    whole = parts.pack(made)
+    ends = {len(parts.pack(made[:number])) for number in range(len(made) + 1)}
+    at = max(0, len(whole) - cut)
+
+    if at in ends:
+        assert len(list(parts.unpack(whole[:at]))) <= len(made)
+    else:
+        with pytest.raises(DecodeError, match="list of a gather"):
+            list(parts.unpack(whole[:at]))
+
+
+@pytest.mark.parametrize("data", [b"x1:a", b"r:a", b"r-1:a", b"r1a", b"r2:a", b"r" + b"1" * 30])
+def test_a_damaged_list_is_a_decode_error(data: bytes) -> None:
+    with pytest.raises(DecodeError, match="list of a gather"):
+        list(parts.unpack(data))
+
+
 # Outcomes
 
 runtimes = st.floats(0, 1e6)
+graphs = st.builds(
+    Graph,
+    messages=st.lists(messages.map(Message.pack), max_size=2).map(tuple),
+    edges=st.lists(
+        st.tuples(texts, texts, st.sampled_from(("success", "part")), st.integers(-1, 99)),
+        max_size=2,
+    ).map(tuple),
+)
+changes = st.dictionaries(st.sampled_from(PACKED_FIELDS), st.integers())
 outcomes = st.one_of(
     st.builds(
         outcome.Succeeded,
         result=st.none() | st.binary(max_size=20),
         runtime=runtimes,
         children=st.none() | texts,
+        added=st.none() | graphs,
     ),
+    st.builds(outcome.Replaced, changes=changes, graph=graphs, runtime=runtimes),
     st.builds(
         outcome.Retried,
         run_at=st.floats(0, 4e9),
         error=st.binary(max_size=20),
-        changes=st.none() | st.dictionaries(st.sampled_from(PACKED_FIELDS), st.integers()),
+        changes=st.none() | changes,
         runtime=runtimes,
     ),
     st.builds(

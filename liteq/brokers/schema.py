@@ -16,7 +16,7 @@ from liteq.exceptions import SchemaError
 
 __all__ = ["STATE_CODES", "VERSION", "ensure"]
 
-VERSION: Final = 1
+VERSION: Final = 2
 _APPLICATION_ID: Final = 0x6C746571  # "lteq"
 
 # The numbers stand in the partial indexes below, and in files: never change one.
@@ -32,6 +32,9 @@ STATE_CODES: Final = {
     "ignored": 9,
 }
 
+# The tables as they were in version 1: `_MIGRATIONS` makes the present ones of them, so
+# that a new file and an old one end up the same.
+#
 # Each step of a message touches as few indexes as can be: the partial ones hold only the
 # rows in the state they serve, so a claim costs the same with a thousand or a million
 # finished messages beside it. `seq` is the order of arrival.
@@ -139,7 +142,42 @@ INSERT INTO meta(name, value) VALUES ('readable_by', 1), ('hardened', 0);
 
 # From version n to n + 1, in order; additive, and each short enough to hold the write
 # lock for less than 100 ms, or cut into slices.
-_MIGRATIONS: Final[dict[int, str]] = {}
+#
+# A process of version 1 that has the file open goes on with what it knows. It knows no
+# gathers: a part that it settles revokes the gather, as it would a callback.
+_MIGRATIONS: Final[dict[int, str]] = {
+    1: """
+CREATE TABLE workflow(
+    seq INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    name TEXT NOT NULL,
+    created_at REAL NOT NULL
+) STRICT;
+ALTER TABLE message ADD COLUMN workflow INTEGER;
+CREATE INDEX message_workflow ON message(workflow) WHERE workflow IS NOT NULL;
+CREATE INDEX edge_target ON edge(target);
+
+CREATE TABLE schedule(
+    name TEXT PRIMARY KEY,
+    entry BLOB NOT NULL,
+    due_at REAL,
+    origin TEXT NOT NULL,
+    paused INTEGER NOT NULL DEFAULT 0,
+    last_due_at REAL,
+    last_run_at REAL,
+    last_id TEXT,
+    total INTEGER NOT NULL DEFAULT 0,
+    revision INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX schedule_due ON schedule(due_at) WHERE due_at IS NOT NULL AND paused = 0;
+
+CREATE TABLE lead(
+    what TEXT PRIMARY KEY,
+    holder TEXT NOT NULL,
+    until REAL NOT NULL
+) STRICT, WITHOUT ROWID;
+""",
+}
 
 
 def ensure(db: apsw.Connection) -> None:
