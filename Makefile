@@ -30,7 +30,7 @@ bench: $(VENV)/.bench  ## measure throughput and latency on this machine
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 storm: $(VENV)/.dev  ## minutes of random kills: what the promises are worth
-	LITEQ_STORM=1 $(BIN)/python -m pytest tests/processes tests/brokers/test_model.py \
+	LITEQ_STORM=1 $(BIN)/python -m pytest tests/processes tests/power tests/brokers/test_model.py \
 	  --timeout=3600 $(PYTEST_ARGS)
 
 docs: $(VENV)/.docs  ## build the documentation into docs/_build
