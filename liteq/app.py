@@ -33,6 +33,8 @@ from liteq.exceptions import ConfigWarning, DuplicateTaskNameWarning, Improperly
 from liteq.options import TASK_WITHOUT_EFFECT, CallOptions, TaskOptions, named
 from liteq.registry import TaskRegistry
 from liteq.result import AsyncResult
+from liteq.result import GroupResult as _GroupResult  # these are properties of the app
+from liteq.result import ResultSet as _ResultSet
 from liteq.routes import Router
 from liteq.sending import Sender
 from liteq.task import AsyncTask
@@ -51,6 +53,7 @@ __all__ = ["Liteq", "shared_task"]
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T", bound=_Task[..., Any])
+C = TypeVar("C")
 
 _DISABLED = ("disabled", "disabled://")
 
@@ -124,6 +127,7 @@ class Liteq:
         self._said: set[str] = set()
         self._discoveries: list[Callable[[], None]] = []
         self._task_class: type[_Task[..., Any]] | None = None
+        self._bound_classes: dict[type[Any], Any] = {}
         self.on_configure = signals.Signal("on_configure")
         self.on_after_configure = signals.Signal("on_after_configure", ("source",))
         self.on_after_finalize = signals.Signal("on_after_finalize")
@@ -463,6 +467,24 @@ class Liteq:
         """Return the result of a call by its id."""
         kwargs["app"] = self
         return AsyncResult(id, *args, **kwargs)
+
+    @property
+    def GroupResult(self) -> type[_GroupResult]:  # noqa: N802 (Celery's name)
+        """The class of the results of groups, bound to this app: `restore(id)`."""
+        return self._bound(_GroupResult)
+
+    @property
+    def ResultSet(self) -> type[_ResultSet]:  # noqa: N802 (Celery's name)
+        """The class of several results as one, bound to this app."""
+        return self._bound(_ResultSet)
+
+    def _bound(self, kind: type[C]) -> type[C]:
+        """Return a class of results that has this app for its own."""
+        found = self._bound_classes.get(kind)
+        if found is None:
+            members = {"_app": self, "__module__": kind.__module__}
+            found = self._bound_classes[kind] = type(kind.__name__, (kind,), members)
+        return found
 
     @property
     def current_task(self) -> _Task[..., Any] | None:

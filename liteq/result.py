@@ -1,334 +1,164 @@
-"""A result: what became of a call, looked up by its id.
+"""Results: of one call (`AsyncResult`), and of several as one (`ResultSet`, `GroupResult`).
 
-An `AsyncResult` holds no connection and no state but a cache of what is final. It can be
-made anywhere from an id, and be pickled, compared, awaited.
+Of many members none is asked about alone: they are read in slices, and a large group is
+waited for at its gather, the one message in the store that ends when all of them have.
 """
 
 # ruff: noqa: FBT001, FBT002  (positional booleans in Celery's signatures)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, NoReturn, TypeVar
+import time
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
 
-from liteq import context, failure, serializers, states
+from liteq import states
+from liteq.asyncresult import (
+    PROGRESS,
+    AsyncResult,
+    EagerResult,
+    PastAttempt,
+    Progress,
+    ResultBase,
+    allow_join_result,
+    as_tuple,
+    assert_will_not_block,
+    denied_join_result,
+    in_line,
+    signal_name,
+)
+from liteq.calls import lifetime
 from liteq.current import get_current_app
-from liteq.exceptions import IncompleteStream, TaskRevokedError
+from liteq.message import GATHER
+from liteq.offload import off_loop
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from liteq.app import Liteq
-    from liteq.brokers.base import Record, RevokeAnswer
+    from liteq.brokers.base import Node, Record, RevokeAnswer
+    from liteq.message import Edge
 
 __all__ = [
+    "PROGRESS",
     "AsyncResult",
     "EagerResult",
+    "GroupResult",
     "PastAttempt",
     "Progress",
     "ResultBase",
+    "ResultSet",
     "allow_join_result",
     "assert_will_not_block",
     "denied_join_result",
     "result_from_tuple",
+    "signal_name",
 ]
 
-R = TypeVar("R")
-
-_STATES: Final = {
-    "waiting": states.PENDING,
-    "scheduled": states.PENDING,
-    "queued": states.PENDING,
-    "parked": states.PENDING,
-    "running": states.STARTED,
-    "retrying": states.RETRY,
-    "succeeded": states.SUCCESS,
-    "failed": states.FAILURE,
-    "revoked": states.REVOKED,
-    "ignored": states.IGNORED,
-}
-# The states in which a state of the task's own is shown: "waiting" is that of an id which
-# was never sent, and which somebody stored a state for.
-_NOTED: Final = ("running", "waiting")
-PROGRESS: Final = "PROGRESS"
-
-_joins_allowed: ContextVar[bool] = ContextVar("liteq_joins_allowed", default=False)
+SAVED: Final = "liteq.group"  # the task name of a group that `save()` has entered
+_MANY: Final = 100  # members above which a group is waited for at its gather
+_SLICE: Final = 500  # members that are read at a time
 
 
-class Progress(NamedTuple):
-    """How far a task says it is: what `self.progress(done, total, message)` reported."""
+class ResultSet(ResultBase):
+    """Several results as one, in a fixed order. A member may be a set or group itself."""
 
-    done: float
-    total: float | None = None
-    message: str | None = None
+    _app: Liteq | None = None
 
-    @property
-    def fraction(self) -> float | None:
-        """The part that is done, from 0 to 1; None while the total is unknown."""
-        return self.done / self.total if self.total else None
-
-
-class PastAttempt(NamedTuple):
-    """One attempt of a task that did not succeed. Times are UTC."""
-
-    number: int
-    outcome: str
-    exception: BaseException | None
-    traceback: str | None
-    worker: str | None
-    started_at: datetime | None
-    ended_at: datetime
-
-
-class ResultBase:
-    """The root of all results."""
-
-    parent: Any = None
-
-
-class AsyncResult(ResultBase, Generic[R]):
-    """What became of the call with this id.
-
-    Reading an attribute looks into the store, until the call has ended.
-    """
-
-    def __init__(
-        self,
-        id: str,
-        backend: Any = None,
-        task_name: str | None = None,
-        app: Liteq | None = None,
-        parent: ResultBase | None = None,
-    ) -> None:
-        if not id or not isinstance(id, str):
-            raise ValueError(f"a result needs the id of a task, not {id!r}")
-        self.id = id
-        self.parent = parent
-        self.ignored = False
-        self._app = app
-        self._name = task_name
-        self._record: Record | None = None  # once it has ended
+    def __init__(self, results: Iterable[Any], app: Liteq | None = None, **_: Any) -> None:
+        self.results: list[Any] = results if isinstance(results, list) else list(results)
+        if app is not None:
+            self._app = app
         self._waiting: list[tuple[Callable[..., Any], Callable[..., Any] | None]] = []
 
-    # Waiting
+    # Members
 
-    def get(
-        self,
-        timeout: float | None = None,
-        propagate: bool = True,
-        interval: float = 0.5,
-        no_ack: bool = True,
-        follow_parents: bool = True,
-        callback: Callable[[str, Any], Any] | None = None,
-        on_message: Callable[..., Any] | None = None,
-        on_interval: Callable[[], Any] | None = None,
-        disable_sync_subtasks: bool = True,
-    ) -> R:
-        """Wait until the call has ended, and return its value.
+    def add(self, result: Any) -> None:
+        """Add a result, unless it is a member already."""
+        if result not in self.results:
+            self.results.append(result)
 
-        Raises what the task raised (unless `propagate` is off: then the exception is
-        returned), `TaskRevokedError`, and `TimeoutError` after `timeout` seconds, which
-        leaves the task alone. Without a timeout, an id that is not in the store raises
-        `UnknownTaskId` instead of waiting for ever. Inside a task it raises
-        `RuntimeError`, since waiting there can use up all of a worker's processes.
-        """
-        if self.ignored:
-            return None  # type: ignore[return-value]
-        if disable_sync_subtasks:
-            assert_will_not_block()
-        if follow_parents and propagate and self.parent is not None:
-            self._raise_for_parents()
-        if self._record is None:
-            from liteq.waiting import settled  # late: 5 ms that a mere sender saves
+    def remove(self, result: Any) -> None:
+        """Take out a result or an id. Raises `KeyError` if it is no member."""
+        try:
+            self.results.remove(result)
+        except ValueError:
+            raise KeyError(result) from None
 
-            waiting = settled(
-                self.app.broker,
-                (self.id,),
-                timeout=timeout,
-                interval=interval,
-                on_look=on_interval,
-            )
-            for record in waiting:
-                self._keep(record)
-        return self._outcome(propagate, callback)
+    def discard(self, result: Any) -> None:
+        """Take out a result or an id, if it is a member."""
+        if result in self.results:
+            self.results.remove(result)
 
-    wait = get
+    def update(self, results: Iterable[Any]) -> None:
+        """Add those of these results that are not members already."""
+        known = set(self.results)
+        for result in results:
+            if result not in known:
+                known.add(result)
+                self.results.append(result)
 
-    async def aget(self, timeout: float | None = None, *, propagate: bool = True) -> R:  # noqa: ASYNC109
-        """Wait like `get()`, on the running event loop."""
-        if self.ignored:
-            return None  # type: ignore[return-value]
-        if self._record is None:
-            from liteq.waiting import asettled  # late: 5 ms that a mere sender saves
+    def clear(self) -> None:
+        """Take all members out."""
+        self.results.clear()
 
-            waiting = asettled(self.app.broker, (self.id,), timeout=timeout)
-            async for record in waiting:
-                self._keep(record)
-        return self._outcome(propagate, None)
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.results)
 
-    def __await__(self) -> Generator[Any, None, R]:
-        return self.aget().__await__()
+    def __getitem__(self, index: Any) -> Any:
+        return self.results[index]
 
-    def ready(self) -> bool:
-        """Tell whether the call has ended, in whatever way."""
-        return self.ignored or self._peek() is not None
-
-    def successful(self) -> bool:
-        """Tell whether the call has returned a value."""
-        return self.state == states.SUCCESS
-
-    def failed(self) -> bool:
-        """Tell whether the call has failed."""
-        return self.state == states.FAILURE
-
-    def exists(self) -> bool:
-        """Tell whether the store knows the call: it was sent, and has not expired."""
-        return self._look() is not None
-
-    def then(
-        self,
-        callback: Callable[[Any], Any],
-        on_error: Callable[[Any], Any] | None = None,
-        weak: bool = False,
-    ) -> AsyncResult[R]:
-        """Have `callback(result)` called as soon as this object learns of the success,
-        or `on_error(result)` of a failure: at once, or in `get()` or `ready()`."""
-        self._waiting.append((callback, on_error))
-        if self._record is not None or self._peek() is not None:
-            self._fire()
-        return self
-
-    def maybe_throw(
-        self, propagate: bool = True, callback: Callable[[str, Any], Any] | None = None
-    ) -> Any:
-        """Raise what the call failed with, if it did; return its value, or None."""
-        if self._peek() is None and not self.ignored:
-            return None
-        return self._outcome(propagate, callback)
-
-    maybe_reraise = maybe_throw
-
-    def throw(self) -> NoReturn:
-        """Raise what the call failed with."""
-        raise self.result
+    def __len__(self) -> int:
+        return len(self.results)
 
     # What the store says
 
-    @property
-    def state(self) -> str:
-        """PENDING (also: unknown), STARTED, RETRY, SUCCESS, FAILURE, REVOKED, IGNORED,
-        or a state of the task's own."""
-        record = self._look()
-        return states.PENDING if record is None else self._state_of(record)
+    def ready(self) -> bool:
+        """Tell whether all have ended."""
+        if next(self._read(self._open()), None) is not None:
+            return False
+        self._fire()
+        return True
 
-    status = state
+    def waiting(self) -> bool:
+        """Tell whether any has not ended."""
+        return not self.ready()
 
-    @property
-    def detail(self) -> str:
-        """The store's own word: waiting, scheduled, queued, parked, running, retrying,
-        succeeded, failed, revoked, ignored; unknown for an id it does not have."""
-        record = self._look()
-        return "unknown" if record is None else record.state
+    def successful(self) -> bool:
+        """Tell whether all have returned a value."""
+        return not any(self._read(self._open())) and all(
+            leaf.state == states.SUCCESS for leaf in self._leaves()
+        )
 
-    @property
-    def result(self) -> Any:
-        """The value, the exception of a failure, or the meta of a state of its own."""
-        record = self._look()
-        return None if record is None else self._result_of(record)
+    def failed(self) -> bool:
+        """Tell whether any has failed."""
+        return any(leaf.state == states.FAILURE for leaf in self._ended())
 
-    info = result
+    def completed_count(self) -> int:
+        """Return how many have returned a value."""
+        return sum(leaf.state == states.SUCCESS for leaf in self._ended())
 
-    @property
-    def progress(self) -> Progress | None:
-        """What the task reported last through `self.progress()`, or None."""
-        record = self._look()
-        if record is None or record.note is None or record.note.state != PROGRESS:
-            return None
-        meta = self._loads(record.note.meta)
-        if not isinstance(meta, Mapping):
-            return None
-        done = meta.get("done", meta.get("current", 0))
-        return Progress(done, meta.get("total"), meta.get("message"))
+    def maybe_throw(
+        self, callback: Callable[[str, Any], Any] | None = None, propagate: bool = True
+    ) -> None:
+        """Raise what the first failed with of those that have ended, if one did."""
+        for leaf in self._ended():
+            leaf._outcome(propagate, callback)
+
+    maybe_reraise = maybe_throw
 
     @property
-    def traceback(self) -> str | None:
-        """The worker's traceback of a failure or of the last retry."""
-        record = self._look()
-        if record is None or record.result is None:
-            return None
-        if record.state not in ("failed", "retrying"):
-            return None
-        return failure.read(record.result).get("traceback") or None
-
-    @property
-    def attempts(self) -> list[PastAttempt]:
-        """The attempts that did not succeed, oldest first."""
-        return [
-            PastAttempt(
-                number=past.number,
-                outcome=past.outcome,
-                exception=failure.rebuild(past.error) if past.error else None,
-                traceback=failure.read(past.error)["traceback"] if past.error else None,
-                worker=past.worker,
-                started_at=_time(past.started_at),
-                ended_at=datetime.fromtimestamp(past.ended_at, UTC),
-            )
-            for past in self.app.broker.attempts(self.id)
-        ]
-
-    @property
-    def children(self) -> list[AsyncResult[Any]] | None:
-        """The calls that the task made and that are linked to it; None before its end."""
-        record = self._look()
-        if record is None or not record.children:
-            return None
-        import json  # a child's ids are JSON, whatever the result's serializer
-
-        return [AsyncResult(id, app=self.app) for id in json.loads(record.children)]
-
-    @property
-    def date_done(self) -> datetime | None:
-        """When it ended, in UTC."""
-        record = self._look()
-        return None if record is None else _time(record.settled_at)
-
-    @property
-    def name(self) -> str | None:
-        """The task's name."""
-        if self._name is None and (record := self._look()) is not None:
-            self._name = record.packed[1]
-        return self._name
-
-    @property
-    def args(self) -> tuple[Any, ...] | None:
-        """The positional arguments it was called with."""
-        body = self._body()
-        return None if body is None else body[0]
-
-    @property
-    def kwargs(self) -> dict[str, Any] | None:
-        """The keyword arguments it was called with."""
-        body = self._body()
-        return None if body is None else body[1]
-
-    @property
-    def worker(self) -> str | None:
-        """The name of the worker that runs it or ran it last."""
-        record = self._look()
-        return None if record is None else record.worker
-
-    @property
-    def retries(self) -> int | None:
-        """How often the task asked to be run again."""
-        record = self._look()
-        return None if record is None else record.packed[7]
-
-    @property
-    def queue(self) -> str | None:
-        """The queue it was sent to."""
-        record = self._look()
-        return None if record is None else record.packed[3]
+    def supports_native_join(self) -> bool:
+        return True
 
     @property
     def backend(self) -> Any:
@@ -338,11 +168,128 @@ class AsyncResult(ResultBase, Generic[R]):
     @property
     def app(self) -> Liteq:
         """The app whose store is asked."""
-        return self._app if self._app is not None else get_current_app()
+        if self._app is None:
+            return self.results[0].app if self.results else get_current_app()
+        return self._app
 
-    @property
-    def task_id(self) -> str:
-        return self.id
+    @app.setter
+    def app(self, app: Liteq) -> None:
+        self._app = app
+
+    # Waiting
+
+    def get(
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,
+        interval: float = 0.5,
+        callback: Callable[[str, Any], Any] | None = None,
+        no_ack: bool = True,
+        on_message: Callable[..., Any] | None = None,
+        disable_sync_subtasks: bool = True,
+        on_interval: Callable[[], Any] | None = None,
+    ) -> Any:
+        """Wait until all have ended, and return their values in order.
+
+        Raises what a member failed with as soon as one has, or, with `propagate` off,
+        puts the exceptions in place. `timeout` (seconds) is for all of them together.
+        With `callback(id, value)` that is called for each as it ends, and nothing is
+        returned. Otherwise like `AsyncResult.get`.
+        """
+        if disable_sync_subtasks:
+            assert_will_not_block()
+        if callback is not None:
+            for leaf in self._as_they_end(timeout, interval, on_interval):
+                leaf._outcome(propagate, callback)
+            return None
+        from liteq.waiting import settled  # late: 5 ms that a mere sender saves
+
+        budget = _Budget(timeout)
+        for step in self._steps(propagate):
+            for record in settled(
+                self.app.broker,
+                step.ids,
+                timeout=budget.left(),
+                interval=interval,
+                on_look=_both(step.look, on_interval),
+            ):
+                step.keep(record)
+        return self._values(propagate)
+
+    join = join_native = wait = get
+
+    async def aget(self, timeout: float | None = None, *, propagate: bool = True) -> list[Any]:  # noqa: ASYNC109
+        """Wait like `get()`, on the running event loop."""
+        from liteq.waiting import asettled  # late: 5 ms that a mere sender saves
+
+        budget = _Budget(timeout)
+        steps = self._steps(propagate)
+        while (step := await off_loop(next, steps, None)) is not None:
+            ended = asettled(
+                self.app.broker, step.ids, timeout=budget.left(), on_look=step.look
+            )
+            async for record in ended:
+                step.keep(record)
+        return await off_loop(self._values, propagate)
+
+    def __await__(self) -> Generator[Any, None, list[Any]]:
+        return self.aget().__await__()
+
+    async def __aiter__(self) -> AsyncIterator[Any]:
+        """Yield the results of single calls as they end."""
+        from liteq.waiting import asettled  # late: 5 ms that a mere sender saves
+
+        left = await off_loop(lambda: list(self._read(self._open())))
+        wanted = _by_id(left)
+        for leaf in self._leaves():
+            if leaf.id not in wanted:
+                yield leaf
+        if wanted:
+            async for record in asettled(self.app.broker, wanted):
+                for leaf in wanted[record.id]:
+                    leaf._keep(record)
+                    yield leaf
+
+    def iterate(
+        self, timeout: float | None = None, propagate: bool = True, interval: float = 0.5
+    ) -> Iterator[Any]:
+        """Yield the values as the calls end, the first to end first."""
+        for leaf in self._as_they_end(timeout, interval, None):
+            yield leaf._outcome(propagate, None)
+
+    def iter_native(
+        self,
+        timeout: float | None = None,
+        interval: float = 0.5,
+        no_ack: bool = True,
+        on_message: Callable[..., Any] | None = None,
+        on_interval: Callable[[], Any] | None = None,
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield (id, what is stored) of each call as it ends, the first to end first."""
+        for leaf in self._as_they_end(timeout, interval, on_interval):
+            yield (
+                leaf.id,
+                {
+                    "task_id": leaf.id,
+                    "status": leaf.state,
+                    "result": leaf.result,
+                    "traceback": leaf.traceback,
+                    "children": leaf.children,
+                    "date_done": leaf.date_done,
+                },
+            )
+
+    def then(
+        self,
+        callback: Callable[[Any], Any],
+        on_error: Callable[[Any], Any] | None = None,
+        weak: bool = False,
+    ) -> Self:
+        """Have `callback(self)` called as soon as this object learns that all have ended
+        well, or `on_error(self)` that one has not: at once, or in `get()` or `ready()`."""
+        self._waiting.append((callback, on_error))
+        self.ready()
+        return self
 
     # Steering
 
@@ -353,347 +300,313 @@ class AsyncResult(ResultBase, Generic[R]):
         signal: Any = None,
         wait: bool = False,
         timeout: float | None = None,
-    ) -> RevokeAnswer:
-        """Keep the call from running, and return what became of it.
-
-        "revoked": it will never start. "running": it runs and may finish. "signalled":
-        `terminate` was on, and its worker was told to end it. "settled": it was over.
-        "unknown": no such id. `wait` waits until it has ended, for `timeout` seconds.
-        """
+    ) -> dict[str, RevokeAnswer]:
+        """Keep the calls from running, and return by id what became of each; see
+        `AsyncResult.revoke`."""
         name = signal_name(signal or "SIGTERM") if terminate else None
-        answer = self.app.broker.revoke([self.id], terminate=name)[self.id]
-        if wait and answer in ("signalled", "running"):
+        answers: dict[str, RevokeAnswer] = {}
+        for some in _slices(self._leaves()):
+            answers |= self.app.broker.revoke([leaf.id for leaf in some], terminate=name)
+        if wait:
             self.get(timeout=timeout, propagate=False, disable_sync_subtasks=False)
-        return answer
+        return answers
 
     def forget(self) -> None:
-        """Delete the result, and those of its parents, from the store."""
-        self._record = None
-        self.app.broker.forget([self.id])
-        if self.parent is not None:
-            self.parent.forget()
+        """Delete the results from the store."""
+        self.app.broker.forget(self._dropped())
 
-    # Walking
+    # Inside
 
-    def iterdeps(self, intermediate: bool = False) -> Iterator[tuple[Any, Any]]:
-        """Yield (parent, result) for this call and all that it led to, nearest first.
+    def _leaves(self) -> Iterator[Any]:
+        """Yield the results of single calls, those of inner groups in their place."""
+        for result in self.results:
+            if isinstance(result, ResultSet):
+                yield from result._leaves()
+            else:
+                yield result
 
-        Raises `IncompleteStream` at one that is not ready, unless `intermediate` is on.
+    def _open(self) -> list[Any]:
+        """Return those not known to have ended."""
+        return [leaf for leaf in self._leaves() if not leaf._is_known]
+
+    def _read(self, leaves: Iterable[Any]) -> Iterator[Any]:
+        """Read these, and yield those that have not ended."""
+        from liteq.waiting import has_ended  # late: 5 ms that a mere sender saves
+
+        broker = self.app.broker
+        for some in _slices(leaves):
+            records = broker.get([leaf.id for leaf in some])
+            now = broker.clock.now()
+            for leaf in some:
+                record = records.get(leaf.id)
+                if record is not None and has_ended(record, now):
+                    leaf._keep(record)
+                else:
+                    yield leaf
+
+    def _ended(self) -> Iterator[Any]:
+        for _ in self._read(self._open()):
+            pass
+        return (leaf for leaf in self._leaves() if leaf._is_known)
+
+    def _steps(self, propagate: bool) -> Iterator[_Step]:
+        """Yield what is to be waited for, one after the other, until all have ended.
+
+        Raises what a member failed with, if `propagate` is on.
         """
-        found: list[tuple[Any, Any]] = [(None, self)]
-        for parent, node in found:
-            yield parent, node
-            if node.ready():
-                found.extend((node, child) for child in node.children or ())
-            elif not intermediate:
-                raise IncompleteStream(f"{node} is not ready")
+        left = list(self._read(self._open()))
+        if propagate:
+            self._throw()
+        if len(left) > _MANY and (gather := self._gather()) is not None:
+            yield _Gathering(self, gather, propagate)
+            left = list(self._read(left))
+            if propagate:
+                self._throw()
+        if left:
+            yield _Step(left, propagate)
 
-    def collect(self, intermediate: bool = False, **kwargs: Any) -> Iterator[tuple[Any, Any]]:
-        """Yield (result, value) for this call and all that it led to, waiting for each."""
-        for _, node in self.iterdeps(intermediate=intermediate):
-            yield node, node.get(**kwargs)
+    def _gather(self) -> Record | None:
+        """Return the message that ends when all members have, if there is one."""
+        return None
 
-    def get_leaf(self) -> Any:
-        """Return the value of the last call that this one led to."""
-        value = None
-        for _, node in self.iterdeps():
-            value = node.get()
-        return value
+    def _throw(self) -> None:
+        """Raise what the first failed with of those that are known to have ended."""
+        for leaf in self._leaves():
+            if leaf._is_known:
+                leaf._outcome(True, None)
 
-    def build_graph(self, intermediate: bool = False) -> dict[Any, list[Any]]:
-        """Return what led to what: this result and all that it led to, each with those
-        that it led to itself. Raises `IncompleteStream` as `iterdeps()` does."""
-        graph: dict[Any, list[Any]] = {}
-        for parent, node in self.iterdeps(intermediate=intermediate):
-            graph[node] = []
-            if parent is not None:
-                graph[parent].append(node)
-        return graph
+    def _values(self, propagate: bool) -> list[Any]:
+        values = [
+            result._values(propagate)
+            if isinstance(result, ResultSet)
+            else result._outcome(propagate, None)
+            for result in self.results
+        ]
+        self._fire()
+        return values
 
-    @property
-    def graph(self) -> dict[Any, list[Any]]:
-        """What led to what; see `build_graph()`."""
-        return self.build_graph()
+    def _as_they_end(
+        self,
+        timeout: float | None,
+        interval: float,
+        on_interval: Callable[[], Any] | None,
+    ) -> Iterator[Any]:
+        from liteq.waiting import settled  # late: 5 ms that a mere sender saves
 
-    def as_tuple(self) -> tuple[tuple[str, Any], None]:
-        """Return the result in a form that JSON carries; see `result_from_tuple`."""
-        return (self.id, self.parent.as_tuple() if self.parent is not None else None), None
+        wanted = _by_id(self._read(self._open()))
+        for leaf in self._leaves():
+            if leaf.id not in wanted:
+                yield leaf
+        if not wanted:
+            return
+        for record in settled(
+            self.app.broker, wanted, timeout=timeout, interval=interval, on_look=on_interval
+        ):
+            for leaf in wanted[record.id]:
+                leaf._keep(record)
+                yield leaf
 
-    def as_list(self) -> list[str]:
-        """Return the ids of this result and of its parents."""
-        return [self.id, *(self.parent.as_list() if self.parent is not None else ())]
+    def _fire(self) -> None:
+        if not self._waiting:
+            return
+        waiting, self._waiting = self._waiting, []
+        well = all(leaf.state not in states.PROPAGATE_STATES for leaf in self._leaves())
+        for callback, on_error in waiting:
+            if well:
+                callback(self)
+            elif on_error is not None:
+                on_error(self)
+
+    def _dropped(self) -> list[str]:
+        return [id for result in self.results for id in result._dropped()]
 
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, AsyncResult):
-            return bool(other.id == self.id)
+        return self.results == other.results if isinstance(other, ResultSet) else NotImplemented
+
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {_shown(self.results)}>"
+
+    def __reduce__(self) -> Any:
+        return ResultSet, (self.results,)
+
+
+class GroupResult(ResultSet):
+    """The results of a group, or of the header of a chord, under an id of their own."""
+
+    def __init__(
+        self,
+        id: str | None = None,
+        results: Iterable[Any] | None = None,
+        parent: ResultBase | None = None,
+        app: Liteq | None = None,
+        **_: Any,
+    ) -> None:
+        super().__init__([] if results is None else results, app)
+        self.id = id
+        self.parent = parent
+
+    @property
+    def children(self) -> list[Any]:
+        """The members."""
+        return self.results
+
+    def ready(self) -> bool:
+        """Tell whether all have ended."""
+        gather = self._gather() if len(self.results) > _MANY else None
+        return (gather is None or gather.final) and super().ready()
+
+    def save(self, backend: Any = None) -> GroupResult:
+        """Make the store know the group, for `restore()`; one that was sent it does."""
+        broker = self.app.broker
+        if self.id is None:
+            raise ValueError("a group without an id cannot be saved")
+        if not broker.get((self.id,)):
+            import json  # ids are JSON, whatever the result's serializer
+
+            form = json.dumps(self.as_tuple()).encode()
+            broker.store(
+                self.id,
+                states.SUCCESS,
+                form,
+                task=SAVED,
+                expires=lifetime(self.app.conf.result_expires),
+            )
+        return self
+
+    def delete(self, backend: Any = None) -> None:
+        """Delete what `save()` wrote, or, of a group that has ended, what the store keeps
+        of the group itself; its members' results stay."""
+        if self.id is not None:
+            self.app.broker.forget([self.id])
+
+    @classmethod
+    def restore(
+        cls, id: str, backend: Any = None, app: Liteq | None = None
+    ) -> GroupResult | None:
+        """Return the group of this id, as the store knows it; None if it does not."""
+        app = app or cls._app or get_current_app()
+        record = app.broker.get((id,)).get(id)
+        if record is None:
+            return None
+        if record.packed[1] == SAVED and record.result is not None:
+            import json  # see `save()`
+
+            restored = result_from_tuple(json.loads(record.result), app)
+            return restored if isinstance(restored, GroupResult) else None
+        if record.packed[1] != GATHER or record.workflow is None:
+            return None
+        return _gathered(id, *app.broker.nodes(record.workflow), app)
+
+    def as_tuple(self) -> tuple[tuple[str | None, Any], list[Any]]:
+        """Return the group in a form that JSON carries; see `result_from_tuple`."""
+        return as_tuple(self)  # type: ignore[no-any-return]
+
+    def as_list(self) -> list[str | None]:
+        """Return the ids of this group and of what came before it."""
+        return [node.id for node in self._line()]
+
+    def __bool__(self) -> bool:
+        return bool(self.id or self.results)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, GroupResult):
+            return self.id == other.id and self.results == other.results
         return other == self.id if isinstance(other, str) else NotImplemented
 
     def __hash__(self) -> int:
         return hash(self.id)
 
     def __str__(self) -> str:
-        return self.id
+        return str(self.id)
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__}: {self.id}>"
+        return f"<GroupResult: {self.id} {_shown(self.results)}>"
 
     def __reduce__(self) -> Any:
-        return type(self), (self.id, None, self._name, None, self.parent)
+        if self.parent is None:
+            return GroupResult, (self.id, self.results)
+        return in_line, ([node._alone() for node in self._line()],)
 
-    def __copy__(self) -> AsyncResult[R]:
-        return type(self)(self.id, None, self._name, self._app, self.parent)
+    def _alone(self) -> GroupResult:
+        return GroupResult(self.id, self.results, app=self._app)
 
-    # Inside
-
-    def _look(self) -> Record | None:
-        """Return the record, from the cache if the call has ended."""
-        if self._record is not None:
-            return self._record
-        from liteq.waiting import has_ended  # late: 5 ms that a mere sender saves
-
-        broker = self.app.broker
-        record = broker.get((self.id,)).get(self.id)
-        if record is not None and has_ended(record, broker.clock.now()):
-            self._keep(record)
-        return record
-
-    def _peek(self) -> Record | None:
-        """Return the record if the call has ended."""
-        return self._record if self._look() is not None else None
-
-    def _keep(self, record: Record) -> None:
-        self._record = record
-        if self._waiting:
-            self._fire()
-
-    def _fire(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for callback, on_error in waiting:
-            if self.state in states.PROPAGATE_STATES:
-                if on_error is not None:
-                    on_error(self)
-            else:
-                callback(self)
-
-    def _state_of(self, record: Record) -> str:
-        if record is self._record and not record.final:
-            return states.REVOKED  # expired, and only still to be marked
-        if record.note is not None and record.state in _NOTED:
-            return record.note.state
-        return _STATES[record.state]
-
-    def _result_of(self, record: Record) -> Any:
-        if record.state == "succeeded":
-            return None if record.result is None else self._loads(record.result)
-        if record.state in ("failed", "retrying") and record.result is not None:
-            return failure.rebuild(record.result)
-        if self._state_of(record) == states.REVOKED:
-            return TaskRevokedError(record.revoked or "expired")
-        if record.note is not None and record.state in _NOTED:
-            return self._loads(record.note.meta)
-        return None
-
-    def _outcome(self, propagate: bool, callback: Callable[[str, Any], Any] | None) -> R:
-        record = self._record
-        value: Any = None if record is None else self._result_of(record)
-        failed = record is not None and self._state_of(record) in states.PROPAGATE_STATES
-        if failed and propagate:
-            raise value
-        if callback is not None:
-            callback(self.id, value)
-        return value  # type: ignore[no-any-return]
-
-    def _raise_for_parents(self) -> None:
-        node = self.parent
-        while node is not None:
-            node.maybe_throw()
-            node = node.parent
-
-    def _loads(self, data: bytes) -> Any:
-        conf = self.app.conf
-        accept = conf.result_accept_content or conf.accept_content
-        return serializers.loads(data, conf.result_serializer, accept)
-
-    def _body(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        record = self._look()
-        if record is None:
+    def _gather(self) -> Record | None:
+        if self.id is None:
             return None
-        message = record.message
-        return serializers.loads_call(
-            message.body, message.content_type, self.app.conf.accept_content
-        )
+        record = self.app.broker.get((self.id,)).get(self.id)
+        return record if record is not None and record.packed[1] == GATHER else None
+
+    def _dropped(self) -> list[str]:
+        return [*super()._dropped(), *([] if self.id is None else [self.id])]
 
 
-class EagerResult(AsyncResult[R]):
-    """The result of a call that was run in place: it is ready."""
+class _Step:
+    """Results of single calls that are waited for."""
 
-    def __init__(
-        self,
-        id: str,
-        ret_value: Any,
-        state: str,
-        traceback: str | None = None,
-        name: str | None = None,
-    ) -> None:
-        super().__init__(id, task_name=name)
-        self._value = ret_value
-        self._state = state
-        self._traceback = traceback
+    look: Callable[[], Any] | None = None
 
-    def get(
-        self,
-        timeout: float | None = None,
-        propagate: bool = True,
-        interval: float = 0.5,
-        no_ack: bool = True,
-        follow_parents: bool = True,
-        callback: Callable[[str, Any], Any] | None = None,
-        on_message: Callable[..., Any] | None = None,
-        on_interval: Callable[[], Any] | None = None,
-        disable_sync_subtasks: bool = True,
-    ) -> R:
-        """Return the value, or raise what the task raised."""
-        if disable_sync_subtasks:
-            assert_will_not_block()
-        return self._outcome(propagate, callback)
-
-    wait = get
-
-    async def aget(self, timeout: float | None = None, *, propagate: bool = True) -> R:  # noqa: ASYNC109
-        """Return the value, or raise what the task raised."""
-        return self._outcome(propagate, None)
-
-    def then(
-        self,
-        callback: Callable[[Any], Any],
-        on_error: Callable[[Any], Any] | None = None,
-        weak: bool = False,
-    ) -> AsyncResult[R]:
-        """Call `callback(result)`, or `on_error(result)` if the task failed."""
-        self._waiting.append((callback, on_error))
-        self._fire()
-        return self
-
-    def ready(self) -> bool:
-        return True
-
-    def exists(self) -> bool:
-        return True
-
-    def forget(self) -> None:
-        """Do nothing: nothing is stored."""
-
-    def revoke(
-        self,
-        connection: Any = None,
-        terminate: bool = False,
-        signal: Any = None,
-        wait: bool = False,
-        timeout: float | None = None,
-    ) -> RevokeAnswer:
-        """Show the call as revoked, as Celery does, although it was over."""
-        self._state = states.REVOKED
-        self._value = TaskRevokedError("revoked")
-        return "settled"
+    def __init__(self, leaves: Iterable[Any], propagate: bool) -> None:
+        self._wanted = _by_id(leaves)
+        self._propagate = propagate
 
     @property
-    def state(self) -> str:
-        return self._state
+    def ids(self) -> Iterable[str]:
+        return self._wanted
 
-    status = state
+    def keep(self, record: Record) -> None:
+        """Give a record to the results whose it is. Raises what the call failed with."""
+        for leaf in self._wanted[record.id]:
+            leaf._keep(record)
+            if self._propagate:
+                leaf._outcome(True, None)
+
+
+class _Gathering(_Step):
+    """A gather that is waited for in place of its many parts.
+
+    It does not end at the first failure of a part, but `get()` is to: so each look at
+    the store asks how many of the workflow have failed, and reads the parts only then.
+    """
+
+    def __init__(self, group: ResultSet, gather: Record, propagate: bool) -> None:
+        super().__init__((), propagate)
+        self._group = group
+        self._gather = gather
+        self._failed = 0
+        if propagate and gather.workflow is not None:
+            self.look = self._look
 
     @property
-    def result(self) -> Any:
-        return self._value
+    def ids(self) -> Iterable[str]:
+        return (self._gather.id,)
 
-    info = result
+    def keep(self, record: Record) -> None:
+        """Do nothing: the parts are read when all of them have ended."""
 
-    @property
-    def traceback(self) -> str | None:
-        return self._traceback
-
-    @property
-    def detail(self) -> str:
-        return next((d for d, name in _STATES.items() if name == self._state), "unknown")
-
-    @property
-    def children(self) -> list[AsyncResult[Any]] | None:
-        return None
-
-    @property
-    def attempts(self) -> list[PastAttempt]:
-        return []
-
-    def maybe_throw(
-        self, propagate: bool = True, callback: Callable[[str, Any], Any] | None = None
-    ) -> Any:
-        return self._outcome(propagate, callback)
-
-    maybe_reraise = maybe_throw
-
-    def _look(self) -> Record | None:
-        return None  # nothing about it is in the store
-
-    def _outcome(self, propagate: bool, callback: Callable[[str, Any], Any] | None) -> R:
-        failed = self._state in states.PROPAGATE_STATES
-        if failed and propagate and isinstance(self._value, BaseException):
-            raise self._value
-        if callback is not None:
-            callback(self.id, self._value)
-        return self._value  # type: ignore[no-any-return]
-
-    def __reduce__(self) -> Any:
-        return EagerResult, (
-            self.id,
-            self._value,
-            self._state,
-            self._traceback,
-            self._name,
-        )
-
-    def __copy__(self) -> AsyncResult[R]:
-        return EagerResult(self.id, self._value, self._state, self._traceback, self._name)
-
-    def __repr__(self) -> str:
-        return f"<EagerResult: {self.id}>"
+    def _look(self) -> None:
+        known = self._group.app.broker.workflow(self._gather.workflow or "")
+        failed = 0
+        if known is not None:
+            failed = sum(known.counts.get(state, 0) for state in ("failed", "revoked"))
+        if failed != self._failed:
+            self._failed = failed
+            self._group.maybe_throw()
 
 
-# Waiting inside a task
+class _Budget:
+    """The time that several waits have together."""
 
+    def __init__(self, timeout: float | None) -> None:
+        self._timeout = timeout
+        self._start = time.monotonic()
 
-@contextmanager
-def allow_join_result() -> Iterator[None]:
-    """Let `get()` wait inside a task while this context is open."""
-    token = _joins_allowed.set(True)
-    try:
-        yield
-    finally:
-        _joins_allowed.reset(token)
-
-
-@contextmanager
-def denied_join_result() -> Iterator[None]:
-    """Take an outer `allow_join_result` back while this context is open."""
-    token = _joins_allowed.set(False)
-    try:
-        yield
-    finally:
-        _joins_allowed.reset(token)
-
-
-def assert_will_not_block() -> None:
-    """Raise `RuntimeError` if a task runs here and has not allowed itself to wait."""
-    running = context.current()
-    if running is None or running.called_directly or _joins_allowed.get():
-        return
-    raise RuntimeError(
-        "result.get() inside a task can leave every process waiting for the others: "
-        "link the tasks instead, or open `with allow_join_result():` if another worker "
-        "runs them"
-    )
-
-
-# Forms
+    def left(self) -> float | None:
+        """Return how many seconds are left; None means no limit."""
+        if self._timeout is None:
+            return None
+        return max(self._start + self._timeout - time.monotonic(), 0.0)
 
 
 def result_from_tuple(given: Any, app: Liteq | None = None) -> Any:
@@ -701,29 +614,75 @@ def result_from_tuple(given: Any, app: Liteq | None = None) -> Any:
 
     Raises `ValueError` for what is no such form.
     """
-    if isinstance(given, ResultBase) or given is None:
+    if isinstance(given, ResultBase):
         return given
-    if isinstance(given, str):
-        return AsyncResult(given, app=app)
-    match given:
-        case [[str(id), parent], None] | [str(id), None as parent]:
-            return AsyncResult(id, app=app, parent=result_from_tuple(parent, app))
-        case _:
-            raise ValueError(f"this is no result in its tuple form: {given!r}")
+    line: list[Any] = []
+    while given is not None:
+        match given:
+            case str(id):
+                given = None
+                line.append(AsyncResult(id, app=app))
+            case [[str(id), before], None] | [str(id), None as before]:
+                given = before
+                line.append(AsyncResult(id, app=app))
+            case [[str() | None, before], [*members]]:
+                results = [result_from_tuple(member, app) for member in members]
+                line.append(GroupResult(given[0][0], results, app=app))
+                given = before
+            case _:
+                raise ValueError(f"this is no result in its tuple form: {given!r}")
+    return in_line(line) if line else None
 
 
-def signal_name(given: Any) -> str:
-    """Return a signal's full name for its name or number: "SIGKILL" for "kill" or 9."""
-    import signal as signals  # late: revoking is rare
-
-    try:
-        if isinstance(given, int):
-            return signals.Signals(given).name
-        name = str(given).upper()
-        return signals.Signals[name if name.startswith("SIG") else f"SIG{name}"].name
-    except (KeyError, ValueError):
-        raise ValueError(f"there is no signal {given!r} on this platform") from None
+def _gathered(id: str, nodes: Sequence[Node], edges: Sequence[Edge], app: Liteq) -> GroupResult:
+    """Return the group that a gather of a workflow stands for."""
+    by_id = {node.id: node for node in nodes}
+    parts: dict[str, list[tuple[int, str]]] = {}
+    for edge in edges:
+        if edge.on == "part":
+            parts.setdefault(edge.target, []).append((edge.position, edge.source))
+    return _group_of(id, by_id, parts, app)
 
 
-def _time(moment: float | None) -> datetime | None:
-    return None if moment is None else datetime.fromtimestamp(moment, UTC)
+def _group_of(
+    id: str, nodes: Mapping[str, Node], parts: Mapping[str, list[tuple[int, str]]], app: Liteq
+) -> GroupResult:
+    results: list[Any] = []
+    for _, source in sorted(parts.get(id, ())):
+        node = nodes.get(source)
+        if node is not None and node.task == GATHER:
+            results.append(_group_of(source, nodes, parts, app))
+        else:
+            results.append(AsyncResult(source, None, node and node.task, app))
+    return GroupResult(id, results, app=app)
+
+
+def _by_id(leaves: Iterable[Any]) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    for leaf in leaves:
+        found.setdefault(leaf.id, []).append(leaf)
+    return found
+
+
+def _slices(leaves: Iterable[Any]) -> Iterator[list[Any]]:
+    left = iter(leaves)
+    while some := list(islice(left, _SLICE)):
+        yield some
+
+
+def _both(
+    first: Callable[[], Any] | None, second: Callable[[], Any] | None
+) -> Callable[[], Any] | None:
+    if first is None or second is None:
+        return first or second
+
+    def call() -> None:
+        first()
+        second()
+
+    return call
+
+
+def _shown(results: Sequence[Any]) -> str:
+    names = ", ".join(str(result) for result in results[:5])
+    return f"[{names}, … {len(results) - 5} more]" if len(results) > 5 else f"[{names}]"

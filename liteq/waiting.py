@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary, finalize
 
@@ -25,12 +26,13 @@ from liteq.offload import off_loop
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["asettled", "has_ended", "settled"]
+__all__ = ["SLICE", "asettled", "has_ended", "settled"]
 
 logger = logging.getLogger("liteq.result")
 
 FIRST_LOOK: Final = 0.05  # seconds until an unknown id is noticed
 WORKER_MISSING_AFTER: Final = 2.0  # seconds until a queue without a worker is reported
+SLICE: Final = 500  # ids that the store is asked about at a time
 _SPARE: Final = 8  # mailboxes kept open for the next waiters
 _POLL_START: Final = 0.005  # seconds; without wake-ups, looks start at this pace
 
@@ -62,7 +64,7 @@ def settled(
     post = _post(broker)
     mailbox = post.borrow(broker)
     try:
-        found = broker.watch(tuple(wait.missing), mailbox)
+        found = _watch(broker, wait.missing, mailbox)
         while True:
             yield from wait.arrived(found)
             if not wait.missing:
@@ -71,7 +73,7 @@ def settled(
             if woken and not wait.concerns(woken):
                 found = {}
                 continue
-            found = _look(broker, wait, mailbox, idle=not woken)
+            found = _look(broker, wait, mailbox, woken)
             if on_look is not None and not found:
                 on_look()
     finally:
@@ -83,19 +85,23 @@ async def asettled(
     ids: Iterable[str],
     *,
     timeout: float | None = None,  # noqa: ASYNC109 (what it means is said below)
+    on_look: Callable[[], Any] | None = None,
 ) -> AsyncIterator[Record]:
-    """Yield records like `settled()`, on the running event loop, without a thread."""
+    """Yield records like `settled()`, on the running event loop, without a thread.
+    (`on_look` is called off the loop.)"""
     wait = _Wait(broker, ids, timeout, None)
     post = _loop_post(broker)
     with post.registered(wait.missing) as bell:
-        found = await off_loop(broker.watch, tuple(wait.missing), post.mailbox)
+        found = await off_loop(_watch, broker, wait.missing, post.mailbox)
         while True:
             for record in wait.arrived(found):
                 yield record
             if not wait.missing:
                 return
-            idle = not await bell.wait(wait.pause(post.mailbox))
-            found = await off_loop(_look, broker, wait, post.mailbox, idle=idle)
+            woken = await bell.wait(wait.pause(post.mailbox))
+            found = await off_loop(_look, broker, wait, post.mailbox, woken)
+            if on_look is not None and not found:
+                await off_loop(on_look)
 
 
 class _Wait:
@@ -166,20 +172,44 @@ class _Wait:
         return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
 
 
-def _look(broker: Broker, wait: _Wait, mailbox: Mailbox, *, idle: bool) -> dict[str, Record]:
-    """Return those that have ended. After an idle pause the watch is renewed too: a
-    message may have been enqueued since, or the wake-up may have been lost. And a store
-    that was deleted would stay silent for ever: then this raises `StoreLost`."""
-    if idle:
+def _look(broker: Broker, wait: _Wait, mailbox: Mailbox, woken: set[str]) -> dict[str, Record]:
+    """Return those that have ended.
+
+    Woken by their ids, look at these alone: of ten thousand that are waited for, each is
+    to be read once. After an idle pause the watch is renewed too: a message may have been
+    enqueued since, or the wake-up may have been lost. And a store that was deleted would
+    stay silent for ever: then this raises `StoreLost`.
+    """
+    if woken and "" not in woken:
+        wait.looks += 1
+        return _ended(broker, broker.get(tuple(wait.missing.keys() & woken)))
+    if not woken:
         broker.check()
-    ids = tuple(wait.missing)
-    found = broker.watch(ids, mailbox) if idle and wait.looks else {}
-    records = broker.get(ids)
-    now = broker.clock.now()
-    ended = {id: record for id, record in records.items() if has_ended(record, now)}
-    ended.update(found)
+    found = _watch(broker, wait.missing, mailbox) if not woken and wait.looks else {}
+    records: dict[str, Record] = {}
+    for ids in _slices(wait.missing):
+        records.update(broker.get(ids))
     wait.seen({**records, **found})
-    return ended
+    return {**_ended(broker, records), **found}
+
+
+def _ended(broker: Broker, records: Mapping[str, Record]) -> dict[str, Record]:
+    now = broker.clock.now()
+    return {id: record for id, record in records.items() if has_ended(record, now)}
+
+
+def _watch(broker: Broker, ids: Iterable[str], mailbox: Mailbox) -> dict[str, Record]:
+    """Watch in slices: the store writes each in one step, in which nothing else can."""
+    found: dict[str, Record] = {}
+    for some in _slices(ids):
+        found.update(broker.watch(some, mailbox))
+    return found
+
+
+def _slices(ids: Iterable[str]) -> Iterator[tuple[str, ...]]:
+    left = iter(tuple(ids))
+    while some := tuple(islice(left, SLICE)):
+        yield some
 
 
 def _warn_without_worker(broker: Broker, records: Mapping[str, Record]) -> None:
@@ -256,9 +286,12 @@ class _LoopPost:
 
     def _receive(self) -> None:
         woken = self.mailbox.receive()
-        ids = self._bells.keys() if "" in woken else self._bells.keys() & woken
-        for bell in {bell for id in ids for bell in self._bells[id]}:
-            bell.ring()
+        if "" in woken:
+            for bell in {bell for bells in self._bells.values() for bell in bells}:
+                bell.ring("")
+        for id in self._bells.keys() & woken:
+            for bell in self._bells[id]:
+                bell.ring(id)
 
 
 def _close_own(mailboxes: Iterable[Mailbox], pid: int) -> None:
@@ -271,16 +304,17 @@ class _Bell:
     """What one coroutine waits for. Rung while nobody listens, it stays rung."""
 
     def __init__(self) -> None:
-        self._rung = False
+        self._rung: set[str] = set()
         self._listener: asyncio.Future[None] | None = None
 
-    def ring(self) -> None:
-        self._rung = True
+    def ring(self, id: str) -> None:
+        """Ring for the message of this id; "": for any."""
+        self._rung.add(id)
         if self._listener is not None and not self._listener.done():
             self._listener.set_result(None)
 
-    async def wait(self, seconds: float) -> bool:
-        """Wait until it rings or for so many seconds; return whether it rang."""
+    async def wait(self, seconds: float) -> set[str]:
+        """Wait until it rings or for so many seconds; return for which ids it rang."""
         import asyncio  # late: whoever awaits this has it
 
         if not self._rung:
@@ -292,7 +326,7 @@ class _Bell:
             finally:
                 timer.cancel()
                 self._listener = None
-        rung, self._rung = self._rung, False
+        rung, self._rung = self._rung, set()
         return rung
 
     @staticmethod

@@ -1,0 +1,895 @@
+"""The result of one call: what became of it, looked up by its id.
+
+An `AsyncResult` holds no connection and no state but a cache of what is final. It can be
+made anywhere from an id, and be pickled, compared, awaited.
+"""
+
+# ruff: noqa: FBT001, FBT002  (positional booleans in Celery's signatures)
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    Generic,
+    NamedTuple,
+    NoReturn,
+    TypeAlias,
+    TypeVar,
+)
+
+from liteq import context, failure, parts, serializers, states
+from liteq.current import get_current_app
+from liteq.exceptions import IncompleteStream, TaskRevokedError
+from liteq.message import GATHER
+from liteq.offload import off_loop
+
+if TYPE_CHECKING:
+    from liteq.app import Liteq
+    from liteq.brokers.base import Record, RevokeAnswer
+    from liteq.message import Edge
+
+__all__ = [
+    "AsyncResult",
+    "EagerResult",
+    "PastAttempt",
+    "Progress",
+    "ResultBase",
+    "allow_join_result",
+    "assert_will_not_block",
+    "denied_join_result",
+    "read_value",
+    "signal_name",
+]
+
+R = TypeVar("R")
+
+_STATES: Final = {
+    "waiting": states.PENDING,
+    "scheduled": states.PENDING,
+    "queued": states.PENDING,
+    "parked": states.PENDING,
+    "running": states.STARTED,
+    "retrying": states.RETRY,
+    "succeeded": states.SUCCESS,
+    "failed": states.FAILURE,
+    "revoked": states.REVOKED,
+    "ignored": states.IGNORED,
+}
+# The states in which a state of the task's own is shown: "waiting" is that of an id which
+# was never sent, and which somebody stored a state for.
+_NOTED: Final = ("running", "waiting")
+PROGRESS: Final = "PROGRESS"
+COUNT: Final = b"count"  # of a gather: its parts are read one by one
+NOTHING: Final = b"null"  # what a store hands on for a value that was not kept
+
+_joins_allowed: ContextVar[bool] = ContextVar("liteq_joins_allowed", default=False)
+
+
+class Progress(NamedTuple):
+    """How far a task says it is: what `self.progress(done, total, message)` reported."""
+
+    done: float
+    total: float | None = None
+    message: str | None = None
+
+    @property
+    def fraction(self) -> float | None:
+        """The part that is done, from 0 to 1; None while the total is unknown."""
+        return self.done / self.total if self.total else None
+
+
+class PastAttempt(NamedTuple):
+    """One attempt of a task that did not succeed. Times are UTC."""
+
+    number: int
+    outcome: str
+    exception: BaseException | None
+    traceback: str | None
+    worker: str | None
+    started_at: datetime | None
+    ended_at: datetime
+
+
+class ResultBase:
+    """The root of all results."""
+
+    parent: Any = None
+
+    def ready(self) -> bool:
+        """Tell whether it has ended, in whatever way."""
+        raise NotImplementedError
+
+    def get(self, *args: Any, **kwargs: Any) -> Any:
+        """Wait for the end, and return what it ended with."""
+        raise NotImplementedError
+
+    @property
+    def children(self) -> list[Any] | None:
+        """What it led to."""
+        raise NotImplementedError
+
+    # Walking
+
+    def iterdeps(self, intermediate: bool = False) -> Iterator[tuple[Any, Any]]:
+        """Yield (parent, result) for this one and all that it led to, nearest first.
+
+        Raises `IncompleteStream` at one that is not ready, unless `intermediate` is on.
+        """
+        found: list[tuple[Any, Any]] = [(None, self)]
+        links: Links = {}
+        for parent, node in found:
+            yield parent, node
+            if node.ready():
+                found.extend((node, child) for child in node._led_to(links) or ())
+            elif not intermediate:
+                raise IncompleteStream(f"{node} is not ready")
+
+    def collect(self, intermediate: bool = False, **kwargs: Any) -> Iterator[tuple[Any, Any]]:
+        """Yield (result, value) for this one and all that it led to, waiting for each."""
+        for _, node in self.iterdeps(intermediate=intermediate):
+            yield node, node.get(**kwargs)
+
+    def get_leaf(self) -> Any:
+        """Return the value of the last that this one led to."""
+        value = None
+        for _, node in self.iterdeps():
+            value = node.get()
+        return value
+
+    def build_graph(self, intermediate: bool = False) -> dict[Any, list[Any]]:
+        """Return what led to what: this result and all that it led to, each with those
+        that it led to itself. Raises `IncompleteStream` as `iterdeps()` does."""
+        graph: dict[Any, list[Any]] = {}
+        for parent, node in self.iterdeps(intermediate=intermediate):
+            graph.setdefault(node, [])
+            if parent is not None:
+                graph[parent].append(node)
+        return graph
+
+    @property
+    def graph(self) -> dict[Any, list[Any]]:
+        """What led to what; see `build_graph()`."""
+        return self.build_graph()
+
+    def _led_to(self, links: Links) -> list[Any] | None:
+        """Return the children; `links` keeps what was read of workflows on the way."""
+        return self.children
+
+    def _line(self) -> list[Any]:
+        """Return this result and those that came before it, the nearest first. (Not by
+        recursion: a chain may have ten thousand steps.)"""
+        line: list[Any] = [self]
+        while (before := line[-1].parent) is not None:
+            line.append(before)
+        return line
+
+
+Links: TypeAlias = dict[str, dict[str, list[str]]]  # workflow: source: ids linked to it
+
+
+class AsyncResult(ResultBase, Generic[R]):
+    """What became of the call with this id.
+
+    Reading an attribute looks into the store, until the call has ended.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        backend: Any = None,
+        task_name: str | None = None,
+        app: Liteq | None = None,
+        parent: ResultBase | None = None,
+    ) -> None:
+        if not id or not isinstance(id, str):
+            raise ValueError(f"a result needs the id of a task, not {id!r}")
+        self.id = id
+        self.parent = parent
+        self.ignored = False
+        self._app = app
+        self._name = task_name
+        self._record: Record | None = None  # once it has ended
+        self._waiting: list[tuple[Callable[..., Any], Callable[..., Any] | None]] = []
+
+    # Waiting
+
+    def get(
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,
+        interval: float = 0.5,
+        no_ack: bool = True,
+        follow_parents: bool = True,
+        callback: Callable[[str, Any], Any] | None = None,
+        on_message: Callable[..., Any] | None = None,
+        on_interval: Callable[[], Any] | None = None,
+        disable_sync_subtasks: bool = True,
+    ) -> R:
+        """Wait until the call has ended, and return its value.
+
+        Raises what the task raised (unless `propagate` is off: then the exception is
+        returned), `TaskRevokedError`, and `TimeoutError` after `timeout` seconds, which
+        leaves the task alone. Without a timeout, an id that is not in the store raises
+        `UnknownTaskId` instead of waiting for ever. Inside a task it raises
+        `RuntimeError`, since waiting there can use up all of a worker's processes.
+        """
+        if self.ignored:
+            return None  # type: ignore[return-value]
+        if disable_sync_subtasks:
+            assert_will_not_block()
+        if self._record is None:
+            from liteq.waiting import settled  # late: 5 ms that a mere sender saves
+
+            waiting = settled(
+                self.app.broker,
+                (self.id,),
+                timeout=timeout,
+                interval=interval,
+                on_look=on_interval,
+            )
+            for record in waiting:
+                self._keep(record)
+        if follow_parents and propagate and self.parent is not None:
+            self._raise_for_parents()
+        return self._outcome(propagate, callback)
+
+    wait = get
+
+    async def aget(
+        self,
+        timeout: float | None = None,  # noqa: ASYNC109
+        *,
+        propagate: bool = True,
+        follow_parents: bool = True,
+    ) -> R:
+        """Wait like `get()`, on the running event loop."""
+        if self.ignored:
+            return None  # type: ignore[return-value]
+        if self._record is None:
+            from liteq.waiting import asettled  # late: 5 ms that a mere sender saves
+
+            waiting = asettled(self.app.broker, (self.id,), timeout=timeout)
+            async for record in waiting:
+                self._keep(record)
+        if follow_parents and propagate and self.parent is not None:
+            await off_loop(self._raise_for_parents)
+        if self._is_count:
+            return await off_loop(self._outcome, propagate, None)
+        return self._outcome(propagate, None)
+
+    def __await__(self) -> Generator[Any, None, R]:
+        return self.aget().__await__()
+
+    def ready(self) -> bool:
+        """Tell whether the call has ended, in whatever way."""
+        return self.ignored or self._peek() is not None
+
+    def successful(self) -> bool:
+        """Tell whether the call has returned a value."""
+        return self.state == states.SUCCESS
+
+    def failed(self) -> bool:
+        """Tell whether the call has failed."""
+        return self.state == states.FAILURE
+
+    def exists(self) -> bool:
+        """Tell whether the store knows the call: it was sent, and has not expired."""
+        return self._look() is not None
+
+    def then(
+        self,
+        callback: Callable[[Any], Any],
+        on_error: Callable[[Any], Any] | None = None,
+        weak: bool = False,
+    ) -> AsyncResult[R]:
+        """Have `callback(result)` called as soon as this object learns of the success,
+        or `on_error(result)` of a failure: at once, or in `get()` or `ready()`."""
+        self._waiting.append((callback, on_error))
+        if self._record is not None or self._peek() is not None:
+            self._fire()
+        return self
+
+    def maybe_throw(
+        self, propagate: bool = True, callback: Callable[[str, Any], Any] | None = None
+    ) -> Any:
+        """Raise what the call failed with, if it did; return its value, or None."""
+        if self._peek() is None and not self.ignored:
+            return None
+        return self._outcome(propagate, callback)
+
+    maybe_reraise = maybe_throw
+
+    def throw(self) -> NoReturn:
+        """Raise what the call failed with."""
+        raise self.result
+
+    # What the store says
+
+    @property
+    def state(self) -> str:
+        """PENDING (also: unknown), STARTED, RETRY, SUCCESS, FAILURE, REVOKED, IGNORED,
+        or a state of the task's own."""
+        record = self._look()
+        return states.PENDING if record is None else self._state_of(record)
+
+    status = state
+
+    @property
+    def detail(self) -> str:
+        """The store's own word: waiting, scheduled, queued, parked, running, retrying,
+        succeeded, failed, revoked, ignored; unknown for an id it does not have."""
+        record = self._look()
+        return "unknown" if record is None else record.state
+
+    @property
+    def result(self) -> Any:
+        """The value, the exception of a failure, or the meta of a state of its own."""
+        record = self._look()
+        return None if record is None else self._result_of(record)
+
+    info = result
+
+    @property
+    def progress(self) -> Progress | None:
+        """What the task reported last through `self.progress()`, or None."""
+        record = self._look()
+        if record is None or record.note is None or record.note.state != PROGRESS:
+            return None
+        meta = self._loads(record.note.meta)
+        if not isinstance(meta, Mapping):
+            return None
+        done = meta.get("done", meta.get("current", 0))
+        return Progress(done, meta.get("total"), meta.get("message"))
+
+    @property
+    def traceback(self) -> str | None:
+        """The worker's traceback of a failure or of the last retry."""
+        record = self._look()
+        if record is None or record.result is None:
+            return None
+        if record.state not in ("failed", "retrying"):
+            return None
+        return failure.read(record.result).get("traceback") or None
+
+    @property
+    def attempts(self) -> list[PastAttempt]:
+        """The attempts that did not succeed, oldest first."""
+        return [
+            PastAttempt(
+                number=past.number,
+                outcome=past.outcome,
+                exception=failure.rebuild(past.error) if past.error else None,
+                traceback=failure.read(past.error)["traceback"] if past.error else None,
+                worker=past.worker,
+                started_at=_time(past.started_at),
+                ended_at=datetime.fromtimestamp(past.ended_at, UTC),
+            )
+            for past in self.app.broker.attempts(self.id)
+        ]
+
+    @property
+    def children(self) -> list[Any] | None:
+        """The calls that the task made, and what follows it (`link`, the next of a
+        chain), groups as a `GroupResult`; None before its end."""
+        return self._led_to({})
+
+    @property
+    def date_done(self) -> datetime | None:
+        """When it ended, in UTC."""
+        record = self._look()
+        return None if record is None else _time(record.settled_at)
+
+    @property
+    def name(self) -> str | None:
+        """The task's name."""
+        if self._name is None and (record := self._look()) is not None:
+            self._name = record.packed[1]
+        return self._name
+
+    @property
+    def args(self) -> tuple[Any, ...] | None:
+        """The positional arguments it was called with."""
+        body = self._body()
+        return None if body is None else body[0]
+
+    @property
+    def kwargs(self) -> dict[str, Any] | None:
+        """The keyword arguments it was called with."""
+        body = self._body()
+        return None if body is None else body[1]
+
+    @property
+    def worker(self) -> str | None:
+        """The name of the worker that runs it or ran it last."""
+        record = self._look()
+        return None if record is None else record.worker
+
+    @property
+    def retries(self) -> int | None:
+        """How often the task asked to be run again."""
+        record = self._look()
+        return None if record is None else record.packed[7]
+
+    @property
+    def queue(self) -> str | None:
+        """The queue it was sent to."""
+        record = self._look()
+        return None if record is None else record.packed[3]
+
+    @property
+    def backend(self) -> Any:
+        """The store."""
+        return self.app.broker
+
+    @property
+    def app(self) -> Liteq:
+        """The app whose store is asked."""
+        return self._app if self._app is not None else get_current_app()
+
+    @property
+    def task_id(self) -> str:
+        return self.id
+
+    # Steering
+
+    def revoke(
+        self,
+        connection: Any = None,
+        terminate: bool = False,
+        signal: Any = None,
+        wait: bool = False,
+        timeout: float | None = None,
+    ) -> RevokeAnswer:
+        """Keep the call from running, and return what became of it.
+
+        "revoked": it will never start. "running": it runs and may finish. "signalled":
+        `terminate` was on, and its worker was told to end it. "settled": it was over.
+        "unknown": no such id. `wait` waits until it has ended, for `timeout` seconds.
+        """
+        name = signal_name(signal or "SIGTERM") if terminate else None
+        answer = self.app.broker.revoke([self.id], terminate=name)[self.id]
+        if wait and answer in ("signalled", "running"):
+            self.get(timeout=timeout, propagate=False, disable_sync_subtasks=False)
+        return answer
+
+    def forget(self) -> None:
+        """Delete the result, and those of its parents, from the store."""
+        self.app.broker.forget([id for node in self._line() for id in node._dropped()])
+
+    def _dropped(self) -> list[str]:
+        """Drop what is known of the call; return the ids that stand for it in the store."""
+        self._record = None
+        return [self.id]
+
+    # Forms
+
+    def as_tuple(self) -> tuple[tuple[str, Any], None]:
+        """Return the result in a form that JSON carries; see `result_from_tuple`."""
+        return as_tuple(self)  # type: ignore[no-any-return]
+
+    def as_list(self) -> list[str]:
+        """Return the ids of this result and of its parents."""
+        return [node.id for node in self._line()]
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, AsyncResult):
+            return bool(other.id == self.id)
+        return other == self.id if isinstance(other, str) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __str__(self) -> str:
+        return self.id
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}: {self.id}>"
+
+    def __reduce__(self) -> Any:
+        if self.parent is None:
+            return type(self), (self.id, None, self._name)
+        return in_line, ([node._alone() for node in self._line()],)
+
+    def _alone(self) -> AsyncResult[R]:
+        return type(self)(self.id, None, self._name, self._app)
+
+    def __copy__(self) -> AsyncResult[R]:
+        return type(self)(self.id, None, self._name, self._app, self.parent)
+
+    # Inside
+
+    @property
+    def _is_known(self) -> bool:
+        """Whether this object knows already how the call ended."""
+        return self._record is not None or self.ignored
+
+    def _look(self) -> Record | None:
+        """Return the record, from the cache if the call has ended."""
+        if self._record is not None:
+            return self._record
+        from liteq.waiting import has_ended  # late: 5 ms that a mere sender saves
+
+        broker = self.app.broker
+        record = broker.get((self.id,)).get(self.id)
+        if record is not None and has_ended(record, broker.clock.now()):
+            self._keep(record)
+        return record
+
+    def _peek(self) -> Record | None:
+        """Return the record if the call has ended."""
+        return self._record if self._look() is not None else None
+
+    def _keep(self, record: Record) -> None:
+        self._record = record
+        if self._waiting:
+            self._fire()
+
+    def _fire(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for callback, on_error in waiting:
+            if self.state in states.PROPAGATE_STATES:
+                if on_error is not None:
+                    on_error(self)
+            else:
+                callback(self)
+
+    def _state_of(self, record: Record) -> str:
+        if record is self._record and not record.final:
+            return states.REVOKED  # expired, and only still to be marked
+        if record.note is not None and record.state in _NOTED:
+            return record.note.state
+        return _STATES[record.state]
+
+    def _result_of(self, record: Record) -> Any:
+        if record.state == "succeeded":
+            return self._value_of(record)
+        if record.state in ("failed", "retrying") and record.result is not None:
+            return failure.rebuild(record.result)
+        if self._state_of(record) == states.REVOKED:
+            return TaskRevokedError(_why(record.revoked))
+        if record.note is not None and record.state in _NOTED:
+            return self._loads(record.note.meta)
+        return None
+
+    def _value_of(self, record: Record) -> Any:
+        if record.packed[1] == GATHER:
+            return self._list_of(record)
+        return None if record.result is None else self._loads(record.result)
+
+    def _list_of(self, record: Record) -> list[Any]:
+        """Return what a gather ended with: its parts, an exception for each that failed."""
+        if self._is_count:
+            group = self.app.GroupResult.restore(self.id)
+            return [] if group is None else group.get(propagate=False)
+        return [
+            failure.rebuild(value) if kind == "error" else self._loads(value)
+            for kind, value in parts.unpack(record.result or b"")
+        ]
+
+    @property
+    def _is_count(self) -> bool:
+        """Whether this is the id of a group whose parts are read one by one."""
+        record = self._record
+        return record is not None and record.packed[1] == GATHER and record.packed[2] == COUNT
+
+    def _led_to(self, links: Links) -> list[Any] | None:
+        record = self._look()
+        if record is None or not record.final:
+            return None
+        ids: dict[str, None] = {}
+        if record.children:
+            import json  # a child's ids are JSON, whatever the result's serializer
+
+            ids.update(dict.fromkeys(json.loads(record.children)))
+        if record.workflow is not None:
+            if record.workflow not in links:
+                links[record.workflow] = _links(self.app.broker.nodes(record.workflow)[1])
+            ids.update(dict.fromkeys(links[record.workflow].get(self.id, ())))
+        return self._results_of(tuple(ids))
+
+    def _results_of(self, ids: tuple[str, ...]) -> list[Any]:
+        records = self.app.broker.get(ids) if ids else {}
+        made: list[Any] = []
+        for id in ids:
+            task = records[id].packed[1] if id in records else None
+            group = self.app.GroupResult.restore(id) if task == GATHER else None
+            made.append(group or AsyncResult(id, None, task, self._app))
+        return made
+
+    def _outcome(self, propagate: bool, callback: Callable[[str, Any], Any] | None) -> R:
+        record = self._record
+        if self._is_count and propagate:
+            group = self.app.GroupResult.restore(self.id)
+            if group is not None:
+                group.maybe_throw()
+        value: Any = None if record is None else self._result_of(record)
+        failed = record is not None and self._state_of(record) in states.PROPAGATE_STATES
+        if failed and propagate:
+            raise value
+        if callback is not None:
+            callback(self.id, value)
+        return value  # type: ignore[no-any-return]
+
+    def _raise_for_parents(self) -> None:
+        """Raise what kept a call from its value if it was one that came before it: of a
+        chord whose header failed, the header's own error and not `ChordError`."""
+        if not self._is_known or self.state not in states.PROPAGATE_STATES:
+            return
+        for node in reversed(self._line()[1:]):
+            node.maybe_throw()
+
+    def _loads(self, data: bytes) -> Any:
+        conf = self.app.conf
+        accept = conf.result_accept_content or conf.accept_content
+        return read_value(data, conf.result_serializer, accept)
+
+    def _body(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        record = self._look()
+        if record is None:
+            return None
+        message = record.message
+        return serializers.loads_call(
+            message.body, message.content_type, self.app.conf.accept_content
+        )
+
+
+class EagerResult(AsyncResult[R]):
+    """The result of a call that was run in place: it is ready."""
+
+    def __init__(
+        self,
+        id: str,
+        ret_value: Any,
+        state: str,
+        traceback: str | None = None,
+        name: str | None = None,
+        *,
+        parent: ResultBase | None = None,
+        children: list[Any] | None = None,
+    ) -> None:
+        super().__init__(id, task_name=name, parent=parent)
+        self._value = ret_value
+        self._state = state
+        self._traceback = traceback
+        self._made = children
+
+    def get(
+        self,
+        timeout: float | None = None,
+        propagate: bool = True,
+        interval: float = 0.5,
+        no_ack: bool = True,
+        follow_parents: bool = True,
+        callback: Callable[[str, Any], Any] | None = None,
+        on_message: Callable[..., Any] | None = None,
+        on_interval: Callable[[], Any] | None = None,
+        disable_sync_subtasks: bool = True,
+    ) -> R:
+        """Return the value, or raise what the task raised."""
+        if disable_sync_subtasks:
+            assert_will_not_block()
+        if follow_parents and propagate:
+            self._raise_for_parents()
+        return self._outcome(propagate, callback)
+
+    wait = get
+
+    async def aget(
+        self,
+        timeout: float | None = None,  # noqa: ASYNC109
+        *,
+        propagate: bool = True,
+        follow_parents: bool = True,
+    ) -> R:
+        """Return the value, or raise what the task raised."""
+        if follow_parents and propagate:
+            self._raise_for_parents()
+        return self._outcome(propagate, None)
+
+    def then(
+        self,
+        callback: Callable[[Any], Any],
+        on_error: Callable[[Any], Any] | None = None,
+        weak: bool = False,
+    ) -> AsyncResult[R]:
+        """Call `callback(result)`, or `on_error(result)` if the task failed."""
+        self._waiting.append((callback, on_error))
+        self._fire()
+        return self
+
+    def ready(self) -> bool:
+        return True
+
+    def exists(self) -> bool:
+        return True
+
+    def forget(self) -> None:
+        """Do nothing: nothing is stored."""
+
+    def revoke(
+        self,
+        connection: Any = None,
+        terminate: bool = False,
+        signal: Any = None,
+        wait: bool = False,
+        timeout: float | None = None,
+    ) -> RevokeAnswer:
+        """Show the call as revoked, as Celery does, although it was over."""
+        self._state = states.REVOKED
+        self._value = TaskRevokedError("revoked")
+        return "settled"
+
+    @property
+    def state(self) -> str:
+        return self._state
+
+    status = state
+
+    @property
+    def result(self) -> Any:
+        return self._value
+
+    info = result
+
+    @property
+    def traceback(self) -> str | None:
+        return self._traceback
+
+    @property
+    def detail(self) -> str:
+        return next((d for d, name in _STATES.items() if name == self._state), "unknown")
+
+    @property
+    def children(self) -> list[Any] | None:
+        """What the task called and what followed it, in place as well; None if nothing."""
+        return self._made
+
+    def _led_to(self, links: Links) -> list[Any] | None:
+        return self._made
+
+    @property
+    def attempts(self) -> list[PastAttempt]:
+        return []
+
+    def maybe_throw(
+        self, propagate: bool = True, callback: Callable[[str, Any], Any] | None = None
+    ) -> Any:
+        return self._outcome(propagate, callback)
+
+    maybe_reraise = maybe_throw
+
+    @property
+    def _is_known(self) -> bool:
+        return True
+
+    def _look(self) -> Record | None:
+        return None  # nothing about it is in the store
+
+    def _dropped(self) -> list[str]:
+        return []
+
+    def _outcome(self, propagate: bool, callback: Callable[[str, Any], Any] | None) -> R:
+        failed = self._state in states.PROPAGATE_STATES
+        if failed and propagate and isinstance(self._value, BaseException):
+            raise self._value
+        if callback is not None:
+            callback(self.id, self._value)
+        return self._value  # type: ignore[no-any-return]
+
+    def __reduce__(self) -> Any:
+        if self.parent is None:
+            return EagerResult, self._fields()
+        return in_line, ([node._alone() for node in self._line()],)
+
+    def _fields(self) -> tuple[Any, ...]:
+        return self.id, self._value, self._state, self._traceback, self._name
+
+    def _alone(self) -> AsyncResult[R]:
+        return EagerResult(*self._fields())
+
+    def __copy__(self) -> AsyncResult[R]:
+        return EagerResult(*self._fields(), parent=self.parent, children=self._made)
+
+    def __repr__(self) -> str:
+        return f"<EagerResult: {self.id}>"
+
+
+# Waiting inside a task
+
+
+@contextmanager
+def allow_join_result() -> Iterator[None]:
+    """Let `get()` wait inside a task while this context is open."""
+    token = _joins_allowed.set(True)
+    try:
+        yield
+    finally:
+        _joins_allowed.reset(token)
+
+
+@contextmanager
+def denied_join_result() -> Iterator[None]:
+    """Take an outer `allow_join_result` back while this context is open."""
+    token = _joins_allowed.set(False)
+    try:
+        yield
+    finally:
+        _joins_allowed.reset(token)
+
+
+def assert_will_not_block() -> None:
+    """Raise `RuntimeError` if a task runs here and has not allowed itself to wait."""
+    running = context.current()
+    if running is None or running.called_directly or _joins_allowed.get():
+        return
+    raise RuntimeError(
+        "result.get() inside a task can leave every process waiting for the others: "
+        "link the tasks instead, or open `with allow_join_result():` if another worker "
+        "runs them"
+    )
+
+
+# Forms
+
+
+def as_tuple(result: Any) -> Any:
+    """Return a result and those before it in the form of `result_from_tuple`."""
+    form: Any = None
+    for node in reversed(result._line()):
+        members = getattr(node, "results", None)
+        inner = None if members is None else [member.as_tuple() for member in members]
+        form = ((node.id, form), inner)
+    return form
+
+
+def in_line(nodes: Sequence[Any]) -> Any:
+    """Make each of these results the one after the next, and return the first."""
+    for node, before in pairwise(nodes):
+        node.parent = before
+    return nodes[0]
+
+
+def read_value(data: bytes, serializer: str, accept: Iterable[str]) -> Any:
+    """Return the value in serialised bytes. None has one form for all serializers: it
+    stands for a value that was not kept."""
+    return None if data == NOTHING else serializers.loads(data, serializer, tuple(accept))
+
+
+def signal_name(given: Any) -> str:
+    """Return a signal's full name for its name or number: "SIGKILL" for "kill" or 9."""
+    import signal as signals  # late: revoking is rare
+
+    try:
+        if isinstance(given, int):
+            return signals.Signals(given).name
+        name = str(given).upper()
+        return signals.Signals[name if name.startswith("SIG") else f"SIG{name}"].name
+    except (KeyError, ValueError):
+        raise ValueError(f"there is no signal {given!r} on this platform") from None
+
+
+def _links(edges: Iterable[Edge]) -> dict[str, list[str]]:
+    """Return what follows each message's success."""
+    links: dict[str, list[str]] = {}
+    for edge in edges:
+        if edge.on == "success":
+            links.setdefault(edge.source, []).append(edge.target)
+    return links
+
+
+def _why(revoked: str | None) -> str:
+    """Return the reason of a revocation in words."""
+    if revoked == "upstream":
+        return "upstream: what it waited for was revoked, ignored or has expired"
+    return revoked or "expired"
+
+
+def _time(moment: float | None) -> datetime | None:
+    return None if moment is None else datetime.fromtimestamp(moment, UTC)
