@@ -21,6 +21,7 @@ from typing import Any, Final, Literal
 
 import apsw
 
+from liteq.brokers import scheduling
 from liteq.brokers.base import (
     DEFAULT_MAX_DELIVERIES,
     HELLO,
@@ -44,7 +45,7 @@ from liteq.brokers.connection import Database, fetch_all, fetch_one
 from liteq.brokers.liveness import LockFiles, boot_id
 from liteq.brokers.schema import STATE_CODES
 from liteq.brokers.settling import SLICE, Settling
-from liteq.brokers.wakeup import LocalMailbox, Post, SocketMailbox
+from liteq.brokers.wakeup import LocalMailbox, Post, SocketMailbox, kind_of
 from liteq.clock import Clock, system_clock
 from liteq.exceptions import (
     AlreadyEnqueued,
@@ -771,7 +772,7 @@ class SqliteBroker(Broker):
 
         return self._database.read(count)
 
-    # Workflows and schedules
+    # Workflows
 
     def workflow(self, id: str) -> WorkflowInfo | None:
         raise NotImplementedError
@@ -782,14 +783,27 @@ class SqliteBroker(Broker):
     def nodes(self, workflow: str) -> tuple[list[Node], list[Edge]]:
         raise NotImplementedError
 
+    # Schedules
+
     def schedules(self) -> list[Schedule]:
-        raise NotImplementedError
+        return self._database.read(scheduling.schedules)
 
     def put_schedule(self, schedule: Schedule, *, revision: int | None = None) -> bool:
-        raise NotImplementedError
+        token = self._tokens()  # a number of changes would begin anew with an entry's name
+        written = self._database.write(
+            lambda db: scheduling.put(db, schedule, revision, token), durable=self.durable
+        )
+        if written:
+            self._wake_beats()
+        return written
 
     def remove_schedule(self, name: str) -> bool:
-        raise NotImplementedError
+        removed = self._database.write(
+            lambda db: scheduling.remove(db, name), durable=self.durable
+        )
+        if removed:
+            self._wake_beats()
+        return removed
 
     def fire(
         self,
@@ -802,13 +816,45 @@ class SqliteBroker(Broker):
         edges: Sequence[Edge] = (),
         workflow: Workflow | None = None,
     ) -> bool:
-        raise NotImplementedError
+        now = self.clock.now()
+        last_id = (workflow.id if workflow else messages[0].id) if messages else None
+
+        def move(db: apsw.Connection) -> bool:
+            moved = scheduling.fire(
+                db, name, due_at, next_due_at, revision, now=now, last_id=last_id
+            )
+            if moved:
+                for message in messages:
+                    later = message.run_at is not None and message.run_at > now
+                    waits_for = sum(edge.target == message.id for edge in edges)
+                    state = WAITING if waits_for else SCHEDULED if later else QUEUED
+                    db.execute(_ENQUEUE, (*message.pack(), state, waits_for, now))
+                for edge in edges:
+                    self._insert_edge(db, edge)
+            return moved
+
+        moved = self._database.write(move, durable=self.durable, limited=bool(messages))
+        if moved and messages:
+            self._wake_workers()
+        return moved
 
     def lead(self, beat: str, until: float) -> bool:
-        raise NotImplementedError
+        now = self.clock.now()
+        return self._database.write(
+            lambda db: scheduling.lead(db, beat, until, now), durable=False
+        )
 
     def unlead(self, beat: str) -> None:
-        raise NotImplementedError
+        if self._database.write(lambda db: scheduling.unlead(db, beat), durable=False):
+            self._wake_beats()
+
+    def _wake_beats(self) -> None:
+        if self._post is not None:
+            self._post.wake_beats()
+        else:
+            for mailbox in list(self._local.values()):
+                if mailbox.name.startswith("b"):
+                    mailbox.put([""])
 
     # Results
 
@@ -842,8 +888,8 @@ class SqliteBroker(Broker):
         if self._post is not None:
             self.check()
             self._database.prepare()
-            return self._post.open(self.poll_interval, worker)
-        kind = "r" if worker is None else f"w{worker}-"
+            return self._post.open(self.poll_interval, worker, beat=beat)
+        kind = kind_of(worker, beat=beat)
         with self._local_lock:
             name = f"{kind}{new_token()}"
             mailbox = LocalMailbox(name, self.poll_interval, self._forget_mailbox)

@@ -1,7 +1,7 @@
 """Wake-ups between the processes of one host: Unix datagram sockets beside the store.
 
 Every waiting process has a socket of its own in the store's `wake` folder: workers
-under names that begin with `w`, callers of `get()` under names that begin with `r`.
+under names that begin with `w`, beats with `b`, callers of `get()` with `r`.
 Whoever has committed something sends a few bytes. A lost wake-up costs at most one
 poll interval, never a hang: receivers look at the store again on their own.
 """
@@ -23,11 +23,18 @@ from typing import Final
 
 from liteq.brokers.base import Mailbox
 
-__all__ = ["LocalMailbox", "Post", "SocketMailbox"]
+__all__ = ["LocalMailbox", "Post", "SocketMailbox", "kind_of"]
 
 _LONGEST: Final = 100  # bytes of a socket address that every platform takes
 _FRESH: Final = 0.1  # seconds: a folder changed this lately may change again unseen
 _DATAGRAM: Final = 8192
+
+
+def kind_of(worker: int | None, *, beat: bool) -> str:
+    """Return what the name of a mailbox begins with."""
+    if beat:
+        return "b"
+    return "r" if worker is None else f"w{worker}-"
 
 
 class Post:
@@ -47,16 +54,24 @@ class Post:
         self._workers: tuple[str, ...] = ()
         self._lock = threading.Lock()
 
-    def open(self, poll_interval: float, worker: int | None = None) -> SocketMailbox:
+    def open(
+        self, poll_interval: float, worker: int | None = None, *, beat: bool = False
+    ) -> SocketMailbox:
         """Open a mailbox. Where sockets cannot be had it polls instead."""
-        kind = "r" if worker is None else f"w{worker}-"
-        name = f"{kind}{os.getpid()}-{next(self._names)}"
+        name = f"{kind_of(worker, beat=beat)}{os.getpid()}-{next(self._names)}"
         return SocketMailbox(self._address(name), name, poll_interval)
 
     def wake_workers(self, word: str = "") -> None:
         """Tell every worker that there may be work, or (`HELLO`) a new worker."""
         for name in self._worker_names():
             self._send(name, word.encode())
+
+    def wake_beats(self) -> None:
+        """Tell every beat that a schedule has changed, or that nobody leads."""
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(self.folder):
+                if name.startswith("b"):
+                    self._send(name, b"")
 
     def wake(self, name: str, ids: Iterable[str]) -> None:
         """Tell one mailbox that these messages settled."""

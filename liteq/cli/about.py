@@ -22,7 +22,7 @@ from liteq.cli.front import (
 
 __all__ = ["config", "report", "shell", "version"]
 
-LIBRARIES = ("apsw", "click", "croniter", "multiprocess", "redis")
+LIBRARIES = ("apsw", "click", "multiprocess", "redis")
 
 
 @command()

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from world import FakeClock, Store, enlist, make, wait_until
+from world import START, FakeClock, Store, enlist, make, wait_until
 
 from liteq import failure
-from liteq.brokers.base import FINAL_STATES, ORDERS, Broker, Note
+from liteq.brokers.base import FINAL_STATES, ORDERS, Broker, Note, Schedule
 from liteq.exceptions import AlreadyEnqueued, LiteqError, TaskRevokedError, WorkerLostError
-from liteq.message import Edge, Message
+from liteq.message import Edge, Message, Workflow
 from liteq.outcome import (
     Failed,
     Ignored,
@@ -141,7 +141,7 @@ CLAIM_AND_WAIT = """
 import os, sys, time
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from world import FakeClock, Store, enlist
+from world import START, FakeClock, Store, enlist
 broker = Store(sys.argv[1], Path(sys.argv[3]), FakeClock()).open()
 worker = enlist(broker)
 leases = broker.claim(worker, ["default"], 100)
@@ -2249,3 +2249,262 @@ def test_any_thread_may_use_a_broker(broker: Broker) -> None:
     assert errors == []
     assert len(ids) == 60
     assert sorted(got) == sorted(ids)
+
+
+# 9. Each tick once
+
+
+def entry(name: str = "report", due_at: float | None = START + 60, **fields: Any) -> Schedule:
+    return Schedule(name, b'{"v":1}', due_at, **fields)
+
+
+def entered(broker: Broker, **fields: Any) -> Schedule:
+    """Store an entry and return it as the store has it."""
+    wanted = entry(**fields)
+    assert broker.put_schedule(wanted)
+    return scheduled(broker, wanted.name)
+
+
+def scheduled(broker: Broker, name: str = "report") -> Schedule:
+    [found] = [each for each in broker.schedules() if each.name == name]
+    return found
+
+
+def test_9_an_instant_is_fired_once_however_many_beats_try(broker: Broker) -> None:
+    one = entered(broker)
+    messages = [make(), make()]
+
+    fired = [
+        broker.fire("report", START + 60, START + 120, revision=one.revision, messages=[each])
+        for each in messages
+    ]
+
+    assert fired == [True, False]
+    assert state(broker, messages[0]) == "queued"
+    assert state(broker, messages[1]) is None
+
+
+def test_9_beats_in_threads_fire_each_instant_once(broker: Broker, clock: FakeClock) -> None:
+    revision = entered(broker).revision
+    start = threading.Barrier(4)
+    won: list[float] = []
+
+    def beat() -> None:
+        start.wait()
+        for tick in range(20):
+            due = START + 60 * (tick + 1)
+            if broker.fire("report", due, due + 60, revision=revision, messages=[make()]):
+                won.append(due)
+
+    threads = [threading.Thread(target=beat) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert sorted(won) == [START + 60 * (tick + 1) for tick in range(20)]
+    assert broker.counts()["default"]["queued"] == 20
+    assert scheduled(broker).total == 20
+
+
+def test_9_a_fire_is_recorded_with_its_message(broker: Broker, clock: FakeClock) -> None:
+    one = entered(broker)
+    message = make()
+    clock.advance(61)
+
+    broker.fire("report", START + 60, START + 120, revision=one.revision, messages=[message])
+
+    after = scheduled(broker)
+    assert after.due_at == START + 120
+    assert (after.last_due_at, after.last_run_at) == (START + 60, clock.now())
+    assert (after.last_id, after.total) == (message.id, 1)
+    assert after.revision == one.revision
+
+
+def test_9_an_instant_that_is_passed_over_leaves_no_trace_but_the_next(broker: Broker) -> None:
+    one = entered(broker)
+
+    assert broker.fire("report", START + 60, START + 120, revision=one.revision)
+
+    assert scheduled(broker) == one._replace(due_at=START + 120)
+    assert broker.counts() == {}
+
+
+def test_9_an_entry_may_be_due_no_more(broker: Broker) -> None:
+    one = entered(broker)
+
+    assert broker.fire("report", START + 60, None, revision=one.revision, messages=[make()])
+
+    assert scheduled(broker).due_at is None
+
+
+def test_9_a_fire_enqueues_all_of_a_workflow_and_names_it_by_its_id(broker: Broker) -> None:
+    one = entered(broker)
+    first, second = make(has_links=True), make()
+
+    broker.fire(
+        "report",
+        START + 60,
+        START + 120,
+        revision=one.revision,
+        messages=[first, second],
+        edges=[Edge(first.id, second.id, "success")],
+        workflow=Workflow(second.id, "chain of 2"),
+    )
+
+    assert state(broker, first) == "queued"
+    assert state(broker, second) == "waiting"
+    assert scheduled(broker).last_id == second.id
+
+
+def test_9_a_fired_message_wakes_a_worker(broker: Broker) -> None:
+    one = entered(broker)
+    mailbox = broker.mailbox(enlist(broker))
+    mailbox.receive()
+
+    broker.fire("report", START + 60, START + 120, revision=one.revision, messages=[make()])
+
+    assert mailbox.wait(2.0)
+    mailbox.close()
+
+
+def test_9_an_entry_that_was_changed_meanwhile_is_not_fired(broker: Broker) -> None:
+    one = entered(broker)
+    broker.put_schedule(one._replace(entry=b'{"v":2}'))
+
+    assert not broker.fire(
+        "report", START + 60, START + 120, revision=one.revision, messages=[make()]
+    )
+    assert broker.counts() == {}
+
+
+def test_9_an_entry_that_was_made_anew_is_not_fired_for_the_old_one(broker: Broker) -> None:
+    one = entered(broker)
+    broker.remove_schedule("report")
+    entered(broker)
+
+    assert not broker.fire(
+        "report", START + 60, START + 120, revision=one.revision, messages=[make()]
+    )
+
+
+def test_9_a_paused_entry_is_not_fired(broker: Broker) -> None:
+    one = entered(broker, paused=True)
+
+    assert not broker.fire("report", START + 60, START + 120, revision=one.revision)
+
+
+def test_9_an_entry_that_is_gone_is_not_fired(broker: Broker) -> None:
+    assert not broker.fire("report", START + 60, START + 120, revision=1, messages=[make()])
+    assert broker.counts() == {}
+
+
+def test_9_entries_are_listed_by_name_with_all_that_was_written(broker: Broker) -> None:
+    broker.put_schedule(entry("b", None, origin="runtime", paused=True))
+    broker.put_schedule(entry("a", last_due_at=1.0, last_run_at=2.0, last_id="x", total=3))
+
+    first, second = broker.schedules()
+
+    assert first == entry(
+        "a", last_due_at=1.0, last_run_at=2.0, last_id="x", total=3, revision=first.revision
+    )
+    assert second == entry("b", None, origin="runtime", paused=True, revision=second.revision)
+
+
+def test_9_a_later_write_keeps_what_was_fired(broker: Broker) -> None:
+    one = entered(broker)
+    broker.fire("report", START + 60, START + 120, revision=one.revision, messages=[make()])
+    fired = scheduled(broker)
+
+    broker.put_schedule(entry(due_at=START + 90, origin="runtime"))
+
+    after = scheduled(broker)
+    assert after == fired._replace(due_at=START + 90, origin="runtime", revision=after.revision)
+    assert after.revision != fired.revision
+
+
+def test_9_a_write_may_depend_on_the_revision_that_was_read(broker: Broker) -> None:
+    assert broker.put_schedule(entry(), revision=0)
+    one = scheduled(broker)
+
+    assert not broker.put_schedule(entry(), revision=0)
+    assert broker.put_schedule(entry(due_at=START + 90), revision=one.revision)
+    assert not broker.put_schedule(entry(due_at=START + 99), revision=one.revision)
+    assert not broker.put_schedule(entry("other"), revision=one.revision)
+    assert scheduled(broker).due_at == START + 90
+    assert len(broker.schedules()) == 1
+
+
+def test_9_removing_says_whether_there_was_an_entry(broker: Broker) -> None:
+    entered(broker)
+
+    assert broker.remove_schedule("report")
+    assert not broker.remove_schedule("report")
+    assert broker.schedules() == []
+
+
+def test_9_one_beat_leads_until_its_lease_runs_out(broker: Broker, clock: FakeClock) -> None:
+    assert broker.lead("a", clock.now() + 10)
+    assert not broker.lead("b", clock.now() + 10)
+    assert broker.lead("a", clock.now() + 20)
+    clock.advance(19)
+    assert not broker.lead("b", clock.now() + 10)
+    clock.advance(1)
+    assert broker.lead("b", clock.now() + 10)
+    assert not broker.lead("a", clock.now() + 10)
+
+
+def test_9_a_lease_that_is_given_up_is_free(broker: Broker, clock: FakeClock) -> None:
+    broker.lead("a", clock.now() + 10)
+
+    broker.unlead("b")  # not its own
+    assert not broker.lead("b", clock.now() + 10)
+    broker.unlead("a")
+
+    assert broker.lead("b", clock.now() + 10)
+
+
+@pytest.mark.parametrize("change", ["put", "remove", "unlead"])
+def test_9_a_change_wakes_the_beats_and_nobody_else(broker: Broker, change: str) -> None:
+    one = entered(broker)
+    broker.lead("a", START + 10)
+    beats = [broker.mailbox(beat=True), broker.mailbox(beat=True)]
+    other = broker.mailbox(enlist(broker))
+    other.receive()
+
+    match change:
+        case "put":
+            broker.put_schedule(one._replace(due_at=START + 90))
+        case "remove":
+            broker.remove_schedule("report")
+        case "unlead":
+            broker.unlead("a")
+
+    assert [mailbox.wait(2.0) for mailbox in beats] == [{""}, {""}]
+    assert not other.receive()
+    for mailbox in (*beats, other):
+        mailbox.close()
+
+
+def test_9_a_new_message_does_not_wake_the_beats(broker: Broker) -> None:
+    mailbox = broker.mailbox(beat=True)
+
+    put(broker, make())
+
+    assert not mailbox.receive()
+    mailbox.close()
+
+
+def test_9_entries_are_there_when_the_store_is_opened_again(store: Store) -> None:
+    if not store.shared:
+        pytest.skip("a store in memory ends with its connection")
+    first = store.open()
+    one = entered(first)
+    first.fire("report", START + 60, START + 120, revision=one.revision, messages=[make()])
+    fired = scheduled(first)
+    first.close()
+
+    second = store.open()
+
+    assert scheduled(second) == fired
+    second.close()

@@ -1,0 +1,171 @@
+"""What the clock on the wall shows, and when: time zones, and the rule for clock changes.
+
+The rule (docs: Periodic tasks), where clocks go forward or back:
+
+- Times that do not exist, since the clock jumped over them, run once, right after it.
+- Times that exist twice run at their first occurrence.
+- A schedule whose minute or hour is `*` or `*/n` is about an interval. It runs in both
+  passes of an hour that comes twice; and what was jumped over runs right after the gap
+  only if the schedule names no time within as long after it as the gap was.
+
+Instants are Unix seconds; zones are `tzinfo` objects.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
+from functools import cache
+from math import floor
+from typing import Any, Final
+
+from liteq.cronfields import Cron
+
+__all__ = ["floor_wall", "local_zone", "next_instant", "zone_name", "zone_of"]
+
+_PROBE: Final = 43_200  # seconds: no zone changes its offset twice within half a day
+_LOOK_BACK: Final = 3 * _PROBE  # longer than any hour that came twice, days included
+
+
+def next_instant(cron: Cron, zone: tzinfo, after: float) -> float | None:
+    """Return the first instant after `after` at which the expression is due in the zone;
+    None if there is none before the year 10,000."""
+    start = floor(after) + 1
+    offset = _offset(zone, start)
+    if isinstance(zone, timezone):
+        return _first(cron, start, None, offset, offset)
+    change = _change(zone, start - _LOOK_BACK, start)
+    before = offset if change is None else _offset(zone, change - 1)
+    while True:
+        found = _first(cron, start, change, before, offset)
+        change = _change(zone, start, found) if found is not None else None
+        if change is None or found is None or change > found:
+            return found
+        start, before, offset = change, offset, _offset(zone, change)
+
+
+def _first(
+    cron: Cron, start: int, change: int | None, before: int, offset: int
+) -> float | None:
+    """Return the first due instant from `start` on, as if the zone kept this offset for
+    ever. `change` is when it began, `before` the offset that it had until then."""
+    wall = start + offset
+    if change is not None:
+        gap_from, gap_to = change + before, change + offset
+        if gap_to < gap_from and not cron.is_wild:  # those had their turn
+            wall = max(wall, gap_from)
+        elif gap_to > gap_from and start == change:
+            jumped = cron.next_wall(gap_from)
+            if jumped is not None and jumped < gap_to:
+                own = cron.next_wall(gap_to)
+                soon = own is not None and own < gap_to + (gap_to - gap_from)
+                if not (cron.is_wild and soon):
+                    return change
+    found = cron.next_wall(wall)
+    return None if found is None else found - offset
+
+
+def _change(zone: tzinfo, start: int, end: float) -> int | None:
+    """Return the first instant in (start, end] with another offset than the one before."""
+    offset = _offset(zone, start)
+    at = start
+    while at < end:
+        probe = min(at + _PROBE, floor(end))
+        if probe <= at:
+            return None
+        if _offset(zone, probe) != offset:
+            return _bisect(zone, at, probe, offset)
+        at = probe
+    return None
+
+
+def _bisect(zone: tzinfo, low: int, high: int, offset: int) -> int:
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _offset(zone, middle) == offset:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _offset(zone: tzinfo, instant: int) -> int:
+    """Return how many seconds the zone is ahead of UTC at an instant."""
+    try:
+        ahead = datetime.fromtimestamp(instant, zone).utcoffset()
+    except (ValueError, OverflowError, OSError):  # at the ends of the calendar
+        return 0
+    return 0 if ahead is None else int(ahead.total_seconds())
+
+
+def floor_wall(zone: tzinfo, instant: float, unit: int) -> float:
+    """Return when the wall clock showed this time, rounded down to `unit` seconds."""
+    wall = floor(instant) + _offset(zone, floor(instant))
+    shown = datetime.fromtimestamp(wall - wall % unit, UTC)
+    return shown.replace(tzinfo=zone).timestamp()
+
+
+# Zones and their names
+
+
+def zone_of(given: Any) -> tzinfo:
+    """Return the zone that a name or a tzinfo stands for.
+
+    Raises `ValueError` for a name that this machine does not know, `TypeError` for what
+    is no zone.
+    """
+    if isinstance(given, tzinfo):
+        name = getattr(given, "zone", None)  # pytz's, which datetime.replace() misuses
+        return zone_of(name) if isinstance(name, str) else given
+    if not isinstance(given, str):
+        raise TypeError(f"a time zone is a name as Europe/Berlin, or a tzinfo, not {given!r}")
+    if given.upper() == "UTC":
+        return UTC
+    if fixed := re.fullmatch(r"UTC([+-])(\d\d):(\d\d)", given):
+        ahead = timedelta(hours=int(fixed[2]), minutes=int(fixed[3]))
+        return timezone(-ahead if fixed[1] == "-" else ahead)
+    from zoneinfo import ZoneInfo  # late: 3 ms that only other zones than UTC pay
+
+    try:
+        return ZoneInfo(given)
+    except (ValueError, OSError, LookupError):
+        raise ValueError(
+            f"there is no time zone {given!r} (names are as Europe/Berlin; the package "
+            "tzdata brings them to a machine that has none)"
+        ) from None
+
+
+def zone_name(zone: tzinfo) -> str:
+    """Return the name by which `zone_of()` finds the zone in another process.
+
+    Raises `ValueError` for a zone that tells no such name.
+    """
+    if isinstance(zone, timezone):
+        return (
+            "UTC" if zone == UTC else f"UTC{datetime.fromtimestamp(0, zone).isoformat()[-6:]}"
+        )
+    name = getattr(zone, "key", None)  # zoneinfo's
+    if isinstance(name, str):
+        return name
+    raise ValueError(
+        f"the time zone {zone!r} has no name: give one as 'Europe/Berlin' or "
+        "ZoneInfo('Europe/Berlin'), which knows when its clocks change"
+    )
+
+
+@cache
+def local_zone() -> tzinfo:
+    """Return the machine's own zone, as $TZ or /etc/localtime say."""
+    from zoneinfo import ZoneInfo  # late: 3 ms that only other zones than UTC pay
+
+    for name in (
+        os.environ.get("TZ", "").lstrip(":"),
+        os.path.realpath("/etc/localtime").partition("zoneinfo/")[2],
+    ):
+        if name:
+            try:
+                return ZoneInfo(name)
+            except (ValueError, OSError, LookupError):
+                continue  # a POSIX rule, or a file of another layout
+    return UTC
