@@ -8,7 +8,15 @@ made anywhere from an id, and be pickled, compared, awaited.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -856,10 +864,10 @@ def in_line(nodes: Sequence[Any]) -> Any:
     return nodes[0]
 
 
-def read_value(data: bytes, serializer: str, accept: Iterable[str]) -> Any:
+def read_value(data: bytes, serializer: str, accept: Collection[str] | None) -> Any:
     """Return the value in serialised bytes. None has one form for all serializers: it
     stands for a value that was not kept."""
-    return None if data == NOTHING else serializers.loads(data, serializer, tuple(accept))
+    return None if data == NOTHING else serializers.loads(data, serializer, accept)
 
 
 def signal_name(given: Any) -> str:

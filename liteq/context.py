@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from liteq.message import Message, Packed
 
 if TYPE_CHECKING:
-    from liteq.exceptions import Retry
+    from liteq.exceptions import Replaced, Retry
 
 __all__ = ["Context", "Report", "current", "pop", "push", "stack"]
 
@@ -62,6 +62,8 @@ class Context:
     deliveries: int = 0
     report: Report | None = None
     retry: Retry | None = None  # asked for with `throw=False`
+    replaced: Replaced | None = None  # asked for with `replace()`
+    added: Any = None  # what `add_to_chord()` adds when the attempt succeeds
     body_called: bool = False  # by an overridden `__call__`
     _packed: Packed | None = None
     _message: Message | None = None

@@ -275,6 +275,18 @@ class Ignore(TaskPredicate):
     """End this attempt without a result."""
 
 
+class Replaced(Ignore):
+    """Another call is to run in the place of this one: what `Task.replace()` raises.
+
+    `outcome` is what the attempt ends with; `sig` the signature.
+    """
+
+    def __init__(self, sig: Any = None, outcome: Any = None) -> None:
+        super().__init__(f"replaced by {sig!r}")
+        self.sig = sig
+        self.outcome = outcome
+
+
 class Reject(TaskPredicate):
     """Refuse the message: put it back (`requeue=True`), or fail it."""
 

@@ -10,7 +10,7 @@ The order, which is Celery's:
     success:  on_success · task_success · log · after_return · task_postrun
     failure:  on_failure · task_failure · log · after_return · task_postrun
     retry:    on_retry   · task_retry   · log · task_postrun
-    ignored, rejected:                    log · task_postrun
+    ignored, rejected, replaced:          log · task_postrun
 
 All of it happens before the outcome is returned, so it is a part of the attempt: if the
 process dies in a hook, the message is delivered again. (Celery stores the outcome before
@@ -25,9 +25,9 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
-from liteq import context, failure, states
+from liteq import context, failure, parts, states
 from liteq.body import Body, Ending, is_coroutine
 from liteq.clock import Clock, system_clock
 from liteq.context import Context, Report
@@ -37,6 +37,7 @@ from liteq.exceptions import (
     MessageTooLarge,
     NotRegistered,
     Reject,
+    Replaced,
     Retry,
     TaskPredicate,
 )
@@ -63,6 +64,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger("liteq.executor")
+
+NOTHING: Final = b"null"  # what a store hands on for a value that is None or was not kept
 
 # (source, kind, position, value): a brokers.base.Input, as it travels to a child.
 InputTuple: TypeAlias = tuple[str, str, int, bytes]
@@ -235,29 +238,51 @@ class Executor:
         args, kwargs = delivery.arguments or loads_call(
             message.body, message.content_type, self.settings.accept
         )
-        if delivery.inputs and not message.immutable:
-            args = (*self._inputs(delivery.inputs, plan, args, kwargs), *args)
+        if delivery.inputs:
+            given, named = self._inputs(delivery.inputs, message, plan, args, kwargs)
+            args, kwargs = (*given, *args), {**kwargs, **named}
         return args, kwargs
 
     def _inputs(
         self,
         inputs: Sequence[InputTuple],
+        message: Message,
         plan: Plan,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-    ) -> list[Any]:
-        """Return what the messages this one waited for put before its own arguments."""
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """Return what the messages this one waited for put before its own arguments, and
+        what they give by name."""
         values: list[Any] = []
-        for source, kind, _, value in sorted(inputs, key=lambda one: one[2]):
-            if kind == "result":
-                serializer = self.settings.result_serializer
-                values.append(loads(value, serializer, (serializer,)))
+        named: dict[str, Any] = {}
+        names = message.keywords or ()
+        for source, kind, position, value in sorted(inputs, key=lambda one: one[2]):
+            name = names[position] if 0 <= position < len(names) else None
+            if name is not None:
+                named[name] = self._value(kind, value)
+            elif message.immutable:
+                continue
+            elif kind != "error":
+                values.append(self._value(kind, value))
             elif plan.takes_error(args, kwargs):
                 text = failure.read(value)["traceback"]
                 values += (Context(id=source), failure.rebuild(value), text)
             else:
                 values.append(source)
-        return values
+        return values, named
+
+    def _value(self, kind: str, value: bytes) -> Any:
+        """Return what an input stands for: a value, an exception, or a list of them."""
+        match kind:
+            case "error":
+                return failure.rebuild(value)
+            case "list":
+                return [self._value(*part) for part in parts.unpack(value)]
+            case _:
+                if value == NOTHING:
+                    return None
+                serializer = self.settings.result_serializer
+                return loads(value, serializer, (serializer,))
 
 
 class _Attempt:
@@ -338,6 +363,8 @@ class _Attempt:
     def _end(self, value: Any, error: BaseException | None) -> Ended:
         if self.context.retry is not None:
             error = self._retry_asked_for(self.context.retry, error)
+        if self.context.replaced is not None:
+            error = self._replaced_already(self.context.replaced, error)
         if error is None:
             return self._succeeded(value, self._runtime())
         if self.context.is_eager and isinstance(error, (KeyboardInterrupt, SystemExit)):
@@ -348,6 +375,8 @@ class _Attempt:
         match error:
             case Retry():
                 return self._retried(error, runtime)
+            case Replaced() if error.outcome is not None:
+                return self._replaced(error, runtime)
             case Ignore():
                 return self._ignored(error, runtime)
             case Reject():
@@ -382,16 +411,16 @@ class _Attempt:
                 runtime=runtime,
             )
         self._after(states.SUCCESS, value)
-        return Ended(Succeeded(result, runtime, self._trail()), value)
+        return Ended(Succeeded(result, runtime, self._trail(), self.context.added), value)
 
     def _result(self, value: Any) -> bytes | None:
-        if self.packed[11]:  # its results are ignored
+        if self.packed[11] and not self._is_waited_for():  # its results are ignored
             return None
         try:
             result = dumps(value, self.settings.result_serializer, root="result")
         except Exception:
-            if self.context.is_eager:  # nobody is going to carry it
-                return None
+            if self.context.is_eager and not self._is_waited_for():
+                return None  # nobody is going to carry it
             raise
         limit = self.settings.max_result_size
         if limit is not None and len(result) > limit:
@@ -400,6 +429,13 @@ class _Attempt:
                 f"{limit} allowed: store it elsewhere and return where it is"
             )
         return result
+
+    def _is_waited_for(self) -> bool:
+        """Tell whether other tasks are given the value, be it kept as a result or not."""
+        if self.packed[14] is None:  # no envelope, which would say so
+            return False
+        message = self.context.message
+        return message is not None and (message.has_links or message.gather is not None)
 
     def _failed(self, exc: BaseException, runtime: float) -> Ended:
         plan = self.plan
@@ -446,6 +482,23 @@ class _Attempt:
             retry.exc = error
         return retry
 
+    def _replaced_already(self, replaced: Replaced, error: BaseException | None) -> Any:
+        """Return that the call is replaced, whatever the body did after it had said so:
+        `except Exception` around `self.replace()` must not make a success of it. What it
+        raised then is logged. Retrying and rejecting are later decisions, and stay."""
+        if error is None or error is replaced:
+            return replaced
+        if isinstance(error, (Retry, Reject)) or not isinstance(error, Exception):
+            return error
+        self._log(
+            logging.WARNING,
+            "Task %s[%s] raised after it was replaced: %s",
+            summary(error),
+            outcome="replaced",
+            exc_info=error,
+        )
+        return replaced
+
     def _retry_by_itself(self, exc: BaseException) -> BaseException:
         """Return what `Task.retry` makes of an exception that `autoretry_for` lists:
         `Retry`, or what the task fails with when its retries are used up."""
@@ -484,6 +537,21 @@ class _Attempt:
         self._log(logging.INFO, "Task %s[%s] ignored", outcome="ignored", runtime=runtime)
         self._postrun(states.IGNORED, exc)
         return Ended(Ignored(runtime), exc=exc)
+
+    def _replaced(self, exc: Replaced, runtime: float) -> Ended:
+        """End an attempt in whose place another call runs, under the same id. To signals
+        it is an ignored one, as in Celery."""
+        self._log(
+            logging.INFO,
+            "Task %s[%s] replaced in %.3fs: %s",
+            runtime,
+            line(exc.sig),
+            outcome="replaced",
+            runtime=runtime,
+        )
+        self._postrun(states.IGNORED, exc)
+        outcome: Outcome = exc.outcome._replace(runtime=runtime)
+        return Ended(outcome, exc=exc)
 
     def _rejected(self, exc: Reject, runtime: float) -> Ended:
         """End an attempt that refused its message.

@@ -502,7 +502,7 @@ class Task(Generic[P, R]):
             again = self._arguments_again(request, args, kwargs)
             body = serializers.dumps_call(*again, message.content_type)
             # These arguments hold what its links gave it: not to be prepended once more.
-            changed = changed._replace(body=body, immutable=True)
+            changed = changed._replace(body=body, immutable=True, keywords=None)
         if options:
             changed = _with_changed_options(changed, options, self.app)
         pairs = zip(PACKED_FIELDS, message.pack(), changed.pack(), strict=True)

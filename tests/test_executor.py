@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import world
 
-from liteq import failure, signals
+from liteq import failure, parts, signals
+from liteq import outcome as outcomes
 from liteq.app import Liteq
 from liteq.body import Body
 from liteq.context import current
@@ -23,6 +24,7 @@ from liteq.exceptions import (
     Ignore,
     MaxRetriesExceededError,
     Reject,
+    Replaced,
     Retry,
     SoftTimeLimitExceeded,
 )
@@ -736,6 +738,94 @@ def test_a_bound_errback_gets_the_id_as_in_celery(run: Run) -> None:
 
     outcome = run(errback, inputs=[error_input(ValueError("no"))], options={"bind": True})
     assert got(outcome) == ["s1", 1, 2]
+
+
+def test_a_list_comes_as_one_argument_with_exceptions_where_parts_failed(run: Run) -> None:
+    packed = parts.pack(
+        [
+            ("result", dumps(5)),
+            ("error", failure.describe(ValueError("no"))),
+            ("result", b"null"),
+        ]
+    )
+
+    def work(values: list[Any], own: int) -> Any:
+        return [values[0], repr(values[1]), values[2], own]
+
+    outcome = run(work, 9, inputs=[("g1", "list", 0, packed)])
+    assert got(outcome) == [5, "ValueError('no')", None, 9]
+
+
+def test_inputs_become_the_keyword_arguments_that_the_message_names(run: Run) -> None:
+    inputs = [result_input("c", 2), result_input("b", 1), result_input("a", 0)]
+
+    def work(*args: Any, **kwargs: Any) -> Any:
+        return [*args, kwargs]
+
+    outcome = run(work, 9, inputs=inputs, keywords=(None, "left", None))
+    assert got(outcome) == ["a", "c", 9, {"left": "b"}]
+    outcome = run(work, 9, inputs=inputs, keywords=(None, "left"), immutable=True)
+    assert got(outcome) == [9, {"left": "b"}]
+
+
+@pytest.mark.parametrize("fields", [{"has_links": True}, {"gather": "g1"}])
+def test_a_value_that_others_wait_for_is_given_though_it_is_not_kept(
+    run: Run, fields: dict[str, Any]
+) -> None:
+    assert got(run(lambda: 5, ignore_result=True, **fields)) == 5
+    assert run(lambda: 5, ignore_result=True) == Succeeded(None, 0.0)
+
+
+# Replacing
+
+
+REPLACED = outcomes.Replaced({"task": "other"})
+
+
+def replaced() -> Replaced:
+    return Replaced("other()", REPLACED)
+
+
+def test_a_replaced_attempt_ends_as_the_replacement_says(
+    run: Run, sent: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    def work() -> None:
+        raise replaced()
+
+    with caplog.at_level(logging.INFO, "liteq.executor"):
+        assert run(work) == REPLACED
+
+    assert names(sent) == ["task_prerun", "task_postrun"]
+    assert sent[1][1]["state"] == "IGNORED"
+    assert "Task shop.work[m1] replaced in 0.000s: other()" in caplog.text
+
+
+@pytest.mark.parametrize("then", [None, ValueError("late")])
+def test_a_replacement_that_the_body_swallows_is_none_the_less_one(
+    run: Run, then: Exception | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    def work() -> str:
+        steer = replaced()
+        current().replaced = steer  # type: ignore[union-attr]  # as Task.replace does
+        try:
+            raise steer
+        except Exception:
+            if then is not None:
+                raise then from None
+        return "done"
+
+    with caplog.at_level(logging.WARNING, "liteq.executor"):
+        assert run(work) == REPLACED
+
+    assert ("raised after it was replaced: ValueError: late" in caplog.text) == bool(then)
+
+
+def test_a_retry_after_a_replacement_is_a_retry(run: Run, clock: world.FakeClock) -> None:
+    def work() -> None:
+        current().replaced = replaced()  # type: ignore[union-attr]
+        raise Retry(when=5)
+
+    assert isinstance(run(work), Retried)
 
 
 def test_an_input_that_cannot_be_read_is_a_dead_letter(run: Run) -> None:
