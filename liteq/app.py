@@ -39,6 +39,7 @@ from liteq.routes import Router
 from liteq.sending import Sender
 from liteq.task import AsyncTask
 from liteq.task import Task as _Task  # `Task` is a property of the app
+from liteq.workflows import Workflow
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -485,6 +486,15 @@ class Liteq:
             members = {"_app": self, "__module__": kind.__module__}
             found = self._bound_classes[kind] = type(kind.__name__, (kind,), members)
         return found
+
+    def workflow(self, id: str) -> Workflow:
+        """Return the workflow of this id, or to which the call of this id belongs, to look
+        at and to steer."""
+        return Workflow(str(id), self)
+
+    def workflows(self, limit: int = 50) -> list[Workflow]:
+        """Return the workflows in the store, the latest first."""
+        return [Workflow(known.id, self) for known in self.broker.workflows(limit)]
 
     @property
     def current_task(self) -> _Task[..., Any] | None:

@@ -54,6 +54,7 @@ __all__ = [
     "TimeLimitExceeded",
     "TimeoutError",
     "UnknownTaskId",
+    "UnknownWorkflow",
     "WorkerLostError",
     "WorkerShutdown",
     "WorkerTerminate",
@@ -193,6 +194,10 @@ class TimeoutError(TaskError, builtins.TimeoutError):
 class UnknownTaskId(TaskError, LookupError):
     """No message with this id is in the store: never enqueued, expired or forgotten.
     Waiting for it could never end."""
+
+
+class UnknownWorkflow(TaskError, LookupError):
+    """The store has no workflow of this id."""
 
 
 class MaxRetriesExceededError(TaskError):

@@ -93,7 +93,11 @@ def status_of(exc: exceptions.LiteqError) -> Exit:
     match exc:
         case exceptions.ImproperlyConfigured() | exceptions.EncodeError():
             return Exit.USAGE
-        case exceptions.UnknownTaskId() | exceptions.QueueNotFound():
+        case (
+            exceptions.UnknownTaskId()
+            | exceptions.UnknownWorkflow()
+            | exceptions.QueueNotFound()
+        ):
             return Exit.NOT_FOUND
         case exceptions.NotRegistered():
             return Exit.UNKNOWN_TASK
