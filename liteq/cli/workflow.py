@@ -1,0 +1,192 @@
+"""`liteq workflow`: look at workflows, cancel them, run again what failed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from liteq.cli.front import (
+    Exit,
+    Failure,
+    Group,
+    Session,
+    as_json,
+    print_json,
+    print_table,
+)
+
+if TYPE_CHECKING:
+    from liteq.brokers.base import Broker, Node, WorkflowInfo
+    from liteq.cli.drawing import Line
+
+__all__ = ["workflow"]
+
+_COLOURS: Final[Mapping[str, str]] = {
+    "succeeded": "green",
+    "failed": "red",
+    "revoked": "magenta",
+    "ignored": "magenta",
+    "running": "cyan",
+    "retrying": "yellow",
+    "parked": "yellow",
+}
+_WIDEST: Final = 60  # characters of a name with its branches, before columns give way
+
+
+@click.group(cls=Group)
+def workflow() -> None:
+    """Look at workflows, cancel them, run again what failed.
+
+    A workflow is what was sent as one: a chain, a group, a chord, a graph. Its id is that
+    of its result; the id of any task in it will do.
+    """
+
+
+@workflow.command("list")
+@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True)
+@as_json
+def workflow_list(limit: int, as_json: bool) -> None:
+    """List them, the latest first."""
+    rows = [_row(known) for known in Session.current().app.broker.workflows(limit)]
+    if as_json:
+        print_json(rows)
+        return
+    for row in rows:
+        row["done"] = f"{row['done']}/{row['total']}"
+    print_table(("id", "name", "state", "done", "failed", "created"), rows)
+
+
+@workflow.command("show")
+@click.argument("id")
+@click.option("--all", "everything", is_flag=True, help="Draw every branch of a large group.")
+@as_json
+def workflow_show(id: str, everything: bool, as_json: bool) -> None:
+    """Draw one as a tree, with the state of every task.
+
+    What runs one after the other has an arrow, what runs side by side is a branch.
+    """
+    from liteq.cli.drawing import BRANCHES, draw
+
+    app = Session.current().app
+    shown = app.workflow(id)
+    known = shown.info
+    nodes, edges = shown.graph()
+    if as_json:
+        print_json(
+            {
+                **_row(known),
+                "nodes": [_node(node) for node in nodes],
+                "edges": [edge._asdict() for edge in edges],
+            }
+        )
+        return
+    progress = shown.progress
+    failed = f", {progress.failed:,} failed" if progress.failed else ""
+    state = click.style(known.state, fg=_COLOURS.get(known.state), bold=True)
+    title = f"{known.name or 'workflow'} {known.id}  {state}"
+    click.echo(f"{title}  {progress.done:,} of {progress.total:,} done{failed}")
+    lines = draw(nodes, edges, branches=None if everything else BRANCHES)
+    _print_tree(app.broker, lines)
+
+
+@workflow.command("cancel")
+@click.argument("id")
+@click.option("--terminate", is_flag=True, help="End what runs, too.")
+def workflow_cancel(id: str, terminate: bool) -> None:
+    """Revoke all of its tasks that have not ended.
+
+    What runs may finish, unless --terminate is given. Prints how many were revoked, and how
+    many run on.
+    """
+    answers = Session.current().app.workflow(id).cancel(terminate=terminate).values()
+    revoked, running = (sum(a == word for a in answers) for word in ("revoked", "running"))
+    ended = sum(answer == "signalled" for answer in answers)
+    said = [f"{revoked} revoked"]
+    said += [f"{ended} being ended"] if ended else []
+    said += [f"{running} still running"] if running else []
+    click.echo(", ".join(said))
+
+
+@workflow.command("retry")
+@click.argument("id")
+def workflow_retry(id: str) -> int:
+    """Run the tasks that failed again, and what waited for them after that.
+
+    Prints the ids of those tasks. What has succeeded is not run again.
+    """
+    again = Session.current().app.workflow(id).retry_failed()
+    for one in again:
+        click.echo(one)
+    if not again:
+        raise Failure(f"nothing in {id} has failed", Exit.NOT_FOUND)
+    return Exit.OK
+
+
+def _row(known: WorkflowInfo) -> dict[str, Any]:
+    from liteq.brokers.base import FINAL_STATES
+
+    return {
+        "id": known.id,
+        "name": known.name,
+        "state": known.state,
+        "done": sum(known.counts.get(state, 0) for state in FINAL_STATES),
+        "total": sum(known.counts.values()),
+        "failed": known.counts.get("failed", 0),
+        "created": _moment(known.created_at),
+    }
+
+
+def _node(node: Node) -> dict[str, Any]:
+    times = {"started_at": _moment(node.started_at), "settled_at": _moment(node.settled_at)}
+    return {**node._asdict(), **times}
+
+
+def _print_tree(broker: Broker, lines: list[Line]) -> None:
+    errors = _errors(broker, [line.node for line in lines if line.node is not None])
+    texts = [line.prefix + (line.node.name if line.node else line.remark) for line in lines]
+    drawn = zip(texts, lines, strict=True)
+    width = max((len(t) for t, line in drawn if line.node and len(t) <= _WIDEST), default=0)
+    states = max((len(_state(line.node)) for line in lines if line.node), default=0)
+    for text, line in zip(texts, lines, strict=True):
+        node = line.node
+        if node is None:
+            click.echo(click.style(text, dim=True))
+            continue
+        word = _state(node)
+        state = click.style(word, fg=_COLOURS.get(node.state)) + " " * (states - len(word))
+        took = _took(node)
+        told = f"  {errors[node.id]}" if node.id in errors else ""
+        click.echo(f"{text:<{width}}  {state}  {took:>8}  {node.id}{told}".rstrip())
+
+
+def _state(node: Node) -> str:
+    return f"{node.state} upstream" if node.upstream else node.state
+
+
+def _took(node: Node) -> str:
+    if node.started_at is None or node.settled_at is None:
+        return ""
+    return f"{node.settled_at - node.started_at:,.2f} s"
+
+
+def _errors(broker: Broker, nodes: list[Node]) -> dict[str, str]:
+    """Return what the drawn nodes failed with, in a line each."""
+    from liteq import failure
+    from liteq.einfo import line
+
+    failed = [node.id for node in nodes if node.state == "failed" and not node.upstream]
+    told = {}
+    for id, record in broker.get(failed).items() if failed else ():
+        if record.state == "failed" and record.result is not None:
+            fields = failure.read(record.result)
+            told[id] = line(f"{fields['type']}: {fields['message']}")[:100]
+    return told
+
+
+def _moment(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
