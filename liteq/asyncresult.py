@@ -385,7 +385,7 @@ class AsyncResult(ResultBase, Generic[R]):
     @property
     def children(self) -> list[Any] | None:
         """The calls that the task made, and what follows it (`link`, the next of a
-        chain), groups as a `GroupResult`; None before its end."""
+        chain), groups as a `GroupResult`; None if there is nothing, or before its end."""
         return self._led_to({})
 
     @property
@@ -600,10 +600,10 @@ class AsyncResult(ResultBase, Generic[R]):
             if record.workflow not in links:
                 links[record.workflow] = _links(self.app.broker.nodes(record.workflow)[1])
             ids.update(dict.fromkeys(links[record.workflow].get(self.id, ())))
-        return self._results_of(tuple(ids))
+        return self._results_of(tuple(ids)) if ids else None
 
     def _results_of(self, ids: tuple[str, ...]) -> list[Any]:
-        records = self.app.broker.get(ids) if ids else {}
+        records = self.app.broker.get(ids)
         made: list[Any] = []
         for id in ids:
             task = records[id].packed[1] if id in records else None

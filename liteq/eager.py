@@ -1,81 +1,116 @@
-"""Running a call in place, by the same executor that workers use."""
+"""Running calls in place, by the same executor that workers use.
+
+A lone call is run here and now. Several that follow one another go through a store in
+memory that lasts as long as the call, and are claimed, run and settled as a worker does
+it; its clock jumps to the next time at which something is due, so nobody waits for an
+ETA, a countdown or the delay of a retry.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from liteq import failure, serializers, states
-from liteq.canvas import as_list, maybe_signature
+from liteq import brokers, failure, serializers, states
+from liteq.clock import Clock
 from liteq.exceptions import TaskRevokedError
 from liteq.executor import Delivery, Ended, Executor, ExecutorSettings, TaskLike
-from liteq.message import PACKED_FIELDS, Message
-from liteq.outcome import Failed, Ignored, Retried, Revoked, Succeeded
-from liteq.result import EagerResult
+from liteq.message import GATHER, PACKED_FIELDS, Edge, Message, Packed, Workflow
+from liteq.outcome import Failed, Ignored, Replaced, Retried, Revoked, Succeeded
+from liteq.result import AsyncResult, EagerResult, GroupResult
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
+    from liteq.brokers.base import Lease, Record
 
 __all__ = ["run"]
+
+Arguments: TypeAlias = tuple[Sequence[Any], Mapping[str, Any]]
 
 
 def run(
     app: Liteq,
-    message: Message,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    options: Mapping[str, Any],
+    messages: Sequence[Message],
+    edges: Sequence[Edge] = (),
+    workflow: Workflow | None = None,
     *,
+    result: Any = None,
+    arguments: Arguments | None = None,
     throw: bool,
-) -> EagerResult[Any]:
-    """Run a call to its end, retries at once and without their delay, then its links.
+) -> Any:
+    """Run calls and all that follows from them to the end; return their results.
 
-    Times to wait for (`countdown`, `eta`) are passed over, as in Celery.
+    `result`: what would be returned if they were sent, an `AsyncResult` or a
+    `GroupResult` with what goes before it (default: the result of the first); returned
+    is the same of `EagerResult`s. `arguments` are used in place of the body of the
+    first. With `throw` what the result failed with is raised here.
     """
+    made = _lone(app, messages[0], arguments) if len(messages) == 1 else None
+    if isinstance(made, EagerResult):
+        returned: Any = made
+    else:
+        if made is not None:
+            messages, edges = made
+            arguments = None
+        inline = _Inline(app, {messages[0].id: arguments} if arguments else {})
+        try:
+            inline.run(messages, edges, workflow)
+            returned = inline.results(result or AsyncResult(messages[0].id, app=app))
+        finally:
+            inline.broker.close()
+    if throw:
+        returned.maybe_throw()
+    return returned
+
+
+_Graph: TypeAlias = tuple[list[Message], list[Edge]]
+
+
+def _lone(
+    app: Liteq, message: Message, arguments: Arguments | None
+) -> EagerResult[Any] | _Graph:
+    """Run one call that nothing follows, its retries at once. Return its result, or, if it
+    has put others in its place, those."""
+    executor = _executor(app, app.clock)
+    number = 1
+    while True:
+        delivery = Delivery(message, number, arguments=arguments, eager=True)
+        ended = executor.attempt(delivery)
+        match ended.outcome:
+            case Retried(changes=changes):
+                changed = {"retries": message.retries + 1, **(changes or {})}
+                if "body" in changed:
+                    arguments = None
+                message = _changed(message, changed)
+                number += 1
+            case Replaced(changes=changes, graph=graph):
+                last = _changed(message, {**changes, "retries": 0})
+                others = [Message.unpack(packed) for packed in graph.messages]
+                return [last, *others], [Edge(*edge) for edge in graph.edges]
+            case _:
+                break
+    if app.conf.task_store_eager_result:
+        _store(app, message, ended)
+    return _result(message, ended)
+
+
+def _changed(message: Message, changes: Mapping[str, Any]) -> Message:
+    packed: dict[str, Any] = dict(zip(PACKED_FIELDS, message.pack(), strict=True))
+    return Message.unpack(tuple({**packed, **changes}.values()))
+
+
+def _executor(app: Liteq, clock: Clock) -> Executor:
     conf = app.conf
-    executor = Executor(
+    return Executor(
         cast("Mapping[str, TaskLike]", app.tasks),
         ExecutorSettings(
             accept=tuple(conf.accept_content),
             result_serializer=conf.result_serializer,
             hostname="eager",
-            clock=app.clock,
+            clock=clock,
         ),
     )
-    ended, message = _to_the_end(executor, message, args, kwargs)
-    result = _result(message, ended)
-    if conf.task_store_eager_result:
-        _store(app, message, ended)
-    if isinstance(ended.outcome, Succeeded):
-        for link in as_list(options.get("link")):
-            maybe_signature(link, app=app).apply((ended.value,))
-    elif isinstance(ended.outcome, Failed):
-        for link in as_list(options.get("link_error")):
-            maybe_signature(link, app=app).apply((message.id,))
-    if throw:
-        result.maybe_throw()
-    return result
-
-
-def _to_the_end(
-    executor: Executor, message: Message, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> tuple[Ended, Message]:
-    arguments: tuple[Sequence[Any], Mapping[str, Any]] | None = (args, kwargs)
-    number = 1
-    while True:
-        delivery = Delivery(message, number, arguments=arguments, eager=True)
-        ended = executor.attempt(delivery)
-        outcome = ended.outcome
-        if not isinstance(outcome, Retried):
-            return ended, message
-        changes = dict(outcome.changes or {})
-        if "body" in changes:
-            arguments = None
-        retries = changes.pop("retries", message.retries + 1)
-        packed: dict[str, Any] = dict(zip(PACKED_FIELDS, message.pack(), strict=True))
-        packed.update({**changes, "retries": retries})
-        message = Message.unpack(tuple(packed.values()))
-        number += 1
 
 
 def _result(message: Message, ended: Ended) -> EagerResult[Any]:
@@ -108,3 +143,173 @@ def _store(app: Liteq, message: Message, ended: Ended) -> None:
     app.broker.store(
         message.id, state, value, task=message.task, expires=message.result_expires
     )
+
+
+class _Leaping(Clock):
+    """A clock that can be set forward, so that what is due later is due now."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._ahead = 0.0
+
+    def now(self) -> float:
+        return self._clock.now() + self._ahead
+
+    def steady(self) -> float:
+        return self._clock.steady() + self._ahead
+
+    def leap_to(self, moment: float) -> None:
+        self._ahead += max(moment - self.now(), 0.0)
+
+
+class _Inline:
+    """One graph of calls, run in place: a store in memory and the worker in it."""
+
+    def __init__(self, app: Liteq, arguments: Mapping[str, Arguments]) -> None:
+        self.app = app
+        self._arguments = dict(arguments)
+        self._clock = _Leaping(app.clock)
+        self.broker = brokers.connect("memory://", {}, self._clock)
+        self._executor = _executor(app, self._clock)
+        self._edges: list[Edge] = []
+        self._ids: dict[str, None] = {}
+        self._ended: dict[str, Ended] = {}
+
+    def run(
+        self,
+        messages: Sequence[Message],
+        edges: Sequence[Edge],
+        workflow: Workflow | None,
+    ) -> None:
+        """Run all of them, and what they put in their place or add, until nothing is left.
+
+        What is raised for the caller of an eager call (by hooks, `KeyboardInterrupt`)
+        goes through.
+        """
+        self._enter((message.pack() for message in messages), edges)
+        self.broker.enqueue(messages, edges, workflow)
+        worker = self.broker.register("eager", (), 1, {})
+        queues: set[str] = set()
+        settlements: list[tuple[Lease, Any]] = []
+        while True:
+            step = self.broker.step(
+                worker, settlements=settlements, queues=tuple(queues), limit=1
+            )
+            settlements = [(lease, self._attempt(lease)) for lease in step.leases]
+            if settlements:
+                continue
+            if known := set(self.broker.counts()) - queues:
+                queues |= known
+            elif step.next_due is not None:
+                self._clock.leap_to(step.next_due)
+            else:
+                return
+
+    def _attempt(self, lease: Lease) -> Any:
+        delivery = Delivery(
+            lease.packed,
+            lease.delivery,
+            lease.inputs,
+            arguments=self._arguments.get(lease.id),
+            eager=True,
+        )
+        ended = self._ended[lease.id] = self._executor.attempt(delivery)
+        match ended.outcome:
+            case Replaced(graph=graph) | Succeeded(added=graph) if graph is not None:
+                self._enter(graph.messages, [Edge(*edge) for edge in graph.edges])
+            case Retried(changes=changes) if "body" in (changes or {}):
+                self._arguments.pop(lease.id, None)
+        if isinstance(ended.outcome, Replaced):
+            self._arguments.pop(lease.id, None)
+        return ended.outcome
+
+    def _enter(self, messages: Any, edges: Sequence[Edge]) -> None:
+        packed: Packed
+        for packed in messages:
+            self._ids[packed[0]] = None
+        self._edges += edges
+
+    # What came of it
+
+    def results(self, made: Any) -> Any:
+        """Return the results of calls that were to be sent as those of calls that ran."""
+        records = self.broker.get(tuple(self._ids))
+        eager = {id: self._eager(record) for id, record in records.items()}
+        self._join(records, eager)
+        returned = _like(made, eager)
+        if self.app.conf.task_store_eager_result:
+            self._store(records, made)
+        return returned
+
+    def _eager(self, record: Record) -> EagerResult[Any]:
+        ended = self._ended.get(record.id)
+        if ended is not None and _is_of(ended, record):
+            return _result(record.message, ended)
+        stored: AsyncResult[Any] = AsyncResult(record.id, app=self.app)
+        stored._record = record
+        return EagerResult(
+            record.id, stored.result, stored.state, stored.traceback, name=record.packed[1]
+        )
+
+    def _join(
+        self, records: Mapping[str, Record], eager: Mapping[str, EagerResult[Any]]
+    ) -> None:
+        """Give each result its children: what the task called, and what followed it."""
+        children: dict[str, list[Any]] = {}
+        for id, record in records.items():
+            for child in json.loads(record.children or "[]"):
+                made: Any = eager.get(child) or AsyncResult(child, app=self.app)
+                children.setdefault(id, []).append(made)
+        for edge in self._edges:
+            if edge.on == "success" and edge.target in eager:
+                children.setdefault(edge.source, []).append(eager[edge.target])
+        for id, found in children.items():
+            if id in eager:
+                eager[id]._made = found
+
+    def _store(self, records: Mapping[str, Record], made: Any) -> None:
+        for record in records.values():
+            ended = self._ended.get(record.id)
+            if ended is not None and _is_of(ended, record):
+                _store(self.app, record.message, ended)
+            elif record.final and record.packed[2] != b"count":
+                state = AsyncResult(record.id, app=self.app)._state_of(record)
+                self.app.broker.store(
+                    record.id,
+                    state,
+                    record.result,
+                    task=record.packed[1],
+                    expires=record.packed[13],
+                )
+        for node in made._line():
+            if isinstance(node, GroupResult):
+                node.save()
+
+
+def _is_of(ended: Ended, record: Record) -> bool:
+    """Tell whether this attempt is how the message ended: it may have been another's
+    place since, or have been replaced by a gather."""
+    match ended.outcome:
+        case Succeeded():
+            return record.state == "succeeded" and record.packed[1] != GATHER
+        case Failed():
+            return record.state == "failed" and record.packed[1] != GATHER
+        case Ignored():
+            return record.state == "ignored"
+        case _:
+            return False
+
+
+def _like(made: Any, eager: Mapping[str, EagerResult[Any]]) -> Any:
+    """Return the same results in the same form, of calls that ran."""
+    before: Any = None
+    for node in reversed(made._line()):
+        if isinstance(node, GroupResult):
+            members = [_like(member, eager) for member in node.results]
+            one: Any = GroupResult(node.id, members, app=node._app)
+        else:
+            one = eager.get(node.id, node)
+        if before is not None:
+            one.parent = before
+        before = one
+    return before

@@ -117,9 +117,14 @@ class Sender:
         from liteq import eager  # late: the executor is 3 ms that a mere sender saves
 
         args, kwargs = _arguments(args, kwargs)
-        message = self._message(self.rules(), task.name, task, args, kwargs, options, body=b"")
+        rules = self.rules()
+        message = self._message(rules, task.name, task, args, kwargs, options, body=b"")
+        messages, edges = self._with_links(rules, message, options)
         raises: bool = self._app.conf.task_eager_propagates if throw is None else throw
-        return eager.run(self._app, message, args, kwargs, options, throw=raises)
+        made: EagerResult[Any] = eager.run(
+            self._app, messages, edges, arguments=(args, kwargs), throw=raises
+        )
+        return made
 
     def send(
         self,

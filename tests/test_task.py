@@ -1035,10 +1035,36 @@ def test_links_are_run_in_place_too(app: Liteq) -> None:
     def note(*args: Any) -> None:
         seen.append(args)
 
-    add.apply((1, 2), link=note.s("own"))
-    result = fail.apply(link_error=note.s())
+    @app.task
+    def report(id: str) -> None:
+        seen.append(id)
 
-    assert seen == [(3, "own"), (result.id,)]
+    done = add.apply((1, 2), link=note.s("own"))
+    failed = fail.apply(link_error=report.s())
+
+    assert seen == [(3, "own"), failed.id]
+    assert (done.get(), [child.name for child in done.children or ()]) == (3, [note.name])
+    assert failed.children is None
+
+
+def test_nobody_waits_for_a_time_in_a_call_that_is_run_in_place(app: Liteq) -> None:
+    seen: list[int] = []
+
+    @app.task(bind=True)
+    def hour(self: BoundTask, n: int) -> int:
+        seen.append(n)
+        if not self.request.retries:
+            raise self.retry(countdown=3600)
+        return n
+
+    @app.task
+    def note(n: int) -> None:
+        seen.append(-n)
+
+    result = hour.apply((1,), countdown=60, link=note.s().set(countdown=60))
+
+    assert result.get() == 1
+    assert seen == [1, 1, -1]
 
 
 def test_eager_mode_runs_calls_in_place_as_if_they_had_been_sent(app: Liteq) -> None:
