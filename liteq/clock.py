@@ -10,10 +10,11 @@ instead of sleeping. Two clocks are needed, because each lies about something:
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Protocol
 
-__all__ = ["Clock", "SystemClock", "system_clock"]
+__all__ = ["Clock", "ManualClock", "SystemClock", "system_clock"]
 
 # CLOCK_BOOTTIME counts through a suspend and is shared by all processes of one boot;
 # platforms without it (macOS) have a monotonic clock that is shared too.
@@ -40,6 +41,35 @@ class SystemClock:
 
     def steady(self) -> float:
         return time.clock_gettime(_STEADY)
+
+
+class ManualClock:
+    """A clock that stands still until it is moved. Threads may share it."""
+
+    def __init__(self, start: float) -> None:
+        """`start`: Unix seconds."""
+        self._lock = threading.Lock()  # two threads that move it must both be seen
+        self._now = start
+        self._steady = 1_000.0
+
+    def now(self) -> float:
+        return self._now
+
+    def steady(self) -> float:
+        return self._steady
+
+    def advance(self, seconds: float) -> None:
+        """Let this much time pass."""
+        with self._lock:
+            self._now += seconds
+            self._steady += seconds
+
+    def move_to(self, moment: float) -> None:
+        """Let time pass until this instant (Unix seconds); if it is over, do nothing."""
+        with self._lock:
+            passed = max(0.0, moment - self._now)
+            self._now = max(self._now, moment)  # exactly: a sum would round
+            self._steady += passed
 
 
 system_clock = SystemClock()

@@ -1,0 +1,141 @@
+"""Working a store off in place: claim → run → settle in the caller's thread, without waiting.
+
+It is what the test mode and eager calls have for a worker. A message's fate is decided by
+the same executor and written by the same settle as in a worker; there is no other path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+
+from liteq.brokers.base import Broker, Lease, Note
+from liteq.context import Report
+from liteq.executor import Delivery, Ended, Executor
+from liteq.outcome import Released
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+    from liteq.clock import ManualClock
+
+__all__ = ["Attempt", "InlineWorker", "Ran", "attempt_with", "delivery_of"]
+
+Attempt: TypeAlias = Callable[[Lease, Report], Ended]
+
+_DETAILS: Final = {"pool": "inline"}
+
+
+class Ran(NamedTuple):
+    """One attempt that was made, and settled. `at`: when it began, Unix seconds."""
+
+    lease: Lease
+    ended: Ended
+    at: float
+
+
+class InlineWorker:
+    """A worker without a loop of its own: it runs what is due while it is asked to.
+
+    `attempt` makes one attempt of a lease; what it raises goes through to the caller, and
+    the message is put back as if it had not been started. `queues`: None for every queue
+    in which something waits. `tasks`: the names that it knows (None: all); messages of
+    others are parked. Use it as a context, so that the store knows it as long as it is at
+    work. One thread at a time.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        attempt: Attempt,
+        *,
+        queues: Sequence[str] | None = None,
+        tasks: Collection[str] | None = None,
+        name: str = "inline",
+    ) -> None:
+        self._broker = broker
+        self._attempt = attempt
+        self._fixed = tuple(queues) if queues is not None else None
+        self._queues: tuple[str, ...] = self._fixed or ()
+        self._tasks = tasks
+        self._name = name
+        self._id = 0
+
+    def __enter__(self) -> Self:
+        self._id = self._broker.register(self._name, self._find_queues(), 1, _DETAILS)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._broker.unregister(self._id)
+
+    def run_due(self) -> Iterator[Ran]:
+        """Run what is due now and what comes due of it, yielding each attempt once it is
+        settled. Whoever stops asking leaves the rest in the store."""
+        while (lease := self._claim()) is not None:
+            yield self._run(lease)
+
+    def run_until(self, moment: float | None, clock: ManualClock) -> Iterator[Ran]:
+        """Run what is due, then move the clock to when the next message is and go on, up
+        to and including this instant (Unix seconds; None: until nothing is left)."""
+        while True:
+            yield from self.run_due()
+            due = self.next_due()
+            if due is None or (moment is not None and due > moment):
+                break
+            clock.move_to(due)
+        if moment is not None:
+            clock.move_to(moment)
+
+    def next_due(self) -> float | None:
+        """Return when the next delayed message is due, Unix seconds; None if there is
+        none. One may be due by now."""
+        self._find_queues()
+        return self._broker.step(self._id, queues=self._queues).next_due
+
+    def _claim(self) -> Lease | None:
+        while True:
+            queues = self._queues
+            step = self._broker.step(self._id, queues=queues, limit=1, tasks=self._tasks)
+            if step.leases:
+                return step.leases[0]
+            if not step.aside and self._find_queues() == queues:
+                return None
+
+    def _find_queues(self) -> tuple[str, ...]:
+        """Look again which queues there are. Not at every claim: it counts all that waits."""
+        if self._fixed is None:
+            self._queues = tuple(sorted(self._broker.counts()))
+        return self._queues
+
+    def _run(self, lease: Lease) -> Ran:
+        began = self._broker.clock.now()
+        try:
+            ended = self._attempt(lease, self._reporter(lease))
+        except BaseException:  # whatever it was, nobody holds this lease any more
+            self._broker.settle(self._id, lease, Released())
+            raise
+        self._broker.settle(self._id, lease, ended.outcome)
+        return Ran(lease, ended, began)
+
+    def _reporter(self, lease: Lease) -> Report:
+        def report(state: str, meta: bytes) -> None:
+            self._broker.step(self._id, notes=[(lease, Note(state, meta))])
+
+        return report
+
+
+def attempt_with(executor: Executor) -> Attempt:
+    """Return what makes an attempt as a child of a worker does."""
+    return lambda lease, report: executor.attempt(delivery_of(lease), report)
+
+
+def delivery_of(lease: Lease) -> Delivery:
+    """Return a lease as the executor takes it."""
+    inputs = tuple((i.source, i.kind, i.position, i.value) for i in lease.inputs)
+    return Delivery(lease.packed, lease.delivery, inputs)
