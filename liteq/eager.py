@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from liteq import brokers, failure, serializers, states
 from liteq.clock import Clock
+from liteq.context import Report
 from liteq.exceptions import TaskRevokedError
 from liteq.executor import Delivery, Ended, Executor, ExecutorSettings, TaskLike
+from liteq.inline import InlineWorker
 from liteq.message import GATHER, PACKED_FIELDS, Edge, Message, Packed, Workflow
 from liteq.outcome import Failed, Ignored, Replaced, Retried, Revoked, Succeeded
 from liteq.result import AsyncResult, EagerResult, GroupResult
@@ -188,24 +190,11 @@ class _Inline:
         """
         self._enter((message.pack() for message in messages), edges)
         self.broker.enqueue(messages, edges, workflow)
-        worker = self.broker.register("eager", (), 1, {})
-        queues: set[str] = set()
-        settlements: list[tuple[Lease, Any]] = []
-        while True:
-            step = self.broker.step(
-                worker, settlements=settlements, queues=tuple(queues), limit=1
-            )
-            settlements = [(lease, self._attempt(lease)) for lease in step.leases]
-            if settlements:
-                continue
-            if known := set(self.broker.counts()) - queues:
-                queues |= known
-            elif step.next_due is not None:
-                self._clock.leap_to(step.next_due)
-            else:
-                return
+        with InlineWorker(self.broker, self._attempt, name="eager") as worker:
+            for _ in worker.run_until(None, self._clock.leap_to):
+                pass
 
-    def _attempt(self, lease: Lease) -> Any:
+    def _attempt(self, lease: Lease, _report: Report) -> Ended:
         delivery = Delivery(
             lease.packed,
             lease.delivery,
@@ -221,7 +210,7 @@ class _Inline:
                 self._arguments.pop(lease.id, None)
         if isinstance(ended.outcome, Replaced):
             self._arguments.pop(lease.id, None)
-        return ended.outcome
+        return ended
 
     def _enter(self, messages: Any, edges: Sequence[Edge]) -> None:
         packed: Packed

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from liteq.clock import ManualClock
-
-__all__ = ["Attempt", "InlineWorker", "Ran", "attempt_with", "delivery_of"]
+__all__ = ["Attempt", "InlineWorker", "Ran", "attempt_with"]
 
 Attempt: TypeAlias = Callable[[Lease, Report], Ended]
 
@@ -80,17 +78,20 @@ class InlineWorker:
         while (lease := self._claim()) is not None:
             yield self._run(lease)
 
-    def run_until(self, moment: float | None, clock: ManualClock) -> Iterator[Ran]:
-        """Run what is due, then move the clock to when the next message is and go on, up
-        to and including this instant (Unix seconds; None: until nothing is left)."""
+    def run_until(
+        self, moment: float | None, move_to: Callable[[float], object]
+    ) -> Iterator[Ran]:
+        """Run what is due, then have the broker's clock moved to when the next message is
+        and go on, up to and including this instant (Unix seconds; None: until nothing is
+        left)."""
         while True:
             yield from self.run_due()
             due = self.next_due()
             if due is None or (moment is not None and due > moment):
                 break
-            clock.move_to(due)
+            move_to(due)
         if moment is not None:
-            clock.move_to(moment)
+            move_to(moment)
 
     def next_due(self) -> float | None:
         """Return when the next delayed message is due, Unix seconds; None if there is
@@ -132,10 +133,9 @@ class InlineWorker:
 
 def attempt_with(executor: Executor) -> Attempt:
     """Return what makes an attempt as a child of a worker does."""
-    return lambda lease, report: executor.attempt(delivery_of(lease), report)
 
+    def attempt(lease: Lease, report: Report) -> Ended:
+        delivery = Delivery(lease.packed, lease.delivery, lease.inputs)
+        return executor.attempt(delivery, report)
 
-def delivery_of(lease: Lease) -> Delivery:
-    """Return a lease as the executor takes it."""
-    inputs = tuple((i.source, i.kind, i.position, i.value) for i in lease.inputs)
-    return Delivery(lease.packed, lease.delivery, inputs)
+    return attempt

@@ -66,9 +66,9 @@ def test_what_is_not_due_stays_until_the_clock_has_come_there(
     with worker(app) as inline:
         assert names(inline) == []
         assert inline.next_due() == START + 60
-        assert [ran.at for ran in inline.run_until(START + 3600, moved)] == [START + 60]
+        assert [ran.at for ran in inline.run_until(START + 3600, moved.move_to)] == [START + 60]
         assert moved.now() == START + 3600
-        assert [ran.at for ran in inline.run_until(None, moved)] == [START + 7200]
+        assert [ran.at for ran in inline.run_until(None, moved.move_to)] == [START + 7200]
         assert moved.now() == START + 7200
         assert inline.next_due() is None
 
