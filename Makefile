@@ -26,7 +26,7 @@ check: $(VENV)/.dev  ## style, types and the import stack, without the tests
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-logo
 
-bench: $(VENV)/.bench  ## measure throughput and latency on this machine
+bench: $(VENV)/.run  ## measure beside Celery, Dramatiq, Huey, RQ … (BENCH_ARGS=--help)
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 storm: $(VENV)/.dev  ## minutes of random kills: what the promises are worth
@@ -58,10 +58,6 @@ $(VENV)/.run: pyproject.toml | $(VENV)/.pip
 $(VENV)/.dev: pyproject.toml | $(VENV)/.run
 	@echo "installing the development tools into $(VENV) …"
 	@$(PIP) install --editable . --group dev
-	@touch $@
-
-$(VENV)/.bench: pyproject.toml | $(VENV)/.run
-	@$(PIP) install --editable . --group bench
 	@touch $@
 
 $(VENV)/.docs: pyproject.toml | $(VENV)/.run

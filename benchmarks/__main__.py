@@ -1,6 +1,8 @@
-"""Measure, and print Markdown: `python -m benchmarks [--quick] [--only drain,idle,…]`.
+"""Measure the systems on the same work: `python -m benchmarks [--quick] [--systems …]`.
 
-In each round the systems take turns. Needs Linux: memory and CPU are read in /proc.
+In each round the systems take turns, each measurement on a store of its own, and every
+count is verified. Prints Markdown; `--chart FILE` draws some of it. Needs Linux: memory
+and CPU are read in /proc.
 """
 
 from __future__ import annotations
@@ -8,101 +10,99 @@ from __future__ import annotations
 import argparse
 import os
 import platform
-import statistics
+import subprocess
 import sys
 import time
-from collections import defaultdict
 from importlib.metadata import version
+from pathlib import Path
 
-from benchmarks.measures import (
-    LITEQ,
-    MEASURES,
-    PEERS,
-    QUICK,
-    ROWS,
-    Measure,
-    Scale,
-    depths,
-    idle,
-)
+from benchmarks.measures import MEASURES, QUICK, Scale, depths, idle
+from benchmarks.report import Results, chart, depth_table, table
+from benchmarks.servers import Redis, bin_of, install
 from benchmarks.site import others_cpu_seconds
+from benchmarks.systems import LITEQ, SYSTEMS, System
 
 
 def main() -> None:
-    parts = [*(measure.__name__ for measure in MEASURES), "depth"]
-    parser = argparse.ArgumentParser(prog="python -m benchmarks")
-    parser.add_argument("--quick", action="store_true", help="a minute, and rougher")
-    parser.add_argument("--only", default=",".join(parts), help="some of %(default)s")
-    options = parser.parse_args()
-    chosen = options.only.split(",")
-    if unknown := set(chosen) - set(parts):
-        parser.error(f"no such part: {', '.join(sorted(unknown))}")
-    scale = QUICK if options.quick else Scale()
-    print(
-        f"liteq {version('liteq-queue')}, Huey {version('huey')}, Python "
-        f"{platform.python_version()}, {os.cpu_count()} CPUs, {time.strftime('%Y-%m-%d')}. "
-        "Load: how many CPUs other processes kept busy.",
-        flush=True,
+    parts = {measure.__name__: measure for measure in MEASURES}
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="smaller and rougher")
+    parser.add_argument("--systems", default=",".join(SYSTEMS), help="some of %(default)s")
+    parser.add_argument(
+        "--only", default=",".join([*parts, "depth"]), help="some of %(default)s"
     )
-    if wanted := [measure for measure in MEASURES if measure.__name__ in chosen]:
-        compare(wanted, scale)
-    if "depth" in chosen:
-        compare_depths(scale)
+    parser.add_argument("--rounds", type=int, help="in place of 3, or 1 with --quick")
+    parser.add_argument("--chart", type=Path, help="where to draw an SVG")
+    options = parser.parse_args()
+    scale = QUICK if options.quick else Scale()
+    if options.rounds:
+        scale = scale._replace(rounds=options.rounds)
+    systems = [SYSTEMS[name] for name in _chosen(parser, options.systems, list(SYSTEMS))]
+    chosen = _chosen(parser, options.only, [*parts, "depth"])
+    for system in systems:
+        install(system)
+    versions = ", ".join(f"{system.title} {_version(system)}" for system in systems)
+    place = f"Python {platform.python_version()}, {os.cpu_count()} CPUs"
+    print(f"{time.strftime('%Y-%m-%d')}, {place}; {versions}.\n", flush=True)
+    redis = Redis()
+    try:
+        results = compare(systems, [name for name in chosen if name in parts], scale, redis)
+        print(table(results, scale))
+        if options.chart:
+            options.chart.write_text(chart(results), encoding="utf-8")
+        if "depth" in chosen:
+            compare_depths(scale, redis)
+    finally:
+        redis.stop()
 
 
-def compare(wanted: list[Measure], scale: Scale) -> None:
-    """Print liteq's medians beside each peer's, and how many times better liteq's are."""
-    values: dict[tuple[str, str], list[float]] = defaultdict(list)
-    loads: dict[str, list[float]] = defaultdict(list)
-    systems = [LITEQ, *PEERS]
+def compare(systems: list[System], names: list[str], scale: Scale, redis: Redis) -> Results:
+    """Take all measurements, round by round, the systems in turn."""
+    results = Results(systems)
+    order = list(systems)
     for turn in range(scale.rounds):
-        for measure in wanted:
-            for system in systems:
-                say(f"round {turn + 1} of {scale.rounds}: {measure.__name__}, {system.title}")
+        for name in names:
+            measure = next(one for one in MEASURES if one.__name__ == name)
+            for system in order:
+                say(f"round {turn + 1} of {scale.rounds}: {name}, {system.title}")
                 start, before = time.monotonic(), others_cpu_seconds()
-                measured = measure(system, scale)
+                try:
+                    values = measure(system, scale, redis)
+                except (RuntimeError, subprocess.SubprocessError) as exc:
+                    say(f"  FAILED: {exc}")
+                    results.failed(system, name, str(exc))
+                    continue
                 load = (others_cpu_seconds() - before) / (time.monotonic() - start)
-                for row, value in measured.items():
-                    values[row, system.title].append(value)
-                    loads[row].append(load)
-        systems.reverse()
-
-    print(f"\n| | liteq | {' | '.join(peer.title for peer in PEERS)} | load |")
-    print(f"|---|---|{'---|' * len(PEERS)}---|")
-    for row in loads:
-        own = statistics.median(values[row, LITEQ.title])
-        cells = [ROWS[row], figure(own)]
-        for peer in PEERS:
-            theirs = statistics.median(values[row, peer.title])
-            better = own / theirs if row == "drain" else theirs / own
-            cells.append(f"{figure(theirs)} ({figure(better)}×)")
-        print(f"| {' | '.join(cells)} | {statistics.median(loads[row]):.1f} |")
+                results.add(system, values, load)
+        order.append(order.pop(0))
+    return results
 
 
-def compare_depths(scale: Scale) -> None:
+def compare_depths(scale: Scale, redis: Redis) -> None:
     """Print what liteq costs while other messages wait, for their turn or their time."""
     say("cost by depth")
-    start, before = time.monotonic(), others_cpu_seconds()
-    costs = depths(scale)
-    load = (others_cpu_seconds() - before) / (time.monotonic() - start)
-    print(
-        f"\n| messages waiting (load {load:.1f}) | enqueue, CPU µs | claim and settle, CPU µs |"
-    )
-    print("|---|---|---|")
-    least = costs[scale.depths[0]]
-    for depth, found in costs.items():
-        cells = [
-            f"{cost:.1f} ({cost / base:.2f}×)" for cost, base in zip(found, least, strict=True)
-        ]
-        print(f"| {depth:,} | {' | '.join(cells)} |")
-    say("memory by depth")
+    print(depth_table(depths(scale)))
     for delayed in (0, scale.depths[-1]):
-        size = idle(LITEQ, scale, delayed)["idle memory"]
+        size = idle(LITEQ, scale, redis, delayed)["idle memory"]
         print(f"\nA worker while {delayed:,} messages wait for tomorrow: {size:.1f} MB (PSS).")
 
 
-def figure(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+def _chosen(parser: argparse.ArgumentParser, given: str, known: list[str]) -> list[str]:
+    names = given.split(",")
+    if unknown := set(names) - set(known):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(known)}")
+    return names
+
+
+def _version(system: System) -> str:
+    if not system.requires:
+        return version("liteq-queue")
+    name = system.requires[0].partition(">")[0].partition("[")[0]
+    code = f"import importlib.metadata as m; print(m.version({name!r}))"
+    done = subprocess.run(
+        [str(bin_of(system) / "python"), "-c", code], check=True, stdout=subprocess.PIPE
+    )
+    return done.stdout.decode().strip()
 
 
 def say(text: str) -> None:

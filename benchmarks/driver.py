@@ -3,61 +3,130 @@ ARGUMENTS` prints what the operation returned. Arguments and answer are JSON."""
 
 from __future__ import annotations
 
+import asyncio
 import importlib
+import inspect
 import json
 import os
 import random
 import sys
 import time
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 
-def enqueue(system: Any, number: int, first: int = 0) -> tuple[list[int], float]:
+async def enqueue(system: Any, number: int, first: int = 0) -> tuple[list[int], float]:
     """Enqueue in a loop: nanoseconds of each call, and CPU seconds of all."""
+    call, is_async = system.enqueue, _is_async(system)
     handles, took = [], []
     cpu = time.process_time()
     for each in range(first, first + number):
         start = time.perf_counter_ns()
-        handles.append(system.enqueue(each))
+        handle = call(each)
+        handles.append(await handle if is_async else handle)
         took.append(time.perf_counter_ns() - start)
     cpu = time.process_time() - cpu
-    _ids().write_text(json.dumps([handle.id for handle in handles]))
+    if hasattr(system, "result"):
+        name = "id" if hasattr(handles[0], "id") else "task_id"
+        _ids().write_text(json.dumps([getattr(handle, name) for handle in handles]))
     return took, cpu
 
 
-def results(system: Any) -> int:
-    """Return how many of the tasks enqueued have left the right result."""
+async def results(system: Any) -> int | None:
+    """Return how many of the tasks enqueued have left the right result; None where a
+    result cannot be asked for by its id."""
+    if not hasattr(system, "result"):
+        return None
     ids = json.loads(_ids().read_text())
-    return sum(system.result(id) == number for number, id in enumerate(ids))
+    return sum([await _value(system.result(id)) == number for number, id in enumerate(ids)])
 
 
-def paced(system: Any, number: int) -> list[int]:
+async def paced(system: Any, number: int) -> list[int]:
     """Enqueue with pauses, each task for an idle worker: the times of the calls."""
     called = []
     for each in range(number):
         called.append(time.monotonic_ns())
-        system.enqueue(each)
-        time.sleep(random.uniform(0.04, 0.06))
+        await _value(system.enqueue(each))
+        time.sleep(random.uniform(0.04, 0.06))  # noqa: ASYNC251 (nothing else runs here)
     return called
 
 
-def round_trips(system: Any, number: int) -> list[int]:
-    """Call and wait, one after the other: nanoseconds of each."""
-    took = []
+async def round_trips(system: Any, number: int, budget: float) -> list[int]:
+    """Call and wait, one after the other, for at most `budget` seconds: ns of each."""
+    took: list[int] = []
     for each in range(number):
         start = time.perf_counter_ns()
-        assert system.wait(system.enqueue(each)) == each
+        if hasattr(system, "call"):
+            value = await system.call(each)
+        else:
+            value = await _value(system.wait(await _value(system.enqueue(each))))
         took.append(time.perf_counter_ns() - start)
+        assert value == each, value
+        if sum(took) > budget * 1e9:
+            break
     return took
+
+
+async def sleepers(system: Any, number: int, milliseconds: int) -> None:
+    """Enqueue tasks that take their time."""
+    for each in range(number):
+        await _value(system.enqueue_sleep(each, milliseconds))
+
+
+async def canvas(system: Any, kind: str, size: int) -> float | None:
+    """Submit a workflow and wait for its result: seconds, None if the system has none."""
+    function = getattr(system, f"{kind}_", None)
+    if function is None:
+        return None
+    start = time.perf_counter()
+    value = function(size)
+    took = time.perf_counter() - start
+    assert value == {"chord": size * (size - 1) // 2, "chain": size}[kind], value
+    return took
+
+
+async def _value(made: Any) -> Any:
+    return await made if inspect.isawaitable(made) else made
+
+
+def _is_async(system: Any) -> bool:
+    return hasattr(system, "setup")
 
 
 def _ids() -> Path:
     return Path(os.environ["BENCH_FOLDER"], "ids.json")
 
 
-if __name__ == "__main__":
+async def _within(system: Any, work: Coroutine[Any, Any, Any]) -> Any:
+    await system.setup()
+    try:
+        return await work
+    finally:
+        await system.teardown()
+
+
+def _without_loop(work: Coroutine[Any, Any, Any]) -> Any:
+    """Run what never waits for an event loop, so that none is in the way of the system."""
+    try:
+        work.send(None)
+    except StopIteration as end:
+        return end.value
+    raise RuntimeError("a system without setup() waited for an event loop")
+
+
+def main() -> None:
     module, name, arguments = sys.argv[1:]
-    system, own = importlib.import_module(module), globals().get(name)
+    system, own = importlib.import_module(f"benchmarks.{module}"), globals().get(name)
     given = json.loads(arguments)
-    print(json.dumps(own(system, **given) if own else getattr(system, name)(**given)))
+    if own is None:
+        answer = getattr(system, name)(**given)
+    elif _is_async(system):
+        answer = asyncio.run(_within(system, own(system, **given)))
+    else:
+        answer = _without_loop(own(system, **given))
+    print(f"@@{json.dumps(answer)}")
+
+
+if __name__ == "__main__":
+    main()

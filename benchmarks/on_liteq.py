@@ -1,21 +1,42 @@
-"""liteq on SQLite, and what the measurements of depth do with its store."""
+"""liteq on either store, and what the measurements of depth do with it."""
 
 from __future__ import annotations
 
 import os
 import time
 
-from benchmarks.effects import record
-from liteq import Liteq
+from benchmarks.effects import record, slow
+from liteq import Liteq, chain, chord
 from liteq.ids import new_id
 from liteq.message import Message
 from liteq.outcome import Succeeded
 from liteq.result import AsyncResult
 
-app = Liteq("bench", broker=f"sqlite:///{os.environ['BENCH_FOLDER']}/store")
-app.conf.broker_transport_options = {"durability": os.environ["BENCH_DURABILITY"]}
+folder = os.environ["BENCH_FOLDER"]
+app = Liteq("bench", broker=os.environ.get("BENCH_REDIS") or f"sqlite:///{folder}/store")
+if "BENCH_REDIS" not in os.environ:
+    app.conf.broker_transport_options = {"durability": os.environ["BENCH_DURABILITY"]}
 noop = app.task(name="noop")(record)
-enqueue = noop.delay
+sleeper = app.task(name="sleeper")(slow)
+enqueue, enqueue_sleep = noop.delay, sleeper.delay
+
+
+@app.task
+def add_up(numbers: list[int]) -> int:
+    return sum(numbers)
+
+
+@app.task
+def increment(number: int) -> int:
+    return number + 1
+
+
+def chord_(size: int) -> int:
+    return chord((noop.s(number) for number in range(size)), add_up.s()).delay().get(100)
+
+
+def chain_(size: int) -> int:
+    return chain(increment.s(0), *(increment.s() for _ in range(size - 1))).delay().get(100)
 
 
 def wait(handle: AsyncResult[int]) -> int:
