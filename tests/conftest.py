@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis_server
 import world
 from hypothesis import HealthCheck, settings
 
 from liteq.brokers.base import Broker
 
-BROKERS = ("sqlite", "memory")  # a new broker is entered here and in world.Store
+BROKERS = ("sqlite", "memory", "redis")  # a new broker is entered here and in world.Store
 
 # Derandomised: the same run everywhere, so a red build is red at the desk as well.
 _calm: dict[str, Any] = {
@@ -38,6 +39,8 @@ def store(
     request: pytest.FixtureRequest, tmp_path: Path, clock: world.FakeClock
 ) -> world.Store:
     """A new, empty store of each kind."""
+    if request.param == "redis":
+        redis_server.require()
     return world.Store(request.param, tmp_path, clock)
 
 

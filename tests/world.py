@@ -62,6 +62,14 @@ class Store:
                 return SqliteBroker(None, **options)
             case "sqlite":
                 return SqliteBroker(str(self.folder / "store"), **options)
+            case "redis":
+                # Imported late: a test that never talks to Redis never loads its client.
+                import redis_server
+
+                from liteq.brokers.redis import RedisBroker
+
+                options.setdefault("namespace", redis_server.namespace_of(self.folder))
+                return RedisBroker(redis_server.shared(), **options)
             case other:
                 raise ValueError(f"no store of kind {other!r}")
 

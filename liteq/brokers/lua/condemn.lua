@@ -1,0 +1,27 @@
+-- A slice of Broker.reclaim and Broker.unregister: what a worker holds that is to hold nothing.
+-- Needs: base ends lease
+-- ARGV[4]   worker
+--      [5]  "dead": it is given up now, and must register anew should it live after all;
+--           "gone": it leaves by itself; "": it is only looked at
+--      [6]  how many leases
+-- Answers   the number of leases; for each: number, token, delivery, the fields of a message
+
+local worker = ARGV[4]
+if ARGV[5] ~= '' and call('ZREM', P .. 'workers', worker) == 1 then
+  local queues = call('HGET', P .. 'worker:' .. worker, 'queues')
+  for _, queue in ipairs(cjson.decode(queues)) do
+    call('SREM', P .. 'idle:' .. queue, worker)
+  end
+  call('HSET', P .. 'worker:' .. worker, 'stopped', NOW_TEXT)
+  call('ZADD', P .. 'gone', NOW, worker)
+  call('DEL', P .. 'known:' .. worker)
+end
+local ids = call('SRANDMEMBER', P .. 'leases:' .. worker, tonumber(ARGV[6]))
+put(#ids)
+for _, id in ipairs(ids) do
+  local m = call('HMGET', P .. 'm:' .. id, 'n', 'k', 'd', 't', 'b', 'q', 'p', 'u', 'x', 'y',
+    'o', 'e')
+  put(m[1]) put(m[2]) put(m[3]) put(id)
+  for i = 4, 12 do put(m[i]) end
+end
+return answer()

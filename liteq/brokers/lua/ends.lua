@@ -1,0 +1,334 @@
+-- How a message changes its state, and what its end means to those that wait for it.
+--
+-- The fields of a message, m:<id>:
+--   n  number: the order of arrival       s  state, one letter (below)
+--   t  task     b  body                   q  queue    p  priority
+--   u  run_at   x  expires_at             y  retries  e  envelope
+--   o  time_limit,soft_time_limit,acks_late,ignore_result,max_deliveries,result_expires
+--   k  token of the lease, or of the last w  worker that has or had it
+--   d  deliveries                         T  when it was started
+--   Q  when it was enqueued               Z  when it settled
+--   r  result, or error                   c  children
+--   N  state that it reports (note)       M  what it reports with it
+--   V  why it was revoked; while it runs: that it is to be, and with which signal
+--   X  why it is a dead letter            K  when it was parked
+--   v  names of the mailboxes that wait   j  "1": it is not what was enqueued any more
+--   O  "1": edges leave here              P  how many edges to it are not met
+--   C  countdown, D  expires_in: seconds from when it stops waiting
+--   B  of a gather: the position of its next part
+--   W  the workflow that it is a node of
+-- States: w waiting, q queued, d delayed, r running, p parked;
+--   S succeeded, F failed, R revoked, I ignored.
+--
+-- Keys:
+--   q:<queue>           zset  queued ids, by priority and number
+--   d:<queue>           zset  delayed ids, by when they are due
+--   w:<queue>           zset  waiting ids, by number
+--   parked:<n>:<queue>:<task>  zset  parked ids, by priority and number (n: its length)
+--   p:<queue>           set   tasks that messages of this queue are parked for
+--   parked              zset  parked ids, by when they were parked
+--   expiry              zset  ids that are not to be started after a time, by that time
+--   retrying            zset  ids that wait for another attempt, by number
+--   leases:<worker>     set   ids that the worker holds
+--   orders:<worker>     hash  number: signal, of runs that the worker is to end
+--   over:<state>        zset  ids that ended in S, F, R, I, by number
+--   dead                zset  dead letters, by number
+--   expiring            zset  ids that ended, by when they are to be deleted
+--   e:<id>              hash  edges from a message; letter and target: position
+--   b:<id>              hash  edges to a message; source: letter, "+" once it is met
+--   i:<id>              hash  inputs of a message; position:source: letter and value
+--   a:<id>              list  its attempts that did not succeed
+--   workflow:<id>       hash  name, created
+--   nodes:<workflow>    zset  ids of its messages, by number
+--   workflows           zset  ids of workflows, by the number of their first message
+
+local GATHER = 'liteq.gather'
+local IGNORED_KEPT = 3600
+
+local function rank(priority, number)  -- highest priority first, then the oldest
+  return (9 - priority) * 17592186044416 + number
+end
+
+local function parked_key(queue, task)
+  return P .. 'parked:' .. #queue .. ':' .. queue .. ':' .. task
+end
+
+local LOADED = {'s', 'n', 'q', 'p', 't', 'x', 'u', 'o', 'O', 'v', 'V', 'r', 'w', 'P', 'b', 'C',
+  'D', 'W', 'k', 'K'}
+local function load(id)
+  local found = call('HMGET', P .. 'm:' .. id, unpack(LOADED))
+  if not found[1] then return nil end
+  local m = {id = id}
+  for i, name in ipairs(LOADED) do m[name] = found[i] end
+  return m
+end
+
+local function kept_for(options)  -- result_expires, "" for ever
+  return string.match(options, '([^,]*)$')
+end
+
+local function ignores(options)
+  return string.match(options, '^[^,]*,[^,]*,[^,]*,(.)') == '1'
+end
+
+-- Put a message where claims find it, now or when it is due. Returns its state.
+local function line_up(id, queue, priority, number, run_at, expires_at)
+  local state
+  if run_at and tonumber(run_at) > NOW then
+    state = 'd'
+    call('ZADD', P .. 'd:' .. queue, run_at, id)
+  else
+    state = 'q'
+    call('ZADD', P .. 'q:' .. queue, rank(priority, number), id)
+  end
+  woken(queue)  -- for a delayed one too: a worker is to know when to look again
+  if expires_at then call('ZADD', P .. 'expiry', expires_at, id) end
+  return state
+end
+
+-- Take a message out of where it waits.
+local function take_out(m)
+  local state, id = m.s, m.id
+  if state == 'q' then
+    call('ZREM', P .. 'q:' .. m.q, id)
+  elseif state == 'd' then
+    call('ZREM', P .. 'd:' .. m.q, id)
+  elseif state == 'w' then
+    call('ZREM', P .. 'w:' .. m.q, id)
+    return
+  elseif state == 'p' then
+    local key = parked_key(m.q, m.t)
+    call('ZREM', key, id)
+    call('ZREM', P .. 'parked', id)
+    if call('EXISTS', key) == 0 then call('SREM', P .. 'p:' .. m.q, m.t) end
+  end
+  if m.x then call('ZREM', P .. 'expiry', id) end
+  if m.r then call('ZREM', P .. 'retrying', id) end
+end
+
+local function give_lease_up(m)
+  call('SREM', P .. 'leases:' .. m.w, m.id)
+  if m.V then call('HDEL', P .. 'orders:' .. m.w, m.n) end
+end
+
+-- Write down that a message is over; `keep`: seconds, "" for ever.
+local function close(m, state, keep)
+  call('ZADD', P .. 'over:' .. state, m.n, m.id)
+  if keep ~= '' then call('ZADD', P .. 'expiring', NOW + tonumber(keep), m.id) end
+end
+
+-- What has ended, as it is handed on. `value` is the result, or the error that stands for
+-- it. `tells`: its error callbacks are set off. `silent`: nothing failed, there is just no
+-- value. `gather`: it was one, or ended as one did.
+local ends = {}
+local function note_end(m, finish)
+  finish.id = m.id
+  if m.O then ends[#ends + 1] = finish end
+  if m.v then
+    tell(m.v, m.id)
+    call('HDEL', P .. 'm:' .. m.id, 'v')
+  end
+end
+
+local function revocation(reason)
+  return (string.gsub(REVOKED_ERROR, '%%s', reason))
+end
+
+local function succeeded(m, value)
+  note_end(m, {state = 'S', kind = 'r', value = value, tells = true})
+end
+
+local function failed(m, error)
+  note_end(m, {state = 'F', kind = 'e', value = error, tells = true})
+end
+
+local function revoked(m, error)
+  note_end(m, {state = 'R', kind = 'e', value = error, tells = true, gather = m.t == GATHER})
+end
+
+local function ignored(m)
+  note_end(m, {state = 'R', kind = 'e', value = IGNORED_ERROR, silent = true})
+end
+
+local function purged(m)
+  note_end(m, {state = 'R', kind = 'e', value = revocation('purged'), silent = true})
+end
+
+-- End a message that waits for something. To be followed by `follow()`.
+local function revoke(m, reason)
+  take_out(m)
+  call('HDEL', P .. 'm:' .. m.id, 'r')
+  call('HSET', P .. 'm:' .. m.id, 's', 'R', 'Z', NOW_TEXT, 'V', reason)
+  close(m, 'R', kept_for(m.o))
+  revoked(m, revocation(reason))
+end
+
+local function is_open(m)  -- or it ended upstream: what it waited for may be redriven
+  return m.s == 'w' or ((m.s == 'F' or m.s == 'R') and m.V == 'upstream')
+end
+
+-- End what waits as what it waited for has ended.
+local function end_upstream(m, finish, tells, gather)
+  if m.s ~= 'w' then return end
+  call('ZREM', P .. 'w:' .. m.q, m.id)
+  call('HSET', P .. 'm:' .. m.id, 's', finish.state, 'Z', NOW_TEXT, 'V', 'upstream')
+  if finish.state == 'F' then call('HSET', P .. 'm:' .. m.id, 'r', finish.value) end
+  close(m, finish.state, kept_for(m.o))
+  note_end(m, {state = finish.state, kind = 'e', value = finish.value, upstream = true,
+    gather = gather, tells = tells, silent = finish.silent})
+end
+
+local function met(m, source)  -- whether this edge is met now, and was not before
+  if call('HGET', P .. 'b:' .. m.id, source) == '+' then return false end
+  call('HSET', P .. 'b:' .. m.id, source, '+')
+  return true
+end
+
+local function start(m)  -- what a message waited for has come
+  call('ZREM', P .. 'w:' .. m.q, m.id)
+  local key = P .. 'm:' .. m.id
+  local run_at, expires_at = m.u, m.x
+  if m.C then
+    run_at = string.format('%.17g', NOW + tonumber(m.C))
+    call('HSET', key, 'u', run_at)
+  end
+  if m.D then
+    expires_at = string.format('%.17g', NOW + tonumber(m.D))
+    call('HSET', key, 'x', expires_at)
+  end
+  call('HSET', key, 's', line_up(m.id, m.q, tonumber(m.p), tonumber(m.n), run_at, expires_at))
+end
+
+local function give(target, position, finish)
+  local m = load(target)
+  if not m or not is_open(m) or not met(m, finish.id) then return end
+  call('HSET', P .. 'i:' .. target, position .. ':' .. finish.id, finish.kind .. finish.value)
+  if call('HINCRBY', P .. 'm:' .. target, 'P', -1) == 0 and m.s == 'w' then start(m) end
+end
+
+local function inputs(id)  -- {position, source, kind, value} in their order
+  local raw, list = call('HGETALL', P .. 'i:' .. id), {}
+  for i = 1, #raw, 2 do
+    local colon = string.find(raw[i], ':', 1, true)
+    list[#list + 1] = {tonumber(string.sub(raw[i], 1, colon - 1)),
+      string.sub(raw[i], colon + 1), string.sub(raw[i + 1], 1, 1), string.sub(raw[i + 1], 2)}
+  end
+  table.sort(list, function(a, b)
+    if a[1] ~= b[1] then return a[1] < b[1] end
+    return a[2] < b[2]
+  end)
+  return list
+end
+
+local function join(m)  -- a gather has all its parts: its result is their list
+  local list = {}
+  for _, part in ipairs(inputs(m.id)) do
+    list[#list + 1] = part[3] .. #part[4] .. ':'
+    list[#list + 1] = part[4]
+  end
+  local value = table.concat(list)
+  local keep = kept_for(m.o)
+  call('DEL', P .. 'i:' .. m.id)
+  call('ZREM', P .. 'w:' .. m.q, m.id)
+  call('HSET', P .. 'm:' .. m.id, 's', 'S', 'Z', NOW_TEXT)
+  if ignores(m.o) then
+    keep = tostring(math.min(tonumber(given(keep) or IGNORED_KEPT), IGNORED_KEPT))
+  elseif m.b ~= 'count' then
+    call('HSET', P .. 'm:' .. m.id, 'r', value)
+  end
+  close(m, 'S', keep)
+  note_end(m, {state = 'S', kind = 'l', value = value, gather = true, tells = true})
+end
+
+local function fail_gather(m, part)
+  local finish = part
+  if not part.upstream and not part.silent then
+    local error = '{"type":"ChordError","module":"liteq.exceptions","source":' ..
+      cjson.encode(part.id) .. ',"cause":' .. part.value .. '}'
+    finish = {state = 'F', value = error}
+  end
+  end_upstream(m, finish, not part.silent, true)
+end
+
+-- Count the parts of a gather that have ended; end it if it is to end.
+local function gather(target, arrivals)
+  local m = load(target)
+  if not m or not is_open(m) then return end
+  local policy, bad, count = m.b, nil, 0
+  for _, arrival in ipairs(arrivals) do
+    local position, finish = arrival[1], arrival[2]
+    local good = finish.state == 'S'
+    if not good and policy == 'fail' then
+      bad = bad or finish
+    elseif met(m, finish.id) then
+      count = count + 1
+      if policy == 'collect' or (good and policy ~= 'count') then
+        local kind = finish.kind == 'l' and 'r' or finish.kind
+        call('HSET', P .. 'i:' .. target, position .. ':' .. finish.id, kind .. finish.value)
+      end
+    end
+  end
+  local pending = call('HINCRBY', P .. 'm:' .. target, 'P', -count)
+  if m.s ~= 'w' then return end
+  if bad then
+    fail_gather(m, bad)
+  elseif pending == 0 then
+    join(m)
+  end
+end
+
+-- Hand on all ends, and those that come of it. Round by round and not by recursion: a chain
+-- may have ten thousand links.
+local function follow()
+  while #ends > 0 do
+    local round = ends
+    ends = {}
+    local gathers, order = {}, {}
+    for _, finish in ipairs(round) do
+      local edges = call('HGETALL', P .. 'e:' .. finish.id)
+      for i = 1, #edges, 2 do
+        local on, target = string.sub(edges[i], 1, 1), string.sub(edges[i], 2)
+        local position = edges[i + 1]
+        if on == 'p' then
+          if not gathers[target] then
+            gathers[target] = {}
+            order[#order + 1] = target
+          end
+          table.insert(gathers[target], {position, finish})
+        elseif on == 's' then
+          if finish.state == 'S' then
+            give(target, position, finish)
+          else
+            local m = load(target)
+            if m then end_upstream(m, finish, finish.gather and not finish.silent) end
+          end
+        elseif finish.state ~= 'S' and finish.tells then
+          give(target, position, finish)
+        else
+          local m = load(target)
+          if m then
+            end_upstream(m, {state = 'R', value = revocation('upstream'), silent = true}, false)
+          end
+        end
+      end
+    end
+    for _, target in ipairs(order) do gather(target, gathers[target]) end
+  end
+end
+
+-- Delete a message that is over or taken out, and all that hangs on it.
+local function delete(id, state, workflow)
+  call('DEL', P .. 'm:' .. id, P .. 'a:' .. id, P .. 'i:' .. id, P .. 'e:' .. id, P .. 'b:' .. id)
+  if state then
+    call('ZREM', P .. 'over:' .. state, id)
+    call('ZREM', P .. 'expiring', id)
+    call('ZREM', P .. 'dead', id)
+  end
+  if workflow then
+    call('ZREM', P .. 'nodes:' .. workflow, id)
+    if call('EXISTS', P .. 'nodes:' .. workflow) == 0 then
+      call('DEL', P .. 'workflow:' .. workflow)
+      call('ZREM', P .. 'workflows', workflow)
+    end
+  end
+end

@@ -1,0 +1,129 @@
+-- How messages and the edges between them get into the store: read, checked, written.
+--
+-- A graph in the arguments: the workflow's id and name ("" for none); the number of its
+-- messages; for each: id, task, body, queue, priority, run_at, expires_at, retries, o,
+-- envelope, countdown, expires_in; the number of edges; for each: source, target, letter
+-- (s success, f failure, p part), position (-1: the next).
+
+local function read_graph()
+  local graph = {workflow = given(take()), name = take(), messages = {}, edges = {}}
+  for i = 1, tonumber(take()) do
+    graph.messages[i] = {id = take(), t = take(), b = take(), q = take(), p = take(),
+      u = given(take()), x = given(take()), y = take(), o = take(), e = given(take()),
+      C = given(take()), D = given(take())}
+  end
+  for i = 1, tonumber(take()) do
+    graph.edges[i] = {take(), take(), take(), take()}
+  end
+  return graph
+end
+
+-- Find what is new, and what cannot be. Returns nil, or a letter and an id that say why
+-- nothing may be stored: A for another message of this id, E for an edge from what is not
+-- there or is over.
+local function check_graph(graph)
+  local new = {}
+  graph.new = new
+  for _, m in ipairs(graph.messages) do
+    local there = new[m.id]
+    if there then
+      if there.t ~= m.t or there.b ~= m.b then return 'A', m.id, there.t end
+    else
+      local found = call('HMGET', P .. 'm:' .. m.id, 't', 'b', 'j')
+      if not found[1] then
+        new[m.id] = m
+      elseif not found[3] and (found[1] ~= m.t or found[2] ~= m.b) then
+        return 'A', m.id, found[1]
+      end
+    end
+  end
+  for _, edge in ipairs(graph.edges) do
+    if new[edge[2]] and not new[edge[1]] then
+      local state = call('HGET', P .. 'm:' .. edge[1], 's')
+      if not state or string.find('SFRI', state, 1, true) then return 'E', edge[1], edge[2] end
+    end
+  end
+end
+
+-- Write what is new of a graph. `there`: ids of messages of the store that edges of it lead
+-- to: a gather that gets more parts, a message that was replaced.
+local function enter(graph, there)
+  local new, pending, next_part = graph.new, {}, {}
+  local count = 0
+  for _ in pairs(new) do count = count + 1 end
+  if count == 0 and not there then return end
+  local number = call('INCRBY', P .. 'seq', count) - count
+  for _, edge in ipairs(graph.edges) do
+    local source, target, on, position = unpack(edge)
+    if new[target] or (there and there[target] and (new[source] or there[source])) then
+      if position == '-1' then
+        position = string.format('%d', call('HINCRBY', P .. 'm:' .. target, 'B', 1) - 1)
+      elseif on == 'p' then
+        next_part[target] = math.max(next_part[target] or 0, tonumber(position) + 1)
+      end
+      call('HSET', P .. 'e:' .. source, on .. target, position)
+      call('HSET', P .. 'b:' .. target, source, on)
+      if not new[source] then call('HSET', P .. 'm:' .. source, 'O', '1') end
+      if new[source] then new[source].O = '1' end
+      pending[target] = (pending[target] or 0) + 1
+    end
+  end
+  if there then
+    for target in pairs(there) do
+      if pending[target] then
+        call('HINCRBY', P .. 'm:' .. target, 'P', pending[target])
+      end
+    end
+  end
+  local lone = {}
+  local workflow = graph.workflow
+  for _, m in ipairs(graph.messages) do
+    if new[m.id] == m then
+      number = number + 1
+      local waits, id = pending[m.id], m.id
+      local state
+      if waits or m.t == GATHER then
+        state = 'w'
+        call('ZADD', P .. 'w:' .. m.q, number, id)
+        if not waits then lone[#lone + 1] = id end
+      else
+        state = line_up(id, m.q, tonumber(m.p), number, m.u, m.x)
+      end
+      local fields = {'n', string.format('%d', number), 's', state, 't', m.t, 'b', m.b,
+        'q', m.q, 'p', m.p, 'y', m.y, 'o', m.o, 'Q', NOW_TEXT}
+      local at = #fields
+      local function also(name, value)
+        if value then
+          fields[at + 1], fields[at + 2] = name, value
+          at = at + 2
+        end
+      end
+      also('u', m.u)
+      also('x', m.x)
+      also('e', m.e)
+      also('O', m.O)
+      also('W', workflow)
+      if waits then
+        also('P', string.format('%d', waits))
+        also('C', m.C)
+        also('D', m.D)
+      elseif m.t == GATHER then
+        also('P', '0')
+      end
+      if next_part[id] then also('B', string.format('%d', next_part[id])) end
+      call('HSET', P .. 'm:' .. id, unpack(fields))
+      if workflow then call('ZADD', P .. 'nodes:' .. workflow, number, id) end
+      if not graph.queues then graph.queues = {} end
+      graph.queues[m.q] = true
+    end
+  end
+  for queue in pairs(graph.queues or {}) do call('SADD', P .. 'queues', queue) end
+  if workflow and graph.name then
+    if call('HSETNX', P .. 'workflow:' .. workflow, 'name', graph.name) == 1 then
+      call('HSET', P .. 'workflow:' .. workflow, 'created', NOW_TEXT)
+      call('ZADD', P .. 'workflows', number, workflow)
+    end
+  end
+  for _, id in ipairs(lone) do join(load(id)) end
+  follow()
+end

@@ -1,0 +1,11 @@
+-- Broker.forget: delete what is over.
+-- Needs: base ends
+-- ARGV[4…]  ids
+
+for i = 4, #ARGV do
+  local found = call('HMGET', P .. 'm:' .. ARGV[i], 's', 'W')
+  if found[1] and string.find('SFRI', found[1], 1, true) then
+    delete(ARGV[i], found[1], found[2])
+  end
+end
+return answer()

@@ -1,0 +1,17 @@
+-- A slice of Broker.maintain: make dead letters of what nobody knows.
+-- Needs: base ends
+-- ARGV[4]   parked before this time     [5…]  for each: id, why, error
+
+for i = 5, #ARGV, 3 do
+  local m = load(ARGV[i])
+  if m and m.s == 'p' and tonumber(m.K) <= tonumber(ARGV[4]) then
+    take_out(m)
+    call('HSET', P .. 'm:' .. m.id, 's', 'F', 'Z', NOW_TEXT, 'X', ARGV[i + 1], 'r', ARGV[i + 2])
+    call('ZADD', P .. 'dead', m.n, m.id)
+    close(m, 'F', '')
+    failed(m, ARGV[i + 2])
+  end
+end
+follow()
+ring()
+return answer()

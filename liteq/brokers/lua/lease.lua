@@ -1,0 +1,57 @@
+-- How a lease ends. A holder whose token is not the stored one changes nothing.
+
+local FENCED = {'s', 'k', 'n', 'O', 'v', 'V', 'N', 'q', 'p', 't', 'x', 'o', 'd', 'T', 'W', 'r'}
+
+-- Return the message if this lease holds it. Else nil, and whether the lease ended with it.
+local function held(id, token)
+  local found = call('HMGET', P .. 'm:' .. id, unpack(FENCED))
+  if found[2] ~= token then return nil, false end
+  if found[1] ~= 'r' then return nil, string.find('SFRI', found[1], 1, true) end
+  local m = {id = id}
+  for i, name in ipairs(FENCED) do m[name] = found[i] end
+  return m
+end
+
+local function wipe(m)  -- what its run reported ends with it
+  if m.N then call('HDEL', P .. 'm:' .. m.id, 'N', 'M') end
+end
+
+local function keep_attempt(m, name, outcome, error)
+  call('RPUSH', P .. 'a:' .. m.id, pack(outcome, error, name, m.T, NOW_TEXT))
+end
+
+local function fail_lease(m, error, children, dead, keep)
+  local key = P .. 'm:' .. m.id
+  give_lease_up(m)
+  wipe(m)
+  call('HSET', key, 's', 'F', 'Z', NOW_TEXT, 'r', error)
+  if children then call('HSET', key, 'c', children) end
+  if dead then
+    call('HSET', key, 'X', dead)
+    call('ZADD', P .. 'dead', m.n, m.id)
+    keep = ''
+  end
+  close(m, 'F', keep)
+  failed(m, error)
+end
+
+local function revoke_lease(m, reason, error)
+  give_lease_up(m)
+  wipe(m)
+  if m.r then call('HDEL', P .. 'm:' .. m.id, 'r') end
+  call('HSET', P .. 'm:' .. m.id, 's', 'R', 'Z', NOW_TEXT, 'V', reason)
+  close(m, 'R', kept_for(m.o))
+  revoked(m, error or revocation(reason))
+end
+
+local function requeue(m, uncounted)  -- to its old place
+  give_lease_up(m)
+  wipe(m)
+  local deliveries = string.format('%d', tonumber(m.d) - uncounted)
+  call('ZADD', P .. 'q:' .. m.q, rank(tonumber(m.p), tonumber(m.n)), m.id)
+  call('HSET', P .. 'm:' .. m.id, 's', 'q', 'd', deliveries)
+  call('HDEL', P .. 'm:' .. m.id, 'k', 'T')
+  if m.x then call('ZADD', P .. 'expiry', m.x, m.id) end
+  if m.r then call('ZADD', P .. 'retrying', m.n, m.id) end
+  woken(m.q)
+end

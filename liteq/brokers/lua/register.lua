@@ -1,0 +1,23 @@
+-- Broker.register: enter a worker.
+-- Needs: base
+-- ARGV[4…]  names and values of its fields: name, hostname, pid, boot, space, birth, queues,
+--           concurrency, details
+-- Answers   the worker's id
+--
+-- Keys:
+--   worker:<id>  hash  those fields; started; stopped, if it has; known (a digest), word and
+--                      said (of its last step)
+--   workers      zset  ids of workers that are alive, by their last heartbeat (steady time)
+--   gone         zset  ids of those that are not, by when they stopped
+--   last-worker  integer
+
+local said = once()
+if said then return said end
+local id = string.format('%d', call('INCR', P .. 'last-worker'))
+local fields = {'started', NOW_TEXT}
+for i = 4, #ARGV do fields[i - 1] = ARGV[i] end
+call('HSET', P .. 'worker:' .. id, unpack(fields))
+call('ZADD', P .. 'workers', STEADY, id)
+call('PUBLISH', P .. 'workers', 'hello')
+put(id)
+return answer_once()

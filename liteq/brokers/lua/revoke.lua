@@ -1,0 +1,30 @@
+-- Broker.revoke: keep messages from running.
+-- Needs: base ends
+-- ARGV[4]   a signal's name, "" for none     [5…]  ids
+-- Answers   for each id: revoked, signalled, running, settled, unknown
+
+local said = once()
+if said then return said end
+local signal = given(ARGV[4])
+for i = 5, #ARGV do
+  local id = ARGV[i]
+  local m = load(id)
+  if not m then
+    put('unknown')
+  elseif m.s == 'r' then
+    if signal or not m.V then call('HSET', P .. 'm:' .. id, 'V', signal or 'revoked') end
+    if signal then
+      call('HSET', P .. 'orders:' .. m.w, m.n, signal)
+      call('PUBLISH', P .. 'work:' .. m.w, 'orders')
+    end
+    put(signal and 'signalled' or 'running')
+  elseif string.find('SFRI', m.s, 1, true) then
+    put('settled')
+  else
+    revoke(m, 'revoked')
+    follow()
+    put('revoked')
+  end
+end
+ring()
+return answer_once()

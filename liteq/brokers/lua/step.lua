@@ -1,0 +1,391 @@
+-- Broker.step: settle, note and claim for one worker.
+-- Needs: base ends enter lease
+-- ARGV[4]   the worker
+--      [5]  the token of the leases that this step takes
+--      [6]  the number of tokens of claims whose answer was lost, and those: what they hold
+--           is given back, and what was settled with them was settled
+--      then the number of settlements; for each, a letter, the id, the token, and
+--        S, s or I   value ("=…" or "" for none), children, result_expires, and the number
+--                    of graphs (0 or 1) that it adds; s: the value is handed on, not kept;
+--                    I: it is ignored
+--        F   error, children, "=" and why it is dead, result_expires, outcome of the attempt
+--        V   why it was revoked, the error that stands for it
+--        Y   run_at, error, body, queue, priority, expires_at, retries, o, envelope
+--        G   task, and those from body on as in Y, and a graph
+--        Q   how many deliveries are not counted, "" or the error of an attempt that was lost
+--      then the number of notes; for each: id, token, state, meta
+--      then the limit, the number of queues, their names, and the digest of the names of the
+--        tasks that the worker knows ("*": takes any; see `known.lua`)
+-- Answers   alive; a 1 or 0 for each settlement; when the next is due; the number of orders;
+--           for each: number, signal; the number of leases; for each: number, delivery, the
+--           fields of a message (see `describe`), the number of inputs, for each: position,
+--           source, letter, value; the number of those put aside; for each: a letter (p
+--           parked, x expired), number, delivery, the fields.
+--           Or only "tasks", when the worker's tasks are not known under this digest.
+
+local SLICE = 500
+local worker, token = take(), take()
+local doubtful, again = {}, false
+for _ = 1, tonumber(take()) do
+  doubtful[take()] = true
+  again = true
+end
+
+local settlements = {}
+for i = 1, tonumber(take()) do
+  local s = {kind = take(), id = take(), token = take()}
+  settlements[i] = s
+  local kind = s.kind
+  if kind == 'S' or kind == 's' or kind == 'I' then
+    s.value, s.children, s.keep = take(), given(take()), take()
+    if take() == '1' then s.graph = read_graph() end
+  elseif kind == 'F' then
+    s.error, s.children, s.dead, s.keep, s.outcome = take(), given(take()), take(), take(), take()
+  elseif kind == 'V' then
+    s.reason, s.error = take(), take()
+  elseif kind == 'Q' then
+    s.uncounted, s.error = tonumber(take()), given(take())
+  else
+    if kind == 'Y' then s.run_at, s.error = take(), take() else s.t = take() end
+    s.b, s.q, s.p, s.x, s.y, s.o, s.e =
+      take(), take(), take(), given(take()), take(), take(), given(take())
+    if kind == 'G' then s.graph = read_graph() end
+  end
+  if s.graph then check_graph(s.graph) end  -- what is there already is left as it is
+end
+local notes = {}
+for i = 1, tonumber(take()) do notes[i] = {take(), take(), take(), take()} end
+local limit = tonumber(take())
+local queues, seen = {}, {}
+for _ = 1, tonumber(take()) do
+  local queue = take()
+  if not seen[queue] then queues[#queues + 1] = queue end
+  seen[queue] = true
+end
+local digest = take()
+
+local me = call('HMGET', P .. 'worker:' .. worker, 'name', 'stopped', 'known', 'word', 'said')
+local name, alive = me[1], me[1] and not me[2]
+if limit > 0 and alive and digest ~= '*' and me[3] ~= digest then
+  put('tasks')
+  return answer()
+end
+
+local function describe(m)
+  put(m.id) put(m.t) put(m.b) put(m.q) put(m.p) put(m.u) put(m.x) put(m.y) put(m.o) put(m.e)
+end
+
+local CLAIMED = {'n', 'd', 't', 'b', 'q', 'p', 'u', 'x', 'y', 'o', 'e', 'P', 's', 'r', 'O', 'v', 'V',
+  'k'}
+local function read(id)
+  local found, m = call('HMGET', P .. 'm:' .. id, unpack(CLAIMED)), {id = id}
+  for i, field in ipairs(CLAIMED) do m[field] = found[i] end
+  return m
+end
+
+local function put_leases(leases)
+  put(#leases)
+  for _, m in ipairs(leases) do
+    put(m.n)
+    put(m.d)
+    describe(m)
+    local list = m.P and inputs(m.id) or {}
+    put(#list)
+    for _, input in ipairs(list) do
+      put(input[1]) put(input[2]) put(input[3]) put(input[4])
+    end
+  end
+end
+
+local function put_due()
+  local due
+  for _, queue in ipairs(queues) do
+    local first = call('ZRANGE', P .. 'd:' .. queue, 0, 0, 'WITHSCORES')
+    if first[2] and (not due or tonumber(first[2]) < tonumber(due)) then due = first[2] end
+  end
+  put(due)
+end
+
+local function put_orders()
+  local orders = call('HGETALL', P .. 'orders:' .. worker)
+  put(#orders / 2)
+  for _, word in ipairs(orders) do put(word) end
+end
+
+-- This very step was made, and its answer was lost: say what it did.
+if me[4] == ARGV[3] then
+  local leases = {}
+  for _, id in ipairs(call('SMEMBERS', P .. 'leases:' .. worker)) do
+    local m = read(id)
+    if m.k == token then leases[#leases + 1] = m end
+  end
+  table.sort(leases, function(a, b)
+    return rank(tonumber(a.p), tonumber(a.n)) < rank(tonumber(b.p), tonumber(b.n))
+  end)
+  put(alive and '1' or '0')
+  put(me[5])
+  put_due()
+  put_orders()
+  put_leases(leases)
+  put(0)
+  return answer()
+end
+
+-- A script whose first write is not refused for want of memory may go on writing: what is
+-- done is to be settled even when nothing new can be stored.
+call('PERSIST', P .. 'seq')
+
+if again then
+  for _, id in ipairs(call('SMEMBERS', P .. 'leases:' .. worker)) do
+    local stored = call('HGET', P .. 'm:' .. id, 'k')
+    local m = doubtful[stored] and held(id, stored)
+    if m then
+      m.w = worker
+      if m.V then revoke_lease(m, 'revoked') else requeue(m, 1) end
+    end
+  end
+end
+
+for _, note in ipairs(notes) do
+  local found = call('HMGET', P .. 'm:' .. note[1], 's', 'k')
+  if found[1] == 'r' and found[2] == note[2] then
+    call('HSET', P .. 'm:' .. note[1], 'N', note[3], 'M', note[4])
+  end
+end
+
+local accepted, done, over, expiring = {}, {}, {}, {}
+for i, s in ipairs(settlements) do
+  local m, ended = held(s.id, s.token)
+  accepted[i] = (m or (again and ended)) and '1' or '0'
+  local kind = s.kind
+  if not m then
+    -- it had lost the lease
+  elseif kind == 'S' or kind == 's' or kind == 'I' then
+    local state = kind == 'I' and 'I' or 'S'
+    local key = P .. 'm:' .. s.id
+    if kind == 'S' and s.value ~= '' then
+      call('HSET', key, 's', state, 'Z', NOW_TEXT, 'r', string.sub(s.value, 2))
+    else
+      call('HSET', key, 's', state, 'Z', NOW_TEXT)
+      if m.r then call('HDEL', key, 'r') end
+    end
+    if s.children then call('HSET', key, 'c', s.children) end
+    wipe(m)
+    if m.V then
+      call('HDEL', P .. 'orders:' .. worker, m.n)
+      call('HDEL', key, 'V')
+    end
+    done[#done + 1] = s.id
+    if state == 'S' then
+      over[#over + 1] = m.n
+      over[#over + 1] = s.id
+    else
+      call('ZADD', P .. 'over:I', m.n, s.id)
+    end
+    if s.keep ~= '' then
+      expiring[#expiring + 1] = NOW + tonumber(s.keep)
+      expiring[#expiring + 1] = s.id
+    end
+    if s.graph then
+      s.graph.workflow, s.graph.name = m.W or nil, nil
+      local gathers = {}
+      for _, edge in ipairs(s.graph.edges) do
+        if not s.graph.new[edge[2]] then
+          local target = call('HMGET', P .. 'm:' .. edge[2], 's')
+          if target[1] == 'w' then gathers[edge[2]] = true end
+        end
+      end
+      enter(s.graph, gathers)
+    end
+    if m.O or m.v then
+      if state == 'I' then
+        ignored(m)
+      else
+        succeeded(m, s.value == '' and 'null' or string.sub(s.value, 2))
+      end
+      follow()
+    end
+  else
+    m.w = worker
+    if kind == 'F' then
+      keep_attempt(m, name, s.outcome, s.error)
+      if m.V then call('HDEL', P .. 'm:' .. s.id, 'V') end
+      fail_lease(m, s.error, s.children, s.dead ~= '' and string.sub(s.dead, 2), s.keep)
+    elseif kind == 'V' then
+      revoke_lease(m, s.reason, s.error)
+    elseif m.V then  -- revoked while it ran: no further attempt
+      revoke_lease(m, 'revoked')
+    elseif kind == 'Q' then
+      if s.error then keep_attempt(m, name, 'lost', s.error) end
+      requeue(m, s.uncounted)
+    else
+      local key = P .. 'm:' .. s.id
+      keep_attempt(m, name, kind == 'Y' and 'retried' or 'replaced', s.error or false)
+      give_lease_up(m)
+      wipe(m)
+      call('HDEL', key, 'k', 'T', 'u', 'x', 'e', 'r', 'C', 'D')
+      call('HSET', key, 'b', s.b, 'q', s.q, 'p', s.p, 'y', s.y, 'o', s.o, 'd', '0', 'j', '1')
+      if s.x then call('HSET', key, 'x', s.x) end
+      if s.e then call('HSET', key, 'e', s.e) end
+      call('SADD', P .. 'queues', s.q)
+      local p, n = tonumber(s.p), tonumber(m.n)
+      if kind == 'Y' then
+        call('HSET', key, 'u', s.run_at, 'r', s.error,
+          's', line_up(s.id, s.q, p, n, s.run_at, s.x))
+        call('ZADD', P .. 'retrying', m.n, s.id)
+      else
+        -- It waits for the graph that took its place, or starts anew where it stood.
+        call('HSET', key, 't', s.t, 's', 'w')
+        call('HDEL', key, 'P')
+        call('DEL', P .. 'i:' .. s.id, P .. 'b:' .. s.id)
+        call('ZADD', P .. 'w:' .. s.q, m.n, s.id)
+        s.graph.workflow, s.graph.name = m.W or nil, nil
+        enter(s.graph, {[s.id] = true})
+        local found = call('HMGET', key, 's', 'P')
+        if found[1] == 'w' and tonumber(found[2] or '0') == 0 then
+          call('ZREM', P .. 'w:' .. s.q, s.id)
+          call('HSET', key, 's', line_up(s.id, s.q, p, n, nil, s.x))
+        end
+      end
+    end
+    follow()
+  end
+end
+if #done > 0 then
+  each_thousand('SREM', P .. 'leases:' .. worker, done)
+  if #over > 0 then each_thousand('ZADD', P .. 'over:S', over) end
+  if #expiring > 0 then each_thousand('ZADD', P .. 'expiring', expiring) end
+end
+local flags = table.concat(accepted)
+
+local function promote(queue)
+  local key = P .. 'd:' .. queue
+  local due = call('ZRANGEBYSCORE', key, '-inf', NOW_TEXT, 'LIMIT', 0, SLICE)
+  if #due == 0 then return end
+  local ready = {}
+  for _, id in ipairs(due) do
+    local found = call('HMGET', P .. 'm:' .. id, 'p', 'n')
+    call('HSET', P .. 'm:' .. id, 's', 'q')
+    ready[#ready + 1] = rank(tonumber(found[1]), tonumber(found[2]))
+    ready[#ready + 1] = id
+  end
+  each_thousand('ZREM', key, due)
+  each_thousand('ZADD', P .. 'q:' .. queue, ready)
+  fresh[queue] = (fresh[queue] or 0) + #due
+end
+
+local anything = digest == '*'
+local known = {}
+local function learn(batch)  -- which of these tasks the worker knows
+  local asked = {}
+  for _, m in ipairs(batch) do
+    if known[m.t] == nil then
+      known[m.t] = false
+      asked[#asked + 1] = m.t
+    end
+  end
+  for i = 1, #asked, 1000 do
+    local last = math.min(i + 999, #asked)
+    local answers = call('SMISMEMBER', P .. 'known:' .. worker, unpack(asked, i, last))
+    for j = i, last do known[asked[j]] = answers[j - i + 1] == 1 end
+  end
+end
+
+-- Take the first `wanted` of these sources, in the order of their scores.
+local function first_of(sources, wanted)
+  if #sources == 1 then return call('ZPOPMIN', sources[1], wanted) end
+  local found = {}
+  for _, key in ipairs(sources) do
+    local some = call('ZRANGE', key, 0, wanted - 1, 'WITHSCORES')
+    for i = 1, #some, 2 do found[#found + 1] = {some[i], tonumber(some[i + 1]), key} end
+  end
+  table.sort(found, function(a, b) return a[2] < b[2] end)
+  local chosen = {}
+  for i = 1, math.min(wanted, #found) do
+    call('ZREM', found[i][3], found[i][1])
+    chosen[2 * i - 1], chosen[2 * i] = found[i][1], found[i][2]
+  end
+  return chosen
+end
+
+local leases, aside = {}, {}
+if limit > 0 and alive then
+  local sources = {}
+  for _, queue in ipairs(queues) do
+    promote(queue)
+    sources[#sources + 1] = P .. 'q:' .. queue
+    local parked = P .. 'p:' .. queue
+    if call('EXISTS', parked) == 1 then
+      local tasks = anything and call('SMEMBERS', parked)
+        or call('SINTER', parked, P .. 'known:' .. worker)
+      for _, task in ipairs(tasks) do sources[#sources + 1] = parked_key(queue, task) end
+    end
+  end
+  local taken = {}
+  while #leases < limit and #sources > 0 do
+    local wanted = math.min(limit - #leases + #aside, SLICE)
+    local found, batch = first_of(sources, wanted), {}
+    for i = 1, #found, 2 do batch[#batch + 1] = read(found[i]) end
+    if not anything then learn(batch) end
+    for _, m in ipairs(batch) do
+      local key = P .. 'm:' .. m.id
+      if m.s == 'p' then
+        call('ZREM', P .. 'parked', m.id)
+        call('HDEL', key, 'K')
+        if call('EXISTS', parked_key(m.q, m.t)) == 0 then call('SREM', P .. 'p:' .. m.q, m.t) end
+      end
+      if m.x and tonumber(m.x) <= NOW then
+        m.s = ''  -- it is taken out already
+        m.d = m.d or '0'
+        aside[#aside + 1] = {'x', m}
+        revoke(m, 'expired')
+      elseif not (anything or known[m.t]) then
+        call('HSET', key, 's', 'p', 'K', NOW_TEXT)
+        call('ZADD', parked_key(m.q, m.t), rank(tonumber(m.p), tonumber(m.n)), m.id)
+        call('ZADD', P .. 'parked', NOW_TEXT, m.id)
+        call('SADD', P .. 'p:' .. m.q, m.t)
+        m.d = m.d or '0'
+        aside[#aside + 1] = {'p', m}
+      elseif #leases >= limit then
+        call('ZADD', P .. 'q:' .. m.q, rank(tonumber(m.p), tonumber(m.n)), m.id)
+        if m.s == 'p' then call('HSET', key, 's', 'q') end
+      else
+        m.d = string.format('%d', tonumber(m.d or '0') + 1)
+        call('HSET', key, 's', 'r', 'k', token, 'w', worker, 'd', m.d, 'T', NOW_TEXT)
+        if m.x then call('ZREM', P .. 'expiry', m.id) end
+        if m.r then call('ZREM', P .. 'retrying', m.id) end
+        leases[#leases + 1] = m
+        taken[#taken + 1] = m.id
+      end
+    end
+    if #batch < wanted then break end
+    if #aside > SLICE then  -- there is more to look through
+      call('PUBLISH', P .. 'work:' .. worker, '')
+      break
+    end
+  end
+  if #taken > 0 then each_thousand('SADD', P .. 'leases:' .. worker, taken) end
+  follow()
+end
+if alive then
+  call('HSET', P .. 'worker:' .. worker, 'word', ARGV[3], 'said', flags)
+end
+ring(worker)
+if limit > 0 and alive then
+  local change = #leases < limit and 'SADD' or 'SREM'
+  for _, queue in ipairs(queues) do call(change, P .. 'idle:' .. queue, worker) end
+end
+
+put(alive and '1' or '0')
+put(flags)
+put_due()
+put_orders()
+put_leases(leases)
+put(#aside)
+for _, one in ipairs(aside) do
+  put(one[1])
+  put(one[2].n)
+  put(one[2].d)
+  describe(one[2])
+end
+return answer()

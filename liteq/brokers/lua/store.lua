@@ -1,0 +1,49 @@
+-- Broker.store: write a state from outside of any lease.
+-- Needs: base ends lease enter
+-- ARGV[4]   a final state's letter, "" for a note     [5]  its Celery name
+--      [6]  "=…" the value, "" for none     [7]  result_expires, "" for ever
+--      [8…] a graph of one message, to enter if there is none
+
+local final, name, value, keep = given(take()), take(), take(), take()
+local graph = read_graph()
+local id = graph.messages[1].id
+local m = load(id)
+if not m then
+  local one = graph.messages[1]
+  local number = call('INCR', P .. 'seq')
+  call('SADD', P .. 'queues', one.q)
+  call('ZADD', P .. 'w:' .. one.q, number, id)
+  call('HSET', P .. 'm:' .. id, 'n', number, 's', 'w', 't', one.t, 'b', one.b, 'q', one.q,
+    'p', one.p, 'y', one.y, 'o', one.o, 'Q', NOW_TEXT, 'P', '1')
+  m = load(id)
+end
+if string.find('SFRI', m.s, 1, true) then return answer() end
+local key = P .. 'm:' .. id
+if final then
+  if m.s == 'r' then
+    give_lease_up(m)
+    call('HDEL', key, 'k')
+  else
+    take_out(m)
+  end
+  call('HDEL', key, 'r', 'N', 'M')
+  call('HSET', key, 's', final, 'Z', NOW_TEXT)
+  local bytes = value ~= '' and string.sub(value, 2) or nil
+  if bytes then call('HSET', key, 'r', bytes) end
+  close(m, final, keep)
+  if final == 'S' then
+    succeeded(m, bytes or 'null')
+  elseif final == 'F' then
+    failed(m, bytes or 'null')
+  elseif final == 'R' then
+    revoked(m, bytes or revocation('revoked'))
+  else
+    ignored(m)
+  end
+  follow()
+  ring()
+else
+  call('HSET', key, 'N', name)
+  if value ~= '' then call('HSET', key, 'M', string.sub(value, 2)) end
+end
+return answer()

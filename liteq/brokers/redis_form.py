@@ -1,0 +1,346 @@
+"""The contract's values as arguments and answers of the Lua scripts.
+
+Numbers travel as text, so that none of them passes through Lua's floating point but those
+that Lua reckons with. What Lua never looks at, six options of a message, share one text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any, Final
+
+from liteq import failure
+from liteq.brokers.base import Attempt, Input, Lease, Note, Record, Schedule, State
+from liteq.brokers.redis_wire import unpack
+from liteq.exceptions import TaskRevokedError, WorkerLostError
+from liteq.message import PACKED_FIELDS, Edge, Graph, Packed
+from liteq.outcome import (
+    Failed,
+    Ignored,
+    Lost,
+    Outcome,
+    Released,
+    Replaced,
+    Retried,
+    Revoked,
+    Succeeded,
+)
+
+__all__ = [
+    "LETTERS",
+    "RECORD_FIELDS",
+    "STATES",
+    "Fields",
+    "attempt_of",
+    "check_changes",
+    "graph_arguments",
+    "packed_of",
+    "read_inputs",
+    "record_of",
+    "schedule_of",
+    "settlement_arguments",
+]
+
+STATES: Final[dict[bytes, State]] = {
+    b"w": "waiting",
+    b"q": "queued",
+    b"d": "scheduled",
+    b"r": "running",
+    b"p": "parked",
+    b"S": "succeeded",
+    b"F": "failed",
+    b"R": "revoked",
+    b"I": "ignored",
+}
+LETTERS: Final[dict[str, str]] = {
+    **{name: letter.decode() for letter, name in STATES.items()},
+    "retrying": "y",
+    "dead": "dead",
+}
+RECORD_FIELDS: Final = 25
+_IGNORED_KEPT: Final = 3600.0  # seconds an unwanted result is kept, against repetitions
+_PLACES: Final = {name: at for at, name in enumerate(PACKED_FIELDS)}
+_RETRY: Final = frozenset(PACKED_FIELDS) - {"id", "task", "run_at"}
+_REPLACE: Final = _RETRY | {"task"}
+
+Field = bytes | None
+
+
+class Fields:
+    """The fields of an answer, taken one after the other."""
+
+    def __init__(self, fields: Sequence[Field]) -> None:
+        self._fields = fields
+        self._at = 0
+
+    def more(self) -> bool:
+        return self._at < len(self._fields)
+
+    def one(self) -> Field:
+        self._at += 1
+        return self._fields[self._at - 1]
+
+    def some(self, count: int) -> Sequence[Field]:
+        self._at += count
+        return self._fields[self._at - count : self._at]
+
+    def bytes(self) -> bytes:
+        return self.one() or b""
+
+    def text(self) -> str:
+        return self.bytes().decode()
+
+    def number(self) -> int:
+        return int(self.bytes())
+
+
+# Messages
+
+
+def _options(packed: Packed) -> str:
+    limit, soft, late, ignored, most, expires = packed[8:14]
+    return (
+        f"{_text(limit)},{_text(soft)},{1 if late else 0},{1 if ignored else 0},"
+        f"{_text(most)},{_text(expires)}"
+    )
+
+
+def _text(value: float | None) -> str:
+    return "" if value is None else repr(value)
+
+
+@lru_cache(maxsize=1024)
+def _read_options(text: bytes) -> tuple[Any, ...]:
+    limit, soft, late, ignored, most, expires = text.decode().split(",")
+    return (
+        _number(limit),
+        _number(soft),
+        late == "1",
+        ignored == "1",
+        int(most) if most else None,
+        _number(expires),
+    )
+
+
+def _number(text: str | bytes | None) -> float | None:
+    return float(text) if text else None
+
+
+def packed_of(fields: Sequence[Field]) -> Packed:
+    """Return the packed message of ten fields: id, task, body, queue, priority, run_at,
+    expires_at, retries, options, envelope."""
+    id, task, body, queue, priority, run_at, expires_at, retries, options, envelope = fields
+    assert id is not None
+    assert task is not None
+    assert queue is not None
+    return (
+        id.decode(),
+        task.decode(),
+        body or b"",
+        queue.decode(),
+        int(priority or 0),
+        _number(run_at),
+        _number(expires_at),
+        int(retries or 0),
+        *_read_options(options or b""),
+        None if envelope is None else envelope.decode(),
+    )
+
+
+def _message_arguments(packed: Packed) -> tuple[Any, ...]:
+    """Return the twelve arguments of one message of a graph."""
+    envelope: str | None = packed[14]
+    countdown = expires_in = None
+    if envelope and ('"countdown"' in envelope or '"expires_in"' in envelope):
+        fields = json.loads(envelope)
+        countdown, expires_in = fields.get("countdown"), fields.get("expires_in")
+    return (*packed[:8], _options(packed), envelope, countdown, expires_in)
+
+
+def graph_arguments(
+    messages: Iterable[Packed],
+    edges: Iterable[Edge | tuple[str, str, str, int]],
+    workflow: tuple[str, str] | None = None,
+) -> list[Any]:
+    """Return the arguments of a graph: see `lua/enter.lua`."""
+    found = list(messages)
+    arguments: list[Any] = [*(workflow or ("", "")), len(found)]
+    for packed in found:
+        arguments += _message_arguments(packed)
+    joined = list(edges)
+    arguments.append(len(joined))
+    for source, target, on, position in joined:
+        arguments += (source, target, on[0], position)
+    return arguments
+
+
+# Outcomes
+
+
+def check_changes(outcome: Outcome) -> None:
+    """Raise `ValueError` if a retry or replacement changes what it cannot."""
+    if type(outcome) is Retried and (unknown := (outcome.changes or {}).keys() - _RETRY):
+        raise ValueError(f"a retry cannot change {sorted(unknown)}")
+    if type(outcome) is Replaced and (unknown := outcome.changes.keys() - _REPLACE):
+        raise ValueError(f"a replacement cannot change {sorted(unknown)}")
+
+
+def settlement_arguments(lease: Lease, outcome: Outcome, max_deliveries: int) -> list[Any]:
+    """Return the arguments of one settlement: see `lua/step.lua`."""
+    packed, who = lease.packed, (lease.id, lease.token)
+    expires: float | None = packed[13]
+    match outcome:
+        case Succeeded(result, _, children, added):
+            kind = "s" if packed[11] else "S"
+            value = b"" if result is None else b"=" + result
+            kept = _kept(expires, short=bool(packed[11]))
+            return [kind, *who, value, children, kept, *_added(added)]
+        case Ignored():
+            return ["I", *who, "", "", _kept(expires, short=True), 0]
+        case Failed(error, _, dead, children):
+            return ["F", *who, *_failure(error, children, dead, expires, "failed")]
+        case Revoked(reason):
+            error = failure.describe(TaskRevokedError(reason))
+            return ["V", *who, reason, error]
+        case Released():
+            return ["Q", *who, 1, ""]
+        case Lost(reason):
+            return [*_lost(lease, reason, max_deliveries)]
+        case Retried(run_at, error, changes):
+            packed = _changed(packed, {"retries": packed[7] + 1, **(changes or {})})
+            return ["Y", *who, run_at, error, *_renewed(packed)]
+        case Replaced(changes, graph):
+            packed = _changed(packed, {"retries": 0, **changes})
+            graphed = graph_arguments(graph.messages, graph.edges)
+            return ["G", *who, packed[1], *_renewed(packed), *graphed]
+
+
+def _added(graph: Graph | None) -> list[Any]:
+    return [0] if graph is None else [1, *graph_arguments(graph.messages, graph.edges)]
+
+
+def _kept(expires: float | None, *, short: bool) -> float | None:
+    if not short:
+        return expires
+    return _IGNORED_KEPT if expires is None else min(expires, _IGNORED_KEPT)
+
+
+def _failure(
+    error: bytes,
+    children: str | None,
+    dead: str | None,
+    expires: float | None,
+    attempt: str,
+) -> tuple[Any, ...]:
+    return (error, children, "" if dead is None else f"={dead}", expires, attempt)
+
+
+def _lost(lease: Lease, reason: str, max_deliveries: int) -> tuple[Any, ...]:
+    who = (lease.id, lease.token)
+    error = failure.describe(WorkerLostError(reason))
+    expires: float | None = lease.packed[13]
+    if not lease.packed[10]:  # acks_late is off: never a second start
+        return ("F", *who, *_failure(error, None, None, expires, "lost"))
+    if lease.is_last_start(max_deliveries):
+        times = "once" if lease.delivery == 1 else f"{lease.delivery} times"
+        dead = f"started {times} and never ended; the last time, {reason}"
+        return ("F", *who, *_failure(error, None, dead, expires, "lost"))
+    return ("Q", *who, 0, error)
+
+
+def _changed(packed: Packed, changes: dict[str, Any]) -> Packed:
+    fields = list(packed)
+    for name, value in changes.items():
+        fields[_PLACES[name]] = value
+    return tuple(fields)
+
+
+def _renewed(packed: Packed) -> tuple[Any, ...]:
+    """Return body, queue, priority, expires_at, retries, options and envelope."""
+    return (*packed[2:5], packed[6], packed[7], _options(packed), packed[14])
+
+
+# Records
+
+
+def record_of(fields: Sequence[Field]) -> Record:
+    """Return the record of the fields that `lua/read.lua` puts."""
+    letter, result, noted, meta, deliveries, enqueued, started, settled = fields[10:18]
+    worker, children, dead, revoked, workflow = fields[18:23]
+    state = STATES[letter or b""]
+    if result is not None and state in ("queued", "scheduled"):
+        state = "retrying"
+    told = revoked is not None and (state == "revoked" or revoked == b"upstream")
+    return Record(
+        id=(fields[0] or b"").decode(),
+        state=state,
+        packed=packed_of(fields[:10]),
+        result=result,
+        note=None if noted is None else Note(noted.decode(), meta or b""),
+        deliveries=int(deliveries or 0),
+        enqueued_at=float(enqueued or 0),
+        started_at=_number(started),
+        settled_at=_number(settled),
+        worker=_decoded(worker),
+        children=_decoded(children),
+        dead=_decoded(dead),
+        revoked=_decoded(revoked) if told else None,
+        workflow=_decoded(workflow),
+    )
+
+
+def _decoded(field: Field) -> str | None:
+    return None if field is None else field.decode()
+
+
+def attempt_of(number: int, packed: bytes) -> Attempt:
+    """Return one attempt of those that `lua/attempts.lua` puts."""
+    outcome, error, worker, started, ended = unpack(packed)
+    return Attempt(
+        number,
+        (outcome or b"").decode(),
+        error,
+        _decoded(worker),
+        _number(started),
+        float(ended or 0),
+    )
+
+
+def schedule_of(fields: Fields) -> Schedule:
+    """Return one entry of those that `lua/schedules.lua` puts."""
+    name, entry, due, origin, paused, last_due, last_run, last_id, total, revision = (
+        fields.some(10)
+    )
+    return Schedule(
+        name=(name or b"").decode(),
+        entry=entry or b"",
+        due_at=_number(due),
+        origin="runtime" if origin == b"runtime" else "code",
+        paused=paused == b"1",
+        last_due_at=_number(last_due),
+        last_run_at=_number(last_run),
+        last_id=_decoded(last_id),
+        total=int(total or 0),
+        revision=int(revision or 0),
+    )
+
+
+def read_inputs(fields: Fields) -> tuple[Input, ...]:
+    """Return the inputs of a lease."""
+    count = fields.number()
+    if not count:
+        return ()
+    kinds: dict[bytes, Any] = {b"r": "result", b"e": "error", b"l": "list"}
+    found = []
+    for _ in range(count):
+        position, source, kind, value = fields.some(4)
+        found.append(
+            Input(
+                (source or b"").decode(), kinds[kind or b"r"], int(position or 0), value or b""
+            )
+        )
+    return tuple(found)
+
+

@@ -1,0 +1,429 @@
+"""Calls to a Redis server: connections, repetitions, and errors in liteq's words.
+
+The client library connects and signs in (TLS, ACL users); from there on a call is one write
+and one read. The library's own repetition is off: it sends a command again without knowing
+whether it has run. Here only scripts are called, each made so that the same call may be
+repeated, so a call whose answer was lost is made again, with jitter, a few times.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
+from redis.exceptions import AuthenticationError, RedisError
+
+from liteq import failure
+from liteq.brokers.redis_url import Place
+from liteq.brokers.redis_wire import Reader, ServerError, command, strings, unpack
+from liteq.exceptions import (
+    BrokerError,
+    BrokerUnavailable,
+    Ignore,
+    ImproperlyConfigured,
+    QueueFull,
+    SchemaError,
+    TaskRevokedError,
+)
+from liteq.ids import new_id
+
+__all__ = ["KEYS_VERSION", "Link", "Script", "script"]
+
+KEYS_VERSION: Final = 1  # of the keys' names and what they hold
+
+_TRIES: Final = 4
+_FIRST_PAUSE: Final = 0.02  # seconds; twice that before each further try, and jitter
+_SPARE: Final = 16  # connections kept open for the next calls
+_FOLDER: Final = Path(__file__).parent / "lua"
+
+# Said by a server that will do what is asked a little later, or that another one does.
+_LATER: Final = frozenset(
+    {
+        "ASK",
+        "BUSY",
+        "CLUSTERDOWN",
+        "LOADING",
+        "MASTERDOWN",
+        "MISCONF",
+        "NOREPLICAS",
+        "READONLY",
+        "TRYAGAIN",
+        "UNKILLABLE",
+    }
+)
+
+
+class Script:
+    """A Lua script of the `lua` folder, with what it needs in front of it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        text = (_FOLDER / f"{name}.lua").read_text(encoding="utf-8")
+        needs = next(line for line in text.splitlines() if line.startswith("-- Needs: "))
+        parts = [_constants()]
+        for part in needs.removeprefix("-- Needs: ").split():
+            parts.append((_FOLDER / f"{part}.lua").read_text(encoding="utf-8"))
+        self.text = "\n".join([*parts, text]).encode()
+        self.sha = hashlib.sha1(self.text, usedforsecurity=False).hexdigest().encode()
+
+
+@cache
+def script(name: str) -> Script:
+    """Return the script of this name, read once."""
+    return Script(name)
+
+
+@cache
+def _constants() -> str:
+    """Return the error records that scripts hand on, as Lua strings. "%s": the reason."""
+    revoked = failure.describe(TaskRevokedError("%s")).decode()
+    ignored = failure.describe(Ignore("the task raised Ignore: it has no result")).decode()
+    return f"local REVOKED_ERROR = [==[{revoked}]==]\nlocal IGNORED_ERROR = [==[{ignored}]==]"
+
+
+class _Wire:
+    """One connection, and the process that made it."""
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        self.socket = connection._sock
+        self.reader = Reader(self.socket)
+        self.pid = os.getpid()
+
+    def exchange(self, data: bytes, replies: int) -> list[Any]:
+        self.socket.sendall(data)
+        return [self.reader.reply() for _ in range(replies)]
+
+    def close(self) -> None:
+        # In a forked child the library closes its copy and leaves the connection alone.
+        self.connection.disconnect()
+
+
+class Link:
+    """The way to one store on a server, shared by all threads of a process.
+
+    `timeout`, `connect_timeout`: seconds. `replicas`: how many must have taken a durable
+    call over before it returns, within `replica_timeout` seconds.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        prefix: str,
+        *,
+        timeout: float,
+        connect_timeout: float,
+        keepalive: bool,
+        replicas: int,
+        replica_timeout: float,
+        client_name: str,
+    ) -> None:
+        self.place = place
+        self.prefix = prefix
+        self.store_id: str | None = None
+        self.server: dict[str, str] = {}  # what it says of its memory and persistence
+        self._options: dict[str, Any] = {
+            "db": place.db,
+            "username": place.username,
+            "password": place.password,
+            "socket_timeout": timeout,
+            "socket_connect_timeout": connect_timeout,
+            "retry": None,
+            "health_check_interval": 0,
+            "protocol": 2,
+            "client_name": client_name,
+        }
+        self._timeout = timeout
+        self._keepalive = keepalive
+        self._replicas = replicas
+        self._replica_timeout = replica_timeout
+        self._spare: list[_Wire] = []  # append and pop are atomic among threads
+        self._moved: tuple[str, int] | None = None  # the cluster's node that has our slot
+        self._lock = threading.Lock()
+        self.failing_since: float | None = None
+        self.failed_for = 0.0  # seconds that the last outage took
+        self.recovered_at = 0.0  # and when it was over (monotonic)
+        _links.add(self)
+
+    # Calls
+
+    def call(
+        self, name: str, arguments: Sequence[Any], *, durable: bool = False
+    ) -> list[bytes | None]:
+        """Call a script; return the fields of its answer.
+
+        Raises `BrokerUnavailable` if the server cannot be reached or cannot serve now: what
+        became of the call is unknown, and it may be repeated. `durable`: the replicas asked
+        for have it when this returns.
+        """
+        wanted = script(name)
+        count, body = strings((1, self.prefix, *arguments))
+        known = b"*%d\r\n$7\r\nEVALSHA\r\n$40\r\n%b\r\n%b" % (count + 2, wanted.sha, body)
+        wait = b""
+        if durable and self._replicas:
+            wait = command(("WAIT", self._replicas, int(self._replica_timeout * 1000)))
+        return self._repeat(lambda wire: self._run(wire, known, wanted, wait))
+
+    def _run(
+        self, wire: _Wire, known: bytes, wanted: Script, wait: bytes
+    ) -> list[bytes | None]:
+        try:
+            [data] = wire.exchange(known, 1)
+        except ServerError as exc:
+            if exc.code != "NOSCRIPT":
+                raise
+            # The server has not seen this script since its start, and keeps it from now on.
+            wire.exchange(command(("SCRIPT", "LOAD", wanted.text)), 1)
+            [data] = wire.exchange(known, 1)
+        if wait:
+            [taken_over] = wire.exchange(wait, 1)
+            if taken_over < self._replicas:
+                raise BrokerUnavailable(
+                    f"{taken_over} of {self._replicas} replicas of {self.place} had it after "
+                    f"{self._replica_timeout:g} s: it is on the master, and may be lost with it"
+                )
+        return unpack(data)
+
+    def ask(self, *words: str) -> Any:
+        """Send a plain command and return its reply. Raises `ServerError` as well."""
+        return self._repeat(lambda wire: wire.exchange(command(words), 1)[0])
+
+    def _repeat(self, attempt: Callable[[_Wire], Any]) -> Any:
+        deadline = time.monotonic() + self._timeout * 2
+        pause = _FIRST_PAUSE
+        tries = 0
+        while True:
+            tries += 1
+            wire = None
+            try:
+                wire = self._take()
+                result = attempt(wire)
+            except ServerError as exc:
+                assert wire is not None
+                error = self._refused(exc, wire)
+            except BrokerUnavailable:  # of its replicas: asking again may take as long
+                assert wire is not None
+                self._give_back(wire)
+                raise
+            except (OSError, RedisError) as exc:  # a time-out is an OSError
+                if wire is not None:
+                    wire.close()
+                self._discard_spare()
+                error = self._unreachable(exc)
+            except BaseException:
+                if wire is not None:  # interrupted between the call and its answer
+                    wire.close()
+                raise
+            else:
+                self._give_back(wire)
+                if self.failing_since is not None:
+                    self._recovered()
+                return result
+            if not isinstance(error, BrokerUnavailable):
+                raise error
+            if self.failing_since is None:
+                self.failing_since = time.monotonic()
+            if tries >= _TRIES or time.monotonic() + pause > deadline:
+                raise error
+            if tries > 1:  # at once the first time: a connection that had been cut long ago
+                time.sleep(pause * random.uniform(0.5, 1.5))
+                pause *= 2
+
+    def _recovered(self) -> None:
+        since, self.failing_since = self.failing_since, None
+        if since is not None:
+            self.recovered_at = time.monotonic()
+            self.failed_for = self.recovered_at - since
+
+    def _refused(self, exc: ServerError, wire: _Wire) -> BrokerError:
+        """Return what a server's error means, having dropped a connection that is no use."""
+        code = exc.code
+        if code == "MOVED":
+            host, _, port = exc.rest.rpartition(" ")[2].rpartition(":")
+            self._moved = (host or self.place.hosts[0][0], int(port))
+        if code in _LATER or code == "MOVED":
+            # Another server may be the master by now, so the next call asks who is.
+            wire.close()
+            self._discard_spare()
+            return BrokerUnavailable(f"{self.place} cannot serve now: {exc}")
+        if code == "NOAUTH":
+            wire.close()
+        else:
+            self._give_back(wire)
+        if code == "OOM":
+            return QueueFull(f"{self.place} has no memory for new messages: {exc}")
+        if code in ("NOPERM", "NOAUTH", "WRONGPASS"):
+            return BrokerError(
+                f"{self.place} does not let this user do what liteq needs: {exc}"
+            )
+        return BrokerError(f"{self.place} refused a call: {exc}")
+
+    def _unreachable(self, exc: BaseException) -> BrokerError:
+        if isinstance(exc, AuthenticationError):
+            return BrokerError(f"{self.place} does not know this user or password: {exc}")
+        self._moved = None
+        return BrokerUnavailable(f"{self.place} cannot be reached: {exc}")
+
+    # Connections
+
+    def connect(self) -> Any:
+        """Return a new connection of the client library, signed in; the caller owns it."""
+        place = self.place
+        if place.path is not None:
+            connection: Any = UnixDomainSocketConnection(place.path, **self._options)
+        else:
+            host, port = self._moved or self._master()
+            kind = Connection if place.tls is None else SSLConnection
+            connection = kind(
+                host=host,
+                port=port,
+                socket_keepalive=self._keepalive,
+                **(place.tls or {}),
+                **self._options,
+            )
+        connection.connect()
+        return connection
+
+    def _master(self) -> tuple[str, int]:
+        place = self.place
+        if place.service is None:
+            return place.hosts[0]
+        said = []
+        for host, port in place.hosts:
+            try:
+                found = self._ask_sentinel(host, port)
+            except (OSError, RedisError, ServerError) as exc:
+                said.append(f"{host}:{port}: {exc}")
+                continue
+            if found:
+                return found[0].decode(), int(found[1])
+            said.append(f"{host}:{port}: knows no {place.service!r}")
+        raise ConnectionError(f"no sentinel names a master ({'; '.join(said)})")
+
+    def _ask_sentinel(self, host: str, port: int) -> list[bytes] | None:
+        place = self.place
+        options = {
+            **self._options,
+            "db": 0,
+            "username": place.sentinel_username,
+            "password": place.sentinel_password,
+        }
+        kind = Connection if place.tls is None else SSLConnection
+        connection: Any = kind(host=host, port=port, **(place.tls or {}), **options)
+        connection.connect()
+        try:
+            wire = _Wire(connection)
+            question = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", place.service)
+            [found] = wire.exchange(command(question), 1)
+            return found  # type: ignore[no-any-return]
+        finally:
+            connection.disconnect()
+
+    def _take(self) -> _Wire:
+        while self._spare:
+            try:
+                wire = self._spare.pop()
+            except IndexError:
+                break
+            if wire.pid == os.getpid():
+                return wire
+            wire.close()
+        wire = _Wire(self.connect())
+        try:
+            self._greet(wire)
+        except BaseException:
+            wire.close()
+            raise
+        return wire
+
+    def _give_back(self, wire: _Wire) -> None:
+        if len(self._spare) < _SPARE and wire.pid == os.getpid():
+            self._spare.append(wire)
+        else:
+            wire.close()
+
+    def _greet(self, wire: _Wire) -> None:
+        """Learn which store and what server this is; refuse what would lose messages."""
+        opening = script("open")
+        arguments = (self.prefix, "", "", "", new_id(), KEYS_VERSION)
+        call = command(("EVAL", opening.text, 1, *arguments))
+        [data] = wire.exchange(call, 1)
+        id, version = unpack(data)
+        assert id is not None
+        if int(version or 0) > KEYS_VERSION:
+            raise SchemaError(
+                f"the store in {self.place} has version {int(version or 0)}, made by a later "
+                f"liteq, and this one reads up to {KEYS_VERSION}: upgrade liteq here"
+            )
+        self.store_id = id.decode()
+        if not self.server:
+            self.server = self._describe(wire)
+            self._refuse_eviction()
+
+    @staticmethod
+    def _describe(wire: _Wire) -> dict[str, str]:
+        """Return the fields of INFO that matter; empty if this user may not see them."""
+        try:
+            sections = wire.exchange(
+                b"".join(command(("INFO", name)) for name in ("memory", "persistence")), 2
+            )
+        except ServerError as exc:
+            if exc.code != "NOPERM":
+                raise
+            wire.reader.skip()
+            return {"hidden": "1"}
+        lines = b"".join(sections).decode().splitlines()
+        pairs = (line.partition(":") for line in lines if ":" in line)
+        fields = {name: value for name, _, value in pairs}
+        for setting in ("appendfsync", "save"):
+            try:
+                [found] = wire.exchange(command(("CONFIG", "GET", setting)), 1)
+            except ServerError:
+                continue  # not for this user, or a hosted server: it stays unknown
+            if found:
+                fields[setting] = found[1].decode()
+        return fields
+
+    def _refuse_eviction(self) -> None:
+        policy = self.server.get("maxmemory_policy", "noeviction")
+        if policy == "noeviction" or self.server.get("maxmemory") == "0":
+            return
+        self.server = {}
+        raise ImproperlyConfigured(
+            f"{self.place} deletes keys when its memory is full (maxmemory-policy {policy}), "
+            "which would lose messages: set maxmemory-policy to noeviction, or give liteq a "
+            "server of its own"
+        )
+
+    def _discard_spare(self) -> None:
+        spare, self._spare = self._spare, []
+        for wire in spare:
+            wire.close()
+
+    def close(self) -> None:
+        """Close what is open; the next call connects again."""
+        self._discard_spare()
+
+    def _forget_inherited(self) -> None:
+        self._lock = threading.Lock()
+        self._discard_spare()
+
+
+_links: weakref.WeakSet[Link] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for link in list(_links):
+        link._forget_inherited()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,177 @@
+"""Where a Redis server is: what a URL and the transport options say about it.
+
+    redis://user:password@host:6379/0      one server (also valkey://)
+    rediss://host:6380/0                   the same with TLS (also valkeys://)
+    unix:///run/redis.sock?db=0            a socket file of this machine
+    redis+sentinel://host:26379,host:26379/service/0
+                                           whichever server Sentinel says is the master
+
+Any of them may lead into a cluster: one namespace is one hash slot, and calls go to the
+node that has it. A password never shows in `str()` or `repr()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from liteq.exceptions import ImproperlyConfigured
+
+__all__ = ["Place", "parse", "without_password"]
+
+_PORT: Final = 6379
+_SENTINEL_PORT: Final = 26379
+_TLS: Final = frozenset(
+    {
+        "ssl_ca_certs",
+        "ssl_ca_data",
+        "ssl_ca_path",
+        "ssl_cert_reqs",
+        "ssl_certfile",
+        "ssl_check_hostname",
+        "ssl_ciphers",
+        "ssl_keyfile",
+        "ssl_min_version",
+        "ssl_password",
+    }
+)
+
+
+class Place(NamedTuple):
+    """A server, or the sentinels that know it, and how to sign in."""
+
+    hosts: tuple[tuple[str, int], ...]
+    path: str | None
+    db: int
+    username: str | None
+    password: str | None
+    tls: Mapping[str, Any] | None  # None: no TLS
+    service: str | None  # the name that Sentinel knows the master by
+    sentinel_username: str | None
+    sentinel_password: str | None
+    options: Mapping[str, str]  # what else the URL's query says
+
+    def __str__(self) -> str:
+        """Name the place, without its password."""
+        scheme = "rediss" if self.tls is not None else "redis"
+        if self.path is not None:
+            return f"unix://{self.path}?db={self.db}"
+        hosts = ",".join(f"[{h}]:{p}" if ":" in h else f"{h}:{p}" for h, p in self.hosts)
+        if self.service is not None:
+            return f"{scheme}+sentinel://{hosts}/{self.service}/{self.db}"
+        return f"{scheme}://{hosts}/{self.db}"
+
+    def __repr__(self) -> str:
+        return f"<Place {self}>"
+
+
+def without_password(url: str) -> str:
+    """Return the URL with any password in it replaced by ***."""
+    parts = []
+    for one in url.split(";"):
+        scheme, mark, rest = one.partition("://")
+        user, at, host = rest.rpartition("@")
+        name, colon, _ = user.partition(":")
+        bare, question, query = (host if at else rest).partition("?")
+        fields = [
+            f"{key}=***" if "password" in key.lower() else f"{key}={value}"
+            for key, _, value in (pair.partition("=") for pair in query.split("&") if pair)
+        ]
+        secret = f"{name}{':***' if colon else ''}@" if at else ""
+        parts.append(f"{scheme}{mark}{secret}{bare}{question}{'&'.join(fields)}")
+    return ";".join(parts)
+
+
+def parse(url: str, tls: Mapping[str, Any] | None = None, master_name: str = "") -> Place:
+    """Return the place that a URL names; `tls` are `ssl_…` options that go before those of
+    the URL. Raises `ImproperlyConfigured`, without the password, for a URL that makes no
+    sense."""
+    first, *more = [one for one in url.split(";") if one]
+    scheme, _, driver = first.partition("://")[0].lower().partition("+")
+    secure = scheme in ("rediss", "valkeys")
+    try:
+        if scheme == "unix" or driver == "socket":
+            return _socket_place(first)
+        split = urlsplit(first)
+        options = dict(parse_qsl(split.query))
+        sentinel = driver == "sentinel" or scheme == "sentinel"
+        user, password, hosts = _hosts(split.netloc, _SENTINEL_PORT if sentinel else _PORT)
+        for other in more:  # Celery writes one URL for each sentinel
+            hosts += _hosts(urlsplit(other).netloc, _SENTINEL_PORT if sentinel else _PORT)[2]
+        names = [unquote(name) for name in split.path.split("/") if name]
+        service = None
+        if sentinel:
+            if names and not names[0].isdigit():
+                service = names.pop(0)
+            service = service or options.pop("master_name", "") or master_name
+            if not service:
+                raise ValueError(
+                    "it does not say which service Sentinel is to be asked for: "
+                    "redis+sentinel://host:26379/mymaster/0"
+                )
+        elif len(hosts) > 1:
+            raise ValueError(
+                "several hosts are for redis+sentinel://; a cluster is found from any one node"
+            )
+        db = _number(options.pop("db", names[0] if names else "0"))
+    except ValueError as exc:
+        raise ImproperlyConfigured(
+            f"broker URL {without_password(url)!r} cannot be understood: {exc}"
+        ) from None
+    named = {key: options.pop(key) for key in list(options) if key in _TLS}
+    return Place(
+        hosts=tuple(hosts),
+        path=None,
+        db=db,
+        username=user,
+        password=password,
+        tls={**named, **(tls or {})} if secure else None,
+        service=service,
+        sentinel_username=options.pop("sentinel_username", None),
+        sentinel_password=options.pop("sentinel_password", None),
+        options=options,
+    )
+
+
+def _socket_place(url: str) -> Place:
+    rest = url.partition("://")[2]
+    user, at, path = rest.rpartition("@")
+    path, _, query = path.partition("?")
+    options = dict(parse_qsl(query))
+    name, _, password = user.partition(":")
+    if not path.startswith("/"):
+        raise ValueError("a socket file is named by its whole path: unix:///run/redis.sock")
+    return Place(
+        hosts=(),
+        path=unquote(path),
+        db=_number(options.pop("db", options.pop("virtual_host", "0"))),
+        username=unquote(name) or None if at else None,
+        password=unquote(password) or None if at else None,
+        tls=None,
+        service=None,
+        sentinel_username=None,
+        sentinel_password=None,
+        options=options,
+    )
+
+
+def _hosts(
+    netloc: str, port: int
+) -> tuple[str | None, str | None, list[tuple[str, int]]]:
+    """Return the user, the password and the hosts of the part behind "://"."""
+    user, at, names = netloc.rpartition("@")
+    name, _, password = user.partition(":")
+    hosts = []
+    for one in names.split(","):
+        split = urlsplit(f"//{one}")
+        hosts.append((split.hostname or "localhost", split.port or port))
+    if not at:
+        return None, None, hosts
+    return unquote(name) or None, unquote(password) or None, hosts
+
+
+def _number(text: str) -> int:
+    if not text.isdigit():
+        raise ValueError(f"the database is a number, not {text!r}")
+    return int(text)
