@@ -387,9 +387,9 @@ class Liteq:
         url = self.conf.broker_url
         if not url:
             return f"sqlite://{self._home}/{self.main}.liteq"
-        if isinstance(url, (list, tuple)):
-            return str(url[0])
-        return str(url).partition(";")[0]
+        urls = list(url) if isinstance(url, (list, tuple)) else str(url).split(";")
+        # Celery names one URL for each sentinel; of other servers, the first is the store.
+        return ";".join(urls) if "sentinel" in urls[0].partition("://")[0] else str(urls[0])
 
     def select_queues(self, queues: Iterable[str] | str | None = None) -> tuple[str, ...]:
         """Return the names of queues to consume: these, else those of `task_queues`, else
@@ -660,12 +660,11 @@ class Liteq:
         url = self.broker_url
         conf = self.conf
         _ = self.keeps_results  # a backend that cannot be is an error from the first use
-        options: dict[str, Any] = {"lease_timeout": conf.worker_lease_timeout}
-        if brokers.scheme_of(url) in ("sqlite", "memory"):
-            options.update(
-                max_deliveries=conf.task_max_deliveries,
-                unknown_expires=conf.task_unknown_expires,
-            )
+        options: dict[str, Any] = {
+            "lease_timeout": conf.worker_lease_timeout,
+            "max_deliveries": conf.task_max_deliveries,
+            "unknown_expires": conf.task_unknown_expires,
+        }
         options.update(conf.broker_transport_options or {})
         clock = None if self.clock is system_clock else self.clock
         return brokers.connect(url, options, clock)

@@ -220,12 +220,12 @@ def _warn_without_worker(broker: Broker, records: Mapping[str, Record]) -> None:
     if not queues:
         return
     _post(broker).reported |= queues
-    folder = getattr(broker, "folder", None)
+    place = getattr(broker, "folder", None) or getattr(broker, "url", None)
     names = sorted(queues)
-    start = f"liteq worker -Q {','.join(names)}" if folder else "with app.worker(): …"
+    start = f"liteq worker -Q {','.join(names)}" if place else "with app.worker(): …"
     said = (
         f"no worker consumes queue {', '.join(map(repr, names))} of the store "
-        f"{folder or 'in this process'}, so the result may be long in coming; "
+        f"{place or 'in this process'}, so the result may be long in coming; "
         f"start one with: {start}"
     )
     logger.warning("%s", said)

@@ -3,7 +3,8 @@
     sqlite:///srv/shop/shop.liteq      a folder on this machine (an absolute path)
     sqlite://shop.liteq                the same, relative to the working directory
     memory://                          a store of this process alone, for tests
-    redis://host:6379/0                a server that many machines share (planned)
+    redis://user:pw@host:6379/0        a server that many machines share (rediss://: TLS,
+                                       unix://: a socket file, redis+sentinel://: its master)
 
 A broker's module is imported when a URL asks for it, so a program that never talks to
 Redis never loads its client.
@@ -32,10 +33,16 @@ _MODULES: Final = {
     "unix": ("liteq.brokers.redis", "RedisBroker"),
     "valkey": ("liteq.brokers.redis", "RedisBroker"),
     "valkeys": ("liteq.brokers.redis", "RedisBroker"),
+    "sentinel": ("liteq.brokers.redis", "RedisBroker"),  # Celery's name
 }
-_ADVICE: Final = "use sqlite:///path/to/name.liteq (one machine, no server)"
-_OTHERS: Final = frozenset(
+_ADVICE: Final = (
+    "use sqlite:///path/to/name.liteq (one machine, no server) or redis://host:6379/0"
+)
+_OTHERS: Final = frozenset(  # what other stores and Celery's transports have
     {
+        "allow_network_filesystem",
+        "busy_timeout",
+        "client_name",
         "confirm_publish",
         "fanout_patterns",
         "fanout_prefix",
@@ -47,12 +54,16 @@ _OTHERS: Final = frozenset(
         "master_name",
         "max_connections",
         "max_retries",
+        "max_size",
+        "namespace",
         "polling_interval",
         "predefined_queues",
         "priority_steps",
         "queue_name_prefix",
         "queue_order_strategy",
         "region",
+        "replica_timeout",
+        "replicas",
         "retry_on_timeout",
         "sep",
         "socket_connect_timeout",
@@ -80,7 +91,6 @@ _SERVERS: Final = frozenset(
         "nats",
         "pyamqp",
         "pyro",
-        "sentinel",
         "slmq",
         "sqla",
         "sqlalchemy",
@@ -110,14 +120,7 @@ def connect(
     if scheme not in _MODULES:
         raise ImproperlyConfigured(_refusal(url, scheme))
     module, name = _MODULES[scheme]
-    try:
-        kind = getattr(import_module(module), name)
-    except ModuleNotFoundError as exc:
-        if exc.name != module:
-            raise
-        raise ImproperlyConfigured(
-            f"a broker for {scheme}:// is planned, and not in this version of liteq: {_ADVICE}"
-        ) from None
+    kind = getattr(import_module(module), name)
     target, given = (url, {}) if module.endswith("redis") else _sqlite_target(url)
     settings = _known(kind, {**(options or {}), **given})
     if clock is not None:
@@ -150,7 +153,9 @@ def _known(kind: type[Broker], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that this broker has. A configuration moved from elsewhere
     carries those of other transports (`visibility_timeout`), which mean nothing here."""
     names = getattr(kind.__init__, "__kwdefaults__", None) or {}
-    for name in options.keys() - names - _OTHERS:
+    for name in sorted(options.keys() - names - _OTHERS):
+        if name.startswith("ssl_"):
+            continue
         warnings.warn(
             f"broker_transport_options: {kind.__name__} has no option {name!r} "
             f"(it has {', '.join(sorted(names))})",

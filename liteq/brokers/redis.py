@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
-import os
 import socket
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -66,7 +65,7 @@ from liteq.exceptions import (
     StoreLost,
 )
 from liteq.ids import new_id, new_token
-from liteq.message import GATHER, Edge, Message, Workflow
+from liteq.message import Edge, Message, Workflow
 from liteq.outcome import Lost, Outcome, Released
 
 __all__ = ["RedisBroker"]
@@ -108,7 +107,7 @@ class RedisBroker(Broker):
         socket_timeout: float | None = None,
         socket_connect_timeout: float | None = None,
         socket_keepalive: bool = True,
-        visibility_timeout: float | None = None,  # noqa: ARG002 (accepted, and explained)
+        visibility_timeout: float | None = None,
         master_name: str = "",
         client_name: str = "liteq",
         ssl_ca_certs: str | None = None,
@@ -185,7 +184,9 @@ class RedisBroker(Broker):
 
     def persistence(self) -> str:
         """Say in a few words what of this store survives the server's death."""
-        server = self._connected().server
+        if not self._link.server:
+            self._link.ask("PING")
+        server = self._link.server
         if "hidden" in server:
             return "persistence unknown: this user may not see INFO"
         if server.get("aof_enabled") == "1":
@@ -200,8 +201,7 @@ class RedisBroker(Broker):
     def _call(
         self, name: str, *arguments: Any, durable: bool = False, word: object = ""
     ) -> list[bytes | None]:
-        link = self._connected()
-        return link.call(name, (*self._times(), word, *arguments), durable=durable)
+        return self._link.call(name, (*self._times(), word, *arguments), durable=durable)
 
     def _once(self, name: str, *arguments: Any) -> list[bytes | None]:
         """Call a script that writes; should its answer be lost, it is repeated under the
@@ -212,9 +212,6 @@ class RedisBroker(Broker):
         if self._server_time:
             return ("", "")
         return (self.clock.now(), self.clock.steady())
-
-    def _connected(self) -> Link:
-        return self._link
 
     # Moving work
 
@@ -339,16 +336,15 @@ class RedisBroker(Broker):
 
         self._take_back(worker, "gone", end)
         for kept in (self._steady, self._digests, self._doubtful):
-            kept.pop(worker, None)  # type: ignore[attr-defined]
+            kept.pop(worker, None)
 
     def reclaim(self, worker: int | None = None) -> int:
         return sum(
-            self._take_back(id, "dead", lambda _: Lost(_DIED)) for id in self._dead_workers(worker)
+            self._take_back(id, "dead", lambda _: Lost(_DIED))
+            for id in self._dead_workers(worker)
         )
 
-    def _take_back(
-        self, worker: int, how: str, end: Callable[[Lease], Outcome]
-    ) -> int:
+    def _take_back(self, worker: int, how: str, end: Callable[[Lease], Outcome]) -> int:
         """Stop a worker, and end the leases that it holds, each fenced, in slices."""
         total = 0
         while True:
@@ -383,7 +379,9 @@ class RedisBroker(Broker):
     def _was_out_of_reach(self) -> bool:
         link = self._link
         patience = self.lease_timeout / 2
-        return link.failed_for > patience / 2 and time.monotonic() < link.recovered_at + patience
+        return (
+            link.failed_for > patience / 2 and time.monotonic() < link.recovered_at + patience
+        )
 
     def _worker_rows(self) -> list[tuple[_Row | None, float]]:
         fields = Fields(self._call("workers"))
@@ -661,11 +659,11 @@ class RedisBroker(Broker):
     def _now(self) -> float:
         if not self._server_time:
             return self.clock.now()
-        seconds, micro = self._connected().ask("TIME")
+        seconds, micro = self._link.ask("TIME")
         return float(seconds) + float(micro) / 1e6
 
     def check(self) -> None:
-        self._connected().ask("PING")
+        self._link.ask("PING")
         found = (self._call("open", new_id(), KEYS_VERSION)[0] or b"").decode()
         first, self._first_id = self._first_id, found
         if first is not None and first != found:

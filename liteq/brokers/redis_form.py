@@ -342,5 +342,3 @@ def read_inputs(fields: Fields) -> tuple[Input, ...]:
             )
         )
     return tuple(found)
-
-

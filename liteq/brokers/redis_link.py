@@ -69,10 +69,11 @@ class Script:
         self.name = name
         text = (_FOLDER / f"{name}.lua").read_text(encoding="utf-8")
         needs = next(line for line in text.splitlines() if line.startswith("-- Needs: "))
-        parts = [_constants()]
-        for part in needs.removeprefix("-- Needs: ").split():
-            parts.append((_FOLDER / f"{part}.lua").read_text(encoding="utf-8"))
-        self.text = "\n".join([*parts, text]).encode()
+        parts = [
+            (_FOLDER / f"{part}.lua").read_text(encoding="utf-8")
+            for part in needs.removeprefix("-- Needs: ").split()
+        ]
+        self.text = "\n".join([_constants(), *parts, text]).encode()
         self.sha = hashlib.sha1(self.text, usedforsecurity=False).hexdigest().encode()
 
 
@@ -171,7 +172,10 @@ class Link:
         wait = b""
         if durable and self._replicas:
             wait = command(("WAIT", self._replicas, int(self._replica_timeout * 1000)))
-        return self._repeat(lambda wire: self._run(wire, known, wanted, wait))
+        fields: list[bytes | None] = self._repeat(
+            lambda wire: self._run(wire, known, wanted, wait)
+        )
+        return fields
 
     def _run(
         self, wire: _Wire, known: bytes, wanted: Script, wait: bytes
@@ -279,7 +283,8 @@ class Link:
         """Return a new connection of the client library, signed in; the caller owns it."""
         place = self.place
         if place.path is not None:
-            connection: Any = UnixDomainSocketConnection(place.path, **self._options)
+            kind: Any = UnixDomainSocketConnection
+            connection: Any = kind(place.path, **self._options)
         else:
             host, port = self._moved or self._master()
             kind = Connection if place.tls is None else SSLConnection

@@ -25,6 +25,8 @@ from liteq.brokers.redis_wire import Reader, ServerError, command
 __all__ = ["RedisMailbox"]
 
 _CHUNK: Final = 65_536
+_select: Any = select  # what it has, the platform says
+_HAS_EPOLL: Final = hasattr(select, "epoll")
 _PAUSE: Final = 1.0  # seconds between two tries to connect
 
 
@@ -176,25 +178,22 @@ class _Signal:
 
     def __init__(self) -> None:
         self._watched = -1
-        if hasattr(select, "epoll"):
-            self._poll: Any = select.epoll()
-        else:
-            self._poll = select.kqueue()
+        self._poll: Any = _select.epoll() if _HAS_EPOLL else _select.kqueue()
 
     def fileno(self) -> int:
         return -1 if self._poll.closed else int(self._poll.fileno())
 
     def watch(self, fd: int) -> None:
-        if hasattr(select, "epoll"):
-            self._poll.register(fd, select.EPOLLIN)
+        if _HAS_EPOLL:
+            self._poll.register(fd, _select.EPOLLIN)
         else:
-            event = select.kevent(fd, select.KQ_FILTER_READ, select.KQ_EV_ADD)
+            event = _select.kevent(fd, _select.KQ_FILTER_READ, _select.KQ_EV_ADD)
             self._poll.control([event], 0)
         self._watched = fd
 
     def forget(self) -> None:
         fd, self._watched = self._watched, -1
-        if fd >= 0 and hasattr(select, "epoll") and not self._poll.closed:
+        if fd >= 0 and _HAS_EPOLL and not self._poll.closed:
             # Closing would do it too, but for copies of the descriptor in other processes.
             with contextlib.suppress(OSError):
                 self._poll.unregister(fd)

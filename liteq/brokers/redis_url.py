@@ -16,9 +16,10 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from liteq.config import mask_url
 from liteq.exceptions import ImproperlyConfigured
 
-__all__ = ["Place", "parse", "without_password"]
+__all__ = ["Place", "parse"]
 
 _PORT: Final = 6379
 _SENTINEL_PORT: Final = 26379
@@ -66,23 +67,6 @@ class Place(NamedTuple):
         return f"<Place {self}>"
 
 
-def without_password(url: str) -> str:
-    """Return the URL with any password in it replaced by ***."""
-    parts = []
-    for one in url.split(";"):
-        scheme, mark, rest = one.partition("://")
-        user, at, host = rest.rpartition("@")
-        name, colon, _ = user.partition(":")
-        bare, question, query = (host if at else rest).partition("?")
-        fields = [
-            f"{key}=***" if "password" in key.lower() else f"{key}={value}"
-            for key, _, value in (pair.partition("=") for pair in query.split("&") if pair)
-        ]
-        secret = f"{name}{':***' if colon else ''}@" if at else ""
-        parts.append(f"{scheme}{mark}{secret}{bare}{question}{'&'.join(fields)}")
-    return ";".join(parts)
-
-
 def parse(url: str, tls: Mapping[str, Any] | None = None, master_name: str = "") -> Place:
     """Return the place that a URL names; `tls` are `ssl_…` options that go before those of
     the URL. Raises `ImproperlyConfigured`, without the password, for a URL that makes no
@@ -93,32 +77,40 @@ def parse(url: str, tls: Mapping[str, Any] | None = None, master_name: str = "")
     try:
         if scheme == "unix" or driver == "socket":
             return _socket_place(first)
-        split = urlsplit(first)
-        options = dict(parse_qsl(split.query))
         sentinel = driver == "sentinel" or scheme == "sentinel"
-        user, password, hosts = _hosts(split.netloc, _SENTINEL_PORT if sentinel else _PORT)
-        for other in more:  # Celery writes one URL for each sentinel
-            hosts += _hosts(urlsplit(other).netloc, _SENTINEL_PORT if sentinel else _PORT)[2]
-        names = [unquote(name) for name in split.path.split("/") if name]
-        service = None
-        if sentinel:
-            if names and not names[0].isdigit():
-                service = names.pop(0)
-            service = service or options.pop("master_name", "") or master_name
-            if not service:
-                raise ValueError(
-                    "it does not say which service Sentinel is to be asked for: "
-                    "redis+sentinel://host:26379/mymaster/0"
-                )
-        elif len(hosts) > 1:
-            raise ValueError(
-                "several hosts are for redis+sentinel://; a cluster is found from any one node"
-            )
-        db = _number(options.pop("db", names[0] if names else "0"))
+        secured = (tls or {}) if secure else None
+        return _server_place([first, *more], secured, master_name, sentinel=sentinel)
     except ValueError as exc:
         raise ImproperlyConfigured(
-            f"broker URL {without_password(url)!r} cannot be understood: {exc}"
+            f"broker URL {mask_url(url)!r} cannot be understood: {exc}"
         ) from None
+
+
+def _server_place(
+    urls: list[str], tls: Mapping[str, Any] | None, master_name: str, *, sentinel: bool
+) -> Place:
+    split = urlsplit(urls[0])
+    options = dict(parse_qsl(split.query))
+    port = _SENTINEL_PORT if sentinel else _PORT
+    user, password, hosts = _hosts(split.netloc, port)
+    for other in urls[1:]:  # Celery writes one URL for each sentinel
+        hosts += _hosts(urlsplit(other).netloc, port)[2]
+    names = [unquote(name) for name in split.path.split("/") if name]
+    service = None
+    if sentinel:
+        if names and not names[0].isdigit():
+            service = names.pop(0)
+        service = service or options.pop("master_name", "") or master_name
+        if not service:
+            raise ValueError(
+                "it does not say which service Sentinel is to be asked for: "
+                "redis+sentinel://host:26379/mymaster/0"
+            )
+    elif len(hosts) > 1:
+        raise ValueError(
+            "several hosts are for redis+sentinel://; a cluster is found from any one node"
+        )
+    db = _number(options.pop("db", names[0] if names else "0"))
     named = {key: options.pop(key) for key in list(options) if key in _TLS}
     return Place(
         hosts=tuple(hosts),
@@ -126,7 +118,7 @@ def parse(url: str, tls: Mapping[str, Any] | None = None, master_name: str = "")
         db=db,
         username=user,
         password=password,
-        tls={**named, **(tls or {})} if secure else None,
+        tls=None if tls is None else {**named, **tls},
         service=service,
         sentinel_username=options.pop("sentinel_username", None),
         sentinel_password=options.pop("sentinel_password", None),
@@ -156,9 +148,7 @@ def _socket_place(url: str) -> Place:
     )
 
 
-def _hosts(
-    netloc: str, port: int
-) -> tuple[str | None, str | None, list[tuple[str, int]]]:
+def _hosts(netloc: str, port: int) -> tuple[str | None, str | None, list[tuple[str, int]]]:
     """Return the user, the password and the hosts of the part behind "://"."""
     user, at, names = netloc.rpartition("@")
     name, _, password = user.partition(":")

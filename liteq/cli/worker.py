@@ -352,6 +352,19 @@ def store_of(app: Liteq) -> str:
     return str(folder) if folder is not None else mask_url(app.broker_url)
 
 
+def _kept_by(app: Liteq) -> str:
+    """Say what a server's store survives, if it is on a server that can be asked."""
+    from liteq.exceptions import LiteqError
+
+    ask = getattr(app.broker, "persistence", None)
+    if ask is None:
+        return ""
+    try:
+        return f" ({ask()})"
+    except LiteqError:
+        return ""  # the worker says why, and tries again
+
+
 # What the command line says
 
 
@@ -414,6 +427,6 @@ def _banner(session: Session, made: Worker, reference: str) -> None:
     session.banner(
         f"liteq     {VERSION} · Python {platform.python_version()} · pid {os.getpid()}",
         f"app       {app.main or reference} ({reference}) · {count}",
-        f"store     {store_of(app)}",
+        f"store     {store_of(app)}{_kept_by(app)}",
         f"queues    {', '.join(made.queues)} · {made.concurrency} × {made.pool_kind}",
     )

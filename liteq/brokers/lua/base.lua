@@ -106,15 +106,13 @@ local function tell(names, id)  -- whoever waits for the message is to hear that
 end
 
 -- Ring for as many idle workers as there is work. One that does not listen is not counted.
-local function ring(except)
+local function ring()
   for queue, wanted in pairs(fresh) do
     local calls = math.min(wanted, 100)
     while calls > 0 do
       local worker = call('SPOP', P .. 'idle:' .. queue)
       if not worker then break end
-      if worker ~= except and call('PUBLISH', P .. 'work:' .. worker, '') > 0 then
-        calls = calls - 1
-      end
+      if call('PUBLISH', P .. 'work:' .. worker, '') > 0 then calls = calls - 1 end
     end
   end
   for name, ids in pairs(told) do

@@ -354,6 +354,7 @@ if limit > 0 and alive then
         call('HSET', key, 's', 'r', 'k', token, 'w', worker, 'd', m.d, 'T', NOW_TEXT)
         if m.x then call('ZREM', P .. 'expiry', m.id) end
         if m.r then call('ZREM', P .. 'retrying', m.id) end
+        if fresh[m.q] then fresh[m.q] = fresh[m.q] - 1 end
         leases[#leases + 1] = m
         taken[#taken + 1] = m.id
       end
@@ -370,7 +371,7 @@ end
 if alive then
   call('HSET', P .. 'worker:' .. worker, 'word', ARGV[3], 'said', flags)
 end
-ring(worker)
+ring()
 if limit > 0 and alive then
   local change = #leases < limit and 'SADD' or 'SREM'
   for _, queue in ipairs(queues) do call(change, P .. 'idle:' .. queue, worker) end
