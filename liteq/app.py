@@ -13,7 +13,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from datetime import UTC, datetime, tzinfo
+from datetime import datetime, tzinfo
 from importlib import import_module
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar, overload
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
     from liteq.brokers.base import Broker
     from liteq.definition import BoundDecorator, Decorator
+    from liteq.periodic import Schedules
 
 __all__ = ["Liteq", "shared_task"]
 
@@ -129,6 +130,8 @@ class Liteq:
         self._discoveries: list[Callable[[], None]] = []
         self._task_class: type[_Task[..., Any]] | None = None
         self._bound_classes: dict[type[Any], Any] = {}
+        self._schedules: Schedules | None = None
+        self.configuring = False  # receivers of on_after_configure are being called
         self.on_configure = signals.Signal("on_configure")
         self.on_after_configure = signals.Signal("on_after_configure", ("source",))
         self.on_after_finalize = signals.Signal("on_after_finalize")
@@ -337,8 +340,9 @@ class Liteq:
         zone = self.sender.rules().zone
         if zone is not None:
             return zone
-        local = datetime.now(UTC).astimezone().tzinfo
-        return local if local is not None else UTC
+        from liteq.walltime import local_zone  # late: few apps leave UTC
+
+        return local_zone()
 
     def now(self) -> datetime:
         """Return the time now, in the app's zone."""
@@ -454,6 +458,38 @@ class Liteq:
         given = named(options, task_id=task_id, link=link, link_error=link_error)
         result: AsyncResult[Any] = await self.sender.acall_named(name, args, kwargs, given)
         return result
+
+    # Periodic tasks
+
+    @property
+    def schedules(self) -> Schedules:
+        """The periodic entries: list, add, update, pause, resume, remove and run them, from
+        any process. Declare what belongs to the program in `beat_schedule`."""
+        if self._schedules is None:
+            from liteq.periodic import Schedules  # late: most programs have none
+
+            with self._lock:
+                if self._schedules is None:
+                    self._schedules = Schedules(self)
+        return self._schedules
+
+    def add_periodic_task(
+        self,
+        schedule: Any,
+        sig: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        name: str | None = None,
+        **opts: Any,
+    ) -> str:
+        """Declare a periodic entry: call `sig` (a signature, a workflow, a task) whenever
+        the schedule says so, and return the entry's name (default: the call as text).
+
+        Called by a receiver of `on_after_configure` or `on_after_finalize`, or anywhere in
+        a module that the beat imports. `opts` are those of `apply_async`, and the entry's
+        own: `catch_up`, `overlap`, `tz`, `relative`. Raises `ScheduleError`.
+        """
+        return self.schedules.add_periodic_task(schedule, sig, args, kwargs, name, **opts)
 
     # What is made for an app
 
@@ -688,10 +724,16 @@ class Liteq:
         return True
 
     def _configured(self, settings: Settings) -> None:
-        if self.on_configure.receivers:
-            self.on_configure.send(sender=self)
-        if self.on_after_configure.receivers:
-            self.on_after_configure.send(sender=self, source=settings)
+        if self._schedules is not None:
+            self._schedules.forget_configured()
+        self.configuring = True
+        try:
+            if self.on_configure.receivers:
+                self.on_configure.send(sender=self)
+            if self.on_after_configure.receivers:
+                self.on_after_configure.send(sender=self, source=settings)
+        finally:
+            self.configuring = False
 
 
 def _creator() -> tuple[str, str | None]:

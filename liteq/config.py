@@ -533,11 +533,11 @@ _ROWS: Final[tuple[Setting, ...]] = (
           "Longest sleep of the beat; 0: its own choice."),
     _used("beat_cron_starting_deadline", None, _seconds,
           "Fire a missed entry if it is no later than this."),
+    _used("beat_scheduler", None, _any, "A scheduler class of your own, or its name."),
+    _used("beat_sync_every", 0, _integer(), "Runs after which a scheduler of your own syncs."),
     *_accepted(
         "The beat keeps its state in the store.",
-        beat_scheduler=None,
         beat_schedule_filename="celerybeat-schedule",
-        beat_sync_every=0,
         beat_enable_remote_control=False,
         beat_remote_control_max_tick_age=None,
         beat_logfile=None,

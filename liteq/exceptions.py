@@ -44,6 +44,9 @@ __all__ = [
     "QueueNotFound",
     "Reject",
     "Retry",
+    "ScheduleError",
+    "ScheduleNotFound",
+    "SchedulingError",
     "SchemaError",
     "SoftTimeLimitExceeded",
     "StoreLost",
@@ -174,6 +177,20 @@ class AlreadyRegistered(TaskError):
 
 class QueueNotFound(TaskError, KeyError):
     """The queue is not in `task_queues`, and `task_create_missing_queues` is off."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class ScheduleError(TaskError, ValueError):
+    """A periodic entry that cannot be; the message names it, and what is wrong with it."""
+
+
+SchedulingError = ScheduleError  # Celery's name
+
+
+class ScheduleNotFound(TaskError, KeyError):
+    """There is no periodic entry of this name."""
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""

@@ -192,10 +192,10 @@ class schedule(BaseSchedule):  # noqa: N801 (Celery's name)
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, schedule):
-            return self._value() == other._value()
+            return bool(self._value() == other._value())
         if isinstance(other, (int, float)):
             return self.seconds == other
-        return self.run_every == other
+        return bool(self.run_every == other)
 
     __hash__ = BaseSchedule.__hash__
 
@@ -251,6 +251,9 @@ class crontab(BaseSchedule):  # noqa: N801 (Celery's name)
 
     @property
     def tz(self) -> tzinfo:
+        if self._tz is None and self.nowfun is not None:
+            # Celery's way to give an entry a zone of its own.
+            return self.nowfun().tzinfo or self.app.timezone
         return self._tz if self._tz is not None else self.app.timezone
 
     # Celery's attributes: the numbers that each field names.

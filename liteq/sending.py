@@ -18,7 +18,7 @@ from liteq.calls import Defaults, checked_id, lifetime, merge, with_options
 from liteq.canvas import Signature, as_list, maybe_signature
 from liteq.exceptions import AlwaysEagerIgnored, BrokerUnavailable, MessageTooLarge
 from liteq.ids import new_id
-from liteq.message import Edge, Message
+from liteq.message import Edge, Message, Workflow
 from liteq.offload import off_loop
 from liteq.options import WITHOUT_EFFECT, checked_limits, checked_priority, checked_seconds
 from liteq.result import AsyncResult, EagerResult
@@ -38,6 +38,7 @@ Options: TypeAlias = dict[str, Any]
 Args: TypeAlias = Sequence[Any] | None
 Kwargs: TypeAlias = Mapping[str, Any] | None
 _Graph: TypeAlias = tuple[list[Message], list[Edge]]
+Composed: TypeAlias = tuple[Sequence[Message], Sequence[Edge], Workflow | None]
 
 _OWN: Final = ("queue", "exchange", "routing_key", "delivery_mode", "priority", "expires")
 
@@ -125,6 +126,23 @@ class Sender:
             self._app, messages, edges, arguments=(args, kwargs), throw=raises
         )
         return made
+
+    def compose(self, sig: Signature[Any], options: Options) -> Composed:
+        """Return what a call of a signature enqueues, for a beat, which enqueues it in a
+        step of its own. Raises what the call would."""
+        rules = self.rules()
+        args, kwargs, merged = sig._merge((), {}, options)
+        task = self._app.tasks.get(sig.task)
+        if task is not None:
+            return *self._compose(rules, task, args, kwargs, merged), None
+        message = self._message(rules, sig.task, None, args, kwargs, merged)
+        return *self._entered(rules, message, merged), None
+
+    def call_composed(self, composed: Composed) -> Any:
+        """Send what `compose()` returned, and return its result."""
+        messages, edges, _ = composed
+        self.send(messages, edges)
+        return self._result(messages[0], {})
 
     def send(
         self,

@@ -1,0 +1,409 @@
+"""The periodic entries of an app: those that its code declares, and those in the store.
+
+What code declares (`beat_schedule`, `add_periodic_task`) is brought into the store when
+a beat starts: new entries are added, changed ones changed, those that are gone removed.
+Entries made at run time are left alone. Whatever is written here wakes all beats.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta, tzinfo
+from typing import TYPE_CHECKING, Any, Final
+
+from liteq import entries
+from liteq.brokers.base import Schedule
+from liteq.entries import CatchUp, Entry, Overlap
+from liteq.exceptions import DecodeError, ImproperlyConfigured, ScheduleError, ScheduleNotFound
+from liteq.result import AsyncResult
+from liteq.schedules import maybe_schedule
+
+if TYPE_CHECKING:
+    from liteq.app import Liteq
+
+__all__ = ["PeriodicEntry", "Schedules"]
+
+logger = logging.getLogger("liteq.beat")
+
+_OWN_OPTIONS: Final = ("catch_up", "overlap", "relative", "tz")
+
+
+@dataclass(frozen=True)
+class PeriodicEntry:
+    """A periodic entry as the store has it. Times are aware, in the app's zone.
+
+    `origin` is "code" or "runtime". `entry` is None if nothing here can read it; `error`
+    then says why.
+    """
+
+    name: str
+    origin: str
+    paused: bool
+    due_at: datetime | None
+    last_run_at: datetime | None
+    last_id: str | None
+    total: int
+    task: str
+    schedule: str
+    entry: Entry | None
+    error: str | None = None
+
+    def next(self, count: int = 5) -> list[datetime]:
+        """Return the next instants at which it is due; one at most if the schedule is a
+        class of the program's own."""
+        at = self.due_at
+        if at is None or self.paused:
+            return []
+        found = [at]
+        when = self.entry.timetable if self.entry is not None else None
+        while when is not None and len(found) < count:
+            last = found[-1].timestamp()
+            following = when.following(last, last)
+            if following is None:
+                break
+            found.append(datetime.fromtimestamp(following, at.tzinfo))
+        return found[:count]
+
+
+class Schedules:
+    """The periodic entries of one app: `app.schedules`."""
+
+    def __init__(self, app: Liteq) -> None:
+        self._app = app
+        self._declared: dict[str, Mapping[str, Any]] = {}
+        self._configured: set[str] = set()  # those declared while settings were loaded
+        self._refused: dict[str, ScheduleError] = {}
+
+    # Declared in code
+
+    def declare(self, name: str, given: Mapping[str, Any]) -> None:
+        """Declare an entry, as `beat_schedule` does. Raises `ScheduleError`, and so does
+        the start of a beat: what a signal's receiver raises here is only logged."""
+        try:
+            Entry.of(self._app, name, given)
+            self._refuse_another(name, given)
+        except ScheduleError as exc:
+            self._refused[name] = exc
+            raise
+        self._declared[name] = given
+        if self._app.configuring:
+            self._configured.add(name)
+
+    def forget_configured(self) -> None:
+        """Forget what was declared by receivers of `on_after_configure`: they are about to
+        be called again, for settings that may be others now."""
+        for name in self._configured:
+            self._declared.pop(name, None)
+        self._configured.clear()
+        self._refused.clear()
+
+    def add_periodic_task(
+        self,
+        schedule: Any,
+        sig: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        name: str | None = None,
+        **options: Any,
+    ) -> str:
+        """Declare an entry; see `Liteq.add_periodic_task`."""
+        name = name or repr(sig)
+        given: dict[str, Any] = {"task": sig, "schedule": schedule}
+        given.update({key: options.pop(key) for key in _OWN_OPTIONS if key in options})
+        given.update(args=tuple(args), kwargs=dict(kwargs or {}), options=options)
+        self.declare(name, given)
+        return name
+
+    def declared(self) -> dict[str, Entry]:
+        """Return the entries that the code declares, checked, by name.
+
+        Raises `ScheduleError` naming the first that cannot be.
+        """
+        app, given = self._app, self.declarations()
+        return {name: Entry.of(app, name, each).check(app) for name, each in given.items()}
+
+    def declarations(self) -> dict[str, Mapping[str, Any]]:
+        """Return what the code declares, as `beat_schedule` has it."""
+        self._app.finalize()
+        given = {
+            **self._app.conf.beat_schedule,
+            **self._declared,
+        }  # loads: receivers are called
+        for refused in self._refused.values():
+            raise refused
+        return given
+
+    def reconcile(self) -> dict[str, Entry]:
+        """Bring the store up to what the code declares, and return that.
+
+        An entry that is as it was keeps its next instant and what was run; so does one
+        that is changed in other things than its schedule.
+        """
+        app, broker = self._app, self._app.broker
+        now = app.clock.now()
+        declared = self.declared()
+        stored = {row.name: row for row in broker.schedules()}
+        for name, entry in declared.items():
+            data, row = entry.dumps_declared(), stored.get(name)
+            if row is not None and row.origin == "runtime":
+                logger.warning(
+                    "the periodic entry %r was made at run time and is declared in code now: "
+                    "the code's takes its place",
+                    name,
+                )
+            elif row is not None and row.entry == data:
+                continue
+            keeps_time = row is not None and _spec(row.entry) == _spec(data)
+            due = row.due_at if row is not None and keeps_time else entry.first(now)
+            # Another beat that starts now may have written the same: then it stands.
+            broker.put_schedule(
+                Schedule(
+                    name,
+                    data,
+                    due,
+                    "code",
+                    paused=row is not None and row.paused,
+                    last_due_at=now if entry.timetable is None else None,
+                ),
+                revision=0 if row is None else row.revision,
+            )
+        for row in stored.values():
+            if row.origin == "code" and row.name not in declared and self._is_ours(row):
+                broker.remove_schedule(row.name)
+        return declared
+
+    def _is_ours(self, row: Schedule) -> bool:
+        """Tell whether an entry is of this app: a store may have those of several."""
+        try:
+            return bool(entries.read(row.entry).get("app") == (self._app.main or ""))
+        except DecodeError:
+            return False
+
+    def _refuse_another(self, name: str, given: Mapping[str, Any]) -> None:
+        known = self._declared.get(name)
+        if known is None:
+            return
+        one, other = (maybe_schedule(each["schedule"]) for each in (known, given))
+        if one != other:
+            raise ScheduleError(
+                f"periodic entry {name!r}: there is one of that name already, with another "
+                "schedule: give each a name="
+            )
+
+    # At run time
+
+    def add(
+        self,
+        name: str,
+        task: Any,
+        schedule: Any,
+        *,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+        tz: str | tzinfo | None = None,
+        relative: bool = False,
+        catch_up: CatchUp = "one",
+        overlap: Overlap = "allow",
+    ) -> PeriodicEntry:
+        """Make an entry that all beats of the store fire from now on.
+
+        `task` is a name, a task or a signature; `schedule` seconds, a timedelta, a cron
+        expression, `crontab(…)` or `solar(…)`. Raises `ScheduleError` for what cannot be,
+        and if there is an entry of this name.
+        """
+        given = {
+            "task": task,
+            "schedule": schedule,
+            "args": args,
+            "kwargs": kwargs,
+            "options": options,
+            "tz": tz,
+            "relative": relative,
+            "catch_up": catch_up,
+            "overlap": overlap,
+        }
+        entry = Entry.of(self._app, name, given).check(self._app)
+        due = entry.first(self._app.clock.now())
+        row = Schedule(name, self._dumps(entry), due, "runtime")
+        if not self._app.broker.put_schedule(row, revision=0):
+            raise ScheduleError(f"periodic entry {name!r}: there is one of that name already")
+        return self.get(name)
+
+    def update(self, name: str, **changes: Any) -> PeriodicEntry:
+        """Change an entry that was made at run time; the names are those of `add()`.
+
+        A changed schedule begins anew. Raises `ScheduleNotFound`, and `ScheduleError` for
+        what cannot be or an entry that is declared in code.
+        """
+        while True:
+            row = self._row(name)
+            self._refuse_declared(row, "change")
+            old = Entry.loads(name, row.entry, self._app)
+            assert old is not None  # only declared ones are local
+            given: dict[str, Any] = {
+                "task": _task_of(old, self._app) if "task" not in changes else None,
+                "schedule": old.schedule,
+                "args": () if "task" in changes else old.args,
+                "kwargs": {} if "task" in changes else old.kwargs,
+                "options": old.options,
+                "catch_up": old.catch_up,
+                "overlap": old.overlap,
+                **changes,
+            }
+            entry = Entry.of(self._app, name, given).check(self._app)
+            data = self._dumps(entry)
+            due = row.due_at
+            if _spec(row.entry) != _spec(data):
+                due = entry.first(self._app.clock.now())
+            if self._put(row._replace(entry=data, due_at=due)):
+                return self.get(name)
+
+    def pause(self, name: str) -> None:
+        """Keep an entry from being fired until `resume()`, whichever beat starts. Raises
+        `ScheduleNotFound`."""
+        while True:
+            row = self._row(name)
+            if self._put(row._replace(paused=True)):  # else another process has changed it
+                return
+
+    def resume(self, name: str) -> None:
+        """Fire a paused entry again, from its next instant on: what it missed meanwhile is
+        not made good. Raises `ScheduleNotFound`."""
+        while True:
+            row = self._row(name)
+            if not row.paused:
+                return
+            if self._put(row._replace(paused=False, due_at=self._due_after_pause(row))):
+                return
+
+    def remove(self, name: str) -> None:
+        """Delete an entry that was made at run time. Raises `ScheduleNotFound`, and
+        `ScheduleError` for one that is declared in code."""
+        self._refuse_declared(self._row(name), "remove")
+        self._app.broker.remove_schedule(name)
+
+    def run_now(self, name: str) -> AsyncResult[Any]:
+        """Send what an entry sends, now and once; its instants stay as they are. Raises
+        `ScheduleNotFound`, and `ScheduleError` for an entry that this program cannot
+        read."""
+        row = self._row(name)
+        entry = self._entry(row)
+        if entry is None:
+            raise ScheduleError(
+                f"periodic entry {name!r}: only the app that declares it can send it"
+            )
+        result: AsyncResult[Any] = self._app.sender.call_composed(
+            entry.compose(self._app, self._app.clock.now())
+        )
+        return result
+
+    def get(self, name: str) -> PeriodicEntry:
+        """Return an entry by its name. Raises `ScheduleNotFound`."""
+        return self._shown(self._row(name))
+
+    def list(self) -> list[PeriodicEntry]:
+        """Return all entries of the store, by name."""
+        return [self._shown(row) for row in self._app.broker.schedules()]
+
+    # Inside
+
+    def _row(self, name: str) -> Schedule:
+        rows = self._app.broker.schedules()
+        for row in rows:
+            if row.name == name:
+                return row
+        known = ", ".join(repr(row.name) for row in rows[:20]) or "none"
+        raise ScheduleNotFound(f"there is no periodic entry {name!r} (there are: {known})")
+
+    def _put(self, row: Schedule) -> bool:
+        return self._app.broker.put_schedule(row, revision=row.revision)
+
+    def _entry(self, row: Schedule) -> Entry | None:
+        """Return a stored entry; a local one as this app declares it, or None."""
+        entry = Entry.loads(row.name, row.entry, self._app)
+        return self._local(row) if entry is None else entry
+
+    def _local(self, row: Schedule) -> Entry | None:
+        own = self.declared().get(row.name)
+        return own if own is not None and own.dumps_declared() == row.entry else None
+
+    def _due_after_pause(self, row: Schedule) -> float | None:
+        entry, now = self._entry(row), self._app.clock.now()
+        if entry is None:
+            return row.due_at
+        if entry.timetable is None or row.due_at is None:
+            return entry.first(now)
+        return row.due_at if row.due_at > now else entry.timetable.following(row.due_at, now)
+
+    def _dumps(self, entry: Entry) -> bytes:
+        try:
+            return entry.dumps()
+        except (ValueError, TypeError) as exc:
+            raise ScheduleError(f"periodic entry {entry.name!r}: {exc}") from exc
+
+    @staticmethod
+    def _refuse_declared(row: Schedule, what: str) -> None:
+        if row.origin == "code":
+            raise ScheduleError(
+                f"periodic entry {row.name!r}: it is declared in code, {what} it there (or "
+                "pause it)"
+            )
+
+    def _shown(self, row: Schedule) -> PeriodicEntry:
+        zone = self._app.timezone
+
+        def moment(seconds: float | None) -> datetime | None:
+            return None if seconds is None else datetime.fromtimestamp(seconds, zone)
+
+        entry, error = None, None
+        task = schedule = "?"
+        try:
+            fields = entries.read(row.entry)
+            task, schedule = fields["task"], _words(fields["schedule"])
+            entry = Entry.loads(row.name, row.entry, self._app)
+        except (DecodeError, ValueError, KeyError, TypeError, ImproperlyConfigured) as exc:
+            error = str(exc)
+        return PeriodicEntry(
+            name=row.name,
+            origin=row.origin,
+            paused=row.paused,
+            due_at=moment(row.due_at),
+            last_run_at=moment(row.last_run_at),
+            last_id=row.last_id,
+            total=row.total,
+            task=task,
+            schedule=schedule,
+            entry=entry,
+            error=error,
+        )
+
+
+def _task_of(entry: Entry, app: Liteq) -> Any:
+    """Return what an entry calls, as `Entry.of()` takes it: unchecked, if it is no task
+    of this app."""
+    if entry.canvas is not None:
+        return app.signature(entry.canvas)
+    return entry.task if entry.task in app.tasks else app.signature(entry.task)
+
+
+def _spec(data: bytes) -> Any:
+    try:
+        return entries.read(data).get("schedule")
+    except DecodeError:
+        return None
+
+
+def _words(spec: Mapping[str, Any]) -> str:
+    """Return a schedule in words."""
+    match spec:
+        case {"kind": "every", "seconds": float() | int() as seconds}:
+            whole = timedelta(seconds=seconds)
+            return f"every {seconds:g} s" if seconds < 120 else f"every {whole}"
+        case {"kind": "crontab", "cron": cron, "tz": tz}:
+            return f"{cron} {tz}"
+        case {"kind": "solar", "event": event, "lat": lat, "lon": lon}:
+            return f"{event} at {lat:g}, {lon:g}"
+    return str(spec.get("repr", "?"))
