@@ -170,7 +170,7 @@ class Scheduler:
         self.max_interval = max_interval or app.conf.beat_max_loop_interval or self.max_interval
         self.sync_every_tasks = sync_every_tasks or app.conf.beat_sync_every or None
         self._heap: list[tuple[float, int, Any]] | None = None
-        self._old: dict[str, Any] | None = None
+        self._old: dict[str, Any] = {}  # what the heap was made of
         self._last_sync: float | None = None
         self._tasks_since_sync = 0
         if not lazy:
@@ -228,8 +228,7 @@ class Scheduler:
         following = self.reserve(entry)
         self.apply_entry(entry, producer=None)
         heapq.heappush(self._heap, (self._now() + (seconds or 0.0), order, following))
-        if self._old is not None and entry.name in self._old:
-            self._old[entry.name] = following
+        self._old[entry.name] = following
         return 0.0
 
     def populate_heap(self) -> None:
