@@ -18,7 +18,7 @@ from liteq.brokers.base import Schedule
 from liteq.entries import CatchUp, Entry, Overlap
 from liteq.exceptions import DecodeError, ImproperlyConfigured, ScheduleError, ScheduleNotFound
 from liteq.result import AsyncResult
-from liteq.schedules import maybe_schedule
+from liteq.schedules import crontab, maybe_schedule
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -32,7 +32,8 @@ _OWN_OPTIONS: Final = ("catch_up", "overlap", "relative", "tz")
 
 @dataclass(frozen=True)
 class PeriodicEntry:
-    """A periodic entry as the store has it. Times are aware, in the app's zone.
+    """A periodic entry as the store has it. Times are aware, in the zone of its crontab or
+    the app's.
 
     `origin` is "code" or "runtime". `entry` is None if nothing here can read it; `error`
     then says why.
@@ -353,17 +354,18 @@ class Schedules:
             )
 
     def _shown(self, row: Schedule) -> PeriodicEntry:
-        zone = self._app.timezone
+        zone, entry, error = self._app.timezone, None, None
 
         def moment(seconds: float | None) -> datetime | None:
             return None if seconds is None else datetime.fromtimestamp(seconds, zone)
 
-        entry, error = None, None
         task = schedule = "?"
         try:
             fields = entries.read(row.entry)
             task, schedule = fields["task"], _words(fields["schedule"])
             entry = Entry.loads(row.name, row.entry, self._app)
+            if entry is not None and isinstance(entry.schedule, crontab):
+                zone = entry.schedule.tz
         except (DecodeError, ValueError, KeyError, TypeError, ImproperlyConfigured) as exc:
             error = str(exc)
         return PeriodicEntry(

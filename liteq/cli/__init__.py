@@ -23,6 +23,7 @@ __all__ = ["cli", "main", "status_of"]
 
 # Where each command is, and its help in a line: `liteq --help` imports none of them.
 COMMANDS = {
+    "beat": ("liteq.cli.beat", "Send periodic tasks when they are due, until stopped."),
     "call": ("liteq.cli.tasks", "Call a task by its name and print the id."),
     "config": ("liteq.cli.about", "Print every setting with its value and its source."),
     "dead": ("liteq.cli.queues", "Look after dead letters: messages that nothing could run."),
@@ -31,6 +32,10 @@ COMMANDS = {
     "report": ("liteq.cli.about", "Print what a bug report should say."),
     "result": ("liteq.cli.tasks", "Print the result of a task."),
     "run": ("liteq.cli.run", "Run a script, and a worker for its tasks beside it."),
+    "schedule": (
+        "liteq.cli.schedule",
+        "Look at periodic tasks; make, run, pause and remove them.",
+    ),
     "shell": ("liteq.cli.about", "Open a Python prompt with the app and its tasks."),
     "version": ("liteq.cli.about", "Print the version."),
     "worker": ("liteq.cli.worker", "Run tasks until stopped."),
@@ -92,7 +97,11 @@ def main(argv: Sequence[str] | None = None, *, app: Liteq | None = None) -> int:
 def status_of(exc: exceptions.LiteqError) -> Exit:
     """Return the exit code that tells a script what kind of error it was."""
     match exc:
-        case exceptions.ImproperlyConfigured() | exceptions.EncodeError():
+        case (
+            exceptions.ImproperlyConfigured()
+            | exceptions.EncodeError()
+            | exceptions.ScheduleError()
+        ):
             return Exit.USAGE
         case (
             exceptions.UnknownTaskId()

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from liteq.systemd import Notifier
     from liteq.worker import Worker
 
-__all__ = ["run_worker", "worker", "worker_options"]
+__all__ = ["LEVELS", "log_as_set", "run_worker", "store_of", "worker", "worker_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -266,7 +266,7 @@ def run_worker(
     if loglevel is not None and not app.conf.value_set_for("worker_log_level"):
         app.conf.override({"worker_log_level": loglevel})
     _apply_settings(app, settings, {**options, "colour": session.colour})
-    _log_as_set(app)
+    log_as_set(app)
     session.import_tasks(options.get("include") or ())
 
     # A reader of JSON is a program, and where its lines go, nothing else should.
@@ -332,7 +332,8 @@ def _leave(status: int) -> NoReturn:
     os._exit(status)
 
 
-def _log_as_set(app: Liteq) -> None:
+def log_as_set(app: Liteq) -> None:
+    """Set the log up; one that cannot be written is wrong usage."""
     from liteq import applog
 
     try:

@@ -1,0 +1,131 @@
+"""`liteq beat`: fire the periodic entries until stopped."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from contextlib import nullcontext, suppress
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from liteq.cli.front import VERSION, Session, command, names
+from liteq.cli.pidfile import holding
+from liteq.cli.worker import LEVELS, log_as_set, store_of
+
+if TYPE_CHECKING:
+    from liteq.app import Liteq
+
+__all__ = ["beat"]
+
+_WITHOUT_EFFECT = {
+    "schedule": "the schedule is kept in the store",
+    "hostname": "a beat has no name that anybody calls it by",
+    "remote_control": "`liteq schedule` looks at and changes what a beat does",
+}
+
+
+@command()
+@click.option(
+    "--max-interval",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SEC",
+    help="Look at the store at least this often.  [default: 60]",
+)
+@click.option(
+    "-S",
+    "--scheduler",
+    metavar="CLASS",
+    help="A scheduler of your own, as module:Class, in place of liteq's.",
+)
+@click.option(
+    "-l",
+    "--loglevel",
+    type=click.Choice(LEVELS, case_sensitive=False),
+    help="info shows each task that is sent.  [default: info]",
+)
+@click.option("-f", "--logfile", metavar="FILE", help="Log there instead of to stderr.")
+@click.option("--log-format", type=click.Choice(["text", "json"]), help="[default: text]")
+@click.option(
+    "-I", "--include", type=names, metavar="A,B", help="Import these modules as well."
+)
+@click.option(
+    "--pidfile", metavar="FILE", help="Write the process id there; refuse to start twice."
+)
+@click.option("-s", "--schedule", "--schedule-filename", "schedule", hidden=True)
+@click.option("-n", "--hostname", hidden=True)
+@click.option("--enable-remote-control", "remote_control", is_flag=True, hidden=True)
+@click.option("--detach", is_flag=True, hidden=True)
+@click.option("--uid", hidden=True)
+@click.option("--gid", hidden=True)
+@click.option("--umask", hidden=True)
+def beat(pidfile: str | None, **options: Any) -> int:
+    """Send periodic tasks when they are due, until stopped.
+
+    Any number of beats may run, on one machine or several: each instant is fired once. One
+    of them leads; should it die, another goes on within seconds.
+
+    \b
+    liteq beat                       the periodic tasks of ./tasks.py
+    liteq -A proj beat -l debug
+    liteq worker -B                  a worker with a beat in it
+    liteq schedule list --next 3     what is due when
+    """
+    from liteq.systemd import Notifier  # before the app, as a worker does
+
+    session = Session.current()
+    for name in ("detach", "uid", "gid", "umask"):
+        if options[name]:
+            raise click.UsageError(f"--{name} is for a service manager, as systemd")
+    given = {name: why for name, why in _WITHOUT_EFFECT.items() if options[name]}
+    for name, why in given.items():
+        session.note(f"--{name.replace('_', '-')} has no effect: {why}")
+    notify = Notifier.from_environment()
+    with holding(pidfile) if pidfile else nullcontext():
+        return _run(session, options, notify)
+
+
+def _run(session: Session, options: Mapping[str, Any], notify: Any) -> int:
+    from liteq.beat import Service
+
+    found = session.find()
+    app = found.app
+    app.conf.override(
+        {
+            "worker_log_level": options["loglevel"],
+            "worker_log_format": options["log_format"],
+            "worker_logfile": options["logfile"],
+            "worker_log_color": session.colour,
+        }
+    )
+    log_as_set(app)
+    session.import_tasks(options["include"] or ())
+    shown = bool(app.conf.worker_logfile) or app.conf.worker_log_format != "json"
+
+    def ready() -> None:
+        if notify is not None:
+            notify.ready()
+        if shown:
+            with suppress(OSError):  # the terminal, or who reads the pipe, may have gone
+                session.banner("ready     Ctrl-C to stop")
+
+    service = Service(
+        app,
+        max_interval=options["max_interval"],
+        scheduler=options["scheduler"],
+        on_ready=ready,
+    )
+    if shown:
+        _banner(session, app, found.reference)
+    return service.run()
+
+
+def _banner(session: Session, app: Liteq, reference: str) -> None:
+    count = len(app.schedules.declarations())
+    session.banner(
+        f"liteq     {VERSION} · Python {platform.python_version()} · pid {os.getpid()}",
+        f"app       {app.main or reference} ({reference})",
+        f"store     {store_of(app)}",
+        f"beat      {count} periodic task{'' if count == 1 else 's'} declared in code",
+    )

@@ -1,0 +1,260 @@
+"""`liteq schedule`: look at periodic tasks, make, run, pause and remove them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from liteq.cli.front import Group, Session, as_json, print_json, print_table
+
+if TYPE_CHECKING:
+    from liteq.app import Liteq
+    from liteq.periodic import PeriodicEntry, Schedules
+
+__all__ = ["schedule"]
+
+
+@click.group(cls=Group)
+def schedule() -> None:
+    """Look at periodic tasks; make, run, pause and remove them.
+
+    What the program declares is brought into the store when a beat starts. Changes made
+    here take effect at once, in every beat, and last.
+
+    \b
+    liteq schedule list --next 5
+    liteq schedule add nightly tasks.clean_up '0 3 * * *' --tz Europe/Berlin
+    liteq schedule pause nightly
+    """
+
+
+@schedule.command("list")
+@click.option(
+    "--next",
+    "count",
+    type=click.IntRange(min=1, max=1000),
+    default=1,
+    metavar="N",
+    help="Show the next N times of each.  [default: 1]",
+)
+@as_json
+def schedule_list(count: int, as_json: bool) -> None:
+    """List them with the times at which they are due."""
+    session = Session.current()
+    app = _app(session)
+    found = app.schedules.list()
+    if as_json:
+        print_json([_fields(entry, count) for entry in found])
+        return
+    rows = []
+    for entry in found:
+        due = entry.next(count)
+        rows.append(
+            {
+                "name": entry.name,
+                "task": entry.task,
+                "schedule": entry.schedule,
+                "next": _moment(due[0]) if due else _why_not(entry),
+                "last": _moment(entry.last_run_at),
+                "runs": entry.total,
+                "origin": entry.origin,
+            }
+        )
+        rows += [{"next": _moment(each)} for each in due[1:]]
+    print_table(("name", "task", "schedule", "next", "last", "runs", "origin"), rows)
+    for entry in found:
+        if entry.error:
+            session.note(f"{entry.name!r} is not fired: {entry.error}")
+    new = sorted(app.schedules.declarations().keys() - {entry.name for entry in found})
+    if new:
+        session.note(f"declared, and not in the store until a beat starts: {', '.join(new)}")
+
+
+@schedule.command("show")
+@click.argument("name")
+@click.option("--next", "count", type=click.IntRange(min=1, max=1000), default=5, metavar="N")
+@as_json
+def schedule_show(name: str, count: int, as_json: bool) -> None:
+    """Show one with its arguments and options."""
+    fields = _fields(_app(Session.current()).schedules.get(name), count)
+    if as_json:
+        print_json(fields)
+        return
+    width = max(map(len, fields))
+    for key, value in fields.items():
+        first, *rest = value if isinstance(value, list) and key == "next" else [value]
+        click.echo(f"{click.style(key.ljust(width), bold=True)}  {_text(first)}")
+        for more in rest:
+            click.echo(f"{'':{width}}  {_text(more)}")
+
+
+@schedule.command("add")
+@click.argument("name")
+@click.argument("task")
+@click.argument("when", metavar="SCHEDULE")
+@click.option("-a", "--args", default="[]", metavar="JSON", help="Arguments: '[2, 3]'.")
+@click.option("-k", "--kwargs", default="{}", metavar="JSON", help="""Keywords: '{"x": 2}'.""")
+@click.option("-Q", "--queue", metavar="NAME", help="Send it to this queue.")
+@click.option("--expires", type=float, metavar="SEC", help="Not started later than this.")
+@click.option(
+    "--tz", metavar="ZONE", help="Time zone of a cron expression.  [default: the app's]"
+)
+@click.option(
+    "--catch-up",
+    type=click.Choice(["one", "skip", "all"]),
+    default="one",
+    show_default=True,
+    help="What to run of what was missed.",
+)
+@click.option(
+    "--overlap",
+    type=click.Choice(["allow", "skip", "queue"]),
+    default="allow",
+    show_default=True,
+    help="Whether to send it while the last one is not finished.",
+)
+def schedule_add(
+    name: str,
+    task: str,
+    when: str,
+    args: str,
+    kwargs: str,
+    queue: str | None,
+    expires: float | None,
+    tz: str | None,
+    catch_up: Any,
+    overlap: Any,
+) -> None:
+    """Make a periodic task: SCHEDULE is a number of seconds or a cron expression.
+
+    \b
+    liteq schedule add poll tasks.poll 30
+    liteq schedule add nightly tasks.clean_up '0 3 * * *' --tz Europe/Berlin
+    liteq schedule add report tasks.report @monthly -a '["sales"]'
+    """
+    options = {"queue": queue, "expires": expires}
+    entry = _app(Session.current()).schedules.add(
+        name,
+        task,
+        _when(when),
+        args=_json("--args", args, list),
+        kwargs=_json("--kwargs", kwargs, dict),
+        options={key: value for key, value in options.items() if value is not None},
+        tz=tz,
+        catch_up=catch_up,
+        overlap=overlap,
+    )
+    click.echo(_moment(entry.due_at))
+
+
+@schedule.command("run")
+@click.argument("name")
+def schedule_run(name: str) -> None:
+    """Send one now, out of turn, and print the id."""
+    click.echo(_app(Session.current()).schedules.run_now(name).id)
+
+
+@schedule.command("pause")
+@click.argument("name")
+def schedule_pause(name: str) -> None:
+    """Send it no more until it is resumed."""
+    _each(name, lambda schedules, one: schedules.pause(one), "paused")
+
+
+@schedule.command("resume")
+@click.argument("name")
+def schedule_resume(name: str) -> None:
+    """Send it again, from its next time on."""
+    _each(name, lambda schedules, one: schedules.resume(one), "resumed")
+
+
+@schedule.command("remove")
+@click.argument("name")
+def schedule_remove(name: str) -> None:
+    """Delete one that was made at run time."""
+    _each(name, lambda schedules, one: schedules.remove(one), "removed")
+
+
+def _each(given: str, change: Callable[[Schedules, str], None], done: str) -> None:
+    session = Session.current()
+    change(_app(session).schedules, given)
+    session.note(f"{given}: {done}")
+
+
+def _app(session: Session) -> Liteq:
+    """Return the app with all of its tasks: whether an entry's task exists is checked."""
+    session.import_tasks(())
+    return session.app
+
+
+def _when(text: str) -> Any:
+    """Return a number of seconds as such, and anything else as the text it is."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _json(option: str, text: str, kind: type) -> Any:
+    try:
+        value = json.loads(text)
+    except ValueError as exc:
+        raise click.UsageError(f"{option}: {text!r} is no JSON: {exc}") from None
+    if not isinstance(value, kind):
+        word = "a list" if kind is list else "an object"
+        raise click.UsageError(f"{option} is {word} in JSON, not {text!r}")
+    return value
+
+
+def _fields(entry: PeriodicEntry, count: int) -> dict[str, Any]:
+    made = entry.entry
+    fields: dict[str, Any] = {
+        "name": entry.name,
+        "task": entry.task,
+        "schedule": entry.schedule,
+        "origin": entry.origin,
+        "paused": entry.paused,
+        "next": [each.isoformat(timespec="seconds") for each in entry.next(count)],
+        "last_run_at": None,
+        "last_id": entry.last_id,
+        "runs": entry.total,
+    }
+    if entry.last_run_at is not None:
+        fields["last_run_at"] = entry.last_run_at.isoformat(timespec="seconds")
+    if made is not None:
+        fields.update(
+            call=made.call,
+            args=list(made.args),
+            kwargs=made.kwargs,
+            options=made.options,
+            catch_up=made.catch_up,
+            overlap=made.overlap,
+        )
+    if entry.error:
+        fields["error"] = entry.error
+    return fields
+
+
+def _why_not(entry: PeriodicEntry) -> str:
+    if entry.paused:
+        return "paused"
+    return "broken" if entry.error else "never"
+
+
+def _text(value: Any) -> str:
+    match value:
+        case None:
+            return "-"
+        case bool():
+            return "yes" if value else "no"
+        case str():
+            return value
+    return json.dumps(value, ensure_ascii=False, default=repr)
+
+
+def _moment(when: datetime | None) -> str:
+    return "" if when is None else when.isoformat(" ", "seconds")
