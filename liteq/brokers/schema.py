@@ -155,7 +155,7 @@ CREATE TABLE workflow(
 ) STRICT;
 ALTER TABLE message ADD COLUMN workflow INTEGER;
 CREATE INDEX message_workflow ON message(workflow) WHERE workflow IS NOT NULL;
-CREATE INDEX edge_target ON edge(target);
+CREATE INDEX edge_target ON edge(target, position);
 
 CREATE TABLE schedule(
     name TEXT PRIMARY KEY,

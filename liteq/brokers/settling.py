@@ -1,23 +1,24 @@
-"""How leases end in an SQLite store, and what follows from it, within one transaction.
+"""How leases end in an SQLite store, within one transaction.
 
 Every way out of a lease names its token: the statement of a stale holder matches no
-row, and nothing follows from it.
+row, and nothing follows from it. What follows an end is the business of `Following`.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 import apsw
 
 from liteq import failure
 from liteq.brokers.base import Lease
 from liteq.brokers.connection import fetch_all, fetch_one
+from liteq.brokers.enqueueing import enter_workflow, insert, prepare
+from liteq.brokers.following import IGNORED_KEPT, Following, find_open_gather
 from liteq.brokers.schema import STATE_CODES
-from liteq.exceptions import NotRegistered, TaskRevokedError, WorkerLostError
-from liteq.message import PACKED_FIELDS
+from liteq.exceptions import InvalidTaskError, MessageError, NotRegistered, WorkerLostError
+from liteq.message import GATHER, PACKED_FIELDS, Graph, Workflow
 from liteq.outcome import (
     Failed,
     Ignored,
@@ -34,11 +35,11 @@ __all__ = ["SLICE", "Settling"]
 
 SLICE: Final = 500  # rows that one transaction of upkeep touches: a few milliseconds
 
+_WAITING: Final = STATE_CODES["waiting"]
 _QUEUED: Final = STATE_CODES["queued"]
 _SCHEDULED: Final = STATE_CODES["scheduled"]
 _SUCCEEDED: Final = STATE_CODES["succeeded"]
 _IGNORED: Final = STATE_CODES["ignored"]
-_IGNORED_KEPT: Final = 3600.0  # seconds an unwanted result's row stays, against repeats
 
 _SUCCEED: Final = (
     "UPDATE message SET state = ?, token = NULL, result = ?, children = ?, settled_at = ?, "
@@ -52,68 +53,56 @@ _REVOKE_LEASE: Final = (
     "UPDATE message SET state = 8, token = NULL, result = NULL, settled_at = ?, "
     "delete_at = ?, revoke = ?, note_state = NULL, note = NULL WHERE seq = ? AND token = ?"
 )
-_REVOKE: Final = (
-    "UPDATE message SET state = 8, result = NULL, settled_at = ?1, "
-    "delete_at = ?1 + result_expires, revoke = ?2 "
-    "WHERE seq = ?3 AND state < 6 AND state != 3 RETURNING id"
-)
 _REQUEUE: Final = (
     "UPDATE message SET state = 1, token = NULL, started_at = NULL, note_state = NULL, "
     "note = NULL, deliveries = deliveries - ? WHERE seq = ? AND token = ?"
-)
-# The right-hand sides see the row as it was, so the due time is worked out twice.
-_DUE: Final = "coalesce(?1 + json_extract(envelope, '$.countdown'), run_at)"
-_GIVE: Final = (
-    "UPDATE message SET pending = pending - 1, inputs = inputs + 1, state = CASE "
-    f"WHEN pending > 1 THEN 0 WHEN {_DUE} > ?1 THEN 2 ELSE 1 END, "
-    f"run_at = CASE WHEN pending > 1 THEN run_at ELSE {_DUE} END, "
-    "expires_at = CASE WHEN pending > 1 THEN expires_at "
-    "ELSE coalesce(?1 + json_extract(envelope, '$.expires_in'), expires_at) END "
-    "WHERE seq = ?2 AND state = 0"
 )
 _ATTEMPT: Final = (
     "INSERT INTO attempt(message, number, outcome, error, worker, started_at, ended_at) "
     "SELECT seq, 1 + (SELECT count(*) FROM attempt WHERE message = seq), ?, ?, worker, "
     "started_at, ? FROM message WHERE seq = ? AND token = ?"
 )
-_CHANGEABLE: Final = frozenset(PACKED_FIELDS) - {"id", "task", "run_at"}
-
-
-class _End(NamedTuple):
-    """A message that has ended: `fired` is the kind of edge that this sets off."""
-
-    seq: int
-    id: str
-    fired: str | None
-    kind: str
-    value: bytes
+# An edge that led to a message before it was replaced is kept, for who draws them, under
+# a name that sets nothing off.
+_RETIRE_EDGES: Final = "UPDATE edge SET fires = 'was ' || fires WHERE target = ?"
+_ADD_PART: Final = (
+    "INSERT INTO edge(source, target, fires, position) SELECT ?1, ?2, 'part', "
+    "CASE WHEN ?3 >= 0 THEN ?3 "
+    "ELSE 1 + coalesce((SELECT max(position) FROM edge WHERE target = ?2), -1) END"
+)
+_REPLACED: Final = PACKED_FIELDS[1:]  # all but the id
+_REPLACEABLE: Final = frozenset(_REPLACED)
+_CHANGEABLE: Final = _REPLACEABLE - {"task", "run_at"}
+# What a graph made by a task can be refused for: that is the task's failure, and no reason
+# for the worker to lose the rest of its batch.
+_REFUSED: Final = (
+    InvalidTaskError,
+    MessageError,
+    apsw.ConstraintError,
+    apsw.MismatchError,
+    apsw.BindingsError,
+    apsw.TooBigError,
+    TypeError,
+)
 
 
 class Settling:
-    """The part of one transaction that ends messages, and what it owes to others.
-
-    `queued` says that messages became claimable, `woken` which ids are to be told to
-    which mailboxes: both are acted upon after the commit.
-    """
+    """The part of one transaction that ends leases; `following` is what it owes to others."""
 
     def __init__(self, db: apsw.Connection, now: float, max_deliveries: int) -> None:
         self.db = db
         self.now = now
         self.max_deliveries = max_deliveries
-        self.queued = False
-        self.woken: dict[str, list[str]] = {}
-        self._ended: deque[_End] = deque()
-        self._has_edges: bool | None = None
-        self._has_waiters: bool | None = None
+        self.following = Following(db, now)
 
     def settle(self, settlements: Sequence[tuple[Lease, Outcome]]) -> tuple[bool, ...]:
         """Record the outcome of each lease; False stands for one that had been lost."""
-        plain = all(type(outcome) is Succeeded for _, outcome in settlements)
+        plain = all(type(out) is Succeeded and out.added is None for _, out in settlements)
         if plain and len(settlements) > 1 and self._succeed_all(settlements):
             accepted = (True,) * len(settlements)
         else:
             accepted = tuple(self._settle(lease, outcome) for lease, outcome in settlements)
-        self.follow_all()
+        self.following.follow_all()
         return accepted
 
     def _succeed_all(self, settlements: Sequence[tuple[Lease, Outcome]]) -> bool:
@@ -132,13 +121,15 @@ class Settling:
             db.execute("RELEASE batch")
             return False
         db.execute("RELEASE batch")
-        if self._anything_follows() or self._anyone_waits():
+        if not self.following.quiet():
             for lease, outcome in settlements:
                 self._after_success(lease, outcome)
         return True
 
     def _settle(self, lease: Lease, outcome: Outcome) -> bool:
         match outcome:
+            case Succeeded(added=Graph() as added):
+                return self._succeed_adding(lease, outcome, added)
             case Succeeded() | Ignored():
                 self.db.execute(_SUCCEED, self._success(lease, outcome))
                 if accepted := bool(self.db.changes()):
@@ -154,8 +145,8 @@ class Settling:
                 return self._requeue(lease, uncount=1)
             case Lost(reason):
                 return self._lose(lease, reason)
-            case Replaced():
-                raise NotImplementedError
+            case Replaced(changes, graph):
+                return self._replace(lease, changes, graph)
 
     def _success(self, lease: Lease, outcome: Outcome) -> tuple[Any, ...]:
         """Return what `_SUCCEED` is to write."""
@@ -166,16 +157,15 @@ class Settling:
             state, result, children = _IGNORED, None, None
         if lease.packed[11] or state == _IGNORED:  # ignore_result
             result = None
-            expires = _IGNORED_KEPT if expires is None else min(expires, _IGNORED_KEPT)
+            expires = IGNORED_KEPT if expires is None else min(expires, IGNORED_KEPT)
         delete_at = None if expires is None else self.now + expires
         return (state, result, children, self.now, delete_at, lease.key, lease.token)
 
     def _after_success(self, lease: Lease, outcome: Outcome) -> None:
         if type(outcome) is Succeeded:
-            self.ended(lease.key, lease.id, "success", "result", outcome.result or b"null")
+            self.following.succeeded(lease.key, lease.id, outcome.result or b"null")
         else:
-            self.ended(lease.key, lease.id, None, "result", b"null")
-        self.wake_waiters(lease.key, lease.id)
+            self.following.ignored(lease.key, lease.id)
 
     def _fail(
         self,
@@ -192,8 +182,7 @@ class Settling:
         self.db.execute(_FAIL, bindings)
         if not self.db.changes():
             return False
-        self.ended(lease.key, lease.id, "failure", "error", error)
-        self.wake_waiters(lease.key, lease.id)
+        self.following.failed(lease.key, lease.id, error)
         return True
 
     def _retry(self, lease: Lease, outcome: Retried) -> bool:
@@ -219,8 +208,112 @@ class Settling:
         )
         if not self.db.changes():
             return False
-        self.queued = True
+        self.following.queued = True
         return True
+
+    def _replace(self, lease: Lease, changes: Mapping[str, Any], graph: Graph) -> bool:
+        if self._is_revoked(lease):
+            return self._revoke_lease(lease, "revoked")
+        if not self._is_held(lease):
+            return False
+        error = self._attempt(lambda: self._graft(lease, changes, graph))
+        return True if error is None else self._fail(lease, error, None, None)
+
+    def _graft(self, lease: Lease, changes: Mapping[str, Any], graph: Graph) -> None:
+        """Make the message into the last of the graph, and write the others before it."""
+        if unknown := changes.keys() - _REPLACEABLE:
+            raise InvalidTaskError(f"a replacement cannot change {sorted(unknown)}")
+        old = dict(zip(PACKED_FIELDS, lease.packed, strict=True))
+        new = {**old, "retries": 0, **changes}
+        itself = (lease.id, new["task"], new["body"])
+        batch = prepare(graph.messages, graph.edges, self.now, itself)
+        pending = batch.counted.get(lease.id, 0)
+        if pending or new["task"] == GATHER:
+            state = _WAITING
+        else:
+            later = new["run_at"] is not None and new["run_at"] > self.now
+            state = _SCHEDULED if later else _QUEUED
+        workflow = self._workflow_of(lease)
+        if workflow is None and graph.messages:
+            workflow = enter_workflow(self.db, Workflow(lease.id, lease.task), self.now)
+        columns = "".join(f", {name} = ?" for name in _REPLACED)
+        self._keep_attempt(lease, "replaced", None)
+        self.db.execute(
+            "UPDATE message SET token = NULL, started_at = NULL, note_state = NULL, "
+            "note = NULL, deliveries = 0, inputs = 0, result = NULL, state = ?, pending = ?, "
+            f"workflow = ?{columns} WHERE seq = ? AND token = ?",
+            (
+                state,
+                pending,
+                workflow,
+                *(new[name] for name in _REPLACED),
+                lease.key,
+                lease.token,
+            ),
+        )
+        self.db.execute("DELETE FROM input WHERE target = ?", (lease.key,))
+        self.db.execute(_RETIRE_EDGES, (lease.key,))
+        insert(self.following, batch, workflow, {lease.id: lease.key})
+        if new["task"] == GATHER and not pending:
+            self.following.join(lease.key)
+
+    def _succeed_adding(self, lease: Lease, outcome: Succeeded, added: Graph) -> bool:
+        if not self._is_held(lease):
+            return False
+        error = self._attempt(lambda: self._add(lease, added))
+        if error is not None:
+            return self._fail(lease, error, None, outcome.children)
+        return self._settle(lease, outcome._replace(added=None))
+
+    def _add(self, lease: Lease, added: Graph) -> None:
+        """Write what a task adds to its workflow. A gather that is over takes no more
+        parts: what was meant to be one runs all the same."""
+        ids = {packed[0] for packed in added.messages}
+        inner = [edge for edge in added.edges if edge[1] in ids]
+        batch = prepare(added.messages, inner, self.now)
+        new = insert(self.following, batch, self._workflow_of(lease))
+        for source, target, on, position in added.edges:
+            if target in ids:
+                continue
+            if on != "part" or source not in ids:
+                raise InvalidTaskError(
+                    f"{target!r} cannot be made to wait for {source!r} with {on!r}: a task may "
+                    "add parts to a gather, and nothing else to what is in the store"
+                )
+            gather = find_open_gather(self.db, target)
+            if gather is not None and source in new:
+                self.db.execute(_ADD_PART, (new[source], gather, position))
+                self.db.execute(
+                    "UPDATE message SET pending = pending + 1 WHERE seq = ?", (gather,)
+                )
+                self.following.edges_added()
+
+    def _attempt(self, body: Callable[[], None]) -> bytes | None:
+        """Do it as a whole or not at all; return the error if the store refuses it."""
+        self.db.execute("SAVEPOINT attempt")
+        try:
+            body()
+        except _REFUSED as exc:
+            self.db.execute("ROLLBACK TO attempt")
+            self.db.execute("RELEASE attempt")
+            return failure.describe(exc, traceback="")
+        self.db.execute("RELEASE attempt")
+        return None
+
+    def _workflow_of(self, lease: Lease) -> int | None:
+        number: int | None = fetch_one(
+            self.db, "SELECT workflow FROM message WHERE seq = ?", (lease.key,)
+        )
+        return number
+
+    def _is_held(self, lease: Lease) -> bool:
+        return bool(
+            fetch_one(
+                self.db,
+                "SELECT EXISTS(SELECT 1 FROM message WHERE seq = ? AND token = ?)",
+                (lease.key, lease.token),
+            )
+        )
 
     def _revoke_lease(self, lease: Lease, reason: str) -> bool:
         expires: float | None = lease.packed[13]
@@ -228,7 +321,7 @@ class Settling:
         self.db.execute(_REVOKE_LEASE, (self.now, delete_at, reason, lease.key, lease.token))
         if not self.db.changes():
             return False
-        self._after_revoke(lease.key, lease.id, reason)
+        self.following.revoked(lease.key, lease.id, reason)
         return True
 
     def _requeue(self, lease: Lease, *, uncount: int) -> bool:
@@ -237,7 +330,7 @@ class Settling:
         self.db.execute(_REQUEUE, (uncount, lease.key, lease.token))
         if not self.db.changes():
             return False
-        self.queued = True
+        self.following.queued = True
         return True
 
     def _lose(self, lease: Lease, reason: str) -> bool:
@@ -262,17 +355,6 @@ class Settling:
             )
         )
 
-    def revoke(self, seq: int, reason: str) -> None:
-        """End a message that is not running. To be followed by `follow_all()`."""
-        id = fetch_one(self.db, _REVOKE, (self.now, reason, seq))
-        if id is not None:
-            self._after_revoke(seq, id, reason)
-
-    def _after_revoke(self, seq: int, id: str, reason: str) -> None:
-        error = failure.describe(TaskRevokedError(reason))
-        self.ended(seq, id, None if reason == "upstream" else "failure", "error", error)
-        self.wake_waiters(seq, id)
-
     def give_up_parked(self, before: float) -> None:
         """Make dead letters of messages whose task nobody has known for so long."""
         parked = fetch_all(
@@ -289,60 +371,9 @@ class Settling:
                 "WHERE seq = ?",
                 (self.now, reason, error, seq),
             )
-            self.ended(seq, id, "failure", "error", error)
-            self.wake_waiters(seq, id)
-
-    # What follows
-
-    def ended(self, seq: int, id: str, fired: str | None, kind: str, value: bytes) -> None:
-        """Note that a message has ended, for `follow_all()`."""
-        if self._anything_follows():
-            self._ended.append(_End(seq, id, fired, kind, value))
-
-    def _anything_follows(self) -> bool:
-        """Tell whether the store holds any edge; most programs' stores never do."""
-        if self._has_edges is None:
-            self._has_edges = bool(fetch_one(self.db, "SELECT EXISTS(SELECT 1 FROM edge)"))
-        return self._has_edges
-
-    def _anyone_waits(self) -> bool:
-        """Tell whether anybody waits for any result now."""
-        if self._has_waiters is None:
-            self._has_waiters = bool(fetch_one(self.db, "SELECT EXISTS(SELECT 1 FROM waiter)"))
-        return self._has_waiters
-
-    def follow_all(self) -> None:
-        """Give what waited for these ends its input, end what waited for other ends, and
-        so on down. A queue and not a recursion: a chain may have ten thousand links."""
-        while self._ended:
-            end = self._ended.popleft()
-            for target, fires, position in fetch_all(
-                self.db, "SELECT target, fires, position FROM edge WHERE source = ?", (end.seq,)
-            ):
-                if fires == end.fired:
-                    self._give(target, position, end)
-                else:
-                    self.revoke(target, "upstream")
-
-    def _give(self, target: int, position: int, end: _End) -> None:
-        self.db.execute(
-            "INSERT INTO input(target, position, source, kind, value) VALUES (?,?,?,?,?) "
-            "ON CONFLICT DO NOTHING",
-            (target, position, end.id, end.kind, end.value),
-        )
-        self.db.execute(_GIVE, (self.now, target))
-        self.queued = True
+            self.following.failed(seq, id, error)
 
     def _keep_attempt(self, lease: Lease, outcome: str, error: bytes | None) -> None:
         """Write down an attempt that ends now; before the lease is given up, which wipes
         what is to be written down. A stale lease matches no row here either."""
         self.db.execute(_ATTEMPT, (outcome, error, self.now, lease.key, lease.token))
-
-    def wake_waiters(self, seq: int, id: str) -> None:
-        """Note whom to tell that this message settled."""
-        if not self._anyone_waits():
-            return
-        for (address,) in fetch_all(
-            self.db, "DELETE FROM waiter WHERE message = ? RETURNING address", (seq,)
-        ):
-            self.woken.setdefault(address, []).append(id)

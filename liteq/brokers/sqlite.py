@@ -21,7 +21,7 @@ from typing import Any, Final, Literal
 
 import apsw
 
-from liteq.brokers import scheduling
+from liteq.brokers import scheduling, workflows
 from liteq.brokers.base import (
     DEFAULT_MAX_DELIVERIES,
     HELLO,
@@ -42,19 +42,17 @@ from liteq.brokers.base import (
     WorkflowInfo,
 )
 from liteq.brokers.connection import Database, fetch_all, fetch_one
+from liteq.brokers.enqueueing import ENQUEUE, accept_repeat, insert, prepare, row_of
+from liteq.brokers.following import Following, revocation
 from liteq.brokers.liveness import LockFiles, boot_id
+from liteq.brokers.redriving import redrive
 from liteq.brokers.schema import STATE_CODES
 from liteq.brokers.settling import SLICE, Settling
 from liteq.brokers.wakeup import LocalMailbox, Post, SocketMailbox, kind_of
 from liteq.clock import Clock, system_clock
-from liteq.exceptions import (
-    AlreadyEnqueued,
-    BrokerError,
-    ImproperlyConfigured,
-    InvalidTaskError,
-)
+from liteq.exceptions import BrokerError, ImproperlyConfigured
 from liteq.ids import new_token
-from liteq.message import PACKED_FIELDS, Edge, Message, Workflow
+from liteq.message import GATHER, PACKED_FIELDS, Edge, Message, Workflow
 from liteq.outcome import (
     Lost,
     Outcome,
@@ -76,12 +74,6 @@ IGNORED: Final = STATE_CODES["ignored"]
 _STATE_NAMES: Final[dict[int, State]] = {code: name for name, code in STATE_CODES.items()}  # type: ignore[misc]
 
 _PACKED: Final = ", ".join(PACKED_FIELDS)
-_WIDTH: Final = len(PACKED_FIELDS)
-
-_ENQUEUE: Final = (
-    f"INSERT INTO message({_PACKED}, state, pending, enqueued_at) "
-    f"VALUES ({', '.join('?' * (_WIDTH + 3))}) ON CONFLICT(id) DO NOTHING"
-)
 
 # The subquery walks the partial index in the order of promise 7 and stops at the limit.
 _CLAIM: Final = (
@@ -105,7 +97,8 @@ _NOTE: Final = (
 _RECORD: Final = (
     "SELECT state, result, note_state, note, deliveries, enqueued_at, started_at, "
     "settled_at, (SELECT name FROM worker WHERE worker.id = message.worker), children, "
-    f"dead, revoke, retries, {_PACKED} FROM message"
+    "dead, revoke, (SELECT id FROM workflow WHERE workflow.seq = message.workflow), "
+    f"{_PACKED} FROM message"
 )
 
 
@@ -175,69 +168,25 @@ class SqliteBroker(Broker):
         workflow: Workflow | None = None,
     ) -> None:
         now = self.clock.now()
-        pending: dict[str, int] = {}
-        for edge in edges:
-            pending[edge.target] = pending.get(edge.target, 0) + 1
-        new_rows = []
-        for message in messages:
-            waits_for = pending.get(message.id, 0)
-            if waits_for:
-                state = WAITING
-            else:
-                later = message.run_at is not None and message.run_at > now
-                state = SCHEDULED if later else QUEUED
-            new_rows.append((*message.pack(), state, waits_for, now))
+        packed = [message.pack() for message in messages]
+        if len(packed) == 1 and not edges and workflow is None and packed[0][1] != GATHER:
+            row = row_of(packed[0], 0, now)
+            if not self._insert_one(row):
+                self._database.read(lambda db: accept_repeat(db, row))
+            self._wake_workers()
+            return
+        batch = prepare(packed, edges, now)
 
-        def insert(db: apsw.Connection) -> None:
-            new_ids = set()
-            for new_row in new_rows:
-                db.execute(_ENQUEUE, new_row)
-                if db.changes():
-                    new_ids.add(new_row[0])
-                else:
-                    self._accept_repeat(db, new_row)
-            for edge in edges:
-                if edge.target in new_ids:
-                    self._insert_edge(db, edge)
+        def write(db: apsw.Connection) -> Following:
+            following = Following(db, now)
+            insert(following, batch, workflow)
+            following.follow_all()
+            return following
 
-        if len(new_rows) == 1 and not edges:
-            [new_row] = new_rows
-            if not self._insert_one(new_row):
-                self._database.read(lambda db: self._accept_repeat(db, new_row))
-        else:
-            self._database.write(insert, durable=self.durable, limited=True)
-        self._wake_workers()
+        self._announce(self._database.write(write, durable=self.durable, limited=True))
 
     def _insert_one(self, new_row: tuple[Any, ...]) -> int:
-        return self._database.write_one(_ENQUEUE, new_row, durable=self.durable, limited=True)
-
-    @staticmethod
-    def _accept_repeat(db: apsw.Connection, row: tuple[Any, ...]) -> None:
-        """Let the same message be enqueued again, and refuse another under its id."""
-        id, task, body = row[:3]
-        stored = fetch_one(db, "SELECT task, body, retries FROM message WHERE id = ?", (id,))
-        if stored is None:
-            return  # settled and deleted since
-        changed = stored[1] != body and not stored[2]  # a retry may have changed the body
-        if stored[0] != task or changed:
-            raise AlreadyEnqueued(
-                f"a message with id {id!r} is in the store with another task or other "
-                f"arguments (its task is {stored[0]!r}, this one's {task!r}): ids are used once"
-            )
-
-    @staticmethod
-    def _insert_edge(db: apsw.Connection, edge: Edge) -> None:
-        db.execute(
-            "INSERT INTO edge(source, target, fires, position) "
-            "SELECT s.seq, t.seq, ?, ? FROM message s, message t "
-            "WHERE s.id = ? AND s.state < 6 AND t.id = ? ON CONFLICT DO NOTHING",
-            (edge.on, edge.position, edge.source, edge.target),
-        )
-        if not db.changes():
-            raise InvalidTaskError(
-                f"{edge.target!r} cannot wait for {edge.source!r}, which is not in the store "
-                "or is over already: enqueue both in one call"
-            )
+        return self._database.write_one(ENQUEUE, new_row, durable=self.durable, limited=True)
 
     def step(
         self,
@@ -253,7 +202,7 @@ class SqliteBroker(Broker):
         token = self._tokens()
         doubtful = self._doubtful.get(worker, ())
 
-        def body(db: apsw.Connection) -> tuple[Settling, Step, bool]:
+        def body(db: apsw.Connection) -> tuple[Following, Step, bool]:
             settling = Settling(db, now, self.max_deliveries)
             if doubtful:
                 held = _leases_of(db, worker, None)
@@ -266,11 +215,11 @@ class SqliteBroker(Broker):
             aside: list[tuple[Lease, Literal["parked", "expired"]]] = []
             if limit > 0 and alive:
                 if self._promote(db, now, queues):
-                    settling.queued = True
+                    settling.following.queued = True
                 leases, aside = self._claim(db, settling, worker, token, queues, limit, tasks)
             early = any(not lease.packed[10] for lease in leases)
             return (
-                settling,
+                settling.following,
                 Step(
                     accepted=tuple(accepted),
                     leases=tuple(leases),
@@ -283,7 +232,7 @@ class SqliteBroker(Broker):
             )
 
         try:
-            settling, step, early = self._database.write(body, durable=False)
+            following, step, early = self._database.write(body, durable=False)
             if early:
                 # Promise 11 through a power loss: on disk before the start.
                 self._database.write(_harden, durable=True)
@@ -292,7 +241,7 @@ class SqliteBroker(Broker):
             self._doubtful[worker] = {*doubtful, token}
             raise
         self._doubtful.pop(worker, None)
-        self._announce(settling)
+        self._announce(following)
         return step
 
     def _claim(
@@ -333,7 +282,7 @@ class SqliteBroker(Broker):
             if len(found) < wanted:
                 break  # that was all
             if len(aside) > SLICE:
-                settling.queued = True  # this worker has more to look through, too
+                settling.following.queued = True  # this worker has more to look through, too
                 break
         return leases, aside
 
@@ -415,11 +364,11 @@ class SqliteBroker(Broker):
                 due = first
         return due
 
-    def _announce(self, settling: Settling) -> None:
+    def _announce(self, following: Following) -> None:
         """Send the wake-ups that a committed transaction owes."""
-        if settling.queued:
+        if following.queued:
             self._wake_workers()
-        for address, ids in settling.woken.items():
+        for address, ids in following.woken.items():
             self._wake(address, ids)
 
     def _wake_workers(self, word: str = "") -> None:
@@ -491,7 +440,7 @@ class SqliteBroker(Broker):
     def unregister(self, worker: int) -> None:
         now = self.clock.now()
 
-        def release(db: apsw.Connection) -> Settling:
+        def release(db: apsw.Connection) -> Following:
             settling = Settling(db, now, self.max_deliveries)
             for lease in _leases_of(db, worker, None):
                 # What it did with them is unknown: where acks_late is off, never again.
@@ -502,12 +451,12 @@ class SqliteBroker(Broker):
                 "UPDATE worker SET stopped_at = ? WHERE id = ? AND stopped_at IS NULL",
                 (now, worker),
             )
-            return settling
+            return settling.following
 
-        settling = self._database.write(release, durable=False)
+        following = self._database.write(release, durable=False)
         if self._locks is not None:
             self._locks.release(_lock_name(worker))
-        self._announce(settling)
+        self._announce(following)
 
     def reclaim(self, worker: int | None = None) -> int:
         now, steady = self.clock.now(), self.clock.steady()
@@ -543,7 +492,7 @@ class SqliteBroker(Broker):
     def _reclaim_slice(self, dead: int, now: float) -> int:
         reason = "the worker process died while the task ran"
 
-        def take(db: apsw.Connection) -> tuple[Settling, int]:
+        def take(db: apsw.Connection) -> tuple[Following, int]:
             settling = Settling(db, now, self.max_deliveries)
             leases = _leases_of(db, dead, SLICE)
             settling.settle([(lease, Lost(reason)) for lease in leases])
@@ -552,10 +501,10 @@ class SqliteBroker(Broker):
                 "UPDATE worker SET stopped_at = ? WHERE id = ? AND stopped_at IS NULL",
                 (now, dead),
             )
-            return settling, len(leases)
+            return settling.following, len(leases)
 
-        settling, taken = self._database.write(take, durable=False)
-        self._announce(settling)
+        following, taken = self._database.write(take, durable=False)
+        self._announce(following)
         return taken
 
     def _bury(self, dead: int, now: float) -> None:
@@ -621,8 +570,8 @@ class SqliteBroker(Broker):
         wanted = list(ids)
         now = self.clock.now()
 
-        def mark(db: apsw.Connection) -> tuple[Settling, dict[str, RevokeAnswer], bool]:
-            settling = Settling(db, now, self.max_deliveries)
+        def mark(db: apsw.Connection) -> tuple[Following, dict[str, RevokeAnswer], bool]:
+            following = Following(db, now)
             answers: dict[str, RevokeAnswer] = {}
             signalled = False
             for id in wanted:
@@ -640,15 +589,15 @@ class SqliteBroker(Broker):
                     answers[id] = "signalled" if terminate else "running"
                     signalled = signalled or terminate is not None
                 elif state < SUCCEEDED:
-                    settling.revoke(seq, "revoked")
+                    following.revoke(seq, "revoked")
                     answers[id] = "revoked"
                 else:
                     answers[id] = "settled"
-            settling.follow_all()
-            return settling, answers, signalled
+            following.follow_all()
+            return following, answers, signalled
 
-        settling, answers, signalled = self._database.write(mark, durable=self.durable)
-        self._announce(settling)
+        following, answers, signalled = self._database.write(mark, durable=self.durable)
+        self._announce(following)
         if signalled:
             self._wake_workers(ORDERS)
         return answers
@@ -657,21 +606,9 @@ class SqliteBroker(Broker):
         wanted = list(ids)
         now = self.clock.now()
 
-        def restart(db: apsw.Connection) -> list[str]:
-            return [
-                id
-                for id in wanted
-                if fetch_one(
-                    db,
-                    "UPDATE message SET state = 1, deliveries = 0, retries = 0, result = NULL, "
-                    "dead = NULL, parked_at = NULL, settled_at = NULL, delete_at = NULL, "
-                    "started_at = NULL, revoke = NULL, run_at = NULL, expires_at = NULL, "
-                    "enqueued_at = ? WHERE id = ? AND state = 7 AND task != '' RETURNING id",
-                    (now, id),
-                )
-            ]
-
-        redriven = self._database.write(restart, durable=self.durable)
+        redriven = self._database.write(
+            lambda db: redrive(db, wanted, now), durable=self.durable
+        )
         if redriven:
             self._wake_workers()
         return redriven
@@ -692,20 +629,19 @@ class SqliteBroker(Broker):
             bindings = (queues,)
         now = self.clock.now()
 
-        def delete(db: apsw.Connection) -> tuple[Settling, int]:
-            settling = Settling(db, now, self.max_deliveries)
+        def delete(db: apsw.Connection) -> tuple[Following, int]:
+            following = Following(db, now)
             found = fetch_all(db, f"{sql} LIMIT {SLICE}", bindings)
             for seq, id in found:
-                settling.ended(seq, id, None, "result", b"null")
-                settling.wake_waiters(seq, id)
-            settling.follow_all()
+                following.purged(seq, id)
+            following.follow_all()
             _delete(db, [seq for seq, _ in found])
-            return settling, len(found)
+            return following, len(found)
 
         total = 0
         while True:
-            settling, count = self._database.write(delete, durable=self.durable)
-            self._announce(settling)
+            following, count = self._database.write(delete, durable=self.durable)
+            self._announce(following)
             total += count
             if count < SLICE:
                 return total
@@ -748,6 +684,7 @@ class SqliteBroker(Broker):
             where = f"state = {STATE_CODES[state]:d}"
             if state in ("queued", "scheduled"):
                 where += " AND result IS NULL"
+        where += f" AND task != '{GATHER}'"
         if queue is not None:
             where += " AND queue = ?"
             bindings.append(queue)
@@ -764,8 +701,10 @@ class SqliteBroker(Broker):
         def count(db: apsw.Connection) -> dict[str, dict[State, int]]:
             counted: dict[str, dict[State, int]] = {}
             for code in (WAITING, QUEUED, SCHEDULED, RUNNING, PARKED):
+                work = f"AND task != '{GATHER}' " if code == WAITING else ""
                 for queue, number in db.execute(
-                    f"SELECT queue, count(*) FROM message WHERE state = {code:d} GROUP BY queue"
+                    f"SELECT queue, count(*) FROM message WHERE state = {code:d} {work}"
+                    "GROUP BY queue"
                 ):
                     counted.setdefault(queue, {})[_STATE_NAMES[code]] = number
             return counted
@@ -775,13 +714,13 @@ class SqliteBroker(Broker):
     # Workflows
 
     def workflow(self, id: str) -> WorkflowInfo | None:
-        raise NotImplementedError
+        return self._database.read(lambda db: workflows.find(db, id))
 
     def workflows(self, limit: int = 50) -> list[WorkflowInfo]:
-        raise NotImplementedError
+        return self._database.read(lambda db: workflows.latest(db, limit))
 
     def nodes(self, workflow: str) -> tuple[list[Node], list[Edge]]:
-        raise NotImplementedError
+        return self._database.read(lambda db: workflows.nodes(db, workflow))
 
     # Schedules
 
@@ -819,23 +758,22 @@ class SqliteBroker(Broker):
         now = self.clock.now()
         last_id = (workflow.id if workflow else messages[0].id) if messages else None
 
-        def move(db: apsw.Connection) -> bool:
+        batch = prepare([message.pack() for message in messages], edges, now)
+
+        def move(db: apsw.Connection) -> tuple[bool, Following]:
+            following = Following(db, now)
             moved = scheduling.fire(
                 db, name, due_at, next_due_at, revision, now=now, last_id=last_id
             )
-            if moved:
-                for message in messages:
-                    later = message.run_at is not None and message.run_at > now
-                    waits_for = sum(edge.target == message.id for edge in edges)
-                    state = WAITING if waits_for else SCHEDULED if later else QUEUED
-                    db.execute(_ENQUEUE, (*message.pack(), state, waits_for, now))
-                for edge in edges:
-                    self._insert_edge(db, edge)
-            return moved
+            if moved and messages:
+                insert(following, batch, workflow)
+                following.follow_all()
+            return moved, following
 
-        moved = self._database.write(move, durable=self.durable, limited=bool(messages))
-        if moved and messages:
-            self._wake_workers()
+        moved, following = self._database.write(
+            move, durable=self.durable, limited=bool(messages)
+        )
+        self._announce(following)
         return moved
 
     def lead(self, beat: str, until: float) -> bool:
@@ -916,32 +854,36 @@ class SqliteBroker(Broker):
             "REVOKED": REVOKED,
             "IGNORED": IGNORED,
         }.get(state)
-        final = code is not None
         message = Message(id, task, b"[[],{}]", result_expires=expires)
 
-        def write(db: apsw.Connection) -> Settling:
-            settling = Settling(db, now, self.max_deliveries)
-            db.execute(_ENQUEUE, (*message.pack(), WAITING, 1, now))
+        def write(db: apsw.Connection) -> Following:
+            following = Following(db, now)
+            db.execute(ENQUEUE, row_of(message.pack(), 1, now))
             seq, held = fetch_one(db, "SELECT seq, state FROM message WHERE id = ?", (id,))
             if held >= SUCCEEDED:
-                return settling
-            if final:
-                db.execute(
-                    "UPDATE message SET state = ?, result = ?, settled_at = ?, delete_at = ?, "
-                    "token = NULL WHERE seq = ?",
-                    (code, value, now, None if expires is None else now + expires, seq),
-                )
-                settling.wake_waiters(seq, id)
-                fired = {"SUCCESS": "success", "FAILURE": "failure"}.get(state)
-                kind = "result" if code == SUCCEEDED else "error"
-                settling.ended(seq, id, fired, kind, value or b"null")
-                settling.follow_all()
-            else:
+                return following
+            if code is None:
                 db.execute(
                     "UPDATE message SET note_state = ?, note = ? WHERE seq = ?",
                     (state, value, seq),
                 )
-            return settling
+                return following
+            db.execute(
+                "UPDATE message SET state = ?, result = ?, settled_at = ?, delete_at = ?, "
+                "token = NULL WHERE seq = ?",
+                (code, value, now, None if expires is None else now + expires, seq),
+            )
+            match state:
+                case "SUCCESS":
+                    following.succeeded(seq, id, value or b"null")
+                case "FAILURE":
+                    following.failed(seq, id, value or revocation("failed"))
+                case "REVOKED":
+                    following.revoked(seq, id, "revoked")
+                case _:
+                    following.ignored(seq, id)
+            following.follow_all()
+            return following
 
         self._announce(self._database.write(write, durable=self.durable))
 
@@ -973,7 +915,7 @@ class SqliteBroker(Broker):
                 )
             )
 
-        def sweep(db: apsw.Connection) -> Settling:
+        def sweep(db: apsw.Connection) -> Following:
             settling = Settling(db, now, self.max_deliveries)
             _delete(db, _seqs(db, f"delete_at <= ? ORDER BY delete_at LIMIT {SLICE}", (now,)))
             for (seq,) in fetch_all(
@@ -982,13 +924,13 @@ class SqliteBroker(Broker):
                 f"AND state IN (1, 2, 4) LIMIT {SLICE}",
                 (now,),
             ):
-                settling.revoke(seq, "expired")
+                settling.following.revoke(seq, "expired")
             settling.give_up_parked(now - self.unknown_expires)
-            settling.follow_all()
+            settling.following.follow_all()
             db.execute("DELETE FROM worker WHERE stopped_at <= ?", (now - 7 * 86_400,))
             if db.pragma("freelist_count") > 4096:
                 fetch_all(db, f"PRAGMA incremental_vacuum({SLICE})")
-            return settling
+            return settling.following
 
         more = self._database.read(due)
         if more:
@@ -1060,11 +1002,19 @@ def _inputs(db: apsw.Connection, seq: int) -> tuple[Input, ...]:
 def _delete(db: apsw.Connection, seqs: Sequence[int]) -> None:
     """Delete messages and all that hangs on them."""
     keys = [(seq,) for seq in seqs]
-    db.executemany("DELETE FROM message WHERE seq = ?", keys)
+    touched = {
+        workflow
+        for key in keys
+        for (workflow,) in fetch_all(
+            db, "DELETE FROM message WHERE seq = ? RETURNING workflow", key
+        )
+    }
     db.executemany("DELETE FROM attempt WHERE message = ?", keys)
     db.executemany("DELETE FROM input WHERE target = ?", keys)
     db.executemany("DELETE FROM edge WHERE source = ?", keys)
+    db.executemany("DELETE FROM edge WHERE target = ?", keys)  # numbers are used again
     db.executemany("DELETE FROM waiter WHERE message = ?", keys)
+    workflows.delete_empty(db, touched - {None})
 
 
 def _seqs(db: apsw.Connection, where: str, bindings: Sequence[Any]) -> list[int]:
@@ -1095,7 +1045,7 @@ def _record(row: tuple[Any, ...]) -> Record:
         children,
         dead,
         revoke,
-        _retries,
+        workflow,
         *packed,
     ) = row
     state = _STATE_NAMES[code]
@@ -1114,5 +1064,6 @@ def _record(row: tuple[Any, ...]) -> Record:
         worker=worker,
         children=children,
         dead=dead,
-        revoked=revoke if state == "revoked" else None,
+        revoked=revoke if state == "revoked" or revoke == "upstream" else None,
+        workflow=workflow,
     )

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from liteq.brokers import settling, sqlite
+from liteq.brokers import enqueueing, following, settling, sqlite
 from liteq.brokers.base import Lease
+from liteq.brokers.following import Following
 from liteq.brokers.settling import Settling
 from liteq.brokers.sqlite import SqliteBroker
 from liteq.outcome import Lost, Released, Succeeded
@@ -111,8 +112,8 @@ def eta_ignored(patch: Patch) -> None:
     patch.setattr(
         SqliteBroker,
         "enqueue",
-        lambda self, messages, edges=(): enqueue(
-            self, [message._replace(run_at=None) for message in messages], edges
+        lambda self, messages, *rest: enqueue(
+            self, [message._replace(run_at=None) for message in messages], *rest
         ),
     )
 
@@ -166,7 +167,7 @@ def early_ack_redelivered(patch: Patch) -> None:
 
 
 def revoke_forgotten(patch: Patch) -> None:
-    patch.setattr(Settling, "revoke", lambda self, seq, reason: None)
+    patch.setattr(Following, "revoke", lambda self, seq, reason: None)
 
 
 def revoke_forgotten_after_the_run(patch: Patch) -> None:
@@ -174,7 +175,7 @@ def revoke_forgotten_after_the_run(patch: Patch) -> None:
 
 
 def revoke_takes_running_leases(patch: Patch) -> None:
-    swap(patch, settling, ("_REVOKE",), " AND state != 3", "")
+    swap(patch, following, ("_REVOKE",), " AND state != 3", "")
     revoke = SqliteBroker.revoke
 
     def ruthless(self: SqliteBroker, ids: Any, **options: Any) -> Any:
@@ -196,23 +197,21 @@ def revoke_takes_running_leases(patch: Patch) -> None:
 
 def follow_ups_in_a_later_step(patch: Patch) -> None:
     owed: list[Any] = []
-    give, step, init = Settling._give, SqliteBroker.step, SqliteBroker.__init__
+    give, step, init = Following._give, SqliteBroker.step, SqliteBroker.__init__
 
     def with_a_clean_slate(self: SqliteBroker, folder: Any, **options: Any) -> None:
         owed.clear()
         init(self, folder, **options)
 
     patch.setattr(SqliteBroker, "__init__", with_a_clean_slate)
-    patch.setattr(Settling, "_give", lambda self, *args: owed.append(args))
+    patch.setattr(Following, "_give", lambda self, *args: owed.append(args))
 
     def step_then_follow(self: SqliteBroker, worker: int, **options: Any) -> Any:
         answer = step(self, worker, **options)
         while owed:
             args = owed.pop(0)
             self._database.write(
-                lambda db, args=args: give(
-                    Settling(db, self.clock.now(), self.max_deliveries), *args
-                ),
+                lambda db, args=args: give(Following(db, self.clock.now()), *args),
                 durable=False,
             )
         return answer
@@ -221,31 +220,28 @@ def follow_ups_in_a_later_step(patch: Patch) -> None:
 
 
 def follow_ups_lost(patch: Patch) -> None:
-    patch.setattr(Settling, "_give", lambda self, *args: None)
+    patch.setattr(Following, "_give", lambda self, *args: None)
 
 
 def callbacks_of_a_failure_hang(patch: Patch) -> None:
-    ended = Settling.ended
+    note = Following._note
 
-    def only_if_fired(self: Settling, seq: int, id: str, fired: Any, *rest: Any) -> None:
-        if fired is not None:
-            ended(self, seq, id, fired, *rest)
+    def only_if_it_tells(self: Following, end: Any) -> None:
+        if end.tells:
+            note(self, end)
 
-    patch.setattr(Settling, "ended", only_if_fired)
+    patch.setattr(Following, "_note", only_if_it_tells)
 
 
 def enqueue_overwrites(patch: Patch) -> None:
-    swap(
-        patch,
-        sqlite,
-        ("_ENQUEUE",),
-        "DO NOTHING",
-        "DO UPDATE SET state = excluded.state, body = excluded.body, token = NULL",
-    )
+    new = "DO UPDATE SET state = excluded.state, body = excluded.body, token = NULL"
+    swap(patch, enqueueing, ("_INSERT",), "DO NOTHING", new)
+    swap(patch, sqlite, ("ENQUEUE",), "DO NOTHING", new)
 
 
 def other_work_under_a_used_id(patch: Patch) -> None:
-    patch.setattr(SqliteBroker, "_accept_repeat", staticmethod(lambda db, row: None))
+    patch.setattr(enqueueing, "accept_repeat", lambda db, row: None)
+    patch.setattr(sqlite, "accept_repeat", lambda db, row: None)
 
 
 def priority_reversed(patch: Patch) -> None:

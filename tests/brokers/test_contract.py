@@ -30,12 +30,14 @@ from liteq.outcome import (
     Lost,
     Outcome,
     Released,
+    Replaced,
     Retried,
     Revoked,
     Succeeded,
 )
 
 ERROR = failure.describe(ValueError("no"))
+LATER_ERROR = failure.describe(ValueError("still no"))
 
 EVERY_OUTCOME: dict[str, Callable[[FakeClock], Outcome]] = {
     "succeeded": lambda clock: Succeeded(b"42", 0.1),
@@ -46,6 +48,7 @@ EVERY_OUTCOME: dict[str, Callable[[FakeClock], Outcome]] = {
     "revoked": lambda clock: Revoked("terminated"),
     "released": lambda clock: Released(),
     "lost": lambda clock: Lost("signal 9 (SIGKILL)"),
+    "replaced": lambda clock: Replaced({"task": "shop.other", "body": b"[[1], {}]"}),
 }
 FINAL_OUTCOMES = ("succeeded", "failed", "dead", "ignored", "revoked")
 
@@ -593,7 +596,7 @@ def test_4_a_failure_starts_its_error_callback_and_cancels_the_others(
     assert callback.id == bad.id
     assert (given.source, given.kind, given.value) == (first.id, "error", ERROR)
     record = broker.get([good.id])[good.id]
-    assert (record.state, record.revoked) == ("revoked", "upstream")
+    assert (record.state, record.result, record.revoked) == ("failed", ERROR, "upstream")
 
 
 @pytest.mark.parametrize("kind", FINAL_OUTCOMES)
@@ -713,7 +716,9 @@ def test_4_a_chain_of_failures_reaches_its_end_in_one_step(broker: Broker) -> No
     broker.settle(worker, lease, Failed(ERROR))
 
     records = broker.get([step.id for step in steps])
-    assert [records[step.id].state for step in steps] == ["failed"] + ["revoked"] * 2_999
+    assert [records[step.id].state for step in steps] == ["failed"] * 3_000
+    ended_so = [records[step.id].revoked for step in steps]
+    assert ended_so == [None] + ["upstream"] * 2_999
 
 
 def test_4_only_the_message_that_failed_starts_its_error_callback(broker: Broker) -> None:
@@ -1079,7 +1084,9 @@ def test_5_redrive_takes_failed_messages_and_no_others(broker: Broker) -> None:
     assert claimed(broker, worker) == [messages["failed"].id, waiting.id]
 
 
-def test_5_a_redriven_message_starts_no_callback_twice(broker: Broker) -> None:
+def test_5_a_redriven_message_that_fails_again_starts_its_error_callback_again(
+    broker: Broker,
+) -> None:
     message, bad = make(), make("bad")
     broker.enqueue([message, bad], [Edge(message.id, bad.id, "failure")])
     worker = enlist(broker)
@@ -1087,13 +1094,16 @@ def test_5_a_redriven_message_starts_no_callback_twice(broker: Broker) -> None:
     broker.settle(worker, lease, Failed(ERROR))
     (callback,) = broker.claim(worker, ["default"])
     broker.settle(worker, callback, Succeeded(b"1"))
+
     broker.redrive([message.id])
+    waiting = state(broker, bad)
+    (lease,) = broker.claim(worker, ["default"], 10)
+    broker.settle(worker, lease, Failed(LATER_ERROR))
 
-    (lease,) = broker.claim(worker, ["default"])
-    broker.settle(worker, lease, Failed(ERROR))
-
-    assert claimed(broker, worker) == []
-    assert broker.get([bad.id])[bad.id].result == b"1"
+    (callback,) = broker.claim(worker, ["default"], 10)
+    assert waiting == "waiting"
+    assert (callback.id, callback.delivery) == (bad.id, 1)
+    assert [given.value for given in callback.inputs] == [LATER_ERROR]
 
 
 def test_5_purge_deletes_what_waits_and_not_what_runs_or_is_over(

@@ -18,7 +18,17 @@ from world import FakeClock, Store, enlist, make
 from liteq import failure
 from liteq.brokers.base import Broker, Lease, Mailbox
 from liteq.message import Edge
-from liteq.outcome import Failed, Ignored, Lost, Outcome, Released, Retried, Revoked, Succeeded
+from liteq.outcome import (
+    Failed,
+    Ignored,
+    Lost,
+    Outcome,
+    Released,
+    Replaced,
+    Retried,
+    Revoked,
+    Succeeded,
+)
 
 ERROR = failure.describe(ValueError("no"))
 BY_KEY = "SEARCH message USING INTEGER PRIMARY KEY (rowid=?)"
@@ -128,7 +138,7 @@ def test_a_repeated_enqueue_is_recognised_by_id(planner: Planner, broker: Broker
 
     plans = planner.plans(lambda: broker.enqueue([message]))
 
-    assert plan_of(plans, "SELECT task, body.* FROM message WHERE id") == [BY_ID]
+    assert plan_of(plans, "SELECT seq, task, body FROM message WHERE id") == [BY_ID]
 
 
 @pytest.mark.parametrize("queues", [("a",), ("a", "b", "c")], ids=len)
@@ -188,6 +198,7 @@ OUTCOMES: dict[str, Outcome] = {
     "revoked": Revoked("terminated"),
     "released": Released(),
     "lost": Lost("signal 9 (SIGKILL)"),
+    "replaced": Replaced({"task": "other"}),
 }
 
 

@@ -1,0 +1,175 @@
+"""How messages and the edges between them get into an SQLite store, in one transaction.
+
+The numbers that edges join are worked out here and not looked up: a workflow of ten
+thousand messages is written with one statement for its messages and one for its edges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import apsw
+
+from liteq.brokers.connection import fetch_all, fetch_one
+from liteq.brokers.following import Following
+from liteq.brokers.graph import count_edges
+from liteq.brokers.schema import STATE_CODES
+from liteq.exceptions import AlreadyEnqueued, InvalidTaskError
+from liteq.message import GATHER, PACKED_FIELDS, Packed, Workflow
+
+__all__ = ["ENQUEUE", "Batch", "accept_repeat", "enter_workflow", "insert", "prepare", "row_of"]
+
+_WAITING: Final = STATE_CODES["waiting"]
+_QUEUED: Final = STATE_CODES["queued"]
+_SCHEDULED: Final = STATE_CODES["scheduled"]
+
+_PACKED: Final = ", ".join(PACKED_FIELDS)
+_WIDTH: Final = len(PACKED_FIELDS)
+
+ENQUEUE: Final = (
+    f"INSERT INTO message({_PACKED}, state, pending, enqueued_at) "
+    f"VALUES ({', '.join('?' * (_WIDTH + 3))}) ON CONFLICT(id) DO NOTHING"
+)
+_INSERT: Final = (
+    f"INSERT INTO message(seq, workflow, {_PACKED}, state, pending, enqueued_at) "
+    f"VALUES ({', '.join('?' * (_WIDTH + 5))}) ON CONFLICT(id) DO NOTHING"
+)
+_EDGE: Final = "INSERT INTO edge(source, target, fires, position) VALUES (?,?,?,?)"
+
+
+_Edge: TypeAlias = tuple[str, str, str, int]  # an `Edge`, or one that has travelled
+
+
+class Batch(NamedTuple):
+    """Messages as rows, and the edges between them; checked, and ready to be written."""
+
+    rows: Sequence[tuple[Any, ...]]
+    edges: Sequence[_Edge]
+    counted: Mapping[str, int]  # how many ends each message waits for, if it waits
+    gathers: Sequence[str]  # those without parts, which end at once
+
+
+def row_of(packed: Packed, pending: int, now: float) -> tuple[Any, ...]:
+    """Return what `ENQUEUE` writes for a message that waits for so many others."""
+    if pending or packed[1] == GATHER:
+        state = _WAITING
+    else:
+        state = _SCHEDULED if packed[5] is not None and packed[5] > now else _QUEUED
+    return (*packed, state, pending, now)
+
+
+def prepare(
+    messages: Sequence[Packed],
+    edges: Sequence[_Edge],
+    now: float,
+    there: Packed | None = None,
+) -> Batch:
+    """Check what is to be enqueued, outside of any transaction. See `count_edges`."""
+    counted = count_edges(messages, edges, there)
+    return Batch(
+        [row_of(packed, counted.get(packed[0], 0), now) for packed in messages],
+        edges,
+        counted,
+        [m[0] for m in messages if m[1] == GATHER and m[0] not in counted],
+    )
+
+
+def insert(
+    following: Following,
+    batch: Batch,
+    workflow: Workflow | int | None = None,
+    there: Mapping[str, int] | None = None,
+) -> dict[str, int]:
+    """Write a batch; return the numbers of what was new.
+
+    What is in the store already with the same task and body is left as it is. `there`
+    holds the numbers of messages of the store that edges may lead to.
+    """
+    db = following.db
+    number = enter_workflow(db, workflow, following.now) if workflow is not None else None
+    last = fetch_one(db, "SELECT max(seq) FROM message") or 0
+    before = db.total_changes()
+    db.executemany(
+        _INSERT, [(seq, number, *row) for seq, row in enumerate(batch.rows, last + 1)]
+    )
+    if db.total_changes() - before == len(batch.rows):
+        new = {row[0]: seq for seq, row in enumerate(batch.rows, last + 1)}
+    else:
+        new = dict(fetch_all(db, "SELECT id, seq FROM message WHERE seq > ?", (last,)))
+        for row in batch.rows:
+            if row[0] not in new:
+                accept_repeat(db, row)
+        if not new:
+            db.execute(
+                "DELETE FROM workflow WHERE seq = ?1 "
+                "AND NOT EXISTS(SELECT 1 FROM message WHERE workflow = ?1)",
+                (number,),
+            )
+    _insert_edges(following, batch.edges, {**new, **there} if there else new)
+    for id in batch.gathers:
+        if id in new:
+            following.join(new[id])
+    following.queued = True
+    return new
+
+
+def _insert_edges(
+    following: Following, edges: Sequence[_Edge], seqs: Mapping[str, int]
+) -> None:
+    """Write the edges of targets that are new."""
+    db = following.db
+    joined = [
+        (seqs.get(source) or _unfinished(db, source, target), seqs[target], on, position)
+        for source, target, on, position in edges
+        if target in seqs
+    ]
+    if joined:
+        db.executemany(_EDGE, joined)
+        following.edges_added()
+
+
+def _unfinished(db: apsw.Connection, source: str, target: str) -> int:
+    seq: int | None = fetch_one(
+        db, "SELECT seq FROM message WHERE id = ? AND state < 6", (source,)
+    )
+    if seq is None:
+        raise InvalidTaskError(
+            f"{target!r} cannot wait for {source!r}, which is not in the store or is over "
+            "already: enqueue both in one call"
+        )
+    return seq
+
+
+def enter_workflow(db: apsw.Connection, workflow: Workflow | int, now: float) -> int:
+    """Return the number of a workflow, having written it down if it is new."""
+    if isinstance(workflow, int):
+        return workflow
+    db.execute(
+        "INSERT INTO workflow(id, name, created_at) VALUES (?,?,?) ON CONFLICT(id) DO NOTHING",
+        (*workflow, now),
+    )
+    number: int = fetch_one(db, "SELECT seq FROM workflow WHERE id = ?", (workflow.id,))
+    return number
+
+
+def accept_repeat(db: apsw.Connection, row: tuple[Any, ...]) -> None:
+    """Let the same message be enqueued again, and refuse another under its id."""
+    id, task, body = row[:3]
+    stored = fetch_one(db, "SELECT seq, task, body FROM message WHERE id = ?", (id,))
+    if stored is None:
+        return  # settled and deleted since
+    seq, stored_task, stored_body = stored
+    if (stored_task, stored_body) == (task, body):
+        return
+    if fetch_one(
+        db,
+        "SELECT EXISTS(SELECT 1 FROM attempt WHERE message = ? "
+        "AND outcome IN ('retried', 'replaced'))",
+        (seq,),
+    ):
+        return  # it has become another since
+    raise AlreadyEnqueued(
+        f"a message with id {id!r} is in the store with another task or other "
+        f"arguments (its task is {stored_task!r}, this one's {task!r}): ids are used once"
+    )

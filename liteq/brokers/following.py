@@ -1,0 +1,288 @@
+"""What follows an end in an SQLite store, within the transaction that ends it.
+
+A message that has ended gives what waited for it its input, or its own end, and so on
+down. `pending` of a message is how many of its edges are not met yet; it is kept right
+in those that ended `upstream` too, so that a redrive can tell what they still wait for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Final, Literal, NamedTuple
+
+import apsw
+
+from liteq import failure, parts
+from liteq.brokers.connection import fetch_all, fetch_one
+from liteq.brokers.schema import STATE_CODES
+from liteq.exceptions import Ignore, InvalidTaskError, TaskRevokedError
+from liteq.message import GATHER
+
+__all__ = ["IGNORED_KEPT", "End", "Following", "find_open_gather"]
+
+IGNORED_KEPT: Final = 3600.0  # seconds an unwanted result's row stays, against repeats
+
+_WAITING: Final = STATE_CODES["waiting"]
+_SUCCEEDED: Final = STATE_CODES["succeeded"]
+_FAILED: Final = STATE_CODES["failed"]
+_REVOKED: Final = STATE_CODES["revoked"]
+
+# One that ended upstream is counted down as well: what it waited for may be redriven.
+_OPEN: Final = "(state = 0 OR (state IN (7, 8) AND revoke = 'upstream'))"
+_EDGES: Final = "SELECT target, fires, position FROM edge WHERE source = ?"
+_REVOKE: Final = (
+    "UPDATE message SET state = 8, result = NULL, settled_at = ?1, "
+    "delete_at = ?1 + result_expires, revoke = ?2 "
+    "WHERE seq = ?3 AND state < 6 AND state != 3 RETURNING id, task"
+)
+_END_UPSTREAM: Final = (
+    "UPDATE message SET state = ?1, result = ?2, settled_at = ?3, "
+    "delete_at = ?3 + result_expires, revoke = 'upstream' "
+    "WHERE seq = ?4 AND state = 0 RETURNING id"
+)
+_INPUT: Final = (
+    "INSERT INTO input(target, position, source, kind, value) "
+    f"SELECT seq, ?2, ?3, ?4, ?5 FROM message WHERE seq = ?1 AND {_OPEN} "
+    "ON CONFLICT DO NOTHING"
+)
+# The right-hand sides see the row as it was, so the due time is worked out twice.
+_DUE: Final = "coalesce(?1 + json_extract(envelope, '$.countdown'), run_at)"
+_STAYS: Final = "state != 0 OR pending > 1"
+_GIVE: Final = (
+    "UPDATE message SET pending = pending - 1, inputs = inputs + 1, "
+    f"state = CASE WHEN {_STAYS} THEN state WHEN {_DUE} > ?1 THEN 2 ELSE 1 END, "
+    f"run_at = CASE WHEN {_STAYS} THEN run_at ELSE {_DUE} END, "
+    f"expires_at = CASE WHEN {_STAYS} THEN expires_at "
+    "ELSE coalesce(?1 + json_extract(envelope, '$.expires_in'), expires_at) END "
+    "WHERE seq = ?2"
+)
+_GATHER: Final = (
+    "SELECT id, body, state, pending, ignore_result, result_expires FROM message "
+    f"WHERE seq = ? AND {_OPEN}"
+)
+_PART: Final = "INSERT INTO input(target, position, source, kind, value) VALUES (?,?,?,?,?)"
+_COUNT: Final = "UPDATE message SET pending = pending - ?, inputs = inputs + ? WHERE seq = ?"
+_LIST: Final = "SELECT kind, value FROM input WHERE target = ? ORDER BY position, source"
+_JOINED: Final = (
+    "UPDATE message SET state = 6, result = ?, settled_at = ?, delete_at = ?, inputs = 0 "
+    "WHERE seq = ?"
+)
+
+Kind = Literal["result", "error", "list"]
+
+
+class End(NamedTuple):
+    """A message that has ended, as it is handed on.
+
+    `value` is the result, or the error record that stands for it. `tells`: its error
+    callbacks are set off. `silent`: nothing failed, there is just no value.
+    """
+
+    seq: int
+    id: str
+    state: int
+    kind: Kind
+    value: bytes
+    upstream: bool = False
+    gather: bool = False
+    tells: bool = True
+    silent: bool = False
+
+
+class Following:
+    """What one transaction owes to those that wait, in the store and outside of it.
+
+    `queued` says that messages became claimable, `woken` which ids are to be told to
+    which mailboxes: both are acted upon after the commit.
+    """
+
+    def __init__(self, db: apsw.Connection, now: float) -> None:
+        self.db = db
+        self.now = now
+        self.queued = False
+        self.woken: dict[str, list[str]] = {}
+        self._ended: list[End] = []
+        self._has_edges: bool | None = None
+        self._has_waiters: bool | None = None
+
+    # What has ended
+
+    def succeeded(self, seq: int, id: str, value: bytes) -> None:
+        self._note(End(seq, id, _SUCCEEDED, "result", value))
+
+    def failed(self, seq: int, id: str, error: bytes) -> None:
+        self._note(End(seq, id, _FAILED, "error", error))
+
+    def revoked(self, seq: int, id: str, reason: str, *, gather: bool = False) -> None:
+        self._note(End(seq, id, _REVOKED, "error", revocation(reason), gather=gather))
+
+    def ignored(self, seq: int, id: str) -> None:
+        self._note(End(seq, id, _REVOKED, "error", _ignorance(), tells=False, silent=True))
+
+    def purged(self, seq: int, id: str) -> None:
+        error = revocation("purged")
+        self._note(End(seq, id, _REVOKED, "error", error, tells=False, silent=True))
+
+    def revoke(self, seq: int, reason: str) -> None:
+        """End a message that is not running. To be followed by `follow_all()`."""
+        row = fetch_one(self.db, _REVOKE, (self.now, reason, seq))
+        if row is not None:
+            id, task = row
+            self.revoked(seq, id, reason, gather=task == GATHER)
+
+    def join(self, seq: int) -> None:
+        """End a gather that waits for nothing. To be followed by `follow_all()`."""
+        self._gather(seq, ())
+
+    def _note(self, end: End) -> None:
+        if self._anything_follows():
+            self._ended.append(end)
+        self._wake_waiters(end.seq, end.id)
+
+    def quiet(self) -> bool:
+        """Tell whether an end concerns nobody: no edge in the store, and nobody waits."""
+        return not self._anything_follows() and not self._anyone_waits()
+
+    def _anything_follows(self) -> bool:
+        """Tell whether the store holds any edge; most programs' stores never do."""
+        if self._has_edges is None:
+            self._has_edges = bool(fetch_one(self.db, "SELECT EXISTS(SELECT 1 FROM edge)"))
+        return self._has_edges
+
+    def edges_added(self) -> None:
+        """Take notice of edges that were written in this transaction."""
+        self._has_edges = True
+
+    def _anyone_waits(self) -> bool:
+        """Tell whether anybody waits for any result now."""
+        if self._has_waiters is None:
+            self._has_waiters = bool(fetch_one(self.db, "SELECT EXISTS(SELECT 1 FROM waiter)"))
+        return self._has_waiters
+
+    def _wake_waiters(self, seq: int, id: str) -> None:
+        """Note whom to tell that this message settled."""
+        if not self._anyone_waits():
+            return
+        for (address,) in fetch_all(
+            self.db, "DELETE FROM waiter WHERE message = ? RETURNING address", (seq,)
+        ):
+            self.woken.setdefault(address, []).append(id)
+
+    # What follows
+
+    def follow_all(self) -> None:
+        """Hand on these ends, and those that come of it. Round by round and not by
+        recursion: a chain may have ten thousand links. The parts of a gather that end in
+        one round are counted with one statement."""
+        while self._ended:
+            ends, self._ended = self._ended, []
+            gathers: dict[int, list[tuple[int, End]]] = {}
+            for end in ends:
+                for target, fires, position in fetch_all(self.db, _EDGES, (end.seq,)):
+                    if fires == "part":
+                        gathers.setdefault(target, []).append((position, end))
+                    elif fires == "success":
+                        if end.state == _SUCCEEDED:
+                            self._give(target, position, end)
+                        else:
+                            self._end_upstream(target, end, tells=end.gather and not end.silent)
+                    elif fires == "failure":
+                        if end.state != _SUCCEEDED and end.tells:
+                            self._give(target, position, end)
+                        else:
+                            self._end_upstream(target, _uncalled(end), tells=False)
+            for gather, arrivals in gathers.items():
+                self._gather(gather, arrivals)
+
+    def _give(self, target: int, position: int, end: End) -> None:
+        self.db.execute(_INPUT, (target, position, end.id, end.kind, end.value))
+        if self.db.changes():
+            self.db.execute(_GIVE, (self.now, target))
+            self.queued = True
+
+    def _end_upstream(self, target: int, end: End, *, tells: bool) -> None:
+        """End what waits as what it waited for has ended."""
+        result = end.value if end.state == _FAILED else None
+        id = fetch_one(self.db, _END_UPSTREAM, (end.state, result, self.now, target))
+        if id is not None:
+            self._note(
+                end._replace(seq=target, id=id, upstream=True, gather=False, tells=tells)
+            )
+
+    def _gather(self, seq: int, arrivals: Sequence[tuple[int, End]]) -> None:
+        """Count the parts of a gather that have ended; end it if it is to end."""
+        row = fetch_one(self.db, _GATHER, (seq,))
+        if row is None:
+            return  # over, whatever its parts do
+        id, policy, state, pending, ignore_result, expires = row
+        bad = [end for _, end in arrivals if end.state != _SUCCEEDED]
+        met = len(arrivals) - (len(bad) if policy == b"fail" else 0)
+        given = [
+            (seq, position, end.id, end.kind, end.value)
+            for position, end in arrivals
+            if policy == b"collect" or (end.state == _SUCCEEDED and policy != b"count")
+        ]
+        self.db.executemany(_PART, given)
+        if met:
+            self.db.execute(_COUNT, (met, len(given), seq))
+        if state != _WAITING:
+            return
+        if bad and policy == b"fail":
+            self._fail_gather(seq, bad[0])
+        elif pending == met:
+            self._join(seq, id, policy, expires, ignore_result=ignore_result)
+
+    def _fail_gather(self, seq: int, part: End) -> None:
+        if not part.upstream and not part.silent:
+            error = failure.chord_error(part.id, part.value)
+            part = part._replace(state=_FAILED, value=error)
+        result = part.value if part.state == _FAILED else None
+        id = fetch_one(self.db, _END_UPSTREAM, (part.state, result, self.now, seq))
+        self._note(
+            part._replace(seq=seq, id=id, upstream=True, gather=True, tells=not part.silent)
+        )
+
+    def _join(
+        self, seq: int, id: str, policy: bytes, expires: float | None, *, ignore_result: bool
+    ) -> None:
+        value = parts.pack(fetch_all(self.db, _LIST, (seq,)))
+        self.db.execute("DELETE FROM input WHERE target = ?", (seq,))
+        result = None if ignore_result or policy == b"count" else value
+        if ignore_result:
+            expires = IGNORED_KEPT if expires is None else min(expires, IGNORED_KEPT)
+        delete_at = None if expires is None else self.now + expires
+        self.db.execute(_JOINED, (result, self.now, delete_at, seq))
+        self._note(End(seq, id, _SUCCEEDED, "list", value, gather=True))
+
+
+def find_open_gather(db: apsw.Connection, id: str) -> int | None:
+    """Return the number of a gather, None if it is over or not there any more.
+
+    Raises `InvalidTaskError` if the message is no gather.
+    """
+    row = fetch_one(db, f"SELECT seq, task, {_OPEN} FROM message WHERE id = ?", (id,))
+    if row is None:
+        return None
+    seq, task, is_open = row
+    if task != GATHER:
+        raise InvalidTaskError(f"{id!r} takes no parts: it is no gather, but {task!r}")
+    return seq if is_open else None
+
+
+@cache
+def revocation(reason: str) -> bytes:
+    """Return the error that stands for a message revoked for this reason."""
+    return failure.describe(TaskRevokedError(reason))
+
+
+@cache
+def _ignorance() -> bytes:
+    return failure.describe(Ignore("the task raised Ignore: it has no result"))
+
+
+def _uncalled(end: End) -> End:
+    """Return the end of an error callback that is not needed any more."""
+    return end._replace(
+        state=_REVOKED, kind="error", value=revocation("upstream"), silent=True, tells=False
+    )

@@ -1,0 +1,120 @@
+"""How what failed starts again in an SQLite store, and with it what ended because of it.
+
+`pending` says how many edges of a message are not met. One that ended `upstream` may wait
+again exactly if that many of its edges come from messages that have not ended: each of
+them will then be met, or end it anew. Were they fewer, it would wait for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+import apsw
+
+from liteq.brokers.connection import fetch_all, fetch_one
+from liteq.brokers.schema import STATE_CODES
+from liteq.message import GATHER
+
+__all__ = ["redrive"]
+
+_RUNNING: Final = STATE_CODES["running"]
+_SUCCEEDED: Final = STATE_CODES["succeeded"]
+_REVOKED: Final = STATE_CODES["revoked"]
+
+_FRESH: Final = (
+    "deliveries = 0, retries = 0, result = NULL, children = NULL, dead = NULL, "
+    "parked_at = NULL, settled_at = NULL, delete_at = NULL, started_at = NULL, revoke = NULL"
+)
+_RESTART: Final = (
+    f"UPDATE message SET state = CASE WHEN pending > 0 THEN 0 ELSE 1 END, {_FRESH}, "
+    "run_at = NULL, expires_at = NULL, enqueued_at = ? "
+    f"WHERE id = ? AND state = 7 AND task NOT IN ('', '{GATHER}') "
+    "AND revoke IS NOT 'upstream' RETURNING seq"
+)
+_REVIVE: Final = (
+    f"UPDATE message SET state = 0, {_FRESH} "
+    "WHERE seq = ?1 AND state IN (7, 8) AND revoke = 'upstream' AND pending = ("
+    "SELECT count(*) FROM edge JOIN message source ON source.seq = edge.source "
+    "WHERE edge.target = ?1 AND edge.fires NOT LIKE 'was %' AND source.state < 6)"
+)
+# An error callback that has been called, or is about to be, waits to be called again. One
+# that runs goes on, and one that somebody revoked stays revoked.
+# An error callback that has been called, or is about to be, waits to be called again. One
+# that runs goes on, and one that somebody revoked stays revoked.
+_RECALL: Final = (
+    f"UPDATE message SET state = 0, pending = 1, inputs = 0, {_FRESH} WHERE seq = ?"
+)
+# What has counted an end that is undone now, and has not started.
+_UNCOUNT: Final = (
+    "UPDATE message SET pending = pending + 1, inputs = inputs - ?2, "
+    "state = CASE WHEN state IN (1, 2, 4) THEN 0 ELSE state END WHERE seq = ?1 "
+    "AND (state IN (0, 1, 2, 4) OR (state IN (7, 8) AND revoke = 'upstream'))"
+)
+_TAKE_BACK: Final = "DELETE FROM input WHERE target = ? AND position = ? AND source = ?"
+_EDGES: Final = (
+    "SELECT edge.target, edge.fires, edge.position, source.id FROM message source "
+    "JOIN edge ON edge.source = source.seq WHERE source.seq = ?"
+)
+
+
+def redrive(db: apsw.Connection, ids: Iterable[str], now: float) -> list[str]:
+    """Restart the failed ones of these messages; return their ids.
+
+    What followed their ends is undone, and so on down. It is done round by round, so
+    that what waits for many of them is looked at once for all.
+    """
+    redriven = []
+    undone: list[tuple[int, bool]] = []  # what has not ended any more; had it succeeded?
+    for id in ids:
+        seq = fetch_one(db, _RESTART, (now, id))
+        if seq is not None:
+            redriven.append(id)
+            undone.append((seq, False))
+    while undone:
+        ended, undone = undone, []
+        targets: dict[int, None] = {}
+        for seq, succeeded in ended:
+            for target, fires, position, id in fetch_all(db, _EDGES, (seq,)):
+                targets[target] = None
+                if fires == "failure" and not succeeded:
+                    undone += _recall(db, target)
+                elif fires == "success" and succeeded:
+                    _uncount(db, target, position, id, inputs=1)
+                elif fires == "part":
+                    _uncount_part(db, target, position, id, succeeded=succeeded)
+        for target in targets:
+            db.execute(_REVIVE, (target,))
+            if db.changes():
+                undone.append((target, False))
+    return redriven
+
+
+def _recall(db: apsw.Connection, callback: int) -> list[tuple[int, bool]]:
+    """Have an error callback wait again; return it if it had ended."""
+    state, pending = fetch_one(
+        db, "SELECT state, pending FROM message WHERE seq = ?", (callback,)
+    ) or (_RUNNING, 0)
+    if pending or state in (_RUNNING, _REVOKED):
+        return []
+    db.execute(_RECALL, (callback,))
+    db.execute("DELETE FROM input WHERE target = ?", (callback,))
+    return [(callback, state == _SUCCEEDED)] if state >= _SUCCEEDED else []
+
+
+def _uncount_part(
+    db: apsw.Connection, gather: int, position: int, part: str, *, succeeded: bool
+) -> None:
+    policy = fetch_one(db, "SELECT body FROM message WHERE seq = ?", (gather,))
+    if succeeded:
+        _uncount(db, gather, position, part, inputs=int(policy != b"count"))
+    elif policy != b"fail":
+        _uncount(db, gather, position, part, inputs=int(policy == b"collect"))
+
+
+def _uncount(
+    db: apsw.Connection, target: int, position: int, source: str, *, inputs: int
+) -> None:
+    db.execute(_UNCOUNT, (target, inputs))
+    if db.changes() and inputs:
+        db.execute(_TAKE_BACK, (target, position, source))
