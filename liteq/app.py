@@ -380,6 +380,16 @@ class Liteq:
     def broker(self, broker: Broker) -> None:
         self._broker = broker
 
+    def exchange_store(
+        self, broker: Broker | None, clock: Clock
+    ) -> tuple[Broker | None, Clock]:
+        """Use another store and its clock from now on, in all threads; return those of
+        before. None is the store of the settings, to be made at its first use. For tests."""
+        with self._lock:
+            before = self._broker, self.clock
+            self._broker, self.clock = broker, clock
+        return before
+
     @property
     def backend(self) -> Broker:
         """The store, which keeps the results too."""

@@ -22,6 +22,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
 from datetime import timedelta, tzinfo
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, Final, Literal, TypeAlias
@@ -758,6 +759,24 @@ class Settings(MutableMapping[str, Any]):
     def overrides(self) -> dict[str, Any]:
         """Return what `override()` has set, for another process of the same command."""
         return dict(self._options)
+
+    @contextmanager
+    def overridden(self, options: Mapping[str, Any], source: str) -> Iterator[None]:
+        """Have these settings, None among their values, override all others for a time.
+
+        Such times are nested: the one that began last ends first.
+        """
+        before = self._options, self._options_source
+        checked = {_new_name(key) or key: value for key, value in options.items()}
+        checked = {name: _checked(name, value, source) for name, value in checked.items()}
+        self._say(_remarks(checked, checked, self._warned), source)
+        self._options, self._options_source = {**self._options, **checked}, source
+        self._forget()
+        try:
+            yield
+        finally:
+            self._options, self._options_source = before
+            self._forget()
 
     def config_from_object(
         self,

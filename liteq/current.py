@@ -10,6 +10,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from liteq import context
@@ -28,6 +29,7 @@ __all__ = [
     "finalizers",
     "get_current_app",
     "get_current_task",
+    "kept",
     "set_current_app",
     "set_default_app",
     "set_default_factory",
@@ -80,6 +82,18 @@ def set_default_app(app: Liteq | None) -> None:
     """Make an app the one that threads without a current app of their own use."""
     global _default
     _default = app
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """Have the apps that are current now be so again at the end. For tests."""
+    before: Liteq | None = getattr(_thread, "app", None)
+    default = _default
+    try:
+        yield
+    finally:
+        _thread.app = before
+        set_default_app(default)
 
 
 def set_default_factory(make: Callable[[], Liteq]) -> None:

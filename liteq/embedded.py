@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import marshal
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -38,13 +39,16 @@ def worker(
     pool: str = "threads",
     queues: Sequence[str] | None = None,
     hostname: str | None = None,
+    grace: float | None = None,
 ) -> Iterator[Any]:
-    """Run a worker while the context is open; see `Liteq.worker`."""
+    """Run a worker while the context is open; see `Liteq.worker`. `grace`: seconds that it
+    waits at the end for what is running (default: `worker_shutdown_timeout`)."""
     options = {
         "concurrency": concurrency,
         "pool": pool,
         "queues": list(queues) if queues is not None else None,
         "hostname": hostname,
+        "grace": app.conf.worker_shutdown_timeout if grace is None else grace,
     }
     with _in_process(app, options) if pool == "prefork" else _in_thread(app, options) as made:
         yield made
@@ -95,7 +99,8 @@ def _in_process(app: Liteq, options: dict[str, Any]) -> Iterator[subprocess.Pope
             "a store in memory cannot be shared with other processes: use pool='threads', "
             "or a broker with an sqlite:// URL"
         )
-    payload = marshal.dumps((reference(app), app.broker_url, options))
+    settings = pickle.dumps({**app.conf.overrides(), "broker_url": app.broker_url})
+    payload = marshal.dumps((reference(app), settings, options))
     ready, announce = os.pipe()
     command = [sys.executable, "-c", _BOOT, json.dumps(sys.path), str(announce)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(announce,))
@@ -113,14 +118,14 @@ def _in_process(app: Liteq, options: dict[str, Any]) -> Iterator[subprocess.Pope
                 )
         yield process
     finally:
-        _end(app, process, stdin)
+        _end(process, stdin, options["grace"] + _STOP_TIMEOUT)
 
 
-def _end(app: Liteq, process: subprocess.Popen[bytes], stdin: IO[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], stdin: IO[bytes], timeout: float) -> None:
     with suppress(BrokenPipeError):  # it is dead already
         stdin.close()
     try:
-        process.wait(app.conf.worker_shutdown_timeout + _STOP_TIMEOUT)
+        process.wait(timeout)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
@@ -131,9 +136,9 @@ def main(announce: int) -> None:
     order to stop. `announce` is the descriptor to write to when ready."""
     order = _take_stdin()
     size = int.from_bytes(_read(order, 8), "big")
-    given, broker_url, options = marshal.loads(_read(order, size))
+    given, settings, options = marshal.loads(_read(order, size))
     app = load(given)
-    app.conf.override({"broker_url": broker_url}, source="the embedding program")
+    app.conf.override(pickle.loads(settings), source="the embedding program")
     os.set_inheritable(announce, False)
 
     def ready() -> None:

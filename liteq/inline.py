@@ -99,6 +99,13 @@ class InlineWorker:
         self._find_queues()
         return self._broker.step(self._id, queues=self._queues).next_due
 
+    def is_due(self) -> bool:
+        """Tell whether there is something to run now."""
+        lease = self._claim()
+        if lease is not None:
+            self._broker.settle(self._id, lease, Released())
+        return lease is not None
+
     def _claim(self) -> Lease | None:
         while True:
             queues = self._queues

@@ -1,0 +1,232 @@
+"""Running calls in the test's own thread: one of them, or all that are due."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, TypeVar, cast
+from weakref import WeakSet
+
+from liteq import states
+from liteq.brokers.base import Lease
+from liteq.clock import ManualClock
+from liteq.context import Report
+from liteq.current import get_current_app
+from liteq.exceptions import LiteqError, TaskRevokedError
+from liteq.executor import Delivery, Ended, Executor, ExecutorSettings, TaskLike
+from liteq.inline import InlineWorker, Ran, attempt_with
+from liteq.outcome import Failed, Ignored, Replaced, Retried, Revoked, Succeeded
+from liteq.serializers import loads, loads_call
+
+if TYPE_CHECKING:
+    from liteq.app import Liteq
+    from liteq.task import Task
+
+__all__ = ["MAX_TASKS", "DrainLimitExceeded", "TaskRun", "drain", "moment_of", "perform"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+MAX_TASKS: Final = 10_000
+
+_HOSTNAME: Final = "inline"
+_STATES: Final[dict[type[Any], str]] = {
+    Succeeded: states.SUCCESS,
+    Failed: states.FAILURE,
+    Retried: states.RETRY,
+    Revoked: states.REVOKED,
+    Ignored: states.IGNORED,
+    Replaced: "REPLACED",
+}
+
+_prepared: WeakSet[Liteq] = WeakSet()  # apps whose modules have been imported
+
+
+class DrainLimitExceeded(LiteqError):
+    """More tasks came due in one `drain()` than it was allowed to run."""
+
+
+class TaskRun(NamedTuple):
+    """One attempt that `drain()` made.
+
+    `state`: SUCCESS, FAILURE, RETRY, IGNORED, REVOKED, or REPLACED (by `self.replace`).
+    `result` is the value that the task returned, `exception` what it ended with. `args`
+    and `kwargs` are those of the call, without what a chain or chord put before them.
+    `at`: when it ran, by the app's clock. `retries`: how often it had been retried before.
+    """
+
+    task: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    state: str
+    result: Any
+    exception: BaseException | None
+    queue: str
+    retries: int
+    at: datetime
+    id: str
+
+
+def drain(
+    queue: str | Sequence[str] | None = None,
+    *,
+    with_scheduled: bool = False,
+    until: datetime | timedelta | None = None,
+    max_tasks: int = MAX_TASKS,
+    raises: bool = False,
+    app: Liteq | None = None,
+) -> list[TaskRun]:
+    """Run what is due, and what comes due of it, in this thread; return what ran, in order.
+
+    Everything is as in a worker: the serializer, hooks, retries, chords, links. `queue`: a
+    name, or several; None for all of them. What is due later stays, unless `with_scheduled`
+    (the clock is moved to each time at which something is due, until nothing is left) or
+    `until` (the same up to a time, a naive one in the app's zone, or for so long, where the
+    clock then stands). A task that fails is among what is returned; with `raises` its
+    exception is raised at once, and what is left stays. Calls of tasks that this process
+    does not know stay, too.
+
+    Raises `DrainLimitExceeded` after `max_tasks` attempts, and `ValueError` if the clock is
+    to move and is not one that can be moved.
+    """
+    app = app or get_current_app()
+    clock = app.clock
+    end: float | None = None
+    if until is not None:
+        end = moment_of(app, until)
+        if end < clock.now():
+            raise ValueError(f"drain(until={until}) is over: it is {app.now()}")
+    if (with_scheduled or until is not None) and not isinstance(clock, ManualClock):
+        raise ValueError(
+            "drain() runs what is scheduled for later only where the clock can be moved: "
+            "inside `with liteq.testing.inline(app):`"
+        )
+    names = (queue,) if isinstance(queue, str) else queue
+    _prepare(app)
+    runs: list[TaskRun] = []
+    attempt = _interruptible(_executor(app))
+    with InlineWorker(
+        app.broker, attempt, queues=names, tasks=frozenset(app.tasks), name=_HOSTNAME
+    ) as worker:
+        if isinstance(clock, ManualClock) and (with_scheduled or end is not None):
+            running = worker.run_until(end, clock.move_to)
+        else:
+            running = worker.run_due()
+        for ran in running:
+            run = _run(app, ran)
+            runs.append(run)
+            if raises and run.state == states.FAILURE and run.exception is not None:
+                raise run.exception
+            if len(runs) == max_tasks and worker.is_due():
+                raise DrainLimitExceeded(_too_many(runs))
+    while app.broker.maintain():
+        pass
+    return runs
+
+
+def perform(task: Task[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Make one attempt of a task here, as a worker would, and return its result.
+
+    Arguments and result go through the serializer; hooks and signals are called; what the
+    task calls is enqueued. The call itself is in no queue, and nothing follows it: whether
+    its outcome were a retry, say, is seen by what is raised. Raises what the attempt ended
+    with: the task's exception, `Retry`, `Ignore`, `Reject`.
+    """
+    __tracebackhide__ = True
+    app = task.app
+    _prepare(app)
+    message, *_ = app.sender.compose(task.s(*args, **kwargs), {})[0]
+    ended = _executor(app).attempt(Delivery(message), _unheard)
+    match ended.outcome:
+        case Succeeded(result=bytes(data)):
+            kind = app.conf.result_serializer
+            result: R = loads(data, kind, (kind,))
+            return result
+        case Succeeded():
+            return cast("R", ended.value)
+        case Revoked(reason=reason):
+            raise TaskRevokedError(reason)
+        case outcome:
+            raise ended.exc or LiteqError(f"the attempt ended as {outcome!r}")
+
+
+def moment_of(app: Liteq, given: datetime | timedelta) -> float:
+    """Return an instant, or the end of a span from now, as Unix seconds."""
+    if isinstance(given, timedelta):
+        return app.clock.now() + given.total_seconds()
+    if given.tzinfo is None:
+        given = given.replace(tzinfo=app.timezone)
+    return given.timestamp()
+
+
+def _prepare(app: Liteq) -> None:
+    """Have the app know what a worker of it would know, once."""
+    if app not in _prepared:
+        app.finalize()
+        app.import_default_modules()
+        _prepared.add(app)
+
+
+def _executor(app: Liteq) -> Executor:
+    conf = app.conf
+    return Executor(
+        cast("Mapping[str, TaskLike]", app.tasks),
+        ExecutorSettings(
+            accept=tuple(conf.accept_content),
+            result_serializer=conf.result_serializer,
+            max_result_size=conf.task_max_body_size,
+            hostname=_HOSTNAME,
+            clock=app.clock,
+        ),
+    )
+
+
+def _interruptible(executor: Executor) -> Any:
+    """Return what makes attempts, and lets Ctrl-C through, which a worker's child never
+    sees: it is for who runs the tests."""
+    attempt = attempt_with(executor)
+
+    def run(lease: Lease, report: Report) -> Ended:
+        ended = attempt(lease, report)
+        if isinstance(ended.exc, KeyboardInterrupt):
+            raise ended.exc
+        return ended
+
+    return run
+
+
+def _run(app: Liteq, ran: Ran) -> TaskRun:
+    message = ran.lease.message
+    outcome, exception = ran.ended.outcome, ran.ended.exc
+    try:
+        args, kwargs = loads_call(message.body, message.content_type, app.conf.accept_content)
+    except Exception as exc:  # noqa: BLE001 (pickle may raise anything; it has failed by that)
+        args, kwargs, exception = (), {}, exc
+    if isinstance(outcome, Revoked):
+        exception = TaskRevokedError(outcome.reason)
+    return TaskRun(
+        task=message.task,
+        args=args,
+        kwargs=kwargs,
+        state=_STATES[type(outcome)],
+        result=ran.ended.value,
+        exception=exception,
+        queue=message.queue,
+        retries=message.retries,
+        at=datetime.fromtimestamp(ran.at, app.timezone),
+        id=message.id,
+    )
+
+
+def _too_many(runs: list[TaskRun]) -> str:
+    often = Counter(run.task for run in runs).most_common(3)
+    names = ", ".join(f"{name} {count} times" for name, count in often)
+    return (
+        f"drain() has run {len(runs)} tasks and more are due ({names}): do they call one "
+        "another for ever? drain(max_tasks=…) allows more"
+    )
+
+
+def _unheard(state: str, meta: bytes) -> None:
+    """Take what a task says about itself, where it is in no store."""

@@ -1,0 +1,808 @@
+"""What users test their tasks with: liteq.testing."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import threading
+import unittest
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from api import app_in_memory
+
+from liteq import Liteq, signals, testing
+from liteq.exceptions import (
+    ContentDisallowed,
+    EncodeError,
+    Ignore,
+    Retry,
+    SoftTimeLimitExceeded,
+    TimeoutError,
+)
+from liteq.testing import (
+    DrainLimitExceeded,
+    Inline,
+    all_enqueued,
+    assert_enqueued,
+    drain,
+    inline,
+    perform,
+    refute_enqueued,
+    start_worker,
+)
+
+NOON = datetime(2030, 5, 17, 12, 0, tzinfo=UTC)
+
+
+@pytest.fixture
+def app() -> Iterator[Liteq]:
+    with app_in_memory(timezone="UTC") as made:
+        yield made
+
+
+@pytest.fixture
+def t(app: Liteq) -> Iterator[Inline]:
+    with inline(app, at=NOON) as opened:
+        yield opened
+
+
+def states(runs: list[testing.TaskRun]) -> list[str]:
+    return [run.state for run in runs]
+
+
+def failure(call: Any, *args: Any, **kwargs: Any) -> str:
+    """Return what the failing assertion says."""
+    with pytest.raises(AssertionError) as caught:
+        call(*args, **kwargs)
+    return str(caught.value)
+
+
+# The mode
+
+
+def test_calls_are_kept_in_memory_and_run_when_told(app: Liteq) -> None:
+    ran = []
+
+    @app.task
+    def mail(to: str) -> str:
+        ran.append(to)
+        return f"sent to {to}"
+
+    own = app.broker
+    with inline(app) as t:
+        result = mail.delay("ann")
+        assert (ran, result.state) == ([], "PENDING")
+        (run,) = t.drain()
+        assert (run.task, run.args, run.state, run.result) == (
+            mail.name,
+            ("ann",),
+            "SUCCESS",
+            "sent to ann",
+        )
+        assert (ran, result.get()) == (["ann"], "sent to ann")
+        assert t.drain() == []
+    assert app.broker is own
+    assert own.counts() == {}
+
+
+def test_the_app_has_its_own_store_and_clock_again_after_an_error(app: Liteq) -> None:
+    before = app.clock
+    with pytest.raises(AssertionError), inline(app, at=NOON) as t:
+        t.assert_enqueued("nothing")
+    assert app.clock is before
+    assert app._broker is None, "the app's own store was opened"
+
+
+def test_modes_inside_of_each_other_have_a_store_each(app: Liteq) -> None:
+    @app.task
+    def work() -> None: ...
+
+    with inline(app) as outer:
+        work.delay()
+        with inline(app) as inner:
+            inner.refute_enqueued()
+        outer.assert_enqueued(work, count=1)
+
+
+def test_modes_may_be_closed_in_any_order(app: Liteq) -> None:
+    own = app.broker
+    first, second = inline(app), inline(app)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert app.broker is second.store
+    second.__exit__(None, None, None)
+    assert app.broker is own
+
+
+def test_a_mode_that_is_open_is_not_opened_again(app: Liteq) -> None:
+    mode = inline(app)
+    with mode, pytest.raises(RuntimeError, match="open already"), mode:
+        pass
+    with pytest.raises(RuntimeError, match="not open: use `with inline"):
+        mode.drain()
+    with mode:
+        assert mode.drain() == []
+
+
+def test_other_threads_are_in_the_mode_too(app: Liteq, t: Inline) -> None:
+    @app.task
+    def work() -> None: ...
+
+    thread = threading.Thread(target=work.delay)
+    thread.start()
+    thread.join()
+    t.assert_enqueued(work, count=1)
+
+
+def test_a_function_is_decorated_and_starts_afresh_at_each_call(app: Liteq) -> None:
+    @app.task
+    def work() -> None: ...
+
+    @inline(app, at=NOON)
+    def check(times: int) -> datetime:
+        "Say so."
+        for _ in range(times):
+            work.delay()
+        assert_enqueued(work, count=times)
+        return app.now()
+
+    assert (check(2), check(1)) == (NOON, NOON)
+    assert check.__doc__ == "Say so."
+
+
+def test_a_coroutine_function_is_decorated_as_well(app: Liteq) -> None:
+    @app.task
+    async def work() -> str:
+        return "done"
+
+    @inline(app)
+    async def check() -> str:
+        result = await work.adelay()
+        drain(app=app)
+        return await result
+
+    assert asyncio.run(check()) == "done"
+    assert app._broker is None
+
+
+def test_a_class_is_not_decorated(app: Liteq) -> None:
+    with pytest.raises(TypeError, match="enterContext"):
+
+        @inline(app)
+        class Tests: ...
+
+
+def test_without_an_app_the_current_one_is_meant(app: Liteq) -> None:
+    with inline() as t:
+        assert t.app is app
+
+
+def test_an_app_that_the_code_closes_keeps_what_it_has_called(app: Liteq, t: Inline) -> None:
+    @app.task
+    def work() -> None: ...
+
+    work.delay()
+    app.close()
+    t.assert_enqueued(work)
+
+
+def test_always_eager_is_off_while_it_is_open(app: Liteq) -> None:
+    app.conf.task_always_eager = True
+
+    @app.task
+    def work() -> str:
+        return "done"
+
+    with inline(app) as t, inline(app):
+        work.delay()
+        assert states(drain(app=app)) == ["SUCCESS"]
+        assert t.drain() == []
+    assert work.delay().state == "SUCCESS"
+
+
+# Waiting
+
+
+def test_waiting_for_what_nobody_runs_is_refused(app: Liteq, t: Inline) -> None:
+    @app.task
+    def work() -> None: ...
+
+    with pytest.raises(TimeoutError, match=r"work\[.*call drain\(\) first"):
+        work.delay().get()
+    with pytest.raises(TimeoutError, match=r"clock\.advance\(60\) and drain\(\)"):
+        work.apply_async(countdown=60).get(timeout=300)
+    result = app.send_task("elsewhere")
+    t.drain()
+    with pytest.raises(TimeoutError, match="its task is unknown here"):
+        result.get(timeout=300)
+
+
+def test_a_task_that_waits_for_another_is_told_so(app: Liteq, t: Inline) -> None:
+    @app.task
+    def inner() -> None: ...
+
+    @app.task
+    def outer(allowed: bool) -> None:
+        inner.delay().get(disable_sync_subtasks=not allowed)
+
+    outer.delay(False)
+    outer.delay(True)
+    refused, stuck = (run for run in t.drain() if run.task == outer.name)
+    assert isinstance(refused.exception, RuntimeError)
+    assert isinstance(stuck.exception, TimeoutError)
+
+
+def test_waiting_for_what_has_expired_ends(app: Liteq, t: Inline) -> None:
+    @app.task
+    def work() -> None: ...
+
+    result = work.apply_async(expires=10)
+    t.clock.advance(11)
+    t.refute_enqueued()
+    assert result.get(propagate=False).__class__.__name__ == "TaskRevokedError"
+
+
+def test_a_worker_works_on_the_store_in_memory_too(app: Liteq, t: Inline) -> None:
+    @app.task
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    with start_worker(app):
+        assert add.delay(2, 3).get(timeout=10) == 5
+
+
+# Time
+
+
+def test_time_is_moved_by_hand(app: Liteq, t: Inline) -> None:
+    @app.task
+    def remind() -> None: ...
+
+    remind.apply_async(countdown=3600)
+    remind.apply_async(eta=NOON + timedelta(days=1))
+    assert t.drain() == []
+    t.clock.advance(3599)
+    assert t.drain() == []
+    t.clock.advance(timedelta(seconds=1))
+    assert [run.at for run in t.drain()] == [NOON + timedelta(hours=1)]
+    t.clock.move_to(datetime(2030, 5, 18, 12))  # noqa: DTZ001 (in the app's zone)
+    assert [run.at for run in t.drain()] == [NOON + timedelta(days=1)]
+
+
+def test_time_does_not_run_backwards(t: Inline) -> None:
+    with pytest.raises(ValueError, match="backwards"):
+        t.clock.advance(-1)
+    with pytest.raises(ValueError, match="is over: it is 2030-05-17 12:00"):
+        t.drain(until=NOON - timedelta(hours=1))
+
+
+def test_a_retry_runs_when_the_clock_has_come_there(app: Liteq, t: Inline) -> None:
+    @app.task(bind=True, default_retry_delay=60, max_retries=1)
+    def flaky(self: Any) -> str:
+        if not self.request.retries:
+            raise self.retry(exc=ConnectionError("refused"))
+        return "third time lucky"
+
+    flaky.delay()
+    (first,) = t.drain()
+    assert (first.state, first.retries, type(first.exception)) == ("RETRY", 0, Retry)
+    t.assert_enqueued(flaky, countdown=60)
+    assert t.drain() == []
+    t.clock.advance(60)
+    (second,) = t.drain()
+    assert (second.state, second.retries, second.result) == ("SUCCESS", 1, "third time lucky")
+
+
+def test_the_clock_jumps_from_one_due_time_to_the_next(app: Liteq, t: Inline) -> None:
+    @app.task(bind=True, default_retry_delay=600, max_retries=None)
+    def poll(self: Any, times: int) -> None:
+        if self.request.retries < times:
+            raise self.retry()
+
+    poll.delay(2)
+    poll.apply_async((0,), countdown=900)
+    runs = t.drain(with_scheduled=True)
+    assert [(run.at - NOON).total_seconds() for run in runs] == [0, 600, 900, 1200]
+    assert app.now() == NOON + timedelta(minutes=20)
+
+
+def test_the_clock_jumps_no_further_than_told(app: Liteq, t: Inline) -> None:
+    @app.task
+    def remind() -> None: ...
+
+    for hours in (1, 2, 3):
+        remind.apply_async(countdown=hours * 3600)
+    assert len(t.drain(until=timedelta(hours=2))) == 2
+    assert app.now() == NOON + timedelta(hours=2)
+    assert len(t.drain(until=NOON + timedelta(hours=5))) == 1
+    assert app.now() == NOON + timedelta(hours=5)
+
+
+def test_what_has_expired_is_not_run(app: Liteq, t: Inline) -> None:
+    @app.task
+    def work() -> None: ...
+
+    result = work.apply_async(expires=60)
+    t.clock.advance(61)
+    assert t.drain() == []
+    assert result.state == "REVOKED"
+
+
+def test_a_clock_that_runs_cannot_be_moved(app: Liteq) -> None:
+    with pytest.raises(ValueError, match=r"inside `with liteq\.testing\.inline"):
+        drain(with_scheduled=True, app=app)
+
+
+# Draining
+
+
+def test_what_is_enqueued_by_what_runs_is_run_too(app: Liteq, t: Inline) -> None:
+    @app.task
+    def outer() -> None:
+        inner.apply_async(queue="low")
+
+    @app.task
+    def inner() -> None: ...
+
+    outer.delay()
+    assert [run.queue for run in t.drain()] == ["default", "low"]
+
+
+def test_one_queue_is_drained(app: Liteq, t: Inline) -> None:
+    @app.task
+    def work() -> None: ...
+
+    for queue in ("high", "low", "lower"):
+        work.apply_async(queue=queue)
+    assert [run.queue for run in t.drain("low")] == ["low"]
+    assert [run.queue for run in t.drain(["high", "low"])] == ["high"]
+    t.assert_enqueued(work, queue="lower", count=1)
+
+
+def test_links_and_error_callbacks_follow(app: Liteq, t: Inline) -> None:
+    heard: list[Any] = []
+
+    @app.task
+    def divide(x: int, y: int) -> float:
+        return x / y
+
+    @app.task
+    def show(value: float) -> None:
+        heard.append(value)
+
+    @app.task
+    def complain(request: Any, exc: Exception, traceback: str) -> None:
+        heard.append(type(exc))
+
+    for y in (2, 0):
+        divide.apply_async((1, y), link=show.s(), link_error=complain.s())
+    runs = t.drain()
+    assert sorted(states(runs)) == ["FAILURE", "SUCCESS", "SUCCESS", "SUCCESS"]
+    assert heard == [0.5, ZeroDivisionError]
+
+
+def test_a_failure_is_returned_or_raised(app: Liteq, t: Inline) -> None:
+    @app.task
+    def fail() -> None:
+        raise LookupError("no such order")
+
+    @app.task
+    def work() -> None: ...
+
+    fail.delay()
+    work.delay()
+    run, _ = t.drain()
+    assert (run.state, str(run.exception)) == ("FAILURE", "no such order")
+    fail.delay()
+    work.delay()
+    with pytest.raises(LookupError, match="no such order"):
+        t.drain(raises=True)
+    t.assert_enqueued(work)
+
+
+def test_what_would_never_end_is_stopped(app: Liteq, t: Inline) -> None:
+    @app.task
+    def again() -> None:
+        again.delay()
+
+    again.delay()
+    with pytest.raises(DrainLimitExceeded, match=r"20 tasks .*test_testing\.again 20 times"):
+        t.drain(max_tasks=20)
+    t.assert_enqueued(again, count=1)
+
+
+def test_as_many_as_allowed_is_not_too_many(app: Liteq, t: Inline) -> None:
+    @app.task
+    def work() -> None: ...
+
+    for _ in range(3):
+        work.delay()
+    assert len(t.drain(max_tasks=3)) == 3
+
+
+def test_a_call_that_nobody_here_can_run_stays(app: Liteq, t: Inline) -> None:
+    app.send_task("elsewhere.charge", (1,))
+    assert t.drain() == []
+    (call,) = t.all_enqueued()
+    assert (call.task, call.state) == ("elsewhere.charge", "parked")
+
+
+def test_an_interrupt_from_the_keyboard_goes_through(app: Liteq, t: Inline) -> None:
+    @app.task
+    def work() -> None:
+        raise KeyboardInterrupt
+
+    work.delay()
+    with pytest.raises(KeyboardInterrupt):
+        t.drain()
+    t.assert_enqueued(work)
+
+
+def test_revoked_is_revoked(app: Liteq, t: Inline) -> None:
+    @app.task
+    def work() -> None: ...
+
+    work.delay().revoke()
+    assert t.drain() == []
+
+
+def test_a_task_ends_in_other_ways(app: Liteq, t: Inline) -> None:
+    @app.task
+    def skip() -> None:
+        raise Ignore
+
+    skip.delay()
+    (run,) = t.drain()
+    assert (run.state, type(run.exception)) == ("IGNORED", Ignore)
+
+
+def test_arguments_and_results_go_through_the_serializer(app: Liteq, t: Inline) -> None:
+    kept = []
+
+    @app.task
+    def keep(order: dict[str, Any]) -> Any:
+        kept.append(order)
+        return order
+
+    order = {"on": date(2030, 5, 1), "price": Decimal("9.90")}
+    result = keep.delay(order)
+    order["price"] = Decimal(0)  # changed after the call
+    t.drain()
+    assert kept == [{"on": date(2030, 5, 1), "price": Decimal("9.90")}]
+    assert result.get() == kept[0]
+    assert result.get() is not kept[0]
+    with pytest.raises(EncodeError, match=r"args\[0\]"):
+        keep.delay(object())
+
+
+def test_a_result_that_cannot_be_sent_fails_as_in_a_worker(app: Liteq, t: Inline) -> None:
+    @app.task
+    def lock() -> Any:
+        return threading.Lock()
+
+    lock.delay()
+    (run,) = t.drain()
+    assert isinstance(run.exception, EncodeError)
+
+
+def test_it_drains_a_real_store_as_well(tmp_path: Path) -> None:
+    app = Liteq("shop", broker=f"sqlite://{tmp_path}/shop", set_as_current=False)
+
+    @app.task
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    result = add.delay(2, 3)
+    assert_enqueued(add, args=(2, 3), count=1)
+    (run,) = drain(app=app)
+    assert (run.result, result.get(timeout=0)) == (5, 5)
+    refute_enqueued(add)
+    app.close()
+
+
+# What is enqueued
+
+
+def test_all_that_is_enqueued_is_listed(app: Liteq, t: Inline) -> None:
+    @app.task(queue="mail")
+    def mail(to: str, copy: bool = False) -> None: ...
+
+    mail.delay("ann")
+    mail.apply_async(("bob",), {"copy": True}, countdown=60, priority=9, expires=600)
+    first, second = all_enqueued(mail)
+    assert first[:6] == (mail.name, ("ann",), {}, "mail", 0, None)
+    assert (first.countdown, first.expires, first.state) == (None, None, "queued")
+    assert (second.kwargs, second.priority) == ({"copy": True}, 9)
+    assert (second.eta, second.countdown) == (NOON + timedelta(minutes=1), 60)
+    assert second.expires == NOON + timedelta(minutes=10)
+    assert str(second) == (
+        f"{mail.name}('bob', copy=True)  "
+        "in queue 'mail', due 2030-05-17 12:01:00+00:00, priority 9"
+    )
+    assert t.all_enqueued(queue="mail") == [first, second]
+    assert t.all_enqueued(queue="default") == []
+
+
+def test_an_assertion_holds_for_what_was_said(app: Liteq, t: Inline) -> None:
+    @dataclass
+    class Address:
+        street: str
+
+    @app.task
+    def mail(*args: Any, **kwargs: Any) -> None: ...
+
+    mail.apply_async((1, (2, 3)), {"on": NOON}, countdown=60.4, priority=3, queue="mail")
+    for wanted in (
+        {},
+        {"args": (1, (2, 3))},
+        {"args": [1, (2, 3)]},
+        {"args": (1, mock.ANY)},
+        {"kwargs": {"on": NOON}},
+        {"queue": "mail", "priority": 3, "count": 1},
+        {"countdown": 60},
+        {"eta": NOON + timedelta(seconds=60)},
+        {"eta": datetime(2030, 5, 17, 12, 1)},  # noqa: DTZ001 (in the app's zone)
+    ):
+        (found,) = t.assert_enqueued(mail, **wanted)  # type: ignore[arg-type]
+        assert found.args == (1, (2, 3))
+    t.assert_enqueued(mail.name)
+    t.refute_enqueued(mail, args=(2,))
+    t.refute_enqueued(mail, eta=NOON)
+    t.refute_enqueued("another")
+    t.assert_enqueued("another", count=0)
+
+
+def test_arguments_are_compared_as_the_task_gets_them(app: Liteq, t: Inline) -> None:
+    @app.task(serializer="pickle")
+    def work(*args: Any) -> None: ...
+
+    app.conf.accept_content = ["json", "pickle"]
+    work.apply_async(([(1, 2)],), serializer="json")
+    t.assert_enqueued(work, args=([(1, 2)],))
+    app.conf.accept_content = ["json"]
+    work.delay(1)
+    with pytest.raises(ContentDisallowed):
+        t.all_enqueued()
+
+
+def test_a_call_at_once_has_no_countdown(app: Liteq, t: Inline) -> None:
+    @app.task
+    def work() -> None: ...
+
+    work.delay()
+    t.assert_enqueued(work, countdown=0)
+    t.refute_enqueued(work, countdown=60)
+
+
+def test_a_failure_shows_what_comes_nearest(app: Liteq, t: Inline) -> None:
+    @app.task
+    def charge(order: int, currency: str = "EUR") -> None: ...
+
+    @app.task
+    def refund(order: int) -> None: ...
+
+    refund.delay(1)
+    charge.apply_async((1, "USD"), countdown=60)
+    charge.apply_async((2,), {"currency": "USD"}, priority=5)
+    for order in range(3, 6):
+        refund.delay(order)
+    said = failure(
+        t.assert_enqueued, charge, args=(1, "EUR"), queue="mail", eta=NOON, priority=5
+    )
+    name = charge.name
+    assert said.splitlines() == [
+        f"nothing enqueued is: {name} args=(1, 'EUR') queue='mail' "
+        "eta=2030-05-17 12:00:00+00:00 priority=5",
+        "The nearest of 6:",
+        f"  {name}(2, currency='USD')  in queue 'default', due now, priority 5",
+        "      args        wanted (1, 'EUR'), is (2,)",
+        "      queue       wanted 'mail', is 'default'",
+        "      eta         wanted 2030-05-17 12:00:00+00:00, is now",
+        f"  {name}(1, 'USD')  in queue 'default', due 2030-05-17 12:01:00+00:00",
+        "      args[1]     wanted 'EUR', is 'USD'",
+        "      queue       wanted 'mail', is 'default'",
+        "      eta         wanted 2030-05-17 12:00:00+00:00, is 2030-05-17 12:01:00+00:00",
+        "      priority    wanted 5, is 0",
+        f"  {refund.name}(1)  in queue 'default', due now",
+        f"      task        wanted {name}",
+        "      args        wanted (1, 'EUR'), is (1,)",
+        "      queue       wanted 'mail', is 'default'",
+        "      eta         wanted 2030-05-17 12:00:00+00:00, is now",
+        "      priority    wanted 5, is 0",
+    ]
+
+
+def test_a_failure_shows_which_keyword_differs(app: Liteq, t: Inline) -> None:
+    @app.task
+    def mail(**kwargs: Any) -> None: ...
+
+    mail.delay(to="ann", copy=True, text="x" * 500)
+    said = failure(t.assert_enqueued, mail, kwargs={"to": "bob", "text": "x" * 500, "bcc": 1})
+    assert "      to=         wanted 'bob', is 'ann'" in said
+    assert "      copy=       not wanted, is True" in said
+    assert "      bcc=        wanted 1, is not given" in said
+    assert "text=  " not in said
+    assert max(map(len, said.splitlines())) < 600
+
+
+def test_a_failure_says_that_it_ran_already(app: Liteq, t: Inline) -> None:
+    @app.task
+    def mail() -> None: ...
+
+    mail.delay()
+    t.drain()
+    said = failure(t.assert_enqueued, mail)
+    assert "There is:\n" in said
+    assert "run already: succeeded" in said
+
+
+def test_a_failure_says_that_there_is_nothing_and_no_such_task(app: Liteq, t: Inline) -> None:
+    @app.task(name="shop.charge")
+    def charge() -> None: ...
+
+    said = failure(t.assert_enqueued, "shop.chagre")
+    assert "Nothing at all is enqueued." in said
+    assert "no task 'shop.chagre': did you mean 'shop.charge'?" in said
+
+
+def test_a_failure_lists_those_that_are_too_many(app: Liteq, t: Inline) -> None:
+    @app.task
+    def mail(to: str) -> None: ...
+
+    for to in ("ann", "bob"):
+        mail.delay(to)
+    assert failure(t.assert_enqueued, mail, count=1).startswith(
+        f"2 enqueued, not 1: {mail.name}\n  {mail.name}('ann')"
+    )
+    assert f"2 enqueued, not 0: {mail.name}" in failure(t.refute_enqueued, mail)
+    assert "1 enqueued, not 0: any task" in failure(
+        refute_enqueued, queue="default", args=("ann",)
+    )
+
+
+def test_a_failure_points_at_the_line_of_the_test(app: Liteq, t: Inline) -> None:
+    with pytest.raises(AssertionError) as caught:
+        t.assert_enqueued("nothing")
+    shown = [entry.path for entry in caught.traceback.filter(caught)]
+    assert [Path(path).name for path in shown] == ["test_testing.py"]
+
+
+# One attempt
+
+
+def test_one_attempt_is_made_with_all_that_belongs_to_it(app: Liteq, t: Inline) -> None:
+    heard = []
+
+    @app.task(bind=True)
+    def work(self: Any, on: date) -> dict[str, Any]:
+        assert isinstance(on, date)
+        self.update_state(state="PROGRESS", meta={})
+        follow.delay()
+        return {"on": on, "pair": (1, 2)}
+
+    @app.task
+    def follow() -> None: ...
+
+    def listen(sender: Any, **_: Any) -> None:
+        heard.append(sender.name)
+
+    signals.task_success.connect(listen)
+    try:
+        assert perform(work, date(2030, 5, 1)) == {"on": date(2030, 5, 1), "pair": (1, 2)}
+    finally:
+        signals.task_success.disconnect(listen)
+    assert heard == [work.name]
+    t.assert_enqueued(follow)
+    t.refute_enqueued(work)
+    with pytest.raises(EncodeError):
+        t.perform(work, object())
+    with pytest.raises(TypeError, match="argument"):
+        t.perform(work)
+
+
+def test_one_attempt_raises_what_it_ends_with(app: Liteq) -> None:
+    @app.task(bind=True, autoretry_for=(ConnectionError,), retry_backoff=True)
+    def work(self: Any, exc: str) -> None:
+        raise {"c": ConnectionError, "l": LookupError, "i": Ignore}[exc]
+
+    with pytest.raises(Retry) as caught:
+        perform(work, "c")
+    assert isinstance(caught.value.exc, ConnectionError)
+    with pytest.raises(LookupError) as raised:
+        perform(work, "l")
+    assert raised.traceback[-1].name == "work"
+    with pytest.raises(Ignore):
+        perform(work, "i")
+
+
+def test_one_attempt_of_a_task_without_a_result_returns_its_value(app: Liteq) -> None:
+    @app.task(ignore_result=True)
+    async def work() -> int:
+        return 3
+
+    assert perform(work) == 3
+
+
+# Workers
+
+
+def test_a_worker_in_a_thread_is_ready_when_it_is_given(tmp_path: Path) -> None:
+    app = Liteq("shop", broker=f"sqlite://{tmp_path}/shop", set_as_current=False)
+    heard: list[str] = []
+
+    @app.task
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    def hear(signal: Any, sender: Any, **_: Any) -> None:
+        assert sender is app
+        heard.append(signal.name)
+
+    said = (
+        testing.test_worker_starting,
+        testing.test_worker_started,
+        testing.test_worker_stopped,
+    )
+    for signal in said:
+        signal.connect(hear)
+    try:
+        with start_worker(app, perform_ping_check=False) as worker:
+            assert [info.name for info in app.broker.workers()] == [worker.hostname]
+            assert add.delay(2, 3).get(timeout=10) == 5
+    finally:
+        for signal in said:
+            signal.disconnect(hear)
+    assert heard == [signal.name for signal in said]
+    assert app.broker.workers() == []
+    app.close()
+
+
+def test_a_soft_time_limit_does_not_fire_in_test_mode(app: Liteq, t: Inline) -> None:
+    @app.task(soft_time_limit=0.001)
+    def slow() -> str:
+        try:
+            threading.Event().wait(0.02)
+        except SoftTimeLimitExceeded:
+            return "cut short"
+        return "run to its end"
+
+    slow.delay()
+    assert [run.result for run in t.drain()] == ["run to its end"]
+
+
+# Elsewhere than in pytest
+
+
+class Shop(unittest.TestCase):
+    """What a user of unittest writes."""
+
+    def setUp(self) -> None:
+        self.app = self.enterContext(app_in_memory())
+        self.t = self.enterContext(inline(self.app, at=NOON))
+        self.charge = self.app.task(lambda order: order * 2, name="charge")
+
+    def test_charged(self) -> None:
+        self.charge.delay(21)
+        self.t.assert_enqueued("charge", args=(21,))
+        assert [run.result for run in self.t.drain()] == [42]
+
+    def test_after_the_commit(self) -> None:
+        """A call that waits for the transaction, as Django's `on_commit` has it."""
+        on_commit = [lambda: self.charge.delay(1)]
+        self.t.refute_enqueued()
+        for callback in on_commit:
+            callback()
+        self.t.assert_enqueued("charge")
+
+
+def test_a_failure_names_the_part_in_few_words(app: Liteq, t: Inline) -> None:
+    said = failure(t.assert_enqueued, "shop.charge", args=(1,))
+    assert re.match(r"nothing enqueued is: shop\.charge args=\(1,\)\n", said)
