@@ -573,8 +573,10 @@ class Liteq:
         pool: str = "threads",
         queues: Sequence[str] | None = None,
         hostname: str | None = None,
+        beat: bool = False,
     ) -> AbstractContextManager[Any]:
-        """Return a context in which a worker of this program runs its tasks.
+        """Return a context in which a worker of this program runs its tasks, and, with
+        `beat`, fires its periodic ones.
 
         `pool="threads"` (or asyncio, solo) runs them in this process, "prefork" in
         processes of their own, which know the functions of a script or notebook too.
@@ -583,7 +585,12 @@ class Liteq:
         # The worker is above the API, which this door alone opens upwards.
         embedded = import_module("liteq.embedded")
         made: AbstractContextManager[Any] = embedded.worker(
-            self, concurrency=concurrency, pool=pool, queues=queues, hostname=hostname
+            self,
+            concurrency=concurrency,
+            pool=pool,
+            queues=queues,
+            hostname=hostname,
+            beat=beat,
         )
         return made
 

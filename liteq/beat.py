@@ -346,7 +346,8 @@ class Service:
 
     `scheduler`: a scheduler class, or its name, in place of liteq's own (None: the
     setting). `embedded`: it is a part of a worker. `install_signals` is to be False
-    outside of the main thread. `on_ready` is called when the first tick is over.
+    outside of the main thread. `life`: it stops when the other end of this is closed.
+    `on_ready` is called when the first tick is over.
     """
 
     def __init__(
@@ -357,10 +358,12 @@ class Service:
         scheduler: Any = None,
         embedded: bool = False,
         install_signals: bool = True,
+        life: socket.socket | None = None,
         on_ready: Callable[[], None] | None = None,
     ) -> None:
         self.app = app
         self.embedded = embedded
+        self.life = life
         self.install_signals = install_signals
         self.on_ready = on_ready
         self._wants_stop = False
@@ -389,6 +392,8 @@ class Service:
                 stack.enter_context(self._signals())
             selector = stack.enter_context(selectors.DefaultSelector())
             selector.register(self._wake_read, selectors.EVENT_READ)
+            if self.life is not None:
+                selector.register(self.life, selectors.EVENT_READ)
             mailbox = self.app.broker.mailbox(beat=True)
             stack.callback(mailbox.close)
             if (polls := mailbox.fileno() < 0) is False:
@@ -397,12 +402,13 @@ class Service:
             init.send(sender=self)
             stack.callback(self._close)
             try:
-                while not self._wants_stop:
+                while not self._is_told_to_stop():
                     wait = self._tick()
                     if polls:
                         wait = min(wait, mailbox.poll_interval)
-                    if not self._wants_stop:
-                        selector.select(wait)
+                    ready = selector.select(0 if self._is_told_to_stop() else wait)
+                    if any(key.fileobj is self.life for key, _ in ready):
+                        break
                     with contextlib.suppress(BlockingIOError):
                         self._wake_read.recv(4096)
                     if mailbox.receive() or polls:
@@ -417,6 +423,9 @@ class Service:
         self._wants_stop = True
         with contextlib.suppress(OSError):  # it is over, or has been woken enough
             self._wake_write.send(b"!")
+
+    def _is_told_to_stop(self) -> bool:
+        return self._wants_stop
 
     def _tick(self) -> float:
         """Tick, and return how long to sleep; longer and longer while there is no store."""

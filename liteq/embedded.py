@@ -40,6 +40,7 @@ def worker(
     queues: Sequence[str] | None = None,
     hostname: str | None = None,
     grace: float | None = None,
+    beat: bool = False,
 ) -> Iterator[Any]:
     """Run a worker while the context is open; see `Liteq.worker`. `grace`: seconds that it
     waits at the end for what is running (default: `worker_shutdown_timeout`)."""
@@ -49,6 +50,7 @@ def worker(
         "queues": list(queues) if queues is not None else None,
         "hostname": hostname,
         "grace": app.conf.worker_shutdown_timeout if grace is None else grace,
+        "beat": beat,
     }
     with _in_process(app, options) if pool == "prefork" else _in_thread(app, options) as made:
         yield made

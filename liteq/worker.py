@@ -59,6 +59,7 @@ from liteq.runner import RunnerFactory, job, read_answer, read_report
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
+    from liteq.companion import Companion
 
 __all__ = ["EXIT_BROKEN", "EXIT_STORE", "Worker"]
 
@@ -96,7 +97,9 @@ class Worker:
     for each CPU). `pool`: prefork, threads, asyncio or solo. `grace`: seconds that a
     warm stop waits for running tasks before it gives them back. `burst`: stop when
     nothing is claimable. Time limits are seconds, memory is KiB. `install_signals` is to
-    be False outside of the main thread. `on_ready` is called when all children are.
+    be False outside of the main thread. `beat`: fire periodic tasks as well, with this
+    `scheduler` in place of liteq's own, if one is named. `on_ready` is called when all
+    children are.
     """
 
     def __init__(
@@ -118,6 +121,8 @@ class Worker:
         notify: Notifier | None = None,
         on_ready: Callable[[], None] | None = None,
         install_signals: bool = True,
+        beat: bool = False,
+        scheduler: Any = None,
     ) -> None:
         conf = app.conf
         self.app = app
@@ -136,6 +141,8 @@ class Worker:
         self.notify = notify
         self.on_ready = on_ready
         self.install_signals = install_signals
+        self.beat = beat
+        self.scheduler = scheduler
 
         self.id = 0
         self.settled = 0
@@ -177,6 +184,7 @@ class Worker:
         self._hang_up = self._dump_wanted = False
         self._has_terminal = os.isatty(0)
         self._keeper: _Keeper | None = None
+        self._companion: Companion | None = None
 
     # Life
 
@@ -224,6 +232,9 @@ class Worker:
         signals.celeryd_after_setup.send(
             sender=self.hostname, instance=self, conf=self.app.conf
         )
+        if self.beat:
+            self._companion = self._make_companion()
+            self._companion.start()  # forked before this process has anything open
         self._register()
         # Before the children exist: what a dead worker of this host held starts at once.
         self._reclaim()
@@ -235,6 +246,17 @@ class Worker:
         self.pool.start(self._selector)
         self._warn_of_limits(self.pool)
         self._warn_of_rates()
+
+    def _make_companion(self) -> Companion:
+        from liteq.companion import Companion  # late: for `-B` alone
+
+        forks = self.app.conf.worker_pool_start_method in (None, "", "fork")
+        return Companion(
+            self.app,
+            process=self._has_processes() and forks,
+            forget=self._forget_all,
+            scheduler=self.scheduler,
+        )
 
     def _make_pool(self) -> Pool:
         if self._has_processes() and self._broker_in_memory():
@@ -343,6 +365,8 @@ class Worker:
     def _close(self) -> None:
         if self._keeper is not None:
             self._keeper.stop()
+        if self._companion is not None:
+            self._companion.join()
         for fd in self._peers:
             os.close(fd)
         if self._mailbox is not None:
@@ -595,6 +619,8 @@ class Worker:
                 self._postpone(exc, now)
         if self._deadline is not None and now >= self._deadline:
             self._wanted_stop = 2
+        if self._companion is not None and not self._stopping:
+            self._companion.look_after(now)
         notify = self.notify
         if notify is not None and notify.watchdog_interval and now >= self._next_watchdog:
             self._next_watchdog = now + notify.watchdog_interval
@@ -670,6 +696,8 @@ class Worker:
             how="Warm" if warm else "Cold",
             exitcode=self._exit_code,
         )
+        if self._companion is not None:
+            self._companion.stop()  # another beat is to lead while this worker ends
         if self.notify is not None:
             self.notify.stopping()
             self.notify.extend_timeout(self.grace + 5)
@@ -790,9 +818,21 @@ class Worker:
                 self._wake_write.send(b"!")
 
     def _forget_wake_up(self) -> None:
-        """Close, in a child, the one descriptor of ours that the selector does not know."""
+        """Close, in a child, the descriptors of ours that the selector does not know."""
         if self._wake_write is not None:
             self._wake_write.close()
+        if self._companion is not None:
+            self._companion.forget()
+
+    def _forget_all(self) -> None:
+        """Close, in the beat's process, what is this worker's alone."""
+        self._forget_wake_up()
+        for key in tuple(self._selector.get_map().values()):
+            if isinstance(key.fileobj, int):
+                os.close(key.fileobj)
+            else:
+                key.fileobj.close()  # type: ignore[attr-defined]  # a socket
+        self._selector.close()  # not unregister(): the kernel's set is the worker's too
 
     # What the app knows
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import platform
@@ -46,7 +45,6 @@ NEEDLESS = {
     "disable_prefetch": "a worker claims what it can start",
     "statedb": "revoked tasks are rows in the store",
     "schedule": "the schedule is kept in the store",
-    "scheduler": "there is one scheduler",
 }
 # And those that would change what the user relies on, if they were passed over.
 REFUSED = {
@@ -187,7 +185,10 @@ _WORKER_ONLY = [
         type=click.Choice(["text", "json"]),
         help="[default: text]",
     ),
-    click.option("-B", "--beat", is_flag=True, hidden=True),
+    click.option(
+        "-B", "--beat", is_flag=True, help="Send periodic tasks too, as `liteq beat` does."
+    ),
+    click.option("--scheduler", metavar="CLASS", help="The beat's scheduler: module:Class."),
     click.option("-E", "--task-events", "--events", "task_events", is_flag=True, hidden=True),
     click.option("--without-gossip", is_flag=True, hidden=True),
     click.option("--without-mingle", is_flag=True, hidden=True),
@@ -198,7 +199,6 @@ _WORKER_ONLY = [
     click.option("--disable-prefetch", is_flag=True, hidden=True),
     click.option("-S", "--statedb", hidden=True),
     click.option("-s", "--schedule", "--schedule-filename", "schedule", hidden=True),
-    click.option("--scheduler", hidden=True),
     click.option("-D", "--detach", is_flag=True, hidden=True),
     click.option("--uid", hidden=True),
     click.option("--gid", hidden=True),
@@ -294,6 +294,8 @@ def run_worker(
         max_tasks_per_child=options.get("max_tasks_per_child"),
         max_memory_per_child=options.get("max_memory_per_child"),
         include=options.get("include") or (),
+        beat=options.get("beat", False),
+        scheduler=options.get("scheduler"),
         notify=notify,
         on_ready=ready,
     )
@@ -374,8 +376,6 @@ def _mind_celery_flags(session: Session, options: Mapping[str, Any]) -> None:
     for name, reason in REFUSED.items():
         if options[name]:
             raise click.UsageError(reason)
-    if options["beat"] and importlib.util.find_spec("liteq.beat") is None:
-        raise click.UsageError("-B: part of beat, not built yet")
     needless = {name: reason for name, reason in NEEDLESS.items() if options[name]}
     for name in ("loader", "skip_checks"):
         if session.options.get(name):
