@@ -25,14 +25,21 @@ __all__ = [
     "Liteq",
     "Queue",
     "Signature",
+    "StampingVisitor",
     "Task",
     "allow_join_result",
+    "chain",
+    "chord",
+    "chunks",
     "current_app",
     "current_task",
+    "group",
     "maybe_signature",
     "shared_task",
     "signature",
     "subtask",
+    "xmap",
+    "xstarmap",
 ]
 
 if TYPE_CHECKING:
@@ -40,9 +47,16 @@ if TYPE_CHECKING:
     from liteq.app import Liteq as Liteq
     from liteq.app import shared_task as shared_task
     from liteq.canvas import Signature as Signature
+    from liteq.canvas import StampingVisitor as StampingVisitor
+    from liteq.canvas import chain as chain
+    from liteq.canvas import chord as chord
+    from liteq.canvas import chunks as chunks
+    from liteq.canvas import group as group
     from liteq.canvas import maybe_signature as maybe_signature
     from liteq.canvas import signature as signature
     from liteq.canvas import subtask as subtask
+    from liteq.canvas import xmap as xmap
+    from liteq.canvas import xstarmap as xstarmap
     from liteq.config import Queue as Queue
     from liteq.current import current_app as current_app
     from liteq.current import current_task as current_task
@@ -62,6 +76,13 @@ _HOMES = {
     "Signature": "canvas",
     "Task": "task",
     "allow_join_result": "result",
+    "StampingVisitor": "canvas",
+    "chain": "canvas",
+    "chord": "canvas",
+    "chunks": "canvas",
+    "group": "canvas",
+    "xmap": "canvas",
+    "xstarmap": "canvas",
     "current_app": "current",
     "current_task": "current",
     "maybe_signature": "canvas",

@@ -19,6 +19,7 @@ from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar, overload
 
 from liteq import brokers, context, current, names, signals
+from liteq.builtin import builtin_tasks
 from liteq.canvas import Signature, signature
 from liteq.clock import Clock, system_clock
 from liteq.config import Settings, mask_url, outside
@@ -259,6 +260,8 @@ class Liteq:
             if self.finalized:
                 return
             self.finalized = True
+            for task in builtin_tasks(self):
+                self._tasks.setdefault(task.name, task)
             for construct in current.finalizers():
                 construct(self)
         self.on_after_finalize.send(sender=self)

@@ -284,7 +284,7 @@ class Beat:
         """Move the entry on, with what was composed, in one step. Return whether it was
         this beat that did, and the id of what was enqueued."""
         assert row.due_at is not None
-        messages, edges, workflow = composed or ((), (), None)
+        messages, edges, workflow = composed[:3] if composed else ((), (), None)
         if messages and signals.before_task_publish.receivers:
             from liteq import publishing  # late: few have receivers
 

@@ -361,6 +361,8 @@ _ROWS: Final[tuple[Setting, ...]] = (
           "Largest arguments or result, in bytes."),
     _used("task_max_deliveries", 3, _integer(1),
           "Starts of a message whose process dies each time."),
+    _used("task_max_workflow_size", 1_000_000, _integer(1),
+          "Most calls that a workflow may be sent with."),
     _used("task_unknown_expires", 86_400.0, _seconds,
           "How long a task nobody knows is kept waiting."),
     _used("task_allow_error_cb_on_chord_header", False, _flag,

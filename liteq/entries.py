@@ -217,14 +217,16 @@ class Entry:
         }
         options = {**self.options, "headers": headers}
         if self.canvas is not None:
-            return app.sender.compose(Signature.from_dict(self.canvas, app=app), options)
+            return app.sender.compose(
+                Signature.from_dict(self.canvas, app=app), options=options
+            )
         args = [arg() if isinstance(arg, BeatLazyFunc) else arg for arg in self.args]
         kwargs = {
             name: value() if isinstance(value, BeatLazyFunc) else value
             for name, value in self.kwargs.items()
         }
         call: Signature[Any] = Signature(self.task, args, kwargs, app=app)
-        return app.sender.compose(call, options)
+        return app.sender.compose(call, options=options)
 
     def _is_lazy(self) -> bool:
         return any(isinstance(v, BeatLazyFunc) for v in (*self.args, *self.kwargs.values()))

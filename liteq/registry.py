@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from liteq.exceptions import NotRegistered
+from liteq.names import module_name
 
 if TYPE_CHECKING:
     from liteq.task import Task
 
 __all__ = ["TaskRegistry"]
+
+_BUILTIN: Final = ("liteq.", "celery.")
 
 
 class TaskRegistry(dict[str, "Task[..., Any]"]):
@@ -19,6 +22,18 @@ class TaskRegistry(dict[str, "Task[..., Any]"]):
 
     def __missing__(self, name: str) -> Task[..., Any]:
         raise NotRegistered(f"no task {name!r} is registered{_hint(name, self)}")
+
+    def own(self) -> dict[str, Task[..., Any]]:
+        """Return the tasks of the program, without those that every app has."""
+        return {name: task for name, task in self.items() if not name.startswith(_BUILTIN)}
+
+    def refuse_misspelt(self, name: str) -> None:
+        """Raise `NotRegistered` for the name of a task that should be here and is not:
+        the module that it names has made tasks in this process. A name in any other
+        module may be that of a task which only workers know."""
+        module, _, _ = name.rpartition(".")
+        if name not in self and module in {_module(task) for task in self.values()}:
+            self[name]  # raises, with the names that are near
 
     def register(self, task: Task[..., Any]) -> None:
         """Enter a task under its name, in place of the one that had it."""
@@ -30,6 +45,12 @@ class TaskRegistry(dict[str, "Task[..., Any]"]):
         """Take a task out, given by name or itself. Raises `NotRegistered`."""
         key = name if isinstance(name, str) else name.name
         del self[self[key].name]
+
+
+def _module(task: Task[..., Any]) -> str:
+    """Return the module whose tasks have its name before theirs."""
+    home = module_name(task.run)
+    return home if task.name.rpartition(".")[0] == home else ""
 
 
 def _hint(name: str, known: dict[str, Any]) -> str:

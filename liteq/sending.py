@@ -10,22 +10,23 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, timedelta, tzinfo
+from datetime import UTC, tzinfo
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from liteq import context, serializers, signals
 from liteq.calls import Defaults, checked_id, lifetime, merge, with_options
-from liteq.canvas import Signature, as_list, maybe_signature
+from liteq.composing import Composed, compose, compose_call
 from liteq.exceptions import AlwaysEagerIgnored, BrokerUnavailable, MessageTooLarge
 from liteq.ids import new_id
 from liteq.message import Edge, Message, Workflow
 from liteq.offload import off_loop
-from liteq.options import WITHOUT_EFFECT, checked_limits, checked_priority, checked_seconds
+from liteq.options import WITHOUT_EFFECT, checked_limits, checked_priority
 from liteq.result import AsyncResult, EagerResult
 from liteq.routes import Router
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
+    from liteq.canvas import Signature
     from liteq.task import Task
 
     AnyTask: TypeAlias = Task[..., Any]
@@ -38,7 +39,6 @@ Options: TypeAlias = dict[str, Any]
 Args: TypeAlias = Sequence[Any] | None
 Kwargs: TypeAlias = Mapping[str, Any] | None
 _Graph: TypeAlias = tuple[list[Message], list[Edge]]
-Composed: TypeAlias = tuple[Sequence[Message], Sequence[Edge], Workflow | None]
 
 _OWN: Final = ("queue", "exchange", "routing_key", "delivery_mode", "priority", "expires")
 
@@ -69,7 +69,7 @@ class Sender:
     """Makes the messages of one app's calls, and stores them. Threads share it."""
 
     def __init__(self, app: Liteq) -> None:
-        self._app = app
+        self.app = app
         self._rules: Rules | None = None
 
     # The road
@@ -118,37 +118,94 @@ class Sender:
         from liteq import eager  # late: the executor is 3 ms that a mere sender saves
 
         args, kwargs = _arguments(args, kwargs)
-        rules = self.rules()
-        message = self._message(rules, task.name, task, args, kwargs, options, body=b"")
-        messages, edges = self._with_links(rules, message, options)
-        raises: bool = self._app.conf.task_eager_propagates if throw is None else throw
+        message = self.message(self.rules(), task.name, task, args, kwargs, options, body=b"")
+        messages, edges = self._with_links(message, options)
+        raises: bool = self.app.conf.task_eager_propagates if throw is None else throw
         made: EagerResult[Any] = eager.run(
-            self._app, messages, edges, arguments=(args, kwargs), throw=raises
+            self.app, messages, edges, arguments=(args, kwargs), throw=raises
         )
         return made
 
-    def compose(self, sig: Signature[Any], options: Options) -> Composed:
-        """Return what a call of a signature enqueues, for a beat, which enqueues it in a
-        step of its own. Raises what the call would."""
-        rules = self.rules()
-        args, kwargs, merged = sig._merge((), {}, options)
-        task = self._app.tasks.get(sig.task)
-        if task is not None:
-            return *self._compose(rules, task, args, kwargs, merged), None
-        message = self._message(rules, sig.task, None, args, kwargs, merged)
-        return *self._entered(rules, message, merged), None
+    def compose(
+        self,
+        sig: Signature[Any],
+        args: Args = None,
+        kwargs: Kwargs = None,
+        options: Options | None = None,
+        *,
+        take_over: Message | None = None,
+    ) -> Composed:
+        """Return the messages and edges of a signature, of whatever kind; see
+        `liteq.composing.compose`. Nothing is sent."""
+        args, kwargs = _arguments(args, kwargs)
+        return compose(self, sig, args, kwargs, options or {}, take_over=take_over)
 
     def call_composed(self, composed: Composed) -> Any:
         """Send what `compose()` returned, and return its result."""
-        messages, edges, _ = composed
-        self.send(messages, edges)
-        return self._result(messages[0], {})
+        self._send_workflow(composed, {})
+        return composed.result
+
+    def call_workflow(
+        self, sig: Signature[Any], args: Args, kwargs: Kwargs, options: Options
+    ) -> Any:
+        """Send a chain, group or chord and return its result."""
+        composed = self._compose_workflow(sig, args, kwargs, options)
+        if self.rules().always_eager:
+            return self._run_workflow(composed)
+        self._send_workflow(composed, options)
+        return composed.result
+
+    async def acall_workflow(
+        self, sig: Signature[Any], args: Args, kwargs: Kwargs, options: Options
+    ) -> Any:
+        """Send a workflow like `call_workflow()`, the store off the event loop."""
+        composed = self._compose_workflow(sig, args, kwargs, options)
+        if self.rules().always_eager:
+            return await off_loop(self._run_workflow, composed)
+        await off_loop(self._send_workflow, composed, options)
+        return composed.result
+
+    def apply_workflow(
+        self, sig: Signature[Any], args: Args, kwargs: Kwargs, options: Options
+    ) -> Any:
+        """Run a workflow in this process; see `Canvas.apply`."""
+        throw = options.pop("throw", None)
+        return self._run_workflow(self.compose(sig, args, kwargs, options), throw=throw)
+
+    def _compose_workflow(
+        self, sig: Signature[Any], args: Args, kwargs: Kwargs, options: Options
+    ) -> Composed:
+        composed = self.compose(sig, args, kwargs, options)
+        running = context.current()
+        if composed.entry is not None and running is not None and not running.called_directly:
+            self._add_to_trail(running, composed.entry, options)
+        return composed
+
+    def _send_workflow(self, composed: Composed, options: Options) -> None:
+        if composed.messages:
+            self.send(composed.messages, composed.edges, options, composed.workflow)
+
+    def _run_workflow(self, composed: Composed, *, throw: bool | None = None) -> Any:
+        if not composed.messages:
+            return composed.result
+        from liteq import eager  # late: the executor is 3 ms that a mere sender saves
+
+        raises: bool = self.app.conf.task_eager_propagates if throw is None else throw
+        return eager.run(
+            self.app,
+            composed.messages,
+            composed.edges,
+            composed.workflow,
+            result=composed.result,
+            throw=raises,
+        )
 
     def send(
         self,
         messages: Sequence[Message],
         edges: Sequence[Edge] = (),
         options: Mapping[str, Any] | None = None,
+        workflow: Workflow | None = None,
     ) -> None:
         """Store messages, in one step.
 
@@ -160,9 +217,9 @@ class Sender:
 
             messages = publishing.announce(messages)
         try:
-            self._app.broker.enqueue(messages, edges)
+            self.app.broker.enqueue(messages, edges, workflow)
         except BrokerUnavailable as exc:
-            self._send_again(messages, edges, options or {}, exc)
+            self._send_again(messages, edges, workflow, options or {}, exc)
         if signals.after_task_publish.receivers:
             from liteq import publishing  # late: few have receivers
 
@@ -172,10 +229,11 @@ class Sender:
         self,
         messages: Sequence[Message],
         edges: Sequence[Edge],
+        workflow: Workflow | None,
         options: Mapping[str, Any],
         error: BrokerUnavailable,
     ) -> None:
-        conf = self._app.conf
+        conf = self.app.conf
         wanted = options.get("retry")
         if not (conf.task_publish_retry if wanted is None else wanted):
             raise error
@@ -189,7 +247,7 @@ class Sender:
             step, longest = policy.get("interval_step", 0.2), policy.get("interval_max", 1.0)
             pause = min(pause + step, longest)
             try:
-                self._app.broker.enqueue(messages, edges)
+                self.app.broker.enqueue(messages, edges, workflow)
             except BrokerUnavailable as exc:
                 error = exc
             else:
@@ -203,10 +261,10 @@ class Sender:
     ) -> _Graph:
         """Return the message of a call, and those of its links with their edges."""
         args, kwargs = _arguments(args, kwargs)
-        if self._defaults(rules, task.name, task).checks_arguments:
+        if self.defaults(rules, task.name, task).checks_arguments:
             task.check_arguments(args, kwargs)
-        message = self._message(rules, task.name, task, args, kwargs, options)
-        return self._entered(rules, message, options)
+        message = self.message(rules, task.name, task, args, kwargs, options)
+        return self._entered(message, options)
 
     def _compose_named(self, name: Any, args: Args, kwargs: Kwargs, options: Options) -> _Graph:
         if not isinstance(name, str) or not name:
@@ -221,78 +279,42 @@ class Sender:
                 stacklevel=4,
             )
         args, kwargs = _arguments(args, kwargs)
-        task = self._app.tasks.get(name)
-        message = self._message(rules, name, task, args, kwargs, options)
-        return self._entered(rules, message, options)
+        task = self.app.tasks.get(name)
+        message = self.message(rules, name, task, args, kwargs, options)
+        return self._entered(message, options)
 
-    def _entered(self, rules: Rules, message: Message, options: Options) -> _Graph:
+    def _entered(self, message: Message, options: Options) -> _Graph:
         """Return the message with its links, entered in the trail of the task that makes
         the call."""
         running = context.current()
         if running is not None and not running.called_directly:
-            self._add_to_trail(running, message, options)
+            result = AsyncResult[Any](message.id, None, message.task, self.app)
+            self._add_to_trail(running, result, options)
         if "link" in options or "link_error" in options:
-            return self._with_links(rules, message, options)
+            return self._with_links(message, options)
         return [message], []
 
-    def _with_links(self, rules: Rules, message: Message, options: Mapping[str, Any]) -> _Graph:
-        messages: list[Message] = [message]
-        edges: list[Edge] = []
-        for option, on in (("link", "success"), ("link_error", "failure")):
-            for position, given in enumerate(as_list(options.get(option))):
-                sig = maybe_signature(given, app=self._app)
-                if not isinstance(sig, Signature):
-                    raise TypeError(
-                        f"{option} takes signatures, as task.s(…) makes them, not {given!r}"
-                    )
-                linked, inner = self._linked(rules, message, sig)
-                messages += linked
-                edges += (Edge(message.id, linked[0].id, on, position), *inner)
-        if as_list(options.get("link")):
-            messages[0] = message._replace(has_links=True)
-        return messages, edges
-
-    def _linked(self, rules: Rules, source: Message, sig: Signature[Any]) -> _Graph:
-        """Return the message of a link, and those of its own links. A countdown and an
-        expiry in seconds count from the end of its source, as in Celery.
-        """
-        options = {name: value for name, value in sig.options.items() if value is not None}
-        options.setdefault("root_id", source.root_id or source.id)
-        options.setdefault("parent_id", source.id)
-        if sig.immutable:
-            options["immutable"] = True
-        after = {"countdown": "countdown", "expires": "expires_in"}
-        counted = {
-            after[name]: checked_seconds(name, options.pop(name))
-            for name in after
-            if isinstance(options.get(name), (int, float, timedelta))
-        }
-        task = self._app.tasks.get(sig.task)
-        message = self._message(rules, sig.task, task, sig.args, sig.kwargs, options)
-        message = message._replace(
-            countdown=counted.get("countdown"), expires_in=counted.get("expires_in")
-        )
-        return self._with_links(rules, message, options)
+    def _with_links(self, message: Message, options: Options) -> _Graph:
+        return compose_call(self, message, options.get("link"), options.get("link_error"))
 
     def _add_to_trail(
-        self, running: context.Context, message: Message, options: Mapping[str, Any]
+        self, running: context.Context, result: Any, options: Mapping[str, Any]
     ) -> None:
         if not options.get("add_to_parent", True):
             return
-        caller = self._app.tasks.get(running.task or "")
+        caller = self.app.tasks.get(running.task or "")
         if caller is None or caller.trail:
-            result: AsyncResult[Any] = AsyncResult(message.id, None, message.task, self._app)
             running.children.append(result)
 
     def _result(self, message: Message, options: Mapping[str, Any]) -> Any:
         kind: Any = options.get("result_cls") or AsyncResult
-        result = kind(message.id, None, message.task, self._app)
+        result = kind(message.id, None, message.task, self.app)
         result.ignored = message.ignore_result
         return result
 
     # One message
 
-    def _message(
+    def message(
         self,
         rules: Rules,
         name: str,
@@ -304,17 +326,26 @@ class Sender:
         body: bytes | None = None,
     ) -> Message:
         """Return the message of one call: the task's template and what differs."""
-        defaults = self._defaults(rules, name, task)
+        defaults = self.defaults(rules, name, task)
         template = defaults.template
         if body is None:
             kind = options.get("serializer") or template.content_type
-            body = serializers.dumps_call(args, kwargs, kind)
-            if len(body) > rules.max_body_size:
-                raise _too_large(name, body, rules.max_body_size)
+            body = self.body(name, args, kwargs, kind)
         running = context.current()
         if options or running is not None or not defaults.is_plain:
             return self._special(rules, defaults, body, task, args, kwargs, options, running)
         return defaults.message(new_id(), body)
+
+    def body(
+        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], kind: str
+    ) -> bytes:
+        """Return the arguments of a call as bytes, in a format. Raises `EncodeError`, and
+        `MessageTooLarge` for more than `task_max_body_size`."""
+        body = serializers.dumps_call(args, kwargs, kind)
+        limit = self.rules().max_body_size
+        if len(body) > limit:
+            raise _too_large(name, body, limit)
+        return body
 
     def _special(
         self,
@@ -342,7 +373,7 @@ class Sender:
         merged = merge(template.task, args, kwargs, defaults.own, options, rules.router, task)
         if task is not None and (shadow := task.shadow_name(args, kwargs, options)):
             merged.setdefault("shadow", shadow)
-        now = self._app.clock.now()
+        now = self.app.clock.now()
         message = with_options(template, merged, rules.router, now, rules.zone, **changed)
         if message.expires_at is not None and message.expires_at < now:
             logger.warning(
@@ -356,7 +387,7 @@ class Sender:
     def _say_without_effect(self, names: Iterable[str], options: Options) -> None:
         for name in sorted(names):
             if options[name]:
-                self._app.say_once(f"no effect in liteq: {name}=… ({WITHOUT_EFFECT[name]})")
+                self.app.say_once(f"no effect in liteq: {name}=… ({WITHOUT_EFFECT[name]})")
 
     def _eager_call(
         self, task: AnyTask, args: Args, kwargs: Kwargs, options: Options
@@ -376,14 +407,14 @@ class Sender:
     def rules(self) -> Rules:
         """Return what the settings say now."""
         rules = self._rules
-        revision = self._app.conf.revision
+        revision = self.app.conf.revision
         if rules is None or rules.revision != revision:
-            rules = self._rules = Rules(self._app, revision)
+            rules = self._rules = Rules(self.app, revision)
         return rules
 
-    def _defaults(self, rules: Rules, name: str, task: AnyTask | None) -> Defaults:
+    def defaults(self, rules: Rules, name: str, task: AnyTask | None) -> Defaults:
         if task is None:
-            return self._make_defaults(rules, name, self._app.Task())
+            return self._make_defaults(rules, name, self.app.Task())
         defaults = task._defaults
         if defaults is None or defaults.revision != rules.revision:
             defaults = self._make_defaults(rules, name, task)
@@ -391,7 +422,7 @@ class Sender:
         return defaults
 
     def _make_defaults(self, rules: Rules, name: str, task: AnyTask) -> Defaults:
-        self._app.annotate(task)
+        self.app.annotate(task)
         hard, soft = checked_limits(task.time_limit, task.soft_time_limit)
         own = {key: getattr(task, key) for key in _OWN if getattr(task, key) is not None}
         template = Message(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, ParamSpec, T
 from liteq import context, serializers
 from liteq.arguments import Check, compile_check
 from liteq.calls import Defaults, with_options
-from liteq.canvas import Signature
+from liteq.canvas import Signature, chunks, xmap, xstarmap
 from liteq.context import Context
 from liteq.current import current_app, get_current_app
 from liteq.exceptions import MaxRetriesExceededError, Retry
@@ -249,6 +249,19 @@ class Task(Generic[P, R]):
         return Signature(self, args, kwargs, options, immutable=immutable, app=self.app, **more)
 
     subtask = signature
+
+    def map(self, it: Iterable[Any]) -> xmap[R]:
+        """Return a signature of one call that runs this task with each item in turn."""
+        return xmap(self, it, app=self.app)
+
+    def starmap(self, it: Iterable[Iterable[Any]]) -> xstarmap[R]:
+        """Return a signature of one call that runs this task with each tuple of arguments
+        in turn."""
+        return xstarmap(self, it, app=self.app)
+
+    def chunks(self, it: Iterable[Iterable[Any]], n: int) -> chunks[R]:
+        """Return a signature of many calls, `n` of them to a `starmap`."""
+        return chunks(self, it, n, app=self.app)
 
     def signature_from_request(
         self,

@@ -440,7 +440,7 @@ def test_an_app_that_must_be_finalized_by_hand_says_so() -> None:
         _ = app.tasks
     app.finalize()
 
-    assert app.tasks == {}
+    assert app.tasks.own() == {}
     assert told == [app]
 
 
@@ -796,7 +796,7 @@ class Unreachable:
         self.failures = failures
         self.sent: list[Any] = []
 
-    def enqueue(self, messages: Any, edges: Any = ()) -> None:
+    def enqueue(self, messages: Any, edges: Any = (), workflow: Any = None) -> None:
         if self.failures:
             self.failures -= 1
             raise BrokerUnavailable("away")

@@ -279,12 +279,14 @@ def test_tilde_sends_and_waits(app: Liteq, add: Any) -> None:
     assert ~add.s(1, 2) == 3
 
 
-def test_a_pipe_does_not_merge_two_dictionaries(add: Any) -> None:
-    for other in (add.s(2), {"a": 1}):
+def test_a_pipe_takes_signatures_alone(app: Liteq, add: Any) -> None:
+    for other in ({"a": 1}, 5, None, [add.s(2)]):
         with pytest.raises(TypeError, match="cannot be joined"):
             add.s(1) | other
-        with pytest.raises(TypeError, match="cannot be joined"):
-            other | add.s(1)
+    with pytest.raises(TypeError, match="cannot be joined"):
+        {"a": 1} | add.s(1)
+    with pytest.raises(TypeError, match=r"write add\.s\(\)"):
+        add.s(1) | add
 
 
 def test_a_signature_shows_the_call(add: Any) -> None:

@@ -84,7 +84,7 @@ def report(as_json: bool) -> None:
         **{name: _installed(name) for name in LIBRARIES},
         "app": found.reference,
         "store": store_of(app),
-        "tasks": len(app.tasks),
+        "tasks": len(app.tasks.own()),
     }
     settings = app.conf.table(with_defaults=False, censored=True)
     if as_json:
@@ -108,9 +108,7 @@ def shell(ipython: bool, plain: bool) -> None:
     found = Session.current().find()
     app = found.app
     names: dict[str, Any] = {
-        name.rpartition(".")[2]: task
-        for name, task in app.tasks.items()
-        if not name.startswith("liteq.")
+        name.rpartition(".")[2]: task for name, task in app.tasks.own().items()
     }
     names["app"] = app
     banner = f"liteq {VERSION} · {found.reference}\nnames: {', '.join(sorted(names))}"

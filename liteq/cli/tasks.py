@@ -196,5 +196,7 @@ def _must_be_known(app: Liteq, name: str) -> None:
 
     same = [known for known in app.tasks if known.rpartition(".")[2] == name]
     near = same or get_close_matches(name, list(app.tasks))
-    advice = f"did you mean {' or '.join(near)}?" if near else f"it has {len(app.tasks)} tasks"
+    advice = (
+        f"did you mean {' or '.join(near)}?" if near else f"it has {len(app.tasks.own())} tasks"
+    )
     raise Failure(f"the app has no task {name!r}; {advice}", Exit.UNKNOWN_TASK)

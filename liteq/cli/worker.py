@@ -424,7 +424,8 @@ def _setting(token: str) -> tuple[str, str]:
 def _banner(session: Session, made: Worker, reference: str) -> None:
     """Print the first four of the banner's five lines; the fifth says that it is ready."""
     app = made.app
-    count = f"{len(app.tasks)} task{'' if len(app.tasks) == 1 else 's'}"
+    number = len(app.tasks.own())
+    count = f"{number} task{'' if number == 1 else 's'}"
     session.banner(
         f"liteq     {VERSION} · Python {platform.python_version()} · pid {os.getpid()}",
         f"app       {app.main or reference} ({reference}) · {count}",

@@ -1,0 +1,751 @@
+"""Composing: from a signature to the messages of its calls and the edges between them.
+
+A chain is a path of "success" edges. A group is its members and a *gather*, a message that
+runs nothing and ends when they have ended; what stands behind a group stands behind its
+gather. A link is one more "success" edge, an error callback a "failure" edge to a message
+of its own. Nothing is sent here and no signature is changed, so that a workflow with a
+mistake in it leaves no trace.
+
+Chains and chords are first laid out as one flat sequence of steps, whatever their depth;
+only a member of a group, and what is linked, is a sequence inside of another. The work is
+linear in the number of calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+
+from liteq import context
+from liteq.calls import checked_id
+from liteq.canvas import Signature, as_list, chain, chord, chunks, group, is_empty
+from liteq.exceptions import ImproperlyConfigured, LiteqError, NotRegistered
+from liteq.ids import new_id
+from liteq.message import GATHER, PACKED_FIELDS, Edge, Message, Workflow
+from liteq.options import checked_seconds
+from liteq.result import AsyncResult, GroupResult
+from liteq.signatures import maybe_signature, merged
+
+if TYPE_CHECKING:
+    from liteq.calls import Defaults
+    from liteq.sending import Rules, Sender
+    from liteq.task import Task
+
+__all__ = ["Composed", "compose", "compose_call"]
+
+Args: TypeAlias = tuple[Any, ...]
+Kwargs: TypeAlias = Mapping[str, Any]
+Options: TypeAlias = Mapping[str, Any]
+Links: TypeAlias = tuple[Any, ...]
+# Where a part stands, for error messages: (what is around it, its name there, its index).
+Place: TypeAlias = tuple[Any, str, int | None]
+
+_DEEPEST: Final = 100  # sequences inside of each other; far below Python's own limit
+_NONE: Final[Mapping[str, Any]] = {}
+_PLACED: Final = frozenset({"task_id", "link", "link_error"})  # go to the end of a workflow
+_LINKS: Final = frozenset({"link", "link_error"})
+_TIMES: Final = ("countdown", "eta")
+_COUNTED: Final = {"countdown": "countdown", "expires": "expires_in"}
+_REFUSED: Final = (LiteqError, TypeError, ValueError)  # what a call that cannot be raises
+
+# Most messages are one that was worked out before, with a few fields changed: `_replace`
+# would take longer than all the rest of making them.
+_AT: Final = {name: number for number, name in enumerate(Message._fields)}
+_ID, _BODY, _PARENT, _INDEX = (_AT[name] for name in ("id", "body", "parent_id", "group_index"))
+_CONTENT_TYPE: Final = _AT["content_type"]
+_ROOT, _PRIORITY, _GROUP = (_AT[name] for name in ("root_id", "priority", "group_id"))
+_GATHER, _LINKED, _IMMUTABLE = (_AT[name] for name in ("gather", "has_links", "immutable"))
+_IGNORED: Final = _AT["ignore_result"]
+
+
+class Composed(NamedTuple):
+    """A signature as the store takes it.
+
+    `messages` and `edges` are to be enqueued in one step, as `workflow` (None for a single
+    call with its links). `result` is that of the whole: an `AsyncResult` or a
+    `GroupResult`, with its `.parent`s; None for an empty chain. `entry` is the result of
+    what runs first. `replaced` holds, with `take_over`, the packed fields that make the
+    message that was given into the last one of these: that one is not among `messages`.
+    """
+
+    messages: list[Message]
+    edges: list[Edge]
+    workflow: Workflow | None = None
+    result: Any = None
+    entry: Any = None
+    replaced: Mapping[str, Any] | None = None
+
+
+def compose(
+    sender: Sender,
+    sig: Signature[Any],
+    args: Sequence[Any] = (),
+    kwargs: Kwargs = _NONE,
+    options: Options = _NONE,
+    *,
+    take_over: Message | None = None,
+) -> Composed:
+    """Return what it takes to run a signature, called with these arguments and options.
+
+    With `take_over`, the last message takes over the id, the place and the followers of
+    that one (`Task.replace`). Raises for what cannot be sent, naming the part that is to
+    blame: `TypeError`, `ValueError`, `EncodeError`, `MessageTooLarge`, `NotRegistered`.
+    """
+    composer = _Composer(sender)
+    where: Place = (None, sig.subtask_type or "", None)
+    steps = composer.layout(_Step(sig, tuple(args), kwargs, options, where=where))
+    if take_over is not None:
+        return _taken_over(composer, steps, take_over)
+    made = composer.sequence(steps, _Before(parent=composer.parent))
+    name = _name(sig)
+    workflow = Workflow(made.id, name) if name and made.id is not None else None
+    return Composed(composer.messages, composer.edges, workflow, made.result, made.entry)
+
+
+def compose_call(
+    sender: Sender, message: Message, link: Any, link_error: Any
+) -> tuple[list[Message], list[Edge]]:
+    """Return the message of a call with those of what is linked to it, and their edges."""
+    composer = _Composer(sender)
+    composer.root = message.root_id or message.id
+    links, errbacks = tuple(as_list(link)), tuple(as_list(link_error))
+    if links:
+        message = message._replace(has_links=True)
+    composer.messages.append(message)
+    composer.add_links(message, links, errbacks, (None, "", None))
+    return composer.messages, composer.edges
+
+
+def _taken_over(composer: _Composer, steps: list[_Step], old: Message) -> Composed:
+    if not steps:
+        raise ImproperlyConfigured("a task cannot be replaced by an empty workflow")
+    if is_empty(steps[-1].sig):  # a group of no members, whose value is an empty list
+        nothing: Signature[Any] = Signature(
+            "liteq.accumulate", ([],), {"index": 0}, app=composer.app
+        )
+        steps[-1] = steps[-1]._replace(sig=nothing, options=_NONE, is_group=False)
+    last = _Member(id=old.id, policy="fail")
+    sequence = composer.sequence(steps, _Before(parent=old.id), last)
+    at = next(i for i, one in enumerate(composer.messages) if one.id == old.id)
+    new = composer.messages.pop(at)
+    new = new._replace(
+        root_id=old.root_id,
+        parent_id=old.parent_id if new.parent_id == old.id else new.parent_id,
+        group_id=old.group_id,
+        group_index=old.group_index,
+        gather=old.gather,
+        node=old.node,
+        has_links=new.has_links or old.has_links,
+        replaced_task_nesting=old.replaced_task_nesting + 1,
+    )
+    pairs = zip(PACKED_FIELDS, old.pack(), new.pack(), strict=True)
+    changes = {name: now for name, was, now in pairs if now != was}
+    return Composed(
+        composer.messages, composer.edges, None, sequence.result, sequence.entry, changes
+    )
+
+
+def _name(sig: Signature[Any]) -> str:
+    """Return what a workflow is in a few words; none for a single call."""
+    match sig:
+        case chunks():
+            return _name(sig.group())
+        case chain():
+            return f"chain of {len(sig.tasks)}" if len(sig.tasks) > 1 else _name_of_one(sig)
+        case group() | chord():
+            return f"{sig.subtask_type} of {len(sig.tasks)}"
+        case _:
+            return ""
+
+
+def _name_of_one(sig: chain[Any]) -> str:
+    return _name(sig.tasks[0]) if sig.tasks else ""
+
+
+class _Step(NamedTuple):
+    """One step of a sequence: a task or a group, with what it is called with."""
+
+    sig: Signature[Any]
+    args: Args = ()
+    kwargs: Kwargs = _NONE
+    options: Options = _NONE
+    links: Links = ()  # beside its own
+    errbacks: Links = ()
+    where: Place = (None, "", None)
+    is_group: bool = False
+    policy: str = "fail"  # of a header: what a member that fails does
+    deaf: bool = False  # what is before it is kept from it
+
+
+class _Before(NamedTuple):
+    """What a step stands behind: the message `source`, if there is one.
+
+    `parent` is the id of a task. `empty`: a group of no members is between, so that the
+    value is an empty list, whatever the source gives.
+    """
+
+    source: str | None = None
+    parent: str | None = None
+    on: str = "success"
+    position: int = 0
+    empty: bool = False
+    result: Any = None
+    priority: int | None = None
+
+
+class _Member(NamedTuple):
+    """What the last message of a sequence is to others: its id, if that is fixed; its
+    place in a group; the policy of the gather that needs its value, if one does."""
+
+    id: str | None = None
+    group: str | None = None
+    number: int | None = None
+    policy: str | None = None
+
+
+class _Sequence(NamedTuple):
+    """A sequence that was composed: the id of its last message, that of the last task in
+    it, its result, and that of its first step."""
+
+    id: str | None
+    task_id: str | None
+    result: Any
+    entry: Any
+
+
+class _Known(NamedTuple):
+    """What is known of a task's name. `task`: None if this process does not have it."""
+
+    task: Task[..., Any] | None
+    defaults: Defaults
+    check: Callable[[Any, Any], None] | None
+
+
+class _Composer:
+    """Collects the messages and edges of one workflow."""
+
+    def __init__(self, sender: Sender) -> None:
+        self.app = sender.app
+        self.messages: list[Message] = []
+        self.edges: list[Edge] = []
+        self.root: str | None = None
+        self._sender = sender
+        self._rules: Rules = sender.rules()
+        self._limit: int = self.app.conf.task_max_workflow_size
+        self._known: dict[str, _Known] = {}
+        self._given: set[str] = set()  # ids that were given, not made
+        self._depth = 0
+        self._in_links = 0
+        self.parent: str | None = None
+        self._priority: int | None = None  # of the task that sends this
+        running = context.current()
+        if running is not None and running.id is not None:
+            self.root, self.parent = running.root_id, running.id
+            if running.message is not None:
+                self._priority = running.message.priority
+
+    # From signatures to steps
+
+    def layout(self, first: _Step) -> list[_Step]:
+        """Return the steps of a signature: those of chains and chords one behind the
+        other, what is empty left out."""
+        steps: list[_Step] = []
+        waiting = [first]
+        while waiting:
+            step = waiting.pop()
+            match step.sig:
+                case chain():
+                    waiting += reversed(_steps_of_chain(step))
+                case chord():
+                    waiting += reversed(self._steps_of_chord(step))
+                case chunks():
+                    waiting.append(step._replace(sig=step.sig.group()))
+                case group() if not step.is_group:
+                    steps.append(_step_of_group(step))
+                case _:
+                    steps.append(step)
+        return steps
+
+    def _steps_of_chord(self, step: _Step) -> list[_Step]:
+        sig, where = step.sig, step.where
+        args, parts, options = sig.merge(step.args, step.kwargs, step.options)
+        body = parts["body"]
+        if body is None or is_empty(body):
+            raise TypeError(f"{_at(where)}a chord needs a body, which {sig!r} has not")
+        common = {k: v for k, v in options.items() if k not in _PLACED}
+        last = {k: v for k, v in common.items() if k not in _TIMES}
+        if options.get("task_id"):
+            last["task_id"] = options["task_id"]
+        # Links given later are added: the body keeps those that it has.
+        links, errbacks = (
+            (*as_list(sig.options.get(name)), *as_list(step.options.get(name)))
+            for name in ("link", "link_error")
+        )
+        errbacks = (*errbacks, *step.errbacks)
+        on_header: Links = ()
+        if self.app.conf.task_allow_error_cb_on_chord_header:
+            on_header = tuple(map(_immutable, errbacks))
+        header = _step_of_group(
+            _Step(
+                parts["header"],
+                args,
+                parts["kwargs"],
+                common,
+                errbacks=on_header,
+                where=(where, "header", None),
+                policy=parts.get("on_error") or "fail",
+                deaf=step.deaf or sig.immutable,
+            )
+        )
+        links = (*links, *step.links)
+        return [header, _Step(body, (), _NONE, last, links, errbacks, (where, "body", None))]
+
+    # From steps to messages
+
+    def sequence(
+        self, steps: Sequence[_Step], before: _Before, place: _Member | None = None
+    ) -> _Sequence:
+        """Add the messages of steps that follow each other."""
+        self._depth += 1
+        if self._depth > _DEEPEST:
+            where = _at(steps[0].where)
+            raise ValueError(f"{where:.200}: groups and links are nested too deep")
+        id: str | None = None
+        task_id: str | None = None
+        result: Any = None
+        entry: Any = None
+        for number, step in enumerate(steps):
+            is_last = number == len(steps) - 1
+            here = place if is_last else None
+            if step.is_group:
+                policy = step.policy
+                if is_last:
+                    policy = (here.policy if here is not None else None) or "count"
+                id, task_id, result = self._group(step, before, here, policy)
+            else:
+                message = self._call(step, before, here, is_last=is_last)
+                id = task_id = message.id
+                result = self._result(message, before.result)
+            if id is None:  # a group of no members
+                before = before._replace(empty=True, result=result)
+                continue
+            if entry is None:
+                entry = result
+            if not is_last:
+                priority = self.messages[-1].priority
+                before = _Before(id, task_id, result=result, priority=priority)
+        self._depth -= 1
+        return _Sequence(id, task_id, result, entry)
+
+    def _group(
+        self, step: _Step, before: _Before, place: _Member | None, policy: str
+    ) -> tuple[str | None, str | None, GroupResult]:
+        """Add the members of a group and its gather. Return the gather's id (None if
+        there are no members), the id of the last task, and the result."""
+        given = step.options.get("task_id")
+        id = place.id if place is not None else None
+        if id is None:
+            id = self._take(given, step.where) if given else new_id()
+        needed = None if policy == "count" else policy
+        behind = before._replace(result=None)
+        first = len(self.messages)
+        last_task = before.parent
+        results: list[Any] = []
+        frames: dict[str, _Frame | None] = {}
+        around: _Step | None = None
+        for index, (sig, outer, number) in enumerate(_members(step)):
+            if outer is not around:
+                around, frames = outer, {}
+            member = _Member(None, id, index, needed)
+            if type(sig) is Signature and not (
+                sig["options"] or outer.errbacks or (index == 0 and outer.links)
+            ):
+                message = self._member(sig, outer, number, behind, member, frames)
+                last = last_task = message.id
+                results.append(self._result(message, None))
+            else:
+                inner = _step_of_member(sig, outer, number, index)
+                made = self.sequence(self.layout(inner), behind, member)
+                last, last_task = made.id or "", made.task_id
+                results.append(made.result)
+            self.edges.append(Edge(last, id, "part", index))
+        result = GroupResult(id, results, before.result, self.app)
+        if not results:
+            return None, last_task, result
+        self._add_gather(id, policy, self.messages[first], place)
+        return id, last_task, result
+
+    def _member(
+        self,
+        sig: Signature[Any],
+        outer: _Step,
+        number: int,
+        before: _Before,
+        place: _Member,
+        frames: dict[str, _Frame | None],
+    ) -> Message:
+        """Add a member of a group that has no options of its own: its message is that of
+        the others of its task but for the arguments."""
+        name = sig["task"]
+        if name not in frames:
+            frames[name] = self._frame(sig, outer, number, before, place)
+        frame = frames[name]
+        if frame is None:
+            step = _step_of_member(sig, outer, number, place.number or 0)
+            return self._call(step, before, place, is_last=True)
+        args, kwargs = sig["args"], sig["kwargs"]
+        is_deaf = sig["immutable"] or outer.deaf
+        if not sig["immutable"]:
+            args = (*outer.args, *args) if outer.args else args
+            kwargs = {**kwargs, **outer.kwargs} if outer.kwargs else kwargs
+        if before.empty and not is_deaf:
+            args = ([], *args)
+        fields = frame.fields
+        try:
+            if frame.check is not None:
+                takes = 0 if is_deaf or before.empty or before.source is None else 1
+                frame.check((*(None,) * takes, *args), kwargs)
+            fields[_BODY] = self._sender.body(name, args, kwargs, fields[_CONTENT_TYPE])
+        except _REFUSED as exc:
+            _place(exc, (outer.where, "", number))
+            raise
+        id = fields[_ID] = new_id()
+        fields[_INDEX] = place.number
+        if before.source is not None:
+            fields[_IMMUTABLE] = is_deaf or before.empty
+            self.edges.append(Edge(before.source, id, before.on, before.position))
+        message = tuple.__new__(Message, fields)
+        self._add(message)
+        return message
+
+    def _frame(
+        self,
+        sig: Signature[Any],
+        outer: _Step,
+        number: int,
+        before: _Before,
+        place: _Member,
+    ) -> _Frame | None:
+        """Return what all calls of a task in a group have in common; None if a route or
+        a name depends on the arguments."""
+        where: Place = (outer.where, "", number)
+        known = self._look_up(sig, where)
+        task = known.task
+        if not known.defaults.is_plain and (
+            not self._rules.router.is_static or (task is not None and task.has_shadow_names())
+        ):
+            return None
+        if self.root is None or outer.options.keys() & _LINKS:
+            return None  # the first call of all, whose id is not known yet
+        options = {k: v for k, v in outer.options.items() if k not in _PLACED}
+        try:
+            fields = self._fields(known, sig["task"], (), _NONE, options, before)
+        except _REFUSED as exc:
+            _place(exc, where)
+            raise
+        self._put(fields, place)
+        return _Frame(fields, known.check)
+
+    def _call(
+        self, step: _Step, before: _Before, place: _Member | None, *, is_last: bool
+    ) -> Message:
+        """Add the message of a task, and those of its links."""
+        sig, where = step.sig, step.where
+        own = sig["options"]
+        options = merged(own, step.options) if own and step.options else own or step.options
+        links, errbacks = step.links, step.errbacks
+        if options:
+            links = (*as_list(options.get("link")), *links)
+            errbacks = (*as_list(options.get("link_error")), *errbacks)
+        id = place.id if place is not None else None
+        if id is None:
+            given = options.get("task_id")
+            id = self._take(given, where) if given else new_id()
+        if self.root is None:
+            self.root = options.get("root_id") or id
+        args, kwargs = sig["args"], sig["kwargs"]
+        is_deaf = sig["immutable"] or step.deaf
+        if not sig["immutable"]:
+            args, kwargs = (*step.args, *args), {**kwargs, **step.kwargs}
+        if before.empty and not is_deaf:
+            args = ([], *args)
+        known = self._look_up(sig, where)
+        plain = {k: v for k, v in options.items() if k not in _PLACED and v is not None}
+        try:
+            if known.check is not None and before.on == "success":
+                takes = 0 if is_deaf or before.empty or before.source is None else 1
+                known.check((*(None,) * takes, *args), kwargs)
+            fields = self._fields(known, sig["task"], args, kwargs, plain, before)
+            fields[_BODY] = self._sender.body(sig["task"], args, kwargs, fields[_CONTENT_TYPE])
+        except _REFUSED as exc:
+            _place(exc, where)
+            raise
+        fields[_ID] = id
+        if fields[_ROOT] == id:
+            fields[_ROOT] = None
+        if place is not None:
+            self._put(fields, place)
+        if links or not is_last:
+            fields[_LINKED] = True
+        if before.source is not None:
+            fields[_IMMUTABLE] = is_deaf or before.empty
+            self.edges.append(Edge(before.source, id, before.on, before.position))
+        message = tuple.__new__(Message, fields)
+        self._add(message)
+        if links or errbacks:
+            self.add_links(message, links, errbacks, where)
+        return message
+
+    def add_links(self, message: Message, links: Links, errbacks: Links, where: Place) -> None:
+        """Add what is called behind a message, when it succeeds and when it fails. Each
+        place has messages of its own, also if the same signature is linked elsewhere."""
+        self._in_links += 1
+        for option, on, given in (
+            ("link", "success", links),
+            ("link_error", "failure", errbacks),
+        ):
+            for position, one in enumerate(given):
+                if one in given[:position]:
+                    continue
+                sig = maybe_signature(one, app=self.app)
+                if not isinstance(sig, Signature):
+                    raise TypeError(
+                        f"{_at(where)}{option} takes signatures, as task.s(…) makes them, "
+                        f"not {one!r}"
+                    )
+                before = _Before(
+                    message.id, message.id, on, position, priority=message.priority
+                )
+                step = _Step(sig, where=(where, option, position))
+                self.sequence(self.layout(step), before)
+        self._in_links -= 1
+
+    # One message
+
+    def _look_up(self, sig: Signature[Any], where: Place) -> _Known:
+        name = sig["task"]
+        known = self._known.get(name)
+        if known is not None:
+            return known
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"{_at(where)}a signature has the name of a task, not {name!r}")
+        task = sig._type
+        if task is None:
+            task = self.app.tasks.get(name)
+        if task is None:
+            try:
+                self.app.tasks.refuse_misspelt(name)
+            except NotRegistered as exc:
+                _place(exc, where)
+                raise
+        defaults = self._sender.defaults(self._rules, name, task)
+        check = None
+        if task is not None and defaults.checks_arguments:
+            check = task.check_arguments
+        known = self._known[name] = _Known(task, defaults, check)
+        return known
+
+    def _fields(
+        self,
+        known: _Known,
+        name: str,
+        args: Any,
+        kwargs: Kwargs,
+        options: Options,
+        before: _Before,
+    ) -> list[Any]:
+        """Return the fields of a message, but for id, body, and its place in a group."""
+        if options or not known.defaults.is_plain:
+            fields = list(self._special(known, name, args, kwargs, options, before))
+        else:
+            fields = list(known.defaults.template)
+        if "root_id" not in options:
+            fields[_ROOT] = self.root
+        if "parent_id" not in options:
+            fields[_PARENT] = before.parent
+        if self._rules.inherits_priority and not (
+            "priority" in options or "priority" in known.defaults.own
+        ):
+            inherited = before.priority if before.source is not None else self._priority
+            if inherited is not None:
+                fields[_PRIORITY] = inherited
+        return fields
+
+    def _special(
+        self,
+        known: _Known,
+        name: str,
+        args: Any,
+        kwargs: Kwargs,
+        options: Options,
+        before: _Before,
+    ) -> Message:
+        """Return a message with options. Of one that waits for another, a countdown and an
+        expiry in seconds count from the end of that, as in Celery."""
+        given = dict(options)
+        changes: dict[str, Any] = {}
+        if before.source is not None:
+            own = known.defaults.own
+            if "expires" not in given and _is_duration(own.get("expires")):
+                given["expires"] = own["expires"]
+            for option, field in _COUNTED.items():
+                if _is_duration(given.get(option)):
+                    changes[field] = checked_seconds(option, given.pop(option))
+            if "expires_in" in changes:
+                changes["expires_at"] = None
+        message = self._sender.message(
+            self._rules, name, known.task, args, kwargs, given, body=b""
+        )
+        return message._replace(**changes) if changes else message
+
+    def _put(self, fields: list[Any], place: _Member) -> None:
+        """Enter a message's place in a group."""
+        if place.group is not None:
+            fields[_GROUP] = fields[_GATHER] = place.group
+            fields[_INDEX] = place.number
+        if place.policy is not None and fields[_IGNORED]:
+            fields[_LINKED] = True
+
+    def _add_gather(self, id: str, policy: str, first: Message, place: _Member | None) -> None:
+        gather = Message(
+            id,
+            GATHER,
+            policy.encode(),
+            queue=first.queue,
+            priority=first.priority,
+            result_expires=first.result_expires,
+            root_id=self.root,
+            parent_id=first.parent_id,
+            group_id=place and place.group,
+            group_index=place and place.number,
+            gather=place and place.group,
+        )
+        self._add(gather)
+
+    def _add(self, message: Message) -> None:
+        self.messages.append(message)
+        if len(self.messages) > self._limit:
+            raise ValueError(
+                f"this workflow has more than the {self._limit} calls that are allowed: "
+                "split it, or raise task_max_workflow_size"
+            )
+
+    def _take(self, id: Any, where: Place) -> str:
+        """Return an id that was given. A link's is not used twice: it may stand behind
+        several steps, each time as a call of its own."""
+        id = checked_id(id)
+        if id in self._given:
+            if self._in_links:
+                return new_id()
+            raise ValueError(f"{_at(where)}two calls of this workflow have the id {id!r}")
+        self._given.add(id)
+        return str(id)
+
+    def _result(self, message: Message, parent: Any) -> AsyncResult[Any]:
+        result: AsyncResult[Any] = AsyncResult(message.id, None, message.task, self.app, parent)
+        result.ignored = message.ignore_result
+        return result
+
+
+class _Frame(NamedTuple):
+    """The fields of a message, to be changed in place and copied; see `_member`."""
+
+    fields: list[Any]
+    check: Callable[[Any, Any], None] | None
+
+
+def _steps_of_chain(step: _Step) -> list[_Step]:
+    sig, where = step.sig, step.where
+    args, kwargs, options = sig.merge(step.args, step.kwargs, step.options)
+    del kwargs["tasks"]
+    errbacks = (*as_list(options.get("link_error")), *step.errbacks)
+    steps = [
+        _Step(part, errbacks=errbacks, where=(where, "", number))
+        for number, part in enumerate(sig["kwargs"]["tasks"])
+        if type(part) is Signature or not is_empty(part)
+    ]
+    if not steps:
+        return steps
+    first = {k: v for k, v in options.items() if k not in _PLACED}
+    deaf = step.deaf or sig.immutable
+    steps[0] = steps[0]._replace(args=args, kwargs=kwargs, options=first, deaf=deaf)
+    last = steps[-1]
+    if options.get("task_id"):
+        last = last._replace(options={**last.options, "task_id": options["task_id"]})
+    steps[-1] = last._replace(links=(*as_list(options.get("link")), *step.links))
+    return steps
+
+
+def _step_of_group(step: _Step) -> _Step:
+    sig = step.sig
+    args, kwargs, options = sig.merge(step.args, step.kwargs, step.options)
+    del kwargs["tasks"]
+    deaf = step.deaf or sig.immutable
+    return step._replace(args=args, kwargs=kwargs, options=options, is_group=True, deaf=deaf)
+
+
+def _members(step: _Step) -> Iterator[tuple[Signature[Any], _Step, int]]:
+    """Yield the members of a group, those of groups in it one by one: each with the group
+    that it stands in, and its number there."""
+    for number, sig in enumerate(step.sig["kwargs"]["tasks"]):
+        if type(sig) is Signature:
+            yield sig, step, number
+            continue
+        if is_empty(sig):
+            continue
+        inner = sig.group() if isinstance(sig, chunks) else sig
+        if isinstance(inner, group):
+            where: Place = (step.where, "", number)
+            nested = _step_of_group(step._replace(sig=inner, where=where))
+            yield from _members(nested)
+        else:
+            yield sig, step, number
+
+
+def _step_of_member(sig: Signature[Any], outer: _Step, number: int, index: int) -> _Step:
+    options = {k: v for k, v in outer.options.items() if k != "task_id"}
+    return _Step(
+        sig,
+        outer.args,
+        outer.kwargs,
+        options,
+        # A link of a group is one of its first member, and not given that one's result.
+        tuple(map(_immutable, outer.links)) if index == 0 else (),
+        outer.errbacks,
+        (outer.where, "", number),
+        deaf=outer.deaf,
+    )
+
+
+def _immutable(sig: Any) -> Any:
+    copy = maybe_signature(sig, clone=True)
+    if isinstance(copy, Signature):
+        copy.set_immutable(True)
+    return copy
+
+
+def _is_duration(given: Any) -> bool:
+    return isinstance(given, (int, float, timedelta))
+
+
+# Where a part stands
+
+
+def _at(where: Place) -> str:
+    """Return where a part stands, as the beginning of an error message."""
+    words: list[str] = []
+    place: Any = where
+    while place is not None:
+        place, name, number = place
+        words.append(name + ("" if number is None else f"[{number}]"))
+    text = ""
+    for word in reversed(words):
+        text += word if word.startswith("[") or not text else f" {word}"
+    return f"{text}: " if text else ""
+
+
+def _place(exc: Exception, where: Place) -> None:
+    """Have an error say which part of the workflow it is about."""
+    if exc.args and isinstance(exc.args[0], str):
+        exc.args = (_at(where) + exc.args[0], *exc.args[1:])

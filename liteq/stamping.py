@@ -1,0 +1,99 @@
+"""Stamps: marks that travel with the calls of a workflow, for whoever looks at them later.
+
+A stamp is an option of a signature whose name is listed in its `stamped_headers`. A visitor
+says what the stamps are of each part of a workflow.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["StampingVisitor", "stamped"]
+
+
+class StampingVisitor(ABC):
+    """Goes through a workflow, for `sig.stamp(visitor)`.
+
+    Each method gets a part and the headers that hold where it stands, and returns a
+    dictionary: its entries are stamps, or, if it has an entry "stamped_headers", those
+    that are listed there. What `…_start` and `on_chord_body` return holds for all inside.
+    """
+
+    @abstractmethod
+    def on_signature(self, sig: Any, **headers: Any) -> dict[str, Any] | None:
+        """Return the stamps of any signature: a task's, and that of a chain or group."""
+
+    def on_group_start(self, group: Any, **headers: Any) -> dict[str, Any] | None:
+        """Return stamps of all members of a group."""
+        return {}
+
+    def on_group_end(self, group: Any, **headers: Any) -> None:  # noqa: B027 (a hook)
+        """Called behind the members of a group."""
+
+    def on_chain_start(self, chain: Any, **headers: Any) -> dict[str, Any] | None:
+        """Return stamps of all steps of a chain."""
+        return {}
+
+    def on_chain_end(self, chain: Any, **headers: Any) -> None:  # noqa: B027 (a hook)
+        """Called behind the steps of a chain."""
+
+    def on_chord_header_start(self, chord: Any, **headers: Any) -> dict[str, Any] | None:
+        """Return stamps of all members of a chord's header; those of a group, if this is
+        not overridden."""
+        return self.on_group_start(chord.header, **headers)
+
+    def on_chord_header_end(self, chord: Any, **headers: Any) -> None:
+        """Called behind the members of a chord's header."""
+        self.on_group_end(chord.header, **headers)
+
+    def on_chord_body(self, chord: Any, **headers: Any) -> dict[str, Any] | None:
+        """Return stamps of the body of a chord."""
+        return {}
+
+    def on_callback(self, callback: Any, **headers: Any) -> dict[str, Any] | None:
+        """Return stamps of what is linked to a signature."""
+        return {}
+
+    def on_errback(self, errback: Any, **headers: Any) -> dict[str, Any] | None:
+        """Return stamps of what is called when a signature fails."""
+        return {}
+
+
+def stamped(
+    headers: Mapping[str, Any],
+    given: Mapping[str, Any] | None = None,
+    *,
+    own: Mapping[str, Any] | None = None,
+    append_stamps: bool = False,
+) -> dict[str, Any]:
+    """Return headers with what a visitor gave added, and `stamped_headers` naming all
+    that are stamps.
+
+    `own` are the options of the signature that they are for: those stamps of it stay that
+    none of the same name comes for; with `append_stamps`, that one joins it in a list.
+    """
+    names = list(headers.get("stamped_headers") or ())
+    if "stamped_headers" not in headers:
+        names = list(headers)
+    both = dict(headers)
+    if given:
+        listed = given.get("stamped_headers")
+        names += given if listed is None else listed
+        both.update(given)
+    if own is not None:
+        for name in own.get("stamped_headers") or ():
+            names.append(name)
+            if name not in both:
+                both[name] = own.get(name)
+            elif append_stamps:
+                both[name] = _joined(own.get(name), both[name])
+    both["stamped_headers"] = sorted(dict.fromkeys(n for n in names if n != "stamped_headers"))
+    return both
+
+
+def _joined(old: Any, new: Any) -> list[Any]:
+    values = [*(old if isinstance(old, list) else [old])]
+    values += [v for v in (new if isinstance(new, list) else [new]) if v not in values]
+    return values
