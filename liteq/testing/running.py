@@ -136,7 +136,7 @@ def perform(task: Task[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     __tracebackhide__ = True
     app = task.app
     _prepare(app)
-    message, *_ = app.sender.compose(task.s(*args, **kwargs), {})[0]
+    message, *_ = app.sender.compose(task.s(*args, **kwargs)).messages
     ended = _executor(app).attempt(Delivery(message), _unheard)
     match ended.outcome:
         case Succeeded(result=bytes(data)):
