@@ -23,6 +23,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -41,7 +42,7 @@ from liteq.exceptions import (
     Retry,
     TaskPredicate,
 )
-from liteq.message import Message, Packed
+from liteq.message import VERSION, Message, Packed
 from liteq.outcome import Failed, Ignored, Outcome, Retried, Revoked, Succeeded
 from liteq.plan import Plan, TaskLike, is_async
 from liteq.serializers import dumps, loads, loads_call
@@ -66,6 +67,10 @@ __all__ = [
 logger = logging.getLogger("liteq.executor")
 
 NOTHING: Final = b"null"  # what a store hands on for a value that is None or was not kept
+
+_NO_NAMES: Final[tuple[str | None, ...]] = ()
+_UNUSUAL: Final = re.compile('"(?:content_type|immutable|keywords)":')
+_VERSION_NOW: Final = f'"v":{VERSION}}}'
 
 # (source, kind, position, value): a brokers.base.Input, as it travels to a child.
 InputTuple: TypeAlias = tuple[str, str, int, bytes]
@@ -232,44 +237,53 @@ class Executor:
         self, delivery: Delivery, plan: Plan
     ) -> tuple[Sequence[Any], Mapping[str, Any]]:
         packed = delivery.packed
-        if packed[14] is None and not delivery.inputs and delivery.arguments is None:
-            return loads_call(packed[2], "json", self.settings.accept)
-        message = Message.unpack(packed)
-        args, kwargs = delivery.arguments or loads_call(
-            message.body, message.content_type, self.settings.accept
-        )
+        envelope = packed[14]
+        immutable, names = False, _NO_NAMES
+        args: Sequence[Any]
+        kwargs: Mapping[str, Any]
+        if delivery.arguments is None and (envelope is None or _is_usual(envelope)):
+            # Unpacking all of the message takes longer than a short task.
+            args, kwargs = loads_call(packed[2], "json", self.settings.accept)
+        else:
+            message = Message.unpack(packed)
+            args, kwargs = delivery.arguments or loads_call(
+                message.body, message.content_type, self.settings.accept
+            )
+            immutable, names = message.immutable, message.keywords or _NO_NAMES
         if delivery.inputs:
-            given, named = self._inputs(delivery.inputs, message, plan, args, kwargs)
-            args, kwargs = (*given, *args), {**kwargs, **named}
+            inputs = sorted(delivery.inputs, key=_position)
+            if names:
+                kwargs = {**kwargs, **self._named(inputs, names)}
+                inputs = [one for one in inputs if _name_of(one, names) is None]
+            if not immutable:
+                args = (*self._given(inputs, plan, args, kwargs), *args)
         return args, kwargs
 
-    def _inputs(
+    def _named(
+        self, inputs: Sequence[InputTuple], names: Sequence[str | None]
+    ) -> dict[str, Any]:
+        """Return what inputs give by name."""
+        named = ((_name_of(one, names), one) for one in inputs)
+        return {name: self._value(kind, value) for name, (_, kind, _, value) in named if name}
+
+    def _given(
         self,
         inputs: Sequence[InputTuple],
-        message: Message,
         plan: Plan,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-    ) -> tuple[list[Any], dict[str, Any]]:
-        """Return what the messages this one waited for put before its own arguments, and
-        what they give by name."""
+    ) -> list[Any]:
+        """Return what the messages this one waited for put before its own arguments."""
         values: list[Any] = []
-        named: dict[str, Any] = {}
-        names = message.keywords or ()
-        for source, kind, position, value in sorted(inputs, key=lambda one: one[2]):
-            name = names[position] if 0 <= position < len(names) else None
-            if name is not None:
-                named[name] = self._value(kind, value)
-            elif message.immutable:
-                continue
-            elif kind != "error":
+        for source, kind, _, value in inputs:
+            if kind != "error":
                 values.append(self._value(kind, value))
             elif plan.takes_error(args, kwargs):
                 text = failure.read(value)["traceback"]
                 values += (Context(id=source), failure.rebuild(value), text)
             else:
                 values.append(source)
-        return values, named
+        return values
 
     def _value(self, kind: str, value: bytes) -> Any:
         """Return what an input stands for: a value, an exception, or a list of them."""
@@ -666,6 +680,21 @@ class _Attempt:
                 "duration_ms": round(runtime * 1000, 3),
             },
         )
+
+
+def _position(one: InputTuple) -> int:
+    return one[2]
+
+
+def _name_of(one: InputTuple, names: Sequence[str | None]) -> str | None:
+    """Return the argument that an input becomes; None for one in front."""
+    return names[one[2]] if 0 <= one[2] < len(names) else None
+
+
+def _is_usual(envelope: str) -> bool:
+    """Tell whether an envelope says nothing about the arguments, without reading it: of
+    this version, and with none of the fields that are left out when they are usual."""
+    return envelope.endswith(_VERSION_NOW) and _UNUSUAL.search(envelope) is None
 
 
 def _dead(exc: BaseException, reason: str) -> Ended:
