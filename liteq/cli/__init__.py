@@ -39,7 +39,10 @@ COMMANDS = {
     "shell": ("liteq.cli.about", "Open a Python prompt with the app and its tasks."),
     "version": ("liteq.cli.about", "Print the version."),
     "worker": ("liteq.cli.worker", "Run tasks until stopped."),
-    "workflow": ("liteq.cli.workflow", "Look at workflows, cancel them, retry what failed."),
+    "workflow": (
+        "liteq.cli.workflow",
+        "Look at workflows, cancel them, run again what failed.",
+    ),
 }
 
 
