@@ -576,10 +576,16 @@ class AsyncResult(ResultBase, Generic[R]):
         if self._is_count:
             group = self.app.GroupResult.restore(self.id)
             return [] if group is None else group.get(propagate=False)
-        return [
-            failure.rebuild(value) if kind == "error" else self._loads(value)
-            for kind, value in parts.unpack(record.result or b"")
-        ]
+        return [self._part(*part) for part in parts.unpack(record.result or b"")]
+
+    def _part(self, kind: str, value: bytes) -> Any:
+        match kind:
+            case "error":
+                return failure.rebuild(value)
+            case "list":  # of a gather that was a part itself
+                return [self._part(*part) for part in parts.unpack(value)]
+            case _:
+                return self._loads(value)
 
     @property
     def _is_count(self) -> bool:
