@@ -198,14 +198,17 @@ class Node(NamedTuple):
 class WorkflowInfo(NamedTuple):
     """A workflow as a whole; its nodes counted by state, gathers left out.
 
-    `state`: "running" while a node is not final; then "failed" if one failed, else
-    "revoked" if one was revoked or ignored, else "succeeded".
+    `upstream`: how many of those revoked never ran because of what they waited for, as
+    an error callback of what has succeeded. `state`: "running" while a node is not final;
+    then "failed" if one failed, else "revoked" if one was revoked (and not `upstream`) or
+    ignored, else "succeeded".
     """
 
     id: str
     name: str
     created_at: float
     counts: Mapping[State, int]
+    upstream: int = 0
 
     @property
     def state(self) -> str:
@@ -213,7 +216,8 @@ class WorkflowInfo(NamedTuple):
             return "running"
         if "failed" in self.counts:
             return "failed"
-        return "revoked" if self.counts.keys() - {"succeeded"} else "succeeded"
+        stopped = self.counts.get("revoked", 0) - self.upstream
+        return "revoked" if stopped or "ignored" in self.counts else "succeeded"
 
 
 class Schedule(NamedTuple):

@@ -520,11 +520,14 @@ class RedisBroker(Broker):
         while fields.more():
             name_of, name, created = fields.text(), fields.text(), float(fields.bytes())
             counts: dict[State, int] = {}
+            upstream = 0
             for _ in range(fields.number()):
                 letter, number = fields.bytes(), fields.number()
+                if letter == b"u":
+                    letter, upstream = b"R", number
                 state: State = "retrying" if letter == b"y" else STATES[letter]
                 counts[state] = counts.get(state, 0) + number
-            found.append(WorkflowInfo(name_of, name, created, counts))
+            found.append(WorkflowInfo(name_of, name, created, counts, upstream))
         return found
 
     def nodes(self, workflow: str) -> tuple[list[Node], list[Edge]]:

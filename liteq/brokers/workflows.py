@@ -17,8 +17,8 @@ __all__ = ["delete_empty", "find", "latest", "nodes"]
 _STATES: Final[dict[int, State]] = {code: name for name, code in STATE_CODES.items()}  # type: ignore[misc]
 _STATE: Final = "state, result IS NOT NULL AND state IN (1, 2)"  # and whether it is retrying
 _COUNTS: Final = (
-    f"SELECT {_STATE}, count(*) FROM message WHERE workflow = ? AND task != '{GATHER}' "
-    "GROUP BY 1, 2"
+    f"SELECT {_STATE}, count(*), sum(state = 8 AND revoke = 'upstream') FROM message "
+    f"WHERE workflow = ? AND task != '{GATHER}' GROUP BY 1, 2"
 )
 _NODES: Final = (
     f"SELECT {_STATE}, id, task, coalesce(json_extract(envelope, '$.node'), "
@@ -48,11 +48,12 @@ def latest(db: apsw.Connection, limit: int) -> list[WorkflowInfo]:
 
 def _counted(db: apsw.Connection, row: tuple[Any, ...]) -> WorkflowInfo:
     seq, id, name, created_at = row
-    counts: dict[State, int] = {
-        _state(code, retrying): count
-        for code, retrying, count in fetch_all(db, _COUNTS, (seq,))
-    }
-    return WorkflowInfo(id, name, created_at, counts)
+    counts: dict[State, int] = {}
+    upstream = 0
+    for code, retrying, count, revoked in fetch_all(db, _COUNTS, (seq,)):
+        counts[_state(code, retrying)] = count
+        upstream += revoked or 0
+    return WorkflowInfo(id, name, created_at, counts, upstream)
 
 
 def nodes(db: apsw.Connection, id: str) -> tuple[list[Node], list[Edge]]:

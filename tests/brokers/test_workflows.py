@@ -18,7 +18,7 @@ from liteq.exceptions import (
     ChordError,
     TaskRevokedError,
 )
-from liteq.message import GATHER, Edge, Message
+from liteq.message import GATHER, Edge, Message, Workflow
 from liteq.outcome import (
     Failed,
     Ignored,
@@ -367,3 +367,40 @@ def test_10_nobody_is_called_for_a_task_that_was_ignored(broker: Broker) -> None
 
     assert names(ran) == ["p0"]
     assert end(broker, callback) == ("revoked", "upstream")
+
+
+def test_an_error_callback_that_was_not_needed_leaves_a_workflow_succeeded(
+    broker: Broker,
+) -> None:
+    task, alarm, horn = tasks("task", "alarm", "horn")
+    edges = [Edge(task.id, alarm.id, "failure"), *path(alarm, horn)]
+    broker.enqueue([task, alarm, horn], edges, Workflow(task.id, "task with links"))
+    worker = enlist(broker)
+    (lease,) = broker.claim(worker, ("default",))
+    broker.settle(worker, lease, Succeeded(b"1"))
+
+    known = broker.workflow(task.id)
+
+    assert known is not None
+    assert (known.state, known.counts, known.upstream) == (
+        "succeeded",
+        {"succeeded": 1, "revoked": 2},
+        2,
+    )
+    assert broker.workflows() == [known]
+
+
+@pytest.mark.parametrize("ending", [Revoked("revoked"), Ignored()])
+def test_one_that_was_revoked_or_ignored_itself_makes_a_workflow_revoked(
+    broker: Broker, ending: Outcome
+) -> None:
+    first, then = tasks("first", "then")
+    broker.enqueue([first, then], path(first, then), Workflow(then.id, "chain of 2"))
+    worker = enlist(broker)
+    (lease,) = broker.claim(worker, ("default",))
+    broker.settle(worker, lease, ending)
+
+    known = broker.workflow(then.id)
+
+    assert known is not None
+    assert (known.state, known.upstream) == ("revoked", 1)

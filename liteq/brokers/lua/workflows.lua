@@ -2,7 +2,8 @@
 -- Needs: base
 -- ARGV[4]   how many of the latest     [5]  or "=…" the id of one
 -- Answers   for each: id, name, created, then the number of states, and for each: letter,
---           how many nodes ("y" for one that waits for another attempt)
+--           how many nodes ("y" for one that waits for another attempt, "u" for one that was
+--           revoked upstream)
 
 local ids
 if ARGV[5] ~= '' then
@@ -15,10 +16,11 @@ for _, id in ipairs(ids) do
   if found[1] then
     local counts, kinds = {}, {}
     for _, node in ipairs(call('ZRANGE', P .. 'nodes:' .. id, 0, -1)) do
-      local m = call('HMGET', P .. 'm:' .. node, 's', 'r', 't')
+      local m = call('HMGET', P .. 'm:' .. node, 's', 'r', 't', 'V')
       if m[3] ~= 'liteq.gather' then
         local state = m[1]
         if m[2] and (state == 'q' or state == 'd') then state = 'y' end
+        if state == 'R' and m[4] == 'upstream' then state = 'u' end
         if not counts[state] then
           counts[state] = 0
           kinds[#kinds + 1] = state
