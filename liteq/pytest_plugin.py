@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -59,7 +60,8 @@ def liteq_app(
 ) -> Iterator[Liteq]:
     """The app of the ini option `liteq_app`, or a new one; it is the current app, its
     store is at `liteq_broker_url`, and nothing of the test stays."""
-    from liteq.testing.apps import app_under_test  # late: for those who use it
+    from liteq.discovery import AppNotFound  # late, as all of liteq: for those who use it
+    from liteq.testing.apps import app_under_test
 
     settings = dict(liteq_config)
     for marker in reversed(list(request.node.iter_markers("liteq"))):
@@ -73,7 +75,11 @@ def liteq_app(
         liteq_parameters,
         directory=request.config.rootpath,
     )
-    with made as app:
+    with ExitStack() as stack:
+        try:
+            app = stack.enter_context(made)
+        except AppNotFound as exc:
+            pytest.fail(str(exc), pytrace=False)
         yield app
 
 
@@ -107,7 +113,13 @@ def liteq_prefork_worker(
 ) -> Iterator[Any]:
     """A worker of `liteq_app` in a process of its own, with children. The app must be
     importable there: name it in the ini option `liteq_app`."""
-    from liteq.testing import start_worker  # late: for those who use it
+    from liteq.exceptions import ImproperlyConfigured  # late: for those who use it
+    from liteq.testing import start_worker
 
-    with start_worker(liteq_app, **{**liteq_worker_parameters, "pool": "prefork"}) as process:
+    made = start_worker(liteq_app, **{**liteq_worker_parameters, "pool": "prefork"})
+    with ExitStack() as stack:
+        try:
+            process = stack.enter_context(made)
+        except ImproperlyConfigured as exc:
+            pytest.fail(f"{exc} (is the ini option liteq_app set?)", pytrace=False)
         yield process
