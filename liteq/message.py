@@ -126,20 +126,24 @@ class Message(NamedTuple):
         return cls(*packed[:_HOT], **_read_envelope(text)) if text else cls(*packed[:_HOT])
 
     def _envelope(self) -> str:
-        rest = {
-            name: dict(value) if isinstance(value, Mapping) else value
-            for name, value, default in zip(
-                self._fields[_HOT:], self[_HOT:], _DEFAULTS, strict=True
-            )
-            if value != default
+        rest: dict[str, Any] = {
+            name: value
+            for name, value, default in zip(_NAMES, self[_HOT:], _DEFAULTS, strict=True)
+            if value is not default and value != default
         }
+        for name in _MAPPINGS & rest.keys():
+            rest[name] = dict(rest[name])
         rest["v"] = VERSION
-        return json.dumps(rest, separators=(",", ":"))
+        return _dumps(rest)
 
 
 _HOT: Final = PACKED_FIELDS.index("envelope")  # how many fields have a place of their own
 _DEFAULTS: Final = tuple(Message._field_defaults.values())[-(len(Message._fields) - _HOT) :]
-_ENVELOPE_NAMES: Final = frozenset(Message._fields[_HOT:])
+_NAMES: Final = Message._fields[_HOT:]
+# Made once: `json.dumps` makes an encoder at every call that asks for separators.
+_dumps: Final = json.JSONEncoder(separators=(",", ":")).encode
+_MAPPINGS: Final = frozenset({"headers", "properties", "stamps"})
+_ENVELOPE_NAMES: Final = frozenset(_NAMES)
 
 
 def _read_envelope(text: str) -> dict[str, Any]:

@@ -10,20 +10,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from world import enlist, make
+from world import FakeClock, enlist, make
 
 from liteq import failure, parts
-from liteq.brokers.base import Broker, Lease
-from liteq.exceptions import (
-    ChordError,
-    TaskRevokedError,
-)
-from liteq.message import GATHER, Edge, Message, Workflow
+from liteq.brokers.base import FINAL_STATES, Broker, Lease
+from liteq.exceptions import ChordError, InvalidTaskError, TaskRevokedError
+from liteq.message import GATHER, Edge, Graph, Message, Workflow
 from liteq.outcome import (
     Failed,
     Ignored,
     Outcome,
     Released,
+    Replaced,
     Retried,
     Revoked,
     Succeeded,
@@ -404,3 +402,674 @@ def test_one_that_was_revoked_or_ignored_itself_makes_a_workflow_revoked(
 
     assert known is not None
     assert (known.state, known.upstream) == ("revoked", 1)
+
+
+# Enqueueing a graph
+
+
+def test_10_a_cycle_is_refused_with_its_messages_named(broker: Broker) -> None:
+    a, b, c, outside = tasks("a", "b", "c", "outside")
+
+    with pytest.raises(InvalidTaskError) as refused:
+        broker.enqueue([outside, a, b, c], [*path(outside, a, b, c), *path(c, a)])
+
+    said = str(refused.value)
+    assert all(message.id in said for message in (a, b, c))
+    assert outside.id not in said
+    assert broker.counts() == {}
+
+
+def test_10_a_long_cycle_is_found_without_recursion(broker: Broker) -> None:
+    steps = tasks(*["step"] * 5_000)
+
+    with pytest.raises(InvalidTaskError, match="5000 messages"):
+        broker.enqueue(steps, [*path(*steps), *path(steps[-1], steps[0])])
+
+
+def test_10_what_is_no_cycle_is_taken_in_any_order(broker: Broker) -> None:
+    a, b, c, d = tasks("a", "b", "c", "d")
+    edges = [*path(a, b, d), *path(a, c, d)]
+
+    broker.enqueue([d, c, b, a], edges)
+
+    assert names(work(broker, enlist(broker))) == ["a", "c", "b", "d"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "a message waits for itself",
+        "an edge to nobody",
+        "an edge from nobody",
+        "an edge of no known kind",
+        "two messages joined twice",
+        "a part of a task",
+        "a success before a gather",
+        "two sources of an error callback",
+        "a success beside a failure",
+        "a gather of no known policy",
+    ],
+)
+def test_10_a_graph_that_cannot_work_is_refused_as_a_whole(broker: Broker, wrong: str) -> None:
+    a, b, c, into = *tasks("a", "b", "c"), gather()
+    edges = {
+        "a message waits for itself": path(a, a),
+        "an edge to nobody": [Edge(a.id, "nobody", "success")],
+        "an edge from nobody": [Edge("nobody", a.id, "success")],
+        "an edge of no known kind": [Edge(a.id, b.id, "perhaps")],
+        "two messages joined twice": [Edge(a.id, b.id, "success", n) for n in range(2)],
+        "a part of a task": [Edge(a.id, b.id, "part")],
+        "a success before a gather": [Edge(a.id, into.id, "success")],
+        "two sources of an error callback": [
+            Edge(a.id, c.id, "failure"),
+            Edge(b.id, c.id, "failure"),
+        ],
+        "a success beside a failure": [
+            Edge(a.id, c.id, "success"),
+            Edge(b.id, c.id, "failure"),
+        ],
+    }.get(wrong, [])
+    if wrong == "a gather of no known policy":
+        into = gather("maybe")
+
+    with pytest.raises(InvalidTaskError):
+        broker.enqueue([a, b, c, into], edges, Workflow(c.id, "wrong"))
+
+    assert broker.get([a.id, b.id, c.id, into.id]) == {}
+    assert broker.workflows() == []
+    assert claim_all(broker, enlist(broker)) == []
+
+
+def claim_all(broker: Broker, worker: int) -> list[str]:
+    return [lease.id for lease in broker.claim(worker, ["default"], 100)]
+
+
+def test_10_a_graph_may_wait_for_what_is_in_the_store(broker: Broker) -> None:
+    first, then, into = make("first"), make("then"), gather()
+    broker.enqueue([first])
+
+    broker.enqueue([then, into], [*path(first, then), *joined([first], into)])
+
+    assert names(work(broker, enlist(broker))) == ["first", "then"]
+    assert state(broker, into) == "succeeded"
+
+
+def test_4_a_workflow_that_is_enqueued_again_changes_nothing(broker: Broker) -> None:
+    members, into, body, edges = chord(3)
+    call = ([*members, into, body], edges, Workflow(body.id, "chord"))
+    worker = enlist(broker)
+    broker.enqueue(*call)
+
+    broker.enqueue(*call)
+    leases = broker.claim(worker, ["default"], 2)
+    for lease in leases:
+        broker.settle(worker, lease, Succeeded(b"1"))
+    broker.enqueue(*call)
+    (last,) = broker.claim(worker, ["default"], 10)
+    broker.settle(worker, last, Succeeded(b"3"))
+    broker.enqueue(*call)
+
+    (lease,) = broker.claim(worker, ["default"], 10)
+    broker.settle(worker, lease, Succeeded(b"4"))
+    broker.enqueue(*call)
+    assert listed(lease) == [("result", b"1"), ("result", b"1"), ("result", b"3")]
+    assert claim_all(broker, worker) == []
+    assert [info.counts for info in broker.workflows()] == [{"succeeded": 4}]
+
+
+def test_10_a_workflow_of_which_a_part_was_enqueued_before_is_completed(broker: Broker) -> None:
+    members, into, body, edges = chord(3)
+    broker.enqueue(members[:1])
+
+    broker.enqueue([*members, into, body], edges)
+
+    *_, last = work(broker, enlist(broker))
+    assert listed(last) == [("result", b'"p%d"' % n) for n in range(3)]
+
+
+# Replacing
+
+
+def test_10_a_replaced_message_is_another_under_its_id(
+    broker: Broker, clock: FakeClock
+) -> None:
+    before, first, then = tasks("before", "first", "then")
+    broker.enqueue([before, first, then], path(before, first, then))
+    worker = enlist(broker)
+    (lease,) = broker.claim(worker, ["default"])
+    broker.settle(worker, lease, Succeeded(b"0"))
+    (lease,) = broker.claim(worker, ["default"])
+    broker.settle(worker, lease, Retried(clock.now(), ERROR))
+    (lease,) = broker.claim(worker, ["default"])
+    changes = {"task": "other", "body": b"[[7], {}]", "queue": "default", "priority": 3}
+
+    assert broker.settle(worker, lease, Replaced(changes))
+
+    (lease,) = broker.claim(worker, ["default"])
+    message = lease.message
+    assert (lease.id, lease.task, lease.inputs) == (first.id, "other", ())
+    assert (lease.delivery, message.retries) == (1, 0)
+    assert (message.body, message.priority) == (b"[[7], {}]", 3)
+    assert [one.outcome for one in broker.attempts(first.id)] == ["retried", "replaced"]
+    broker.settle(worker, lease, Succeeded(b"1"))
+    (lease,) = broker.claim(worker, ["default"])
+    assert (lease.id, [given.value for given in lease.inputs]) == (then.id, [b"1"])
+
+
+def test_10_a_graph_takes_the_place_of_a_message(broker: Broker) -> None:
+    first, then = tasks("first", "then")
+    broker.enqueue([first, then], path(first, then))
+    worker = enlist(broker)
+    (lease,) = broker.claim(worker, ["default"])
+    one, two = tasks("one", "two")
+    graph = Graph((one.pack(), two.pack()), tuple(map(tuple, path(one, two, first))))
+
+    step = broker.step(
+        worker,
+        settlements=[(lease, Replaced({"task": "last"}, graph))],
+        queues=["default"],
+        limit=10,
+    )
+
+    assert step.accepted == (True,)
+    assert names(list(step.leases)) == ["one"]
+    assert (state(broker, first), state(broker, then)) == ("waiting", "waiting")
+    broker.settle(worker, step.leases[0], Succeeded(b"1"))
+    assert names(work(broker, worker)) == ["two", "last", "then"]
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_10_a_message_may_become_a_gather(broker: Broker, number: int) -> None:
+    first, then = tasks("first", "then")
+    broker.enqueue([first, then], path(first, then))
+    worker = enlist(broker)
+    (lease,) = broker.claim(worker, ["default"])
+    members = tasks(*[f"p{n}" for n in range(number)])
+    graph = Graph(
+        tuple(part.pack() for part in members), tuple(map(tuple, joined(members, first)))
+    )
+
+    broker.settle(worker, lease, Replaced({"task": GATHER, "body": b"fail"}, graph))
+
+    *_, last = work(broker, worker)
+    assert last.id == then.id
+    assert listed(last) == [("result", b'"p%d"' % n) for n in range(number)]
+
+
+def test_10_a_replaced_part_keeps_its_place(broker: Broker) -> None:
+    members, into, body, edges = chord(3)
+    broker.enqueue([*members, into, body], edges)
+    worker = enlist(broker)
+    (lease,) = broker.claim(worker, ["default"])
+    new = make("new")
+    graph = Graph((new.pack(),), tuple(map(tuple, path(new, members[0]))))
+
+    broker.settle(worker, lease, Replaced({"task": "last"}, graph))
+
+    *_, last = work(broker, worker)
+    assert [value for _, value in listed(last)] == [b'"last"', b'"p1"', b'"p2"']
+
+
+def test_10_what_replaces_a_message_joins_its_workflow(broker: Broker) -> None:
+    alone, first, then = tasks("alone", "first", "then")
+    broker.enqueue([alone])
+    broker.enqueue([first, then], path(first, then), Workflow(then.id, "chain"))
+    worker = enlist(broker)
+    for lease in broker.claim(worker, ["default"], 2):
+        new = make("new")
+        graph = Graph((new.pack(),), ((new.id, lease.id, "success", 0),))
+        broker.settle(worker, lease, Replaced({"task": "last"}, graph))
+
+    chain, of_alone = broker.workflow(then.id), broker.workflow(alone.id)
+
+    assert chain is not None
+    assert of_alone is not None
+    assert sum(chain.counts.values()) == 3
+    assert sum(of_alone.counts.values()) == 2
+    assert broker.get([alone.id])[alone.id].workflow == alone.id
+
+
+def test_10_what_replaces_a_revoked_message_is_not_enqueued(broker: Broker) -> None:
+    first = make("first")
+    broker.enqueue([first])
+    worker = enlist(broker)
+    (lease,) = broker.claim(worker, ["default"])
+    broker.revoke([first.id])
+    new = make("new")
+    graph = Graph((new.pack(),), ((new.id, first.id, "success", 0),))
+
+    assert broker.settle(worker, lease, Replaced({"task": "last"}, graph))
+
+    assert end(broker, first) == ("revoked", "revoked")
+    assert broker.get([new.id]) == {}
+
+
+def test_3_a_stale_holder_replaces_nothing(broker: Broker) -> None:
+    first, new = make("first"), make("new")
+    broker.enqueue([first])
+    worker = enlist(broker)
+    (old,) = broker.claim(worker, ["default"])
+    broker.settle(worker, old, Released())
+    broker.claim(worker, ["default"])
+    graph = Graph((new.pack(),), ((new.id, first.id, "success", 0),))
+
+    for outcome in (Replaced({"task": "last"}, graph), Succeeded(b"1", added=graph)):
+        assert not broker.settle(worker, old, outcome)
+
+    record = broker.get([first.id])[first.id]
+    assert (record.state, record.message.task) == ("running", "first")
+    assert broker.get([new.id]) == {}
+
+
+def test_4_a_replacement_that_is_settled_again_changes_nothing(broker: Broker) -> None:
+    first, new = make("first"), make("new")
+    broker.enqueue([first])
+    worker = enlist(broker)
+    (lease,) = broker.claim(worker, ["default"])
+    outcome = Replaced(
+        {"task": "last"}, Graph((new.pack(),), ((new.id, first.id, "success", 0),))
+    )
+
+    assert broker.settle(worker, lease, outcome)
+    assert not broker.settle(worker, lease, outcome)
+    broker.enqueue([first])  # by a producer that could not know whether it was written
+
+    assert names(work(broker, worker)) == ["new", "last"]
+
+
+@pytest.mark.parametrize("how", ["replaced", "added"])
+@pytest.mark.parametrize("wrong", ["used id", "cycle", "unknown target", "not a message"])
+def test_4_a_graph_that_is_refused_fails_its_task_and_no_other(
+    broker: Broker, how: str, wrong: str
+) -> None:
+    used, first, other, callback = tasks("used", "first", "other", "callback")
+    broker.enqueue([used], [])
+    broker.enqueue([first, other, callback], [Edge(first.id, callback.id, "failure")])
+    worker = enlist(broker)
+    leases = {lease.id: lease for lease in broker.claim(worker, ["default"], 10)}
+    good = make("good")
+    messages, edges = {
+        "used id": ([good, used._replace(body=b"another")], []),
+        "cycle": ([good], path(good, good)),
+        "unknown target": ([good], [Edge(good.id, other.id, "success")]),
+        "not a message": ([good, make("bad", priority="high")], []),
+    }[wrong]
+    graph = Graph(tuple(one.pack() for one in messages), tuple(map(tuple, edges)))
+    outcome = (
+        Replaced({"task": "x"}, graph) if how == "replaced" else Succeeded(b"1", added=graph)
+    )
+
+    step = broker.step(
+        worker,
+        settlements=[(leases[first.id], outcome), (leases[other.id], Succeeded(b"2"))],
+    )
+
+    assert step.accepted == (True, True)
+    assert end(broker, first) == ("failed", None)
+    assert error_of(broker, first)
+    assert state(broker, other) == "succeeded"
+    assert broker.get([good.id]) == {}
+    assert claim_all(broker, worker) == [callback.id]
+
+
+def test_4_a_replacement_may_not_change_what_is_no_field(broker: Broker) -> None:
+    broker.enqueue([first := make("first")])
+    worker = enlist(broker)
+    (lease,) = broker.claim(worker, ["default"])
+
+    broker.settle(worker, lease, Replaced({"id": "another", "seq": 1}))
+
+    assert isinstance(error_of(broker, first), InvalidTaskError)
+
+
+# Adding
+
+
+def test_10_a_part_that_is_added_is_waited_for_and_listed_last(broker: Broker) -> None:
+    members, into, body, edges = chord(2)
+    broker.enqueue([*members, into, body], edges, Workflow(body.id))
+    worker = enlist(broker)
+    leases = broker.claim(worker, ["default"], 2)
+    more = tasks("more0", "more1")
+    graph = Graph(
+        tuple(one.pack() for one in more),
+        tuple((one.id, into.id, "part", -1) for one in more),
+    )
+
+    broker.step(
+        worker,
+        settlements=[
+            (leases[1], Succeeded(b"1")),
+            (leases[0], Succeeded(b"0", added=graph)),
+        ],
+    )
+
+    assert state(broker, into) == "waiting"
+    *_, last = work(broker, worker)
+    assert [value for _, value in listed(last)] == [b"0", b"1", b'"more0"', b'"more1"']
+    assert broker.get([more[0].id])[more[0].id].workflow == body.id
+
+
+def test_10_what_is_added_to_a_gather_that_is_over_runs_all_the_same(broker: Broker) -> None:
+    members, into, body, edges = chord(1)
+    last, gone = make("last"), make("gone")
+    broker.enqueue([*members, into, body, last], edges)
+    worker = enlist(broker)
+    leases = {lease.task: lease for lease in broker.claim(worker, ["default"], 2)}
+    broker.settle(worker, leases["p0"], Succeeded(b"1"))
+    more = tasks("more", "more")
+    graph = Graph(
+        tuple(one.pack() for one in more),
+        ((more[0].id, into.id, "part", -1), (more[1].id, gone.id, "part", -1)),
+    )
+
+    assert broker.settle(worker, leases["last"], Succeeded(b"2", added=graph))
+
+    assert names(work(broker, worker)) == ["body", "more", "more"]
+
+
+def test_10_a_whole_graph_may_be_added(broker: Broker) -> None:
+    first = make("first")
+    broker.enqueue([first])
+    worker = enlist(broker)
+    (lease,) = broker.claim(worker, ["default"])
+    members, into, body, edges = chord(2)
+    graph = Graph(tuple(one.pack() for one in (*members, into, body)), tuple(map(tuple, edges)))
+
+    broker.settle(worker, lease, Succeeded(b"1", added=graph))
+
+    assert names(work(broker, worker)) == ["p0", "p1", "body"]
+
+
+# Redriving
+
+
+def test_10_a_workflow_goes_on_from_the_message_that_failed(broker: Broker) -> None:
+    members, into, body, edges = chord(3)
+    later = make("later")
+    edges += path(body, later)
+    broker.enqueue([*members, into, body, later], edges, Workflow(later.id))
+    worker = enlist(broker)
+    work(broker, worker, {"p1": Failed(ERROR)})
+
+    redriven = broker.redrive([members[1].id, into.id, body.id])
+
+    assert redriven == [members[1].id]
+    assert [state(broker, one) for one in (into, body, later)] == ["waiting"] * 3
+    ran = work(broker, worker)
+    assert names(ran) == ["p1", "body", "later"]
+    assert listed(ran[1]) == [("result", b'"p%d"' % n) for n in range(3)]
+
+
+def test_10_a_part_that_ends_after_its_gather_failed_is_listed_after_a_redrive(
+    broker: Broker,
+) -> None:
+    members, into, body, edges = chord(3)
+    broker.enqueue([*members, into, body], edges)
+    worker = enlist(broker)
+    first, second, third = broker.claim(worker, ["default"], 3)
+    broker.settle(worker, first, Failed(ERROR))
+    broker.settle(worker, second, Succeeded(b"2"))
+
+    broker.redrive([members[0].id])
+    broker.settle(worker, third, Succeeded(b"3"))
+
+    *_, last = work(broker, worker)
+    assert [value for _, value in listed(last)] == [b'"p0"', b"2", b"3"]
+
+
+def test_10_a_message_with_another_failure_before_it_does_not_wait_again(
+    broker: Broker,
+) -> None:
+    one, two, both = tasks("one", "two", "both")
+    edges = [*path(one, both), *path(two, both)]
+    broker.enqueue([one, two, both], edges)
+    worker = enlist(broker)
+    work(broker, worker, {"one": Failed(ERROR), "two": Failed(ERROR)})
+
+    broker.redrive([one.id])
+    alone = end(broker, both)
+    work(broker, worker)
+    broker.redrive([two.id])
+    waiting = state(broker, both)
+
+    assert alone == ("failed", "upstream")
+    assert waiting == "waiting"
+    *_, last = work(broker, worker)
+    assert last.id == both.id
+    assert {given.value for given in last.inputs} == {b'"one"', b'"two"'}
+
+
+def test_10_failures_that_are_redriven_together_bring_back_what_waits_for_all(
+    broker: Broker,
+) -> None:
+    members, into, body, edges = chord(3)
+    broker.enqueue([*members, into, body], edges)
+    worker = enlist(broker)
+    work(broker, worker, dict.fromkeys(("p0", "p2"), Failed(ERROR)))
+
+    broker.redrive([members[0].id, members[2].id])
+
+    *_, last = work(broker, worker)
+    assert [value for _, value in listed(last)] == [b'"p0"', b'"p1"', b'"p2"']
+
+
+@pytest.mark.parametrize("how", ["deleted", "purged"])
+def test_10_nothing_waits_again_for_what_is_not_there_any_more(
+    broker: Broker, clock: FakeClock, how: str
+) -> None:
+    one, both = tasks("one", "both")
+    two = make("two", result_expires=10, queue="side")
+    broker.enqueue([one, two, both], [*path(one, both), *path(two, both)])
+    worker = enlist(broker, "default", "side")
+    if how == "purged":
+        broker.purge(["side"])
+    else:
+        (lease,) = broker.claim(worker, ["side"])
+        broker.settle(worker, lease, Ignored())
+    work(broker, worker, {"one": Failed(ERROR)})
+    clock.advance(4_000)
+    broker.beat(worker)
+    while broker.maintain():
+        pass
+
+    broker.redrive([one.id])
+    work(broker, worker)
+
+    assert state(broker, both) in FINAL_STATES
+
+
+def test_10_an_error_callback_of_a_chord_is_called_again_after_a_redrive(
+    broker: Broker,
+) -> None:
+    members, into, body, edges = chord(2)
+    callback, after = tasks("callback", "after")
+    edges += [Edge(body.id, callback.id, "failure"), *path(callback, after)]
+    broker.enqueue([*members, into, body, callback, after], edges)
+    worker = enlist(broker)
+    first = work(broker, worker, {"p0": Failed(ERROR)})
+
+    broker.redrive([members[0].id])
+    second = work(broker, worker, {"p0": Failed(ERROR)})
+    broker.redrive([members[0].id])
+    third = work(broker, worker)
+
+    assert names(first) == ["p0", "p1", "callback", "after"]
+    assert names(second) == ["p0", "callback"]  # what follows it has run, and runs once
+    assert names(third) == ["p0", "body"]
+    assert end(broker, callback) == ("revoked", "upstream")
+
+
+@pytest.mark.parametrize("policy", ["collect", "skip", "count"])
+def test_10_a_tolerant_gather_waits_for_a_part_that_is_redriven(
+    broker: Broker, policy: str
+) -> None:
+    members, into, body, edges = chord(2, policy)
+    broker.enqueue([*members, into, body], edges)
+    worker = enlist(broker)
+    first, second = broker.claim(worker, ["default"], 2)
+    broker.settle(worker, first, Failed(ERROR))
+
+    broker.redrive([members[0].id])
+    broker.settle(worker, second, Succeeded(b"2"))
+    early = state(broker, into)
+
+    *_, last = work(broker, worker)
+    assert early == "waiting"
+    assert last.id == body.id
+    expected = [] if policy == "count" else [b'"p0"', b"2"]
+    assert [value for _, value in listed(last)] == expected
+
+
+def test_10_a_list_that_was_made_is_not_changed_by_a_redrive(broker: Broker) -> None:
+    members, into, body, edges = chord(2, "collect")
+    broker.enqueue([*members, into, body], edges)
+    worker = enlist(broker)
+    work(broker, worker, {"p0": Failed(ERROR)})
+    made = broker.get([into.id, body.id])
+
+    broker.redrive([members[0].id])
+    ran = work(broker, worker)
+
+    assert names(ran) == ["p0"]
+    assert broker.get([into.id, body.id]) == made
+
+
+def test_10_what_somebody_revoked_stays_revoked_after_a_redrive(broker: Broker) -> None:
+    first, then, last, callback = tasks("first", "then", "last", "callback")
+    edges = [*path(first, then, last), Edge(first.id, callback.id, "failure")]
+    broker.enqueue([first, then, last, callback], edges)
+    worker = enlist(broker)
+    broker.revoke([then.id, callback.id])
+    work(broker, worker, {"first": Failed(ERROR)})
+
+    broker.redrive([first.id])
+
+    assert names(work(broker, worker)) == ["first"]
+    assert end(broker, then) == ("revoked", "revoked")
+    assert end(broker, last) == ("revoked", "upstream")
+    assert end(broker, callback) == ("revoked", "revoked")
+
+
+# Cancelling
+
+
+def test_10_a_workflow_that_is_revoked_as_a_whole_starts_nothing_more(broker: Broker) -> None:
+    members, into, body, edges = chord(3)
+    callback, later = tasks("callback", "later")
+    edges += [Edge(body.id, callback.id, "failure"), *path(body, later)]
+    messages = [*members, into, body, callback, later]
+    broker.enqueue(messages, edges, Workflow(later.id))
+    worker = enlist(broker)
+    (running,) = broker.claim(worker, ["default"])
+
+    answers = broker.revoke([message.id for message in messages], terminate="SIGTERM")
+
+    assert answers.pop(running.id) == "signalled"
+    assert set(answers.values()) == {"revoked"}
+    assert claim_all(broker, worker) == []
+    broker.settle(worker, running, Revoked("terminated"))
+    assert claim_all(broker, worker) == []
+    info = broker.workflow(later.id)
+    assert info is not None
+    assert info.state == "revoked"
+
+
+# Workflows as a whole
+
+
+def test_10_a_workflow_is_known_with_its_nodes_and_edges(
+    broker: Broker, clock: FakeClock
+) -> None:
+    one, two = make("shop.fetch", node="fetch"), make("shop.fetch", shadow="again")
+    into, body, alone = gather("skip"), make("shop.sum"), make("alone")
+    edges = [*joined([one, two], into), *path(into, body)]
+    broker.enqueue([one, two, into, body], edges, Workflow(body.id, "chord"))
+    broker.enqueue([alone])
+    started = clock.now()
+    worker = enlist(broker)
+    (lease,) = broker.claim(worker, ["default"])
+    clock.advance(2)
+    broker.settle(worker, lease, Succeeded(b"1"))
+
+    info = broker.workflow(body.id)
+    nodes, found = broker.nodes(body.id)
+
+    assert info is not None
+    assert (info.id, info.name, info.created_at) == (body.id, "chord", started)
+    assert info.counts == {"succeeded": 1, "queued": 1, "waiting": 1}
+    assert info.state == "running"
+    assert [(node.id, node.name, node.task, node.state) for node in nodes] == [
+        (one.id, "fetch", "shop.fetch", "succeeded"),
+        (two.id, "again", "shop.fetch", "queued"),
+        (into.id, GATHER, GATHER, "waiting"),
+        (body.id, "shop.sum", "shop.sum", "waiting"),
+    ]
+    assert (nodes[0].started_at, nodes[0].settled_at) == (started, started + 2)
+    assert sorted(found) == sorted(edges)
+    assert broker.get([one.id])[one.id].workflow == body.id
+    assert broker.get([alone.id])[alone.id].workflow is None
+
+
+@pytest.mark.parametrize(
+    ("outcome", "expected", "upstream"),
+    [
+        (Succeeded(b"1"), "succeeded", False),
+        (Failed(ERROR), "failed", True),
+        (Revoked("revoked"), "revoked", True),
+        (Ignored(), "revoked", True),
+    ],
+    ids=["succeeded", "failed", "revoked", "ignored"],
+)
+def test_10_a_workflow_has_a_state_of_its_own(
+    broker: Broker, outcome: Outcome, expected: str, upstream: bool
+) -> None:
+    one, two = tasks("one", "two")
+    broker.enqueue([one, two], path(one, two), Workflow(two.id))
+
+    work(broker, enlist(broker), {"one": outcome})
+
+    info = broker.workflow(two.id)
+    assert info is not None
+    assert info.state == expected
+    assert [node.upstream for node in broker.nodes(two.id)[0]] == [False, upstream]
+
+
+def test_10_workflows_are_listed_the_latest_first(broker: Broker) -> None:
+    made = []
+    for number in range(3):
+        one, two = tasks("one", "two")
+        broker.enqueue([one, two], path(one, two), Workflow(two.id, f"chain {number}"))
+        made.append(two.id)
+
+    assert [info.id for info in broker.workflows()] == made[::-1]
+    assert [info.name for info in broker.workflows(limit=2)] == ["chain 2", "chain 1"]
+
+
+def test_10_a_workflow_that_is_not_there_is_none(broker: Broker) -> None:
+    assert broker.workflow("nobody") is None
+    assert broker.nodes("nobody") == ([], [])
+    assert broker.workflows() == []
+
+
+@pytest.mark.parametrize("how", ["expire", "forget"])
+def test_10_a_workflow_goes_with_its_last_node(
+    broker: Broker, clock: FakeClock, how: str
+) -> None:
+    members, into, body, edges = chord(2)
+    messages = [*members, into, body]
+    broker.enqueue(messages, edges, Workflow(body.id))
+    work(broker, enlist(broker))
+
+    if how == "expire":
+        clock.advance(90_000)
+        while broker.maintain():
+            pass
+    else:
+        broker.forget([message.id for message in messages[:-1]])
+        assert broker.workflow(body.id) is not None
+        broker.forget([body.id])
+
+    assert broker.workflow(body.id) is None
+    assert broker.workflows() == []
+    assert broker.nodes(body.id) == ([], [])
