@@ -15,10 +15,11 @@ from liteq.calls import Defaults, with_options
 from liteq.canvas import Signature, chunks, xmap, xstarmap
 from liteq.context import Context
 from liteq.current import current_app, get_current_app
-from liteq.exceptions import MaxRetriesExceededError, Retry
+from liteq.exceptions import ImproperlyConfigured, MaxRetriesExceededError, Retry
 from liteq.local import Proxy
 from liteq.message import PACKED_FIELDS, Message
 from liteq.options import CallOptions, RetryOptions, named
+from liteq.replacing import addition, joined, replacement
 from liteq.result import PROGRESS, AsyncResult, EagerResult
 
 if TYPE_CHECKING:
@@ -354,6 +355,51 @@ class Task(Generic[P, R]):
         request.retry = steer
         return steer
 
+    def replace(self, sig: Signature[Any]) -> NoReturn:
+        """End this attempt and have another call run in its place, under the same id.
+
+        `sig` is any signature: its value (of a group: the list of values) becomes the
+        value of this call, for its result and for all that waits for it. It keeps the
+        call's links, its place in chains and groups, its headers and its stamps, and has
+        its own task's options otherwise. All of it is sent in one step with the end of
+        the attempt. Raises `Replaced` (an `Ignore`), which takes effect even if the body
+        swallows it; `TypeError` for what is no signature, and `ImproperlyConfigured` for
+        an empty workflow or a signature that belongs to a chord already.
+        """
+        request = self.request
+        message = request.message
+        if message is None:
+            raise RuntimeError("replace() is for a call that a worker runs, under an id")
+        if not isinstance(sig, Signature):
+            raise TypeError(f"replace() takes a signature, as task.s(…) makes it, not {sig!r}")
+        if "chord" in sig.options:
+            raise ImproperlyConfigured(
+                f"{sig!r} belongs to a chord, so it cannot take this call's place"
+            )
+        self.on_replace(sig)
+        request.replaced = replacement(self.app.sender, sig, message)
+        raise request.replaced
+
+    def add_to_chord(self, sig: Signature[Any], lazy: bool = False) -> Any:
+        """Add a call to the chord whose header this one is in; return its result.
+
+        It is sent when this attempt has succeeded, in one step with that, and the body
+        waits for it and is given its value behind the others. Raises `ValueError` if
+        this call is in no chord.
+        """
+        request = self.request
+        message = request.message
+        if message is None or message.gather is None:
+            raise ValueError("this call is in the header of no chord: there is none to add to")
+        if lazy:
+            raise ValueError(
+                "add_to_chord() sends the call when this one has succeeded, so it cannot be "
+                "lazy: leave that out"
+            )
+        added, result = addition(self.app.sender, sig, message)
+        request.added = added if request.added is None else joined(request.added, added)
+        return result
+
     def update_state(
         self,
         task_id: str | None = None,
@@ -415,6 +461,9 @@ class Task(Generic[P, R]):
         self, status: str, retval: Any, task_id: str, args: Any, kwargs: Any, einfo: Any
     ) -> None:
         """Called in the worker last, after a success and after a failure."""
+
+    def on_replace(self, sig: Signature[Any]) -> None:
+        """Called before `sig` takes this call's place; may change it."""
 
     def shadow_name(self, args: Any, kwargs: Any, options: Mapping[str, Any]) -> str | None:
         """Return another name to show for a call, or None."""

@@ -1,0 +1,82 @@
+"""What a running task does to its workflow: put a graph in its place, or add one to it.
+
+Nothing is sent here. The graph is a part of the attempt's outcome, and is written in the
+one step that settles it: if the process dies before, nothing of it has been.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from liteq import outcome, signals
+from liteq.canvas import Signature, group
+from liteq.exceptions import Replaced
+from liteq.message import PACKED_FIELDS, Edge, Graph, Message
+
+if TYPE_CHECKING:
+    from liteq.sending import Sender
+
+__all__ = ["addition", "joined", "replacement"]
+
+
+def replacement(sender: Sender, sig: Signature[Any], message: Message) -> Replaced:
+    """Return the exception that ends the attempt of a message and puts a signature in its
+    place. Raises what sending the signature would raise."""
+    composed = sender.compose(sig, take_over=message)
+    new = _kept(message, _changed(message, composed.replaced or {}))
+    new, *others = _announced([new, *composed.messages])
+    pairs = zip(PACKED_FIELDS, message.pack(), new.pack(), strict=True)
+    changes = {name: now for name, was, now in pairs if now != was}
+    return Replaced(sig, outcome.Replaced(changes, _graph(others, composed.edges)))
+
+
+def addition(sender: Sender, sig: Signature[Any], message: Message) -> tuple[Graph, Any]:
+    """Return the graph that adds a signature to the gather of which a message is a part,
+    and the signature's result. Raises what sending the signature would raise."""
+    if isinstance(sig, group):
+        sig = sig | Signature("liteq.accumulate", kwargs={"index": 0}, app=sender.app)
+    composed = sender.compose(sig)
+    gather = message.gather or ""
+    messages = [
+        one._replace(gather=gather, group_id=gather, has_links=True)
+        if one.id == composed.result.id
+        else one
+        for one in composed.messages
+    ]
+    edges = [*composed.edges, Edge(composed.result.id, gather, "part", -1)]
+    return _graph(_announced(messages), edges), composed.result
+
+
+def joined(one: Graph, other: Graph) -> Graph:
+    """Return what two graphs are together."""
+    return Graph((*one.messages, *other.messages), (*one.edges, *other.edges))
+
+
+def _changed(message: Message, changes: Mapping[str, Any]) -> Message:
+    packed = dict(zip(PACKED_FIELDS, message.pack(), strict=True))
+    return Message.unpack(tuple({**packed, **changes}.values()))
+
+
+def _kept(old: Message, new: Message) -> Message:
+    """Return the new message with what stays with a call whoever runs in its place: its
+    headers and stamps, where the new one does not have its own."""
+    stamped = dict.fromkeys((*(old.stamped_headers or ()), *(new.stamped_headers or ())))
+    return new._replace(
+        headers={**(old.headers or {}), **(new.headers or {})} or None,
+        stamps={**(old.stamps or {}), **(new.stamps or {})} or None,
+        stamped_headers=tuple(stamped) or None,
+    )
+
+
+def _announced(messages: Sequence[Message]) -> Sequence[Message]:
+    if signals.before_task_publish.receivers:
+        from liteq import publishing  # late: few have receivers
+
+        messages = publishing.announce(messages)
+    return messages
+
+
+def _graph(messages: Iterable[Message], edges: Iterable[Edge]) -> Graph:
+    """Return a graph in plain values, as it travels to the worker."""
+    return Graph(tuple(one.pack() for one in messages), tuple(tuple(edge) for edge in edges))
