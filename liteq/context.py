@@ -74,7 +74,6 @@ class Context:
     callbacks: Any = None
     errbacks: Any = None
     chain: Any = None
-    chord: Any = None
 
     # The same for every task.
     utc: bool = True
@@ -85,6 +84,7 @@ class Context:
     root_id = _Stored(lambda message: message.root_id or message.id)
     parent_id = _Stored(lambda message: message.parent_id)
     group = _Stored(lambda message: message.group_id)
+    chord = _Stored(lambda message: message.gather)  # the id of the header that it is in
     group_index = _Stored(lambda message: message.group_index)
     eta = _Stored(lambda message: _iso(message.run_at))
     expires = _Stored(lambda message: _iso(message.expires_at))
@@ -198,7 +198,6 @@ class Context:
             "parent_id": self.parent_id,
             "group_id": self.group,
             "group_index": self.group_index,
-            "chord": self.chord,
             "chain": self.chain,
             "link": self.callbacks,
             "link_error": self.errbacks,
