@@ -203,6 +203,11 @@ class _Member(NamedTuple):
     number: int | None = None
     policy: str | None = None
 
+    @property
+    def gather(self) -> str | None:
+        """The gather that needs its value: of a group that nothing stands behind, none."""
+        return None if self.policy is None else self.group
+
 
 class _Sequence(NamedTuple):
     """A sequence that was composed: the id of its last message, that of the last task in
@@ -602,8 +607,9 @@ class _Composer:
     def _put(self, fields: list[Any], place: _Member) -> None:
         """Enter a message's place in a group."""
         if place.group is not None:
-            fields[_GROUP] = fields[_GATHER] = place.group
+            fields[_GROUP] = place.group
             fields[_INDEX] = place.number
+            fields[_GATHER] = place.gather
         if place.policy is not None and fields[_IGNORED]:
             fields[_LINKED] = True
 
@@ -619,7 +625,7 @@ class _Composer:
             parent_id=first.parent_id,
             group_id=place and place.group,
             group_index=place and place.number,
-            gather=place and place.group,
+            gather=place and place.gather,
         )
         self._add(gather)
 

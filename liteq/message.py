@@ -108,7 +108,7 @@ class Message(NamedTuple):
     countdown: float | None = None
     expires_in: float | None = None
     # Of a node of a workflow.
-    gather: str | None = None  # the id of the gather that it is a part of
+    gather: str | None = None  # the id of the gather that needs its value
     node: str | None = None  # its name among the nodes
     keywords: tuple[str | None, ...] | None = None  # by input: the argument that it becomes
 

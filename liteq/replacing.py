@@ -79,4 +79,5 @@ def _announced(messages: Sequence[Message]) -> Sequence[Message]:
 
 def _graph(messages: Iterable[Message], edges: Iterable[Edge]) -> Graph:
     """Return a graph in plain values, as it travels to the worker."""
-    return Graph(tuple(one.pack() for one in messages), tuple(tuple(edge) for edge in edges))
+    ways = tuple((e.source, e.target, e.on, e.position) for e in edges)
+    return Graph(tuple(one.pack() for one in messages), ways)

@@ -349,9 +349,11 @@ def test_what_a_failed_attempt_added_is_not_sent(app: Liteq, tasks: Tasks, run: 
 
 def test_outside_of_a_chord_there_is_none_to_add_to(tasks: Tasks, run: Run) -> None:
     lone = run(tasks.extend.s(1, tasks.add.s(1, 2)))
+    grouped = run(group(tasks.extend.s(1, tasks.add.s(1, 2)), tasks.add.s(1, 2)))
 
-    with pytest.raises(ValueError, match="header of no chord"):
-        lone.get()
+    for result in (lone, grouped):
+        with pytest.raises(ValueError, match="header of no chord"):
+            result.get()
 
 
 def test_adding_lazily_is_refused(app: Liteq, tasks: Tasks, run: Run) -> None:
