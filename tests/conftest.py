@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 
 from liteq.brokers.base import Broker
 
-BROKERS = ("sqlite", "memory")  # a new broker is entered here and in world.Store
+BROKERS = ("sqlite", "memory", "redis")  # a new broker is entered here and in world.Store
 
 # Derandomised: the same run everywhere, so a red build is red at the desk as well.
 _calm: dict[str, Any] = {

@@ -37,17 +37,19 @@ from liteq.brokers.base import (
     WorkerInfo,
     WorkflowInfo,
 )
+from liteq.brokers.graph import count_edges
 from liteq.brokers.redis_form import (
     LETTERS,
     RECORD_FIELDS,
     STATES,
     Fields,
     attempt_of,
-    check_changes,
+    checked,
     graph_arguments,
     packed_of,
     read_inputs,
     record_of,
+    refused,
     schedule_of,
     settlement_arguments,
 )
@@ -222,6 +224,7 @@ class RedisBroker(Broker):
         workflow: Workflow | None = None,
     ) -> None:
         packed = [message.pack() for message in messages]
+        count_edges(packed, edges)
         if not packed:
             return
         answer = self._call("enqueue", *graph_arguments(packed, edges, workflow), durable=True)
@@ -229,19 +232,9 @@ class RedisBroker(Broker):
 
     @staticmethod
     def _refuse(answer: Sequence[bytes | None]) -> None:
-        """Raise what a script says that a graph cannot be."""
-        if not answer or answer[0] not in (b"A", b"E"):
-            return
-        kind, id, other = [(field or b"").decode() for field in answer]
-        if kind == "A":
-            raise AlreadyEnqueued(
-                f"a message with id {id!r} is in the store with another task or other "
-                f"arguments (its task is {other!r}): ids are used once"
-            )
-        raise InvalidTaskError(
-            f"{other!r} cannot wait for {id!r}, which is not in the store or is over "
-            "already: enqueue both in one call"
-        )
+        """Raise what a script says why a graph cannot be."""
+        if answer and answer[0] in (b"A", b"E", b"N"):
+            raise _refusal(answer)
 
     def step(
         self,
@@ -255,22 +248,27 @@ class RedisBroker(Broker):
     ) -> Step:
         token = self._tokens()
         doubtful = self._doubtful.get(worker, ())
-        arguments: list[Any] = [worker, token, len(doubtful), *doubtful, len(settlements)]
-        for lease, outcome in settlements:
-            check_changes(outcome)
-            arguments += settlement_arguments(lease, outcome, self.max_deliveries)
-        arguments.append(len(notes))
-        for lease, note in notes:
-            arguments += (lease.id, lease.token, note.state, note.meta)
+        ends = [(lease, checked(lease, outcome)) for lease, outcome in settlements]
         limit = max(limit, 0)
         digest = self._digest(worker, tasks) if limit else "*"
-        arguments += (limit, len(queues), *queues, digest)
+        tail: list[Any] = [len(notes)]
+        for lease, note in notes:
+            tail += (lease.id, lease.token, note.state, note.meta)
+        tail += (limit, len(queues), *queues, digest)
         try:
-            answer = self._call("step", *arguments, word=token)
-            if answer == [b"tasks"]:
-                assert tasks is not None
-                self._call("known", worker, digest, *tasks)
-                answer = self._call("step", *arguments, word=token)
+            while True:
+                head: list[Any] = [worker, token, len(doubtful), *doubtful, len(ends)]
+                for lease, outcome in ends:
+                    head += settlement_arguments(lease, outcome, self.max_deliveries)
+                answer = self._call("step", *head, *tail, word=token)
+                if answer[0] == b"tasks":
+                    self._call("known", worker, digest, *(tasks or ()))
+                elif answer[0] == b"graph":
+                    at = int(answer[1] or 0) - 1
+                    lease, outcome = ends[at]
+                    ends[at] = (lease, refused(outcome, _refusal(answer[2:])))
+                else:
+                    break
         except BrokerError:
             # The claim may have taken effect, and nobody would know of these leases.
             self._doubtful[worker] = {*doubtful, token}
@@ -567,6 +565,7 @@ class RedisBroker(Broker):
             schedule.last_run_at,
             schedule.last_id,
             schedule.total,
+            self._tokens(),  # a number of changes would begin anew with an entry's name
         )
         return said[0] == b"1"
 
@@ -586,8 +585,10 @@ class RedisBroker(Broker):
     ) -> bool:
         last = ""
         if messages:
-            last = workflow.id if workflow is not None else messages[-1].id
-        graph = graph_arguments([message.pack() for message in messages], edges, workflow)
+            last = workflow.id if workflow is not None else messages[0].id
+        packed = [message.pack() for message in messages]
+        count_edges(packed, edges)
+        graph = graph_arguments(packed, edges, workflow)
         said = self._once("fire", name, due_at, next_due_at, revision, last, *graph)
         self._refuse(said)
         return said[0] == b"1"
@@ -703,6 +704,22 @@ class _Row:
         )
 
 
+def _refusal(answer: Sequence[bytes | None]) -> AlreadyEnqueued | InvalidTaskError:
+    """Return what a script says why a graph cannot be."""
+    kind, id, other = [(field or b"").decode() for field in answer]
+    if kind == "A":
+        return AlreadyEnqueued(
+            f"a message with id {id!r} is in the store with another task or other "
+            f"arguments (its task is {other!r}): ids are used once"
+        )
+    if kind == "N":
+        return InvalidTaskError(f"{id!r} takes no parts: it is no gather, but {other!r}")
+    return InvalidTaskError(
+        f"{other!r} cannot wait for {id!r}, which is not in the store or is over "
+        "already: enqueue both in one call"
+    )
+
+
 def _read_step(fields: Fields, token: int) -> Step:
     alive, flags = fields.bytes() == b"1", fields.bytes()
     due = fields.one()
@@ -750,7 +767,7 @@ def _read_node(fields: Fields, nodes: list[Node], edges: list[Edge]) -> None:
     words = {"s": "success", "f": "failure", "p": "part"}
     for _ in range(fields.number()):
         text, position = fields.text(), fields.number()
-        edges.append(Edge(id.decode(), text[1:], words[text[0]], position))
+        edges.append(Edge(id.decode(), text[1:], words[text[0].lower()], position))
 
 
 def _records(answer: Sequence[bytes | None]) -> dict[str, Record]:

@@ -13,8 +13,9 @@ from typing import Any, Final
 
 from liteq import failure
 from liteq.brokers.base import Attempt, Input, Lease, Note, Record, Schedule, State
-from liteq.brokers.redis_wire import unpack
-from liteq.exceptions import TaskRevokedError, WorkerLostError
+from liteq.brokers.graph import count_edges
+from liteq.brokers.redis_wire import strings, unpack
+from liteq.exceptions import InvalidTaskError, TaskRevokedError, WorkerLostError
 from liteq.message import PACKED_FIELDS, Edge, Graph, Packed
 from liteq.outcome import (
     Failed,
@@ -34,11 +35,12 @@ __all__ = [
     "STATES",
     "Fields",
     "attempt_of",
-    "check_changes",
+    "checked",
     "graph_arguments",
     "packed_of",
     "read_inputs",
     "record_of",
+    "refused",
     "schedule_of",
     "settlement_arguments",
 ]
@@ -62,8 +64,8 @@ LETTERS: Final[dict[str, str]] = {
 RECORD_FIELDS: Final = 25
 _IGNORED_KEPT: Final = 3600.0  # seconds an unwanted result is kept, against repetitions
 _PLACES: Final = {name: at for at, name in enumerate(PACKED_FIELDS)}
-_RETRY: Final = frozenset(PACKED_FIELDS) - {"id", "task", "run_at"}
-_REPLACE: Final = _RETRY | {"task"}
+_REPLACE: Final = frozenset(PACKED_FIELDS) - {"id"}
+_RETRY: Final = _REPLACE - {"task", "run_at"}
 
 Field = bytes | None
 
@@ -179,12 +181,51 @@ def graph_arguments(
 # Outcomes
 
 
-def check_changes(outcome: Outcome) -> None:
-    """Raise `ValueError` if a retry or replacement changes what it cannot."""
+def checked(lease: Lease, outcome: Outcome) -> Outcome:
+    """Return the outcome; or, if it has a graph that cannot be, the task's failure: it is
+    no reason for its worker to lose the rest of a step. Raises `ValueError` if a retry
+    changes what it cannot."""
     if type(outcome) is Retried and (unknown := (outcome.changes or {}).keys() - _RETRY):
         raise ValueError(f"a retry cannot change {sorted(unknown)}")
-    if type(outcome) is Replaced and (unknown := outcome.changes.keys() - _REPLACE):
-        raise ValueError(f"a replacement cannot change {sorted(unknown)}")
+    try:
+        if type(outcome) is Replaced:
+            _check_replacement(lease, outcome)
+        elif type(outcome) is Succeeded and outcome.added is not None:
+            _check_added(outcome.added)
+    except (InvalidTaskError, TypeError, ValueError) as exc:
+        return refused(outcome, exc)
+    return outcome
+
+
+def refused(outcome: Outcome, exc: Exception) -> Failed:
+    """Return the failure of a task whose graph the store refuses."""
+    children = outcome.children if isinstance(outcome, Succeeded) else None
+    return Failed(failure.describe(exc, traceback=""), children=children)
+
+
+def _check_replacement(lease: Lease, outcome: Replaced) -> None:
+    if unknown := outcome.changes.keys() - _REPLACE:
+        raise InvalidTaskError(f"a replacement cannot change {sorted(unknown)}")
+    itself = _changed(lease.packed, dict(outcome.changes))
+    count_edges(outcome.graph.messages, outcome.graph.edges, itself)
+    _encodable(outcome.graph)
+
+
+def _check_added(added: Graph) -> None:
+    ids = {packed[0] for packed in added.messages}
+    count_edges(added.messages, [edge for edge in added.edges if edge[1] in ids])
+    for source, target, on, _ in added.edges:
+        if target not in ids and (on != "part" or source not in ids):
+            raise InvalidTaskError(
+                f"{target!r} cannot be made to wait for {source!r} with {on!r}: a task may "
+                "add parts to a gather, and nothing else to what is in the store"
+            )
+    _encodable(added)
+
+
+def _encodable(graph: Graph) -> None:
+    """Raise `TypeError` or `ValueError` for values that no store could keep."""
+    strings(graph_arguments(graph.messages, graph.edges))
 
 
 def settlement_arguments(lease: Lease, outcome: Outcome, max_deliveries: int) -> list[Any]:
@@ -213,8 +254,9 @@ def settlement_arguments(lease: Lease, outcome: Outcome, max_deliveries: int) ->
             return ["Y", *who, run_at, error, *_renewed(packed)]
         case Replaced(changes, graph):
             packed = _changed(packed, {"retries": 0, **changes})
-            graphed = graph_arguments(graph.messages, graph.edges)
-            return ["G", *who, packed[1], *_renewed(packed), *graphed]
+            workflow = (lease.id, lease.task) if graph.messages else None
+            graphed = graph_arguments(graph.messages, graph.edges, workflow)
+            return ["G", *who, packed[5], packed[1], *_renewed(packed), *graphed]
 
 
 def _added(graph: Graph | None) -> list[Any]:

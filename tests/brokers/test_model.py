@@ -11,7 +11,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from brokers.model import BrokerMachine
 
 STORM = bool(os.environ.get("LITEQ_STORM"))
-EXAMPLES = {"memory": 120, "sqlite": 25}
+EXAMPLES = {"memory": 120, "sqlite": 25, "redis": 25}
 
 
 @pytest.mark.timeout(3600 if STORM else 60)

@@ -23,7 +23,7 @@
 -- Keys:
 --   q:<queue>           zset  queued ids, by priority and number
 --   d:<queue>           zset  delayed ids, by when they are due
---   w:<queue>           zset  waiting ids, by number
+--   w:<queue>           zset  waiting ids, by number; no gathers, which are no work
 --   parked:<n>:<queue>:<task>  zset  parked ids, by priority and number (n: its length)
 --   p:<queue>           set   tasks that messages of this queue are parked for
 --   parked              zset  parked ids, by when they were parked
@@ -31,10 +31,11 @@
 --   retrying            zset  ids that wait for another attempt, by number
 --   leases:<worker>     set   ids that the worker holds
 --   orders:<worker>     hash  number: signal, of runs that the worker is to end
---   over:<state>        zset  ids that ended in S, F, R, I, by number
+--   over:<state>        zset  ids that ended in S, F, R, I, by number; no gathers
 --   dead                zset  dead letters, by number
 --   expiring            zset  ids that ended, by when they are to be deleted
---   e:<id>              hash  edges from a message; letter and target: position
+--   e:<id>              hash  edges from a message; letter and target: position. A capital
+--                             letter led to what was replaced since: it sets nothing off
 --   b:<id>              hash  edges to a message; source: letter, "+" once it is met
 --   i:<id>              hash  inputs of a message; position:source: letter and value
 --   a:<id>              list  its attempts that did not succeed
@@ -71,6 +72,10 @@ local function ignores(options)
   return string.match(options, '^[^,]*,[^,]*,[^,]*,(.)') == '1'
 end
 
+local function wait(m)  -- put a message where those are that wait; a gather is no work
+  if m.t ~= GATHER then call('ZADD', P .. 'w:' .. m.q, m.n, m.id) end
+end
+
 -- Put a message where claims find it, now or when it is due. Returns its state.
 local function line_up(id, queue, priority, number, run_at, expires_at)
   local state
@@ -94,7 +99,7 @@ local function take_out(m)
   elseif state == 'd' then
     call('ZREM', P .. 'd:' .. m.q, id)
   elseif state == 'w' then
-    call('ZREM', P .. 'w:' .. m.q, id)
+    if m.t ~= GATHER then call('ZREM', P .. 'w:' .. m.q, id) end
     return
   elseif state == 'p' then
     local key = parked_key(m.q, m.t)
@@ -113,7 +118,7 @@ end
 
 -- Write down that a message is over; `keep`: seconds, "" for ever.
 local function close(m, state, keep)
-  call('ZADD', P .. 'over:' .. state, m.n, m.id)
+  if m.t ~= GATHER then call('ZADD', P .. 'over:' .. state, m.n, m.id) end
   if keep ~= '' then call('ZADD', P .. 'expiring', NOW + tonumber(keep), m.id) end
 end
 
@@ -170,7 +175,7 @@ end
 -- End what waits as what it waited for has ended.
 local function end_upstream(m, finish, tells, gather)
   if m.s ~= 'w' then return end
-  call('ZREM', P .. 'w:' .. m.q, m.id)
+  take_out(m)
   call('HSET', P .. 'm:' .. m.id, 's', finish.state, 'Z', NOW_TEXT, 'V', 'upstream')
   if finish.state == 'F' then call('HSET', P .. 'm:' .. m.id, 'r', finish.value) end
   close(m, finish.state, kept_for(m.o))
@@ -229,7 +234,6 @@ local function join(m)  -- a gather has all its parts: its result is their list
   local value = table.concat(list)
   local keep = kept_for(m.o)
   call('DEL', P .. 'i:' .. m.id)
-  call('ZREM', P .. 'w:' .. m.q, m.id)
   call('HSET', P .. 'm:' .. m.id, 's', 'S', 'Z', NOW_TEXT)
   if ignores(m.o) then
     keep = tostring(math.min(tonumber(given(keep) or IGNORED_KEPT), IGNORED_KEPT))
@@ -263,12 +267,15 @@ local function gather(target, arrivals)
     elseif met(m, finish.id) then
       count = count + 1
       if policy == 'collect' or (good and policy ~= 'count') then
-        local kind = finish.kind == 'l' and 'r' or finish.kind
-        call('HSET', P .. 'i:' .. target, position .. ':' .. finish.id, kind .. finish.value)
+        local part = finish.kind .. finish.value
+        call('HSET', P .. 'i:' .. target, position .. ':' .. finish.id, part)
       end
     end
   end
-  local pending = call('HINCRBY', P .. 'm:' .. target, 'P', -count)
+  local pending = tonumber(m.P)
+  if count > 0 then
+    pending = call('HINCRBY', P .. 'm:' .. target, 'P', string.format('%d', -count))
+  end
   if m.s ~= 'w' then return end
   if bad then
     fail_gather(m, bad)
@@ -302,9 +309,9 @@ local function follow()
             local m = load(target)
             if m then end_upstream(m, finish, finish.gather and not finish.silent) end
           end
-        elseif finish.state ~= 'S' and finish.tells then
+        elseif on == 'f' and finish.state ~= 'S' and finish.tells then
           give(target, position, finish)
-        else
+        elseif on == 'f' then
           local m = load(target)
           if m then
             end_upstream(m, {state = 'R', value = revocation('upstream'), silent = true}, false)

@@ -56,7 +56,7 @@ local function enter(graph, there)
   for _, edge in ipairs(graph.edges) do
     local source, target, on, position = unpack(edge)
     if new[target] or (there and there[target] and (new[source] or there[source])) then
-      if position == '-1' then
+      if position == '-1' and not new[target] then
         position = string.format('%d', call('HINCRBY', P .. 'm:' .. target, 'B', 1) - 1)
       elseif on == 'p' then
         next_part[target] = math.max(next_part[target] or 0, tonumber(position) + 1)
@@ -75,6 +75,12 @@ local function enter(graph, there)
       end
     end
   end
+  for target, following in pairs(next_part) do
+    if not new[target] then
+      local known = tonumber(call('HGET', P .. 'm:' .. target, 'B') or '0')
+      if following > known then call('HSET', P .. 'm:' .. target, 'B', following) end
+    end
+  end
   local lone = {}
   local workflow = graph.workflow
   for _, m in ipairs(graph.messages) do
@@ -84,7 +90,7 @@ local function enter(graph, there)
       local state
       if waits or m.t == GATHER then
         state = 'w'
-        call('ZADD', P .. 'w:' .. m.q, number, id)
+        if m.t ~= GATHER then call('ZADD', P .. 'w:' .. m.q, number, id) end
         if not waits then lone[#lone + 1] = id end
       else
         state = line_up(id, m.q, tonumber(m.p), number, m.u, m.x)

@@ -3,6 +3,7 @@
 -- ARGV[4]   name   [5]  entry   [6]  due ("" never)   [7]  origin   [8]  paused (1, 0)
 --      [9]  the revision it must have ("" any, 0: there is none)
 --      [10…13]  last_due, last_run, last_id ("" none), total: for the first write
+--      [14]  its new revision
 -- Answers   1, or 0 if it had another revision
 
 local said = once()
@@ -14,7 +15,7 @@ if ARGV[9] ~= '' and ARGV[9] ~= (revision or '0') then
   return answer()
 end
 call('HSET', key, 'entry', ARGV[5], 'origin', ARGV[7], 'paused', ARGV[8],
-  'revision', string.format('%d', tonumber(revision or call('HGET', P .. 'meta', 'removed') or '0') + 1))
+  'revision', ARGV[14])
 if ARGV[6] ~= '' then call('HSET', key, 'due', ARGV[6]) else call('HDEL', key, 'due') end
 if not revision then
   call('SADD', P .. 'schedules', ARGV[4])

@@ -1,4 +1,4 @@
--- Broker.redrive: give failed messages a fresh start, and what ended with them its wait.
+-- Broker.redrive: give failed messages a fresh start, and undo what followed their ends.
 -- Needs: base ends
 -- ARGV[4…]  ids
 -- Answers   the ids of those that were failed, and not upstream
@@ -6,12 +6,19 @@
 local said = once()
 if said then return said end
 
-local function reopen(m)  -- it is not over any more
+-- What is not over any more, or is to wait again: it starts as if it never had.
+local function renew(m, state)
   local key = P .. 'm:' .. m.id
-  call('ZREM', P .. 'over:' .. m.s, m.id)
-  call('ZREM', P .. 'expiring', m.id)
-  call('ZREM', P .. 'dead', m.id)
-  call('HDEL', key, 'r', 'X', 'K', 'Z', 'T', 'V', 'k', 'c')
+  if string.find('SFRI', m.s, 1, true) then
+    call('ZREM', P .. 'over:' .. m.s, m.id)
+    call('ZREM', P .. 'expiring', m.id)
+    call('ZREM', P .. 'dead', m.id)
+  else
+    take_out(m)
+  end
+  call('HDEL', key, 'r', 'c', 'X', 'K', 'Z', 'T', 'V', 'k')
+  call('HSET', key, 'd', '0', 'y', '0', 's', state)
+  if state == 'w' then wait(m) end
 end
 
 local function can_wait(m)  -- nothing that it waits for has ended in the wrong way
@@ -25,33 +32,77 @@ local function can_wait(m)  -- nothing that it waits for has ended in the wrong 
   return true
 end
 
-local back, driven = {}, {}
+local undone = {}
+
+-- An error callback that has been called, or is about to be, waits to be called again. One
+-- that runs goes on, and one that somebody revoked stays revoked.
+local function recall(m, source)
+  if tonumber(m.P or '0') > 0 or m.s == 'r' or m.s == 'R' then return end
+  local over = string.find('SFI', m.s, 1, true)
+  renew(m, 'w')
+  call('HSET', P .. 'm:' .. m.id, 'P', '1')
+  call('DEL', P .. 'i:' .. m.id)
+  call('HSET', P .. 'b:' .. m.id, source, 'f')
+  if over then undone[#undone + 1] = {m, m.s == 'S'} end
+end
+
+-- What has counted an end that is undone now, and has not started.
+local function uncount(m, on, position, source)
+  if not (string.find('wqdp', m.s, 1, true) or is_open(m)) then return end
+  if call('HGET', P .. 'b:' .. m.id, source) ~= '+' then return end
+  call('HSET', P .. 'b:' .. m.id, source, on)
+  call('HINCRBY', P .. 'm:' .. m.id, 'P', 1)
+  call('HDEL', P .. 'i:' .. m.id, position .. ':' .. source)
+  if string.find('qdp', m.s, 1, true) then
+    take_out(m)
+    call('HSET', P .. 'm:' .. m.id, 's', 'w')
+    wait(m)
+  end
+end
+
+local driven = {}
 for i = 4, #ARGV do
   local m = load(ARGV[i])
   if m and m.s == 'F' and m.V ~= 'upstream' and m.t ~= '' and m.t ~= GATHER then
-    reopen(m)
+    local waits = tonumber(m.P or '0') > 0
+    renew(m, waits and 'w' or 'q')
     local key = P .. 'm:' .. m.id
     call('HDEL', key, 'u', 'x')
-    call('HSET', key, 'd', '0', 'y', '0', 'Q', NOW_TEXT,
-      's', line_up(m.id, m.q, tonumber(m.p), tonumber(m.n)))
+    call('HSET', key, 'Q', NOW_TEXT)
+    if not waits then line_up(m.id, m.q, tonumber(m.p), tonumber(m.n)) end
     driven[#driven + 1] = m.id
-    back[#back + 1] = m
+    undone[#undone + 1] = {m, false}
   end
 end
-while #back > 0 do
-  local round = back
-  back = {}
-  for _, source in ipairs(round) do
+while #undone > 0 do
+  local round, targets, order = undone, {}, {}
+  undone = {}
+  for _, one in ipairs(round) do
+    local source, succeeded = one[1], one[2]
     local edges = source.O and call('HGETALL', P .. 'e:' .. source.id) or {}
     for i = 1, #edges, 2 do
+      local on, position = string.sub(edges[i], 1, 1), edges[i + 1]
       local m = load(string.sub(edges[i], 2))
-      if m and (m.s == 'F' or m.s == 'R') and m.V == 'upstream' and can_wait(m) then
-        reopen(m)
-        call('HSET', P .. 'm:' .. m.id, 's', 'w')
-        call('ZADD', P .. 'w:' .. m.q, m.n, m.id)
-        if tonumber(m.P or '0') == 0 then start(m) end
-        back[#back + 1] = m
+      if m then
+        if not targets[m.id] then
+          targets[m.id] = true
+          order[#order + 1] = m.id
+        end
+        if on == 'f' and not succeeded then
+          recall(m, source.id)
+        elseif on == 's' and succeeded then
+          uncount(m, on, position, source.id)
+        elseif on == 'p' and (succeeded or m.b ~= 'fail') then
+          uncount(m, on, position, source.id)
+        end
       end
+    end
+  end
+  for _, id in ipairs(order) do
+    local m = load(id)
+    if (m.s == 'F' or m.s == 'R') and m.V == 'upstream' and can_wait(m) then
+      renew(m, 'w')
+      undone[#undone + 1] = {m, false}
     end
   end
 end

@@ -11,7 +11,8 @@
 --        F   error, children, "=" and why it is dead, result_expires, outcome of the attempt
 --        V   why it was revoked, the error that stands for it
 --        Y   run_at, error, body, queue, priority, expires_at, retries, o, envelope
---        G   task, and those from body on as in Y, and a graph
+--        G   run_at, task, and those from body on as in Y, and a graph, of the workflow that
+--            this makes if there was none
 --        Q   how many deliveries are not counted, "" or the error of an attempt that was lost
 --      then the number of notes; for each: id, token, state, meta
 --      then the limit, the number of queues, their names, and the digest of the names of the
@@ -21,7 +22,9 @@
 --           fields of a message (see `describe`), the number of inputs, for each: position,
 --           source, letter, value; the number of those put aside; for each: a letter (p
 --           parked, x expired), number, delivery, the fields.
---           Or only "tasks", when the worker's tasks are not known under this digest.
+--           Or only "tasks", when the worker's tasks are not known under this digest; or
+--           "graph", the number of a settlement, and what enqueue.lua answers to a graph that
+--           cannot be. Nothing is done then.
 
 local SLICE = 500
 local worker, token = take(), take()
@@ -46,12 +49,12 @@ for i = 1, tonumber(take()) do
   elseif kind == 'Q' then
     s.uncounted, s.error = tonumber(take()), given(take())
   else
-    if kind == 'Y' then s.run_at, s.error = take(), take() else s.t = take() end
+    s.run_at = given(take())
+    if kind == 'Y' then s.error = take() else s.t = take() end
     s.b, s.q, s.p, s.x, s.y, s.o, s.e =
       take(), take(), take(), given(take()), take(), take(), given(take())
     if kind == 'G' then s.graph = read_graph() end
   end
-  if s.graph then check_graph(s.graph) end  -- what is there already is left as it is
 end
 local notes = {}
 for i = 1, tonumber(take()) do notes[i] = {take(), take(), take(), take()} end
@@ -69,6 +72,26 @@ local name, alive = me[1], me[1] and not me[2]
 if limit > 0 and alive and digest ~= '*' and me[3] ~= digest then
   put('tasks')
   return answer()
+end
+
+local function refuse_graph(s)  -- what it is to add or be replaced by cannot be
+  local refusal, id, other = check_graph(s.graph)
+  if refusal or s.kind == 'G' then return refusal, id, other end
+  for _, edge in ipairs(s.graph.edges) do
+    if not s.graph.new[edge[2]] then
+      local task = call('HGET', P .. 'm:' .. edge[2], 't')
+      if task and task ~= GATHER then return 'N', edge[2], task end
+    end
+  end
+end
+for i, s in ipairs(settlements) do
+  if s.graph and held(s.id, s.token) and me[4] ~= ARGV[3] then
+    local refusal, id, other = refuse_graph(s)
+    if refusal then
+      put('graph') put(i) put(refusal) put(id) put(other)
+      return answer()
+    end
+  end
 end
 
 local function describe(m)
@@ -191,8 +214,8 @@ for i, s in ipairs(settlements) do
       local gathers = {}
       for _, edge in ipairs(s.graph.edges) do
         if not s.graph.new[edge[2]] then
-          local target = call('HMGET', P .. 'm:' .. edge[2], 's')
-          if target[1] == 'w' then gathers[edge[2]] = true end
+          local target = load(edge[2])
+          if target and is_open(target) then gathers[edge[2]] = true end
         end
       end
       enter(s.graph, gathers)
@@ -223,7 +246,8 @@ for i, s in ipairs(settlements) do
       keep_attempt(m, name, kind == 'Y' and 'retried' or 'replaced', s.error or false)
       give_lease_up(m)
       wipe(m)
-      call('HDEL', key, 'k', 'T', 'u', 'x', 'e', 'r', 'C', 'D')
+      if kind == 'G' then call('HDEL', key, 'C', 'D') end
+      call('HDEL', key, 'k', 'T', 'u', 'x', 'e', 'r')
       call('HSET', key, 'b', s.b, 'q', s.q, 'p', s.p, 'y', s.y, 'o', s.o, 'd', '0', 'j', '1')
       if s.x then call('HSET', key, 'x', s.x) end
       if s.e then call('HSET', key, 'e', s.e) end
@@ -235,16 +259,30 @@ for i, s in ipairs(settlements) do
         call('ZADD', P .. 'retrying', m.n, s.id)
       else
         -- It waits for the graph that took its place, or starts anew where it stood.
-        call('HSET', key, 't', s.t, 's', 'w')
-        call('HDEL', key, 'P')
+        for _, source in ipairs(call('HKEYS', P .. 'b:' .. s.id)) do
+          local edges = P .. 'e:' .. source
+          for _, on in ipairs({'s', 'f', 'p'}) do
+            local position = call('HGET', edges, on .. s.id)
+            if position then
+              call('HDEL', edges, on .. s.id)
+              call('HSET', edges, string.upper(on) .. s.id, position)
+            end
+          end
+        end
+        call('HSET', key, 't', s.t, 's', 'w', 'P', '0')
+        if s.run_at then call('HSET', key, 'u', s.run_at) end
         call('DEL', P .. 'i:' .. s.id, P .. 'b:' .. s.id)
-        call('ZADD', P .. 'w:' .. s.q, m.n, s.id)
-        s.graph.workflow, s.graph.name = m.W or nil, nil
+        wait({id = s.id, t = s.t, q = s.q, n = m.n})
+        if m.W then
+          s.graph.workflow, s.graph.name = m.W, nil
+        elseif #s.graph.messages > 0 then
+          call('HSET', key, 'W', s.graph.workflow)
+          call('ZADD', P .. 'nodes:' .. s.graph.workflow, m.n, s.id)
+        end
         enter(s.graph, {[s.id] = true})
-        local found = call('HMGET', key, 's', 'P')
-        if found[1] == 'w' and tonumber(found[2] or '0') == 0 then
-          call('ZREM', P .. 'w:' .. s.q, s.id)
-          call('HSET', key, 's', line_up(s.id, s.q, p, n, nil, s.x))
+        local now = load(s.id)
+        if now.s == 'w' and now.P == '0' then
+          if s.t == GATHER then join(now) else start(now) end
         end
       end
     end
