@@ -523,7 +523,11 @@ class _Composer:
                     message.id, message.id, on, position, priority=message.priority
                 )
                 step = _Step(sig, where=(where, option, position))
+                first = len(self.messages)
                 self.sequence(self.layout(step), before)
+                if on == "failure":
+                    behind = self.messages[first:]
+                    self.messages[first:] = [each._replace(errback=True) for each in behind]
         self._in_links -= 1
 
     # One message

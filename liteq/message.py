@@ -104,6 +104,7 @@ class Message(NamedTuple):
     store_errors: bool = False
     immutable: bool = False
     has_links: bool = False  # success edges leave here: the value is needed even if ignored
+    errback: bool = False  # runs only if something fails: an error callback, or behind one
     # Of one that waits for others: they count from when the last of those has ended.
     countdown: float | None = None
     expires_in: float | None = None

@@ -17,7 +17,7 @@ from unittest import mock
 import pytest
 from api import app_in_memory
 
-from liteq import Liteq, signals, testing
+from liteq import Liteq, chain, chord, signals, testing
 from liteq.exceptions import (
     ContentDisallowed,
     EncodeError,
@@ -387,6 +387,64 @@ def test_links_and_error_callbacks_follow(app: Liteq, t: Inline) -> None:
     runs = t.drain()
     assert sorted(states(runs)) == ["FAILURE", "SUCCESS", "SUCCESS", "SUCCESS"]
     assert heard == [0.5, ZeroDivisionError]
+
+
+def test_workflows_run_as_they_do_in_a_worker(app: Liteq, t: Inline) -> None:
+    @app.task
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    @app.task(queue="sums")
+    def total(numbers: list[int]) -> int:
+        return sum(numbers)
+
+    chained = chain(add.s(1, 2), add.s(3), add.s(4))()
+    summed = chord([add.s(n, n) for n in range(4)])(total.s())
+    t.assert_enqueued(add, args=(4,), count=1)
+    t.assert_enqueued(total, args=(), queue="sums")
+    assert {call.task for call in t.all_enqueued()} == {add.name, total.name}
+    assert len(t.drain()) == 3 + 4 + 1
+    assert (chained.get(), summed.get()) == (10, 12)
+    t.refute_enqueued()
+
+
+def test_a_chord_waits_for_the_part_that_is_retried(app: Liteq, t: Inline) -> None:
+    @app.task(bind=True, default_retry_delay=60)
+    def part(self: Any, number: int) -> int:
+        if number == 1 and not self.request.retries:
+            raise self.retry()
+        return number
+
+    @app.task
+    def total(numbers: list[int]) -> int:
+        return sum(numbers)
+
+    summed = chord([part.s(n) for n in range(3)])(total.s())
+    t.drain()
+    with pytest.raises(TimeoutError, match="call drain"):
+        summed.get()
+    t.assert_enqueued(part, args=(1,), countdown=60, count=1)
+    t.drain(with_scheduled=True)
+    assert summed.get() == 3
+
+
+def test_an_error_callback_is_no_call_until_there_is_an_error(app: Liteq, t: Inline) -> None:
+    @app.task
+    def divide(x: int, y: int) -> float:
+        return x / y
+
+    @app.task
+    def complain(id: str) -> None: ...
+
+    @app.task(queue="later")
+    def write_down() -> None: ...
+
+    divide.apply_async((1, 0), link_error=chain(complain.s(), write_down.si()))
+    chain(divide.s(1, 1), divide.s(2)).apply_async(link_error=complain.s())
+    t.refute_enqueued(complain)
+    t.refute_enqueued(write_down)
+    t.drain("default")
+    t.assert_enqueued(write_down, count=1)
 
 
 def test_a_failure_is_returned_or_raised(app: Liteq, t: Inline) -> None:

@@ -37,7 +37,8 @@ _TOLERANCE: Final = 1.0  # seconds: a clock that runs goes on between a call and
 
 
 class Enqueued(NamedTuple):
-    """A call that waits to be run, or is running.
+    """A call that waits to be run, or is running. An error callback is one from when there
+    is an error.
 
     `args` and `kwargs` are what the task will be given, read from the stored bytes; what a
     chain or chord puts before them is not among them. `eta`: when it is due, in the app's
@@ -186,10 +187,18 @@ def _calls(app: Liteq, states: Iterable[State], limit: int = _ALL) -> list[Enque
         record
         for state in states
         for record in broker.browse(state, limit=limit)
-        if record.packed[1] != GATHER and (record.final or not has_ended(record, now))
+        if _is_call(record) and (record.final or not has_ended(record, now))
     ]
     found.sort(key=lambda record: (record.enqueued_at, record.id))
     return [_call(app, record, now) for record in found]
+
+
+def _is_call(record: Record) -> bool:
+    """Tell whether a message is a call that will be made, if all goes well: no gather, and
+    no error callback before there is an error."""
+    if record.packed[1] == GATHER:
+        return False
+    return record.state != "waiting" or not record.message.errback
 
 
 def _call(app: Liteq, record: Record, now: float) -> Enqueued:
