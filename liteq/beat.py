@@ -375,9 +375,7 @@ class Service:
             self.engine = Beat(app, max_interval=max_interval)
         else:
             self.engine = Custom(app, kind, max_interval=max_interval)
-        self._wake_read, self._wake_write = socket.socketpair()
-        self._wake_read.setblocking(False)
-        self._wake_write.setblocking(False)
+        self._wake_write: socket.socket | None = None  # until it runs
 
     def run(self) -> int:
         """Run until stopped; return the process's exit code: 0 after a stop that was asked
@@ -386,12 +384,14 @@ class Service:
         Raises `ScheduleError` if an entry that the code declares cannot be.
         """
         with contextlib.ExitStack() as stack:
-            stack.callback(self._wake_read.close)
-            stack.callback(self._wake_write.close)
+            woken, self._wake_write = socket.socketpair()
+            for end in (woken, self._wake_write):
+                end.setblocking(False)
+                stack.callback(end.close)
             if self.install_signals:
-                stack.enter_context(self._signals())
+                stack.enter_context(self._signals(self._wake_write.fileno()))
             selector = stack.enter_context(selectors.DefaultSelector())
-            selector.register(self._wake_read, selectors.EVENT_READ)
+            selector.register(woken, selectors.EVENT_READ)
             if self.life is not None:
                 selector.register(self.life, selectors.EVENT_READ)
             mailbox = self.app.broker.mailbox(beat=True)
@@ -410,7 +410,7 @@ class Service:
                     if any(key.fileobj is self.life for key, _ in ready):
                         break
                     with contextlib.suppress(BlockingIOError):
-                        self._wake_read.recv(4096)
+                        woken.recv(4096)
                     if mailbox.receive() or polls:
                         self.engine.wake()
             except BrokerError as exc:  # trying again will not help: deleted, damaged
@@ -421,8 +421,9 @@ class Service:
     def stop(self) -> None:
         """Stop, from any thread or signal handler."""
         self._wants_stop = True
-        with contextlib.suppress(OSError):  # it is over, or has been woken enough
-            self._wake_write.send(b"!")
+        if self._wake_write is not None:
+            with contextlib.suppress(OSError):  # it is over, or has been woken enough
+                self._wake_write.send(b"!")
 
     def _is_told_to_stop(self) -> bool:
         return self._wants_stop
@@ -451,11 +452,11 @@ class Service:
             logger.error("could not sign off: %s", exc)  # noqa: TRY400 (the cause is said)
 
     @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
+    def _signals(self, wakes: int) -> Iterator[None]:
         """Stop on TERM, INT and QUIT. The handler sets a flag; the descriptor ends the
         selector's sleep."""
         numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
-        old_fd = signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
+        old_fd = signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
         old = {number: signal.signal(number, self._on_signal) for number in numbers}
         try:
             yield

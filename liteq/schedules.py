@@ -157,13 +157,8 @@ class schedule(BaseSchedule):  # noqa: N801 (Celery's name)
         return self._step(now)
 
     def following(self, due: float, after: float) -> float | None:
-        every = self.seconds
-        if not self.relative:
-            found = due + max(1, floor((after - due) / every)) * every
-            while found <= after:  # once at most: where the quotient was rounded down
-                found += every
-            return found
-        found = self._step(max(due, after - every))
+        whole = max(0, floor((after - due) / self.seconds))  # skipped at one go
+        found = self._step(due + whole * self.seconds)
         while found <= after:
             found = self._step(found)
         return found
