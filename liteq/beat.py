@@ -105,10 +105,10 @@ class Beat:
         self._until = 0.0  # when our lease runs out
         self._seen = (self._clock.now(), self._clock.steady())
 
-    def start(self) -> None:
-        """Bring the store up to what the code declares. Raises `ScheduleError` for what
-        cannot be."""
-        self._declared = self.app.schedules.reconcile()
+    def start(self, since: float | None = None) -> None:
+        """Bring the store up to what the code declares, new entries counting from `since`
+        (Unix seconds; default: now). Raises `ScheduleError` for what cannot be."""
+        self._declared = self.app.schedules.reconcile(since)
         self._read()
         self._pull_back(self._clock.now())
         self._stale = True

@@ -79,14 +79,24 @@ class InlineWorker:
             yield self._run(lease)
 
     def run_until(
-        self, moment: float | None, move_to: Callable[[float], object]
+        self,
+        moment: float | None,
+        move_to: Callable[[float], object],
+        also: Callable[[], float | None] = lambda: None,
     ) -> Iterator[Ran]:
         """Run what is due, then have the broker's clock moved to when the next message is
         and go on, up to and including this instant (Unix seconds; None: until nothing is
-        left)."""
+        left). `also()` is called at each such time, does what it has to do then, and returns
+        when that is next; it is called again when something has run."""
         while True:
-            yield from self.run_due()
-            due = self.next_due()
+            other = also()
+            idle = True
+            for ran in self.run_due():
+                idle = False
+                yield ran
+            if not idle:
+                continue
+            due = min(filter(None, (self.next_due(), other)), default=None)
             if due is None or (moment is not None and due > moment):
                 break
             move_to(due)

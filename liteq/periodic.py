@@ -136,14 +136,15 @@ class Schedules:
             raise refused
         return given
 
-    def reconcile(self) -> dict[str, Entry]:
-        """Bring the store up to what the code declares, and return that.
+    def reconcile(self, since: float | None = None) -> dict[str, Entry]:
+        """Bring the store up to what the code declares, and return that. What is new
+        counts from `since` (Unix seconds; default: now).
 
         An entry that is as it was keeps its next instant and what was run; so does one
         that is changed in other things than its schedule.
         """
         app, broker = self._app, self._app.broker
-        now = app.clock.now()
+        now = app.clock.now() if since is None else since
         declared = self.declared()
         stored = {row.name: row for row in broker.schedules()}
         for name, entry in declared.items():

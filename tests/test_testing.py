@@ -26,11 +26,13 @@ from liteq.exceptions import (
     SoftTimeLimitExceeded,
     TimeoutError,
 )
+from liteq.schedules import crontab
 from liteq.testing import (
     DrainLimitExceeded,
     Inline,
     all_enqueued,
     assert_enqueued,
+    assert_scheduled,
     drain,
     inline,
     perform,
@@ -731,6 +733,101 @@ def test_a_failure_points_at_the_line_of_the_test(app: Liteq, t: Inline) -> None
         t.assert_enqueued("nothing")
     shown = [entry.path for entry in caught.traceback.filter(caught)]
     assert [Path(path).name for path in shown] == ["test_testing.py"]
+
+
+# Periodic tasks
+
+
+@pytest.fixture
+def report(app: Liteq) -> Any:
+    @app.task(name="shop.report")
+    def report(what: str = "all") -> str:
+        return what
+
+    app.conf.beat_schedule = {
+        "hourly": {"task": "shop.report", "schedule": 3600.0, "args": ("hour",)},
+        "at ten": {"task": "shop.report", "schedule": crontab(hour=22, minute=0)},
+    }
+    return report
+
+
+def test_an_entry_is_fired_when_it_is_due(app: Liteq, t: Inline, report: Any) -> None:
+    assert t.tick() == []
+    t.clock.advance(3600)
+    (call,) = t.tick()
+    assert (call.task, call.args) == ("shop.report", ("hour",))
+    assert t.tick() == []
+    assert [run.result for run in t.drain()] == ["hour"]
+
+
+def test_time_that_passed_before_the_first_tick_counts(t: Inline, report: Any) -> None:
+    t.clock.advance(3600)
+    assert len(t.tick()) == 1
+
+
+def test_a_beat_that_wakes_late_catches_up_as_the_entry_says(t: Inline, report: Any) -> None:
+    t.clock.advance(11 * 3600)
+    assert [call.args for call in t.tick()] == [("hour",), ()]
+
+
+def test_beat_and_tasks_run_through_time_together(app: Liteq, t: Inline, report: Any) -> None:
+    with pytest.raises(ValueError, match="needs until"):
+        t.drain(beat=True, with_scheduled=True)
+    assert t.drain(beat=True) == []
+    runs = t.drain(beat=True, until=timedelta(hours=11))
+    hours = [((run.at - NOON).total_seconds() / 3600, run.result) for run in runs]
+    assert sorted(hours) == sorted([(float(n), "hour") for n in range(1, 12)] + [(10.0, "all")])
+    assert app.now() == NOON + timedelta(hours=11)
+
+
+def test_an_entry_that_a_task_makes_is_fired_too(app: Liteq, t: Inline) -> None:
+    @app.task
+    def begin() -> None:
+        app.schedules.add("often", often, 60)
+
+    @app.task
+    def often() -> None: ...
+
+    begin.apply_async(countdown=600)
+    runs = t.drain(beat=True, until=timedelta(minutes=12))
+    assert [(run.at - NOON).total_seconds() for run in runs] == [600, 660, 720]
+    t.assert_scheduled("often", every=60)
+
+
+def test_entries_are_asserted(app: Liteq, t: Inline, report: Any) -> None:
+    t.assert_scheduled("hourly", every=3600, args=["hour"], kwargs={})
+    t.assert_scheduled("hourly", every=timedelta(hours=1))
+    t.assert_scheduled("at ten", at="0 22 * * *", args=())
+    t.assert_scheduled("at ten", at=crontab(hour=22, minute=0))
+    assert {entry.name for entry in assert_scheduled(report)} == {"hourly", "at ten"}
+    with pytest.raises(TypeError, match="not both"):
+        t.assert_scheduled("hourly", every=3600, at="0 22 * * *")
+
+
+def test_a_cron_expression_is_asserted_in_whatever_zone(app: Liteq, t: Inline) -> None:
+    @app.task
+    def work() -> None: ...
+
+    app.schedules.add("paris", work, crontab(hour=22, minute=0, tz="Europe/Paris"))
+    t.assert_scheduled(work, at="0 22 * * *")
+    t.assert_scheduled(work, at=crontab(hour=22, minute=0, tz="Europe/Paris"))
+    failure(t.assert_scheduled, work, at=crontab(hour=22, minute=0))
+
+
+def test_a_failure_shows_the_entries_that_there_are(app: Liteq, t: Inline, report: Any) -> None:
+    assert failure(t.assert_scheduled, "hourly", every=60, args=("day",)).splitlines() == [
+        "nothing scheduled is: hourly schedule=<freq: 1.00 minute> args=('day',)",
+        "There is:",
+        "  'hourly'  shop.report('hour')  <freq: 1.00 hour>",
+        "      schedule    wanted <freq: 1.00 minute>, is <freq: 1.00 hour>",
+        "      args[0]     wanted 'day', is 'hour'",
+        "  'at ten'  shop.report()  <crontab: 0 22 * * * (m/h/dM/MY/d)>",
+        "      entry       wanted hourly",
+        "      schedule    wanted <freq: 1.00 minute>, is <crontab: 0 22 * * * (m/h/dM/MY/d)>",
+        "      args        wanted ('day',), is ()",
+    ]
+    app.conf.beat_schedule = {}
+    assert "no periodic entries at all" in failure(t.assert_scheduled, "hourly")
 
 
 # One attempt

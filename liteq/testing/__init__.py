@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from liteq.testing.calls import Enqueued, all_enqueued, assert_enqueued, refute_enqueued
 from liteq.testing.mode import Inline, MovableClock, inline
+from liteq.testing.periodic import assert_scheduled
 from liteq.testing.running import DrainLimitExceeded, TaskRun, drain, perform
 from liteq.testing.workers import (
     start_worker,
@@ -31,6 +32,7 @@ __all__ = [
     "TaskRun",
     "all_enqueued",
     "assert_enqueued",
+    "assert_scheduled",
     "drain",
     "inline",
     "perform",

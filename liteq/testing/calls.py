@@ -19,7 +19,17 @@ if TYPE_CHECKING:
     from liteq.brokers.base import Record, State
     from liteq.task import Task
 
-__all__ = ["Enqueued", "all_enqueued", "app_of", "assert_enqueued", "refute_enqueued"]
+__all__ = [
+    "Enqueued",
+    "all_enqueued",
+    "app_of",
+    "assert_enqueued",
+    "refute_enqueued",
+    "shown",
+    "unlike",
+    "unlike_args",
+    "unlike_kwargs",
+]
 
 _WAITING: Final[tuple[State, ...]] = (
     "queued",
@@ -62,8 +72,8 @@ class Enqueued(NamedTuple):
 
     def __str__(self) -> str:
         """Return the call as it would be written, and where and when it runs."""
-        given = [*map(_shown, self.args)]
-        given += [f"{name}={_shown(value)}" for name, value in self.kwargs.items()]
+        given = [*map(shown, self.args)]
+        given += [f"{name}={shown(value)}" for name, value in self.kwargs.items()]
         return f"{self.task}({', '.join(given)})  {self._place()}"
 
     def _place(self) -> str:
@@ -258,20 +268,18 @@ class _Wanted:
         found: list[tuple[str, str]] = []
         if self.name is not None and call.task != self.name:
             found.append(("task", f"wanted {self.name}"))
-        if self.args is not None and not _same((self.args, {}), (call.args, {})):
-            found += _unlike_args(self.args, call.args)
-        if self.kwargs is not None and not _same(((), self.kwargs), ((), call.kwargs)):
-            found += _unlike_kwargs(self.kwargs, call.kwargs)
+        found += unlike_args(self.args, call.args)
+        found += unlike_kwargs(self.kwargs, call.kwargs)
         if self.queue is not None and call.queue != self.queue:
-            found.append(("queue", _unlike(self.queue, call.queue)))
+            found.append(("queue", unlike(self.queue, call.queue)))
         if self.countdown is not None and not _near(self.countdown, call.countdown or 0.0):
-            found.append(("countdown", _unlike(self.countdown, call.countdown)))
+            found.append(("countdown", unlike(self.countdown, call.countdown)))
         if self.eta is not None and not (
             call.eta is not None and _near(self.eta.timestamp(), call.eta.timestamp())
         ):
             found.append(("eta", f"wanted {_time(self.eta)}, is {_time(call.eta)}"))
         if self.priority is not None and call.priority != self.priority:
-            found.append(("priority", _unlike(self.priority, call.priority)))
+            found.append(("priority", unlike(self.priority, call.priority)))
         return found
 
     def __str__(self) -> str:
@@ -279,7 +287,7 @@ class _Wanted:
         for name in ("args", "kwargs", "queue", "countdown", "eta", "priority"):
             value = getattr(self, name)
             if value is not None:
-                words.append(f"{name}={_time(value) if name == 'eta' else _shown(value)}")
+                words.append(f"{name}={_time(value) if name == 'eta' else shown(value)}")
         return " ".join(words)
 
 
@@ -294,27 +302,35 @@ def _same(wanted: tuple[Any, Any], found: tuple[Any, Any]) -> bool:
         return False
 
 
-def _unlike_args(wanted: tuple[Any, ...], found: tuple[Any, ...]) -> list[tuple[str, str]]:
+def unlike_args(wanted: Sequence[Any] | None, found: tuple[Any, ...]) -> list[tuple[str, str]]:
+    """Return which arguments differ from those wanted (None: any), and how."""
+    if wanted is None or _same((tuple(wanted), {}), (found, {})):
+        return []
     if len(wanted) != len(found):
-        return [("args", _unlike(wanted, found))]
+        return [("args", unlike(tuple(wanted), found))]
     return [
-        (f"args[{number}]", _unlike(one, other))
+        (f"args[{number}]", unlike(one, other))
         for number, (one, other) in enumerate(zip(wanted, found, strict=True))
         if not _same(((one,), {}), ((other,), {}))
     ]
 
 
-def _unlike_kwargs(wanted: dict[str, Any], found: dict[str, Any]) -> list[tuple[str, str]]:
+def unlike_kwargs(
+    wanted: Mapping[str, Any] | None, found: dict[str, Any]
+) -> list[tuple[str, str]]:
+    """Return which keyword arguments differ from those wanted (None: any), and how."""
+    if wanted is None or _same(((), dict(wanted)), ((), found)):
+        return []
     missing = object()
     differing: list[tuple[str, str]] = []
     for name in {**wanted, **found}:
         one, other = wanted.get(name, missing), found.get(name, missing)
         if one is missing:
-            differing.append((f"{name}=", f"not wanted, is {_shown(other)}"))
+            differing.append((f"{name}=", f"not wanted, is {shown(other)}"))
         elif other is missing:
-            differing.append((f"{name}=", f"wanted {_shown(one)}, is not given"))
+            differing.append((f"{name}=", f"wanted {shown(one)}, is not given"))
         elif not _same(((one,), {}), ((other,), {})):
-            differing.append((f"{name}=", _unlike(one, other)))
+            differing.append((f"{name}=", unlike(one, other)))
     return differing
 
 
@@ -360,11 +376,13 @@ def _listed(calls: list[Enqueued], limit: int) -> str:
     return "\n".join(lines)
 
 
-def _unlike(wanted: Any, found: Any) -> str:
-    return f"wanted {_shown(wanted)}, is {_shown(found)}"
+def unlike(wanted: Any, found: Any) -> str:
+    """Say what was wanted and what there is."""
+    return f"wanted {shown(wanted)}, is {shown(found)}"
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return the repr of a value, not too long."""
     text = repr(value)
     return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 1]}…"
 

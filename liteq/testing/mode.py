@@ -16,8 +16,9 @@ from liteq.brokers.sqlite import SqliteBroker
 from liteq.clock import Clock, ManualClock, system_clock
 from liteq.current import get_current_app
 from liteq.exceptions import TimeoutError
-from liteq.testing import calls, running
+from liteq.testing import calls, periodic, running
 from liteq.testing.calls import Enqueued
+from liteq.testing.periodic import BeatByHand
 from liteq.testing.running import MAX_TASKS, TaskRun, moment_of
 from liteq.waiting import has_ended
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from liteq.app import Liteq
+    from liteq.entries import Entry
     from liteq.task import Task
 
 __all__ = ["Inline", "InlineStore", "MovableClock", "inline"]
@@ -199,18 +201,38 @@ class Inline:
         *,
         with_scheduled: bool = False,
         until: datetime | timedelta | None = None,
+        beat: bool = False,
         max_tasks: int = MAX_TASKS,
         raises: bool = False,
     ) -> list[TaskRun]:
-        """Run what is due, in this thread; see `liteq.testing.drain`."""
-        return running.drain(
+        """Run what is due, in this thread; see `liteq.testing.drain`.
+
+        With `beat`, the periodic entries that are due are fired as well, at each of the
+        times at which they are; that needs `until`, as it would never end.
+        """
+        opened = self._opened()
+        if beat and with_scheduled and until is None:
+            raise ValueError("drain(beat=True) needs until=…: a beat never comes to an end")
+        return running.drain_app(
+            opened.app,
             queue,
-            with_scheduled=with_scheduled,
-            until=until,
+            end=running.end_of(opened.app, until, with_scheduled=with_scheduled),
             max_tasks=max_tasks,
             raises=raises,
-            app=self._opened().app,
+            beat=opened.beat().fire if beat else None,
         )
+
+    def tick(self) -> list[Enqueued]:
+        """Fire the periodic entries that are due, as a beat does that wakes up now; return
+        what they enqueued.
+
+        The entries that code declares count from when this mode was opened. Where the clock
+        was moved over several instants of one, its `catch_up` says what becomes of them.
+        """
+        opened = self._opened()
+        known = {call.id for call in self.all_enqueued()}
+        opened.beat().fire()
+        return [call for call in self.all_enqueued() if call.id not in known]
 
     def perform(self, task: Task[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Make one attempt of a task here; see `liteq.testing.perform`."""
@@ -218,6 +240,21 @@ class Inline:
         return running.perform(task, *args, **kwargs)
 
     # Looking
+
+    def assert_scheduled(
+        self,
+        entry: Task[..., Any] | str,
+        *,
+        every: float | timedelta | None = None,
+        at: Any = None,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> list[Entry]:
+        """Fail unless there is such a periodic entry; see `liteq.testing.assert_scheduled`."""
+        __tracebackhide__ = True
+        return periodic.assert_scheduled(
+            entry, every=every, at=at, args=args, kwargs=kwargs, app=self._opened().app
+        )
 
     def all_enqueued(
         self, task: Task[..., Any] | str | None = None, *, queue: str | None = None
@@ -286,6 +323,8 @@ class _Open:
         self.app = app
         start = system_clock.now() if at is None else moment_of(app, at)
         self.clock = MovableClock(app, start)
+        self._start = start
+        self._beat: BeatByHand | None = None
         conf = app.conf
         self.store = InlineStore(
             clock=self.clock,
@@ -295,6 +334,12 @@ class _Open:
         with _lock:
             layers = _layers.setdefault(app, _Layers(app))
             layers.put(self)
+
+    def beat(self) -> BeatByHand:
+        """Return the beat of this mode, which has been running since it was opened."""
+        if self._beat is None:
+            self._beat = BeatByHand(self.app, self._start)
+        return self._beat
 
     def close(self) -> None:
         with _lock:

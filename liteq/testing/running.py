@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, TypeVar, cast
 from weakref import WeakSet
 
 from liteq import states
 from liteq.brokers.base import Lease
-from liteq.clock import ManualClock
+from liteq.clock import Clock, ManualClock
 from liteq.context import Report
 from liteq.current import get_current_app
 from liteq.exceptions import LiteqError, TaskRevokedError
@@ -23,7 +24,17 @@ if TYPE_CHECKING:
     from liteq.app import Liteq
     from liteq.task import Task
 
-__all__ = ["MAX_TASKS", "DrainLimitExceeded", "TaskRun", "drain", "moment_of", "perform"]
+__all__ = [
+    "MAX_TASKS",
+    "DrainLimitExceeded",
+    "TaskRun",
+    "drain",
+    "drain_app",
+    "end_of",
+    "moment_of",
+    "perform",
+    "prepare",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -91,29 +102,52 @@ def drain(
     to move and is not one that can be moved.
     """
     app = app or get_current_app()
-    clock = app.clock
-    end: float | None = None
-    if until is not None:
-        end = moment_of(app, until)
-        if end < clock.now():
-            raise ValueError(f"drain(until={until}) is over: it is {app.now()}")
-    if (with_scheduled or until is not None) and not isinstance(clock, ManualClock):
+    end = end_of(app, until, with_scheduled=with_scheduled)
+    return drain_app(app, queue, end=end, max_tasks=max_tasks, raises=raises)
+
+
+def end_of(
+    app: Liteq, until: datetime | timedelta | None, *, with_scheduled: bool
+) -> float | None:
+    """Return the instant up to which the clock is to be moved (Unix seconds; infinity:
+    until nothing is left); None to leave it. Raises `ValueError` if that cannot be."""
+    if until is None and not with_scheduled:
+        return None
+    clock = app.clock if isinstance(app.clock, ManualClock) else None
+    if clock is None:
         raise ValueError(
             "drain() runs what is scheduled for later only where the clock can be moved: "
             "inside `with liteq.testing.inline(app):`"
         )
-    names = (queue,) if isinstance(queue, str) else queue
-    _prepare(app)
+    if until is None:
+        return math.inf
+    end = moment_of(app, until)
+    if end < clock.now():
+        raise ValueError(f"drain(until={until}) is over: it is {app.now()}")
+    return end
+
+
+def drain_app(
+    app: Liteq,
+    queue: str | Sequence[str] | None,
+    *,
+    end: float | None,
+    max_tasks: int,
+    raises: bool,
+    beat: Callable[[], float | None] | None = None,
+) -> list[TaskRun]:
+    """Run what is due, up to what `end_of()` returned. `beat()` fires the periodic entries
+    that are due and returns when the next is."""
+    prepare(app)
     runs: list[TaskRun] = []
-    attempt = _interruptible(_executor(app))
     with InlineWorker(
-        app.broker, attempt, queues=names, tasks=frozenset(app.tasks), name=_HOSTNAME
+        app.broker,
+        _interruptible(_executor(app)),
+        queues=(queue,) if isinstance(queue, str) else queue,
+        tasks=frozenset(app.tasks),
+        name=_HOSTNAME,
     ) as worker:
-        if isinstance(clock, ManualClock) and (with_scheduled or end is not None):
-            running = worker.run_until(end, clock.move_to)
-        else:
-            running = worker.run_due()
-        for ran in running:
+        for ran in _running(worker, app.clock, end, beat):
             run = _run(app, ran)
             runs.append(run)
             if raises and run.state == states.FAILURE and run.exception is not None:
@@ -123,6 +157,18 @@ def drain(
     while app.broker.maintain():
         pass
     return runs
+
+
+def _running(
+    worker: InlineWorker,
+    clock: Clock,
+    end: float | None,
+    beat: Callable[[], float | None] | None,
+) -> Iterator[Ran]:
+    if not isinstance(clock, ManualClock) or (end is None and beat is None):
+        return worker.run_due()
+    moment = clock.now() if end is None else None if end == math.inf else end
+    return worker.run_until(moment, clock.move_to, beat or (lambda: None))
 
 
 def perform(task: Task[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -135,7 +181,7 @@ def perform(task: Task[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """
     __tracebackhide__ = True
     app = task.app
-    _prepare(app)
+    prepare(app)
     message, *_ = app.sender.compose(task.s(*args, **kwargs)).messages
     ended = _executor(app).attempt(Delivery(message), _unheard)
     match ended.outcome:
@@ -160,7 +206,7 @@ def moment_of(app: Liteq, given: datetime | timedelta) -> float:
     return given.timestamp()
 
 
-def _prepare(app: Liteq) -> None:
+def prepare(app: Liteq) -> None:
     """Have the app know what a worker of it would know, once."""
     if app not in _prepared:
         app.finalize()
