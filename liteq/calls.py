@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from datetime import timedelta, tzinfo
 from typing import Any, Final
 
-from liteq.exceptions import EncodeError
+from liteq.exceptions import EncodeError, MessageTooLarge
 from liteq.message import Message
 from liteq.options import (
     CALL_OPTIONS,
@@ -25,7 +25,7 @@ from liteq.options import (
 )
 from liteq.routes import Router
 
-__all__ = ["Defaults", "checked_id", "lifetime", "merge", "plain", "with_options"]
+__all__ = ["Defaults", "checked_id", "lifetime", "merge", "plain", "too_large", "with_options"]
 
 _NAMED: Final = frozenset({"args", "kwargs", "link", "link_error", "task_id", "shadow"})
 _KNOWN: Final = CALL_OPTIONS | _NAMED
@@ -177,6 +177,14 @@ def lifetime(given: float | timedelta | None) -> float | None:
 def checked_id(given: Any) -> str:
     """Return the id given to a call. Raises `TypeError` for what is not text."""
     return str(_of_kind(str, "task_id", given))
+
+
+def too_large(name: str, body: bytes, limit: int) -> MessageTooLarge:
+    """Return the error for arguments that take more bytes than may be."""
+    return MessageTooLarge(
+        f"the arguments of {name} take {len(body)} bytes, more than the {limit} of "
+        "task_max_body_size: store what is large elsewhere and send where it is"
+    )
 
 
 def _of_kind(kind: type, name: str, given: Any) -> Any:

@@ -18,16 +18,18 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from liteq import context
-from liteq.calls import checked_id
+from liteq.calls import checked_id, too_large
 from liteq.canvas import Signature, as_list, chain, chord, chunks, group, is_empty
 from liteq.exceptions import ImproperlyConfigured, LiteqError, NotRegistered
 from liteq.ids import new_id
 from liteq.message import GATHER, PACKED_FIELDS, Edge, Message, Workflow
 from liteq.options import checked_seconds
 from liteq.result import AsyncResult, GroupResult
+from liteq.serializers import dumps_call
 from liteq.signatures import maybe_signature, merged
 
 if TYPE_CHECKING:
+    from liteq.app import Liteq
     from liteq.calls import Defaults
     from liteq.sending import Rules, Sender
     from liteq.task import Task
@@ -53,7 +55,7 @@ _REFUSED: Final = (LiteqError, TypeError, ValueError)  # what a call that cannot
 # would take longer than all the rest of making them.
 _AT: Final = {name: number for number, name in enumerate(Message._fields)}
 _ID, _BODY, _PARENT, _INDEX = (_AT[name] for name in ("id", "body", "parent_id", "group_index"))
-_CONTENT_TYPE: Final = _AT["content_type"]
+_TASK, _CONTENT_TYPE = _AT["task"], _AT["content_type"]
 _ROOT, _PRIORITY, _GROUP = (_AT[name] for name in ("root_id", "priority", "group_id"))
 _GATHER, _LINKED, _IMMUTABLE = (_AT[name] for name in ("gather", "has_links", "immutable"))
 _IGNORED: Final = _AT["ignore_result"]
@@ -362,14 +364,20 @@ class _Composer:
         for index, (sig, outer, number) in enumerate(_members(step)):
             if outer is not around:
                 around, frames = outer, {}
-            member = _Member(None, id, index, needed)
+            frame = None
             if type(sig) is Signature and not (
                 sig["options"] or outer.errbacks or (index == 0 and outer.links)
             ):
-                message = self._member(sig, outer, number, behind, member, frames)
-                last = last_task = message.id
-                results.append(self._result(message, None))
+                name = sig["task"]
+                if name not in frames and self.root is not None:
+                    member = _Member(None, id, index, needed)
+                    frames[name] = self._frame(sig, outer, number, behind, member)
+                frame = frames.get(name)
+            if frame is not None:
+                last = last_task = self._member(frame, sig, outer, number, behind, index)
+                results.append(frame.result(last))
             else:
+                member = _Member(None, id, index, needed)
                 inner = _step_of_member(sig, outer, number, index)
                 made = self.sequence(self.layout(inner), behind, member)
                 last, last_task = made.id or "", made.task_id
@@ -383,46 +391,46 @@ class _Composer:
 
     def _member(
         self,
+        frame: _Frame,
         sig: Signature[Any],
         outer: _Step,
         number: int,
         before: _Before,
-        place: _Member,
-        frames: dict[str, _Frame | None],
-    ) -> Message:
-        """Add a member of a group that has no options of its own: its message is that of
-        the others of its task but for the arguments."""
-        name = sig["task"]
-        if name not in frames:
-            frames[name] = self._frame(sig, outer, number, before, place)
-        frame = frames[name]
-        if frame is None:
-            step = _step_of_member(sig, outer, number, place.number or 0)
-            return self._call(step, before, place, is_last=True)
+        index: int,
+    ) -> str:
+        """Add a member of a group that has no options of its own, and return its id: its
+        message is that of the others of its task but for the arguments."""
         args, kwargs = sig["args"], sig["kwargs"]
-        is_deaf = sig["immutable"] or outer.deaf
-        if not sig["immutable"]:
+        is_deaf = sig["immutable"]
+        if not is_deaf:
+            is_deaf = outer.deaf
             args = (*outer.args, *args) if outer.args else args
             kwargs = {**kwargs, **outer.kwargs} if outer.kwargs else kwargs
-        if before.empty and not is_deaf:
+        is_deaf = is_deaf or before.empty
+        if before.empty and not (sig["immutable"] or outer.deaf):
             args = ([], *args)
         fields = frame.fields
         try:
             if frame.check is not None:
-                takes = 0 if is_deaf or before.empty or before.source is None else 1
-                frame.check((*(None,) * takes, *args), kwargs)
-            fields[_BODY] = self._sender.body(name, args, kwargs, fields[_CONTENT_TYPE])
+                takes = 0 if is_deaf or before.source is None else 1
+                frame.check((*(None,) * takes, *args) if takes else args, kwargs)
+            fields[_BODY] = self._body(sig["task"], args, kwargs, fields[_CONTENT_TYPE])
         except _REFUSED as exc:
             _place(exc, (outer.where, "", number))
             raise
         id = fields[_ID] = new_id()
-        fields[_INDEX] = place.number
+        fields[_INDEX] = index
         if before.source is not None:
-            fields[_IMMUTABLE] = is_deaf or before.empty
+            fields[_IMMUTABLE] = is_deaf
             self.edges.append(Edge(before.source, id, before.on, before.position))
-        message = tuple.__new__(Message, fields)
-        self._add(message)
-        return message
+        self._add(tuple.__new__(Message, fields))
+        return id
+
+    def _body(self, name: str, args: Any, kwargs: Kwargs, kind: str) -> bytes:
+        body = dumps_call(args, kwargs, kind)
+        if len(body) > self._rules.max_body_size:
+            raise too_large(name, body, self._rules.max_body_size)
+        return body
 
     def _frame(
         self,
@@ -441,8 +449,8 @@ class _Composer:
             not self._rules.router.is_static or (task is not None and task.has_shadow_names())
         ):
             return None
-        if self.root is None or outer.options.keys() & _LINKS:
-            return None  # the first call of all, whose id is not known yet
+        if outer.options.keys() & _LINKS:
+            return None
         options = {k: v for k, v in outer.options.items() if k not in _PLACED}
         try:
             fields = self._fields(known, sig["task"], (), _NONE, options, before)
@@ -450,7 +458,7 @@ class _Composer:
             _place(exc, where)
             raise
         self._put(fields, place)
-        return _Frame(fields, known.check)
+        return _Frame(fields, known.check, self.app)
 
     def _call(
         self, step: _Step, before: _Before, place: _Member | None, *, is_last: bool
@@ -482,7 +490,7 @@ class _Composer:
                 takes = 0 if is_deaf or before.empty or before.source is None else 1
                 known.check((*(None,) * takes, *args), kwargs)
             fields = self._fields(known, sig["task"], args, kwargs, plain, before)
-            fields[_BODY] = self._sender.body(sig["task"], args, kwargs, fields[_CONTENT_TYPE])
+            fields[_BODY] = self._body(sig["task"], args, kwargs, fields[_CONTENT_TYPE])
         except _REFUSED as exc:
             _place(exc, where)
             raise
@@ -658,11 +666,25 @@ class _Composer:
         return result
 
 
-class _Frame(NamedTuple):
+class _Frame:
     """The fields of a message, to be changed in place and copied; see `_member`."""
 
-    fields: list[Any]
-    check: Callable[[Any, Any], None] | None
+    __slots__ = ("_app", "_name", "check", "fields")
+
+    def __init__(
+        self, fields: list[Any], check: Callable[[Any, Any], None] | None, app: Liteq
+    ) -> None:
+        self.fields = fields
+        self.check = check
+        self._name = fields[_TASK]
+        self._app = app
+
+    def result(self, id: str) -> AsyncResult[Any]:
+        """Return the result of the message that was made last."""
+        result: AsyncResult[Any] = AsyncResult(id, None, self._name, self._app)
+        if self.fields[_IGNORED]:
+            result.ignored = True
+        return result
 
 
 def _steps_of_chain(step: _Step) -> list[_Step]:

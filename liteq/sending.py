@@ -14,9 +14,9 @@ from datetime import UTC, tzinfo
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from liteq import context, serializers, signals
-from liteq.calls import Defaults, checked_id, lifetime, merge, with_options
+from liteq.calls import Defaults, checked_id, lifetime, merge, too_large, with_options
 from liteq.composing import Composed, compose, compose_call
-from liteq.exceptions import AlwaysEagerIgnored, BrokerUnavailable, MessageTooLarge
+from liteq.exceptions import AlwaysEagerIgnored, BrokerUnavailable
 from liteq.ids import new_id
 from liteq.message import Edge, Message, Workflow
 from liteq.offload import off_loop
@@ -330,22 +330,13 @@ class Sender:
         template = defaults.template
         if body is None:
             kind = options.get("serializer") or template.content_type
-            body = self.body(name, args, kwargs, kind)
+            body = serializers.dumps_call(args, kwargs, kind)
+            if len(body) > rules.max_body_size:
+                raise too_large(name, body, rules.max_body_size)
         running = context.current()
         if options or running is not None or not defaults.is_plain:
             return self._special(rules, defaults, body, task, args, kwargs, options, running)
         return defaults.message(new_id(), body)
-
-    def body(
-        self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any], kind: str
-    ) -> bytes:
-        """Return the arguments of a call as bytes, in a format. Raises `EncodeError`, and
-        `MessageTooLarge` for more than `task_max_body_size`."""
-        body = serializers.dumps_call(args, kwargs, kind)
-        limit = self.rules().max_body_size
-        if len(body) > limit:
-            raise _too_large(name, body, limit)
-        return body
 
     def _special(
         self,
@@ -464,13 +455,6 @@ def _arguments(args: Args, kwargs: Kwargs) -> tuple[Sequence[Any], Mapping[str, 
     elif type(kwargs) is not dict and not isinstance(kwargs, Mapping):
         raise TypeError(f"kwargs is a mapping, not {type(kwargs).__name__}")
     return args, kwargs
-
-
-def _too_large(name: str, body: bytes, limit: int) -> MessageTooLarge:
-    return MessageTooLarge(
-        f"the arguments of {name} take {len(body)} bytes, more than the {limit} of "
-        "task_max_body_size: store what is large elsewhere and send where it is"
-    )
 
 
 def _zone(given: Any, *, enable_utc: bool) -> tzinfo | None:

@@ -407,7 +407,8 @@ class Worker:
         every child is busy, and during a warm stop.
         """
         limit = 0
-        if self._look and not self._stopping and self._ready:
+        # What is settled may be what others wait for: they are claimed in the same step.
+        if (self._look or self._settlements) and not self._stopping and self._ready:
             limit = pool.capacity()
         asking = self._orders and self._leases
         if not (limit or self._settlements or self._notes or asking):
