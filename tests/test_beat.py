@@ -9,11 +9,17 @@ from typing import Any
 import pytest
 from world import START, FakeClock, enlist
 
-from liteq import Liteq, signals
+from liteq import Liteq, group, signals
 from liteq.beat import Beat, BeatLazyFunc, ScheduleEntry, Scheduler, Service
 from liteq.brokers.base import Broker, Schedule
 from liteq.custom import Custom, find_scheduler
-from liteq.exceptions import BrokerUnavailable, ImproperlyConfigured, QueueFull, StoreLost
+from liteq.exceptions import (
+    BrokerUnavailable,
+    ImproperlyConfigured,
+    QueueFull,
+    ScheduleError,
+    StoreLost,
+)
 from liteq.outcome import Succeeded
 from liteq.schedules import crontab
 
@@ -188,6 +194,62 @@ def test_many_due_entries_are_fired_in_slices(app: Liteq, clock: FakeClock) -> N
     assert beat.tick() == 0.0
     assert beat.tick() == 60.0
     assert beat.fired == 250
+
+
+# Workflows
+
+
+def test_a_workflow_is_sent_as_one_at_each_instant(app: Liteq, clock: FakeClock) -> None:
+    tick = app.tasks["shop.tick"]
+    chord = group(tick.s(n) for n in range(3)) | tick.s("all").set(queue="slow")
+    beat = started(app, tick={**TICK, "task": tick.s(0) | chord})
+    clock.advance(60)
+    beat.tick()
+    clock.advance(60)
+    beat.tick()
+
+    first, second = app.broker.workflows()
+    assert first.id != second.id
+    assert row(app).last_id == first.id
+    nodes, _ = app.broker.nodes(first.id)
+    assert [node.state for node in nodes].count("queued") == 1
+    assert sum(first.counts.values()) == 5
+    assert [message.body for message in sent(app)] == [b"[[0],{}]"] * 2
+    assert sent(app)[0].headers["periodic_task_name"] == "tick"
+
+
+def test_a_workflow_that_is_not_through_is_in_the_way(app: Liteq, clock: FakeClock) -> None:
+    tick = app.tasks["shop.tick"]
+    beat = started(app, tick={**TICK, "task": tick.si(1) | tick.si(2), "overlap": "skip"})
+    for _ in range(2):
+        clock.advance(60)
+        beat.tick()
+        finish(app)  # the first of the two
+    assert len(app.broker.workflows()) == 1
+    finish(app)
+    clock.advance(60)
+    beat.tick()
+    assert len(app.broker.workflows()) == 2
+
+
+def test_a_workflow_may_be_scheduled_at_run_time(app: Liteq, clock: FakeClock) -> None:
+    tick = app.tasks["shop.tick"]
+    app.schedules.add("both", group(tick.s(1), tick.s(2)), 30, options={"priority": 7})
+    beat = started(app, "b")
+    clock.advance(30)
+    beat.tick()
+    assert [message.priority for message in sent(app)] == [7, 7]
+    entry = app.schedules.get("both").entry
+    assert entry is not None
+    assert entry.call == "group([shop.tick(1), shop.tick(2)])"
+
+
+def test_a_mistake_in_a_workflow_is_an_error_that_names_the_entry(app: Liteq) -> None:
+    tick = app.tasks["shop.tick"]
+    bad = tick.s() | tick.s().set(priority=99)
+    app.conf.beat_schedule = {"nightly": {"task": bad, "schedule": 5}}
+    with pytest.raises(ScheduleError, match="'nightly'"):
+        app.schedules.declared()
 
 
 # What was missed

@@ -123,7 +123,7 @@ def test_a_changed_schedule_begins_anew_and_keeps_what_was_run(
     declare(app, tick=TICK)
     row = stored(app, "tick")
     tick = app.tasks["shop.tick"]
-    message = app.sender.compose(tick.s(), {})[0]
+    message = app.sender.compose(tick.s()).messages
     app.broker.fire("tick", START + 60, START + 120, revision=row.revision, messages=message)
     clock.advance(100)
 
