@@ -554,6 +554,83 @@ def test_dead_letters_are_listed_shown_redriven_and_purged(here: Here) -> None:
     assert here.ok("dead", "list", "--json") == "[]"
 
 
+# Workflows
+
+
+WORKFLOWS = (
+    TASKS
+    + """
+
+@app.task
+def total(values):
+    return sum(values)
+"""
+)
+
+
+def test_workflows_are_listed_drawn_and_retried(here: Here, project: Project) -> None:
+    project.write("tasks.py", WORKFLOWS)
+    tasks = import_tasks()
+    header = [tasks.add.s(1, 2), tasks.fail.s()]
+    chord = liteq.chord(header, tasks.total.s()).delay()
+    here.burst()
+
+    listed = json.loads(here.ok("workflow", "list", "--json"))
+    table = here.ok("workflow", "list").splitlines()
+    drawn = here.ok("workflow", "show", chord.parent[0].id).splitlines()
+    shown = json.loads(here.ok("workflow", "show", chord.id, "--json"))
+
+    assert [(row["id"], row["state"], row["done"], row["total"]) for row in listed] == [
+        (chord.id, "failed", 3, 3)
+    ]
+    assert table[0].split() == ["id", "name", "state", "done", "failed", "created"]
+    assert "3/3" in table[1]
+    assert drawn[0] == f"chord of 2 {chord.id}  failed  3 of 3 done, 2 failed"
+    assert [re.sub(r" +", " ", line)[:36] for line in drawn[1:]] == [
+        line[:36]
+        for line in (
+            f"├─ tasks.add succeeded 0.00 s {chord.parent[0]}",
+            f"└─ tasks.fail failed 0.00 s {chord.parent[1]} ValueError: no stock",
+            f"↓ tasks.total failed upstream {chord.id}",
+        )
+    ]
+    assert "ValueError: no stock" in drawn[2]
+    assert [node["name"] for node in shown["nodes"]] == [
+        "tasks.add",
+        "tasks.fail",
+        "liteq.gather",
+        "tasks.total",
+    ]
+    assert {edge["on"] for edge in shown["edges"]} == {"part", "success"}
+
+    assert here.ok("workflow", "retry", chord.id) == chord.parent[1].id
+    here.burst()
+    again = here("workflow", "retry", chord.id)
+    assert again.stdout.strip() == chord.parent[1].id
+    tasks = import_tasks()
+    done = tasks.add.delay(1, 2)
+    assert here("workflow", "show", done.id).returncode == 3
+
+
+def test_a_workflow_is_cancelled(here: Here, project: Project) -> None:
+    project.write("tasks.py", WORKFLOWS)
+    tasks = import_tasks()
+    chain = liteq.chain(tasks.add.s(1, 2), tasks.add.s(3)).apply_async(countdown=600)
+
+    assert here.ok("workflow", "cancel", chain.id) == "2 revoked"
+    assert "chain of 2  revoked  2/2" in here.ok("workflow", "list")
+    assert here("workflow", "retry", chain.id).returncode == 3
+    unknown = here("workflow", "cancel", "nobody")
+    assert (unknown.returncode, unknown.stdout) == (3, "")
+    assert "no workflow nobody is in the store" in unknown.stderr
+
+
+def import_tasks() -> Any:
+    """Return the project's module of tasks, its app the current one."""
+    find_app("tasks").app.set_current()
+    return sys.modules["tasks"]
+
+
 def test_a_reader_that_has_had_enough_is_no_traceback(project: Project) -> None:
     done = subprocess.run(
         ["sh", "-c", f"'{sys.executable}' -m liteq config | head -1"],

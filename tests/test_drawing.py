@@ -104,9 +104,16 @@ def test_of_many_branches_the_rest_is_counted_the_failed_first() -> None:
     group = nodes(G="waiting", **states)
     parts = edges(*(f"{name}>G" for name in names))
 
-    lines = drawn(group, parts, branches=3)
+    lines = drawn(group, parts, branches=5)
 
-    assert lines == ["├─ n0", "├─ n1", "├─ n2", "└─ … 997 more: 100 failed, 897 running"]
+    assert lines == [
+        "├─ n0",
+        "├─ n1",
+        "├─ n9",  # the first that failed are drawn, too
+        "├─ n19",
+        "├─ n29",
+        "└─ … 995 more: 97 failed, 898 running",
+    ]
     assert len(drawn(group, parts, branches=None)) == 1_000
 
 

@@ -17,8 +17,9 @@ import pytest
 from api import app_in_memory, forget_current, record
 from world import wait_until
 
-from liteq import Liteq, signals
+from liteq import BoundTask, Liteq, signals
 from liteq.brokers.sqlite import SqliteBroker
+from liteq.canvas import chain, group
 from liteq.exceptions import (
     BrokerError,
     BrokerUnavailable,
@@ -575,3 +576,50 @@ def test_a_script_from_standard_input_runs_its_tasks_in_every_pool(tmp_path: Pat
 
     assert ended.stdout == "threads [0, 3, 6]\nprefork [0, 3, 6]\n", ended.stderr
     assert ended.stderr == ""
+
+
+# Workflows
+
+
+@pytest.mark.parametrize("pool", ["threads", "asyncio", "solo"])
+def test_every_pool_runs_workflows_and_those_that_tasks_put_in_their_place(
+    app: Liteq, pool: str
+) -> None:
+    @app.task
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    @app.task
+    async def double(x: int) -> int:
+        return 2 * x
+
+    @app.task
+    def total(values: list[int]) -> int:
+        return sum(values)
+
+    @app.task(bind=True)
+    def spread(self: BoundTask, x: int) -> None:
+        self.replace(group(add.s(x, n) for n in range(3)) | total.s())
+
+    @app.task(bind=True)
+    async def aspread(self: BoundTask, x: int) -> None:
+        self.replace(group(double.s(n) for n in range(x)))
+
+    with running(app, pool=pool, concurrency=2):
+        work = chain(add.s(1, 1), group(spread.s(), double.s(), aspread.s()), double.s())
+        result = work.delay()
+
+        assert result.get(timeout=20) == [9, 4, [0, 2], 9, 4, [0, 2]]
+        assert app.workflow(result.id).wait(timeout=20) == "succeeded"
+
+
+def test_a_burst_goes_on_with_what_comes_of_its_last_task(app: Liteq) -> None:
+    @app.task
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    results = [chain(add.s(n, 1), *[add.s(1)] * 20).delay() for n in range(3)]
+
+    Worker(app, install_signals=False, concurrency=1, pool="threads", burst=True).run()
+
+    assert [result.state for result in results] == ["SUCCESS"] * 3

@@ -241,7 +241,8 @@ class SqliteBroker(Broker):
             self._doubtful[worker] = {*doubtful, token}
             raise
         self._doubtful.pop(worker, None)
-        self._announce(following)
+        # Who has just claimed has seen what was made claimable before that.
+        self._announce(following, but=worker if limit > 0 else None)
         return step
 
     def _claim(
@@ -364,20 +365,21 @@ class SqliteBroker(Broker):
                 due = first
         return due
 
-    def _announce(self, following: Following) -> None:
-        """Send the wake-ups that a committed transaction owes."""
+    def _announce(self, following: Following, *, but: int | None = None) -> None:
+        """Send the wake-ups that a committed transaction owes, to all workers but one."""
         if following.queued:
-            self._wake_workers()
+            self._wake_workers(but=but)
         for address, ids in following.woken.items():
             self._wake(address, ids)
 
-    def _wake_workers(self, word: str = "") -> None:
+    def _wake_workers(self, word: str = "", *, but: int | None = None) -> None:
         if self._post is not None:
-            self._post.wake_workers(word)
-        else:
-            for mailbox in list(self._local.values()):
-                if mailbox.name.startswith("w"):
-                    mailbox.put([word])
+            self._post.wake_workers(word, but=but)
+            return
+        own = None if but is None else kind_of(but)
+        for mailbox in list(self._local.values()):
+            if mailbox.name.startswith("w") and not (own and mailbox.name.startswith(own)):
+                mailbox.put([word])
 
     def _wake(self, address: str, ids: list[str]) -> None:
         if self._post is not None:

@@ -30,7 +30,7 @@ _FRESH: Final = 0.1  # seconds: a folder changed this lately may change again un
 _DATAGRAM: Final = 8192
 
 
-def kind_of(worker: int | None, *, beat: bool) -> str:
+def kind_of(worker: int | None, *, beat: bool = False) -> str:
     """Return what the name of a mailbox begins with."""
     if beat:
         return "b"
@@ -61,10 +61,13 @@ class Post:
         name = f"{kind_of(worker, beat=beat)}{os.getpid()}-{next(self._names)}"
         return SocketMailbox(self._address(name), name, poll_interval)
 
-    def wake_workers(self, word: str = "") -> None:
-        """Tell every worker that there may be work, or (`HELLO`) a new worker."""
+    def wake_workers(self, word: str = "", *, but: int | None = None) -> None:
+        """Tell every worker that there may be work, or (`HELLO`) a new worker; `but` is the
+        id of one that knows."""
+        own = None if but is None else kind_of(but)
         for name in self._worker_names():
-            self._send(name, word.encode())
+            if own is None or not name.startswith(own):
+                self._send(name, word.encode())
 
     def wake_beats(self) -> None:
         """Tell every beat that a schedule has changed, or that nobody leads."""

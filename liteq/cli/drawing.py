@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Line", "draw"]
 
 BRANCHES: Final = 10  # side by side, before the rest is summed up
+_FAILED: Final = 3  # of these, those that are kept for branches that failed
 _DEEPEST: Final = 50  # branches of branches, before the rest is summed up
 _ASLEEP: Final = ("waiting", "revoked")  # states of an error callback that was not set off
 
@@ -164,13 +165,30 @@ def _entry_lines(entry: _Entry, arrow: str, prefix: str, limit: int | None) -> I
         else:
             is_reference = entry.remark.startswith(("→", "…"))
             yield Line(prefix + ("" if is_reference else arrow), remark=entry.remark)
-    shown = entry.branches if limit is None else entry.branches[:limit]
-    hidden = entry.branches[len(shown) :]
+    shown, hidden = _split(entry.branches, limit)
     for at, branch in enumerate(shown):
         last = at == len(shown) - 1 and not hidden
         yield from _branch_lines(branch, prefix, limit, last=last)
     if hidden:
         yield Line(f"{prefix}└─ ", remark=_summed_up(hidden))
+
+
+def _split(
+    branches: list[list[_Entry]], limit: int | None
+) -> tuple[list[list[_Entry]], list[list[_Entry]]]:
+    """Return the branches to be drawn, and the rest: the first, but when some of the rest
+    have failed, the first few of these in place of the last few of those."""
+    if limit is None:
+        return branches, []
+    late = [branch for branch in branches[limit:] if any(map(_has_failed, branch))]
+    late = late[: min(_FAILED, limit)]
+    shown = [*branches[: limit - len(late)], *late]
+    ids = set(map(id, shown))
+    return shown, [branch for branch in branches if id(branch) not in ids]
+
+
+def _has_failed(entry: _Entry) -> bool:
+    return entry.node is not None and entry.node.state == "failed"
 
 
 def _branch_lines(
