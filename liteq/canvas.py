@@ -11,23 +11,31 @@ signature. What they mean to the store is worked out when they are sent, in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar, cast, overload
 
-from liteq.current import get_current_app
+from liteq.canvasbase import (
+    Canvas,
+    entered,
+    hang,
+    hook,
+    is_special,
+    note,
+    part,
+    unpacked,
+)
 from liteq.ids import new_id
+from liteq.mapped import chunks, xmap, xstarmap
 from liteq.result import AsyncResult, GroupResult
 from liteq.signatures import (
     Signature,
     as_list,
-    full,
     joinable,
     maybe_signature,
     signature,
     subtask,
 )
-from liteq.stamping import StampingVisitor, stamped
+from liteq.stamping import StampingVisitor
 
 if TYPE_CHECKING:
     from typing import Self
@@ -55,105 +63,6 @@ T = TypeVar("T")
 
 OnError: TypeAlias = Literal["fail", "collect", "skip"]
 ON_ERROR: Final = ("fail", "collect", "skip")
-
-
-class Canvas(Signature[R]):
-    """What chain, group and chord have in common."""
-
-    kind: str = ""
-
-    @classmethod
-    def from_dict(cls, d: Mapping[str, Any], app: Liteq | None = None) -> Signature[Any]:
-        """Return the workflow that a dictionary describes, its parts as signatures."""
-        made = cls.__new__(cls)
-        Signature.__init__(made, full(d), app=app)
-        made._adopt(app)
-        return made
-
-    @property
-    def app(self) -> Liteq:
-        """The app whose tasks these are: that of the first of them."""
-        sig: Signature[Any] = self
-        while sig._app is None and isinstance(sig, Canvas):
-            parts = sig._parts()
-            if not parts:
-                return get_current_app()
-            sig = parts[0]
-        return sig._app if sig._app is not None else sig.app
-
-    def delay(self, *args: Any, **kwargs: Any) -> AsyncResult[R]:
-        """Send the workflow, these arguments given to its first tasks."""
-        return self.apply_async(args, kwargs)
-
-    def apply_async(
-        self,
-        args: Sequence[Any] | None = None,
-        kwargs: Mapping[str, Any] | None = None,
-        route_name: str | None = None,
-        **options: Any,
-    ) -> AsyncResult[R]:
-        """Send the workflow in one step: all of it is in the store when this returns.
-
-        Arguments are given to the first tasks, and so are options, but for `task_id`,
-        `link` and `link_error`; see the class. Raises as `Task.apply_async` does, naming
-        the part that is to blame; nothing is sent then.
-        """
-        result: AsyncResult[R] = self.app.sender.call_workflow(self, args, kwargs, options)
-        return result
-
-    async def aapply_async(
-        self,
-        args: Sequence[Any] | None = None,
-        kwargs: Mapping[str, Any] | None = None,
-        **options: Any,
-    ) -> AsyncResult[R]:
-        """Send the workflow like `apply_async`, without blocking the event loop."""
-        result: AsyncResult[R] = await self.app.sender.acall_workflow(
-            self, args, kwargs, options
-        )
-        return result
-
-    def apply(
-        self,
-        args: Sequence[Any] | None = None,
-        kwargs: Mapping[str, Any] | None = None,
-        **options: Any,
-    ) -> Any:
-        """Run the workflow in this process, and return its result; see `Task.apply`."""
-        return self.app.sender.apply_workflow(self, args, kwargs, options)
-
-    def clone(
-        self,
-        args: Iterable[Any] | None = None,
-        kwargs: Mapping[str, Any] | None = None,
-        **options: Any,
-    ) -> Self:
-        """Return a copy, its parts copied as well, merged with what is given here."""
-        copy = cast("Self", super().clone(args, kwargs, **options))
-        copy._replace_parts([part.clone() for part in copy._parts()])
-        return copy
-
-    partial = clone
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Send the workflow, as Celery does: it is no function that could run here."""
-        return self.apply_async(args, kwargs)
-
-    def reprcall(self, *args: Any) -> str:
-        """Return the workflow as source text."""
-        return repr(self)
-
-    # What each kind says of its parts
-
-    def _parts(self) -> Sequence[Signature[Any]]:
-        raise NotImplementedError
-
-    def _replace_parts(self, parts: list[Signature[Any]]) -> None:
-        raise NotImplementedError
-
-    def _adopt(self, app: Liteq | None) -> None:
-        """Make signatures of the dictionaries that JSON left in their place."""
-        raise NotImplementedError
 
 
 @Signature.register_type()
@@ -206,8 +115,8 @@ class chain(Canvas[R]):
         self, *tasks: Any, app: Any = None, **options: Any
     ) -> None:
         steps: list[Signature[Any]] = []
-        for number, task in enumerate(_unpacked(tasks)):
-            _append(steps, _part(task, f"chain[{number}]", app))
+        for number, task in enumerate(unpacked(tasks)):
+            _append(steps, part(task, f"chain[{number}]", app))
         super().__init__(
             "liteq.chain",
             (),
@@ -245,10 +154,10 @@ class chain(Canvas[R]):
             is_last = number == len(steps) - 1
             given = (self.options.get("task_id") or _id) if is_last else None
             before, result = result, step.freeze(given)
-            _hang(result, before)
+            hang(result, before)
         if steps:
             self.options["task_id"] = result.id
-        _note(self.options, root_id=root_id, parent_id=parent_id, chord=chord)
+        note(self.options, root_id=root_id, parent_id=parent_id, chord=chord)
         return result  # type: ignore[no-any-return]
 
     def stamp(
@@ -258,7 +167,7 @@ class chain(Canvas[R]):
         **headers: Any,
     ) -> Self:
         """Stamp every step; see `Signature.stamp`."""
-        inner = _entered(_hook(visitor, "on_chain_start"), self, headers)
+        inner = entered(hook(visitor, "on_chain_start"), self, headers)
         super().stamp(visitor, append_stamps, **inner)
         for step in self.tasks:
             step.stamp(visitor, append_stamps, **inner)
@@ -268,7 +177,7 @@ class chain(Canvas[R]):
 
     def __or__(self, other: Signature[T]) -> chain[T]:  # type: ignore[override]
         """Return this chain with one step more, or with those of another chain."""
-        steps: list[Signature[Any]] = [self] if _is_special(self) else list(self.tasks)
+        steps: list[Signature[Any]] = [self] if is_special(self) else list(self.tasks)
         _append(steps, joinable(self, other))
         longer: chain[T] = chain(app=self._app)
         longer["kwargs"]["tasks"] = steps
@@ -285,7 +194,7 @@ class chain(Canvas[R]):
 
     def _adopt(self, app: Liteq | None) -> None:
         given = self["kwargs"].get("tasks") or ()
-        self.tasks = [_part(task, f"chain[{i}]", app) for i, task in enumerate(given)]
+        self.tasks = [part(task, f"chain[{i}]", app) for i, task in enumerate(given)]
 
 
 @Signature.register_type()
@@ -312,11 +221,11 @@ class group(Canvas[list[R]]):
     def __init__(  # type: ignore[misc]  # as above
         self, *tasks: Any, app: Any = None, **options: Any
     ) -> None:
-        given = _unpacked(tasks)
+        given = unpacked(tasks)
         if isinstance(given, group):
             given = given.tasks
         members = [
-            task if isinstance(task, Signature) else _part(task, f"group[{number}]", app)
+            task if isinstance(task, Signature) else part(task, f"group[{number}]", app)
             for number, task in enumerate(given)
         ]
         super().__init__(
@@ -378,7 +287,7 @@ class group(Canvas[list[R]]):
         """Fix the ids of the group and of all members now, and return the result of the
         group that is still to be sent."""
         self.options.setdefault("task_id", _id or new_id())
-        _note(self.options, root_id=root_id, parent_id=parent_id, chord=chord)
+        note(self.options, root_id=root_id, parent_id=parent_id, chord=chord)
         members = [member.clone() for member in self.tasks if not is_empty(member)]
         self.tasks = members
         results: list[Any] = []
@@ -425,7 +334,7 @@ class group(Canvas[list[R]]):
         **headers: Any,
     ) -> Self:
         """Stamp every member; see `Signature.stamp`."""
-        inner = _entered(_hook(visitor, "on_group_start"), self, headers)
+        inner = entered(hook(visitor, "on_group_start"), self, headers)
         super().stamp(visitor, append_stamps, **inner)
         for member in self.tasks:
             member.stamp(visitor, append_stamps, **inner)
@@ -451,7 +360,7 @@ class group(Canvas[list[R]]):
 
     def _adopt(self, app: Liteq | None) -> None:
         given = self["kwargs"].get("tasks") or ()
-        self.tasks = [_part(task, f"group[{i}]", app) for i, task in enumerate(given)]
+        self.tasks = [part(task, f"group[{i}]", app) for i, task in enumerate(given)]
 
 
 @Signature.register_type()
@@ -512,7 +421,7 @@ class chord(Canvas[R]):
         parts: dict[str, Any] = {
             "kwargs": dict(kwargs or {}),
             "header": _header(header, app),
-            "body": None if body is None else _part(body, "the body of a chord", app),
+            "body": None if body is None else part(body, "the body of a chord", app),
         }
         if on_error != "fail":
             parts["on_error"] = on_error
@@ -558,7 +467,7 @@ class chord(Canvas[R]):
         parts: dict[str, Any] = dict(self["kwargs"])
         given = dict(kwargs or {})
         if given.get("body") is not None:
-            parts["body"] = _part(given.pop("body"), "the body of a chord", self._app)
+            parts["body"] = part(given.pop("body"), "the body of a chord", self._app)
         if not self.immutable:
             parts["kwargs"] = {**parts["kwargs"], **given}
         merged_args, _, merged = super().merge(args, None, options)
@@ -581,9 +490,9 @@ class chord(Canvas[R]):
         header = self.header.freeze()
         self.body = self.body.clone()
         result: AsyncResult[R] = self.body.freeze(self.options.get("task_id") or _id)
-        _hang(result, header)
+        hang(result, header)
         self.options["task_id"] = result.id
-        _note(self.options, root_id=root_id, parent_id=parent_id, chord=chord)
+        note(self.options, root_id=root_id, parent_id=parent_id, chord=chord)
         return result
 
     def link(self, callback: Any) -> Any:
@@ -614,9 +523,9 @@ class chord(Canvas[R]):
     ) -> Self:
         """Stamp every member of the header, and the body; see `Signature.stamp`."""
         if self.body is not None:
-            inner = _entered(_hook(visitor, "on_chord_body"), self, headers)
+            inner = entered(hook(visitor, "on_chord_body"), self, headers)
             self.body.stamp(visitor, append_stamps, **inner)
-        inner = _entered(_hook(visitor, "on_chord_header_start"), self, headers)
+        inner = entered(hook(visitor, "on_chord_header_start"), self, headers)
         super().stamp(visitor, append_stamps, **inner)
         for member in self.tasks:
             member.stamp(visitor, append_stamps, **inner)
@@ -627,7 +536,7 @@ class chord(Canvas[R]):
     def __or__(self, other: Signature[T]) -> chord[T]:  # type: ignore[override]
         """Return this chord with the other behind its body."""
         other = joinable(self, other)
-        if _is_special(self):
+        if is_special(self):
             longer: Any = chain(self, other, app=self._app)
             return longer  # type: ignore[no-any-return]
         body = other if self.body is None else chain(self.body) | other
@@ -663,117 +572,7 @@ class chord(Canvas[R]):
         parts.setdefault("kwargs", {})
         parts["header"] = _header(parts.get("header") or (), app)
         body = parts.get("body")
-        parts["body"] = None if body is None else _part(body, "the body of a chord", app)
-
-
-class _Calls(Signature[list[R]]):
-    """One task called with each of many arguments."""
-
-    @classmethod
-    def from_dict(cls, d: Mapping[str, Any], app: Liteq | None = None) -> Signature[Any]:
-        """Return the signature that a dictionary describes."""
-        made = cls.__new__(cls)
-        Signature.__init__(made, full(d), app=app)
-        made["kwargs"]["task"] = _part(made["kwargs"].get("task"), made.task, app)
-        return made
-
-    @property
-    def app(self) -> Liteq:
-        """The app whose task this is."""
-        found: Liteq = self["kwargs"]["task"].app if self._app is None else self._app
-        return found
-
-
-@Signature.register_type()
-class xmap(_Calls[R]):
-    """One call that runs a task for each item, one after the other: `task.map(items)`.
-    Its result is the list of their values."""
-
-    def __init__(
-        self, task: Any, it: Iterable[Any], app: Liteq | None = None, **options: Any
-    ) -> None:
-        super().__init__(
-            "liteq.map",
-            kwargs={"task": _task_of(task, app), "it": list(it)},
-            options=options,
-            subtask_type="xmap",
-            immutable=True,
-            app=app,
-        )
-
-    def __repr__(self) -> str:
-        return f"[{self['kwargs']['task'].task}(x) for x in {self['kwargs']['it']!r}]"
-
-
-@Signature.register_type()
-class xstarmap(_Calls[R]):
-    """One call that runs a task for each tuple of arguments: `task.starmap(items)`. Its
-    result is the list of their values."""
-
-    def __init__(
-        self, task: Any, it: Iterable[Any], app: Liteq | None = None, **options: Any
-    ) -> None:
-        super().__init__(
-            "liteq.starmap",
-            kwargs={"task": _task_of(task, app), "it": list(it)},
-            options=options,
-            subtask_type="xstarmap",
-            immutable=True,
-            app=app,
-        )
-
-    def __repr__(self) -> str:
-        return f"[{self['kwargs']['task'].task}(*x) for x in {self['kwargs']['it']!r}]"
-
-
-@Signature.register_type()
-class chunks(_Calls[list[R]]):
-    """Many calls in parts of `n`: `task.chunks(items, n)`. It is sent as a group, of one
-    `starmap` for each part; the result is the list of their lists."""
-
-    def __init__(
-        self, task: Any, it: Iterable[Any], n: int, app: Liteq | None = None, **options: Any
-    ) -> None:
-        if n < 1:
-            raise ValueError(f"chunks are of one call or more, not {n!r}")
-        super().__init__(
-            "liteq.chunks",
-            kwargs={"task": _task_of(task, app), "it": list(it), "n": n},
-            options=options,
-            subtask_type="chunks",
-            immutable=True,
-            app=app,
-        )
-
-    def group(self) -> group[list[R]]:
-        """Return the group that this stands for."""
-        task, it, n = (self["kwargs"][name] for name in ("task", "it", "n"))
-        rest = iter(it)
-        parts = iter(lambda: list(islice(rest, n)), [])
-        made: group[Any] = group(
-            [xstarmap(task, part, app=self._app) for part in parts],
-            app=self._app,
-            **self.options,
-        )
-        return made
-
-    def apply_async(  # type: ignore[override]
-        self,
-        args: Sequence[Any] | None = None,
-        kwargs: Mapping[str, Any] | None = None,
-        route_name: str | None = None,
-        **options: Any,
-    ) -> GroupResult:
-        """Send all parts; see `group.apply_async`."""
-        return self.group().apply_async(args, kwargs, **options)
-
-    def __call__(self, **options: Any) -> GroupResult:  # type: ignore[override]
-        """Send all parts."""
-        return self.apply_async(**options)
-
-    def __repr__(self) -> str:
-        named = self["kwargs"]
-        return f"{named['task'].task}.chunks({named['it']!r}, {named['n']})"
+        parts["body"] = None if body is None else part(body, "the body of a chord", app)
 
 
 def is_empty(sig: Signature[Any]) -> bool:
@@ -784,43 +583,11 @@ def is_empty(sig: Signature[Any]) -> bool:
 # Parts
 
 
-def _unpacked(tasks: tuple[Any, ...]) -> Iterable[Any]:
-    """Return the tasks, or what the one iterable among them holds."""
-    if len(tasks) == 1 and not isinstance(tasks[0], Mapping):
-        only = tasks[0]
-        if isinstance(only, Iterable):
-            return only
-    return tasks
-
-
-def _part(given: Any, where: str, app: Liteq | None) -> Signature[Any]:
-    """Return a part as a signature. Raises `TypeError` for what is none."""
-    if isinstance(given, Signature):
-        return given
-    if isinstance(given, Mapping) and "task" in given:
-        return Signature.from_dict(given, app=app)
-    hint = ""
-    if hasattr(given, "delay"):
-        hint = f"; write {given.__name__}.s(…)"
-    elif isinstance(given, (AsyncResult, GroupResult)):
-        hint = (
-            ", but of a call that was sent already; write task.s(…) in place of task.delay(…)"
-        )
-    raise TypeError(f"{where} is no signature, as task.s(…) makes them: {given!r}{hint}")
-
-
-def _task_of(task: Any, app: Liteq | None) -> Signature[Any]:
-    """Return a task, or a signature of one, as a signature."""
-    if isinstance(task, Mapping):
-        return _part(task, "the task", app)
-    return Signature(task, app=app)
-
-
 def _header(given: Any, app: Liteq | None) -> group[Any]:
     """Return what the header of a chord may be given as, as a group: one; a chain, whose
     steps are the members; one signature; an iterable of signatures."""
     if isinstance(given, Mapping):
-        given = _part(given, "the header of a chord", app)
+        given = part(given, "the header of a chord", app)
     match given:
         case group():
             return given
@@ -831,7 +598,7 @@ def _header(given: Any, app: Liteq | None) -> group[Any]:
         case Signature():
             return group([given], app=app)
         case Iterable():
-            members = [_part(one, f"chord header[{i}]", app) for i, one in enumerate(given)]
+            members = [part(one, f"chord header[{i}]", app) for i, one in enumerate(given)]
             return group(members, app=app)
     raise TypeError(f"the header of a chord is a group or a list of signatures, not {given!r}")
 
@@ -839,7 +606,7 @@ def _header(given: Any, app: Liteq | None) -> group[Any]:
 def _append(steps: list[Signature[Any]], step: Signature[Any]) -> None:
     """Add a step to a chain: those of a plain chain one by one, and of a group of one
     member that member."""
-    if isinstance(step, chain) and not _is_special(step):
+    if isinstance(step, chain) and not is_special(step):
         for inner in step.tasks:
             _append(steps, inner)
     elif isinstance(step, group) and len(step.tasks) == 1 and not step.args:
@@ -848,35 +615,3 @@ def _append(steps: list[Signature[Any]], step: Signature[Any]) -> None:
         _append(steps, only.clone(**options) if options else only)
     elif steps or not is_empty(step):
         steps.append(step)
-
-
-def _is_special(sig: Signature[Any]) -> bool:
-    """Tell whether a workflow says more than its parts do, so that they cannot stand for
-    it."""
-    return bool(sig.options or sig.args or sig.immutable)
-
-
-# Small things
-
-
-def _hang(result: Any, parent: Any) -> None:
-    """Make `parent` the parent of the first of the results that lead to this one."""
-    while result.parent is not None:
-        result = result.parent
-    result.parent = parent
-
-
-def _note(options: dict[str, Any], **given: Any) -> None:
-    options.update({name: value for name, value in given.items() if value})
-
-
-def _hook(visitor: StampingVisitor | None, name: str) -> Any:
-    return None if visitor is None else getattr(visitor, name)
-
-
-def _entered(
-    hook: Callable[..., dict[str, Any] | None] | None, sig: Any, headers: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the headers that hold inside of a part, with what a visitor gives for it."""
-    given = hook(sig, **headers) if hook is not None else None
-    return stamped(headers, given) if headers or given else {}

@@ -13,15 +13,28 @@ linear in the number of calls.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from liteq import context
 from liteq.calls import checked_id, too_large
 from liteq.canvas import Signature, as_list, chain, chord, chunks, group, is_empty
 from liteq.exceptions import ImproperlyConfigured, LiteqError, NotRegistered
 from liteq.ids import new_id
+from liteq.layout import (
+    NONE,
+    PLACED,
+    Kwargs,
+    Links,
+    Options,
+    Place,
+    Step,
+    layout,
+    members,
+    step_of_member,
+    where_is,
+)
 from liteq.message import GATHER, PACKED_FIELDS, Edge, Message, Workflow
 from liteq.options import checked_seconds
 from liteq.result import AsyncResult, GroupResult
@@ -36,18 +49,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Composed", "compose", "compose_call"]
 
-Args: TypeAlias = tuple[Any, ...]
-Kwargs: TypeAlias = Mapping[str, Any]
-Options: TypeAlias = Mapping[str, Any]
-Links: TypeAlias = tuple[Any, ...]
-# Where a part stands, for error messages: (what is around it, its name there, its index).
-Place: TypeAlias = tuple[Any, str, int | None]
-
 _DEEPEST: Final = 100  # sequences inside of each other; far below Python's own limit
-_NONE: Final[Mapping[str, Any]] = {}
-_PLACED: Final = frozenset({"task_id", "link", "link_error"})  # go to the end of a workflow
 _LINKS: Final = frozenset({"link", "link_error"})
-_TIMES: Final = ("countdown", "eta")
 _COUNTED: Final = {"countdown": "countdown", "expires": "expires_in"}
 _REFUSED: Final = (LiteqError, TypeError, ValueError)  # what a call that cannot be raises
 
@@ -83,8 +86,8 @@ def compose(
     sender: Sender,
     sig: Signature[Any],
     args: Sequence[Any] = (),
-    kwargs: Kwargs = _NONE,
-    options: Options = _NONE,
+    kwargs: Kwargs = NONE,
+    options: Options = NONE,
     *,
     take_over: Message | None = None,
 ) -> Composed:
@@ -96,7 +99,7 @@ def compose(
     """
     composer = _Composer(sender)
     where: Place = (None, sig.subtask_type or "", None)
-    steps = composer.layout(_Step(sig, tuple(args), kwargs, options, where=where))
+    steps = composer.layout(Step(sig, tuple(args), kwargs, options, where=where))
     if take_over is not None:
         return _taken_over(composer, steps, take_over)
     made = composer.sequence(steps, _Before(parent=composer.parent))
@@ -119,14 +122,14 @@ def compose_call(
     return composer.messages, composer.edges
 
 
-def _taken_over(composer: _Composer, steps: list[_Step], old: Message) -> Composed:
+def _taken_over(composer: _Composer, steps: list[Step], old: Message) -> Composed:
     if not steps:
         raise ImproperlyConfigured("a task cannot be replaced by an empty workflow")
     if is_empty(steps[-1].sig):  # a group of no members, whose value is an empty list
         nothing: Signature[Any] = Signature(
             "liteq.accumulate", ([],), {"index": 0}, app=composer.app
         )
-        steps[-1] = steps[-1]._replace(sig=nothing, options=_NONE, is_group=False)
+        steps[-1] = steps[-1]._replace(sig=nothing, options=NONE, is_group=False)
     last = _Member(id=old.id, policy="fail")
     sequence = composer.sequence(steps, _Before(parent=old.id), last)
     at = next(i for i, one in enumerate(composer.messages) if one.id == old.id)
@@ -163,21 +166,6 @@ def _name(sig: Signature[Any]) -> str:
 
 def _name_of_one(sig: chain[Any]) -> str:
     return _name(sig.tasks[0]) if sig.tasks else ""
-
-
-class _Step(NamedTuple):
-    """One step of a sequence: a task or a group, with what it is called with."""
-
-    sig: Signature[Any]
-    args: Args = ()
-    kwargs: Kwargs = _NONE
-    options: Options = _NONE
-    links: Links = ()  # beside its own
-    errbacks: Links = ()
-    where: Place = (None, "", None)
-    is_group: bool = False
-    policy: str = "fail"  # of a header: what a member that fails does
-    deaf: bool = False  # what is before it is kept from it
 
 
 class _Before(NamedTuple):
@@ -240,6 +228,7 @@ class _Composer:
         self._sender = sender
         self._rules: Rules = sender.rules()
         self._limit: int = self.app.conf.task_max_workflow_size
+        self._errbacks_on_header = self.app.conf.task_allow_error_cb_on_chord_header
         self._known: dict[str, _Known] = {}
         self._given: set[str] = set()  # ids that were given, not made
         self._depth = 0
@@ -252,71 +241,17 @@ class _Composer:
             if running.message is not None:
                 self._priority = running.message.priority
 
-    # From signatures to steps
-
-    def layout(self, first: _Step) -> list[_Step]:
-        """Return the steps of a signature: those of chains and chords one behind the
-        other, what is empty left out."""
-        steps: list[_Step] = []
-        waiting = [first]
-        while waiting:
-            step = waiting.pop()
-            match step.sig:
-                case chain():
-                    waiting += reversed(_steps_of_chain(step))
-                case chord():
-                    waiting += reversed(self._steps_of_chord(step))
-                case chunks():
-                    waiting.append(step._replace(sig=step.sig.group()))
-                case group() if not step.is_group:
-                    steps.append(_step_of_group(step))
-                case _:
-                    steps.append(step)
-        return steps
-
-    def _steps_of_chord(self, step: _Step) -> list[_Step]:
-        sig, where = step.sig, step.where
-        args, parts, options = sig.merge(step.args, step.kwargs, step.options)
-        body = parts["body"]
-        if body is None or is_empty(body):
-            raise TypeError(f"{_at(where)}a chord needs a body, which {sig!r} has not")
-        common = {k: v for k, v in options.items() if k not in _PLACED}
-        last = {k: v for k, v in common.items() if k not in _TIMES}
-        if options.get("task_id"):
-            last["task_id"] = options["task_id"]
-        # Links given later are added: the body keeps those that it has.
-        links, errbacks = (
-            (*as_list(sig.options.get(name)), *as_list(step.options.get(name)))
-            for name in ("link", "link_error")
-        )
-        errbacks = (*errbacks, *step.errbacks)
-        on_header: Links = ()
-        if self.app.conf.task_allow_error_cb_on_chord_header:
-            on_header = tuple(map(_immutable, errbacks))
-        header = _step_of_group(
-            _Step(
-                parts["header"],
-                args,
-                parts["kwargs"],
-                common,
-                errbacks=on_header,
-                where=(where, "header", None),
-                policy=parts.get("on_error") or "fail",
-                deaf=step.deaf or sig.immutable,
-            )
-        )
-        links = (*links, *step.links)
-        return [header, _Step(body, (), _NONE, last, links, errbacks, (where, "body", None))]
-
-    # From steps to messages
+    def layout(self, step: Step) -> list[Step]:
+        """Return the steps of a signature."""
+        return layout(step, errbacks_on_header=self._errbacks_on_header)
 
     def sequence(
-        self, steps: Sequence[_Step], before: _Before, place: _Member | None = None
+        self, steps: Sequence[Step], before: _Before, place: _Member | None = None
     ) -> _Sequence:
         """Add the messages of steps that follow each other."""
         self._depth += 1
         if self._depth > _DEEPEST:
-            where = _at(steps[0].where)
+            where = where_is(steps[0].where)
             raise ValueError(f"{where:.200}: groups and links are nested too deep")
         id: str | None = None
         task_id: str | None = None
@@ -346,7 +281,7 @@ class _Composer:
         return _Sequence(id, task_id, result, entry)
 
     def _group(
-        self, step: _Step, before: _Before, place: _Member | None, policy: str
+        self, step: Step, before: _Before, place: _Member | None, policy: str
     ) -> tuple[str | None, str | None, GroupResult]:
         """Add the members of a group and its gather. Return the gather's id (None if
         there are no members), the id of the last task, and the result."""
@@ -360,8 +295,8 @@ class _Composer:
         last_task = before.parent
         results: list[Any] = []
         frames: dict[str, _Frame | None] = {}
-        around: _Step | None = None
-        for index, (sig, outer, number) in enumerate(_members(step)):
+        around: Step | None = None
+        for index, (sig, outer, number) in enumerate(members(step)):
             if outer is not around:
                 around, frames = outer, {}
             frame = None
@@ -378,7 +313,7 @@ class _Composer:
                 results.append(frame.result(last))
             else:
                 member = _Member(None, id, index, needed)
-                inner = _step_of_member(sig, outer, number, index)
+                inner = step_of_member(sig, outer, number, index)
                 made = self.sequence(self.layout(inner), behind, member)
                 last, last_task = made.id or "", made.task_id
                 results.append(made.result)
@@ -393,7 +328,7 @@ class _Composer:
         self,
         frame: _Frame,
         sig: Signature[Any],
-        outer: _Step,
+        outer: Step,
         number: int,
         before: _Before,
         index: int,
@@ -435,7 +370,7 @@ class _Composer:
     def _frame(
         self,
         sig: Signature[Any],
-        outer: _Step,
+        outer: Step,
         number: int,
         before: _Before,
         place: _Member,
@@ -451,9 +386,9 @@ class _Composer:
             return None
         if outer.options.keys() & _LINKS:
             return None
-        options = {k: v for k, v in outer.options.items() if k not in _PLACED}
+        options = {k: v for k, v in outer.options.items() if k not in PLACED}
         try:
-            fields = self._fields(known, sig["task"], (), _NONE, options, before)
+            fields = self._fields(known, sig["task"], (), NONE, options, before)
         except _REFUSED as exc:
             _place(exc, where)
             raise
@@ -461,7 +396,7 @@ class _Composer:
         return _Frame(fields, known.check, self.app)
 
     def _call(
-        self, step: _Step, before: _Before, place: _Member | None, *, is_last: bool
+        self, step: Step, before: _Before, place: _Member | None, *, is_last: bool
     ) -> Message:
         """Add the message of a task, and those of its links."""
         sig, where = step.sig, step.where
@@ -484,7 +419,7 @@ class _Composer:
         if before.empty and not is_deaf:
             args = ([], *args)
         known = self._look_up(sig, where)
-        plain = {k: v for k, v in options.items() if k not in _PLACED and v is not None}
+        plain = {k: v for k, v in options.items() if k not in PLACED and v is not None}
         try:
             if known.check is not None and before.on == "success":
                 takes = 0 if is_deaf or before.empty or before.source is None else 1
@@ -524,13 +459,13 @@ class _Composer:
                 sig = maybe_signature(one, app=self.app)
                 if not isinstance(sig, Signature):
                     raise TypeError(
-                        f"{_at(where)}{option} takes signatures, as task.s(…) makes them, "
+                        f"{where_is(where)}{option} takes signatures, as task.s(…) makes them, "
                         f"not {one!r}"
                     )
                 before = _Before(
                     message.id, message.id, on, position, priority=message.priority
                 )
-                step = _Step(sig, where=(where, option, position))
+                step = Step(sig, where=(where, option, position))
                 first = len(self.messages)
                 self.sequence(self.layout(step), before)
                 if on == "failure":
@@ -546,7 +481,9 @@ class _Composer:
         if known is not None:
             return known
         if not isinstance(name, str) or not name:
-            raise TypeError(f"{_at(where)}a signature has the name of a task, not {name!r}")
+            raise TypeError(
+                f"{where_is(where)}a signature has the name of a task, not {name!r}"
+            )
         task = sig._type
         if task is None:
             task = self.app.tasks.get(name)
@@ -656,7 +593,7 @@ class _Composer:
         if id in self._given:
             if self._in_links:
                 return new_id()
-            raise ValueError(f"{_at(where)}two calls of this workflow have the id {id!r}")
+            raise ValueError(f"{where_is(where)}two calls of this workflow have the id {id!r}")
         self._given.add(id)
         return str(id)
 
@@ -687,97 +624,11 @@ class _Frame:
         return result
 
 
-def _steps_of_chain(step: _Step) -> list[_Step]:
-    sig, where = step.sig, step.where
-    args, kwargs, options = sig.merge(step.args, step.kwargs, step.options)
-    del kwargs["tasks"]
-    errbacks = (*as_list(options.get("link_error")), *step.errbacks)
-    steps = [
-        _Step(part, errbacks=errbacks, where=(where, "", number))
-        for number, part in enumerate(sig["kwargs"]["tasks"])
-        if type(part) is Signature or not is_empty(part)
-    ]
-    if not steps:
-        return steps
-    first = {k: v for k, v in options.items() if k not in _PLACED}
-    deaf = step.deaf or sig.immutable
-    steps[0] = steps[0]._replace(args=args, kwargs=kwargs, options=first, deaf=deaf)
-    last = steps[-1]
-    if options.get("task_id"):
-        last = last._replace(options={**last.options, "task_id": options["task_id"]})
-    steps[-1] = last._replace(links=(*as_list(options.get("link")), *step.links))
-    return steps
-
-
-def _step_of_group(step: _Step) -> _Step:
-    sig = step.sig
-    args, kwargs, options = sig.merge(step.args, step.kwargs, step.options)
-    del kwargs["tasks"]
-    deaf = step.deaf or sig.immutable
-    return step._replace(args=args, kwargs=kwargs, options=options, is_group=True, deaf=deaf)
-
-
-def _members(step: _Step) -> Iterator[tuple[Signature[Any], _Step, int]]:
-    """Yield the members of a group, those of groups in it one by one: each with the group
-    that it stands in, and its number there."""
-    for number, sig in enumerate(step.sig["kwargs"]["tasks"]):
-        if type(sig) is Signature:
-            yield sig, step, number
-            continue
-        if is_empty(sig):
-            continue
-        inner = sig.group() if isinstance(sig, chunks) else sig
-        if isinstance(inner, group):
-            where: Place = (step.where, "", number)
-            nested = _step_of_group(step._replace(sig=inner, where=where))
-            yield from _members(nested)
-        else:
-            yield sig, step, number
-
-
-def _step_of_member(sig: Signature[Any], outer: _Step, number: int, index: int) -> _Step:
-    options = {k: v for k, v in outer.options.items() if k != "task_id"}
-    return _Step(
-        sig,
-        outer.args,
-        outer.kwargs,
-        options,
-        # A link of a group is one of its first member, and not given that one's result.
-        tuple(map(_immutable, outer.links)) if index == 0 else (),
-        outer.errbacks,
-        (outer.where, "", number),
-        deaf=outer.deaf,
-    )
-
-
-def _immutable(sig: Any) -> Any:
-    copy = maybe_signature(sig, clone=True)
-    if isinstance(copy, Signature):
-        copy.set_immutable(True)
-    return copy
-
-
 def _is_duration(given: Any) -> bool:
     return isinstance(given, (int, float, timedelta))
-
-
-# Where a part stands
-
-
-def _at(where: Place) -> str:
-    """Return where a part stands, as the beginning of an error message."""
-    words: list[str] = []
-    place: Any = where
-    while place is not None:
-        place, name, number = place
-        words.append(name + ("" if number is None else f"[{number}]"))
-    text = ""
-    for word in reversed(words):
-        text += word if word.startswith("[") or not text else f" {word}"
-    return f"{text}: " if text else ""
 
 
 def _place(exc: Exception, where: Place) -> None:
     """Have an error say which part of the workflow it is about."""
     if exc.args and isinstance(exc.args[0], str):
-        exc.args = (_at(where) + exc.args[0], *exc.args[1:])
+        exc.args = (where_is(where) + exc.args[0], *exc.args[1:])

@@ -1,0 +1,194 @@
+"""From a signature to the steps that it consists of, in the order in which they run.
+
+Chains and chords are laid out as one flat sequence, whatever their depth: a chord is its
+header, a group, and its body behind it. What Celery says of arguments, options and links
+(which of a workflow's go to its first part, to its last, to all) is said here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, NamedTuple, TypeAlias
+
+from liteq.canvas import Signature, as_list, chain, chord, chunks, group, is_empty
+from liteq.signatures import maybe_signature
+
+__all__ = [
+    "NONE",
+    "PLACED",
+    "Place",
+    "Step",
+    "immutable",
+    "layout",
+    "members",
+    "step_of_member",
+    "where_is",
+]
+
+Args: TypeAlias = tuple[Any, ...]
+Kwargs: TypeAlias = Mapping[str, Any]
+Options: TypeAlias = Mapping[str, Any]
+Links: TypeAlias = tuple[Any, ...]
+# Where a part stands, for error messages: (what is around it, its name there, its index).
+Place: TypeAlias = tuple[Any, str, int | None]
+
+NONE: Final[Mapping[str, Any]] = {}
+PLACED: Final = frozenset({"task_id", "link", "link_error"})  # go to the end of a workflow
+_TIMES: Final = ("countdown", "eta")
+
+
+class Step(NamedTuple):
+    """One step of a sequence: a task or a group, with what it is called with."""
+
+    sig: Signature[Any]
+    args: Args = ()
+    kwargs: Kwargs = NONE
+    options: Options = NONE
+    links: Links = ()  # beside its own
+    errbacks: Links = ()
+    where: Place = (None, "", None)
+    is_group: bool = False
+    policy: str = "fail"  # of a header: what a member that fails does
+    deaf: bool = False  # what is before it is kept from it
+
+
+def layout(first: Step, *, errbacks_on_header: bool) -> list[Step]:
+    """Return the steps of a signature: those of chains and chords one behind the
+    other, what is empty left out. `errbacks_on_header`: a chord's error callbacks are also
+    those of the members of its header."""
+    steps: list[Step] = []
+    waiting = [first]
+    while waiting:
+        step = waiting.pop()
+        match step.sig:
+            case chain():
+                waiting += reversed(_steps_of_chain(step))
+            case chord():
+                waiting += reversed(
+                    _steps_of_chord(step, errbacks_on_header=errbacks_on_header)
+                )
+            case chunks():
+                waiting.append(step._replace(sig=step.sig.group()))
+            case group() if not step.is_group:
+                steps.append(_step_of_group(step))
+            case _:
+                steps.append(step)
+    return steps
+
+
+def _steps_of_chord(step: Step, *, errbacks_on_header: bool) -> list[Step]:
+    sig, where = step.sig, step.where
+    args, parts, options = sig.merge(step.args, step.kwargs, step.options)
+    body = parts["body"]
+    if body is None or is_empty(body):
+        raise TypeError(f"{where_is(where)}a chord needs a body, which {sig!r} has not")
+    common = {k: v for k, v in options.items() if k not in PLACED}
+    last = {k: v for k, v in common.items() if k not in _TIMES}
+    if options.get("task_id"):
+        last["task_id"] = options["task_id"]
+    # Links given later are added: the body keeps those that it has.
+    links, errbacks = (
+        (*as_list(sig.options.get(name)), *as_list(step.options.get(name)))
+        for name in ("link", "link_error")
+    )
+    errbacks = (*errbacks, *step.errbacks)
+    on_header: Links = ()
+    if errbacks_on_header:
+        on_header = tuple(map(immutable, errbacks))
+    header = _step_of_group(
+        Step(
+            parts["header"],
+            args,
+            parts["kwargs"],
+            common,
+            errbacks=on_header,
+            where=(where, "header", None),
+            policy=parts.get("on_error") or "fail",
+            deaf=step.deaf or sig.immutable,
+        )
+    )
+    links = (*links, *step.links)
+    return [header, Step(body, (), NONE, last, links, errbacks, (where, "body", None))]
+
+
+def _steps_of_chain(step: Step) -> list[Step]:
+    sig, where = step.sig, step.where
+    args, kwargs, options = sig.merge(step.args, step.kwargs, step.options)
+    del kwargs["tasks"]
+    errbacks = (*as_list(options.get("link_error")), *step.errbacks)
+    steps = [
+        Step(part, errbacks=errbacks, where=(where, "", number))
+        for number, part in enumerate(sig["kwargs"]["tasks"])
+        if type(part) is Signature or not is_empty(part)
+    ]
+    if not steps:
+        return steps
+    first = {k: v for k, v in options.items() if k not in PLACED}
+    deaf = step.deaf or sig.immutable
+    steps[0] = steps[0]._replace(args=args, kwargs=kwargs, options=first, deaf=deaf)
+    last = steps[-1]
+    if options.get("task_id"):
+        last = last._replace(options={**last.options, "task_id": options["task_id"]})
+    steps[-1] = last._replace(links=(*as_list(options.get("link")), *step.links))
+    return steps
+
+
+def _step_of_group(step: Step) -> Step:
+    sig = step.sig
+    args, kwargs, options = sig.merge(step.args, step.kwargs, step.options)
+    del kwargs["tasks"]
+    deaf = step.deaf or sig.immutable
+    return step._replace(args=args, kwargs=kwargs, options=options, is_group=True, deaf=deaf)
+
+
+def members(step: Step) -> Iterator[tuple[Signature[Any], Step, int]]:
+    """Yield the members of a group, those of groups in it one by one: each with the group
+    that it stands in, and its number there."""
+    for number, sig in enumerate(step.sig["kwargs"]["tasks"]):
+        if type(sig) is Signature:
+            yield sig, step, number
+            continue
+        if is_empty(sig):
+            continue
+        inner = sig.group() if isinstance(sig, chunks) else sig
+        if isinstance(inner, group):
+            where: Place = (step.where, "", number)
+            nested = _step_of_group(step._replace(sig=inner, where=where))
+            yield from members(nested)
+        else:
+            yield sig, step, number
+
+
+def step_of_member(sig: Signature[Any], outer: Step, number: int, index: int) -> Step:
+    options = {k: v for k, v in outer.options.items() if k != "task_id"}
+    return Step(
+        sig,
+        outer.args,
+        outer.kwargs,
+        options,
+        # A link of a group is one of its first member, and not given that one's result.
+        tuple(map(immutable, outer.links)) if index == 0 else (),
+        outer.errbacks,
+        (outer.where, "", number),
+        deaf=outer.deaf,
+    )
+
+
+def immutable(sig: Any) -> Any:
+    copy = maybe_signature(sig, clone=True)
+    if isinstance(copy, Signature):
+        copy.set_immutable(True)
+    return copy
+
+
+def where_is(where: Place) -> str:
+    """Return where a part stands, as the beginning of an error message."""
+    words: list[str] = []
+    place: Any = where
+    while place is not None:
+        place, name, number = place
+        words.append(name + ("" if number is None else f"[{number}]"))
+    text = ""
+    for word in reversed(words):
+        text += word if word.startswith("[") or not text else f" {word}"
+    return f"{text}: " if text else ""

@@ -1,0 +1,138 @@
+"""One task called with each of many arguments: `map`, `starmap` and `chunks`."""
+
+# ruff: noqa: N801  (Celery's names)
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from liteq.canvasbase import part
+from liteq.result import GroupResult
+from liteq.signatures import Signature, full
+
+if TYPE_CHECKING:
+    from liteq.app import Liteq
+    from liteq.canvas import group
+
+__all__ = ["chunks", "xmap", "xstarmap"]
+
+R = TypeVar("R")
+
+
+class _Calls(Signature[list[R]]):
+    """One task called with each of many arguments."""
+
+    @classmethod
+    def from_dict(cls, d: Mapping[str, Any], app: Liteq | None = None) -> Signature[Any]:
+        """Return the signature that a dictionary describes."""
+        made = cls.__new__(cls)
+        Signature.__init__(made, full(d), app=app)
+        made["kwargs"]["task"] = part(made["kwargs"].get("task"), made.task, app)
+        return made
+
+    @property
+    def app(self) -> Liteq:
+        """The app whose task this is."""
+        found: Liteq = self["kwargs"]["task"].app if self._app is None else self._app
+        return found
+
+
+@Signature.register_type()
+class xmap(_Calls[R]):
+    """One call that runs a task for each item, one after the other: `task.map(items)`.
+    Its result is the list of their values."""
+
+    def __init__(
+        self, task: Any, it: Iterable[Any], app: Liteq | None = None, **options: Any
+    ) -> None:
+        super().__init__(
+            "liteq.map",
+            kwargs={"task": _task_of(task, app), "it": list(it)},
+            options=options,
+            subtask_type="xmap",
+            immutable=True,
+            app=app,
+        )
+
+    def __repr__(self) -> str:
+        return f"[{self['kwargs']['task'].task}(x) for x in {self['kwargs']['it']!r}]"
+
+
+@Signature.register_type()
+class xstarmap(_Calls[R]):
+    """One call that runs a task for each tuple of arguments: `task.starmap(items)`. Its
+    result is the list of their values."""
+
+    def __init__(
+        self, task: Any, it: Iterable[Any], app: Liteq | None = None, **options: Any
+    ) -> None:
+        super().__init__(
+            "liteq.starmap",
+            kwargs={"task": _task_of(task, app), "it": list(it)},
+            options=options,
+            subtask_type="xstarmap",
+            immutable=True,
+            app=app,
+        )
+
+    def __repr__(self) -> str:
+        return f"[{self['kwargs']['task'].task}(*x) for x in {self['kwargs']['it']!r}]"
+
+
+@Signature.register_type()
+class chunks(_Calls[list[R]]):
+    """Many calls in parts of `n`: `task.chunks(items, n)`. It is sent as a group, of one
+    `starmap` for each part; the result is the list of their lists."""
+
+    def __init__(
+        self, task: Any, it: Iterable[Any], n: int, app: Liteq | None = None, **options: Any
+    ) -> None:
+        if n < 1:
+            raise ValueError(f"chunks are of one call or more, not {n!r}")
+        super().__init__(
+            "liteq.chunks",
+            kwargs={"task": _task_of(task, app), "it": list(it), "n": n},
+            options=options,
+            subtask_type="chunks",
+            immutable=True,
+            app=app,
+        )
+
+    def group(self) -> group[list[R]]:
+        """Return the group that this stands for."""
+        task, it, n = (self["kwargs"][name] for name in ("task", "it", "n"))
+        rest = iter(it)
+        parts = iter(lambda: list(islice(rest, n)), [])
+        made: Any = Signature.TYPES["group"](
+            [xstarmap(task, part, app=self._app) for part in parts],
+            app=self._app,
+            **self.options,
+        )
+        return made  # type: ignore[no-any-return]
+
+    def apply_async(  # type: ignore[override]
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        route_name: str | None = None,
+        **options: Any,
+    ) -> GroupResult:
+        """Send all parts; see `group.apply_async`."""
+        return self.group().apply_async(args, kwargs, **options)
+
+    def __call__(self, **options: Any) -> GroupResult:  # type: ignore[override]
+        """Send all parts."""
+        return self.apply_async(**options)
+
+    def __repr__(self) -> str:
+        named = self["kwargs"]
+        return f"{named['task'].task}.chunks({named['it']!r}, {named['n']})"
+
+
+def _task_of(task: Any, app: Liteq | None) -> Signature[Any]:
+    """Return a task, or a signature of one, as a signature."""
+    if isinstance(task, Mapping):
+        return part(task, "the task", app)
+    return Signature(task, app=app)
