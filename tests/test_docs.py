@@ -3,12 +3,13 @@ and the settings, flags and commands they name exist.
 
 Blocks marked `python` and `pycon` of a page run in order, in one module `tasks`, with a
 worker of two threads beside them (unless the page says that it starts its own); a `pycon`
-block is compared with what it shows.
+block is compared with what it shows. At the end the tests that a page defines are run.
 """
 
 from __future__ import annotations
 
 import doctest
+import inspect
 import re
 import subprocess
 import sys
@@ -80,6 +81,10 @@ def run_page(page: Path, folder: Path) -> int:
                 working = True
             test = parser.get_doctest(text, space, page.name, str(page), line - 1)
             runner.run(test, clear_globs=False)
+        for name, defined in list(space.items()):
+            if name.startswith("test_"):
+                wanted = inspect.signature(defined).parameters
+                defined(**{"tmp_path": folder} if "tmp_path" in wanted else {})
     return runner.summarize().failed
 
 

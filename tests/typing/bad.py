@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from liteq import BoundTask, Liteq, shared_task
+from liteq.testing import perform
 
 app = Liteq("shop")
 
@@ -43,3 +44,6 @@ app.task(max_retires=3)  # error
 app.send_task("elsewhere", queu="q")  # error
 text: str = add.delay(1).get()  # error
 number: int = fetch("u")  # error
+
+perform(add, "1")  # error
+perform(add)  # error

@@ -7,6 +7,7 @@ from typing import Any, assert_type
 
 from liteq import AsyncResult, AsyncTask, BoundTask, Liteq, Signature, Task, shared_task
 from liteq.result import EagerResult
+from liteq.testing import Inline, TaskRun, inline, perform, start_worker
 
 app = Liteq("shop", task_default_queue="q")
 
@@ -101,3 +102,24 @@ assert_type(add.s(1)(2), int)
 
 assert_type(app.send_task("elsewhere", (1,), queue="q"), AsyncResult[Any])
 assert_type(app.AsyncResult("id"), AsyncResult[Any])
+
+
+def tests() -> None:
+    with inline(app) as t:
+        assert_type(t, Inline)
+        assert_type(t.perform(add, 1), int)
+        assert_type(t.drain(), list[TaskRun])
+        t.assert_enqueued(add, args=(1, 2), countdown=60)
+        t.clock.advance(60)
+    assert_type(perform(send, "ann", urgent=True), str)
+    assert_type(perform(fetch, "https://example.org"), bytes)
+    with start_worker(app):
+        pass
+
+
+@inline(app)
+def decorated(number: int) -> str:
+    return str(number)
+
+
+assert_type(decorated(1), str)
