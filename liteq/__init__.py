@@ -22,6 +22,7 @@ __all__ = [
     "AsyncTask",
     "BoundTask",
     "Celery",
+    "Graph",
     "Liteq",
     "Queue",
     "Signature",
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from liteq.app import Liteq as Celery
     from liteq.app import Liteq as Liteq
     from liteq.app import shared_task as shared_task
+    from liteq.canvas import Graph as Graph
     from liteq.canvas import Signature as Signature
     from liteq.canvas import StampingVisitor as StampingVisitor
     from liteq.canvas import chain as chain
@@ -71,6 +73,7 @@ _HOMES = {
     "AsyncTask": "task",
     "BoundTask": "task",
     "Celery": "app",
+    "Graph": "canvas",
     "Liteq": "app",
     "Queue": "config",
     "Signature": "canvas",

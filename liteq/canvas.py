@@ -24,6 +24,7 @@ from liteq.canvasbase import (
     part,
     unpacked,
 )
+from liteq.graph import Graph
 from liteq.ids import new_id
 from liteq.mapped import chunks, xmap, xstarmap
 from liteq.result import AsyncResult, GroupResult
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from liteq.app import Liteq
 
 __all__ = [
+    "Graph",
     "Signature",
     "StampingVisitor",
     "as_list",

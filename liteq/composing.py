@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from liteq import context
 from liteq.calls import checked_id, too_large
-from liteq.canvas import Signature, as_list, chain, chord, chunks, group, is_empty
+from liteq.canvas import Graph, Signature, as_list, chain, chord, chunks, group, is_empty
 from liteq.exceptions import ImproperlyConfigured, LiteqError, NotRegistered
 from liteq.ids import new_id
 from liteq.layout import (
@@ -61,7 +61,7 @@ _ID, _BODY, _PARENT, _INDEX = (_AT[name] for name in ("id", "body", "parent_id",
 _TASK, _CONTENT_TYPE = _AT["task"], _AT["content_type"]
 _ROOT, _PRIORITY, _GROUP = (_AT[name] for name in ("root_id", "priority", "group_id"))
 _GATHER, _LINKED, _IMMUTABLE = (_AT[name] for name in ("gather", "has_links", "immutable"))
-_IGNORED: Final = _AT["ignore_result"]
+_IGNORED, _KEYWORDS = _AT["ignore_result"], _AT["keywords"]
 
 
 class Composed(NamedTuple):
@@ -84,7 +84,7 @@ class Composed(NamedTuple):
 
 def compose(
     sender: Sender,
-    sig: Signature[Any],
+    sig: Signature[Any] | Graph,
     args: Sequence[Any] = (),
     kwargs: Kwargs = NONE,
     options: Options = NONE,
@@ -98,6 +98,8 @@ def compose(
     blame: `TypeError`, `ValueError`, `EncodeError`, `MessageTooLarge`, `NotRegistered`.
     """
     composer = _Composer(sender)
+    if isinstance(sig, Graph):
+        return composer.graph(sig, tuple(args), kwargs, options)
     where: Place = (None, sig.subtask_type or "", None)
     steps = composer.layout(Step(sig, tuple(args), kwargs, options, where=where))
     if take_over is not None:
@@ -182,6 +184,15 @@ class _Before(NamedTuple):
     empty: bool = False
     result: Any = None
     priority: int | None = None
+    more: tuple[str, ...] = ()  # further sources, at the positions that follow
+    keywords: tuple[str, ...] | None = None  # by position: what their results are called
+
+    @property
+    def given(self) -> int:
+        """The number of positional arguments that come of it."""
+        if self.source is None or self.empty or self.keywords is not None:
+            return 0
+        return 1 + len(self.more)
 
 
 class _Member(NamedTuple):
@@ -245,6 +256,54 @@ class _Composer:
         """Return the steps of a signature."""
         return layout(step, errbacks_on_header=self._errbacks_on_header)
 
+    def graph(
+        self, graph: Graph, args: tuple[Any, ...], kwargs: Kwargs, options: Options
+    ) -> Composed:
+        """Return the messages of a graph, and the edges between its nodes."""
+        if refused := options.keys() & PLACED:
+            raise TypeError(f"a graph takes no {min(refused)}: give it to a node's signature")
+        made: dict[str, _Sequence] = {}
+        ends = graph.ends()
+        gather = new_id()
+        for node in graph.order():
+            step = Step(node.sig, where=(None, f"node {node.name!r}", None))
+            if not node.after:
+                step = step._replace(args=args, kwargs=kwargs, options=options)
+            before = _Before(parent=self.parent)
+            if node.after:
+                source, *more = (made[name].id or "" for name in node.after)
+                last = made[node.after[-1]].task_id
+                before = _Before(source, last, more=tuple(more), keywords=node.keywords)
+            place: _Member | None = _Member(policy="fail")
+            if len(ends) > 1 and node.name in ends:
+                place = _Member(None, gather, ends.index(node.name))
+            elif node.name in ends:
+                place = None
+            sequence = made[node.name] = self.sequence(self.layout(step), before, place)
+            if sequence.id is None:
+                raise ValueError(f"node {node.name!r} has nothing to run: {node.sig!r}")
+            self._call_it(sequence.id, node.name)
+        if not made:
+            raise ValueError(f"graph {graph.name!r} has no nodes")
+        entry = next(iter(made.values())).entry
+        if len(ends) == 1:
+            last_made = made[ends[0]]
+            workflow = Workflow(last_made.id or "", graph.name)
+            return Composed(self.messages, self.edges, workflow, last_made.result, entry)
+        self._add_gather(gather, "count", self.messages[0], None)
+        for index, name in enumerate(ends):
+            self.edges.append(Edge(made[name].id or "", gather, "part", index))
+        result = GroupResult(gather, [made[name].result for name in ends], None, self.app)
+        workflow = Workflow(gather, graph.name)
+        return Composed(self.messages, self.edges, workflow, result, entry)
+
+    def _call_it(self, id: str, name: str) -> None:
+        """Enter the name of a node with its last message."""
+        at = len(self.messages) - 1
+        while self.messages[at].id != id:  # its links and the gather's members are behind
+            at -= 1
+        self.messages[at] = self.messages[at]._replace(node=name)
+
     def sequence(
         self, steps: Sequence[Step], before: _Before, place: _Member | None = None
     ) -> _Sequence:
@@ -265,9 +324,11 @@ class _Composer:
                 if is_last:
                     policy = (here.policy if here is not None else None) or "count"
                 id, task_id, result = self._group(step, before, here, policy)
+                priority = self.messages[-1].priority if id is not None else None
             else:
                 message = self._call(step, before, here, is_last=is_last)
-                id = task_id = message.id
+                id, priority = message.id, message.priority
+                task_id = id
                 result = self._result(message, before.result)
             if id is None:  # a group of no members
                 before = before._replace(empty=True, result=result)
@@ -275,7 +336,6 @@ class _Composer:
             if entry is None:
                 entry = result
             if not is_last:
-                priority = self.messages[-1].priority
                 before = _Before(id, task_id, result=result, priority=priority)
         self._depth -= 1
         return _Sequence(id, task_id, result, entry)
@@ -347,7 +407,7 @@ class _Composer:
         fields = frame.fields
         try:
             if frame.check is not None:
-                takes = 0 if is_deaf or before.source is None else 1
+                takes = 0 if is_deaf else before.given
                 frame.check((*(None,) * takes, *args) if takes else args, kwargs)
             fields[_BODY] = self._body(sig["task"], args, kwargs, fields[_CONTENT_TYPE])
         except _REFUSED as exc:
@@ -384,7 +444,7 @@ class _Composer:
             not self._rules.router.is_static or (task is not None and task.has_shadow_names())
         ):
             return None
-        if outer.options.keys() & _LINKS:
+        if outer.options.keys() & _LINKS or before.more or before.keywords:
             return None
         options = {k: v for k, v in outer.options.items() if k not in PLACED}
         try:
@@ -422,8 +482,9 @@ class _Composer:
         plain = {k: v for k, v in options.items() if k not in PLACED and v is not None}
         try:
             if known.check is not None and before.on == "success":
-                takes = 0 if is_deaf or before.empty or before.source is None else 1
-                known.check((*(None,) * takes, *args), kwargs)
+                takes = 0 if is_deaf else before.given
+                named = dict.fromkeys(before.keywords or ())
+                known.check((*(None,) * takes, *args), {**kwargs, **named})
             fields = self._fields(known, sig["task"], args, kwargs, plain, before)
             fields[_BODY] = self._body(sig["task"], args, kwargs, fields[_CONTENT_TYPE])
         except _REFUSED as exc:
@@ -438,7 +499,9 @@ class _Composer:
             fields[_LINKED] = True
         if before.source is not None:
             fields[_IMMUTABLE] = is_deaf or before.empty
-            self.edges.append(Edge(before.source, id, before.on, before.position))
+            fields[_KEYWORDS] = before.keywords
+            for position, source in enumerate((before.source, *before.more), before.position):
+                self.edges.append(Edge(source, id, before.on, position))
         message = tuple.__new__(Message, fields)
         self._add(message)
         if links or errbacks:

@@ -26,7 +26,7 @@ from liteq.routes import Router
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
-    from liteq.canvas import Signature
+    from liteq.canvas import Graph, Signature
     from liteq.task import Task
 
     AnyTask: TypeAlias = Task[..., Any]
@@ -128,7 +128,7 @@ class Sender:
 
     def compose(
         self,
-        sig: Signature[Any],
+        sig: Signature[Any] | Graph,
         args: Args = None,
         kwargs: Kwargs = None,
         options: Options | None = None,
@@ -146,7 +146,7 @@ class Sender:
         return composed.result
 
     def call_workflow(
-        self, sig: Signature[Any], args: Args, kwargs: Kwargs, options: Options
+        self, sig: Signature[Any] | Graph, args: Args, kwargs: Kwargs, options: Options
     ) -> Any:
         """Send a chain, group or chord and return its result."""
         composed = self._compose_workflow(sig, args, kwargs, options)
@@ -156,7 +156,7 @@ class Sender:
         return composed.result
 
     async def acall_workflow(
-        self, sig: Signature[Any], args: Args, kwargs: Kwargs, options: Options
+        self, sig: Signature[Any] | Graph, args: Args, kwargs: Kwargs, options: Options
     ) -> Any:
         """Send a workflow like `call_workflow()`, the store off the event loop."""
         composed = self._compose_workflow(sig, args, kwargs, options)
@@ -166,14 +166,14 @@ class Sender:
         return composed.result
 
     def apply_workflow(
-        self, sig: Signature[Any], args: Args, kwargs: Kwargs, options: Options
+        self, sig: Signature[Any] | Graph, args: Args, kwargs: Kwargs, options: Options
     ) -> Any:
         """Run a workflow in this process; see `Canvas.apply`."""
         throw = options.pop("throw", None)
         return self._run_workflow(self.compose(sig, args, kwargs, options), throw=throw)
 
     def _compose_workflow(
-        self, sig: Signature[Any], args: Args, kwargs: Kwargs, options: Options
+        self, sig: Signature[Any] | Graph, args: Args, kwargs: Kwargs, options: Options
     ) -> Composed:
         composed = self.compose(sig, args, kwargs, options)
         running = context.current()
