@@ -266,6 +266,18 @@ def test_a_step_keeps_its_interval_over_a_gap() -> None:
     ]
 
 
+def test_every_other_hour_is_as_the_table_in_the_docs_says() -> None:
+    assert local("0 */2 * * *", "Europe/Paris", "2027-03-28 00:00", 2) == [
+        "28 03:00+0200",
+        "28 04:00+0200",
+    ]
+    assert local("0 */2 * * *", "Europe/Paris", "2027-10-31 00:00", 3) == [
+        "31 02:00+0200",
+        "31 02:00+0100",
+        "31 04:00+0100",
+    ]
+
+
 def test_a_midnight_that_does_not_exist_runs_at_one() -> None:
     assert local("0 0 * * *", "America/Santiago", "2027-09-04 12:00", 1) == ["05 01:00-0300"]
 
