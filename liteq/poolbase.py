@@ -202,6 +202,11 @@ class Pool(ABC):
         look-ahead, so that no child waits for the loop between two jobs.
         """
 
+    def supply(self) -> float:
+        """Return for how many seconds no child will need another job, by what jobs took
+        lately: 0 if one needs it now, or if that cannot be told."""
+        return 0.0
+
     @abstractmethod
     def submit(self, job: Job) -> None:
         """Hand over a job. Never blocks and never refuses; a job for which no child is
@@ -276,18 +281,18 @@ class LookAhead:
     WORTH: Final = 0.003
     WEIGHT: Final = 0.2
 
-    __slots__ = ("_average", "_most", "limit")
+    __slots__ = ("_most", "average", "limit")
 
     def __init__(self, most: int) -> None:
         self._most = max(most, 1)
-        self._average = 1.0  # seconds: nothing is known yet, so nothing is risked
+        self.average = 1.0  # seconds: nothing is known yet, so nothing is risked
         self.limit = 1
 
     def note(self, runtime: float) -> None:
         """Take in the run time of one job."""
-        average = self._average + (runtime - self._average) * self.WEIGHT
-        self._average = average if average > 1e-6 else 1e-6
-        more = int(self.WORTH / self._average)
+        average = self.average + (runtime - self.average) * self.WEIGHT
+        self.average = average if average > 1e-6 else 1e-6
+        more = int(self.WORTH / self.average)
         self.limit = 1 + more if more < self._most else self._most
 
 

@@ -132,6 +132,12 @@ class ProcessPool(Pool):
                 room += min(limit, child.left) - len(child.held)
         return int(room) if room > 0 else 0
 
+    def supply(self) -> float:
+        limit = self._ahead.limit
+        if limit == 1 or not self._turns:
+            return 0.0
+        return min(len(child.held) for child in self._turns) * self._ahead.average
+
     def submit(self, job: Job) -> None:
         if not self._backlog:
             child = self._choose(job)
@@ -373,7 +379,7 @@ class ProcessPool(Pool):
         held = child.held
         events = self._events
         done = 0
-        slowest = 0.0
+        took = 0.0
         while end - start >= _HEAD:
             length, kind, key, runtime, memory = _unpack(data, start)
             body = start + _HEAD
@@ -388,8 +394,7 @@ class ProcessPool(Pool):
                 held.popleft()
                 events.append(_new(Done, (key, data[body:stop], runtime)))
                 done += 1
-                if runtime > slowest:
-                    slowest = runtime
+                took += runtime
                 if memory:
                     self._check_memory(child, memory)
             elif kind == REPORT:
@@ -403,7 +408,7 @@ class ProcessPool(Pool):
             elif kind == READY:
                 self._on_ready(child, memory)
         if done:
-            self._ahead.note(slowest)
+            self._ahead.note(took / done)
             self._next_job(child, done)
         return start
 

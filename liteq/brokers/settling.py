@@ -97,8 +97,10 @@ class Settling:
 
     def settle(self, settlements: Sequence[tuple[Lease, Outcome]]) -> tuple[bool, ...]:
         """Record the outcome of each lease; False stands for one that had been lost."""
-        plain = all(type(out) is Succeeded and out.added is None for _, out in settlements)
-        if plain and len(settlements) > 1 and self._succeed_all(settlements):
+        plain = len(settlements) > 1 and all(
+            type(out) is Succeeded and out.added is None for _, out in settlements
+        )
+        if plain and self._succeed_all(settlements):
             accepted = (True,) * len(settlements)
         else:
             accepted = tuple(self._settle(lease, outcome) for lease, outcome in settlements)
