@@ -809,7 +809,7 @@ def test_a_stopped_child_holds_up_nobody_and_goes_on_later(start: Any) -> None:
     loop.ready(2)
     loop.begin(1, 0.3)
     (pid,) = loop.pool.running().values()
-    os.kill(pid, signal.SIGSTOP)
+    halt(pid)
     for key in range(100, 150):
         assert type(loop.run("echo", b"", key)) is bytes
     assert not loop.ends(1)
@@ -821,7 +821,7 @@ def test_a_job_given_to_a_stopped_child_survives_its_hard_limit_unstarted(start:
     loop = start(1)
     loop.ready(1)
     (pid,) = loop.pool.pids()
-    os.kill(pid, signal.SIGSTOP)
+    halt(pid)
     loop.pool.submit(job(1, "echo", b"", hard=0.1))
     assert loop.end_of(1) == Returned(1)
     assert loop.pool.capacity() == 0
@@ -834,7 +834,7 @@ def test_a_job_given_to_a_stopped_child_goes_to_another(start: Any) -> None:
     loop = start(2)
     loop.ready(2)
     first = marshal.loads(loop.run("pid", None, 1))
-    os.kill(first, signal.SIGSTOP)  # the one that gets the next job, too
+    halt(first)  # the one that gets the next job, too
     other = marshal.loads(loop.run("pid", None, 2))
     assert other != first
     assert loop.pool.capacity() == 1
@@ -846,8 +846,15 @@ def test_a_stopped_child_is_killed_at_the_hard_limit(start: Any) -> None:
     loop = start(1)
     loop.ready(1)
     loop.begin(1, 30.0, hard=0.5)
-    os.kill(loop.pool.pids()[0], signal.SIGSTOP)
+    halt(loop.pool.pids()[0])
     assert loop.end_of(1).kind == "time_limit"
+
+
+def halt(pid: int) -> None:
+    """Stop a child of ours, and return when it has stopped: until then it may still take
+    a job, which it then holds."""
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOWAIT)
 
 
 def in_process(work: Callable[[], None]) -> int:
