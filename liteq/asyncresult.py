@@ -631,6 +631,12 @@ class AsyncResult(ResultBase, Generic[R]):
             callback(self.id, value)
         return value  # type: ignore[no-any-return]
 
+    def _raise_if_failed(self) -> None:
+        """Raise what the call failed with, if it is known to have. (Its value, if it has
+        one, is not looked at: reading a large one takes time.)"""
+        if self._is_count or (self._is_known and self.state in states.PROPAGATE_STATES):
+            self._outcome(True, None)
+
     def _raise_for_parents(self) -> None:
         """Raise what kept a call from its value if it was one that came before it: of a
         chord whose header failed, the header's own error and not `ChordError`."""

@@ -372,8 +372,7 @@ class ResultSet(ResultBase):
     def _throw(self) -> None:
         """Raise what the first failed with of those that are known to have ended."""
         for leaf in self._leaves():
-            if leaf._is_known:
-                leaf._outcome(True, None)
+            leaf._raise_if_failed()
 
     def _values(self, propagate: bool) -> list[Any]:
         values = [
@@ -560,7 +559,7 @@ class _Step:
         for leaf in self._wanted[record.id]:
             leaf._keep(record)
             if self._propagate:
-                leaf._outcome(True, None)
+                leaf._raise_if_failed()
 
 
 class _Gathering(_Step):

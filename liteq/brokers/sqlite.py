@@ -95,6 +95,7 @@ _NOTE: Final = (
     "UPDATE message SET note_state = ?, note = ? WHERE seq = ? AND token = ? AND state = 3"
 )
 
+_AMONG: Final = "(SELECT value FROM json_each(?))"
 _RECORD: Final = (
     "SELECT state, result, note_state, note, deliveries, enqueued_at, started_at, "
     "settled_at, (SELECT name FROM worker WHERE worker.id = message.worker), children, "
@@ -652,15 +653,7 @@ class SqliteBroker(Broker):
     # Looking
 
     def get(self, ids: Sequence[str]) -> dict[str, Record]:
-        def select(db: apsw.Connection) -> dict[str, Record]:
-            found = {}
-            for id in ids:
-                row = fetch_one(db, f"{_RECORD} WHERE id = ?", (id,))
-                if row is not None:
-                    found[id] = _record(row)
-            return found
-
-        return self._database.read(select)
+        return self._database.read(lambda db: _records(db, ids))
 
     def attempts(self, id: str) -> list[Attempt]:
         rows = self._database.read(
@@ -807,21 +800,12 @@ class SqliteBroker(Broker):
             return records  # nothing to wait for: spare the write
 
         def register(db: apsw.Connection) -> dict[str, Record]:
-            settled = {}
-            for id in ids:
-                row = fetch_one(db, f"{_RECORD} WHERE id = ?", (id,))
-                if row is None:
-                    continue
-                record = _record(row)
-                if record.final:
-                    settled[id] = record
-                else:
-                    db.execute(
-                        "INSERT INTO waiter(message, address) SELECT seq, ? FROM message "
-                        "WHERE id = ? ON CONFLICT DO NOTHING",
-                        (mailbox.name, id),
-                    )
-            return settled
+            db.execute(
+                "INSERT INTO waiter(message, address) SELECT seq, ? FROM message "
+                f"WHERE id IN {_AMONG} AND state < 6 ON CONFLICT DO NOTHING",
+                (mailbox.name, json.dumps(ids)),
+            )
+            return _records(db, ids, "AND state >= 6")
 
         return self._database.write(register, durable=False)
 
@@ -949,6 +933,16 @@ class SqliteBroker(Broker):
         self._database.close()
         if self._post is not None:
             self._post.close()
+
+
+def _records(db: apsw.Connection, ids: Sequence[str], also: str = "") -> dict[str, Record]:
+    """Return the records of these ids, in their order."""
+    if len(ids) == 1:
+        row = fetch_one(db, f"{_RECORD} WHERE id = ? {also}", ids)
+        return {} if row is None else {ids[0]: _record(row)}
+    rows = fetch_all(db, f"{_RECORD} WHERE id IN {_AMONG} {also}", (json.dumps(ids),))
+    found = {record.id: record for record in map(_record, rows)}
+    return {id: found[id] for id in ids if id in found}
 
 
 def _is_alive(db: apsw.Connection, worker: int) -> bool:
