@@ -212,6 +212,8 @@ class Sender:
         When the store cannot be reached it tries again, as `task_publish_retry_policy`
         says; that is safe, since a message that is there already is left as it is.
         """
+        if workflow is None and edges:
+            workflow = Workflow(messages[0].id, f"{messages[0].task} with links")
         if signals.before_task_publish.receivers:
             from liteq import publishing  # late: few have receivers
 

@@ -496,6 +496,18 @@ def test_children_are_what_a_call_made_and_what_follows_it(app: Liteq) -> None:
     assert result.graph[made_group.group] == list(made_group.group)
 
 
+def test_what_is_linked_to_a_call_is_among_its_children(app: Liteq) -> None:
+    add = app.task(name="add")(lambda x, y: x + y)
+    note = app.task(name="note")(lambda value: value)
+
+    result = add.apply_async((1, 2), link=[note.s(), note.s()], link_error=note.s())
+    app.run_until_empty()
+
+    assert [(child.name, child.get()) for child in result.children or ()] == [("note", 3)]
+    assert app.workflow(result.id).name == "add with links"
+    assert app.workflow(result.id).progress == (3, 3, 0)
+
+
 def test_walking_a_chain_reads_its_workflow_once(app: Liteq) -> None:
     chain = [world.make(f"step{n}") for n in range(20)]
     edges = [Edge(a.id, b.id, "success") for a, b in pairwise(chain)]

@@ -6,8 +6,9 @@ from collections.abc import Coroutine
 from typing import Any, assert_type
 
 from liteq import AsyncResult, AsyncTask, BoundTask, Liteq, Signature, Task, shared_task
-from liteq.result import EagerResult
+from liteq.result import EagerResult, GroupResult
 from liteq.testing import Inline, TaskRun, inline, perform, start_worker
+from liteq.workflows import Workflow
 
 app = Liteq("shop", task_default_queue="q")
 
@@ -97,6 +98,22 @@ assert_type(add.s(1).set(queue="q"), Signature[int])
 assert_type(add.s(1).delay(), AsyncResult[int])
 assert_type(add.s(1).delay().get(), int)
 assert_type(add.s(1)(2), int)
+
+# Groups and workflows
+
+pair = GroupResult("g", [add.delay(1), add.delay(2)])
+assert_type(pair.completed_count(), int)
+assert_type(app.GroupResult.restore("g"), GroupResult | None)
+assert_type(app.workflow("w"), Workflow)
+assert_type(app.workflow("w").progress.fraction, float)
+assert_type(app.workflow("w").retry_failed(), list[str])
+
+
+async def follow() -> None:
+    assert_type(await pair, list[Any])
+    async for member in pair:
+        print(member)
+
 
 # By name
 
