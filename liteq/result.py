@@ -354,14 +354,16 @@ class ResultSet(ResultBase):
 
         Raises what a member failed with, if `propagate` is on.
         """
-        left = list(self._read(self._open()))
+        left = self._open()
+        if len(left) > _MANY and (gather := self._gather()) is not None:
+            step = _Gathering(self, gather, propagate)
+            if step.look is not None:
+                step.look()
+            if not gather.final:
+                yield step
+        left = list(self._read(left))
         if propagate:
             self._throw()
-        if len(left) > _MANY and (gather := self._gather()) is not None:
-            yield _Gathering(self, gather, propagate)
-            left = list(self._read(left))
-            if propagate:
-                self._throw()
         if left:
             yield _Step(left, propagate)
 
