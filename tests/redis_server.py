@@ -15,7 +15,6 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -42,7 +41,11 @@ def require() -> None:
 class RedisServer:
     """A server process; `options` are lines of its configuration."""
 
-    def __init__(self, folder: Path, *options: str, port: int = 0, name: str = "redis") -> None:
+    def __init__(
+        self, folder: Path, *options: str, port: int = 0, sentinel: bool = False
+    ) -> None:
+        name = "redis"
+        self.sentinel = sentinel
         self.folder = folder
         self.port = port
         self.path = folder / f"{name}.sock"
@@ -55,7 +58,7 @@ class RedisServer:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0" if self.port else f"unix://{self.path}?db=0"
 
-    def start(self, arguments: Sequence[str] = ()) -> RedisServer:
+    def start(self) -> RedisServer:
         """Start it, and return when it answers."""
         lines = [
             f"port {self.port}",
@@ -66,11 +69,12 @@ class RedisServer:
             "daemonize no",
             *self.options,
         ]
-        if not any(line.startswith(("save", "sentinel")) for line in self.options):
+        if not self.sentinel and not any(line.startswith("save") for line in self.options):
             lines.append('save ""')
         self.config.write_text("\n".join(lines) + "\n")
         self.path.unlink(missing_ok=True)
-        self.process = subprocess.Popen(["redis-server", str(self.config), *arguments])
+        mode = ["--sentinel"] if self.sentinel else []
+        self.process = subprocess.Popen(["redis-server", str(self.config), *mode])
         deadline = time.monotonic() + 10
         while not self.answers():
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -111,11 +115,14 @@ class RedisServer:
 
 
 def free_port() -> int:
-    """Return a port of this machine that nobody listens on now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """Return a port of this machine that nobody listens on now, and for whose number a
+    cluster's node has room: it uses the one 10,000 above as well."""
+    while True:
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            port: int = sock.getsockname()[1]
+        if port < 55_000:
+            return port
 
 
 def shared() -> str:

@@ -212,7 +212,6 @@ class Link:
                 wire = self._take()
                 result = attempt(wire)
             except ServerError as exc:
-                assert wire is not None
                 error = self._refused(exc, wire)
             except BrokerUnavailable:  # of its replicas: asking again may take as long
                 assert wire is not None
@@ -248,20 +247,20 @@ class Link:
             self.recovered_at = time.monotonic()
             self.failed_for = self.recovered_at - since
 
-    def _refused(self, exc: ServerError, wire: _Wire) -> BrokerError:
-        """Return what a server's error means, having dropped a connection that is no use."""
+    def _refused(self, exc: ServerError, wire: _Wire | None) -> BrokerError:
+        """Return what a server's error means, having dropped a connection that is no use.
+        `wire` is None if it was said to the greeting of a new one."""
         code = exc.code
         if code == "MOVED":
             host, _, port = exc.rest.rpartition(" ")[2].rpartition(":")
             self._moved = (host or self.place.hosts[0][0], int(port))
         if code in _LATER or code == "MOVED":
             # Another server may be the master by now, so the next call asks who is.
-            wire.close()
+            if wire is not None:
+                wire.close()
             self._discard_spare()
             return BrokerUnavailable(f"{self.place} cannot serve now: {exc}")
-        if code == "NOAUTH":
-            wire.close()
-        else:
+        if wire is not None:
             self._give_back(wire)
         if code == "OOM":
             return QueueFull(f"{self.place} has no memory for new messages: {exc}")

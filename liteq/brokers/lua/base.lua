@@ -93,6 +93,12 @@ local function answer_once()
   return said
 end
 
+-- A script whose first write takes no memory may go on writing when there is none left: what
+-- is held is to be settled and kept alive even when nothing new can be stored.
+local function write_when_full()
+  call('PERSIST', P .. 'seq')
+end
+
 local fresh, told = {}, {}
 local function woken(queue)  -- a message of this queue became claimable
   fresh[queue] = (fresh[queue] or 0) + 1

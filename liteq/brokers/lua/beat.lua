@@ -9,6 +9,7 @@
 -- than ten seconds from that, it was set, and the shift is written down. It is of no matter
 -- which worker notices first: for all the others it is right again then.
 
+write_when_full()
 local shift = tonumber(call('HGET', P .. 'meta', 'shift') or '0')
 local steady = STEADY
 if ARGV[2] == '' then

@@ -6,6 +6,7 @@
 --      [6]  how many leases
 -- Answers   the number of leases; for each: number, token, delivery, the fields of a message
 
+write_when_full()
 local worker = ARGV[4]
 if ARGV[5] ~= '' and call('ZREM', P .. 'workers', worker) == 1 then
   local queues = call('HGET', P .. 'worker:' .. worker, 'queues')

@@ -2,6 +2,7 @@
 -- Needs: base ends
 -- ARGV[4…]  ids
 
+write_when_full()
 for i = 4, #ARGV do
   local found = call('HMGET', P .. 'm:' .. ARGV[i], 's', 'W')
   if found[1] and string.find('SFRI', found[1], 1, true) then

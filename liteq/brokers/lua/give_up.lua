@@ -2,6 +2,7 @@
 -- Needs: base ends
 -- ARGV[4]   parked before this time     [5…]  for each: id, why, error
 
+write_when_full()
 for i = 5, #ARGV, 3 do
   local m = load(ARGV[i])
   if m and m.s == 'p' and tonumber(m.K) <= tonumber(ARGV[4]) then

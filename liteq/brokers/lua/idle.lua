@@ -2,6 +2,7 @@
 -- Needs: base
 -- ARGV[4]   worker
 
+write_when_full()
 local queues = call('HGET', P .. 'worker:' .. ARGV[4], 'queues')
 if queues then
   for _, queue in ipairs(cjson.decode(queues)) do

@@ -4,6 +4,7 @@
 --
 -- Keys: known:<worker>  set  names of tasks
 
+write_when_full()
 if call('EXISTS', P .. 'worker:' .. ARGV[4]) == 1 then
   call('DEL', P .. 'known:' .. ARGV[4])
   local names = {}

@@ -5,6 +5,7 @@
 --
 -- Keys: lead  hash  holder, until
 
+write_when_full()
 local found = call('HMGET', P .. 'lead', 'holder', 'until')
 if ARGV[5] == '' then
   if found[1] == ARGV[4] then

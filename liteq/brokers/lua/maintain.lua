@@ -5,6 +5,7 @@
 --      [6]  gone before this time: forgotten
 -- Answers   1 if there is more to do now; then for each parked too long: id, task
 
+write_when_full()
 local most = tonumber(ARGV[4])
 local more = false
 local function slice(key, before)

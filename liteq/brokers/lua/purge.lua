@@ -6,6 +6,7 @@
 
 local said = once()
 if said then return said end
+write_when_full()
 local queue, count, most = ARGV[4], 0, tonumber(ARGV[6])
 
 local function drop(m)

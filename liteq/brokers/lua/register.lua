@@ -13,11 +13,13 @@
 
 local said = once()
 if said then return said end
+write_when_full()
 local id = string.format('%d', call('INCR', P .. 'last-worker'))
 local fields = {'started', NOW_TEXT}
 for i = 4, #ARGV do fields[i - 1] = ARGV[i] end
 call('HSET', P .. 'worker:' .. id, unpack(fields))
-call('ZADD', P .. 'workers', STEADY, id)
+local shift = ARGV[2] == '' and tonumber(call('HGET', P .. 'meta', 'shift') or '0') or 0
+call('ZADD', P .. 'workers', STEADY - shift, id)  -- see beat.lua
 call('PUBLISH', P .. 'workers', 'hello')
 put(id)
 return answer_once()

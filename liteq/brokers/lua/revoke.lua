@@ -5,6 +5,7 @@
 
 local said = once()
 if said then return said end
+write_when_full()
 local signal = given(ARGV[4])
 for i = 5, #ARGV do
   local id = ARGV[i]

@@ -154,9 +154,7 @@ if me[4] == ARGV[3] then
   return answer()
 end
 
--- A script whose first write is not refused for want of memory may go on writing: what is
--- done is to be settled even when nothing new can be stored.
-call('PERSIST', P .. 'seq')
+write_when_full()
 
 if again then
   for _, id in ipairs(call('SMEMBERS', P .. 'leases:' .. worker)) do

@@ -6,6 +6,7 @@
 -- A message keeps the last addresses it was given, and no more than that many: whoever is
 -- not woken looks again by himself.
 
+write_when_full()
 local MOST = 4000
 for i = 5, #ARGV do
   local id = ARGV[i]

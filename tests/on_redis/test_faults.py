@@ -1,0 +1,499 @@
+"""What a broker does when the line to its server fails, or the server cannot serve."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from redis_server import RedisServer
+from world import enlist, make, wait_until
+
+from liteq import failure
+from liteq.brokers.base import HELLO, Broker, Lease, Schedule
+from liteq.brokers.redis import RedisBroker
+from liteq.brokers.redis_link import script
+from liteq.brokers.redis_wire import ServerError
+from liteq.exceptions import (
+    BrokerError,
+    BrokerUnavailable,
+    ImproperlyConfigured,
+    QueueFull,
+    SchemaError,
+    StoreLost,
+)
+from liteq.message import Edge
+from liteq.outcome import Failed, Lost, Outcome, Released, Retried, Succeeded
+from on_redis.proxy import Proxy
+
+pytestmark = pytest.mark.redis
+
+TIMES = 200 if os.environ.get("LITEQ_STORM") else 3
+ERROR = failure.describe(ValueError("no"))
+
+
+def lose(proxy: Proxy, name: str) -> None:
+    """Have the next call of a script run, and its answer lost."""
+    proxy.lose_reply_of(script(name).sha.decode())
+
+
+def held(broker: RedisBroker, worker: int) -> Lease:
+    broker.enqueue([make()])
+    (lease,) = broker.claim(worker, ["default"])
+    return lease
+
+
+# An answer that is lost
+
+
+@pytest.mark.timeout(600)
+def test_an_enqueue_whose_answer_is_lost_stores_its_message_once(
+    broker: RedisBroker, proxy: Proxy
+) -> None:
+    broker.enqueue([make()])
+    for n in range(1, TIMES + 1):
+        lose(proxy, "enqueue")
+        broker.enqueue([make()])
+        assert proxy.lost == n
+        assert broker.counts() == {"default": {"queued": n + 1}}
+
+
+@pytest.mark.timeout(600)
+def test_a_claim_whose_answer_is_lost_is_answered_the_second_time(
+    broker: RedisBroker, proxy: Proxy
+) -> None:
+    worker = enlist(broker)
+    for n in range(1, TIMES + 1):
+        messages = [make(), make(priority=3)]
+        broker.enqueue(messages)
+        lose(proxy, "step")
+
+        leases = broker.claim(worker, ["default"], 5)
+
+        assert proxy.lost == n
+        assert [lease.id for lease in leases] == [messages[1].id, messages[0].id]
+        assert all(broker.settle(worker, lease, Succeeded(b"1")) for lease in leases)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "outcome",
+    [Succeeded(b"1"), Failed(ERROR), Retried(0.0, ERROR), Released(), Lost("signal 9")],
+    ids=lambda outcome: type(outcome).__name__,
+)
+def test_a_settle_whose_answer_is_lost_counts_once(
+    broker: RedisBroker, proxy: Proxy, outcome: Outcome
+) -> None:
+    worker = enlist(broker)
+    for n in range(1, TIMES + 1):
+        first, good, bad = make(), make("good"), make("bad")
+        edges = [Edge(first.id, good.id, "success"), Edge(first.id, bad.id, "failure")]
+        broker.enqueue([first, good, bad], edges)
+        (lease,) = broker.claim(worker, ["default"])
+        lose(proxy, "step")
+
+        accepted = broker.settle(worker, lease, outcome)
+
+        assert proxy.lost == n
+        assert accepted
+        attempts = [attempt.outcome for attempt in broker.attempts(first.id)]
+        expected = {Failed: ["failed"], Retried: ["retried"], Lost: ["lost"]}
+        assert attempts == expected.get(type(outcome), [])
+        (claimed,) = broker.claim(worker, ["default"], 9)  # it again, or its one callback
+        assert len(claimed.inputs) == (type(outcome) in (Succeeded, Failed))
+        while claimed:
+            broker.settle(worker, claimed, Succeeded(b"1"))
+            claimed = next(iter(broker.claim(worker, ["default"])), None)  # type: ignore[assignment]
+
+
+Verb = Callable[[RedisBroker, Any], Any]
+
+
+def schedule(name: str = "tick") -> Schedule:
+    return Schedule(name, b"{}", 100.0)
+
+
+def failed(broker: RedisBroker) -> str:
+    message = make()
+    broker.enqueue([message])
+    worker = enlist(broker)
+    (lease,) = broker.claim(worker, ["default"])
+    broker.settle(worker, lease, Failed(ERROR))
+    broker.unregister(worker)
+    return message.id
+
+
+def queued(broker: RedisBroker) -> str:
+    message = make()
+    broker.enqueue([message])
+    return message.id
+
+
+# For each script: what is there before, the call, its answer.
+VERBS: dict[str, tuple[Callable[[RedisBroker], Any], Verb, Any]] = {
+    "register": (lambda b: len(b.workers()), lambda b, n: _registered(b) - n, 1),
+    "beat": (enlist, lambda b, worker: b.beat(worker), True),
+    "revoke": (queued, lambda b, id: b.revoke([id])[id], "revoked"),
+    "redrive": (failed, lambda b, id: len(b.redrive([id])), 1),
+    "purge": (queued, lambda b, _: b.purge(["default"]), 1),
+    "store": (lambda _: make().id, lambda b, id: b.store(id, "SUCCESS", b"1"), None),
+    "forget": (failed, lambda b, id: b.forget([id]), None),
+    "put_schedule": (
+        lambda _: make().id,
+        lambda b, name: b.put_schedule(schedule(name), revision=0),
+        True,
+    ),
+    "remove_schedule": (
+        lambda b: b.put_schedule(schedule()),
+        lambda b, _: b.remove_schedule("tick"),
+        True,
+    ),
+    "lead": (lambda _: None, lambda b, _: b.lead("b1", 9e12), True),
+    "condemn": (enlist, lambda b, worker: b.unregister(worker), None),
+    "maintain": (lambda _: None, lambda b, _: b.maintain(), False),
+    "get": (queued, lambda b, id: len(b.get([id])), 1),
+    "counts": (lambda _: None, lambda b, _: b.counts(), {}),
+}
+
+
+def _registered(broker: RedisBroker) -> int:
+    enlist(broker)
+    return len(broker.workers())
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", VERBS)
+def test_a_verb_whose_answer_is_lost_is_answered_as_if_it_was_not(
+    broker: RedisBroker, proxy: Proxy, name: str
+) -> None:
+    prepare, call, expected = VERBS[name]
+    for n in range(1, TIMES + 1):
+        before = prepare(broker)
+        call(broker, before)  # so that the server knows the script
+        broker.purge()
+        before = prepare(broker)
+        lose(proxy, name)
+
+        answer = call(broker, before)
+
+        assert proxy.lost == n
+        assert answer == expected
+        broker.purge()
+
+
+@pytest.mark.timeout(600)
+def test_a_fire_whose_answer_is_lost_enqueues_once(broker: RedisBroker, proxy: Proxy) -> None:
+    broker.put_schedule(schedule())
+    (entry,) = broker.schedules()
+    for n in range(1, TIMES + 1):
+        lose(proxy, "fire")
+
+        fired = broker.fire(
+            "tick", 99.0 + n, 100.0 + n, revision=entry.revision, messages=[make()]
+        )
+
+        assert fired
+        assert proxy.lost == (n if n > 1 else 1)
+        assert broker.counts() == {"default": {"queued": n}}
+        assert broker.schedules()[0].total == n
+
+
+def test_a_claim_that_was_never_answered_is_given_back_by_the_next(
+    broker: RedisBroker, proxy: Proxy, direct: RedisBroker
+) -> None:
+    worker = enlist(broker)
+    broker.step(worker)
+    message = make()
+    broker.enqueue([message])
+    lose(proxy, "step")
+    broker._link._timeout = 0.0  # no time for another try
+    with pytest.raises(BrokerUnavailable):
+        broker.claim(worker, ["default"])
+    lost = direct.get([message.id])[message.id]
+
+    broker._link._timeout = 0.5
+    (lease,) = broker.claim(worker, ["default"])
+
+    assert lost.state == "running"
+    assert (lease.id, lease.delivery) == (message.id, 1)
+    assert broker.settle(worker, lease, Succeeded(b"1"))
+
+
+def test_a_settle_that_was_never_answered_was_no_lost_lease(
+    broker: RedisBroker, proxy: Proxy
+) -> None:
+    worker = enlist(broker)
+    lease = held(broker, worker)
+    lose(proxy, "step")
+    broker._link._timeout = 0.0
+    with pytest.raises(BrokerUnavailable):
+        broker.settle(worker, lease, Succeeded(b"1"))
+    broker._link._timeout = 0.5
+
+    assert broker.settle(worker, lease, Succeeded(b"1"))
+    assert not broker.settle(worker, lease, Succeeded(b"1"))
+
+
+# A line that is bad
+
+
+def test_a_silent_line_is_an_error_in_the_time_allowed(
+    broker: RedisBroker, proxy: Proxy, direct: RedisBroker
+) -> None:
+    broker.check()
+    proxy.hold()
+    start = time.monotonic()
+
+    with pytest.raises(BrokerUnavailable, match=str(proxy.port)):
+        broker.enqueue([make()])
+
+    assert time.monotonic() - start < 3
+    proxy.release()
+    broker.enqueue([make()])
+    assert direct.counts()["default"]["queued"] >= 1
+
+
+def test_a_line_that_was_cut_is_made_anew_without_a_word(
+    broker: RedisBroker, proxy: Proxy
+) -> None:
+    broker.enqueue([make()])
+    proxy.cut()
+    broker.enqueue([make()])
+    proxy.half_close()
+    broker.enqueue([make()])
+
+    assert broker.counts() == {"default": {"queued": 3}}
+
+
+def test_a_server_that_is_not_there_is_named_without_its_password() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    broker = RedisBroker(f"redis://me:hunter2@127.0.0.1:{port}/3")
+
+    with pytest.raises(BrokerUnavailable, match=f"redis://127.0.0.1:{port}/3") as raised:
+        broker.enqueue([make()])
+
+    assert "hunter2" not in f"{raised.value}{broker!r}{broker._link.place!r}"
+
+
+def test_a_mailbox_hears_again_after_its_line_was_cut(
+    broker: RedisBroker, proxy: Proxy
+) -> None:
+    worker = enlist(broker)
+    mailbox = broker.mailbox(worker)
+    descriptor = mailbox.fileno()
+    mailbox.receive()
+    proxy.cut()
+    assert select.select([descriptor], [], [], 5)[0]
+    assert mailbox.receive() == {""}  # something may have been missed
+    mailbox._try_at = 0.0  # type: ignore[attr-defined]
+
+    broker.step(worker)  # a call that got through: so the mailbox tries, too
+
+    assert mailbox.fileno() == descriptor
+    mailbox.receive()
+    broker.enqueue([make()])
+    assert select.select([descriptor], [], [], 5)[0]
+    assert mailbox.receive() == {""}
+    enlist(broker)
+    assert HELLO in wait_until(lambda: mailbox.wait(0.2))
+    mailbox.close()
+
+
+def test_who_waits_is_woken_after_the_line_was_cut(broker: RedisBroker, proxy: Proxy) -> None:
+    worker = enlist(broker)
+    lease = held(broker, worker)
+    mailbox = broker.mailbox()
+    proxy.cut()
+    assert "" in wait_until(lambda: mailbox.wait(0.2))
+    mailbox._try_at = 0.0  # type: ignore[attr-defined]
+    mailbox.wait(0)
+    assert broker.watch([lease.id], mailbox) == {}
+
+    broker.settle(worker, lease, Succeeded(b"1"))
+
+    assert lease.id in wait_until(lambda: mailbox.wait(0.2) - {""})
+    mailbox.close()
+
+
+def test_a_forked_child_uses_a_connection_of_its_own(server: RedisServer) -> None:
+    broker = RedisBroker(server.url)
+    broker.enqueue([make()])
+    mailbox = broker.mailbox(enlist(broker))
+    before = broker._link._spare[0].connection
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        broker.enqueue([make()])
+        own = all(wire.connection is not before for wire in broker._link._spare)
+        os.write(write, b"1" if own and mailbox.fileno() == -1 else b"0")
+        os._exit(0)
+    os.waitpid(child, 0)
+    mailbox.receive()
+
+    broker.enqueue([make()])
+
+    assert os.read(read, 1) == b"1"
+    assert broker.counts() == {"default": {"queued": 3}}
+    mailbox.receive()
+    enlist(broker)
+    assert select.select([mailbox.fileno()], [], [], 5)[0]  # the parent's still hears
+    for fd in (read, write):
+        os.close(fd)
+    mailbox.close()
+    broker.close()
+
+
+# A server that cannot serve
+
+
+def test_a_script_that_the_server_forgot_is_loaded_again(
+    direct: RedisBroker, server: RedisServer
+) -> None:
+    direct.enqueue([make()])
+    server.say("SCRIPT", "FLUSH")
+
+    direct.enqueue([make()])
+
+    assert direct.counts() == {"default": {"queued": 2}}
+
+
+def test_a_full_server_refuses_new_messages_and_settles_the_old(
+    direct: RedisBroker, server: RedisServer
+) -> None:
+    worker = enlist(direct)
+    lease = held(direct, worker)
+    server.say("CONFIG", "SET", "maxmemory", "1")
+
+    with pytest.raises(QueueFull, match="no memory"):
+        direct.enqueue([make()])
+
+    assert direct.counts() == {"default": {"running": 1}}
+    assert direct.beat(worker)
+    assert direct.settle(worker, lease, Succeeded(b"1" * 10_000))
+    assert direct.get([lease.id])[lease.id].result == b"1" * 10_000
+
+
+def test_a_server_that_became_a_replica_is_asked_again(
+    direct: RedisBroker, server: RedisServer
+) -> None:
+    direct.enqueue([make()])
+    server.say("REPLICAOF", "127.0.0.1", "1")
+
+    with pytest.raises(BrokerUnavailable, match="READONLY"):
+        direct.enqueue([make()])
+
+    server.say("REPLICAOF", "NO", "ONE")
+    direct.enqueue([make()])
+    assert direct.counts() == {"default": {"queued": 2}}
+
+
+def test_a_server_without_its_replicas_is_asked_again(
+    direct: RedisBroker, server: RedisServer
+) -> None:
+    direct.check()
+    server.say("CONFIG", "SET", "min-replicas-to-write", "1")
+
+    with pytest.raises(BrokerUnavailable, match="NOREPLICAS"):
+        direct.enqueue([make()])
+
+    server.say("CONFIG", "SET", "min-replicas-to-write", "0")
+    direct.enqueue([make()])
+
+
+def test_a_busy_server_is_asked_again(direct: RedisBroker, server: RedisServer) -> None:
+    direct.check()
+    server.say("CONFIG", "SET", "busy-reply-threshold", "1")
+    endless = threading.Thread(target=_run_for_ever, args=(server,))
+    endless.start()
+    try:
+        wait_until(lambda: _is_busy(server))
+        with pytest.raises(BrokerUnavailable, match="BUSY"):
+            direct.enqueue([make()])
+    finally:
+        server.say("SCRIPT", "KILL")
+        endless.join()
+    direct.enqueue([make()])
+    assert direct.counts() == {"default": {"queued": 1}}
+
+
+def _run_for_ever(server: RedisServer) -> None:
+    with pytest.raises(ServerError):
+        server.say("EVAL", "while true do end", 0)
+
+
+def _is_busy(server: RedisServer) -> bool:
+    try:
+        server.say("PING")
+    except ServerError as exc:
+        return exc.code == "BUSY"
+    return False
+
+
+def test_a_server_that_deletes_keys_when_it_is_full_is_refused(
+    start: Callable[..., RedisServer],
+) -> None:
+    server = start("maxmemory 100mb", "maxmemory-policy allkeys-lru")
+    broker: Broker = RedisBroker(server.url)
+
+    for _ in range(2):
+        with pytest.raises(ImproperlyConfigured, match="maxmemory-policy allkeys-lru"):
+            broker.enqueue([make()])
+
+    server.say("CONFIG", "SET", "maxmemory-policy", "noeviction")
+    broker.enqueue([make()])
+    broker.close()
+
+
+def test_a_store_of_a_later_version_is_refused(
+    direct: RedisBroker, server: RedisServer
+) -> None:
+    direct.check()
+    direct.close()
+    server.say("HSET", f"{direct._prefix}meta", "version", "9")
+
+    with pytest.raises(SchemaError, match="version 9"):
+        direct.enqueue([make()])
+
+
+def test_an_emptied_server_is_noticed(direct: RedisBroker, server: RedisServer) -> None:
+    direct.check()
+    direct.check()
+    server.say("FLUSHALL")
+
+    with pytest.raises(StoreLost, match="emptied"):
+        direct.check()
+
+
+def test_nothing_liteq_keeps_can_be_evicted_but_answers_of_calls(
+    direct: RedisBroker, server: RedisServer
+) -> None:
+    worker = enlist(direct)
+    held(direct, worker)
+    first, then = make(), make(run_at=9e9, expires_at=9.1e9)
+    direct.enqueue([first, then], [Edge(first.id, then.id, "success")])
+    direct.put_schedule(schedule())
+    keys = server.say("KEYS", "*")
+    assert isinstance(keys, list)
+
+    mortal = [key for key in keys if server.say("TTL", key) != -1]
+
+    assert len(keys) > 10
+    assert all(b"}:once:" in key for key in mortal)
+    assert all(key.startswith(b"{liteq:default}:") for key in keys)
+
+
+def test_a_bad_password_is_no_reason_to_try_again(start: Callable[..., RedisServer]) -> None:
+    server = start("requirepass right")
+    broker = RedisBroker(f"unix://:wrong@{server.path}")
+
+    with pytest.raises(BrokerError) as raised:
+        broker.enqueue([make()])
+
+    assert not isinstance(raised.value, BrokerUnavailable)
+    assert "wrong@" not in str(raised.value)

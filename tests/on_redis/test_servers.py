@@ -1,0 +1,372 @@
+"""Servers as they are run: with TLS, users, files, replicas, Sentinel, and as a cluster."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from redis_server import RedisServer, free_port
+from world import enlist, make, wait_until
+
+from liteq import failure
+from liteq.brokers.redis import RedisBroker
+from liteq.brokers.redis_wire import ServerError
+from liteq.exceptions import BrokerError, BrokerUnavailable, ImproperlyConfigured
+from liteq.message import Edge
+from liteq.outcome import Failed, Retried, Succeeded
+
+pytestmark = pytest.mark.redis
+
+Start = Callable[..., RedisServer]
+DOCS = Path(__file__).parents[2] / "docs" / "guide" / "many-machines.md"
+
+
+def use(broker: RedisBroker) -> None:
+    """Call every verb that a program, a worker and a beat need."""
+    first, then = make(), make()
+    broker.enqueue([first, then], [Edge(first.id, then.id, "success")])
+    worker = enlist(broker)
+    mailbox = broker.mailbox(worker)
+    waiting = broker.mailbox()
+    assert broker.watch([then.id], waiting) == {}
+    (lease,) = broker.claim(worker, ["default"], 5, tasks=frozenset({"shop.charge"}))
+    assert broker.settle(worker, lease, Succeeded(b"1"))
+    (lease,) = broker.claim(worker, ["default"], 5)
+    assert broker.settle(worker, lease, Retried(0.0, failure.describe(ValueError("no"))))
+    (lease,) = broker.claim(worker, ["default"], 5)
+    assert broker.settle(worker, lease, Failed(failure.describe(ValueError("no"))))
+    assert then.id in wait_until(lambda: waiting.wait(0.2))
+    assert broker.redrive([then.id]) == [then.id]
+    assert broker.revoke([then.id]) == {then.id: "revoked"}
+    assert broker.beat(worker)
+    assert broker.reclaim(worker) == 0
+    assert broker.counts() == {}
+    assert first.id in [record.id for record in broker.browse("succeeded")]
+    broker.maintain()
+    broker.check()
+    broker.purge()
+    broker.unregister(worker)
+    assert broker.persistence()
+    mailbox.close()
+    waiting.close()
+    broker.close()
+
+
+# Files
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (["appendonly yes", "appendfsync everysec"], "append-only file, fsync everysec"),
+        (["appendonly yes", "appendfsync always"], "append-only file, fsync always"),
+        (["save 900 1"], "snapshots only"),
+        ([], "nothing is persisted"),
+    ],
+)
+def test_what_the_server_keeps_is_said(start: Start, lines: list[str], said: str) -> None:
+    broker = RedisBroker(start(*lines).url)
+
+    assert said in broker.persistence()
+
+    broker.close()
+
+
+def test_1_what_was_enqueued_survives_the_servers_death(start: Start) -> None:
+    server = start("appendonly yes", "appendfsync everysec")
+    broker = RedisBroker(server.url)
+    worker = enlist(broker)
+    messages = [make() for _ in range(50)]
+    broker.enqueue(messages)
+    (lease,) = broker.claim(worker, ["default"])
+
+    server.kill()
+    with pytest.raises(BrokerUnavailable):
+        broker.counts()
+    server.start()
+
+    assert broker.counts() == {"default": {"running": 1, "queued": 49}}
+    assert broker.settle(worker, lease, Succeeded(b"1"))
+    left = [one.id for one in broker.claim(worker, ["default"], 100)]
+    assert left == [message.id for message in messages[1:]]
+    broker.close()
+
+
+def test_a_clock_that_was_set_takes_no_lease(start: Start) -> None:
+    broker = RedisBroker(start().url, lease_timeout=60)
+    broker.enqueue([make()])
+    worker, other = enlist(broker), enlist(broker)
+    (lease,) = broker.claim(worker, ["default"])
+    assert broker.beat(other)
+
+    # The server's clock is an hour behind what the other's own clock makes it: it was set.
+    ours, theirs = broker._steady[other]
+    broker._steady[other] = (ours, theirs + 3_600)
+    assert broker.beat(other)
+    broker._steady[worker] = (ours, theirs + 3_600)
+    assert broker.beat(worker)
+
+    assert [round(info.beat_age) for info in broker.workers()] == [0, 0]
+    assert broker.reclaim() == 0
+    assert enlist(broker) in [info.id for info in broker.workers()]
+    assert broker.settle(worker, lease, Succeeded(b"1"))
+    broker.close()
+
+
+# TLS
+
+
+@pytest.fixture
+def certificates(folder: Path) -> Path:
+    """A folder with ca.pem, and key.pem and cert.pem for localhost."""
+    if shutil.which("openssl") is None:
+        if os.environ.get("CI"):
+            pytest.fail("openssl is not installed")
+        pytest.skip("openssl is not installed")
+    place = folder / "tls"
+    place.mkdir()
+    new = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    subprocess.run(
+        [*new, "-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext"]
+        + ["subjectAltName=DNS:localhost", "-keyout", "key.pem", "-out", "cert.pem"],
+        cwd=place,
+        check=True,
+        capture_output=True,
+    )
+    return place
+
+
+def test_a_server_with_tls_is_used_and_its_certificate_is_checked(
+    start: Start, certificates: Path
+) -> None:
+    port = free_port()
+    start(
+        f"tls-port {port}",
+        f"tls-cert-file {certificates}/cert.pem",
+        f"tls-key-file {certificates}/key.pem",
+        f"tls-ca-cert-file {certificates}/cert.pem",
+        "tls-auth-clients no",
+    )
+    ca = str(certificates / "cert.pem")
+
+    use(RedisBroker(f"rediss://localhost:{port}/0", ssl_ca_certs=ca))
+    use(RedisBroker(f"rediss://localhost:{port}/0?ssl_ca_certs={ca}"))
+
+    with pytest.raises(BrokerUnavailable, match="(?i)certificate"):
+        RedisBroker(f"rediss://localhost:{port}/0").counts()
+    with pytest.raises(BrokerUnavailable, match="(?i)certificate|hostname|mismatch"):
+        RedisBroker(f"rediss://127.0.0.1:{port}/0", ssl_ca_certs=ca).counts()
+
+
+# Users
+
+
+def acl_of_the_docs() -> str:
+    (line,) = [
+        line.strip()
+        for line in DOCS.read_text(encoding="utf-8").splitlines()
+        if line.strip().startswith("user liteq ")
+    ]
+    return line.replace("<password>", "secret")
+
+
+def test_the_user_of_the_docs_may_do_what_liteq_needs_and_no_more(start: Start) -> None:
+    server = start(acl_of_the_docs())
+    server.say("SET", "theirs", "1")
+    use(RedisBroker(f"unix://liteq:secret@{server.path}?db=0"))
+    broker = RedisBroker(f"unix://liteq:secret@{server.path}?db=0")
+
+    for words in (["GET", "theirs"], ["FLUSHALL"], ["KEYS", "*"], ["CONFIG", "GET", "*"]):
+        with pytest.raises(BrokerError, match="does not let this user"):
+            broker._link.ask(*words)
+    with pytest.raises(BrokerError):
+        broker._link.ask("EVAL", "return redis.call('GET', 'theirs')", "0")
+    broker.close()
+
+
+def test_a_user_that_may_not_see_info_works_all_the_same(start: Start) -> None:
+    server = start(f"{acl_of_the_docs()} -info")
+    broker = RedisBroker(f"unix://liteq:secret@{server.path}?db=0")
+
+    broker.enqueue([make()])
+
+    assert "unknown" in broker.persistence()
+    broker.close()
+
+
+# Replicas and Sentinel
+
+
+@pytest.fixture
+def replica(start: Start) -> Iterator[tuple[RedisServer, RedisServer]]:
+    master = start("repl-diskless-sync-delay 0", port=free_port())
+    follower = start(f"replicaof 127.0.0.1 {master.port}", port=free_port())
+    wait_until(lambda: b"master_link_status:up" in bytes(follower.say("INFO", "replication")))  # type: ignore[arg-type]
+    yield master, follower
+
+
+def test_replicated_means_that_a_replica_has_it(
+    replica: tuple[RedisServer, RedisServer],
+) -> None:
+    master, follower = replica
+    broker = RedisBroker(master.url, durability="replicated", replica_timeout=2.0)
+    message = make()
+
+    broker.enqueue([message])
+
+    assert follower.say("EXISTS", f"{broker._prefix}m:{message.id}") == 1
+    follower.pause()
+    hasty = RedisBroker(master.url, durability="replicated", replica_timeout=0.1)
+    with pytest.raises(BrokerUnavailable, match="0 of 1 replicas"):
+        hasty.enqueue([make()])
+    follower.resume()
+    assert broker.counts() == {"default": {"queued": 2}}
+    broker.close()
+    hasty.close()
+
+
+def test_after_a_failover_the_new_master_is_used(
+    replica: tuple[RedisServer, RedisServer], start: Start
+) -> None:
+    master, follower = replica
+    port = free_port()
+    sentinel = start(
+        f"sentinel monitor shop 127.0.0.1 {master.port} 1",
+        "sentinel down-after-milliseconds shop 200",
+        "sentinel failover-timeout shop 1000",
+        port=port,
+        sentinel=True,
+    )
+    url = f"redis+sentinel://127.0.0.1:1,127.0.0.1:{port}/shop/0"
+    broker = RedisBroker(url, durability="replicated", replica_timeout=2.0)
+    worker = enlist(broker)
+    mailbox = broker.mailbox(worker)
+    messages = [make() for _ in range(10)]
+    broker.enqueue(messages)
+    wait_until(lambda: b"slaves=1" in bytes(sentinel.say("INFO", "sentinel")))  # type: ignore[arg-type]
+    broker = RedisBroker(url)  # the new master will have no replica
+
+    master.kill()
+
+    def again() -> bool:
+        try:
+            return bool(broker.beat(worker))
+        except BrokerUnavailable:
+            return False
+
+    wait_until(again, within=20)
+    assert [one.id for one in broker.claim(worker, ["default"], 20)] == [m.id for m in messages]
+    assert follower.say("ROLE")[0] == b"master"  # type: ignore[index]
+    mailbox.close()
+    broker.close()
+
+
+def test_a_service_that_no_sentinel_knows_is_named(start: Start) -> None:
+    port = free_port()
+    start("sentinel resolve-hostnames no", port=port, sentinel=True)
+    broker = RedisBroker(f"redis+sentinel://127.0.0.1:{port}/nowhere/0")
+
+    with pytest.raises(BrokerUnavailable, match="knows no 'nowhere'"):
+        broker.counts()
+
+
+# Cluster
+
+
+@pytest.fixture
+def cluster(start: Start) -> list[RedisServer]:
+    nodes = [start("cluster-enabled yes", port=free_port()) for _ in range(3)]
+    slots = [(0, 5461), (5462, 10922), (10923, 16383)]
+    for node, (first, last) in zip(nodes, slots, strict=True):
+        node.say("CLUSTER", "ADDSLOTSRANGE", first, last)
+    for node in nodes[1:]:
+        node.say("CLUSTER", "MEET", "127.0.0.1", nodes[0].port)
+    wait_until(
+        lambda: all(
+            b"cluster_state:ok" in bytes(node.say("CLUSTER", "INFO"))  # type: ignore[arg-type]
+            for node in nodes
+        ),
+        within=20,
+    )
+    return nodes
+
+
+def test_a_cluster_is_found_from_any_of_its_nodes(cluster: list[RedisServer]) -> None:
+    for node in cluster:
+        for namespace in ("shop", "mail", "beat"):
+            use(RedisBroker(node.url, namespace=namespace))
+
+
+def test_a_slot_that_has_moved_is_followed(cluster: list[RedisServer]) -> None:
+    broker = RedisBroker(cluster[0].url, namespace="shop")
+    message = make()
+    slot = cluster[0].say("CLUSTER", "KEYSLOT", f"{broker._prefix}meta")
+    broker.counts()
+    owner = next(node for node in cluster if _owns(node, broker))
+    other = next(node for node in cluster if node is not owner)
+    broker.close()
+    owner.say("FLUSHALL")
+    for node in cluster:
+        id = bytes(other.say("CLUSTER", "MYID")).decode()  # type: ignore[arg-type]
+        node.say("CLUSTER", "SETSLOT", slot, "NODE", id)
+
+    broker.enqueue([message])
+
+    assert other.say("EXISTS", f"{broker._prefix}m:{message.id}") == 1
+    broker.close()
+
+
+def _owns(node: RedisServer, broker: RedisBroker) -> bool:
+    try:
+        node.say("EXISTS", f"{broker._prefix}meta")
+    except ServerError:
+        return False
+    return True
+
+
+# An outage
+
+
+def test_nobody_is_given_up_for_having_been_out_of_reach(start: Start) -> None:
+    server = start("appendonly yes", "appendfsync always")
+    broker = RedisBroker(server.url, lease_timeout=0.4, socket_timeout=0.2)
+    broker.enqueue([make()])
+    worker, other = enlist(broker), enlist(broker)
+    (lease,) = broker.claim(worker, ["default"])
+    broker.beat(other)
+    server.kill()
+    with pytest.raises(BrokerUnavailable):
+        broker.beat(other)
+    down = time.monotonic()
+    wait_until(lambda: time.monotonic() > down + 0.45)
+    server.start()
+
+    assert broker.beat(other)
+    assert broker.reclaim(other) == 0  # the first had no way to beat, either
+
+    assert broker.beat(worker)
+    assert broker.settle(worker, lease, Succeeded(b"1"))
+    broker.close()
+
+
+# Wrong words
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"durability": "off"}, "durability must be"),
+        ({"durability": "replicated", "replicas": 0}, "replicas must be 1 or more"),
+        ({"namespace": "a{b}"}, "braces mark"),
+        ({"global_keyprefix": "{x}"}, "braces mark"),
+        ({"socket_timeout": 0}, "socket_timeout is a number of seconds above 0"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match=message):
+        RedisBroker("redis://localhost", **options)  # type: ignore[arg-type]
