@@ -67,6 +67,19 @@ _PLACES: Final = {name: at for at, name in enumerate(PACKED_FIELDS)}
 _REPLACE: Final = frozenset(PACKED_FIELDS) - {"id"}
 _RETRY: Final = _REPLACE - {"task", "run_at"}
 
+# What a script reckons with must be what it is taken for: it cannot fail half-way.
+_NUMBER: Final = (int, float, type(None))
+_KINDS: Final[tuple[tuple[int, Any], ...]] = (
+    (0, str),
+    (1, str),
+    (2, bytes),
+    (3, str),
+    (4, int),
+    (5, _NUMBER),
+    (6, _NUMBER),
+    (7, int),
+    (13, _NUMBER),
+)
 Field = bytes | None
 
 
@@ -153,6 +166,12 @@ def packed_of(fields: Sequence[Field]) -> Packed:
 
 def _message_arguments(packed: Packed) -> tuple[Any, ...]:
     """Return the twelve arguments of one message of a graph."""
+    for at, kinds in _KINDS:
+        if not isinstance(packed[at], kinds):
+            raise TypeError(
+                f"the message {packed[0]!r} has a {PACKED_FIELDS[at]} that cannot be kept: "
+                f"{packed[at]!r}"
+            )
     envelope: str | None = packed[14]
     countdown = expires_in = None
     if envelope and ('"countdown"' in envelope or '"expires_in"' in envelope):

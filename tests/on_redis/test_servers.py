@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -131,9 +131,10 @@ def certificates(folder: Path) -> Path:
     place = folder / "tls"
     place.mkdir()
     new = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    named = ["-addext", "subjectAltName=DNS:localhost"]
+    files = ["-keyout", "key.pem", "-out", "cert.pem"]
     subprocess.run(
-        [*new, "-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext"]
-        + ["subjectAltName=DNS:localhost", "-keyout", "key.pem", "-out", "cert.pem"],
+        [*new, "-nodes", "-days", "2", "-subj", "/CN=localhost", *named, *files],
         cwd=place,
         check=True,
         capture_output=True,
@@ -157,9 +158,9 @@ def test_a_server_with_tls_is_used_and_its_certificate_is_checked(
     use(RedisBroker(f"rediss://localhost:{port}/0", ssl_ca_certs=ca))
     use(RedisBroker(f"rediss://localhost:{port}/0?ssl_ca_certs={ca}"))
 
-    with pytest.raises(BrokerUnavailable, match="(?i)certificate"):
+    with pytest.raises(BrokerUnavailable, match=r"(?i)certificate"):
         RedisBroker(f"rediss://localhost:{port}/0").counts()
-    with pytest.raises(BrokerUnavailable, match="(?i)certificate|hostname|mismatch"):
+    with pytest.raises(BrokerUnavailable, match=r"(?i)certificate|hostname|mismatch"):
         RedisBroker(f"rediss://127.0.0.1:{port}/0", ssl_ca_certs=ca).counts()
 
 
@@ -203,11 +204,11 @@ def test_a_user_that_may_not_see_info_works_all_the_same(start: Start) -> None:
 
 
 @pytest.fixture
-def replica(start: Start) -> Iterator[tuple[RedisServer, RedisServer]]:
+def replica(start: Start) -> tuple[RedisServer, RedisServer]:
     master = start("repl-diskless-sync-delay 0", port=free_port())
     follower = start(f"replicaof 127.0.0.1 {master.port}", port=free_port())
     wait_until(lambda: b"master_link_status:up" in bytes(follower.say("INFO", "replication")))  # type: ignore[arg-type]
-    yield master, follower
+    return master, follower
 
 
 def test_replicated_means_that_a_replica_has_it(

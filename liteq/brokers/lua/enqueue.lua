@@ -11,6 +11,7 @@ if refusal then
   put(other)
 else
   enter(graph)
+  follow()
   ring()
 end
 return answer()

@@ -45,7 +45,7 @@ local function check_graph(graph)
   end
 end
 
--- Write what is new of a graph. `there`: ids of messages of the store that edges of it lead
+-- Write what is new of a graph; to be followed by `follow()`. `there`: ids of messages of the store that edges of it lead
 -- to: a gather that gets more parts, a message that was replaced.
 local function enter(graph, there)
   local new, pending, next_part = graph.new, {}, {}
@@ -131,5 +131,4 @@ local function enter(graph, there)
     end
   end
   for _, id in ipairs(lone) do join(load(id)) end
-  follow()
 end

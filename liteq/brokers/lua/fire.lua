@@ -28,6 +28,7 @@ if last then
   call('HINCRBY', key, 'total', 1)
   call('HSET', key, 'last_due', due, 'last_run', NOW_TEXT, 'last_id', last)
   enter(graph)
+  follow()
 end
 if following then call('HSET', key, 'due', following) else call('HDEL', key, 'due') end
 ring()

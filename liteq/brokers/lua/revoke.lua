@@ -23,9 +23,9 @@ for i = 5, #ARGV do
     put('settled')
   else
     revoke(m, 'revoked')
-    follow()
     put('revoked')
   end
 end
+follow()
 ring()
 return answer_once()

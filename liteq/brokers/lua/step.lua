@@ -224,18 +224,17 @@ for i, s in ipairs(settlements) do
       else
         succeeded(m, s.value == '' and 'null' or string.sub(s.value, 2))
       end
-      follow()
     end
   else
     m.w = worker
-    if kind == 'F' then
+    if m.V and kind ~= 'V' and (kind ~= 'F' or s.outcome == 'lost') then
+      revoke_lease(m, 'revoked')  -- it was to be, while it ran: no further attempt
+    elseif kind == 'F' then
       keep_attempt(m, name, s.outcome, s.error)
       if m.V then call('HDEL', P .. 'm:' .. s.id, 'V') end
       fail_lease(m, s.error, s.children, s.dead ~= '' and string.sub(s.dead, 2), s.keep)
     elseif kind == 'V' then
       revoke_lease(m, s.reason, s.error)
-    elseif m.V then  -- revoked while it ran: no further attempt
-      revoke_lease(m, 'revoked')
     elseif kind == 'Q' then
       if s.error then keep_attempt(m, name, 'lost', s.error) end
       requeue(m, s.uncounted)
@@ -284,9 +283,9 @@ for i, s in ipairs(settlements) do
         end
       end
     end
-    follow()
   end
 end
+follow()
 if #done > 0 then
   each_thousand('SREM', P .. 'leases:' .. worker, done)
   if #over > 0 then each_thousand('ZADD', P .. 'over:S', over) end

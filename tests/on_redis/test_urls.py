@@ -1,0 +1,133 @@
+"""What URLs and options mean, and that no password shows."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from world import uncovered
+
+from liteq import Liteq
+from liteq.brokers import connect
+from liteq.brokers.redis import RedisBroker
+from liteq.brokers.redis_url import parse
+from liteq.exceptions import ConfigWarning, ImproperlyConfigured
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis://", {"hosts": (("localhost", 6379),), "db": 0, "tls": None}),
+        ("redis://h", {"hosts": (("h", 6379),)}),
+        ("redis://h:7/3", {"hosts": (("h", 7),), "db": 3}),
+        ("redis://h?db=4", {"db": 4}),
+        ("redis://[::1]:7/0", {"hosts": (("::1", 7),)}),
+        ("redis://:p%40ss@h", {"username": None, "password": "p@ss"}),
+        ("redis://me:pw@h", {"username": "me", "password": "pw"}),
+        ("valkey://h", {"hosts": (("h", 6379),), "tls": None}),
+        ("rediss://h", {"tls": {}}),
+        ("valkeys://h", {"tls": {}}),
+        ("rediss://h?ssl_ca_certs=/ca.pem", {"tls": {"ssl_ca_certs": "/ca.pem"}}),
+        ("unix:///run/r.sock", {"path": "/run/r.sock", "db": 0}),
+        ("unix:///run/r.sock?db=2", {"path": "/run/r.sock", "db": 2}),
+        ("unix://me:pw@/run/r.sock", {"path": "/run/r.sock", "username": "me"}),
+        ("redis+socket:///run/r.sock?virtual_host=5", {"path": "/run/r.sock", "db": 5}),
+        (
+            "redis+sentinel://a:1,b/shop/2",
+            {"hosts": (("a", 1), ("b", 26379)), "service": "shop", "db": 2},
+        ),
+        (
+            "redis+sentinel://:pw@a/shop?sentinel_password=s",
+            {"password": "pw", "sentinel_password": "s"},
+        ),
+        ("rediss+sentinel://a/shop", {"service": "shop", "tls": {}}),
+        (
+            "sentinel://a:1;sentinel://b:2/0?master_name=shop",
+            {"hosts": (("a", 1), ("b", 2))},
+        ),
+    ],
+)
+def test_a_url_says_where_the_server_is(url: str, expected: dict[str, Any]) -> None:
+    place = parse(url, master_name="shop")
+
+    assert {name: getattr(place, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("redis://h/shop", "the database is a number"),
+        ("redis://h:port/0", "cannot be understood"),
+        ("redis://a,b/0", "several hosts are for redis\\+sentinel"),
+        ("redis+sentinel://a/0", "does not say which service"),
+        ("unix://r.sock", "named by its whole path"),
+    ],
+)
+def test_a_url_that_makes_no_sense_is_refused_without_its_password(
+    url: str, message: str
+) -> None:
+    secret = url.replace("://", "://me:hunter2@")
+
+    with pytest.raises(ImproperlyConfigured, match=message) as raised:
+        parse(secret)
+
+    assert "hunter2" not in str(raised.value)
+
+
+def test_no_password_shows() -> None:
+    for url in ("redis://me:hunter2@h/0", "unix://me:hunter2@/r", "rediss://:hunter2@h"):
+        broker = connect(url)
+        assert isinstance(broker, RedisBroker)
+        assert "hunter2" not in f"{broker!r}{broker.url}{broker._link.place!r}"
+
+
+def test_options_of_other_stores_and_transports_are_taken_in_silence() -> None:
+    options = {
+        "visibility_timeout": 3_600,
+        "fanout_prefix": True,
+        "busy_timeout": 5.0,
+        "durability": "normal",
+        "global_keyprefix": "shop:",
+        "socket_keepalive": True,
+    }
+
+    broker = connect("redis://h", options)
+
+    assert isinstance(broker, RedisBroker)
+    assert broker._prefix == "shop:{liteq:default}:"
+    with pytest.warns(ConfigWarning, match="no option 'visibilty_timeout'"):
+        connect("redis://h", {"visibilty_timeout": 1})
+
+
+def test_a_namespace_is_in_the_url_or_among_the_options() -> None:
+    assert RedisBroker("redis://h?namespace=shop")._prefix == "{liteq:shop}:"
+    assert RedisBroker("redis://h?namespace=a", namespace="b")._prefix == "{liteq:b}:"
+
+
+def test_an_app_takes_its_store_from_its_urls() -> None:
+    urls = ["sentinel://a:1", "sentinel://b:2"]
+    app = Liteq("shop", broker=urls, broker_transport_options={"master_name": "shop"})
+    try:
+        assert app.broker.url == "redis+sentinel://a:1,b:2/shop/0"
+        assert app.broker.max_deliveries == app.conf.task_max_deliveries
+    finally:
+        app.close()
+
+
+def test_an_app_on_sqlite_never_loads_the_client_of_redis() -> None:
+    code = (
+        "from liteq import Liteq\n"
+        "app = Liteq('shop', broker='memory://')\n"
+        "@app.task\ndef add(x, y): return x + y\n"
+        "with app.worker(): assert add.delay(1, 2).get(timeout=10) == 3\n"
+        "import sys\n"
+        "assert not [name for name in sys.modules if name.split('.')[0] == 'redis']\n"
+        "assert not [name for name in sys.modules if name.startswith('liteq.brokers.redis')]\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=uncovered()
+    )
+
+    assert done.returncode == 0, done.stderr
