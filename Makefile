@@ -16,8 +16,15 @@ help:  ## list the targets
 demo: $(VENV)/.run  ## the main job on real input, about ten seconds
 	@$(BIN)/python examples/stdlib_census.py
 
-test: check  ## all that CI runs: check, then the tests with branch coverage
+test: check redis-server  ## all that CI runs: check, then the tests with branch coverage
 	$(BIN)/python -m pytest -n auto --cov --cov-report=term $(PYTEST_ARGS)
+
+.PHONY: redis-server
+redis-server:  # its tests need one: where Debian's can be had, it is
+	@command -v redis-server >/dev/null \
+	  || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	       && apt-get install -y -qq redis-server >/dev/null; } \
+	  || echo "redis-server is not installed: the tests that need it are skipped (apt install redis-server)" >&2
 
 check: $(VENV)/.dev  ## style, types and the import stack, without the tests
 	$(BIN)/ruff check
