@@ -18,6 +18,7 @@ import pytest
 from api import app_in_memory
 
 from liteq import Liteq, chain, chord, signals, testing
+from liteq.brokers.base import Broker
 from liteq.exceptions import (
     ContentDisallowed,
     EncodeError,
@@ -553,7 +554,45 @@ def test_a_result_that_cannot_be_sent_fails_as_in_a_worker(app: Liteq, t: Inline
     assert isinstance(run.exception, EncodeError)
 
 
-def test_it_drains_a_real_store_as_well(tmp_path: Path) -> None:
+def test_it_works_on_any_store(app: Liteq, broker: Broker) -> None:
+    own = app.exchange_store(broker, broker.clock)
+
+    @app.task(bind=True, default_retry_delay=60)
+    def add(self: Any, x: int, y: int) -> int:
+        if x == 13 and not self.request.retries:
+            raise self.retry()
+        return x + y
+
+    @app.task(queue="sums")
+    def total(numbers: list[int]) -> int:
+        return sum(numbers)
+
+    @app.task
+    def complain(id: str) -> None: ...
+
+    try:
+        summed = chord([add.s(n, 1) for n in (12, 13)])(total.s())
+        add.apply_async(("a", 1), countdown=90, priority=5, link_error=complain.s())
+        refute_enqueued(complain)
+        (later,) = assert_enqueued(add, args=("a", 1), countdown=90, priority=5)
+        assert_enqueued(total, queue="sums", count=1)
+
+        assert states(drain(app=app)) == ["SUCCESS", "RETRY"]
+        assert_enqueued(add, args=(13, 1), countdown=60)
+        assert failure(refute_enqueued, total).startswith("1 enqueued, not 0")
+
+        runs = drain(with_scheduled=True, app=app)
+        assert states(runs) == ["SUCCESS", "SUCCESS", "FAILURE", "SUCCESS"]
+        assert [run.task for run in runs] == [add.name, total.name, add.name, complain.name]
+        assert runs[2].at == later.eta
+        assert summed.get(timeout=0) == 27
+        assert "run already: failed" in failure(assert_enqueued, add)
+        assert all_enqueued(app=app) == []
+    finally:
+        app.exchange_store(*own)
+
+
+def test_a_store_that_others_share_is_drained(tmp_path: Path) -> None:
     app = Liteq("shop", broker=f"sqlite://{tmp_path}/shop", set_as_current=False)
 
     @app.task
@@ -702,6 +741,27 @@ def test_a_failure_says_that_it_ran_already(app: Liteq, t: Inline) -> None:
     said = failure(t.assert_enqueued, mail)
     assert "There is:\n" in said
     assert "run already: succeeded" in said
+
+
+def test_a_failure_passes_over_what_cannot_be_read(app: Liteq, t: Inline) -> None:
+    @app.task(serializer="pickle")
+    def mail() -> None: ...
+
+    mail.delay()
+    assert states(t.drain()) == ["FAILURE"]
+    assert "Nothing at all is enqueued." in failure(t.assert_enqueued, mail)
+
+
+def test_calls_of_one_instant_are_in_the_order_in_which_they_were_made(
+    app: Liteq, t: Inline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @app.task
+    def work(number: int) -> None: ...
+
+    monkeypatch.setattr("time.time_ns", lambda: 1)  # as a clock that another library froze
+    for number in range(20):
+        work.delay(number)
+    assert [call.args for call in t.all_enqueued()] == [(n,) for n in range(20)]
 
 
 def test_a_failure_says_that_there_is_nothing_and_no_such_task(app: Liteq, t: Inline) -> None:
@@ -909,7 +969,7 @@ def test_a_worker_in_a_thread_is_ready_when_it_is_given(tmp_path: Path) -> None:
     for signal in said:
         signal.connect(hear)
     try:
-        with start_worker(app, perform_ping_check=False) as worker:
+        with start_worker(app, perform_ping_check=True, loglevel="INFO") as worker:
             assert [info.name for info in app.broker.workers()] == [worker.hostname]
             assert add.delay(2, 3).get(timeout=10) == 5
     finally:

@@ -11,29 +11,18 @@ from typing import Any
 
 from liteq.brokers.base import Broker
 from liteq.brokers.sqlite import SqliteBroker
+from liteq.clock import ManualClock
 from liteq.ids import new_id
 from liteq.message import Message
 
 START = 1_800_000_000.0  # a Friday in 2027; any time would do
 
 
-class FakeClock:
+class FakeClock(ManualClock):
     """A clock that stands still until a test moves it."""
 
     def __init__(self, start: float = START) -> None:
-        self._now = start
-        self._steady = 1_000.0
-
-    def now(self) -> float:
-        return self._now
-
-    def steady(self) -> float:
-        return self._steady
-
-    def advance(self, seconds: float) -> None:
-        """Let this much time pass."""
-        self._now += seconds
-        self._steady += seconds
+        super().__init__(start)
 
     def step(self, seconds: float) -> None:
         """Set the wall clock without time passing: what NTP and administrators do."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -41,6 +42,7 @@ _WAITING: Final[tuple[State, ...]] = (
 )
 _OVER: Final[tuple[State, ...]] = ("succeeded", "failed", "revoked", "ignored")
 _ALL: Final = 1 << 31  # more than a test enqueues
+_LOOKED_AT: Final = 100  # calls in each state that is over, for a failure
 _SHOWN: Final = 3  # near misses in a failure
 _WIDEST: Final = 200  # characters of a value in a failure
 _TOLERANCE: Final = 1.0  # seconds: a clock that runs goes on between a call and its check
@@ -103,7 +105,7 @@ def all_enqueued(
     arguments cannot be read.
     """
     wanted = _Wanted(name=_name(task), queue=queue)
-    return [call for call in _calls(app_of(task, app), _WAITING) if not wanted.misses(call)]
+    return [call for call in _calls(app_of(task, app)) if not wanted.misses(call)]
 
 
 def assert_enqueued(
@@ -136,7 +138,7 @@ def assert_enqueued(
         eta=_aware(found_app, eta),
         priority=priority,
     )
-    calls = _calls(found_app, _WAITING)
+    calls = _calls(found_app)
     found = [call for call in calls if not wanted.misses(call)]
     if count is not None and len(found) != count and found:
         listed = _listed(found, len(found))
@@ -172,7 +174,7 @@ def refute_enqueued(
         eta=_aware(found_app, eta),
         priority=priority,
     )
-    found = [call for call in _calls(found_app, _WAITING) if not wanted.misses(call)]
+    found = [call for call in _calls(found_app) if not wanted.misses(call)]
     if found:
         listed = _listed(found, 10)
         raise AssertionError(f"{len(found)} enqueued, not 0: {wanted}\n{listed}")
@@ -190,17 +192,36 @@ def app_of(task: Task[..., Any] | str | None, app: Liteq | None) -> Liteq:
 # What is in the store
 
 
-def _calls(app: Liteq, states: Iterable[State], limit: int = _ALL) -> list[Enqueued]:
-    broker = app.broker
+def _calls(app: Liteq) -> list[Enqueued]:
+    """Return what waits or runs, the oldest first."""
     now = app.clock.now()
     found = [
         record
-        for state in states
-        for record in broker.browse(state, limit=limit)
-        if _is_call(record) and (record.final or not has_ended(record, now))
+        for state in _WAITING
+        for record in app.broker.browse(state, limit=_ALL)
+        if _is_call(record) and not has_ended(record, now)
     ]
-    found.sort(key=lambda record: (record.enqueued_at, record.id))
+    found.sort(key=_age)
     return [_call(app, record, now) for record in found]
+
+
+def _calls_over(app: Liteq, task: str | None) -> list[Enqueued]:
+    """Return some calls of a task that have ended, those that can be read."""
+    found = []
+    for state in _OVER:
+        for record in app.broker.browse(state, limit=_LOOKED_AT):
+            if record.packed[1] == task:
+                with suppress(MessageError):
+                    found.append(_call(app, record, app.clock.now()))
+    return found
+
+
+def _age(record: Record) -> tuple[float, str]:
+    """Return what calls are sorted by. Those of one state come in the order of their making;
+    among several, at one instant, their ids tell, as far as they come from a clock: what is
+    random in them would put in disorder what was made while another library froze that."""
+    is_uuid7 = len(record.id) == 36 and record.id[14] == "7"
+    return record.enqueued_at, record.id[:18] if is_uuid7 else ""
 
 
 def _is_call(record: Record) -> bool:
@@ -344,8 +365,7 @@ def _near(one: float, other: float) -> bool:
 def _nothing_like(wanted: _Wanted, calls: list[Enqueued], app: Liteq) -> str:
     """Say that no call is as wanted, and which come nearest, those that ran among them."""
     parts = [f"nothing enqueued is: {wanted}"]
-    over = [one for one in _calls(app, _OVER, limit=100) if one.task == wanted.name]
-    candidates = calls + over
+    candidates = calls + _calls_over(app, wanted.name)
     near = sorted((_distance(wanted, call), at) for at, call in enumerate(candidates))
     if near:
         parts.append(f"The nearest of {len(near)}:" if len(near) > _SHOWN else "There is:")

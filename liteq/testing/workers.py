@@ -34,6 +34,9 @@ def start_worker(
     hostname: str | None = None,
     shutdown_timeout: float = 10.0,
     perform_ping_check: bool = False,
+    ping_task_timeout: float = 0.0,
+    loglevel: Any = None,
+    logfile: Any = None,
 ) -> Iterator[Any]:
     """Run a real worker of the app while the context is open; it is ready when this yields.
 
@@ -42,8 +45,8 @@ def start_worker(
     memory. At the end it stops: what is running may finish within `shutdown_timeout`
     seconds, and is given back otherwise. Yields the worker (of prefork, the process).
 
-    Celery's `perform_ping_check` is accepted and does nothing: the worker says itself when
-    it is ready.
+    Celery's further arguments are accepted and do nothing: the worker says itself when it
+    is ready, and the log is the test's.
     """
     test_worker_starting.send(sender=app)
     worker: Any = None
