@@ -538,12 +538,12 @@ class chord(Canvas[R]):
     def __or__(self, other: Signature[T]) -> chord[T]:  # type: ignore[override]
         """Return this chord with the other behind its body."""
         other = joinable(self, other)
-        if is_special(self):
+        if is_special(self) and self.body is not None:
             longer: Any = chain(self, other, app=self._app)
             return longer  # type: ignore[no-any-return]
         body = other if self.body is None else chain(self.body) | other
         joined: chord[T] = chord(self.header, body, app=self._app)
-        joined["kwargs"] = {**self["kwargs"], "body": body}
+        joined.update({**self, "kwargs": {**self["kwargs"], "body": body}})
         return joined
 
     def __repr__(self) -> str:
