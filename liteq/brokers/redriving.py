@@ -36,7 +36,9 @@ _REVIVE: Final = (
     f"UPDATE message SET state = 0, {_FRESH} "
     "WHERE seq = ?1 AND state IN (7, 8) AND revoke = 'upstream' AND pending = ("
     "SELECT count(*) FROM edge JOIN message source ON source.seq = edge.source "
-    "WHERE edge.target = ?1 AND edge.fires NOT LIKE 'was %' AND source.state < 6)"
+    "WHERE edge.target = ?1 AND edge.fires NOT LIKE 'was %' AND source.state < 6 "
+    "AND NOT EXISTS(SELECT 1 FROM input WHERE input.target = ?1 "
+    "AND input.position = edge.position AND input.source = source.id))"
 )
 # An error callback that has been called, or is about to be, waits to be called again. One
 # that runs goes on, and one that somebody revoked stays revoked.

@@ -65,10 +65,12 @@ _ATTEMPT: Final = (
 # An edge that led to a message before it was replaced is kept, for who draws them, under
 # a name that sets nothing off.
 _RETIRE_EDGES: Final = "UPDATE edge SET fires = 'was ' || fires WHERE target = ?"
+_FORGET_INPUTS: Final = "DELETE FROM input WHERE target = ?"
 _ADD_PART: Final = (
     "INSERT INTO edge(source, target, fires, position) SELECT ?1, ?2, 'part', "
     "CASE WHEN ?3 >= 0 THEN ?3 "
-    "ELSE 1 + coalesce((SELECT max(position) FROM edge WHERE target = ?2), -1) END"
+    "ELSE 1 + max(coalesce((SELECT max(position) FROM edge WHERE target = ?2), -1), "
+    "coalesce((SELECT max(position) FROM input WHERE target = ?2), -1)) END"
 )
 _REPLACED: Final = PACKED_FIELDS[1:]  # all but the id
 _REPLACEABLE: Final = frozenset(_REPLACED)
@@ -253,7 +255,7 @@ class Settling:
                 lease.token,
             ),
         )
-        self.db.execute("DELETE FROM input WHERE target = ?", (lease.key,))
+        self.db.execute(_FORGET_INPUTS, (lease.key,))
         self.db.execute(_RETIRE_EDGES, (lease.key,))
         insert(self.following, batch, workflow, {lease.id: lease.key})
         if new["task"] == GATHER and not pending:

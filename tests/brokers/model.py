@@ -17,16 +17,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from world import FakeClock, Store, enlist, make
 
-from liteq import failure
+from liteq import failure, parts
 from liteq.brokers.base import FINAL_STATES, Broker, Lease, Note, Record
 from liteq.exceptions import AlreadyEnqueued
-from liteq.message import Edge, Message
+from liteq.message import GATHER, Edge, Graph, Message, Workflow
 from liteq.outcome import (
     Failed,
     Ignored,
     Lost,
     Outcome,
     Released,
+    Replaced,
     Retried,
     Revoked,
     Succeeded,
@@ -34,11 +35,21 @@ from liteq.outcome import (
 
 ERROR = failure.describe(ValueError("no"))
 QUEUES = ("a", "b", "side")  # nothing waits for messages in "side", so it may be purged
+POLICIES = ("fail", "fail", "collect", "skip", "count")
 MAX_DELIVERIES = 2
 
 # A message that is neither running nor over nor waiting for another is "ready": whether
 # the store calls it queued, scheduled or retrying depends on when it looked.
 READY = ("queued", "scheduled", "retrying", "parked")
+
+
+@dataclass
+class Joint:
+    """An edge, and what it has carried: how its source ended, if that met it."""
+
+    edge: Edge
+    met: str | None = None  # "result", "error" or "list"
+    retired: bool = False  # its target was replaced since
 
 
 @dataclass
@@ -52,8 +63,6 @@ class Entry:
     expires_at: float | None = None
     deliveries: int = 0
     retries: int = 0
-    pending: int = 0
-    result: bytes | None = None
     dead: bool = False
     upstream: bool = False
     retried: bool = False
@@ -61,15 +70,44 @@ class Entry:
     lease: Lease | None = None
     worker: int | None = None
     settled_at: float = 0.0
-    inputs: list[tuple[str, str]] = field(default_factory=list)
+    before: list[Joint] = field(default_factory=list)
+    behind: list[Joint] = field(default_factory=list)
     record: Record | None = None  # as it was when the message had just ended
+
+    @property
+    def id(self) -> str:
+        return self.message.id
+
+    @property
+    def policy(self) -> str | None:
+        return self.message.body.decode() if self.message.task == GATHER else None
 
     @property
     def final(self) -> bool:
         return self.state in FINAL_STATES
 
+    @property
+    def unmet(self) -> list[Joint]:
+        return [joint for joint in self.before if not joint.met and not joint.retired]
+
+    @property
+    def inputs(self) -> list[tuple[str, str]]:
+        given = [joint for joint in self.before if joint.met and not joint.retired]
+        given.sort(key=lambda joint: (joint.edge.position, joint.edge.source))
+        return [(joint.edge.source, joint.met or "") for joint in given]
+
     def expired(self, now: float) -> bool:
         return self.expires_at is not None and self.expires_at <= now
+
+
+@dataclass
+class End:
+    """How an entry has ended, for those behind it."""
+
+    entry: Entry
+    kind: str  # what it hands on: "result", "list" or "error"
+    tells: bool = True  # error callbacks are called
+    silent: bool = False  # nothing failed: there is just no value
 
 
 class BrokerMachine(RuleBasedStateMachine):
@@ -85,8 +123,8 @@ class BrokerMachine(RuleBasedStateMachine):
         self.broker: Broker = self.store.open(max_deliveries=MAX_DELIVERIES)
         self.entries: dict[str, Entry] = {}
         self.deleted: set[str] = set()
-        self.edges: dict[str, list[Edge]] = {}
-        self.calls: dict[str, tuple[list[Message], list[Edge]]] = {}  # what enqueued it
+        self.ended: list[End] = []
+        self.calls: dict[str, tuple[Any, ...]] = {}  # what enqueued it
         self.stale: list[tuple[int, Lease]] = []
         self.workers: list[int] = []
 
@@ -133,37 +171,65 @@ class BrokerMachine(RuleBasedStateMachine):
     def enqueue(self, batch: list[dict[str, Any]]) -> None:
         self.put([self.make(fields) for fields in batch], [])
 
-    def put(self, messages: list[Message], edges: list[Edge]) -> None:
-        for message in messages:
-            self.calls[message.id] = (messages, edges)
-        self.broker.enqueue(messages, edges)
-
-    @rule(
-        first=made,
-        good=made,
-        bad=made,
-        last=made,
-        queues=st.lists(st.sampled_from(("a", "b")), min_size=4, max_size=4),
-    )
-    def enqueue_with_links(
-        self, first: Any, good: Any, bad: Any, last: Any, queues: list[str]
+    def put(
+        self, messages: list[Message], edges: list[Edge], workflow: Workflow | None = None
     ) -> None:
-        messages = [
-            self.make(fields, queue=queue)
-            for fields, queue in zip((first, good, bad, last), queues, strict=True)
-        ]
-        one, then, error, end = (message.id for message in messages)
-        edges = [
-            Edge(one, then, "success"),
-            Edge(one, error, "failure"),
-            Edge(then, end, "success"),
-        ]
-        for edge in edges:
-            self.edges.setdefault(edge.source, []).append(edge)
-            self.entries[edge.target].pending += 1
-            self.entries[edge.target].state = "waiting"
+        for message in messages:
+            self.calls[message.id] = (messages, edges, workflow)
+        self.broker.enqueue(messages, edges, workflow)
 
-        self.put(messages, edges)
+    nodes = st.lists(
+        st.tuples(
+            st.sampled_from(("task", "task", "task", "gather", "gather", "callback")),
+            made,
+            st.lists(st.integers(0, 9), max_size=3, unique=True),
+            st.sampled_from(("a", "b")),
+            st.sampled_from(POLICIES),
+        ),
+        min_size=2,
+        max_size=7,
+    )
+
+    @rule(nodes=nodes, named=st.booleans())
+    def enqueue_graph(self, nodes: list[Any], named: bool) -> None:
+        messages: list[Message] = []
+        edges: list[Edge] = []
+        for kind, fields, picks, queue, policy in nodes:
+            there = [message.id for message in messages]
+            sources = list(dict.fromkeys(there[pick % len(there)] for pick in picks if there))
+            if kind == "gather":
+                message = self.make_gather(policy, fields)
+                edges += [Edge(one, message.id, "part", n) for n, one in enumerate(sources)]
+            else:
+                message = self.make(fields, queue=queue)
+                if kind == "callback":
+                    edges += [Edge(one, message.id, "failure") for one in sources[:1]]
+                else:
+                    edges += [Edge(one, message.id, "success") for one in sources]
+            messages.append(message)
+        self.join(edges)
+        self.end_empty_gathers(messages)
+        self.put(messages, edges, Workflow(messages[-1].id, "graph") if named else None)
+
+    def make_gather(self, policy: str, fields: dict[str, Any]) -> Message:
+        message = make(GATHER, policy.encode(), result_expires=fields["result_expires"])
+        self.entries[message.id] = Entry(message, seq=len(self.entries), state="waiting")
+        return message
+
+    def join(self, edges: list[Edge]) -> None:
+        for edge in edges:
+            joint = Joint(edge)
+            self.entries[edge.source].behind.append(joint)
+            self.entries[edge.target].before.append(joint)
+            if not self.entries[edge.target].final:
+                self.entries[edge.target].state = "waiting"
+
+    def end_empty_gathers(self, messages: list[Message]) -> None:
+        for message in messages:
+            entry = self.entries[message.id]
+            if entry.policy and not entry.before:
+                self.finish(entry, "succeeded", kind="list")
+        self.follow()
 
     @precondition(lambda self: self.entries)
     @rule(pick=st.integers(0, 10**6), changed=st.booleans())
@@ -172,14 +238,16 @@ class BrokerMachine(RuleBasedStateMachine):
         if entry is None:
             return
         if not changed:
-            messages, edges = self.calls[entry.message.id]
-            if not self.deleted & {message.id for message in messages}:
-                self.broker.enqueue(messages, edges)
+            messages, *rest = self.calls.get(entry.id, ([],))
+            if messages and not self.deleted & {message.id for message in messages}:
+                self.broker.enqueue(messages, *rest)
             return
         if entry.retried:
             return  # its body may be another by now: any is taken for the first
         try:
-            self.broker.enqueue([make(id="new"), entry.message._replace(body=b"other")])
+            self.broker.enqueue(
+                [make(id="new"), entry.message._replace(task="other", body=b"other")]
+            )
         except AlreadyEnqueued:
             assert self.broker.get(["new"]) == {}, "half of a refused enqueue was stored"
         else:
@@ -194,8 +262,8 @@ class BrokerMachine(RuleBasedStateMachine):
         it may be in the same claim or not, so the model cannot say what is claimed."""
         now = self.clock.now()
         return any(
-            entry.state == "ready" and entry.expired(now) and id in self.edges
-            for id, entry in self.entries.items()
+            entry.state == "ready" and entry.expired(now) and entry.behind
+            for entry in self.entries.values()
         )
 
     def expected_claim(self, queues: list[str], limit: int) -> list[str]:
@@ -248,6 +316,10 @@ class BrokerMachine(RuleBasedStateMachine):
         (
             "succeeded",
             "succeeded",
+            "succeeded",
+            "added",
+            "replaced",
+            "failed",
             "failed",
             "dead",
             "retried",
@@ -260,9 +332,11 @@ class BrokerMachine(RuleBasedStateMachine):
         )
     )
 
-    def outcome(self, kind: str, delay: int) -> Outcome:
+    def outcome(self, kind: str, delay: int, id: str, shape: int = 0) -> Outcome:
         return {
-            "succeeded": Succeeded(b"42"),
+            "succeeded": Succeeded(_value(id)),
+            "added": Succeeded(_value(id), added=self.added(shape)),
+            "replaced": self.replaced(id, shape),
             "failed": Failed(ERROR),
             "dead": Failed(ERROR, dead="undecodable body"),
             "retried": Retried(self.clock.now() + delay, ERROR),
@@ -271,6 +345,38 @@ class BrokerMachine(RuleBasedStateMachine):
             "released": Released(),
             "lost": Lost("signal 9 (SIGKILL)"),
         }[kind]
+
+    def added(self, shape: int) -> Graph:
+        """Return one new message, a further part of some gather if there is one."""
+        new = make(queue="a")
+        gathers = [entry.id for entry in self.entries.values() if entry.policy]
+        edges = [(new.id, gathers[shape % len(gathers)], "part", -1)] if gathers else []
+        return Graph((new.pack(),), tuple(edges))
+
+    def replaced(self, id: str, shape: int) -> Replaced:
+        """Return what puts another task, a short chain or a gather in a message's place."""
+        new = [make(queue="b") for _ in range(shape % 3)]
+        if shape % 2:
+            changes = {"task": GATHER, "body": POLICIES[shape % 5].encode()}
+            edges = [(one.id, id, "part", n) for n, one in enumerate(new)]
+        else:
+            changes = {"task": "shop.other", "body": b"[[1], {}]"}
+            edges = [(one.id, id, "success", n) for n, one in enumerate(new)]
+        return Replaced(changes, Graph(tuple(one.pack() for one in new), tuple(edges)))
+
+    def plant(self, graph: Graph) -> None:
+        """Enter the messages of a graph that was accepted."""
+        for packed in graph.messages:
+            message = Message.unpack(packed)
+            self.entries[message.id] = Entry(message, seq=len(self.entries))
+        for edge in map(Edge._make, graph.edges):
+            target = self.entries[edge.target]
+            if target.id in self.deleted or (target.final and not target.upstream):
+                continue  # a gather that is over takes no more parts
+            if edge.position < 0:
+                last = max((joint.edge.position for joint in target.before), default=-1)
+                edge = edge._replace(position=last + 1)
+            self.join([edge])
 
     def leases(self) -> list[tuple[int, Lease]]:
         return [
@@ -284,19 +390,29 @@ class BrokerMachine(RuleBasedStateMachine):
         pick=st.integers(0, 10**6),
         kinds=st.lists(kinds, min_size=1, max_size=3),
         delay=st.sampled_from((0, 20, 20)),
+        shape=st.integers(0, 29),
         queues=queues,
         limit=st.integers(0, 2),
     )
     def settle_and_claim(
-        self, pick: int, kinds: list[str], delay: int, queues: list[str], limit: int
+        self,
+        pick: int,
+        kinds: list[str],
+        delay: int,
+        shape: int,
+        queues: list[str],
+        limit: int,
     ) -> None:
         held = self.leases()
         worker = held[pick % len(held)][0]
         mine = [lease for holder, lease in held if holder == worker]
         ending = list(zip(mine, kinds, strict=False))
-        settlements = [(lease, self.outcome(kind, delay)) for lease, kind in ending]
-        for lease, kind in ending:
-            self.end(self.entries[lease.id], kind, delay)
+        settlements = [
+            (lease, self.outcome(kind, delay, lease.id, shape)) for lease, kind in ending
+        ]
+        for (lease, outcome), kind in zip(settlements, kinds, strict=False):
+            self.end(self.entries[lease.id], kind, delay, outcome)
+        self.follow()
         if self.chain_reaction_due():
             limit = 0
         expected = self.expected_claim(queues, limit)
@@ -316,7 +432,7 @@ class BrokerMachine(RuleBasedStateMachine):
         notes = [(lease, Note("LATE", b"1"))] if noted else []
 
         step = self.broker.step(
-            worker, settlements=[(lease, self.outcome(kind, 0))], notes=notes
+            worker, settlements=[(lease, self.outcome(kind, 0, lease.id, 4))], notes=notes
         )
 
         assert step.accepted == (False,), "a lease settled twice, or after it was lost"
@@ -333,14 +449,16 @@ class BrokerMachine(RuleBasedStateMachine):
 
     # What an end means
 
-    def end(self, entry: Entry, kind: str, delay: int = 0) -> None:
-        """Apply an accepted outcome to the model."""
+    def end(
+        self, entry: Entry, kind: str, delay: int = 0, outcome: Outcome | None = None
+    ) -> None:
+        """Apply an accepted outcome to the model. To be followed by `follow()`."""
         assert entry.lease is not None
         assert entry.worker is not None
         self.stale.append((entry.worker, entry.lease))
         entry.lease = entry.worker = None
         match kind:
-            case "retried" | "released" | "lost" if entry.revoking:
+            case "retried" | "replaced" | "released" | "lost" if entry.revoking:
                 self.finish(entry, "revoked")
             case "released":
                 entry.state = "ready"
@@ -360,28 +478,116 @@ class BrokerMachine(RuleBasedStateMachine):
                     entry.state = "ready"
             case "dead":
                 self.finish(entry, "failed", dead=True)
+            case "added":
+                assert isinstance(outcome, Succeeded)
+                assert outcome.added is not None
+                self.plant(outcome.added)
+                self.finish(entry, "succeeded")
+            case "replaced":
+                assert isinstance(outcome, Replaced)
+                self.replace(entry, outcome)
+            case "ignored":
+                self.finish(entry, "ignored", tells=False, silent=True)
             case _:
                 self.finish(entry, kind)
 
+    def replace(self, entry: Entry, outcome: Replaced) -> None:
+        for joint in entry.before:
+            joint.retired = True
+        entry.state, entry.deliveries, entry.retries, entry.retried = "ready", 0, 0, True
+        entry.message = entry.message._replace(**outcome.changes)
+        self.plant(outcome.graph)
+        if entry.policy and not entry.unmet:
+            self.finish(entry, "succeeded", kind="list")
+
     def finish(
-        self, entry: Entry, state: str, *, dead: bool = False, upstream: bool = False
+        self,
+        entry: Entry,
+        state: str,
+        *,
+        dead: bool = False,
+        upstream: bool = False,
+        kind: str = "",
+        tells: bool = True,
+        silent: bool = False,
     ) -> None:
+        """End an entry. To be followed by `follow()`."""
         entry.state, entry.dead, entry.upstream = state, dead, upstream
         entry.settled_at = self.clock.now()
         entry.record = None
-        fired = {"succeeded": "success", "failed": "failure", "revoked": "failure"}.get(state)
-        for edge in self.edges.get(entry.message.id, []):
-            target = self.entries[edge.target]
-            if edge.on == fired and not upstream:
-                if target.state == "waiting":
-                    kind = "result" if fired == "success" else "error"
-                    target.inputs.append((entry.message.id, kind))
-                    target.pending -= 1
-                    if target.pending == 0:
-                        target.state = "ready"
-            elif target.state == "waiting":
-                failed = state == "failed" and edge.on == "success"
-                self.finish(target, "failed" if failed else "revoked", upstream=True)
+        kind = kind or ("result" if state == "succeeded" else "error")
+        self.ended.append(End(entry, kind, tells, silent))
+
+    def follow(self) -> None:
+        """Apply what the ends of one step mean for those behind them, round by round."""
+        while self.ended:
+            ends, self.ended = self.ended, []
+            arrivals: dict[str, list[tuple[Joint, End]]] = {}
+            for end in ends:
+                for joint in self.living(end.entry.behind):
+                    target = self.entries[joint.edge.target]
+                    match joint.edge.on:
+                        case "part":
+                            arrivals.setdefault(target.id, []).append((joint, end))
+                        case "success" if end.kind != "error":
+                            self.meet(joint, end.kind)
+                        case "failure" if end.kind == "error" and end.tells:
+                            self.meet(joint, "error")
+                        case "success" if target.state == "waiting":
+                            failed = end.entry.state == "failed"
+                            chord = end.entry.policy is not None and not end.silent
+                            self.finish(
+                                target,
+                                "failed" if failed else "revoked",
+                                upstream=True,
+                                tells=chord,
+                                silent=end.silent,
+                            )
+                        case "failure" if target.state == "waiting":
+                            self.finish(
+                                target, "revoked", upstream=True, tells=False, silent=True
+                            )
+            for id, parts_ended in arrivals.items():
+                self.gather(self.entries[id], parts_ended)
+
+    def living(self, joints: list[Joint]) -> list[Joint]:
+        """Return the edges that still lead somewhere, in the order of their targets."""
+        left = [
+            joint
+            for joint in joints
+            if not joint.retired and joint.edge.target not in self.deleted
+        ]
+        return sorted(left, key=lambda joint: self.entries[joint.edge.target].seq)
+
+    def meet(self, joint: Joint, kind: str) -> None:
+        target = self.entries[joint.edge.target]
+        if target.state == "waiting" or target.upstream:
+            joint.met = kind
+        if target.state == "waiting" and not target.unmet and not target.policy:
+            target.state = "ready"
+
+    def gather(self, entry: Entry, ended: list[tuple[Joint, End]]) -> None:
+        bad = [end for _, end in ended if end.kind == "error"]
+        for joint, end in ended:
+            if end.kind != "error":
+                self.meet(joint, end.kind)
+            elif entry.policy != "fail":
+                self.meet(joint, "error" if entry.policy == "collect" else "nothing")
+        if entry.state != "waiting":
+            return
+        if bad and entry.policy == "fail":
+            first = bad[0]
+            unwrapped = first.entry.upstream or first.silent
+            revoked = unwrapped and first.entry.state != "failed"
+            self.finish(
+                entry,
+                "revoked" if revoked else "failed",
+                upstream=True,
+                tells=not first.silent,
+                silent=first.silent,
+            )
+        elif not entry.unmet:
+            self.finish(entry, "succeeded", kind="list")
 
     # Death, silence, leaving
 
@@ -406,9 +612,11 @@ class BrokerMachine(RuleBasedStateMachine):
         assert reclaimed == len(lost)
         for lease in lost:
             self.end(self.entries[lease.id], "lost")
+        self.follow()
         self.claim((worker + 1) % 3, queues, again)
         step = self.broker.step(
-            dead, settlements=[(lease, self.outcome(kind, 0)) for lease in lost]
+            dead,
+            settlements=[(lease, self.outcome(kind, 0, lease.id, 3)) for lease in lost],
         )
         assert not any(step.accepted), "a worker thought dead settled a lost lease"
         assert not self.broker.beat(dead)
@@ -425,6 +633,7 @@ class BrokerMachine(RuleBasedStateMachine):
             if holder == leaving:
                 entry = self.entries[lease.id]
                 self.end(entry, "released" if entry.message.acks_late else "lost")
+                self.follow()
 
         self.broker.unregister(leaving)
 
@@ -442,42 +651,79 @@ class BrokerMachine(RuleBasedStateMachine):
         there = [e for id, e in self.entries.items() if id not in self.deleted]
         return there[number % len(there)] if there else None
 
-    @precondition(lambda self: self.entries)
-    @rule(pick=st.integers(0, 10**6), terminate=st.sampled_from((None, "SIGTERM")))
-    def revoke(self, pick: int, terminate: str | None) -> None:
-        entry = self.pick(pick)
-        if entry is None:
-            return
-        id = entry.message.id
-
-        answer = self.broker.revoke([id], terminate=terminate)[id]
-
-        if entry.final:
-            assert answer == "settled"
-        elif entry.state == "running":
-            assert answer == ("signalled" if terminate else "running")
-            entry.revoking = True
-        else:
-            assert answer == "revoked"
-            self.finish(entry, "revoked")
+    picks = st.lists(st.integers(0, 10**6), min_size=1, max_size=3)
 
     @precondition(lambda self: self.entries)
-    @rule(pick=st.integers(0, 10**6))
-    def redrive(self, pick: int) -> None:
+    @rule(picks=picks, terminate=st.sampled_from((None, "SIGTERM")))
+    def revoke(self, picks: list[int], terminate: str | None) -> None:
+        chosen = {entry.id: entry for number in picks if (entry := self.pick(number))}
+
+        answers = self.broker.revoke(chosen, terminate=terminate)
+
+        for id, entry in chosen.items():
+            if entry.final:
+                assert answers[id] == "settled"
+            elif entry.state == "running":
+                assert answers[id] == ("signalled" if terminate else "running")
+                entry.revoking = True
+            else:
+                assert answers[id] == "revoked"
+                self.finish(entry, "revoked")
+        self.follow()
+
+    @precondition(lambda self: self.entries)
+    @rule(picks=picks)
+    def redrive(self, picks: list[int]) -> None:
         failed = [e for e in self.entries.values() if e.state == "failed"]
-        entry = failed[pick % len(failed)] if failed else self.pick(pick)
-        if entry is None or entry.message.id in self.deleted:
-            return
-        if entry.message.id in self.edges or entry.upstream:
-            return
+        found = [failed[n % len(failed)] if failed else self.pick(n) for n in picks]
+        chosen = {entry.id: entry for entry in found if entry}
+        failed = [
+            entry
+            for entry in chosen.values()
+            if entry.state == "failed" and not entry.upstream and not entry.policy
+        ]
 
-        redriven = self.broker.redrive([entry.message.id])
+        redriven = self.broker.redrive(chosen)
 
-        assert redriven == ([entry.message.id] if entry.state == "failed" else [])
-        if redriven:
-            entry.state, entry.dead, entry.revoking = "ready", False, False
-            entry.deliveries = entry.retries = 0
+        assert redriven == [entry.id for entry in failed]
+        for entry in failed:
+            self.refresh(entry, "waiting" if entry.unmet else "ready")
             entry.run_at, entry.expires_at = 0.0, None
+        self.undo(failed)
+
+    def refresh(self, entry: Entry, state: str) -> None:
+        entry.state, entry.dead, entry.upstream, entry.revoking = state, False, False, False
+        entry.deliveries = entry.retries = 0
+        entry.record = None
+
+    def undo(self, entries: list[Entry]) -> None:
+        """Take back what followed the ends of entries that have not ended any more."""
+        while entries:
+            undone, entries = entries, []
+            targets: dict[str, Entry] = {}
+            for entry in undone:
+                for joint in self.living(entry.behind):
+                    target = self.entries[joint.edge.target]
+                    targets[target.id] = target
+                    if joint.met and joint.edge.on == "failure":
+                        if target.state in ("ready", "succeeded", "failed", "ignored"):
+                            joint.met = None
+                            entries += [target] if target.final else []
+                            self.refresh(target, "waiting")
+                    elif joint.met and (
+                        target.state in ("waiting", "ready") or target.upstream
+                    ):
+                        joint.met = None
+                        if target.state == "ready":
+                            target.state = "waiting"
+            for target in targets.values():
+                if target.upstream and all(map(self.undecided, target.unmet)):
+                    self.refresh(target, "waiting")
+                    entries.append(target)
+
+    def undecided(self, joint: Joint) -> bool:
+        source = self.entries[joint.edge.source]
+        return not source.final and source.id not in self.deleted
 
     @rule()
     def purge(self) -> None:
@@ -537,6 +783,7 @@ class BrokerMachine(RuleBasedStateMachine):
                 return
             for entry in ended:
                 self.finish(entry, "revoked")
+            self.follow()
 
     @invariant()
     def nothing_differs(self) -> None:
@@ -555,13 +802,36 @@ class BrokerMachine(RuleBasedStateMachine):
                 entry.record = entry.record or record
                 assert record == entry.record, "a final outcome changed"
                 assert (record.dead is not None) == entry.dead
+                assert (record.revoked == "upstream") == entry.upstream
+                if entry.policy and state == "succeeded":
+                    self.compare_list(entry, record)
             else:
                 assert record.deliveries == entry.deliveries
                 assert record.message.retries == entry.retries
 
         unfinished = {
-            id: e for id, e in self.entries.items() if not e.final and id not in self.deleted
+            id: e
+            for id, e in self.entries.items()
+            if not e.final and not e.policy and id not in self.deleted
         }
         counts = self.broker.counts()
         counted = sum(sum(states.values()) for states in counts.values())
         assert counted == len(unfinished), f"{counts} counted, of {unfinished}"
+        for entry in unfinished.values():
+            hopeless = entry.state == "waiting" and not any(map(self.undecided, entry.unmet))
+            assert not hopeless, "it waits for nothing that could still end"
+
+    def compare_list(self, entry: Entry, record: Record) -> None:
+        if entry.policy == "count":
+            assert record.result is None
+            return
+        assert record.result is not None
+        listed = list(parts.unpack(record.result))
+        given = [(source, kind) for source, kind in entry.inputs if kind != "nothing"]
+        assert [kind for kind, _ in listed] == [kind for _, kind in given]
+        for (source, kind), (_, value) in zip(given, listed, strict=True):
+            assert kind != "result" or value == _value(source), "not in the order of its parts"
+
+
+def _value(id: str) -> bytes:
+    return b'"%b"' % id.encode()

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from liteq.brokers import enqueueing, following, settling, sqlite
+from liteq.brokers import enqueueing, following, redriving, settling, sqlite
 from liteq.brokers.base import Lease
 from liteq.brokers.following import Following
 from liteq.brokers.settling import Settling
@@ -337,6 +337,86 @@ def death_released(patch: Patch) -> None:
     )
 
 
+def gather_counts_a_stale_settle(patch: Patch) -> None:
+    settle = Settling._settle
+
+    def counted(self: Settling, lease: Lease, outcome: Any) -> bool:
+        accepted = settle(self, lease, outcome)
+        if not accepted and isinstance(outcome, Succeeded):
+            for (gather,) in self.db.execute(
+                "SELECT target FROM edge WHERE source = ? AND fires = 'part'", (lease.key,)
+            ).fetchall():
+                self.db.execute(
+                    "UPDATE message SET pending = pending - 1 WHERE seq = ?", (gather,)
+                )
+        return accepted
+
+    patch.setattr(Settling, "_settle", counted)
+
+
+def gather_in_the_order_of_ends(patch: Patch) -> None:
+    gather = Following._gather
+
+    def as_they_came(self: Following, seq: int, arrivals: Any) -> None:
+        there = self.db.execute("SELECT count(*) FROM input WHERE target = ?", (seq,)).get
+        gather(self, seq, [(n, end) for n, (_, end) in enumerate(arrivals, there)])
+
+    patch.setattr(Following, "_gather", as_they_came)
+
+
+def redriven_part_counted_twice(patch: Patch) -> None:
+    swap(patch, redriving, ("_UNCOUNT",), "pending = pending + 1, ", "")
+
+
+def redrive_forgets_what_else_failed(patch: Patch) -> None:
+    swap(patch, redriving, ("_REVIVE",), "AND pending = (", "AND pending >= (")
+
+
+def chords_error_callback_forgotten(patch: Patch) -> None:
+    end_upstream = Following._end_upstream
+    patch.setattr(
+        Following,
+        "_end_upstream",
+        lambda self, target, end, tells: end_upstream(self, target, end, tells=False),
+    )
+
+
+def stale_replacement_taken(patch: Patch) -> None:
+    patch.setattr(Settling, "_is_held", lambda self, lease: True)
+
+
+def added_before_the_check(patch: Patch) -> None:
+    def adding(self: Settling, lease: Lease, outcome: Any, added: Any) -> bool:
+        self._attempt(lambda: self._add(lease, added))
+        return self._settle(lease, outcome._replace(added=None))
+
+    patch.setattr(Settling, "_succeed_adding", adding)
+
+
+def late_inputs_lost(patch: Patch) -> None:
+    swap(patch, following, ("_INPUT", "_GATHER"), following._OPEN, "state = 0")
+
+
+def empty_gather_waits_for_ever(patch: Patch) -> None:
+    patch.setattr(Following, "join", lambda self, seq: None)
+
+
+def parts_end_with_the_first_of_a_step(patch: Patch) -> None:
+    gather = Following._gather
+    patch.setattr(
+        Following, "_gather", lambda self, seq, arrivals: gather(self, seq, arrivals[:1])
+    )
+
+
+def errors_wrapped_again(patch: Patch) -> None:
+    fail = Following._fail_gather
+    patch.setattr(
+        Following,
+        "_fail_gather",
+        lambda self, seq, part: fail(self, seq, part._replace(upstream=False)),
+    )
+
+
 MUTANTS = (
     Mutant("no fence", 3, no_fence),
     Mutant("no fence on success", 3, no_fence_on_success),
@@ -380,6 +460,59 @@ MUTANTS = (
     ),
     Mutant("leases vanish with who leaves", 2, leaving_loses_the_leases),
     Mutant("dead letters deleted", 5, dead_letter_deleted),
+    Mutant(
+        "a gather counts a stale settle",
+        10,
+        gather_counts_a_stale_settle,
+        found_by=("test_10_a_stale_settle_is_not_counted_as_a_part",),
+    ),
+    Mutant(
+        "a list in the order of ends",
+        10,
+        gather_in_the_order_of_ends,
+        found_by=("test_10_a_part_that_is_added_is_waited_for_and_listed_last",),
+    ),
+    Mutant(
+        "a redriven part is counted twice",
+        10,
+        redriven_part_counted_twice,
+        found_by=("test_10_a_part_that_is_redriven_is_counted_once",),
+    ),
+    Mutant(
+        "a redrive forgets what else failed",
+        10,
+        redrive_forgets_what_else_failed,
+        found_by=("test_10_a_message_with_another_failure_before_it_does_not_wait_again",),
+    ),
+    Mutant(
+        "a chord's error callback is forgotten",
+        10,
+        chords_error_callback_forgotten,
+        found_by=("test_10_the_error_callback_of_a_chord_runs_once_for_its_failed_parts",),
+    ),
+    Mutant("a stale replacement is taken", 3, stale_replacement_taken),
+    Mutant("added before the check", 4, added_before_the_check),
+    Mutant(
+        "late inputs are lost",
+        10,
+        late_inputs_lost,
+        found_by=(
+            "test_10_a_part_that_ends_after_its_gather_failed_is_listed_after_a_redrive",
+        ),
+    ),
+    Mutant("an empty gather waits for ever", 10, empty_gather_waits_for_ever),
+    Mutant(
+        "one part of a step is counted",
+        10,
+        parts_end_with_the_first_of_a_step,
+        found_by=("test_10_parts_that_end_in_one_step_are_all_counted",),
+    ),
+    Mutant(
+        "an error is wrapped again",
+        10,
+        errors_wrapped_again,
+        found_by=("test_10_a_part_that_failed_upstream_hands_its_error_on_unwrapped",),
+    ),
     Mutant(
         "unknown tasks dropped",
         5,

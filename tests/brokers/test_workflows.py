@@ -319,6 +319,8 @@ def test_10_a_stale_settle_is_not_counted_as_a_part(broker: Broker) -> None:
     broker.settle(worker, old, Succeeded(b"1"))
 
     assert (state(broker, into), state(broker, body)) == ("waiting", "waiting")
+    *_, last = work(broker, worker)
+    assert listed(last) == [("result", b"1"), ("result", b'"p1"')]
 
 
 def test_10_a_gather_is_never_claimed_nor_counted_as_work(broker: Broker) -> None:
@@ -919,6 +921,25 @@ def test_10_a_tolerant_gather_waits_for_a_part_that_is_redriven(
     assert last.id == body.id
     expected = [] if policy == "count" else [b'"p0"', b"2"]
     assert [value for _, value in listed(last)] == expected
+
+
+def test_10_a_part_that_is_redriven_is_counted_once(broker: Broker) -> None:
+    members, into, body, edges = chord(3, "collect")
+    broker.enqueue([*members, into, body], edges)
+    worker = enlist(broker)
+    first, second, third = broker.claim(worker, ["default"], 3)
+    broker.settle(worker, first, Failed(ERROR))
+    broker.redrive([members[0].id])
+    (again,) = broker.claim(worker, ["default"], 3)
+
+    broker.settle(worker, again, Succeeded(b"1"))
+    broker.settle(worker, second, Succeeded(b"2"))
+    early = state(broker, into)
+    broker.settle(worker, third, Succeeded(b"3"))
+
+    assert early == "waiting"
+    (lease,) = broker.claim(worker, ["default"], 3)
+    assert [value for _, value in listed(lease)] == [b"1", b"2", b"3"]
 
 
 def test_10_a_list_that_was_made_is_not_changed_by_a_redrive(broker: Broker) -> None:
