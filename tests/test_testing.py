@@ -980,6 +980,16 @@ def test_a_worker_in_a_thread_is_ready_when_it_is_given(tmp_path: Path) -> None:
     app.close()
 
 
+def test_what_is_written_for_celery_finds_its_worker(app: Liteq) -> None:
+    from liteq.contrib import pytest as plugin
+    from liteq.contrib.testing import tasks, worker
+
+    assert worker.start_worker is start_worker
+    assert not hasattr(plugin, "liteq_app"), "a second registration of the plugin's fixtures"
+    with worker.start_worker(app, pool="solo", perform_ping_check=True):
+        assert app.tasks[tasks.ping.name].delay().get(timeout=10) == "pong"
+
+
 def test_a_soft_time_limit_does_not_fire_in_test_mode(app: Liteq, t: Inline) -> None:
     @app.task(soft_time_limit=0.001)
     def slow() -> str:

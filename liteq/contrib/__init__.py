@@ -1,0 +1,1 @@
+"""Frameworks, and the import paths of Celery's `contrib`."""

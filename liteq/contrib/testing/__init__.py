@@ -1,0 +1,1 @@
+"""Celery's import paths for what is in `liteq.testing`."""
