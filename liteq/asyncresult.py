@@ -637,11 +637,18 @@ class AsyncResult(ResultBase, Generic[R]):
         if self._is_count or (self._is_known and self.state in states.PROPAGATE_STATES):
             self._outcome(True, None)
 
+    def _failed_by_itself(self) -> bool:
+        """Tell whether the call ran and failed as a step of a workflow."""
+        record = self._record
+        return record is not None and record.workflow is not None and record.revoked is None
+
     def _raise_for_parents(self) -> None:
         """Raise what kept a call from its value if it was one that came before it: of a
         chord whose header failed, the header's own error and not `ChordError`."""
         if not self._is_known or self.state not in states.PROPAGATE_STATES:
             return
+        if self._failed_by_itself():
+            return  # of a chord that goes on without some of its members, not theirs
         for node in reversed(self._line()[1:]):
             node.maybe_throw()
 
@@ -679,6 +686,7 @@ class EagerResult(AsyncResult[R]):
         self._state = state
         self._traceback = traceback
         self._made = children
+        self._ran = False  # as a step of a workflow
 
     def get(
         self,
@@ -788,6 +796,9 @@ class EagerResult(AsyncResult[R]):
     @property
     def _is_known(self) -> bool:
         return True
+
+    def _failed_by_itself(self) -> bool:
+        return self._ran
 
     def _look(self) -> Record | None:
         return None  # nothing about it is in the store

@@ -233,7 +233,9 @@ class _Inline:
     def _eager(self, record: Record) -> EagerResult[Any]:
         ended = self._ended.get(record.id)
         if ended is not None and _is_of(ended, record):
-            return _result(record.message, ended)
+            made = _result(record.message, ended)
+            made._ran = True
+            return made
         stored: AsyncResult[Any] = AsyncResult(record.id, app=self.app)
         stored._record = record
         return EagerResult(

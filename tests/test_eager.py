@@ -121,6 +121,13 @@ def test_a_failed_chord_raises_the_headers_error_and_keeps_its_own(
         body.get(follow_parents=False)
 
 
+def test_a_body_that_fails_by_itself_raises_its_own_error(tasks: Tasks, run: Run) -> None:
+    body = run(chord([tasks.fail.s()], tasks.add.s(1), on_error="collect"))
+
+    with pytest.raises(TypeError):
+        body.get()
+
+
 def test_failures_are_raised_at_the_call_if_the_settings_say_so(
     app: Liteq, tasks: Tasks, run: Run
 ) -> None:

@@ -462,6 +462,16 @@ def test_a_chord_raises_what_its_header_failed_with_and_keeps_a_chord_error(
         AsyncResult(body.id, app=app).get()
 
 
+def test_a_body_that_fails_by_itself_raises_its_own_error(app: Liteq) -> None:
+    sent = Sent(app, 2, policy=b"collect", body=True)
+    sent.settle(ok(1), bad(ValueError("header")), bad(KeyError("body")))
+
+    with pytest.raises(KeyError, match="body"):
+        sent.body.get()
+    with pytest.raises(KeyError, match="body"):
+        asyncio.run(sent.body.aget())
+
+
 def test_what_waited_for_an_ignored_call_is_revoked_and_says_why(app: Liteq) -> None:
     sent = Sent(app, 1, policy=b"fail", body=True)
     sent.settle(Ignored())
