@@ -156,7 +156,7 @@ def with_options(
         changes["properties"] = plain("properties", properties, default=str)
     if stamped or options.get("stamps"):
         stamps = dict(options.get("stamps") or {})
-        stamps.update({key: options[key] for key in stamped if key in options})
+        stamps.update({key: _listed(options[key]) for key in stamped if key in options})
         changes.update(stamped_headers=stamped, stamps=plain("stamps", stamps))
     return message._replace(**changes)
 
@@ -185,6 +185,11 @@ def too_large(name: str, body: bytes, limit: int) -> MessageTooLarge:
         f"the arguments of {name} take {len(body)} bytes, more than the {limit} of "
         "task_max_body_size: store what is large elsewhere and send where it is"
     )
+
+
+def _listed(stamp: Any) -> list[Any]:
+    """Return a stamp's values: a stamp may be appended to, so it is always a list."""
+    return list(stamp) if isinstance(stamp, (list, tuple, set)) else [stamp]
 
 
 def _of_kind(kind: type, name: str, given: Any) -> Any:

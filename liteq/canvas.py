@@ -543,7 +543,8 @@ class chord(Canvas[R]):
             return longer  # type: ignore[no-any-return]
         body = other if self.body is None else chain(self.body) | other
         joined: chord[T] = chord(self.header, body, app=self._app)
-        joined.update({**self, "kwargs": {**self["kwargs"], "body": body}})
+        parts = {**self["kwargs"], "body": body}
+        joined.update({**self, "kwargs": parts, "options": dict(self.options)})
         return joined
 
     def __repr__(self) -> str:
