@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from liteq import BoundTask, Liteq, shared_task
+from liteq import BoundTask, Graph, Liteq, chord, shared_task
 from liteq.testing import perform
 
 app = Liteq("shop")
@@ -42,7 +42,11 @@ fetch.delay(1)  # error
 shared.delay("1")  # error
 app.task(max_retires=3)  # error
 app.send_task("elsewhere", queu="q")  # error
+add.s(1) | 5  # error
+chord([add.s(1)], add.s(), on_error="go")  # error
+Graph("g").add("a", add.s(1), before="b")  # error
 text: str = add.delay(1).get()  # error
+words: str = (charge.s(1) | add.s()).delay().get()  # error
 number: int = fetch("u")  # error
 
 perform(add, "1")  # error

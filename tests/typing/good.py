@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from typing import Any, assert_type
 
-from liteq import AsyncResult, AsyncTask, BoundTask, Liteq, Signature, Task, shared_task
+from liteq import (
+    AsyncResult,
+    AsyncTask,
+    BoundTask,
+    Graph,
+    Liteq,
+    Signature,
+    Task,
+    chain,
+    chord,
+    chunks,
+    group,
+    shared_task,
+)
 from liteq.result import EagerResult, GroupResult
 from liteq.testing import Inline, TaskRun, inline, perform, start_worker
 from liteq.workflows import Workflow
@@ -114,6 +127,24 @@ async def follow() -> None:
     async for member in pair:
         print(member)
 
+
+# Workflows
+
+assert_type(add.s(1) | send.s(), chain[str])
+assert_type(add.s(1) | send.s() | add.s(), chain[int])
+assert_type((add.s(1) | send.s()).delay().get(), str)
+assert_type(chain(add.s(1), send.s()), chain[str])
+assert_type(chain(add.s(1), send.s(), add.s()).delay(), AsyncResult[int])
+assert_type(group(add.s(1), add.s(2)), group[int])
+assert_type(group(add.s(i) for i in range(3)), group[int])
+assert_type(group(add.s(1), add.s(2)).delay(), GroupResult)
+assert_type(group(add.s(1)) | send.s(), chord[str])
+assert_type(chord([add.s(1)], send.s()), chord[str])
+assert_type(chord([add.s(1)], send.s(), on_error="skip").delay().get(), str)
+assert_type(chord([add.s(1)])(send.s()).get(), Any)
+assert_type(add.map([1, 2]).delay().get(), list[int])
+assert_type(add.chunks([(1, 2)], 2), chunks[int])
+assert_type(Graph("g").add("a", add.s(1)).add("b", send.s(), after="a"), Graph)
 
 # By name
 
