@@ -16,11 +16,12 @@ import apsw
 from liteq import failure, parts
 from liteq.brokers.connection import fetch_all, fetch_one
 from liteq.brokers.schema import STATE_CODES
-from liteq.exceptions import Ignore, InvalidTaskError, TaskRevokedError
+from liteq.exceptions import Ignore, InvalidTaskError, MessageTooLarge, TaskRevokedError
 from liteq.message import GATHER
 
 __all__ = ["IGNORED_KEPT", "End", "Following", "find_open_gather"]
 
+MAX_LIST: Final = 500_000_000  # bytes; an SQLite value ends at twice that
 IGNORED_KEPT: Final = 3600.0  # seconds an unwanted result's row stays, against repeats
 
 _WAITING: Final = STATE_CODES["waiting"]
@@ -64,6 +65,7 @@ _GATHER: Final = (
 _PART: Final = "INSERT INTO input(target, position, source, kind, value) VALUES (?,?,?,?,?)"
 _COUNT: Final = "UPDATE message SET pending = pending - ?, inputs = inputs + ? WHERE seq = ?"
 _LIST: Final = "SELECT kind, value FROM input WHERE target = ? ORDER BY position, source"
+_SIZE: Final = "SELECT total(length(value)) FROM input WHERE target = ?"
 _JOINED: Final = (
     "UPDATE message SET state = 6, result = ?, settled_at = ?, delete_at = ?, inputs = 0 "
     "WHERE seq = ?"
@@ -246,6 +248,10 @@ class Following:
     def _join(
         self, seq: int, id: str, policy: bytes, expires: float | None, *, ignore_result: bool
     ) -> None:
+        size = fetch_one(self.db, _SIZE, (seq,))
+        if size > MAX_LIST:
+            self._refuse_list(seq, id, size)
+            return
         value = parts.pack(fetch_all(self.db, _LIST, (seq,)))
         self.db.execute("DELETE FROM input WHERE target = ?", (seq,))
         result = None if ignore_result or policy == b"count" else value
@@ -254,6 +260,18 @@ class Following:
         delete_at = None if expires is None else self.now + expires
         self.db.execute(_JOINED, (result, self.now, delete_at, seq))
         self._note(End(seq, id, _SUCCEEDED, "list", value, gather=True))
+
+    def _refuse_list(self, seq: int, id: str, size: float) -> None:
+        """Fail a gather whose list no row can hold: SQLite would refuse the whole step,
+        again at each attempt, and with it all that was settled beside the last part."""
+        error = failure.describe(
+            MessageTooLarge(
+                f"the results of a group are {size:,.0f} bytes together, and {MAX_LIST:,} is "
+                "the limit: store them elsewhere and return where"
+            )
+        )
+        self.db.execute(_END_UPSTREAM, (_FAILED, error, self.now, seq))
+        self._note(End(seq, id, _FAILED, "error", error, upstream=True, gather=True))
 
 
 def find_open_gather(db: apsw.Connection, id: str) -> int | None:

@@ -572,13 +572,22 @@ class SqliteBroker(Broker):
         self, ids: Iterable[str], *, terminate: str | None = None
     ) -> dict[str, RevokeAnswer]:
         wanted = list(ids)
+        answers: dict[str, RevokeAnswer] = {}
+        if len(wanted) > SLICE:
+            # What waits goes first: else one slice could start what the next is to end.
+            wanted = self._database.read(lambda db: _waiting_first(db, wanted))
+        for start in range(0, len(wanted), SLICE):
+            answers |= self._revoke(wanted[start : start + SLICE], terminate)
+        return answers
+
+    def _revoke(self, ids: Sequence[str], terminate: str | None) -> dict[str, RevokeAnswer]:
         now = self.clock.now()
 
         def mark(db: apsw.Connection) -> tuple[Following, dict[str, RevokeAnswer], bool]:
             following = Following(db, now)
             answers: dict[str, RevokeAnswer] = {}
             signalled = False
-            for id in wanted:
+            for id in ids:
                 row = fetch_one(db, "SELECT seq, state FROM message WHERE id = ?", (id,))
                 if row is None:
                     answers[id] = "unknown"
@@ -609,10 +618,13 @@ class SqliteBroker(Broker):
     def redrive(self, ids: Iterable[str]) -> list[str]:
         wanted = list(ids)
         now = self.clock.now()
-
-        redriven = self._database.write(
-            lambda db: redrive(db, wanted, now), durable=self.durable
-        )
+        redriven: list[str] = []
+        for start in range(0, len(wanted), SLICE):
+            some = wanted[start : start + SLICE]
+            redriven += self._database.write(
+                lambda db, some=some: redrive(db, some, now),  # type: ignore[misc]
+                durable=self.durable,
+            )
         if redriven:
             self._wake_workers()
         return redriven
@@ -949,6 +961,18 @@ def _is_alive(db: apsw.Connection, worker: int) -> bool:
     return bool(
         fetch_one(db, "SELECT 1 FROM worker WHERE id = ? AND stopped_at IS NULL", (worker,))
     )
+
+
+def _waiting_first(db: apsw.Connection, ids: Sequence[str]) -> list[str]:
+    return [
+        id
+        for id, _ in fetch_all(
+            db,
+            "SELECT wanted.value, message.state IS 0 AS waits FROM json_each(?) AS wanted "
+            "LEFT JOIN message ON message.id = wanted.value ORDER BY waits DESC, wanted.key",
+            (json.dumps(ids),),
+        )
+    ]
 
 
 def _to_terminate(db: apsw.Connection, worker: int) -> dict[int, str]:

@@ -17,7 +17,7 @@ from world import FakeClock, Store, enlist, make
 
 from liteq import failure
 from liteq.brokers.base import Broker, Lease, Mailbox
-from liteq.message import Edge
+from liteq.message import GATHER, Edge, Graph, Message, Workflow
 from liteq.outcome import (
     Failed,
     Ignored,
@@ -324,6 +324,125 @@ def test_a_revoke_finds_its_message_by_id(planner: Planner, broker: Broker) -> N
 
     assert plan_of(plans, "SELECT seq, state FROM message") == [BY_ID]
     assert plan_of(plans, "UPDATE message SET state = 8") == [BY_KEY]
+
+
+def chord(broker: Broker, number: int = 3) -> tuple[list[Message], Message, Message]:
+    members = [make() for _ in range(number)]
+    into, body, callback = make(GATHER, b"fail"), make("body"), make("callback")
+    edges = [Edge(part.id, into.id, "part", n) for n, part in enumerate(members)]
+    edges += [Edge(into.id, body.id, "success"), Edge(body.id, callback.id, "failure")]
+    broker.enqueue([*members, into, body, callback], edges, Workflow(body.id))
+    return members, into, body
+
+
+def by_index(plans: dict[str, list[str]]) -> list[tuple[str, str]]:
+    """Return the steps of these plans that walk through more than an index tells."""
+    return [
+        (sql, line)
+        for sql, plan in plans.items()
+        for line in plan
+        if ("SCAN" in line or "TEMP B-TREE" in line)
+        and not BOUNDED.fullmatch(line)
+        and not FIRST_ROW.fullmatch(sql)
+    ]
+
+
+def test_a_workflow_is_enqueued_with_two_statements_whatever_its_size(
+    planner: Planner, broker: Broker
+) -> None:
+    few = planner.plans(lambda: chord(broker, 2))
+    many = planner.plans(lambda: chord(broker, 50))
+
+    assert few.keys() == many.keys()
+    assert by_index(many) == []
+
+
+def test_what_waits_for_parts_is_found_by_key(planner: Planner, broker: Broker) -> None:
+    chord(broker)
+    worker, leases = claim(broker)
+    outcomes = [Succeeded(b"1"), Succeeded(b"2")]
+    last = planner.plans(
+        lambda: broker.step(worker, settlements=list(zip(leases, outcomes, strict=False)))
+    )
+    assert by_index(last) == []
+
+    last = planner.plans(lambda: broker.settle(worker, leases[2], Succeeded(b"3")))
+
+    found = plan_of(last, "SELECT kind, value FROM input")
+    assert found == ["SEARCH input USING PRIMARY KEY (target=?)"]
+    assert by_index(last) == []
+
+
+def test_a_failure_is_handed_on_by_key(planner: Planner, broker: Broker) -> None:
+    chord(broker)
+    worker, leases = claim(broker)
+
+    plans = planner.plans(lambda: broker.settle(worker, leases[0], Failed(ERROR)))
+
+    assert [plan for sql, plan in plans.items() if sql.startswith("UPDATE")] == [[BY_KEY]] * 3
+    assert by_index(plans) == []
+
+
+def test_what_a_redrive_brings_back_is_found_by_what_leads_to_it(
+    planner: Planner, broker: Broker
+) -> None:
+    members, *_ = chord(broker)
+    worker, leases = claim(broker)
+    broker.settle(worker, leases[0], Failed(ERROR))
+
+    plans = planner.plans(lambda: broker.redrive([members[0].id]))
+
+    plan = plan_of(plans, "UPDATE message SET state = 0.*SELECT count")
+    assert "SEARCH edge USING COVERING INDEX edge_target (target=?)" in plan
+    assert by_index(plans) == []
+
+
+def test_a_graph_is_added_and_replaced_by_key(planner: Planner, broker: Broker) -> None:
+    _, into, _ = chord(broker)
+    worker, leases = claim(broker)
+    new, more = make(), make()
+    graph = Graph((new.pack(),), ((new.id, leases[0].id, "success", 0),))
+    added = Graph((more.pack(),), ((more.id, into.id, "part", -1),))
+
+    plans = planner.plans(
+        lambda: broker.step(
+            worker,
+            settlements=[
+                (leases[0], Replaced({}, graph)),
+                (leases[1], Succeeded(b"1", added=added)),
+            ],
+        )
+    )
+
+    assert by_index(plans) == []
+
+
+def test_a_workflows_nodes_are_found_by_workflow(planner: Planner, broker: Broker) -> None:
+    *_, body = chord(broker)
+
+    counted = planner.plans(lambda: broker.workflow(body.id))
+    drawn = planner.plans(lambda: broker.nodes(body.id))
+
+    by_workflow = "SEARCH message USING INDEX message_workflow (workflow=?)"
+    assert by_workflow in plan_of(counted, "SELECT state.*count")
+    assert plan_of(drawn, "SELECT state.*json_extract") == [by_workflow]
+    assert plan_of(drawn, "SELECT source.id")[0].startswith("SEARCH source USING INDEX")
+
+
+def test_what_hangs_on_a_deleted_message_is_found_by_key(
+    planner: Planner, broker: Broker, clock: FakeClock
+) -> None:
+    chord(broker)
+    worker, leases = claim(broker)
+    broker.step(worker, settlements=[(lease, Failed(ERROR)) for lease in leases])
+    clock.advance(90_000)
+
+    plans = planner.plans(broker.maintain)
+
+    assert "SEARCH edge USING COVERING INDEX edge_target (target=?)" in plan_of(
+        plans, "DELETE FROM edge WHERE target"
+    )
+    assert by_index(plans) == []
 
 
 # All of them

@@ -19,21 +19,25 @@ import apsw
 import pytest
 from world import FakeClock, Store, enlist, make, uncovered
 
-from liteq.brokers import connection, schema
+from liteq import failure, parts
+from liteq.brokers import connection, following, schema
 from liteq.brokers.base import Broker
-from liteq.brokers.connection import DATABASE, refuse_network_filesystem
+from liteq.brokers.connection import DATABASE, Database, refuse_network_filesystem
 from liteq.brokers.sqlite import SqliteBroker
 from liteq.exceptions import (
     BrokerBusy,
     BrokerError,
     BrokerUnavailable,
     ImproperlyConfigured,
+    MessageTooLarge,
     QueueFull,
     SchemaError,
     StoreLost,
 )
-from liteq.message import Message
-from liteq.outcome import Succeeded
+from liteq.message import GATHER, PACKED_FIELDS, Edge, Graph, Message, Workflow
+from liteq.outcome import Failed, Ignored, Replaced, Revoked, Succeeded
+
+ERROR = failure.describe(ValueError("no"))
 
 TESTS = str(Path(__file__).parent.parent)
 
@@ -766,6 +770,84 @@ def test_an_older_store_is_upgraded_under_those_who_use_it(
     new.close()
 
 
+def test_a_store_of_version_1_is_upgraded_with_all_that_waits_in_it(
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, then, callback, alone = make("first"), make("then"), make("callback"), make("alone")
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "VERSION", 1)
+        Database(folder).read(lambda db: db.execute("SELECT 1"))
+    names = ", ".join(PACKED_FIELDS)
+    db = apsw.Connection(str(folder / DATABASE))
+    for seq, message in enumerate((first, then, callback, alone), 1):
+        waits = int(message in (then, callback))
+        db.execute(
+            f"INSERT INTO message(seq, {names}, state, pending, enqueued_at) "
+            f"VALUES ({', '.join('?' * (len(PACKED_FIELDS) + 4))})",
+            (seq, *message.pack(), 0 if waits else 1, waits, 0.0),
+        )
+    db.execute(
+        "INSERT INTO edge(source, target, fires, position) "
+        "VALUES (1, 2, 'success', 0), (1, 3, 'failure', 0)"
+    )
+    db.close()
+
+    broker = store.open()
+    worker = enlist(broker)
+    ran = []
+    while leases := broker.claim(worker, ["default"], 10):
+        ran += [(lease.task, [given.value for given in lease.inputs]) for lease in leases]
+        broker.step(worker, settlements=[(lease, Succeeded(b"7")) for lease in leases])
+    into = make(GATHER, b"fail")
+    broker.enqueue([part := make(), into], [Edge(part.id, into.id, "part")], Workflow(into.id))
+
+    assert schema_version(folder) == schema.VERSION
+    assert ran == [("first", []), ("alone", []), ("then", [b"7"])]
+    assert broker.get([callback.id])[callback.id].revoked == "upstream"
+    assert broker.workflow(into.id) is not None
+    assert integrity(folder) == "ok"
+    broker.close()
+
+
+def test_nothing_is_left_of_workflows_that_have_expired(
+    store: Store, folder: Path, clock: FakeClock
+) -> None:
+    broker = store.open()
+    worker = enlist(broker)
+    for outcome in (Succeeded(b"1"), Failed(ERROR), Ignored(), Revoked("terminated")):
+        part, other, into, body = make("part"), make("other"), make(GATHER, b"fail"), make()
+        callback, new, more = make(), make(), make()
+        edges = [
+            Edge(part.id, into.id, "part", 0),
+            Edge(other.id, into.id, "part", 1),
+            Edge(into.id, body.id, "success"),
+            Edge(body.id, callback.id, "failure"),
+        ]
+        messages = [part, other, into, body, callback]
+        broker.enqueue(messages, edges, Workflow(body.id))
+        one, two = broker.claim(worker, ["default"], 2)
+        graph = Graph((new.pack(),), ((new.id, two.id, "success", 0),))
+        added = Graph((more.pack(),), ((more.id, into.id, "part", -1),))
+        if isinstance(outcome, Succeeded):
+            outcome = outcome._replace(added=added)
+        broker.step(worker, settlements=[(one, outcome), (two, Replaced({}, graph))])
+        while leases := broker.claim(worker, ["default"], 10):
+            broker.step(worker, settlements=[(lease, Succeeded(b"1")) for lease in leases])
+    broker.forget([make().id])
+    clock.advance(90_000)
+    while broker.maintain():
+        pass
+    broker.close()
+
+    left = {
+        table: apsw_rows(folder, f"SELECT count(*) FROM {table}")[0][0]
+        for (table,) in apsw_rows(folder, "SELECT name FROM sqlite_schema WHERE type = 'table'")
+        if not table.startswith("sqlite_") and table not in ("meta", "worker")
+    }
+    assert left.keys() >= {"message", "edge", "input", "attempt", "waiter", "workflow"}
+    assert not any(left.values()), left
+
+
 def test_an_upgrade_that_fails_leaves_the_store_as_it_was(
     store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -941,6 +1023,90 @@ def test_an_enqueue_that_failed_anywhere_may_be_repeated(
         return failed
 
     assert fail_everywhere(disk, attempt) > 2
+
+
+def test_a_settle_with_a_graph_that_failed_anywhere_may_be_repeated(
+    disk: SickDisk, tmp_path: Path, clock: FakeClock
+) -> None:
+    def attempt(what: str, nth: int) -> bool:
+        place = tmp_path / f"{what}-{nth}"
+        place.mkdir()
+        broker = Store("sqlite", place, clock).open(durability="full")
+        one, two, into, new, more = make(), make(), make(GATHER, b"fail"), make(), make()
+        edges = [Edge(one.id, into.id, "part", 0), Edge(two.id, into.id, "part", 1)]
+        broker.enqueue([one, two, into], edges, Workflow(into.id))
+        worker = enlist(broker)
+        leases = broker.claim(worker, ["default"], 2)
+        settlements = [
+            (leases[0], Replaced({}, Graph((new.pack(),), ((new.id, one.id, "success", 0),)))),
+            (
+                leases[1],
+                Succeeded(b"1", added=Graph((more.pack(),), ((more.id, into.id, "part", -1),))),
+            ),
+        ]
+        disk.fail(what, nth)
+        try:
+            broker.step(worker, settlements=settlements)
+        except BrokerUnavailable:
+            broker.step(worker, settlements=settlements)
+        failed = disk.heal()
+        assert broker.counts() == {"default": {"queued": 2, "waiting": 1}}
+        ran = 0
+        while leases := broker.claim(worker, ["default"], 10):
+            ran += len(leases)
+            broker.step(worker, settlements=[(lease, Succeeded(b"2")) for lease in leases])
+        assert ran == 3
+        listed = broker.get([into.id])[into.id].result
+        assert listed is not None
+        assert [value for _, value in parts.unpack(listed)] == [b"2", b"1", b"2"]
+        broker.close()
+        assert integrity(place / "store") == "ok"
+        return failed
+
+    assert fail_everywhere(disk, attempt) > 1
+
+
+def test_a_list_that_no_row_can_hold_fails_its_gather_and_nothing_else(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "MAX_LIST", 100)
+    broker = store.open()
+    members, into, body = [make() for _ in range(3)], make(GATHER, b"fail"), make("body")
+    edges = [Edge(part.id, into.id, "part", n) for n, part in enumerate(members)]
+    edges += [Edge(into.id, body.id, "success")]
+    broker.enqueue([*members, into, body], edges)
+    worker = enlist(broker)
+    leases = broker.claim(worker, ["default"], 3)
+
+    step = broker.step(worker, settlements=[(one, Succeeded(b"x" * 40)) for one in leases])
+
+    record = broker.get([body.id])[body.id]
+    assert step.accepted == (True, True, True)
+    assert (record.state, record.revoked) == ("failed", "upstream")
+    assert record.result is not None
+    assert isinstance(failure.rebuild(record.result), MessageTooLarge)
+    broker.close()
+
+
+def test_a_graph_of_values_that_no_column_takes_fails_its_task_and_no_other(
+    store: Store,
+) -> None:
+    broker = store.open()
+    one, other = make(), make()
+    broker.enqueue([one, other])
+    worker = enlist(broker)
+    first, second = broker.claim(worker, ["default"], 2)
+    wrong = Graph((make(priority="high").pack(),))
+
+    step = broker.step(
+        worker,
+        settlements=[(first, Replaced({}, wrong)), (second, Succeeded(b"2"))],
+    )
+
+    assert step.accepted == (True, True)
+    records = broker.get([one.id, other.id])
+    assert [records[one.id].state, records[other.id].state] == ["failed", "succeeded"]
+    broker.close()
 
 
 def test_a_settle_that_failed_anywhere_may_be_repeated(

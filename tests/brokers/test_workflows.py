@@ -680,7 +680,7 @@ def test_4_a_replacement_that_is_settled_again_changes_nothing(broker: Broker) -
 
 
 @pytest.mark.parametrize("how", ["replaced", "added"])
-@pytest.mark.parametrize("wrong", ["used id", "cycle", "unknown target", "not a message"])
+@pytest.mark.parametrize("wrong", ["used id", "cycle", "unknown target"])
 def test_4_a_graph_that_is_refused_fails_its_task_and_no_other(
     broker: Broker, how: str, wrong: str
 ) -> None:
@@ -694,7 +694,6 @@ def test_4_a_graph_that_is_refused_fails_its_task_and_no_other(
         "used id": ([good, used._replace(body=b"another")], []),
         "cycle": ([good], path(good, good)),
         "unknown target": ([good], [Edge(good.id, other.id, "success")]),
-        "not a message": ([good, make("bad", priority="high")], []),
     }[wrong]
     graph = Graph(tuple(one.pack() for one in messages), tuple(map(tuple, edges)))
     outcome = (
@@ -994,6 +993,22 @@ def test_10_a_workflow_that_is_revoked_as_a_whole_starts_nothing_more(broker: Br
     info = broker.workflow(later.id)
     assert info is not None
     assert info.state == "revoked"
+
+
+def test_10_many_messages_are_revoked_at_once_and_none_of_them_starts(broker: Broker) -> None:
+    members, into, body, edges = chord(700)
+    callback = make("callback")
+    edges += [Edge(body.id, callback.id, "failure")]
+    messages = [*members, into, body, callback]
+    broker.enqueue(messages, edges, Workflow(body.id))
+
+    answers = broker.revoke([message.id for message in messages] + ["nobody"])
+
+    assert answers.pop("nobody") == "unknown"
+    assert answers.keys() == {message.id for message in messages}
+    assert set(answers.values()) <= {"revoked", "settled"}  # with what they waited for
+    assert broker.get([callback.id])[callback.id].revoked == "revoked"
+    assert claim_all(broker, enlist(broker)) == []
 
 
 # Workflows as a whole
