@@ -130,7 +130,7 @@ def retry_delay_ignored(patch: Patch) -> None:
 
 
 def expiry_ignored(patch: Patch) -> None:
-    swap(patch, sqlite, ("_CLAIM",), "inputs, expires_at, priority", "inputs, NULL, priority")
+    swap(patch, sqlite, ("_CLAIM",), "inputs, expires_at, ", "inputs, NULL, ")
 
 
 def no_delivery_limit(patch: Patch) -> None:
