@@ -37,10 +37,10 @@ class InlineWorker:
     """A worker without a loop of its own: it runs what is due while it is asked to.
 
     `attempt` makes one attempt of a lease; what it raises goes through to the caller, and
-    the message is put back as if it had not been started. `queues`: None for every queue
-    in which something waits. `tasks`: the names that it knows (None: all); messages of
-    others are parked. Use it as a context, so that the store knows it as long as it is at
-    work. One thread at a time.
+    the message is given back when the context ends, as by a worker that is stopped.
+    `queues`: None for every queue in which something waits. `tasks`: the names that it
+    knows (None: all); messages of others are parked. Use it as a context, so that the store
+    knows it as long as it is at work. One thread at a time.
     """
 
     def __init__(
@@ -133,11 +133,7 @@ class InlineWorker:
 
     def _run(self, lease: Lease) -> Ran:
         began = self._broker.clock.now()
-        try:
-            ended = self._attempt(lease, self._reporter(lease))
-        except BaseException:  # whatever it was, nobody holds this lease any more
-            self._broker.settle(self._id, lease, Released())
-            raise
+        ended = self._attempt(lease, self._reporter(lease))
         self._broker.settle(self._id, lease, ended.outcome)
         return Ran(lease, ended, began)
 

@@ -84,18 +84,28 @@ def test_only_the_queues_it_was_given_are_worked_off(app: Liteq) -> None:
     assert app.broker.counts() == {"other": {"queued": 1}}
 
 
-def test_what_an_attempt_raises_goes_through_and_the_message_is_put_back(app: Liteq) -> None:
+def test_what_an_attempt_raises_goes_through_and_the_message_is_given_back(
+    app: Liteq,
+) -> None:
     @app.task
     def one() -> None: ...
+
+    @app.task(acks_late=False)
+    def once() -> None: ...
 
     def attempt(lease: Any, report: Any) -> Any:
         raise KeyboardInterrupt
 
-    sent = one.delay()
-    with pytest.raises(KeyboardInterrupt), InlineWorker(app.broker, attempt) as inline:
-        names(inline)
+    sent, early = one.apply_async(queue="a"), once.apply_async(queue="b")
+    for queue in "ab":
+        with (
+            pytest.raises(KeyboardInterrupt),
+            InlineWorker(app.broker, attempt, queues=[queue]) as inline,
+        ):
+            names(inline)
     assert record(app, sent.id).state == "queued"
     assert record(app, sent.id).deliveries == 0
+    assert record(app, early.id).state == "failed", "it may have been started"
 
 
 def test_a_task_says_how_far_it_is(app: Liteq) -> None:

@@ -295,6 +295,7 @@ def test_a_retry_runs_when_the_clock_has_come_there(app: Liteq, t: Inline) -> No
         return "third time lucky"
 
     flaky.delay()
+    t.clock.advance(10)
     (first,) = t.drain()
     assert (first.state, first.retries, type(first.exception)) == ("RETRY", 0, Retry)
     t.assert_enqueued(flaky, countdown=60)
@@ -921,6 +922,20 @@ def test_one_attempt_is_made_with_all_that_belongs_to_it(app: Liteq, t: Inline) 
         t.perform(work, object())
     with pytest.raises(TypeError, match="argument"):
         t.perform(work)
+
+
+def test_one_attempt_returns_what_a_reader_of_its_result_would_get(app: Liteq) -> None:
+    kept: list[list[int]] = []
+
+    @app.task
+    def work(numbers: list[int]) -> list[int]:
+        kept.append(numbers)
+        return numbers
+
+    given = [1, 2]
+    returned = perform(work, given)
+    assert given == kept[0] == returned
+    assert len({id(given), id(kept[0]), id(returned)}) == 3
 
 
 def test_one_attempt_raises_what_it_ends_with(app: Liteq) -> None:
