@@ -627,6 +627,7 @@ def test_all_that_is_enqueued_is_listed(app: Liteq, t: Inline) -> None:
         f"{mail.name}('bob', copy=True)  "
         "in queue 'mail', due 2030-05-17 12:01:00+00:00, priority 9"
     )
+    t.clock.advance(10)
     assert t.all_enqueued(queue="mail") == [first, second]
     assert t.all_enqueued(queue="default") == []
 
