@@ -27,7 +27,7 @@ from liteq import Liteq, signals
 from liteq.exceptions import SoftTimeLimitExceeded
 
 FOLDER = {folder!r}
-app = Liteq("shop", broker="sqlite:///" + FOLDER + "/store", **{conf!r})
+app = Liteq("shop", broker={url!r}, **{conf!r})
 NOTES = os.open(FOLDER + "/notes", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
 def note(*words):
@@ -48,14 +48,18 @@ def hold(self, name="hold"):
 
 
 class Shop:
-    """A store, the tasks of `source`, and the workers that this shop started."""
+    """A store, the tasks of `source`, and the workers that this shop started. The store is
+    in the folder, unless there is a URL of another."""
 
-    def __init__(self, folder: Path, source: str = "", **conf: Any) -> None:
+    def __init__(
+        self, folder: Path, source: str = "", *, url: str | None = None, **conf: Any
+    ) -> None:
         self.folder = folder
         options = {"durability": "normal", **conf.pop("broker_transport_options", {})}
         conf["broker_transport_options"] = options
         conf.setdefault("worker_shutdown_timeout", 20.0)
-        self._text = HEAD.format(folder=str(folder), conf=conf) + source
+        url = url or f"sqlite:///{folder}/store"
+        self._text = HEAD.format(folder=str(folder), url=url, conf=conf) + source
         (folder / "tasks.py").write_text(self._text)
         self.tasks = self._load()
         self.app = self.tasks.app

@@ -1,0 +1,119 @@
+"""Real workers on a Redis server: what they survive, and how soon they go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis_server import RedisServer
+from world import wait_until
+
+from on_redis.proxy import Proxy
+from processes.shop import Shop
+
+pytestmark = [pytest.mark.redis, pytest.mark.process]
+
+KEPT = ("appendonly yes", "appendfsync everysec")
+OpenShop = Callable[..., Shop]
+
+
+@pytest.fixture
+def open_shop(tmp_path: Path) -> Iterator[OpenShop]:
+    opened: list[Shop] = []
+
+    def make_shop(url: str, source: str = "", **conf: Any) -> Shop:
+        opened.append(Shop(tmp_path, source, url=url, **conf))
+        return opened[-1]
+
+    yield make_shop
+    for shop in opened:
+        shop.close()
+
+
+def test_a_worker_runs_what_is_sent_and_leaves_nothing(
+    open_shop: OpenShop, server: RedisServer
+) -> None:
+    shop = open_shop(server.url)
+    worker = shop.start("-c", "2")
+
+    results = [shop.tasks.add.delay(n, n) for n in range(50)]
+
+    assert [one.get(timeout=10) for one in results] == [2 * n for n in range(50)]
+    assert "store     unix://" in shop.log()
+    assert "nothing is persisted" in shop.log()
+    assert shop.stop(worker) == 0
+    assert shop.app.broker.workers() == []
+    assert shop.app.broker.counts() == {}
+
+
+def test_2_what_a_killed_worker_held_runs_again_at_once(
+    open_shop: OpenShop, server: RedisServer
+) -> None:
+    shop = open_shop(server.url)
+    first = shop.start("-c", "1", name="first")
+    held = shop.hold()
+    shop.wait_start()
+    second = shop.start("-c", "1", name="second")
+
+    for pid in [first.pid, *shop.children(first)]:
+        os.kill(pid, signal.SIGKILL)
+    first.wait()
+
+    shop.wait_start(count=2)  # long before a heartbeat of a minute is missed
+    shop.release()
+    assert held.get(timeout=10) == ["hold", 2]
+    assert shop.stop(second) == 0
+
+
+def test_a_worker_goes_on_when_its_server_is_back(
+    open_shop: OpenShop, start: Callable[..., RedisServer]
+) -> None:
+    server = start(*KEPT)
+    shop = open_shop(server.url)
+    worker = shop.start("-c", "2")
+    held, waiting = shop.hold(), [shop.tasks.add.delay(n, 1) for n in range(20)]
+    shop.wait_start()
+    server.kill()
+    shop.wait(lambda: "trying again" in shop.log(), worker)
+    shop.release()  # it ends while nobody can hear of it
+
+    server.start()
+
+    assert held.get(timeout=10) == ["hold", 1]
+    assert [one.get(timeout=10) for one in waiting] == [n + 1 for n in range(20)]
+    assert shop.tasks.add.delay(1, 1).get(timeout=10) == 2
+    assert "was refused:" not in shop.log()
+    assert shop.stop(worker) == 0
+
+
+def test_a_worker_whose_line_falls_silent_goes_on_when_it_is_mended(
+    open_shop: OpenShop, server: RedisServer
+) -> None:
+    proxy = Proxy(server.path)
+    timeouts = {"socket_timeout": 0.3, "socket_connect_timeout": 0.3}
+    shop = open_shop(proxy.url, broker_transport_options=timeouts)
+    worker = shop.start("-c", "1")
+    proxy.hold()
+    shop.wait(lambda: "trying again" in shop.log(), worker)
+    proxy.refuse = True
+    proxy.cut()
+    proxy.release()
+    proxy.refuse = False
+
+    assert wait_until(lambda: _sum(shop), within=10) == 3
+
+    assert shop.stop(worker) == 0
+    shop.app.close()
+    proxy.close()
+
+
+def _sum(shop: Shop) -> int | None:
+    try:
+        value: int = shop.tasks.add.delay(1, 2).get(timeout=5)
+    except ConnectionError:
+        return None
+    return value
