@@ -17,7 +17,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 from weakref import WeakSet
 
 from liteq import failure
@@ -69,6 +69,9 @@ from liteq.exceptions import (
 from liteq.ids import new_id, new_token
 from liteq.message import Edge, Message, Workflow
 from liteq.outcome import Lost, Outcome, Released
+
+if TYPE_CHECKING:
+    from liteq.brokers.moving import Shelf
 
 __all__ = ["RedisBroker"]
 
@@ -678,6 +681,12 @@ class RedisBroker(Broker):
 
     def close(self) -> None:
         self._link.close()
+
+    def shelf(self) -> Shelf:
+        """Return the store as something to be moved (see `moving`)."""
+        from liteq.brokers.moving_redis import RedisShelf  # late: for one command
+
+        return RedisShelf(self._call, self._link.ask, self._prefix)
 
 
 class _Row:

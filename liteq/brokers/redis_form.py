@@ -14,6 +14,7 @@ from typing import Any, Final
 from liteq import failure
 from liteq.brokers.base import Attempt, Input, Lease, Note, Record, Schedule, State
 from liteq.brokers.graph import count_edges
+from liteq.brokers.moving import Kept
 from liteq.brokers.redis_wire import strings, unpack
 from liteq.exceptions import InvalidTaskError, TaskRevokedError, WorkerLostError
 from liteq.message import PACKED_FIELDS, Edge, Graph, Packed
@@ -37,6 +38,7 @@ __all__ = [
     "attempt_of",
     "checked",
     "graph_arguments",
+    "kept_fields",
     "packed_of",
     "read_inputs",
     "record_of",
@@ -350,6 +352,45 @@ def record_of(fields: Sequence[Field]) -> Record:
         revoked=_decoded(revoked) if told else None,
         workflow=_decoded(workflow),
     )
+
+
+def kept_fields(kept: Kept) -> list[Any]:
+    """Return names and values of what a message keeps, its number, state and those that
+    others are told of (edges, waiters, leases) aside: see `lua/ends.lua`."""
+    record, packed = kept.record, kept.record.packed
+    options, envelope, countdown, expires_in = _message_arguments(packed)[8:]
+    waiting = record.state == "waiting"
+    fields: dict[str, Any] = {
+        "t": packed[1],
+        "b": packed[2],
+        "q": packed[3],
+        "p": packed[4],
+        "u": packed[5],
+        "x": packed[6],
+        "y": packed[7],
+        "o": options,
+        "e": envelope,
+        "Q": record.enqueued_at,
+        "P": kept.pending if kept.pending or kept.inputs or waiting else None,
+        "C": countdown if waiting else None,
+        "D": expires_in if waiting else None,
+        "d": record.deliveries or None,
+        "r": record.result,
+        "c": record.children,
+        "Z": record.settled_at,
+        "T": record.started_at if record.final else None,
+        "V": record.revoked,
+        "X": record.dead,
+        "j": "1" if kept.changed else None,
+        "h": record.worker,
+    }
+    if record.note is not None:
+        fields["N"], fields["M"] = record.note.state, record.note.meta
+    found: list[Any] = []
+    for name, value in fields.items():
+        if value is not None:
+            found += (name, value)
+    return found
 
 
 def _decoded(field: Field) -> str | None:

@@ -17,7 +17,7 @@ import socket
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import apsw
 
@@ -59,6 +59,9 @@ from liteq.outcome import (
     Released,
     Revoked,
 )
+
+if TYPE_CHECKING:
+    from liteq.brokers.moving import Shelf
 
 __all__ = ["SqliteBroker"]
 
@@ -940,6 +943,12 @@ class SqliteBroker(Broker):
 
     def check(self) -> None:
         self._database.check()
+
+    def shelf(self) -> Shelf:
+        """Return the store as something to be moved (see `moving`)."""
+        from liteq.brokers.moving_sqlite import SqliteShelf  # late: for one command
+
+        return SqliteShelf(self._database, self.get, self.clock.now)
 
     def close(self) -> None:
         self._database.close()

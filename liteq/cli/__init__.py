@@ -27,6 +27,7 @@ COMMANDS = {
     "call": ("liteq.cli.tasks", "Call a task by its name and print the id."),
     "config": ("liteq.cli.about", "Print every setting with its value and its source."),
     "dead": ("liteq.cli.queues", "Look after dead letters: messages that nothing could run."),
+    "migrate": ("liteq.cli.migrate", "Move a store to another URL, all workers stopped."),
     "purge": ("liteq.cli.queues", "Delete the messages that wait."),
     "queues": ("liteq.cli.queues", "Count the unfinished messages of each queue by state."),
     "report": ("liteq.cli.about", "Print what a bug report should say."),

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes.shop import Shop
 from redis_server import RedisServer
 from world import wait_until
 
 from on_redis.proxy import Proxy
-from processes.shop import Shop
 
 pytestmark = [pytest.mark.redis, pytest.mark.process]
 

@@ -16,7 +16,7 @@
 --   O  "1": edges leave here              P  how many edges to it are not met
 --   C  countdown, D  expires_in: seconds from when it stops waiting
 --   B  of a gather: the position of its next part
---   W  the workflow that it is a node of
+--   W  the workflow that it is a node of  h  name of its worker, if it was moved here
 -- States: w waiting, q queued, d delayed, r running, p parked;
 --   S succeeded, F failed, R revoked, I ignored.
 --

@@ -10,6 +10,8 @@ local function put_record(id)
   for i = 1, #FIELDS do
     if i == 18 and found[i] then
       put(call('HGET', P .. 'worker:' .. found[i], 'name'))
+    elseif i == 18 then
+      put(call('HGET', P .. 'm:' .. id, 'h'))
     else
       put(found[i])
     end

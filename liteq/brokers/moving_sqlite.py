@@ -1,0 +1,187 @@
+"""An SQLite store as something to be carried away or filled: see `moving`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import apsw
+
+from liteq.brokers.base import Attempt, Input, Record
+from liteq.brokers.connection import Database, fetch_all, fetch_one
+from liteq.brokers.moving import Bond, Kept, deletion_of
+from liteq.brokers.schema import STATE_CODES
+from liteq.message import PACKED_FIELDS
+
+__all__ = ["SqliteShelf"]
+
+_COLUMNS: Final = (
+    *PACKED_FIELDS,
+    *("state", "pending", "inputs", "enqueued_at", "deliveries", "worker", "started_at"),
+    *("settled_at", "delete_at", "result", "children", "note_state", "note", "revoke", "dead"),
+    "workflow",
+)
+_INSERT: Final = (
+    f"INSERT INTO message({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) "
+    "ON CONFLICT(id) DO NOTHING"
+)
+# An edge is met if its source has ended as it was to; a gather may be content with less.
+_BONDS: Final = (
+    "SELECT target.id, edge.fires, edge.position, CASE edge.fires "
+    "WHEN 'success' THEN source.state = 6 "
+    "WHEN 'part' THEN source.state = 6 "
+    "OR (source.state > 6 AND target.body != CAST('fail' AS BLOB)) "
+    "ELSE EXISTS(SELECT 1 FROM input WHERE input.target = target.seq "
+    "AND input.source = source.id) END "
+    "FROM edge JOIN message source ON source.seq = edge.source "
+    "JOIN message target ON target.seq = edge.target WHERE edge.source = ?"
+)
+_EDGE: Final = (
+    "INSERT INTO edge(source, target, fires, position) SELECT source.seq, target.seq, ?3, ?4 "
+    "FROM message source, message target WHERE source.id = ?1 AND target.id = ?2 "
+    "ON CONFLICT DO NOTHING"
+)
+_ATTEMPTS: Final = (
+    "SELECT number, outcome, error, (SELECT name FROM worker WHERE id = worker), "
+    "started_at, ended_at FROM attempt WHERE message = ? ORDER BY number"
+)
+
+
+class SqliteShelf:
+    """`records` reads the records of ids, `now` tells the time (Unix seconds)."""
+
+    def __init__(
+        self,
+        database: Database,
+        records: Callable[[Sequence[str]], dict[str, Record]],
+        now: Callable[[], float],
+    ) -> None:
+        self._database = database
+        self._records = records
+        self._now = now
+
+    def ids(self) -> list[str]:
+        sql = "SELECT id FROM message ORDER BY seq"
+        rows = self._database.read(lambda db: fetch_all(db, sql))
+        return [id for (id,) in rows]
+
+    def read(self, ids: Sequence[str]) -> list[Kept]:
+        records = self._records(ids)
+
+        def select(db: apsw.Connection) -> list[Kept]:
+            return [_kept(db, records[id]) for id in ids if id in records]
+
+        return self._database.read(select)
+
+    def write(self, kept: Sequence[Kept]) -> int:
+        now = self._now()
+
+        def insert(db: apsw.Connection) -> int:
+            return sum(_insert(db, one, now) for one in kept)
+
+        return self._database.write(insert, durable=True)
+
+    def bind(self, kept: Sequence[Kept]) -> None:
+        edges = [
+            (one.record.id, target, on, position)
+            for one in kept
+            for target, on, position, _ in one.bonds
+        ]
+        if edges:
+            self._database.write(lambda db: db.executemany(_EDGE, edges), durable=True)
+
+    def workflows(self) -> list[tuple[str, str, float]]:
+        return self._database.read(
+            lambda db: fetch_all(db, "SELECT id, name, created_at FROM workflow ORDER BY seq")
+        )
+
+    def write_workflows(self, workflows: Sequence[tuple[str, str, float]]) -> None:
+        sql = (
+            "INSERT INTO workflow(id, name, created_at) VALUES (?,?,?) "
+            "ON CONFLICT(id) DO NOTHING"
+        )
+        self._database.write(lambda db: db.executemany(sql, workflows), durable=True)
+
+
+def _kept(db: apsw.Connection, record: Record) -> Kept:
+    seq, pending = fetch_all(db, "SELECT seq, pending FROM message WHERE id = ?", (record.id,))[
+        0
+    ]
+    attempts = [Attempt(*row) for row in fetch_all(db, _ATTEMPTS, (seq,))]
+    inputs = fetch_all(
+        db, "SELECT source, kind, position, value FROM input WHERE target = ?", (seq,)
+    )
+    return Kept(
+        record=record,
+        pending=pending,
+        changed=any(attempt.outcome in ("retried", "replaced") for attempt in attempts),
+        bonds=tuple(
+            Bond(target, on, position, bool(met))
+            for target, on, position, met in fetch_all(db, _BONDS, (seq,))
+        ),
+        inputs=tuple(Input(*row) for row in inputs),
+        attempts=tuple(attempts),
+    )
+
+
+def _insert(db: apsw.Connection, kept: Kept, now: float) -> int:
+    record = kept.record
+    state: str = record.state
+    if state == "retrying":
+        state = "scheduled"  # until the next claim sees that it is due
+    elif state in ("running", "parked"):
+        state = "queued"
+    over = record.final
+    values: tuple[Any, ...] = (
+        *record.packed,
+        STATE_CODES[state],
+        kept.pending,
+        len(kept.inputs),
+        record.enqueued_at,
+        record.deliveries,
+        _worker(db, record.worker, now),
+        record.started_at if over else None,
+        record.settled_at,
+        deletion_of(record) if over else None,
+        record.result,
+        record.children,
+        record.note.state if record.note else None,
+        record.note.meta if record.note else None,
+        record.revoked,
+        record.dead,
+        fetch_one(db, "SELECT seq FROM workflow WHERE id = ?", (record.workflow,)),
+    )
+    db.execute(_INSERT, values)
+    if not db.changes():
+        return 0
+    seq = db.last_insert_rowid()
+    db.executemany(
+        "INSERT INTO input(target, source, kind, position, value) VALUES (?,?,?,?,?)",
+        [(seq, *one) for one in kept.inputs],
+    )
+    db.executemany(
+        "INSERT INTO attempt(message, number, outcome, error, worker, started_at, ended_at) "
+        "VALUES (?,?,?,?,?,?,?)",
+        [
+            (seq, *attempt[:3], _worker(db, attempt.worker, now), *attempt[4:])
+            for attempt in kept.attempts
+        ],
+    )
+    return 1
+
+
+def _worker(db: apsw.Connection, name: str | None, now: float) -> int | None:
+    """Return the number of a worker of this name that is gone: it is known by name alone."""
+    if name is None:
+        return None
+    found: int | None = fetch_one(
+        db, "SELECT id FROM worker WHERE name = ? AND stopped_at IS NOT NULL", (name,)
+    )
+    if found is None:
+        db.execute(
+            "INSERT INTO worker(name, hostname, pid, boot, queues, concurrency, details, "
+            "started_at, beat_at, stopped_at) VALUES (?, '', 0, '', '[]', 0, '{}', ?2, 0, ?2)",
+            (name, now),
+        )
+        found = db.last_insert_rowid()
+    return found

@@ -1,0 +1,36 @@
+"""`liteq migrate`: from one machine to many, and back."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from liteq.cli.front import command
+
+__all__ = ["migrate"]
+
+
+@command()
+@click.option("--from", "source", required=True, metavar="URL", help="The store that is left.")
+@click.option("--to", "target", required=True, metavar="URL", help="The store that is filled.")
+def migrate(source: str, target: str) -> None:
+    """Move a store to another URL, all workers stopped.
+
+    Queued and delayed messages, results, dead letters, workflows and periodic tasks are
+    copied, and counted at the end. The store that is left stays as it is. A message that
+    the other has already is left as it is there: after an interruption, do it again. What
+    is sent meanwhile to the store that is left stays there, until it is done again.
+    """
+    from liteq.brokers import connect
+    from liteq.brokers.moving import move
+
+    here, there = connect(source), connect(target)
+    total = 0
+    with click.progressbar(length=1, label="messages", file=sys.stderr) as bar:
+        for done, total in move(here, there):
+            bar.length = max(total, 1)
+            bar.update(done - bar.pos)
+    here.close()
+    there.close()
+    click.echo(f"{total} messages are in the new store")

@@ -1,0 +1,137 @@
+"""Moving a store: everything is there as it was, in its order, once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis_server
+from world import FakeClock, Store, enlist, make
+
+from liteq.brokers.base import Broker, Schedule
+from liteq.brokers.moving import move
+from liteq.brokers.redis import RedisBroker
+from liteq.brokers.sqlite import SqliteBroker
+from liteq.cli import main
+from liteq.exceptions import BrokerError
+from liteq.message import Edge, Workflow
+from liteq.outcome import Succeeded
+from on_redis.test_same import STATES, Pair, _drawn, _ids, _plain
+
+pytestmark = pytest.mark.redis
+
+
+def visible(broker: Broker, ids: list[str]) -> dict[str, Any]:
+    """Return what can be seen of a store; what only waits for a claim is ready."""
+    ready = ("queued", "parked", "scheduled", "retrying")
+    records = {id: _plain(record) for id, record in broker.get(ids).items()}
+    for fields in records.values():
+        if not fields["settled_at"]:
+            fields.pop("worker", None)
+            fields["started_at"] = None
+        if fields["state"] in ready:
+            fields["state"] = "ready"
+    workflows = broker.workflows(100)
+    shown = {state: sorted(_ids(broker.browse(state, limit=500))) for state in STATES}  # type: ignore[arg-type]
+    shown["ready"] = sorted(id for state in ready for id in shown.pop(state))
+    return {
+        "records": records,
+        "attempts": {id: broker.attempts(id) for id in ids},
+        "shown": shown,
+        "workflows": {flow.id: (flow.name, flow.created_at) for flow in workflows},
+        "order": [flow.id for flow in workflows],
+        "drawn": {
+            flow.id: {
+                key: getattr(one, "task", one) for key, one in _drawn(broker, flow.id).items()
+            }
+            for flow in workflows
+        },
+        "schedules": [entry._replace(revision=0) for entry in broker.schedules()],
+    }
+
+
+def finish(broker: Broker, clock: FakeClock) -> list[tuple[str, Any]]:
+    """Run everything that is left, and say in which order and with what."""
+    ran = []
+    worker = enlist(broker, "a", "b")
+    for _ in range(40):
+        while leases := broker.claim(worker, ["a", "b"], 1):
+            (lease,) = leases
+            ran.append((lease.id, lease.inputs))
+            broker.settle(worker, lease, Succeeded(lease.id.encode()))
+        clock.advance(3)
+        broker.beat(worker)
+        while broker.maintain():
+            pass
+    broker.unregister(worker)
+    return ran
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_store_that_has_moved_there_and_back_is_as_it_was(tmp_path: Path, seed: int) -> None:
+    pair = Pair(tmp_path, seed + 1_000)
+    pair.random.seed(seed)
+    for _ in range(50):
+        kinds = ("enqueue", "enqueue", "claim", "claim", "settle", "settle", "settle", "tick")
+        getattr(pair, pair.random.choice(kinds))()
+    origin, redis = (side.broker for side in pair.sides)
+    redis.close()
+    entry = Schedule("tick", b"{}", 5.0, last_due_at=1.0, last_id="x", total=3)
+    origin.put_schedule(entry)
+    for worker in pair.sides[0].workers:
+        origin.unregister(worker)
+    before = visible(origin, pair.ids)
+
+    there = Store("redis", tmp_path / "there", pair.clock).open(max_deliveries=2)
+    list(move(origin, there))
+    list(move(origin, there))  # again: nothing is doubled
+    back = Store("memory", tmp_path, pair.clock).open(max_deliveries=2)
+    list(move(there, back))
+
+    assert visible(there, pair.ids) == before
+    assert visible(back, pair.ids) == before
+    start = pair.clock.now()
+    ran = []
+    for broker in (origin, there, back):
+        pair.clock._now = start
+        ran.append(finish(broker, pair.clock))
+    assert ran[0] == ran[1] == ran[2]
+    assert len(ran[0]) > 3
+
+
+def test_a_store_with_workers_is_not_moved(tmp_path: Path, store: Store) -> None:
+    here, there = store.open(), SqliteBroker(None, clock=store.clock)
+    enlist(here, name="busy")
+
+    with pytest.raises(BrokerError, match=r"stop the workers.*busy"):
+        list(move(here, there))
+    with pytest.raises(BrokerError, match=r"stop the workers.*busy"):
+        list(move(there, here))
+
+    here.close()
+    there.close()
+
+
+def test_the_command_moves_a_store_and_counts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    redis_server.require()
+    url = f"{redis_server.shared()}&namespace={redis_server.namespace_of(tmp_path)}"
+    origin = SqliteBroker(str(tmp_path / "shop"), durability="normal")
+    first, then = make(), make()
+    edges = [Edge(first.id, then.id, "success")]
+    origin.enqueue([first, then], edges, Workflow(then.id, "two"))
+    origin.enqueue([make() for _ in range(500)])
+    origin.close()
+
+    status = main(["migrate", "--from", f"sqlite:///{tmp_path}/shop", "--to", url])
+
+    assert status == 0
+    assert capsys.readouterr().out == "502 messages are in the new store\n"
+    broker = RedisBroker(url)
+    assert broker.counts() == {"default": {"queued": 501, "waiting": 1}}
+    found = broker.workflow(then.id)
+    assert found is not None
+    assert found.name == "two"
+    broker.close()
