@@ -10,6 +10,7 @@ envelope of a later version is refused, not guessed at.
 
 import json
 from collections.abc import Mapping
+from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from liteq.exceptions import DecodeError
@@ -127,23 +128,28 @@ class Message(NamedTuple):
         return cls(*packed[:_HOT], **_read_envelope(text)) if text else cls(*packed[:_HOT])
 
     def _envelope(self) -> str:
-        rest: dict[str, Any] = {
-            name: value
+        parts = [
+            f'"{name}":{_json_of(value)}'
             for name, value, default in zip(_NAMES, self[_HOT:], _DEFAULTS, strict=True)
             if value is not default and value != default
-        }
-        for name in _MAPPINGS & rest.keys():
-            rest[name] = dict(rest[name])
-        rest["v"] = VERSION
-        return _dumps(rest)
+        ]
+        return f'{{{",".join(parts)},"v":{VERSION}}}'
+
+
+def _json_of(value: Any) -> str:
+    # Every member of a workflow has some texts and a number: an encoder made for each
+    # message would take twice as long as all the rest.
+    kind = type(value)
+    if kind is str:
+        return _quoted(value)
+    if kind is int:
+        return str(value)
+    return json.dumps(dict(value) if isinstance(value, Mapping) else value)
 
 
 _HOT: Final = PACKED_FIELDS.index("envelope")  # how many fields have a place of their own
 _DEFAULTS: Final = tuple(Message._field_defaults.values())[-(len(Message._fields) - _HOT) :]
 _NAMES: Final = Message._fields[_HOT:]
-# Made once: `json.dumps` makes an encoder at every call that asks for separators.
-_dumps: Final = json.JSONEncoder(separators=(",", ":")).encode
-_MAPPINGS: Final = frozenset({"headers", "properties", "stamps"})
 _ENVELOPE_NAMES: Final = frozenset(_NAMES)
 
 
