@@ -473,13 +473,16 @@ class _Handle:
 
     def __del__(self) -> None:
         # The thread is over. In a forked child this is not ours to close, and is closed.
+        # A weak reference still finds an object whose finaliser runs: with no lock, a fork
+        # at this moment would close the same descriptor twice, or another's by its number.
         if self.pid == os.getpid():
-            self.close()
+            with self.lock:
+                self.close()
 
     def _close_gate(self) -> None:
-        if self.gate >= 0:
-            os.close(self.gate)
-            self.gate = -1
+        gate, self.gate = self.gate, -1
+        if gate >= 0:
+            os.close(gate)
 
 
 class _WalHook:
