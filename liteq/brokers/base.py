@@ -353,7 +353,13 @@ class Broker(ABC):
           but those of a task behind a gather are, for the task stands for its chord;
         - `Ignored` has no value to hand on: what waits for it is revoked, upstream;
         - a gather with the policy "fail" fails with `failure.chord_error` of the part that
-          failed first, or, if that was `upstream` itself, with the same error.
+          failed first, or, if that was `upstream` itself, ends as it did: with the same
+          error, or revoked. It is `upstream`, and its own "failure" edges are set off;
+        - with another policy it counts its parts however they end. In the list of "collect"
+          a `TaskRevokedError` or `Ignore` stands for a part that has neither value nor error;
+        - what ended `upstream` keeps the inputs that still come, for a redrive.
+
+        Gathers are no work: `counts()` and `browse()` leave them out.
 
         An id that is there already with the same task and body is left as it is, so the
         call may be repeated. Raises `AlreadyEnqueued` if task or body differ, and
@@ -446,7 +452,9 @@ class Broker(ABC):
 
         What ended `upstream` because of one of them waits again, unless something else
         that it waits for has failed too and is not among these ids. One that is
-        `upstream` itself is passed over: it comes back with what it waited for.
+        `upstream` itself is passed over: it comes back with what it waited for. An error
+        callback that was called for one of them waits to be called again, and a gather
+        that had counted its failure and is not over waits for it again.
         """
 
     @abstractmethod
