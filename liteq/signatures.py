@@ -133,6 +133,7 @@ class Signature(dict[str, Any], Generic[R]):
         merged_args, merged_kwargs, merged = self.merge(args, kwargs, options)
         task = self.registered()
         if task is None:
+            self.app.tasks.refuse_misspelt(self.task)
             return self.app.send_task(self.task, merged_args, merged_kwargs, **merged)
         return task.apply_async(merged_args, merged_kwargs, **merged)
 
@@ -150,6 +151,7 @@ class Signature(dict[str, Any], Generic[R]):
         merged_args, merged_kwargs, merged = self.merge(args, kwargs, options)
         task = self.registered()
         if task is None:
+            self.app.tasks.refuse_misspelt(self.task)
             return await self.app.asend_task(self.task, merged_args, merged_kwargs, **merged)
         return await task.aapply_async(merged_args, merged_kwargs, **merged)
 

@@ -659,6 +659,8 @@ def test_a_name_that_its_module_does_not_have_is_refused(app: Liteq) -> None:
         NotRegistered, match=rf"chain\[1\]: no task '{here}\.chrge'.*did you mean"
     ):
         compose(app, chain(signature(charge.name), signature(f"{here}.chrge")))
+    with pytest.raises(NotRegistered, match="did you mean"):
+        signature(f"{here}.chrge").delay()
     made = compose(app, chain(signature("elsewhere.work"), signature("elsewhere.more")))
     assert [m.task for m in made.messages] == ["elsewhere.work", "elsewhere.more"]
 

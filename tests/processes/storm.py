@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from liteq import Liteq
 from liteq.brokers.base import FINAL_STATES
+from liteq.canvas import chain, group
 
 APP = """
 import os, struct, time
@@ -66,6 +67,18 @@ class Storm:
         for number in range(len(self.ids), len(self.ids) + count):
             result = self.app.send_task("storm_app.work", (number, ms))
             self.ids.append(result.id)
+
+    def enqueue_workflows(self, count: int, *, ms: float) -> None:
+        """Send workflows of six calls each: one, four behind it, and one behind those."""
+        for _ in range(count):
+            first = len(self.ids)
+            one, *four, last = (
+                self.app.signature("storm_app.work", (number, ms), immutable=True)
+                for number in range(first, first + 6)
+            )
+            end = chain(one, group(four), last).delay()
+            members = end.parent
+            self.ids += [members.parent.id, *(each.id for each in members.results), end.id]
 
     def effects(self) -> list[Effect]:
         if not self.log.exists():

@@ -81,6 +81,32 @@ def test_random_kills_of_children_and_workers_lose_nothing(storm, capsys):
     assert verdict["extra starts"] <= kills * 2 * 2
 
 
+def test_random_kills_leave_no_workflow_unfinished(storm, capsys):
+    weather = storm(lease=5.0, seed=3)
+    worker = weather.start_worker("w")
+    end = time.monotonic() + SECONDS * 0.6
+    kills = 0
+    while time.monotonic() < end:
+        weather.enqueue_workflows(5, ms=5)
+        time.sleep(0.2)  # paces the storm
+        children = weather.children(worker)
+        if weather.random.random() < 0.3:
+            weather.kill_tree(worker)
+            worker = weather.start_worker("w")
+        elif children:
+            weather.signal(weather.random.choice(children), signal.SIGKILL)
+        kills += 1
+
+    wait_until(lambda: weather.unfinished() == 0, within=60)
+
+    verdict = weather.check()
+    with capsys.disabled():
+        print(f"\n  {kills} kills: {dict(verdict)}")
+    order = {effect.number: effect.at for effect in weather.effects()}  # the last start
+    for first in range(0, len(weather.ids), 6):
+        assert order[first + 5] > max(order[first + n] for n in range(1, 5))
+
+
 def test_the_settle_of_a_worker_paused_beyond_its_lease_is_refused(storm, capsys):
     weather = storm(lease=1.0, seed=2)
     workers = [weather.start_worker("a"), weather.start_worker("b")]
