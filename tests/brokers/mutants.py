@@ -424,7 +424,12 @@ MUTANTS = (
     Mutant("tokens repeat after three", 3, tokens_repeat),
     Mutant("a settled lease keeps its token", 3, settle_keeps_the_token),
     Mutant("a stale settle is answered yes", 3, stale_settle_answered_yes),
-    Mutant("a stale settle starts callbacks", 4, stale_settle_starts_callbacks),
+    Mutant(
+        "a stale settle starts callbacks",
+        4,
+        stale_settle_starts_callbacks,
+        found_by=("test_4_a_stale_settle_starts_no_callback",),
+    ),
     Mutant(
         "a stale note is taken",
         3,
