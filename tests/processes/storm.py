@@ -26,7 +26,7 @@ APP = """
 import os, struct, time
 from liteq import Liteq
 
-app = Liteq("storm", broker="sqlite:///{store}", task_max_deliveries=1000,
+app = Liteq("storm", broker={url!r}, task_max_deliveries=1000,
             worker_lease_timeout={lease}, worker_shutdown_timeout=5.0)
 LOG = os.open({log!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
@@ -50,13 +50,16 @@ class Effect(NamedTuple):
 class Storm:
     """One store, one app, and the workers that this storm started."""
 
-    def __init__(self, folder: Path, *, lease: float = 5.0, seed: int = 0) -> None:
+    def __init__(
+        self, folder: Path, *, lease: float = 5.0, seed: int = 0, url: str | None = None
+    ) -> None:
         self.folder = folder
         self.random = random.Random(seed)
         self.log = folder / "effects"
-        source = APP.format(store=folder / "store", lease=lease, log=str(self.log))
+        url = url or f"sqlite:///{folder / 'store'}"
+        source = APP.format(url=url, lease=lease, log=str(self.log))
         (folder / "storm_app.py").write_text(source)
-        self.app = Liteq("storm", broker=f"sqlite:///{folder / 'store'}", set_as_current=False)
+        self.app = Liteq("storm", broker=url, set_as_current=False)
         self.ids: list[str] = []
         self.workers: list[subprocess.Popen[bytes]] = []
         self.actions: list[str] = []
