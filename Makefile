@@ -37,7 +37,7 @@ bench: $(VENV)/.run  ## measure beside Celery, Dramatiq, Huey, RQ … (BENCH_ARG
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 storm: $(VENV)/.dev  ## minutes of random kills: what the promises are worth
-	LITEQ_STORM=1 $(BIN)/python -m pytest tests/processes tests/power tests/brokers/test_model.py \
+	LITEQ_STORM=1 $(BIN)/python -m pytest tests/processes tests/power tests/on_redis tests/brokers/test_model.py \
 	  --timeout=3600 $(PYTEST_ARGS)
 
 docs: $(VENV)/.docs  ## build the documentation into docs/_build
