@@ -1,14 +1,21 @@
 -- How a lease ends. A holder whose token is not the stored one changes nothing.
 
-local FENCED = {'s', 'k', 'n', 'O', 'v', 'V', 'N', 'q', 'p', 't', 'x', 'o', 'd', 'T', 'W', 'r'}
+-- What the end of a success looks at, and what all others do: each field costs.
+local FENCED = {'s', 'k', 'n', 'O', 'v', 'V', 'N', 'r'}
+local MORE = {'q', 'p', 't', 'x', 'o', 'd', 'T', 'W'}
 
--- Return the message if this lease holds it. Else nil, and whether the lease ended with it.
-local function held(id, token)
+-- Return the message if this lease holds it; with `all`, with all that it needs to go on.
+-- Else nil, and whether the lease ended with it.
+local function held(id, token, all)
   local found = call('HMGET', P .. 'm:' .. id, unpack(FENCED))
   if found[2] ~= token then return nil, false end
   if found[1] ~= 'r' then return nil, string.find('SFRI', found[1], 1, true) end
   local m = {id = id}
   for i, name in ipairs(FENCED) do m[name] = found[i] end
+  if all then
+    found = call('HMGET', P .. 'm:' .. id, unpack(MORE))
+    for i, name in ipairs(MORE) do m[name] = found[i] end
+  end
   return m
 end
 

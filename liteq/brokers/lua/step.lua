@@ -98,8 +98,7 @@ local function describe(m)
   put(m.id) put(m.t) put(m.b) put(m.q) put(m.p) put(m.u) put(m.x) put(m.y) put(m.o) put(m.e)
 end
 
-local CLAIMED = {'n', 'd', 't', 'b', 'q', 'p', 'u', 'x', 'y', 'o', 'e', 'P', 's', 'r', 'O', 'v', 'V',
-  'k'}
+local CLAIMED = {'n', 'd', 't', 'b', 'q', 'p', 'u', 'x', 'y', 'o', 'e', 'P', 's', 'r'}
 local function read(id)
   local found, m = call('HMGET', P .. 'm:' .. id, unpack(CLAIMED)), {id = id}
   for i, field in ipairs(CLAIMED) do m[field] = found[i] end
@@ -140,7 +139,7 @@ if me[4] == ARGV[3] then
   local leases = {}
   for _, id in ipairs(call('SMEMBERS', P .. 'leases:' .. worker)) do
     local m = read(id)
-    if m.k == token then leases[#leases + 1] = m end
+    if call('HGET', P .. 'm:' .. id, 'k') == token then leases[#leases + 1] = m end
   end
   table.sort(leases, function(a, b)
     return rank(tonumber(a.p), tonumber(a.n)) < rank(tonumber(b.p), tonumber(b.n))
@@ -159,7 +158,7 @@ write_when_full()
 if again then
   for _, id in ipairs(call('SMEMBERS', P .. 'leases:' .. worker)) do
     local stored = call('HGET', P .. 'm:' .. id, 'k')
-    local m = doubtful[stored] and held(id, stored)
+    local m = doubtful[stored] and held(id, stored, true)
     if m then
       m.w = worker
       if m.V then revoke_lease(m, 'revoked') else requeue(m, 1) end
@@ -176,9 +175,10 @@ end
 
 local accepted, done, over, expiring = {}, {}, {}, {}
 for i, s in ipairs(settlements) do
-  local m, ended = held(s.id, s.token)
-  accepted[i] = (m or (again and ended)) and '1' or '0'
   local kind = s.kind
+  local plain = not s.graph and (kind == 'S' or kind == 's' or kind == 'I')
+  local m, ended = held(s.id, s.token, not plain)
+  accepted[i] = (m or (again and ended)) and '1' or '0'
   if not m then
     -- it had lost the lease
   elseif kind == 'S' or kind == 's' or kind == 'I' then
@@ -370,10 +370,11 @@ if limit > 0 and alive then
         if call('EXISTS', parked_key(m.q, m.t)) == 0 then call('SREM', P .. 'p:' .. m.q, m.t) end
       end
       if m.x and tonumber(m.x) <= NOW then
-        m.s = ''  -- it is taken out already
         m.d = m.d or '0'
         aside[#aside + 1] = {'x', m}
-        revoke(m, 'expired')
+        local late = load(m.id)
+        late.s = ''  -- it is taken out already
+        revoke(late, 'expired')
       elseif not (anything or known[m.t]) then
         call('HSET', key, 's', 'p', 'K', NOW_TEXT)
         call('ZADD', parked_key(m.q, m.t), rank(tonumber(m.p), tonumber(m.n)), m.id)
