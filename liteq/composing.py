@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from liteq import context
 from liteq.calls import checked_id, too_large
@@ -42,7 +42,6 @@ from liteq.serializers import dumps_call
 from liteq.signatures import maybe_signature, merged
 
 if TYPE_CHECKING:
-    from liteq.app import Liteq
     from liteq.calls import Defaults
     from liteq.sending import Rules, Sender
     from liteq.task import Task
@@ -220,6 +219,9 @@ class _Sequence(NamedTuple):
     entry: Any
 
 
+_Adder: TypeAlias = Callable[[Signature[Any], int], AsyncResult[Any]]
+
+
 class _Known(NamedTuple):
     """What is known of a task's name. `task`: None if this process does not have it."""
 
@@ -354,89 +356,47 @@ class _Composer:
         first = len(self.messages)
         last_task = before.parent
         results: list[Any] = []
-        frames: dict[str, _Frame | None] = {}
+        adders: dict[str, _Adder | None] = {}
         around: Step | None = None
         for index, (sig, outer, number) in enumerate(members(step)):
             if outer is not around:
-                around, frames = outer, {}
-            frame = None
+                around, adders = outer, {}
+            add = None
             if type(sig) is Signature and not (
                 sig["options"] or outer.errbacks or (index == 0 and outer.links)
             ):
                 name = sig["task"]
-                if name not in frames and self.root is not None:
+                if name not in adders and self.root is not None:
                     member = _Member(None, id, index, needed)
-                    frames[name] = self._frame(sig, outer, number, behind, member)
-                frame = frames.get(name)
-            if frame is not None:
-                last = last_task = self._member(frame, sig, outer, number, behind, index)
-                results.append(frame.result(last))
+                    adders[name] = self._adder(sig, outer, number, behind, member)
+                add = adders.get(name)
+            if add is not None:
+                try:
+                    result = add(sig, index)
+                except _REFUSED as exc:
+                    _place(exc, (outer.where, "", number))
+                    raise
+                last_task = result.id
+                results.append(result)
             else:
-                member = _Member(None, id, index, needed)
                 inner = step_of_member(sig, outer, number, index)
+                member = _Member(None, id, index, needed)
                 made = self.sequence(self.layout(inner), behind, member)
-                last, last_task = made.id or "", made.task_id
+                last_task = made.task_id
                 results.append(made.result)
-            self.edges.append(Edge(last, id, "part", index))
-        result = GroupResult(id, results, before.result, self.app)
+                self.edges.append(Edge(made.id or "", id, "part", index))
+        whole = GroupResult(id, results, before.result, self.app)
         if not results:
-            return None, last_task, result
+            return None, last_task, whole
         self._add_gather(id, policy, self.messages[first], place)
-        return id, last_task, result
+        return id, last_task, whole
 
-    def _member(
-        self,
-        frame: _Frame,
-        sig: Signature[Any],
-        outer: Step,
-        number: int,
-        before: _Before,
-        index: int,
-    ) -> str:
-        """Add a member of a group that has no options of its own, and return its id: its
-        message is that of the others of its task but for the arguments."""
-        args, kwargs = sig["args"], sig["kwargs"]
-        is_deaf = sig["immutable"]
-        if not is_deaf:
-            is_deaf = outer.deaf
-            args = (*outer.args, *args) if outer.args else args
-            kwargs = {**kwargs, **outer.kwargs} if outer.kwargs else kwargs
-        is_deaf = is_deaf or before.empty
-        if before.empty and not (sig["immutable"] or outer.deaf):
-            args = ([], *args)
-        fields = frame.fields
-        try:
-            if frame.check is not None:
-                takes = 0 if is_deaf else before.given
-                frame.check((*(None,) * takes, *args) if takes else args, kwargs)
-            fields[_BODY] = self._body(sig["task"], args, kwargs, fields[_CONTENT_TYPE])
-        except _REFUSED as exc:
-            _place(exc, (outer.where, "", number))
-            raise
-        id = fields[_ID] = new_id()
-        fields[_INDEX] = index
-        if before.source is not None:
-            fields[_IMMUTABLE] = is_deaf
-            self.edges.append(Edge(before.source, id, before.on, before.position))
-        self._add(tuple.__new__(Message, fields))
-        return id
-
-    def _body(self, name: str, args: Any, kwargs: Kwargs, kind: str) -> bytes:
-        body = dumps_call(args, kwargs, kind)
-        if len(body) > self._rules.max_body_size:
-            raise too_large(name, body, self._rules.max_body_size)
-        return body
-
-    def _frame(
-        self,
-        sig: Signature[Any],
-        outer: Step,
-        number: int,
-        before: _Before,
-        place: _Member,
-    ) -> _Frame | None:
-        """Return what all calls of a task in a group have in common; None if a route or
-        a name depends on the arguments."""
+    def _adder(
+        self, sig: Signature[Any], outer: Step, number: int, before: _Before, place: _Member
+    ) -> _Adder | None:
+        """Return what adds members of a group that call one task and have no options of
+        their own: their messages differ in nothing but their arguments. None if a route or
+        a name depends on those."""
         where: Place = (outer.where, "", number)
         known = self._look_up(sig, where)
         task = known.task
@@ -446,14 +406,54 @@ class _Composer:
             return None
         if outer.options.keys() & _LINKS or before.more or before.keywords:
             return None
+        name = sig["task"]
         options = {k: v for k, v in outer.options.items() if k not in PLACED}
         try:
-            fields = self._fields(known, sig["task"], (), NONE, options, before)
+            fields = self._fields(known, name, (), NONE, options, before)
         except _REFUSED as exc:
             _place(exc, where)
             raise
         self._put(fields, place)
-        return _Frame(fields, known.check, self.app)
+        # What follows is the loop of a large group: names of its own are the quickest.
+        app, check, given, named = self.app, known.check, outer.args, outer.kwargs
+        append, connect = self.messages.append, self.edges.append
+        source, gather, is_empty_before = before.source, place.group, before.empty
+        kind, ignored = fields[_CONTENT_TYPE], fields[_IGNORED]
+        most = self._rules.max_body_size
+        new = tuple.__new__
+
+        def add(sig: Signature[Any], index: int) -> AsyncResult[Any]:
+            args, kwargs, is_deaf = sig["args"], sig["kwargs"], sig["immutable"]
+            if not is_deaf:
+                if given or named:
+                    args, kwargs = (*given, *args), {**kwargs, **named}
+                is_deaf = outer.deaf
+                if is_empty_before and not is_deaf:
+                    args, is_deaf = ([], *args), True
+            if check is not None:
+                check(args if source is None or is_deaf else (None, *args), kwargs)
+            body = fields[_BODY] = dumps_call(args, kwargs, kind)
+            if len(body) > most:
+                raise too_large(name, body, most)
+            id = fields[_ID] = new_id()
+            fields[_INDEX] = index
+            if source is not None:
+                fields[_IMMUTABLE] = is_deaf
+                connect(Edge(source, id, before.on, before.position))
+            append(new(Message, fields))
+            connect(new(Edge, (id, gather, "part", index)))
+            result: AsyncResult[Any] = AsyncResult(id, None, name, app)
+            if ignored:
+                result.ignored = True
+            return result
+
+        return add
+
+    def _body(self, name: str, args: Any, kwargs: Kwargs, kind: str) -> bytes:
+        body = dumps_call(args, kwargs, kind)
+        if len(body) > self._rules.max_body_size:
+            raise too_large(name, body, self._rules.max_body_size)
+        return body
 
     def _call(
         self, step: Step, before: _Before, place: _Member | None, *, is_last: bool
@@ -663,27 +663,6 @@ class _Composer:
     def _result(self, message: Message, parent: Any) -> AsyncResult[Any]:
         result: AsyncResult[Any] = AsyncResult(message.id, None, message.task, self.app, parent)
         result.ignored = message.ignore_result
-        return result
-
-
-class _Frame:
-    """The fields of a message, to be changed in place and copied; see `_member`."""
-
-    __slots__ = ("_app", "_name", "check", "fields")
-
-    def __init__(
-        self, fields: list[Any], check: Callable[[Any, Any], None] | None, app: Liteq
-    ) -> None:
-        self.fields = fields
-        self.check = check
-        self._name = fields[_TASK]
-        self._app = app
-
-    def result(self, id: str) -> AsyncResult[Any]:
-        """Return the result of the message that was made last."""
-        result: AsyncResult[Any] = AsyncResult(id, None, self._name, self._app)
-        if self.fields[_IGNORED]:
-            result.ignored = True
         return result
 
 
