@@ -7,6 +7,7 @@ ties it to the beats of the app that declares it: such an entry is `local`.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, ge
 
 from liteq import serializers
 from liteq.canvas import Signature
-from liteq.exceptions import DecodeError, EncodeError, LiteqError, ScheduleError
+from liteq.exceptions import (
+    DecodeError,
+    EncodeError,
+    LiteqError,
+    NotRegistered,
+    ScheduleError,
+)
 from liteq.schedules import Timetable, crontab, from_spec, maybe_schedule, schedule, solar
 from liteq.task import Task
 
@@ -24,6 +31,8 @@ if TYPE_CHECKING:
     from liteq.app import Liteq
 
 __all__ = ["ENTRY_KEYS", "BeatLazyFunc", "CatchUp", "Decision", "Entry", "Overlap"]
+
+logger = logging.getLogger("liteq.beat")
 
 CatchUp: TypeAlias = Literal["one", "skip", "all"]
 Overlap: TypeAlias = Literal["allow", "skip", "queue"]
@@ -70,7 +79,7 @@ class Decision(NamedTuple):
 @dataclass(frozen=True)
 class Entry:
     """A periodic entry. `task` is a name; `canvas` a workflow as a dictionary, in place of
-    task and arguments. `known`: whether the task must be one of this app's."""
+    task and arguments."""
 
     name: str
     task: str
@@ -82,7 +91,6 @@ class Entry:
     catch_up: CatchUp = "one"
     overlap: Overlap = "allow"
     app: str = ""
-    known: bool = True
 
     @classmethod
     def of(cls, app: Liteq, name: Any, given: Mapping[str, Any]) -> Entry:
@@ -127,7 +135,7 @@ class Entry:
         """Return this entry with the task, signature or workflow that it calls."""
         match task:
             case Signature() if task.subtask_type:
-                return replace(self, task=task.task, canvas=dict(task), known=False)
+                return replace(self, task=task.task, canvas=dict(task))
             case Signature():
                 return replace(
                     self,
@@ -135,7 +143,6 @@ class Entry:
                     args=self.args or tuple(task.args),
                     kwargs={**task.kwargs, **self.kwargs},
                     options={**task.options, **self.options},
-                    known=False,
                 )
             case Task():
                 return replace(self, task=str(task.name))
@@ -144,21 +151,33 @@ class Entry:
         raise TypeError(f"task is a name, a task or a signature, not {task!r}")
 
     def check(self, app: Liteq) -> Entry:
-        """Raise `ScheduleError` if the entry cannot be fired: an unknown task, arguments
-        that do not fit, options that do not exist. Return the entry."""
-        if self.known and self.task not in app.tasks:
-            near = get_close_matches(self.task, list(app.tasks), n=1)
-            advice = f"did you mean {near[0]!r}? " if near else ""
-            raise ScheduleError(
-                f"periodic entry {self.name!r}: there is no task {self.task!r} here. {advice}"
-                f"(If another program has it, give task=app.signature({self.task!r}).)"
-            )
+        """Raise `ScheduleError` if the entry cannot be fired: a task that is missing
+        among others of its module, arguments that do not fit, options that do not exist.
+        Return the entry. A task of a module that is not loaded here may be one that only
+        workers know: that is a warning."""
+        if self.canvas is None and self.task not in app.tasks:
+            self._miss_task(app)
         if not self._is_lazy():
             try:
                 self.compose(app, 0.0)
             except (ValueError, TypeError, LiteqError) as exc:
                 raise ScheduleError(f"periodic entry {self.name!r}: {exc}") from exc
         return self
+
+    def _miss_task(self, app: Liteq) -> None:
+        """Refuse the name of a task that should be here: others of its module are."""
+        modules = {name.rpartition(".")[0] for name in app.tasks.own()}
+        if self.task.rpartition(".")[0] in modules:
+            try:
+                app.tasks[self.task]
+            except NotRegistered as exc:
+                raise ScheduleError(f"periodic entry {self.name!r}: {exc}") from None
+        logger.warning(
+            "periodic entry %r: this program has no task %r; it is sent all the same, for a "
+            "worker that has",
+            self.name,
+            self.task,
+        )
 
     # When
 

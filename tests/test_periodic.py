@@ -239,6 +239,15 @@ def test_what_a_receiver_declared_wrongly_is_an_error_of_the_start(
         app.schedules.reconcile()
 
 
+def test_a_task_of_a_module_that_is_not_loaded_is_sent_for_workers_that_have_it(
+    app: Liteq, caplog: pytest.LogCaptureFixture
+) -> None:
+    declare(app, close={"task": "billing.close", "schedule": 5})
+
+    assert app.schedules.get("close").due_at is not None
+    assert "'close': this program has no task 'billing.close'" in caplog.text
+
+
 def test_a_task_of_another_program_is_given_as_a_signature(app: Liteq) -> None:
     theirs = app.signature("billing.close", args=(2027,))
     declare(app, close={"task": theirs, "schedule": 5})
