@@ -21,7 +21,7 @@ import pytest
 
 from liteq.brokers.redis_wire import Reader, ServerError, command
 
-_SHARED = "LITEQ_TEST_REDIS"  # the URL, for the processes that a test starts
+_SHARED = "TEST_REDIS_URL"  # the URL, for the processes that a test starts
 
 
 def available() -> bool:
