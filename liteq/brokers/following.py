@@ -99,14 +99,21 @@ class Following:
     which mailboxes: both are acted upon after the commit.
     """
 
-    def __init__(self, db: apsw.Connection, now: float) -> None:
+    def __init__(
+        self,
+        db: apsw.Connection,
+        now: float,
+        *,
+        edges: bool | None = None,
+        waiters: bool | None = None,
+    ) -> None:
         self.db = db
         self.now = now
         self.queued = False
         self.woken: dict[str, list[str]] = {}
         self._ended: list[End] = []
-        self._has_edges: bool | None = None
-        self._has_waiters: bool | None = None
+        self._has_edges = edges
+        self._has_waiters = waiters
 
     # What has ended
 

@@ -89,13 +89,22 @@ _REFUSED: Final = (
 
 
 class Settling:
-    """The part of one transaction that ends leases; `following` is what it owes to others."""
+    """The part of one transaction that ends leases; `following` is what it owes to others.
+    `edges` and `waiters`: whether the store has any, if the caller has looked."""
 
-    def __init__(self, db: apsw.Connection, now: float, max_deliveries: int) -> None:
+    def __init__(
+        self,
+        db: apsw.Connection,
+        now: float,
+        max_deliveries: int,
+        *,
+        edges: bool | None = None,
+        waiters: bool | None = None,
+    ) -> None:
         self.db = db
         self.now = now
         self.max_deliveries = max_deliveries
-        self.following = Following(db, now)
+        self.following = Following(db, now, edges=edges, waiters=waiters)
 
     def settle(self, settlements: Sequence[tuple[Lease, Outcome]]) -> tuple[bool, ...]:
         """Record the outcome of each lease; False stands for one that had been lost."""

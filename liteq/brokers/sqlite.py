@@ -94,6 +94,15 @@ _QUEUED_IN_RANKED: Final = (
     "WHERE state = 1 AND queue = ? ORDER BY priority DESC, seq LIMIT ?)"
 )
 
+# What a step has to know before it begins, in one statement: whether its worker counts as
+# alive; whether there are edges, waiters, parked messages; whether a run is to be ended.
+_AROUND: Final = (
+    "SELECT EXISTS(SELECT 1 FROM worker WHERE id = ?1 AND stopped_at IS NULL), "
+    "EXISTS(SELECT 1 FROM edge), EXISTS(SELECT 1 FROM waiter), "
+    "EXISTS(SELECT 1 FROM message WHERE state = 4), "
+    "EXISTS(SELECT 1 FROM message INDEXED BY message_revoking "
+    "WHERE worker = ?1 AND state = 3 AND revoke IS NOT NULL)"
+)
 _NOTE: Final = (
     "UPDATE message SET note_state = ?, note = ? WHERE seq = ? AND token = ? AND state = 3"
 )
@@ -208,29 +217,38 @@ class SqliteBroker(Broker):
         doubtful = self._doubtful.get(worker, ())
 
         def body(db: apsw.Connection) -> tuple[Following, Step, bool]:
-            settling = Settling(db, now, self.max_deliveries)
+            alive, edges, waiters, parked, revoking = fetch_one(db, _AROUND, (worker,))
+            settling = Settling(
+                db, now, self.max_deliveries, edges=bool(edges), waiters=bool(waiters)
+            )
             if doubtful:
                 held = _leases_of(db, worker, None)
                 settling.settle([(one, Released()) for one in held if one.token in doubtful])
             for lease, note in notes:
                 db.execute(_NOTE, (note.state, note.meta, lease.key, lease.token))
             accepted = settling.settle(settlements) if settlements else ()
-            alive = _is_alive(db, worker)
+            due = self._next_due(db, queues)
             leases: list[Lease] = []
             aside: list[tuple[Lease, Literal["parked", "expired"]]] = []
             if limit > 0 and alive:
-                if self._promote(db, now, queues):
+                if due is not None and due <= now:
+                    self._promote(db, now, queues)
                     settling.following.queued = True
-                leases, aside = self._claim(db, settling, worker, token, queues, limit, tasks)
+                    due = self._next_due(db, queues)
+                leases, aside = self._claim(
+                    db, settling, worker, token, queues, limit, tasks, parked=bool(parked)
+                )
+                if aside:  # an error callback of one that had expired may be due later
+                    due = self._next_due(db, queues)
             early = any(not lease.packed[10] for lease in leases)
             return (
                 settling.following,
                 Step(
                     accepted=tuple(accepted),
                     leases=tuple(leases),
-                    next_due=self._next_due(db, queues),
-                    terminate=_to_terminate(db, worker),
-                    alive=alive,
+                    next_due=due,
+                    terminate=_to_terminate(db, worker) if revoking else {},
+                    alive=bool(alive),
                     aside=tuple(aside),
                 ),
                 early,
@@ -259,6 +277,8 @@ class SqliteBroker(Broker):
         queues: Sequence[str],
         limit: int,
         tasks: Collection[str] | None,
+        *,
+        parked: bool,
     ) -> tuple[list[Lease], list[tuple[Lease, Literal["parked", "expired"]]]]:
         """Claim, parking unknown tasks and revoking what has expired, until the limit is
         reached or nothing is left; but put aside no more than a slice in one step."""
@@ -268,7 +288,8 @@ class SqliteBroker(Broker):
         while len(leases) < limit:
             wanted = limit - len(leases) + len(aside)  # who met many useless ones meets more
             found = self._claim_queued(db, worker, token, now, queues, wanted)
-            found += self._claim_parked(db, worker, token, now, queues, tasks, wanted)
+            if parked:
+                found += self._claim_parked(db, worker, token, now, queues, tasks, wanted)
             found.sort()  # by rank: a row begins with its priority, negative, and its number
             for one in found:
                 _, seq, delivery, inputs, expires_at = one[:5]
@@ -328,8 +349,6 @@ class SqliteBroker(Broker):
         limit: int,
     ) -> list[tuple[Any, ...]]:
         """Claim what others have parked and this worker knows."""
-        if not fetch_one(db, "SELECT EXISTS(SELECT 1 FROM message WHERE state = 4)"):
-            return []
         known = "" if tasks is None else "AND task IN (SELECT value FROM json_each(?)) "
         sql = _CLAIM.format(
             candidates="SELECT seq FROM message INDEXED BY message_parked WHERE state = 4 "
@@ -341,11 +360,9 @@ class SqliteBroker(Broker):
             names.append(json.dumps(sorted(tasks)))
         return fetch_all(db, sql, (token, worker, now, *names, limit))
 
-    def _promote(self, db: apsw.Connection, now: float, queues: Sequence[str]) -> bool:
-        """Make claimable what has come due, in slices. Return whether anything was."""
-        due = self._next_due(db, queues)
-        if due is None or due > now:
-            return False
+    @staticmethod
+    def _promote(db: apsw.Connection, now: float, queues: Sequence[str]) -> None:
+        """Make claimable what has come due, in slices."""
         for queue in queues:
             db.execute(
                 "UPDATE message SET state = 1 WHERE seq IN (SELECT seq FROM message "
@@ -353,7 +370,6 @@ class SqliteBroker(Broker):
                 f"ORDER BY run_at LIMIT {SLICE})",
                 (queue, now),
             )
-        return True
 
     @staticmethod
     def _next_due(db: apsw.Connection, queues: Sequence[str]) -> float | None:
@@ -964,12 +980,6 @@ def _records(db: apsw.Connection, ids: Sequence[str], also: str = "") -> dict[st
     rows = fetch_all(db, f"{_RECORD} WHERE id IN {_AMONG} {also}", (json.dumps(ids),))
     found = {record.id: record for record in map(_record, rows)}
     return {id: found[id] for id in ids if id in found}
-
-
-def _is_alive(db: apsw.Connection, worker: int) -> bool:
-    return bool(
-        fetch_one(db, "SELECT 1 FROM worker WHERE id = ? AND stopped_at IS NULL", (worker,))
-    )
 
 
 def _waiting_first(db: apsw.Connection, ids: Sequence[str]) -> list[str]:
