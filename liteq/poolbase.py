@@ -202,11 +202,6 @@ class Pool(ABC):
         look-ahead, so that no child waits for the loop between two jobs.
         """
 
-    def supply(self) -> float:
-        """Return for how many seconds no child will need another job, by what jobs took
-        lately: 0 if one needs it now, or if that cannot be told."""
-        return 0.0
-
     @abstractmethod
     def submit(self, job: Job) -> None:
         """Hand over a job. Never blocks and never refuses; a job for which no child is

@@ -132,12 +132,6 @@ class ProcessPool(Pool):
                 room += min(limit, child.left) - len(child.held)
         return int(room) if room > 0 else 0
 
-    def supply(self) -> float:
-        limit = self._ahead.limit
-        if limit == 1 or not self._turns:
-            return 0.0
-        return min(len(child.held) for child in self._turns) * self._ahead.average
-
     def submit(self, job: Job) -> None:
         if not self._backlog:
             child = self._choose(job)

@@ -73,7 +73,6 @@ _BEATS_PER_LEASE: Final = 6
 _SLOWEST_BEAT: Final = 5.0  # seconds: also how late a deleted store is noticed
 _UPKEEP: Final = 2.0  # seconds between two slices of upkeep when there is nothing to do
 _BACKSTOP: Final = 1.0  # seconds until a lost wake-up is made good
-_GATHERING: Final = 0.001  # seconds that a busy worker lets its children's answers gather
 _LONGEST_PAUSE: Final = 5.0  # seconds between two tries to reach the store
 _LAST_TRIES: Final = 5.0  # seconds to reach it in, when all else has stopped
 
@@ -397,20 +396,10 @@ class Worker:
             self._step(pool)
             if self._is_over(pool):
                 break
-            self._let_answers_gather(pool)
             timeout = self._timeout(pool)
             for key, mask in self._selector.select(timeout):
                 key.data(mask)
             self._keep_house(time.monotonic())
-
-    @staticmethod
-    def _let_answers_gather(pool: Pool) -> None:
-        """While all children have work for some time, look away for a part of it: the
-        answers that come meanwhile share a transaction and a wake-up of this process, as
-        packets share an interrupt of a network card."""
-        supply = pool.supply()
-        if supply > _GATHERING:
-            time.sleep(min(supply * 0.4, _GATHERING))
 
     def _step(self, pool: Pool) -> None:
         """Settle what has ended and claim what there is room for, in one transaction.
