@@ -530,11 +530,11 @@ class Liteq:
 
     def _bound(self, kind: type[C]) -> type[C]:
         """Return a class of results that has this app for its own."""
-        found = self._bound_classes.get(kind)
-        if found is None:
+        if kind not in self._bound_classes:
             members = {"_app": self, "__module__": kind.__module__}
-            found = self._bound_classes[kind] = type(kind.__name__, (kind,), members)
-        return found
+            self._bound_classes[kind] = type(kind.__name__, (kind,), members)
+        bound: type[C] = self._bound_classes[kind]
+        return bound
 
     def workflow(self, id: str) -> Workflow:
         """Return the workflow of this id, or to which the call of this id belongs, to look

@@ -62,6 +62,7 @@ __all__ = [
 
 R = TypeVar("R")
 T = TypeVar("T")
+S = TypeVar("S")  # what the overloads of __init__ say of R
 
 OnError: TypeAlias = Literal["fail", "collect", "skip"]
 ON_ERROR: Final = ("fail", "collect", "skip")
@@ -82,18 +83,18 @@ class chain(Canvas[R]):
 
     @overload
     def __init__(
-        self: chain[R], a: Signature[R], /, *, app: Any = ..., **options: Any
+        self: chain[S], a: Signature[S], /, *, app: Any = ..., **options: Any
     ) -> None: ...
     @overload
     def __init__(
-        self: chain[R], a: Signature[Any], b: Signature[R], /, *, app: Any = ..., **options: Any
+        self: chain[S], a: Signature[Any], b: Signature[S], /, *, app: Any = ..., **options: Any
     ) -> None: ...
     @overload
     def __init__(
-        self: chain[R],
+        self: chain[S],
         a: Signature[Any],
         b: Signature[Any],
-        c: Signature[R],
+        c: Signature[S],
         /,
         *,
         app: Any = ...,
@@ -101,11 +102,11 @@ class chain(Canvas[R]):
     ) -> None: ...
     @overload
     def __init__(
-        self: chain[R],
+        self: chain[S],
         a: Signature[Any],
         b: Signature[Any],
         c: Signature[Any],
-        d: Signature[R],
+        d: Signature[S],
         /,
         *,
         app: Any = ...,
@@ -212,14 +213,12 @@ class group(Canvas[list[R]]):
 
     @overload
     def __init__(
-        self: group[R], *tasks: Signature[R], app: Any = ..., **options: Any
+        self: group[S], *tasks: Signature[S], app: Any = ..., **options: Any
     ) -> None: ...
     @overload
     def __init__(
-        self: group[R], tasks: Iterable[Signature[R]], /, *, app: Any = ..., **options: Any
+        self: group[S], tasks: Iterable[Signature[S]], /, *, app: Any = ..., **options: Any
     ) -> None: ...
-    @overload
-    def __init__(self: group[Any], *tasks: Any, app: Any = ..., **options: Any) -> None: ...
     def __init__(  # type: ignore[misc]  # as above
         self, *tasks: Any, app: Any = None, **options: Any
     ) -> None:
@@ -382,9 +381,9 @@ class chord(Canvas[R]):
 
     @overload
     def __init__(
-        self: chord[R],
+        self: chord[S],
         header: Any,
-        body: Signature[R],
+        body: Signature[S],
         task: str = ...,
         args: Iterable[Any] | None = None,
         kwargs: Mapping[str, Any] | None = None,
