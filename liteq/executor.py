@@ -237,7 +237,7 @@ class Executor:
         self, delivery: Delivery, plan: Plan
     ) -> tuple[Sequence[Any], Mapping[str, Any]]:
         packed = delivery.packed
-        envelope = packed[14]
+        envelope = packed[16]
         immutable, names = False, _NO_NAMES
         args: Sequence[Any]
         kwargs: Mapping[str, Any]
@@ -446,7 +446,7 @@ class _Attempt:
 
     def _is_waited_for(self) -> bool:
         """Tell whether other tasks are given the value, be it kept as a result or not."""
-        if self.packed[14] is None:  # no envelope, which would say so
+        if self.packed[16] is None:  # no envelope, which would say so
             return False
         message = self.context.message
         return message is not None and (message.has_links or message.gather is not None)

@@ -46,6 +46,8 @@ PACKED_FIELDS: Final = (
     "ignore_result",
     "max_deliveries",
     "result_expires",
+    "limits",
+    "unique_key",
     "envelope",
 )
 
@@ -57,6 +59,8 @@ class Message(NamedTuple):
     the task asked to be run again. `max_deliveries`: how many times it may be started
     again after its process died, before it becomes a dead letter (None: the store's
     default). `result_expires`: how long the settled message is kept (None: for ever).
+    `limits`: the limits that it is started within, `unique_key`: what it is the only
+    one of. Both are texts that the store looks into.
 
     A message whose task is `GATHER` is never run: it ends when its parts have ended (see
     `Edge`). Its body says how:
@@ -85,6 +89,8 @@ class Message(NamedTuple):
     ignore_result: bool = False
     max_deliveries: int | None = None
     result_expires: float | None = 86400.0
+    limits: str | None = None
+    unique_key: str | None = None
 
     # The envelope: what only the executing side, or a reader of the result, looks at.
     content_type: str = "json"

@@ -42,6 +42,7 @@ from liteq.brokers.base import (
 from liteq.brokers.graph import count_edges
 from liteq.brokers.redis_form import (
     LETTERS,
+    PACKED_COUNT,
     RECORD_FIELDS,
     STATES,
     Fields,
@@ -355,7 +356,7 @@ class RedisBroker(Broker):
             leases = []
             for _ in range(fields.number()):
                 key, token, delivery = fields.number(), fields.number(), fields.number()
-                leases.append(Lease(key, token, delivery, packed_of(fields.some(10))))
+                leases.append(Lease(key, token, delivery, packed_of(fields.some(PACKED_COUNT))))
             if leases:
                 step = self.step(worker, settlements=[(lease, end(lease)) for lease in leases])
                 total += sum(step.accepted)
@@ -738,13 +739,13 @@ def _read_step(fields: Fields, token: int) -> Step:
     leases = []
     for _ in range(fields.number()):
         key, delivery = fields.number(), fields.number()
-        packed = packed_of(fields.some(10))
+        packed = packed_of(fields.some(PACKED_COUNT))
         leases.append(Lease(key, token, delivery, packed, read_inputs(fields)))
     aside: list[tuple[Lease, Literal["parked", "expired"]]] = []
     for _ in range(fields.number()):
         why = fields.bytes()
         key, delivery = fields.number(), fields.number()
-        lease = Lease(key, token, delivery, packed_of(fields.some(10)))
+        lease = Lease(key, token, delivery, packed_of(fields.some(PACKED_COUNT)))
         aside.append((lease, "parked" if why == b"p" else "expired"))
     return Step(
         accepted=tuple(flag == 49 for flag in flags),

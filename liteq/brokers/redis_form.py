@@ -32,6 +32,7 @@ from liteq.outcome import (
 
 __all__ = [
     "LETTERS",
+    "PACKED_COUNT",
     "RECORD_FIELDS",
     "STATES",
     "Fields",
@@ -63,7 +64,8 @@ LETTERS: Final[dict[str, str]] = {
     "retrying": "y",
     "dead": "dead",
 }
-RECORD_FIELDS: Final = 25
+PACKED_COUNT: Final = 12  # fields that a packed message is answered as
+RECORD_FIELDS: Final = 27
 _IGNORED_KEPT: Final = 3600.0  # seconds an unwanted result is kept, against repetitions
 _PLACES: Final = {name: at for at, name in enumerate(PACKED_FIELDS)}
 _REPLACE: Final = frozenset(PACKED_FIELDS) - {"id"}
@@ -146,9 +148,10 @@ def _number(text: str | bytes | None) -> float | None:
 
 
 def packed_of(fields: Sequence[Field]) -> Packed:
-    """Return the packed message of ten fields: id, task, body, queue, priority, run_at,
-    expires_at, retries, options, envelope."""
-    id, task, body, queue, priority, run_at, expires_at, retries, options, envelope = fields
+    """Return the packed message of its fields: id, task, body, queue, priority, run_at,
+    expires_at, retries, options, limits, unique_key, envelope."""
+    id, task, body, queue, priority, run_at, expires_at, retries = fields[:8]
+    options, limits, unique_key, envelope = fields[8:]
     assert id is not None
     assert task is not None
     assert queue is not None
@@ -162,24 +165,26 @@ def packed_of(fields: Sequence[Field]) -> Packed:
         _number(expires_at),
         int(retries or 0),
         *_read_options(options or b""),
+        None if limits is None else limits.decode(),
+        None if unique_key is None else unique_key.decode(),
         None if envelope is None else envelope.decode(),
     )
 
 
 def _message_arguments(packed: Packed) -> tuple[Any, ...]:
-    """Return the twelve arguments of one message of a graph."""
+    """Return the fourteen arguments of one message of a graph."""
     for at, kinds in _KINDS:
         if not isinstance(packed[at], kinds):
             raise TypeError(
                 f"the message {packed[0]!r} has a {PACKED_FIELDS[at]} that cannot be kept: "
                 f"{packed[at]!r}"
             )
-    envelope: str | None = packed[14]
+    envelope: str | None = packed[16]
     countdown = expires_in = None
     if envelope and ('"countdown"' in envelope or '"expires_in"' in envelope):
         fields = json.loads(envelope)
         countdown, expires_in = fields.get("countdown"), fields.get("expires_in")
-    return (*packed[:8], _options(packed), envelope, countdown, expires_in)
+    return (*packed[:8], _options(packed), *packed[14:16], envelope, countdown, expires_in)
 
 
 def graph_arguments(
@@ -321,8 +326,9 @@ def _changed(packed: Packed, changes: dict[str, Any]) -> Packed:
 
 
 def _renewed(packed: Packed) -> tuple[Any, ...]:
-    """Return body, queue, priority, expires_at, retries, options and envelope."""
-    return (*packed[2:5], packed[6], packed[7], _options(packed), packed[14])
+    """Return body, queue, priority, expires_at, retries, options, limits, unique_key and
+    envelope."""
+    return (*packed[2:5], packed[6], packed[7], _options(packed), *packed[14:17])
 
 
 # Records
@@ -330,8 +336,8 @@ def _renewed(packed: Packed) -> tuple[Any, ...]:
 
 def record_of(fields: Sequence[Field]) -> Record:
     """Return the record of the fields that `lua/read.lua` puts."""
-    letter, result, noted, meta, deliveries, enqueued, started, settled = fields[10:18]
-    worker, children, dead, revoked, workflow = fields[18:23]
+    letter, result, noted, meta, deliveries, enqueued, started, settled = fields[12:20]
+    worker, children, dead, revoked, workflow = fields[20:25]
     state = STATES[letter or b""]
     if result is not None and state in ("queued", "scheduled"):
         state = "retrying"
@@ -339,7 +345,7 @@ def record_of(fields: Sequence[Field]) -> Record:
     return Record(
         id=(fields[0] or b"").decode(),
         state=state,
-        packed=packed_of(fields[:10]),
+        packed=packed_of(fields[:PACKED_COUNT]),
         result=result,
         note=None if noted is None else Note(noted.decode(), meta or b""),
         deliveries=int(deliveries or 0),
@@ -358,7 +364,8 @@ def kept_fields(kept: Kept) -> list[Any]:
     """Return names and values of what a message keeps, its number, state and those that
     others are told of (edges, waiters, leases) aside: see `lua/ends.lua`."""
     record, packed = kept.record, kept.record.packed
-    options, envelope, countdown, expires_in = _message_arguments(packed)[8:]
+    arguments = _message_arguments(packed)[8:]
+    options, limits, unique_key, envelope, countdown, expires_in = arguments
     waiting = record.state == "waiting"
     fields: dict[str, Any] = {
         "t": packed[1],
@@ -369,6 +376,8 @@ def kept_fields(kept: Kept) -> list[Any]:
         "x": packed[6],
         "y": packed[7],
         "o": options,
+        "L": limits,
+        "U": unique_key,
         "e": envelope,
         "Q": record.enqueued_at,
         "P": kept.pending if kept.pending or kept.inputs or waiting else None,

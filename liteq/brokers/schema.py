@@ -16,7 +16,7 @@ from liteq.exceptions import SchemaError
 
 __all__ = ["STATE_CODES", "VERSION", "ensure"]
 
-VERSION: Final = 2
+VERSION: Final = 3
 _APPLICATION_ID: Final = 0x6C746571  # "lteq"
 
 # The numbers stand in the partial indexes below, and in files: never change one.
@@ -176,6 +176,10 @@ CREATE TABLE lead(
     holder TEXT NOT NULL,
     until REAL NOT NULL
 ) STRICT, WITHOUT ROWID;
+""",
+    2: """
+ALTER TABLE message ADD COLUMN limits TEXT;
+ALTER TABLE message ADD COLUMN unique_key TEXT;
 """,
 }
 

@@ -21,8 +21,8 @@ local ids = call('SRANDMEMBER', P .. 'leases:' .. worker, tonumber(ARGV[6]))
 put(#ids)
 for _, id in ipairs(ids) do
   local m = call('HMGET', P .. 'm:' .. id, 'n', 'k', 'd', 't', 'b', 'q', 'p', 'u', 'x', 'y',
-    'o', 'e')
+    'o', 'L', 'U', 'e')
   put(m[1]) put(m[2]) put(m[3]) put(id)
-  for i = 4, 12 do put(m[i]) end
+  for i = 4, 14 do put(m[i]) end
 end
 return answer()

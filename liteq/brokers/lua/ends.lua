@@ -4,6 +4,7 @@
 --   n  number: the order of arrival       s  state, one letter (below)
 --   t  task     b  body                   q  queue    p  priority
 --   u  run_at   x  expires_at             y  retries  e  envelope
+--   L  limits                             U  unique_key
 --   o  time_limit,soft_time_limit,acks_late,ignore_result,max_deliveries,result_expires
 --   k  token of the lease, or of the last w  worker that has or had it
 --   d  deliveries                         T  when it was started

@@ -2,14 +2,15 @@
 --
 -- A graph in the arguments: the workflow's id and name ("" for none); the number of its
 -- messages; for each: id, task, body, queue, priority, run_at, expires_at, retries, o,
--- envelope, countdown, expires_in; the number of edges; for each: source, target, letter
+-- L, U, envelope, countdown, expires_in; the number of edges; for each: source, target, letter
 -- (s success, f failure, p part), position (-1: the next).
 
 local function read_graph()
   local graph = {workflow = given(take()), name = take(), messages = {}, edges = {}}
   for i = 1, tonumber(take()) do
     graph.messages[i] = {id = take(), t = take(), b = take(), q = take(), p = take(),
-      u = given(take()), x = given(take()), y = take(), o = take(), e = given(take()),
+      u = given(take()), x = given(take()), y = take(), o = take(),
+      L = given(take()), U = given(take()), e = given(take()),
       C = given(take()), D = given(take())}
   end
   for i = 1, tonumber(take()) do
@@ -106,6 +107,8 @@ local function enter(graph, there)
       end
       also('u', m.u)
       also('x', m.x)
+      also('L', m.L)
+      also('U', m.U)
       also('e', m.e)
       also('O', m.O)
       also('W', workflow)

@@ -10,7 +10,7 @@
 --                    I: it is ignored
 --        F   error, children, "=" and why it is dead, result_expires, outcome of the attempt
 --        V   why it was revoked, the error that stands for it
---        Y   run_at, error, body, queue, priority, expires_at, retries, o, envelope
+--        Y   run_at, error, body, queue, priority, expires_at, retries, o, L, U, envelope
 --        G   run_at, task, and those from body on as in Y, and a graph, of the workflow that
 --            this makes if there was none
 --        Q   how many deliveries are not counted, "" or the error of an attempt that was lost
@@ -51,8 +51,8 @@ for i = 1, tonumber(take()) do
   else
     s.run_at = given(take())
     if kind == 'Y' then s.error = take() else s.t = take() end
-    s.b, s.q, s.p, s.x, s.y, s.o, s.e =
-      take(), take(), take(), given(take()), take(), take(), given(take())
+    s.b, s.q, s.p, s.x, s.y, s.o = take(), take(), take(), given(take()), take(), take()
+    s.L, s.U, s.e = given(take()), given(take()), given(take())
     if kind == 'G' then s.graph = read_graph() end
   end
 end
@@ -95,10 +95,12 @@ for i, s in ipairs(settlements) do
 end
 
 local function describe(m)
-  put(m.id) put(m.t) put(m.b) put(m.q) put(m.p) put(m.u) put(m.x) put(m.y) put(m.o) put(m.e)
+  put(m.id) put(m.t) put(m.b) put(m.q) put(m.p) put(m.u) put(m.x) put(m.y) put(m.o) put(m.L) put(m.U)
+  put(m.e)
 end
 
-local CLAIMED = {'n', 'd', 't', 'b', 'q', 'p', 'u', 'x', 'y', 'o', 'e', 'P', 's', 'r'}
+local CLAIMED = {'n', 'd', 't', 'b', 'q', 'p', 'u', 'x', 'y', 'o', 'L', 'U', 'e', 'P', 's',
+  'r'}
 local function read(id)
   local found, m = call('HMGET', P .. 'm:' .. id, unpack(CLAIMED)), {id = id}
   for i, field in ipairs(CLAIMED) do m[field] = found[i] end
@@ -244,9 +246,11 @@ for i, s in ipairs(settlements) do
       give_lease_up(m)
       wipe(m)
       if kind == 'G' then call('HDEL', key, 'C', 'D') end
-      call('HDEL', key, 'k', 'T', 'u', 'x', 'e', 'r')
+      call('HDEL', key, 'k', 'T', 'u', 'x', 'L', 'U', 'e', 'r')
       call('HSET', key, 'b', s.b, 'q', s.q, 'p', s.p, 'y', s.y, 'o', s.o, 'd', '0', 'j', '1')
       if s.x then call('HSET', key, 'x', s.x) end
+      if s.L then call('HSET', key, 'L', s.L) end
+      if s.U then call('HSET', key, 'U', s.U) end
       if s.e then call('HSET', key, 'e', s.e) end
       call('SADD', P .. 'queues', s.q)
       local p, n = tonumber(s.p), tonumber(m.n)
