@@ -787,7 +787,7 @@ def test_a_store_of_version_1_is_upgraded_with_all_that_waits_in_it(
             f"VALUES ({', '.join('?' * (len(fields) + 4))})",
             (
                 seq,
-                *(getattr(message, name) for name in fields),
+                *(getattr(message, name, None) for name in fields),  # no envelope
                 0 if waits else 1,
                 waits,
                 0.0,
