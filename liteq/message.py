@@ -122,7 +122,8 @@ class Message(NamedTuple):
 
     def pack(self) -> Packed:
         """Return the message as a tuple in the order of `PACKED_FIELDS`."""
-        return (*self[:_HOT], None if self[_HOT:] == _DEFAULTS else self._envelope())
+        rest = self[_HOT:]
+        return (*self[:_HOT], None if rest == _DEFAULTS else _envelope_of(rest))
 
     @classmethod
     def unpack(cls, packed: Packed) -> "Message":
@@ -133,13 +134,34 @@ class Message(NamedTuple):
         text = packed[_HOT]
         return cls(*packed[:_HOT], **_read_envelope(text)) if text else cls(*packed[:_HOT])
 
-    def _envelope(self) -> str:
-        parts = [
-            f'"{name}":{_json_of(value)}'
-            for name, value, default in zip(_NAMES, self[_HOT:], _DEFAULTS, strict=True)
-            if value is not default and value != default
-        ]
-        return f'{{{",".join(parts)},"v":{VERSION}}}'
+
+_Rest: TypeAlias = tuple[Any, ...]  # the fields that the envelope holds
+
+# The members of a group differ in the envelope by their index alone: what is around it in
+# the last one written is written again as it was.
+_last: tuple[_Rest, _Rest, str, str] = ((), (), "", "")
+
+
+def _envelope_of(rest: _Rest) -> str:
+    global _last
+    index = rest[_INDEX]
+    if index is None:
+        return f'{{{_parts(rest, _NAMES, _DEFAULTS)}"v":{VERSION}}}'
+    before, behind = rest[:_INDEX], rest[_INDEX + 1 :]
+    known_before, known_behind, head, tail = _last
+    if behind != known_behind or before != known_before:
+        head = _parts(before, _NAMES[:_INDEX], _DEFAULTS[:_INDEX])
+        tail = _parts(behind, _NAMES[_INDEX + 1 :], _DEFAULTS[_INDEX + 1 :])
+        _last = (before, behind, head, tail)
+    return f'{{{head}"group_index":{index},{tail}"v":{VERSION}}}'
+
+
+def _parts(values: _Rest, names: _Rest, defaults: _Rest) -> str:
+    return "".join(
+        f'"{name}":{_json_of(value)},'
+        for name, value, default in zip(names, values, defaults, strict=True)
+        if value is not default and value != default
+    )
 
 
 def _json_of(value: Any) -> str:
@@ -156,6 +178,7 @@ def _json_of(value: Any) -> str:
 _HOT: Final = PACKED_FIELDS.index("envelope")  # how many fields have a place of their own
 _DEFAULTS: Final = tuple(Message._field_defaults.values())[-(len(Message._fields) - _HOT) :]
 _NAMES: Final = Message._fields[_HOT:]
+_INDEX: Final = _NAMES.index("group_index")
 _ENVELOPE_NAMES: Final = frozenset(_NAMES)
 
 
