@@ -7,9 +7,9 @@ in those that ended `upstream` too, so that a redrive can tell what they still w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import apsw
 
@@ -31,7 +31,18 @@ _REVOKED: Final = STATE_CODES["revoked"]
 
 # One that ended upstream is counted down as well: what it waited for may be redriven.
 _OPEN: Final = "(state = 0 OR (state IN (7, 8) AND revoke = 'upstream'))"
-_EDGES: Final = "SELECT target, fires, position FROM edge WHERE source = ?"
+# For one that ended, or for several at once: then with a table to look them up in, which
+# for one alone would take longer than the look.
+_EDGES: Final = "SELECT source, target, fires, position FROM edge WHERE source = ?"
+_EDGES_OF: Final = (
+    "SELECT source, target, fires, position FROM edge "
+    "WHERE source IN (SELECT value FROM json_each(?))"
+)
+_WAKE: Final = "DELETE FROM waiter WHERE message = ? RETURNING message, address"
+_WAKE_OF: Final = (
+    "DELETE FROM waiter WHERE message IN (SELECT value FROM json_each(?)) "
+    "RETURNING message, address"
+)
 _REVOKE: Final = (
     "UPDATE message SET state = 8, result = NULL, settled_at = ?1, "
     "delete_at = ?1 + result_expires, revoke = ?2 "
@@ -111,7 +122,8 @@ class Following:
         self.now = now
         self.queued = False
         self.woken: dict[str, list[str]] = {}
-        self._ended: list[End] = []
+        self._ended: dict[int, End] = {}  # by number, in the order of their ends
+        self._settled: dict[int, str] = {}  # whose waiters are to be told
         self._has_edges = edges
         self._has_waiters = waiters
 
@@ -146,8 +158,9 @@ class Following:
 
     def _note(self, end: End) -> None:
         if self._anything_follows():
-            self._ended.append(end)
-        self._wake_waiters(end.seq, end.id)
+            self._ended[end.seq] = end
+        if self._anyone_waits():
+            self._settled[end.seq] = end.id
 
     def quiet(self) -> bool:
         """Tell whether an end concerns nobody: no edge in the store, and nobody waits."""
@@ -169,14 +182,17 @@ class Following:
             self._has_waiters = bool(fetch_one(self.db, "SELECT EXISTS(SELECT 1 FROM waiter)"))
         return self._has_waiters
 
-    def _wake_waiters(self, seq: int, id: str) -> None:
-        """Note whom to tell that this message settled."""
-        if not self._anyone_waits():
-            return
-        for (address,) in fetch_all(
-            self.db, "DELETE FROM waiter WHERE message = ? RETURNING address", (seq,)
-        ):
-            self.woken.setdefault(address, []).append(id)
+    def _wake_waiters(self) -> None:
+        """Note whom to tell of what has settled."""
+        settled, self._settled = self._settled, {}
+        for seq, address in self._of(settled, _WAKE, _WAKE_OF):
+            self.woken.setdefault(address, []).append(settled[seq])
+
+    def _of(self, seqs: Collection[int], of_one: str, of_many: str) -> list[tuple[Any, ...]]:
+        """Return the rows that a statement gives for one message, or for several."""
+        if len(seqs) < 2:
+            return fetch_all(self.db, of_one, tuple(seqs)) if seqs else []
+        return fetch_all(self.db, of_many, (f"[{','.join(map(str, seqs))}]",))
 
     # What follows
 
@@ -185,24 +201,34 @@ class Following:
         recursion: a chain may have ten thousand links. The parts of a gather that end in
         one round are counted with one statement."""
         while self._ended:
-            ends, self._ended = self._ended, []
+            ends, self._ended = self._ended, {}
             gathers: dict[int, list[tuple[int, End]]] = {}
-            for end in ends:
-                for target, fires, position in fetch_all(self.db, _EDGES, (end.seq,)):
-                    if fires == "part":
-                        gathers.setdefault(target, []).append((position, end))
-                    elif fires == "success":
-                        if end.state == _SUCCEEDED:
-                            self._give(target, position, end)
-                        else:
-                            self._end_upstream(target, end, tells=end.gather and not end.silent)
-                    elif fires == "failure":
-                        if end.state != _SUCCEEDED and end.tells:
-                            self._give(target, position, end)
-                        else:
-                            self._end_upstream(target, _uncalled(end), tells=False)
+            for end, target, fires, position in self._edges_of(ends):
+                if fires == "part":
+                    gathers.setdefault(target, []).append((position, end))
+                elif fires == "success":
+                    if end.state == _SUCCEEDED:
+                        self._give(target, position, end)
+                    else:
+                        self._end_upstream(target, end, tells=end.gather and not end.silent)
+                elif fires == "failure":
+                    if end.state != _SUCCEEDED and end.tells:
+                        self._give(target, position, end)
+                    else:
+                        self._end_upstream(target, _uncalled(end), tells=False)
             for gather, arrivals in gathers.items():
                 self._gather(gather, arrivals)
+        if self._settled:
+            self._wake_waiters()
+
+    def _edges_of(self, ends: Mapping[int, End]) -> Iterator[tuple[End, int, str, int]]:
+        """Yield what leads away from these, in the order in which they have ended."""
+        found: dict[int, list[tuple[Any, ...]]] = {seq: [] for seq in ends}
+        for edge in self._of(ends, _EDGES, _EDGES_OF):
+            found[edge[0]].append(edge)
+        for seq, edges in found.items():
+            for _, target, fires, position in edges:
+                yield ends[seq], target, fires, position
 
     def _give(self, target: int, position: int, end: End) -> None:
         self.db.execute(_INPUT, (target, position, end.id, end.kind, end.value))
