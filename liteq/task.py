@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextvars import copy_context
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, ParamSpec, TypeVar
 
@@ -18,6 +19,7 @@ from liteq.current import current_app, get_current_app
 from liteq.exceptions import ImproperlyConfigured, MaxRetriesExceededError, Retry
 from liteq.local import Proxy
 from liteq.message import PACKED_FIELDS, Message
+from liteq.offload import off_loop
 from liteq.options import CallOptions, RetryOptions, named
 from liteq.replacing import addition, joined, replacement
 from liteq.result import PROGRESS, AsyncResult, EagerResult
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from liteq.app import Liteq
+    from liteq.bulk import BulkResult
 
 __all__ = ["AsyncTask", "BoundTask", "Task", "is_coroutine_function"]
 
@@ -209,6 +212,36 @@ class Task(Generic[P, R]):
         given = named(options, task_id=task_id, link=link, link_error=link_error)
         result: AsyncResult[R] = await self.app.sender.acall(self, args, kwargs, given)
         return result
+
+    def enqueue_many(
+        self,
+        calls: Iterable[Sequence[Any] | Mapping[str, Any]],
+        **options: Unpack[CallOptions],
+    ) -> BulkResult[R]:
+        """Send many calls, each a tuple of arguments or a mapping of keyword ones.
+
+        `options` are those of `apply_async()`, for all of them; `countdown` and `expires`
+        count from one instant. Each call is checked as by `delay()`. A thousand at a time
+        are stored in one step, while `calls` is read. If one is refused, what it raises
+        says in a note how many before it are in the store. The calls are not entered in
+        the trail of a task that makes them.
+
+        Returns a sequence of their results, in their order.
+        """
+        sent: BulkResult[R] = self.app.sender.call_many(self, calls, named(options))
+        return sent
+
+    async def aenqueue_many(
+        self,
+        calls: Iterable[Sequence[Any] | Mapping[str, Any]],
+        **options: Unpack[CallOptions],
+    ) -> BulkResult[R]:
+        """Send many calls like `enqueue_many()`, off the event loop."""
+        here = copy_context()
+        sent: BulkResult[R] = await off_loop(
+            here.run, self.app.sender.call_many, self, calls, named(options)
+        )
+        return sent
 
     def apply(
         self,

@@ -19,6 +19,7 @@ from liteq import (
     group,
     shared_task,
 )
+from liteq.bulk import BulkResult
 from liteq.result import EagerResult, GroupResult
 from liteq.testing import Inline, TaskRun, inline, perform, start_worker
 from liteq.workflows import Workflow
@@ -85,6 +86,10 @@ assert_type(charge.delay(1).get(), dict[str, int])
 assert_type(shared.delay(1).get(), float)
 assert_type(shared_bound.delay(1).get(), float)
 assert_type(based.connect(), int)
+assert_type(add.enqueue_many([(1,), {"x": 1, "y": 2}], priority=3), BulkResult[int])
+assert_type(add.enqueue_many([(1,)])[0].get(), int)
+assert_type(add.enqueue_many([(1,)]).get(timeout=1), list[int])
+assert_type(app.enqueue_many([add.s(1)]).ids, list[str])
 
 # Coroutines
 
