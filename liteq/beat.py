@@ -107,7 +107,7 @@ class Beat:
 
     def start(self, since: float | None = None) -> None:
         """Bring the store up to what the code declares, new entries counting from `since`
-        (Unix seconds; default: now). Raises `ScheduleError` for what cannot be."""
+        (Unix seconds; default: now). Entries that cannot be are logged and left out."""
         self._declared = self.app.schedules.reconcile(since)
         self._read()
         self._pull_back(self._clock.now())
@@ -380,8 +380,6 @@ class Service:
     def run(self) -> int:
         """Run until stopped; return the process's exit code: 0 after a stop that was asked
         for, `EXIT_STORE` if the store is gone or damaged. May be called once.
-
-        Raises `ScheduleError` if an entry that the code declares cannot be.
         """
         with contextlib.ExitStack() as stack:
             woken, self._wake_write = socket.socketpair()

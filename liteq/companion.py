@@ -37,7 +37,6 @@ class Companion:
     """Keeps one beat running. All methods belong to the worker's thread.
 
     `process`: fork a process for it; `forget` closes there what is the worker's alone.
-    Raises `ScheduleError` if an entry that the code declares cannot be.
     """
 
     def __init__(
@@ -48,7 +47,6 @@ class Companion:
         forget: Callable[[], None],
         scheduler: Any = None,
     ) -> None:
-        app.schedules.declared()  # what is wrong is said by the worker, before it begins
         self._app = app
         self._process = process
         self._forget = forget

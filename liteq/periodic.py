@@ -80,8 +80,8 @@ class Schedules:
     # Declared in code
 
     def declare(self, name: str, given: Mapping[str, Any]) -> None:
-        """Declare an entry, as `beat_schedule` does. Raises `ScheduleError`, and so does
-        the start of a beat: what a signal's receiver raises here is only logged."""
+        """Declare an entry, as `beat_schedule` does. Raises `ScheduleError`, which the
+        start of a beat says again: what a signal's receiver raises may go unseen."""
         try:
             Entry.of(self._app, name, given)
             self._refuse_another(name, given)
@@ -122,30 +122,43 @@ class Schedules:
 
         Raises `ScheduleError` naming the first that cannot be.
         """
-        app, given = self._app, self.declarations()
-        return {name: Entry.of(app, name, each).check(app) for name, each in given.items()}
+        entries, broken = self.sound()
+        for error in broken.values():
+            raise error
+        return entries
+
+    def sound(self) -> tuple[dict[str, Entry], dict[str, ScheduleError]]:
+        """Return the entries that the code declares and that can be, and what is wrong with
+        each of the others, by name."""
+        entries: dict[str, Entry] = {}
+        given = self.declarations()
+        broken = dict(self._refused)
+        for name, each in given.items():
+            try:
+                entries[name] = Entry.of(self._app, name, each).check(self._app)
+            except ScheduleError as exc:
+                broken[name] = exc
+        return entries, broken
 
     def declarations(self) -> dict[str, Mapping[str, Any]]:
         """Return what the code declares, as `beat_schedule` has it."""
         self._app.finalize()
-        given = {
-            **self._app.conf.beat_schedule,
-            **self._declared,
-        }  # loads: receivers are called
-        for refused in self._refused.values():
-            raise refused
-        return given
+        settings = self._app.conf.beat_schedule  # this loads: receivers declare theirs
+        return {**settings, **self._declared}
 
     def reconcile(self, since: float | None = None) -> dict[str, Entry]:
         """Bring the store up to what the code declares, and return that. What is new
         counts from `since` (Unix seconds; default: now).
 
         An entry that is as it was keeps its next instant and what was run; so does one
-        that is changed in other things than its schedule.
+        that is changed in other things than its schedule. One that cannot be is logged,
+        and what the store has of that name stays: it stops none of the others.
         """
         app, broker = self._app, self._app.broker
         now = app.clock.now() if since is None else since
-        declared = self.declared()
+        declared, broken = self.sound()
+        for error in broken.values():
+            logger.error("%s: left out", error)
         stored = {row.name: row for row in broker.schedules()}
         for name, entry in declared.items():
             data, row = entry.dumps_declared(), stored.get(name)
@@ -172,7 +185,9 @@ class Schedules:
                 revision=0 if row is None else row.revision,
             )
         for row in stored.values():
-            if row.origin == "code" and row.name not in declared and self._is_ours(row):
+            if row.origin != "code" or row.name in declared or row.name in broken:
+                continue
+            if self._is_ours(row):
                 broker.remove_schedule(row.name)
         return declared
 
@@ -329,7 +344,7 @@ class Schedules:
         return self._local(row) if entry is None else entry
 
     def _local(self, row: Schedule) -> Entry | None:
-        own = self.declared().get(row.name)
+        own = self.sound()[0].get(row.name)
         return own if own is not None and own.dumps_declared() == row.entry else None
 
     def _due_after_pause(self, row: Schedule) -> float | None:

@@ -222,10 +222,31 @@ def test_an_entry_that_cannot_be_is_an_error_that_names_it(
     app.conf.beat_schedule = {"nightly": given}
 
     with pytest.raises(ScheduleError, match="'nightly'") as raised:
-        app.schedules.reconcile()
+        app.schedules.declared()
 
     assert text in str(raised.value)
-    assert app.broker.schedules() == []
+
+
+def test_an_entry_that_cannot_be_stops_none_of_the_others(
+    app: Liteq, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = {"task": "shop.tick", "schedule": 5}
+    app.conf.beat_schedule = {"was good": good, "gone": good}
+    app.schedules.reconcile()
+    app.conf.beat_schedule = {
+        "was good": {"task": "shop.tick", "schedule": -1},
+        "typo": {"task": "shop.tock", "schedule": 5},
+        "good": good,
+    }
+
+    started = app.schedules.reconcile()
+
+    assert list(started) == ["good"]
+    assert [row.name for row in app.broker.schedules()] == ["good", "was good"]
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(errors) == 2
+    for name in ("'typo'", "'was good'"):
+        assert any(f"periodic entry {name}: " in error for error in errors)
 
 
 def test_what_a_receiver_declared_wrongly_is_an_error_of_the_start(
@@ -235,8 +256,11 @@ def test_what_a_receiver_declared_wrongly_is_an_error_of_the_start(
     def setup(sender: Liteq, **_: Any) -> None:
         sender.add_periodic_task(0, app.tasks["shop.tick"].s(), name="often")
 
+    app.schedules.reconcile()
+
+    assert "periodic entry 'often'" in caplog.text
     with pytest.raises(ScheduleError, match="'often'"):
-        app.schedules.reconcile()
+        app.schedules.declared()
 
 
 def test_a_task_of_a_module_that_is_not_loaded_is_sent_for_workers_that_have_it(
