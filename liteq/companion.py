@@ -32,6 +32,14 @@ _SHORTEST_PAUSE: Final = 1.0  # seconds before a beat that ended is started agai
 _LONGEST_PAUSE: Final = 60.0
 _PATIENCE: Final = 5.0  # seconds that a beat which was told to stop has for it
 
+_THE_WORKERS: Final = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+)
+
 
 class Companion:
     """Keeps one beat running. All methods belong to the worker's thread.
@@ -66,7 +74,7 @@ class Companion:
         if self._process:
             self._fork()
         else:
-            self._service = self._make_service(install_signals=False)
+            self._service = self._make_service()
             self._thread = threading.Thread(
                 target=self._run, args=(self._service,), name="liteq-beat", daemon=True
             )
@@ -90,9 +98,9 @@ class Companion:
         self._start_at = float("inf")
         if self._service is not None:
             self._service.stop()
-        if self._pid:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGTERM)
+        if self._life is not None:
+            with contextlib.suppress(OSError):  # it has ended by itself
+                self._life.shutdown(socket.SHUT_WR)
 
     def join(self) -> None:
         """Wait until the beat has stopped; one that does not is killed, or left alone in
@@ -134,14 +142,12 @@ class Companion:
             self._life.close()
             self._life = None
 
-    def _make_service(
-        self, *, install_signals: bool, life: socket.socket | None = None
-    ) -> Service:
+    def _make_service(self, life: socket.socket | None = None) -> Service:
         return Service(
             self._app,
             scheduler=self._scheduler,
             embedded=True,
-            install_signals=install_signals,
+            install_signals=False,
             life=life,
         )
 
@@ -177,13 +183,13 @@ class Companion:
         status = 1
         try:
             signal.set_wakeup_fd(-1)
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-                signal.signal(number, signal.SIG_DFL)
-            for number in (signal.SIGHUP, signal.SIGUSR1):  # the worker's alone
+            # What a terminal or a supervisor sends to all processes is the worker's to
+            # answer: it ends the beat over the socket.
+            for number in _THE_WORKERS:
                 signal.signal(number, signal.SIG_IGN)
             self._forget()
             self._app.after_fork()
-            service = self._make_service(install_signals=True, life=life)
+            service = self._make_service(life)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             status = service.run()
         except BaseException:
