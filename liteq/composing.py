@@ -21,7 +21,7 @@ from liteq import context
 from liteq.calls import checked_id, too_large
 from liteq.canvas import Graph, Signature, as_list, chain, chord, chunks, group, is_empty
 from liteq.exceptions import ImproperlyConfigured, LiteqError, NotRegistered
-from liteq.ids import new_id
+from liteq.ids import new_id, new_ids
 from liteq.layout import (
     NONE,
     PLACED,
@@ -50,6 +50,7 @@ __all__ = ["Composed", "compose", "compose_call"]
 
 _DEEPEST: Final = 100  # sequences inside of each other; far below Python's own limit
 _LINKS: Final = frozenset({"link", "link_error"})
+_IDS: Final = 1_000  # made at once, at most
 _COUNTED: Final = {"countdown": "countdown", "expires": "expires_in"}
 _REFUSED: Final = (LiteqError, TypeError, ValueError)  # what a call that cannot be raises
 
@@ -421,6 +422,7 @@ class _Composer:
         kind, ignored = fields[_CONTENT_TYPE], fields[_IGNORED]
         most = self._rules.max_body_size
         new = tuple.__new__
+        ids: list[str] = []
 
         def add(sig: Signature[Any], index: int) -> AsyncResult[Any]:
             args, kwargs, is_deaf = sig["args"], sig["kwargs"], sig["immutable"]
@@ -435,7 +437,9 @@ class _Composer:
             body = fields[_BODY] = dumps_call(args, kwargs, kind)
             if len(body) > most:
                 raise too_large(name, body, most)
-            id = fields[_ID] = new_id()
+            if not ids:
+                ids.extend(reversed(new_ids(min(2 * index + 1, _IDS))))
+            id = fields[_ID] = ids.pop()
             fields[_INDEX] = index
             if source is not None:
                 fields[_IMMUTABLE] = is_deaf
