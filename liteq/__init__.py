@@ -25,6 +25,7 @@ __all__ = [
     "Graph",
     "Liteq",
     "Queue",
+    "Secret",
     "Signature",
     "StampingVisitor",
     "Task",
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
     from liteq.config import Queue as Queue
     from liteq.current import current_app as current_app
     from liteq.current import current_task as current_task
+    from liteq.redaction import Secret as Secret
     from liteq.result import AsyncResult as AsyncResult
     from liteq.result import allow_join_result as allow_join_result
     from liteq.task import AsyncTask as AsyncTask
@@ -76,6 +78,7 @@ _HOMES = {
     "Graph": "canvas",
     "Liteq": "app",
     "Queue": "config",
+    "Secret": "redaction",
     "Signature": "canvas",
     "Task": "task",
     "allow_join_result": "result",

@@ -23,7 +23,7 @@ from liteq import brokers, context, current, names, signals
 from liteq.builtin import builtin_tasks
 from liteq.canvas import Signature, signature
 from liteq.clock import Clock, system_clock
-from liteq.config import Settings, mask_url, outside
+from liteq.config import Settings, outside
 from liteq.definition import (
     check_options,
     is_same_function,
@@ -34,6 +34,7 @@ from liteq.definition import (
 from liteq.exceptions import ConfigWarning, DuplicateTaskNameWarning, ImproperlyConfigured
 from liteq.offload import off_loop
 from liteq.options import TASK_WITHOUT_EFFECT, CallOptions, TaskOptions, named
+from liteq.redaction import Redactor, mask_url
 from liteq.registry import TaskRegistry
 from liteq.result import AsyncResult
 from liteq.result import GroupResult as _GroupResult  # these are properties of the app
@@ -358,6 +359,11 @@ class Liteq:
         """Return the first of the defaults that is not None, else the setting."""
         given = next((value for value in defaults if value is not None), None)
         return self.conf[default_key] if given is None else given
+
+    @property
+    def redactor(self) -> Redactor:
+        """What hides secrets in what is shown: see `task_sensitive_names`."""
+        return self.sender.rules().redactor
 
     def bugreport(self) -> str:
         """Return versions and settings as text, without secrets."""

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
@@ -28,6 +27,7 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, Final, Literal, TypeAlias
 
 from liteq.exceptions import ConfigWarning, ImproperlyConfigured
+from liteq.redaction import HIDDEN, is_secret_setting, mask_url
 
 __all__ = ["SETTINGS", "Queue", "Setting", "Settings", "mask_url", "outside", "project_options"]
 
@@ -470,6 +470,8 @@ _ROWS: Final[tuple[Setting, ...]] = (
           "text, json, or a %-format for the logging module."),
     _used("worker_task_log_format", None, _text,
           "A %-format for the loggers of tasks; None: as above."),
+    _used("task_sensitive_names", (), _names,
+          "More names of parameters and keys whose values are never shown."),
     _used("worker_log_datefmt", None, _text, "Format of times in the log."),
     _used("worker_task_log_datefmt", None, _text, "The same for the loggers of tasks."),
     _used("worker_log_color", None, _flag, "Colours in the log; None: on a terminal."),
@@ -1231,26 +1233,12 @@ def _looks_like_setting(key: str, value: Any, *, certain: bool) -> bool:
     return not key.isupper() and _close(key, 0.85) is not None
 
 
-# What must not be shown. Patterns are compiled at their first use: few programs need them.
-
-_SECRET: Final = (
-    r"(?i)(^|_)(pass|password|passwd|passphrase|secret|token|api_?key|credentials?|signature)"
-    r"($|_)|(?<!routing)_key$|^key$|_key_"
-)
-_URL_PASSWORD: Final = r"(?<=://)([^/@:\s]*):([^@\s]*)@"
-_QUERY_SECRET: Final = r"(?i)([?&](?:password|passwd|secret|token|key)=)[^&\s]*"
-_HIDDEN: Final = "********"
-
-
-def mask_url(text: str) -> str:
-    """Return a text with the passwords of its URLs hidden, to be shown or logged."""
-    text = re.sub(_URL_PASSWORD, rf"\g<1>:{_HIDDEN}@", text)
-    return re.sub(_QUERY_SECRET, rf"\g<1>{_HIDDEN}", text)
+# What must not be shown
 
 
 def _censored(key: Any, value: Any) -> Any:
-    if isinstance(key, str) and re.search(_SECRET, key) and value not in (None, "", (), False):
-        return _HIDDEN
+    if is_secret_setting(key) and value not in (None, "", (), False):
+        return HIDDEN
     if isinstance(value, str):
         return mask_url(value)
     if isinstance(value, Mapping):

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import IO, Any, Final, Protocol
 
 from liteq.exceptions import ImproperlyConfigured
+from liteq.redaction import mask_url
 
 __all__ = [
     "EXTRA",
@@ -29,6 +30,7 @@ __all__ = [
     "escape",
     "get_task_logger",
     "logger",
+    "safe",
     "task_logger",
 ]
 
@@ -84,6 +86,12 @@ def _unsafe() -> dict[int, str]:
 _ESCAPES: Final = _unsafe()
 
 
+def safe(text: str) -> str:
+    """Return a text that anybody may have made, fit to be shown: on one line, without
+    control characters, the passwords of URLs hidden."""
+    return escape(_masked(text))
+
+
 def escape(text: str) -> str:
     """Return a text with its control characters as visible escapes, on one line.
 
@@ -95,9 +103,13 @@ def escape(text: str) -> str:
     return text.translate(_ESCAPES).encode("utf-8", "backslashreplace").decode()
 
 
+def _masked(text: str) -> str:
+    return mask_url(text) if "://" in text else text
+
+
 def _block(text: str) -> str:
     """Return lines indented, so that none of them can pass for a record's first line."""
-    return "\n".join(f"  {escape(line)}" for line in text.rstrip("\n").split("\n"))
+    return "\n".join(f"  {safe(line)}" for line in text.rstrip("\n").split("\n"))
 
 
 class TextFormatter(logging.Formatter):
@@ -121,7 +133,7 @@ class TextFormatter(logging.Formatter):
         if self.usesTime():
             shown.asctime = self.formatTime(record, self.datefmt)
         # Escaped after formatting: the name or an extra field may hold anything too.
-        line = escape(self.formatMessage(shown))
+        line = safe(self.formatMessage(shown))
         code = self._COLOURS.get(record.levelname) if self.colour else None
         if code:
             line = f"\x1b[{code}m{line}\x1b[0m"
@@ -151,16 +163,16 @@ class JsonFormatter(logging.Formatter):
             "ts": f"{time.strftime('%Y-%m-%dT%H:%M:%S', utc)}.{int(record.msecs):03d}Z",
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": _masked(record.getMessage()),
         }
         for name in EXTRA:
             value = record.process if name == "pid" else getattr(record, name, None)
             if value is not None:
                 fields[name] = value
         if record.exc_info and record.exc_info[0] is not None:
-            fields["exception"] = self.formatException(record.exc_info)
+            fields["exception"] = _masked(self.formatException(record.exc_info))
         elif record.exc_text:
-            fields["exception"] = record.exc_text
+            fields["exception"] = _masked(record.exc_text)
         return json.dumps(fields, default=str)
 
 

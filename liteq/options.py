@@ -206,7 +206,6 @@ TASK_WITHOUT_EFFECT: Final[Mapping[str, str]] = {
     "backend": "results are kept in the store, beside the messages",
     "send_events": "monitoring reads the store, no events are sent",
     "resultrepr_maxsize": "results are not logged",
-    "sensitive": "arguments are not logged",
     "Strategy": _NO_CLASSES,
     "Request": _NO_CLASSES,
     "acks_on_timeout": "a call that its time limit ended has failed",

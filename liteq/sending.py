@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, tzinfo
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from liteq import context, serializers, signals
@@ -21,6 +22,7 @@ from liteq.ids import new_id
 from liteq.message import Edge, Message, Workflow
 from liteq.offload import off_loop
 from liteq.options import WITHOUT_EFFECT, checked_limits, checked_priority
+from liteq.redaction import Redactor
 from liteq.result import AsyncResult, EagerResult
 from liteq.routes import Router
 
@@ -64,6 +66,11 @@ class Rules:
         self.inherits_priority: bool = conf.task_inherit_parent_priority
         self.max_body_size: int = conf.task_max_body_size
         self.keeps_results = app.keeps_results
+        self._sensitive: tuple[str, ...] = conf.task_sensitive_names
+
+    @cached_property
+    def redactor(self) -> Redactor:
+        return Redactor(self._sensitive)
 
 
 class Sender:

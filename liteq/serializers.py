@@ -26,6 +26,7 @@ from typing import Any, Final, NoReturn
 
 from liteq.exceptions import ContentDisallowed, DecodeError, EncodeError, ImproperlyConfigured
 from liteq.names import is_main, module_name
+from liteq.redaction import Secret
 
 __all__ = [
     "MAX_DEPTH",
@@ -406,6 +407,7 @@ _writers: dict[type, Callable[[Any, int], Any]] = {
     complex: lambda value, depth: _mark(
         "complex", _tag(value.real, depth), _tag(value.imag, depth)
     ),
+    Secret: lambda value, depth: _mark("secret", _tag(value.reveal(), depth)),
 }
 _writers_by_name: Final[dict[str, Callable[[Any, int], Any]]] = {
     "datetime.datetime": _tag_datetime,
@@ -703,6 +705,7 @@ _readers: dict[str, Callable[..., Any]] = {
     "tuple": tuple,
     "set": set,
     "frozenset": frozenset,
+    "secret": Secret,
     "dict": _read_dict,
     "datetime": _read_datetime,
     "time": _read_time,

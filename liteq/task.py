@@ -324,6 +324,18 @@ class Task(Generic[P, R]):
         merged.update(options)
         return Signature(self, args, kwargs, merged, app=self.app)
 
+    def redacted(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, str]:
+        """Return the arguments of a call as texts to be shown (Celery's `argsrepr` and
+        `kwargsrepr`), with what is secret in them hidden: see `liteq.redaction`."""
+        return self.app.redactor.call(
+            args, kwargs, self.parameters, self.sensitive, self.resultrepr_maxsize
+        )
+
+    @property
+    def parameters(self) -> list[str]:
+        """The names of the body's positional parameters."""
+        return self._names()
+
     # Inside a run
 
     @property

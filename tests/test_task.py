@@ -333,14 +333,14 @@ def test_options_of_a_task_that_have_no_effect_are_said_once(app: Liteq) -> None
         send_events = False
 
     def define() -> None:
-        app.task(name="one", compression="gzip", sensitive=("card",))(lambda: None)
+        app.task(name="one", compression="gzip")(lambda: None)
         app.task(name="two", compression="gzip", base=Base)(lambda: None)
 
     with pytest.warns(ConfigWarning) as said:
         define()
 
     names = [str(warning.message).split()[7] for warning in said]
-    assert names == ["compression", "sensitive", "send_events"]
+    assert names == ["compression", "send_events"]
     assert {warning.filename for warning in said} == {__file__}
 
 

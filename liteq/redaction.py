@@ -1,0 +1,416 @@
+"""What must not be shown: secrets are hidden from logs, tables, events and reprs.
+
+A value is secret by its type (`Secret`), or by the name that it goes by: that of a
+parameter, of a key in a dict, of a field of a dataclass or model, of a setting. What is
+stored for the task to read, the body of its message, stays as it is: this is about
+display. Passwords in URLs are hidden wherever a text is shown.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Final, Generic, TypeVar
+
+__all__ = [
+    "HIDDEN",
+    "NAMES",
+    "Redactor",
+    "Secret",
+    "hide",
+    "is_secret_setting",
+    "mask_url",
+]
+
+T = TypeVar("T")
+
+HIDDEN: Final = "********"
+
+# Names of what is secret. One of these words, or several in a row, somewhere in a name:
+# "db_password", "apiKey", "X-Auth-Token".
+NAMES: Final = (
+    "password",
+    "passwords",
+    "passwd",
+    "passphrase",
+    "pwd",
+    "secret",
+    "secrets",
+    "token",
+    "tokens",
+    "api_key",
+    "api_keys",
+    "apikey",
+    "access_key",
+    "private_key",
+    "signing_key",
+    "encryption_key",
+    "secret_key",
+    "authorization",
+    "credential",
+    "credentials",
+    "cookie",
+    "cookies",
+    "session_id",
+    "cvv",
+    "card_number",
+)
+
+_TEXT_LIMIT: Final = 1024  # characters of a repr, as Celery's resultrepr_maxsize
+_DEPTH: Final = 16  # levels of a value that are shown
+_LEAST_SECRET: Final = 4  # characters: a shorter text would be hidden in any other word
+_PLAIN: Final = (int, float, complex, bool, type(None))
+# Modules whose values say nothing but themselves in their repr.
+_HARMLESS: Final = frozenset({"datetime", "decimal", "uuid", "zoneinfo", "pathlib", "enum"})
+
+
+class Secret(Generic[T]):
+    """A value that is handed on and never shown.
+
+    `reveal()` returns it. Its repr, its text and its format are stars. As an argument of a
+    task or as its result it comes back as a `Secret`: the message's body has to hold the
+    value itself, which whoever can read the store can read as well.
+    """
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: T) -> None:
+        self._value: T = value.reveal() if isinstance(value, Secret) else value
+
+    def reveal(self) -> T:
+        """Return the value itself."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return f"Secret({HIDDEN!r})"
+
+    def __str__(self) -> str:
+        return HIDDEN
+
+    def __format__(self, spec: str) -> str:
+        return format(HIDDEN, spec)
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        return self._value == other._value if isinstance(other, Secret) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((Secret, self._value))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Secret, (self._value,)
+
+
+class Redactor:
+    """Hides what is secret; `names` are more than those of `NAMES`."""
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        words = {"_".join(_words(name)) for name in (*NAMES, *names)} - {""}
+        self._pattern = re.compile(f"_(?:{'|'.join(map(re.escape, sorted(words)))})_")
+
+    def is_secret(self, name: object) -> bool:
+        """Tell whether what goes by this name is not to be shown."""
+        return isinstance(name, str) and self._pattern.search(_spaced(name)) is not None
+
+    def value(self, value: Any, name: object = None) -> Any:
+        """Return a value with what is secret in it replaced, for a structured display.
+
+        Lists, tuples, sets and dicts are copied; dataclasses and models become dicts.
+        """
+        return self._value(value, name, _DEPTH)
+
+    def text(self, value: Any, name: object = None, limit: int = _TEXT_LIMIT) -> str:
+        """Return the repr of a value with what is secret in it replaced, in at most
+        `limit` characters. What a class's own `__repr__` says is not asked for."""
+        writer = _Writer(self, limit)
+        if self._hides(value, name):
+            return repr(HIDDEN)
+        writer.write(value, _DEPTH)
+        return writer.text()
+
+    def arguments(
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        parameters: Sequence[str] = (),
+        sensitive: Iterable[str] = (),
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of a call with what is secret in them replaced.
+
+        `parameters` are the names of the positional ones; `sensitive` names of this
+        task's parameters that are secret whatever they are called.
+        """
+        hidden = frozenset(sensitive)
+        names = [*parameters, *[None] * (len(args) - len(parameters))]
+        return (
+            tuple(
+                HIDDEN if name in hidden else self.value(one, name)
+                for one, name in zip(args, names, strict=False)
+            ),
+            {
+                name: HIDDEN if name in hidden else self.value(one, name)
+                for name, one in kwargs.items()
+            },
+        )
+
+    def call(
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        parameters: Sequence[str] = (),
+        sensitive: Iterable[str] = (),
+        limit: int = _TEXT_LIMIT,
+    ) -> tuple[str, str]:
+        """Return `argsrepr` and `kwargsrepr` of a call, as events and logs show them."""
+        shown = self.arguments(args, kwargs, parameters, sensitive)
+        return self.text(shown[0], limit=limit), self.text(shown[1], limit=limit)
+
+    def secrets(
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        parameters: Sequence[str] = (),
+        sensitive: Iterable[str] = (),
+    ) -> set[str]:
+        """Return the texts that are secret in the arguments of a call, to be hidden from
+        what is said about it, as an exception's message. Very short ones are left out."""
+        hidden = frozenset(sensitive)
+        found: set[str] = set()
+        names = [*parameters, *[None] * (len(args) - len(parameters))]
+        for name, one in (*zip(names, args, strict=False), *kwargs.items()):
+            self._gather(one, name, found, _DEPTH, is_secret=name in hidden)
+        return found
+
+    def _hides(self, value: Any, name: object) -> bool:
+        if isinstance(value, Secret):
+            return True
+        return self.is_secret(name) and value not in (None, "", (), False, True)
+
+    def _value(self, value: Any, name: object, depth: int) -> Any:
+        if isinstance(value, _PLAIN) and not self.is_secret(name):
+            return value
+        if _safely(self._hides, value, name):
+            return HIDDEN
+        if isinstance(value, str):
+            return mask_url(value)
+        if depth == 0:
+            return "…"
+        if isinstance(value, Mapping):
+            return {
+                _key(key): self._value(member, key, depth - 1) for key, member in value.items()
+            }
+        for kind in (list, tuple, set, frozenset):
+            if isinstance(value, kind):
+                members = [self._value(member, None, depth - 1) for member in value]
+                return members if kind is list else _again(kind, members)
+        if (fields := _fields(value)) is not None:
+            return {key: self._value(member, key, depth - 1) for key, member in fields.items()}
+        return value
+
+    def _gather(
+        self, value: Any, name: object, found: set[str], depth: int, *, is_secret: bool
+    ) -> None:
+        if isinstance(value, Secret):
+            value, is_secret = value.reveal(), True
+        is_secret = is_secret or self.is_secret(name)
+        if isinstance(value, bytes):
+            value = value.decode("utf-8", "replace")
+        if isinstance(value, str):
+            if is_secret and len(value) >= _LEAST_SECRET:
+                found.add(value)
+            elif not is_secret and "://" in value:
+                found.update(_url_secrets(value))
+            return
+        if depth == 0:
+            return
+        if isinstance(value, (list, tuple, set, frozenset)):
+            for member in value:
+                self._gather(member, None, found, depth - 1, is_secret=is_secret)
+            return
+        members = value if isinstance(value, Mapping) else _fields(value)
+        for key, member in (members or {}).items():
+            self._gather(member, key, found, depth - 1, is_secret=is_secret)
+
+
+def hide(text: str, secrets: Iterable[str]) -> str:
+    """Return a text in which none of these texts stands any more, longest first."""
+    for secret in sorted(secrets, key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+        if (inner := repr(secret)[1:-1]) != secret:  # as a repr in the text shows it
+            text = text.replace(inner, HIDDEN)
+    return text
+
+
+class _Writer:
+    """A repr in the making, that ends when it is long enough."""
+
+    def __init__(self, redactor: Redactor, limit: int) -> None:
+        self._redactor = redactor
+        self._limit = limit
+        self._left = limit
+        self._parts: list[str] = []
+
+    def text(self) -> str:
+        text = "".join(self._parts)
+        return text if len(text) <= self._limit else f"{text[: self._limit - 1]}…"
+
+    def write(self, value: Any, depth: int) -> None:
+        if isinstance(value, Secret):
+            self._put(repr(HIDDEN))
+        elif isinstance(value, str):
+            # Cut first: the repr of a megabyte, to show a line of it, takes milliseconds.
+            shown = str.__str__(value)
+            if "://" in shown:
+                shown = mask_url(shown)
+            self._put(repr(shown if len(shown) <= self._limit else shown[: self._limit] + "…"))
+        elif isinstance(value, (bytes, bytearray)):
+            self._put(repr(bytes(value[: self._limit])))
+        elif isinstance(value, int) and type(value) is int and value.bit_length() > 4096:
+            self._put(f"<int of {value.bit_length()} bits>")  # Python may refuse to print it
+        elif type(value) in _PLAIN:
+            self._put(repr(value))
+        elif depth == 0:
+            self._put("…")
+        else:
+            self._write_members(value, depth - 1)
+
+    def _write_members(self, value: Any, depth: int) -> None:
+        if isinstance(value, Mapping):
+            self._write_pairs(
+                "{", ((repr(_key(k)), k, v) for k, v in value.items()), ": ", "}", depth
+            )
+        elif isinstance(value, list):
+            self._write_all("[", value, "]", depth)
+        elif isinstance(value, tuple):
+            self._write_all("(", value, ",)" if len(value) == 1 else ")", depth)
+        elif isinstance(value, (set, frozenset)):
+            self._write_all("{", value, "}", depth)
+        elif (fields := _fields(value)) is not None:
+            name = type(value).__qualname__
+            self._write_pairs(
+                f"{name}(", ((k, k, v) for k, v in fields.items()), "=", ")", depth
+            )
+        elif type(value).__module__.partition(".")[0] in _HARMLESS:
+            self._put(repr(value))
+        else:
+            self._put(f"<{type(value).__qualname__}>")
+
+    def _write_all(
+        self, opening: str, members: Iterable[Any], closing: str, depth: int
+    ) -> None:
+        self._put(opening)
+        for number, member in enumerate(members):
+            if self._left <= 0:
+                return
+            if number:
+                self._put(", ")
+            self.write(member, depth)
+        self._put(closing)
+
+    def _write_pairs(
+        self,
+        opening: str,
+        pairs: Iterable[tuple[str, object, Any]],
+        between: str,
+        closing: str,
+        depth: int,
+    ) -> None:
+        self._put(opening)
+        for number, (shown, key, member) in enumerate(pairs):
+            if self._left <= 0:
+                return
+            self._put(f", {shown}{between}" if number else f"{shown}{between}")
+            if _safely(self._redactor._hides, member, key):
+                self._put(repr(HIDDEN))
+            else:
+                self.write(member, depth)
+        self._put(closing)
+
+    def _put(self, text: str) -> None:
+        self._parts.append(text)
+        self._left -= len(text)
+
+
+def _safely(hides: Any, value: Any, name: object) -> bool:
+    """Hide what cannot be compared (an array, say) if it goes by a secret's name."""
+    try:
+        return bool(hides(value, name))
+    except Exception:  # noqa: BLE001 (the value's own `__eq__`)
+        return True
+
+
+def _key(key: Any) -> Any:
+    return key if isinstance(key, (str, *_PLAIN)) else f"<{type(key).__qualname__}>"
+
+
+def _again(kind: type[Any], members: list[Any]) -> Any:
+    """Return a tuple or set of members, a list if they cannot be in one."""
+    try:
+        return kind(members)
+    except TypeError:
+        return members
+
+
+def _fields(value: Any) -> dict[str, Any] | None:
+    """Return the fields of a dataclass's or pydantic model's instance."""
+    names = getattr(type(value), "__dataclass_fields__", None)
+    if names is None:
+        names = getattr(type(value), "model_fields", None)
+    if not isinstance(names, Mapping):
+        return None
+    found = getattr(value, "__dict__", {})
+    return {
+        str(name): found[name] if name in found else getattr(value, name, None)
+        for name in names
+    }
+
+
+# Names
+
+_CAMEL: Final = r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])"
+
+
+def _words(name: str) -> list[str]:
+    """Return the words of a name in any style: dbPassword, DB_PASSWORD, db-password."""
+    return re.findall(r"[a-z0-9]+", re.sub(_CAMEL, "_", name).lower())
+
+
+@lru_cache(maxsize=4096)
+def _spaced(name: str) -> str:
+    return f"_{'_'.join(_words(name[:200]))}_"
+
+
+_SECRET_SETTING: Final = (
+    r"(?i)(^|_)(pass|password|passwd|passphrase|secret|token|api_?key|credentials?|signature)"
+    r"($|_)|(?<!routing)_keys?$|^keys?$|_key_"
+)
+
+
+def is_secret_setting(name: object) -> bool:
+    """Tell whether a setting's value is not to be shown. (A "key" is secret in settings,
+    where it opens something; a task's argument of that name is mostly the key of a row.)"""
+    return isinstance(name, str) and re.search(_SECRET_SETTING, name) is not None
+
+
+# URLs
+
+_URL_PASSWORD: Final = r"(?<=://)([^/@:\s]*):([^@\s]*)@"
+_QUERY_SECRET: Final = (
+    r"(?i)([?&](?:password|passwd|secret|token|key|api_?key|access_token|signature|sig)=)"
+    r"([^&\s\"']*)"
+)
+
+
+def mask_url(text: str) -> str:
+    """Return a text with the passwords of its URLs hidden, to be shown or logged."""
+    text = re.sub(_URL_PASSWORD, rf"\g<1>:{HIDDEN}@", text)
+    return re.sub(_QUERY_SECRET, rf"\g<1>{HIDDEN}", text)
+
+
+def _url_secrets(text: str) -> set[str]:
+    found = [match[2] for match in re.finditer(_URL_PASSWORD, text)]
+    found += [match[2] for match in re.finditer(_QUERY_SECRET, text)]
+    return {secret for secret in found if len(secret) >= _LEAST_SECRET}

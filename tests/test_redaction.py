@@ -1,0 +1,186 @@
+"""What is secret is not shown, whatever shape it comes in; everything else is."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+import liteq
+from liteq import Liteq, Secret, serializers
+from liteq.log import safe
+from liteq.redaction import HIDDEN, Redactor, hide, mask_url
+
+CANARY = "hunter2-canary"
+redactor = Redactor()
+
+
+@dataclass
+class Login:
+    user: str
+    password: str
+
+
+class Custom:
+    def __repr__(self) -> str:
+        return f"Custom({CANARY})"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "password",
+        "db_password",
+        "dbPassword",
+        "PASSWORD",
+        "X-Auth-Token",
+        "apiKey",
+        "api_key",
+        "apikey",
+        "client_secret",
+        "aws_secret_access_key",
+        "Authorization",
+        "Set-Cookie",
+        "cvv",
+    ],
+)
+def test_names_of_secrets_are_known_in_any_style(name: str) -> None:
+    assert redactor.is_secret(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["key", "cache_key", "user", "passenger", "tokenizer", "secretary", "", None, 7]
+)
+def test_other_names_are_not_taken_for_secret(name: Any) -> None:
+    assert not redactor.is_secret(name)
+
+
+def test_a_program_adds_names_of_its_own() -> None:
+    mine = Redactor(["iban", "customerNumber"])
+    assert mine.is_secret("old_iban")
+    assert mine.is_secret("customer_number")
+    assert mine.is_secret("password")
+
+
+def test_a_secret_shows_itself_nowhere_and_can_be_revealed() -> None:
+    secret = Secret(CANARY)
+    shown = [
+        repr(secret),
+        str(secret),
+        f"{secret}",
+        f"{secret:>20}",
+        "%s" % secret,  # noqa: UP031
+        repr([secret]),
+    ]
+    assert all(CANARY not in text for text in shown)
+    assert secret.reveal() == CANARY
+    assert secret == Secret(CANARY) != Secret("other")
+    assert {secret: 1}[Secret(CANARY)] == 1
+    assert Secret(secret) == secret
+    assert copy.deepcopy(secret) == pickle.loads(pickle.dumps(secret)) == secret
+    assert not Secret("")
+
+
+def test_a_secret_comes_back_from_every_format_as_a_secret() -> None:
+    for kind in ("json", "msgpack", "yaml"):
+        data = serializers.dumps_call((Secret(CANARY),), {"n": Secret(7)}, kind)
+        args, kwargs = serializers.loads_call(data, kind, (kind,))
+        assert args == (Secret(CANARY),)
+        assert kwargs == {"n": Secret(7)}
+
+
+VALUES: list[Any] = [
+    Secret(CANARY),
+    {"password": CANARY},
+    {"deep": [{"apiKey": CANARY}]},
+    [Login("bob", CANARY)],
+    {"login": Login("bob", CANARY)},
+    {"token": {"value": CANARY}},
+    {"tokens": [CANARY]},
+    {"headers": {"Authorization": f"Bearer {CANARY}"}},
+    f"redis://bob:{CANARY}@host/0",
+    f"https://host/x?token={CANARY}&y=1",
+    (Secret(CANARY), {Secret(CANARY)}),
+    {"secret": CANARY.encode()},
+    Custom(),
+]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=repr)
+def test_neither_text_nor_value_holds_what_is_secret(value: Any) -> None:
+    assert CANARY not in redactor.text(value)
+    if not isinstance(value, Custom):
+        assert CANARY not in json.dumps(redactor.value(value), default=repr)
+
+
+def test_what_is_not_secret_is_shown_as_python_shows_it() -> None:
+    value = {"a": [1, 2.5, None, True], "b": ("x",), "c": {3}, 4: date(2026, 1, 2)}
+    assert redactor.text(value) == repr(value)
+    assert redactor.value(value) == value
+    assert redactor.text(Login("bob", "x" * 9)) == f"Login(user='bob', password='{HIDDEN}')"
+    assert redactor.text(Decimal("1.5")) == "Decimal('1.5')"
+    assert redactor.text({"password": None}) == "{'password': None}"
+
+
+def test_a_text_is_bounded_whatever_the_value() -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    for value in ("x" * 10_000_000, list(range(1_000_000)), endless, 1 << 100_000, b"y" * 9999):
+        assert len(redactor.text(value, limit=100)) <= 100
+
+
+def test_positional_arguments_go_by_their_parameters() -> None:
+    args, kwargs = redactor.call(
+        ("bob", CANARY, CANARY, 4),
+        {"pin": CANARY},
+        ("user", "password", "iban"),
+        ("iban", "pin"),
+    )
+    assert args == f"('bob', '{HIDDEN}', '{HIDDEN}', 4)"
+    assert kwargs == f"{{'pin': '{HIDDEN}'}}"
+
+
+def test_a_task_says_which_of_its_parameters_are_secret() -> None:
+    app = Liteq("shop", broker="memory://", task_sensitive_names=["iban"])
+
+    @app.task(sensitive=["pin"])
+    def pay(user: str, iban: str, pin: str, *, password: str = "") -> None: ...
+
+    shown = pay.redacted(("bob", CANARY, CANARY), {"password": CANARY})
+    assert shown == (f"('bob', '{HIDDEN}', '{HIDDEN}')", f"{{'password': '{HIDDEN}'}}")
+
+
+def test_texts_that_are_secret_can_be_taken_out_of_a_message() -> None:
+    found = redactor.secrets(
+        (Secret(CANARY), "redis://x:from-a-url@host"), {"password": "p'w\nd", "token": "ab"}
+    )
+    assert found == {CANARY, "from-a-url", "p'w\nd"}
+    text = f"bad {CANARY!r} and from-a-url and {'p' + chr(39) + 'w' + chr(10) + 'd'!r}"
+    assert hide(text, found) == f"bad '{HIDDEN}' and {HIDDEN} and \"{HIDDEN}\""
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://:pa:ss@h/0", f"redis://:{HIDDEN}@h/0"),
+        ("a redis://u:p@h, b", f"a redis://u:{HIDDEN}@h, b"),
+        ("https://h/?x=1&api_key=abc&y=2", f"https://h/?x=1&api_key={HIDDEN}&y=2"),
+        ("redis://h:6379/0", "redis://h:6379/0"),
+    ],
+)
+def test_urls_are_masked(url: str, shown: str) -> None:
+    assert mask_url(url) == shown
+
+
+def test_what_is_shown_is_one_line_without_passwords() -> None:
+    assert safe("x\x1b[2J\nredis://u:p@h") == rf"x\x1b[2J\nredis://u:{HIDDEN}@h"
+
+
+def test_the_type_is_a_public_name() -> None:
+    assert liteq.Secret is Secret
