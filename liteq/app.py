@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self, Unpack
 
-    from liteq.brokers.base import Broker
+    from liteq.brokers.base import Broker, QueueInfo
     from liteq.bulk import BulkResult
     from liteq.definition import BoundDecorator, Decorator
     from liteq.periodic import Schedules
@@ -435,6 +435,30 @@ class Liteq:
                 )
         return wanted
 
+    def queues(self) -> list[QueueInfo]:
+        """Return the queues that hold anything or are paused, by name: their messages by
+        state, whether they are paused, their limit, how long the first in line has waited,
+        and their dead letters."""
+        return self.broker.queues()
+
+    def pause_queue(self, name: str) -> bool:
+        """Have no worker start anything of a queue, until it is resumed; what runs goes on.
+        Kept in the store. Return whether it was not paused yet."""
+        return self.broker.pause(name)
+
+    def resume_queue(self, name: str) -> bool:
+        """Have the workers start what waits in a queue again; return whether it was paused."""
+        return self.broker.resume(name)
+
+    def length_limit(self, queue: str) -> int | None:
+        """Return how many messages may wait in a queue; None for any number."""
+        most: int | None = self._max_lengths().get(queue, self.conf.task_queue_max_length)
+        return most
+
+    def _max_lengths(self) -> dict[str, int]:
+        queues = self.conf.task_queues or ()
+        return {q.name: q.max_length for q in queues if q.max_length is not None}
+
     @property
     def router(self) -> Router:
         """The routing rules."""
@@ -744,6 +768,8 @@ class Liteq:
             "lease_timeout": conf.worker_lease_timeout,
             "max_deliveries": conf.task_max_deliveries,
             "unknown_expires": conf.task_unknown_expires,
+            "max_length": conf.task_queue_max_length,
+            "max_lengths": self._max_lengths(),
         }
         options.update(conf.broker_transport_options or {})
         clock = None if self.clock is system_clock else self.clock

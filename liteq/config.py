@@ -39,18 +39,33 @@ Check: TypeAlias = Callable[[Any], Any]
 class Queue:
     """A queue for `task_queues`, written as kombu's is.
 
-    Only the name means something here. The exchange, the routing key and whatever else
-    kombu accepts are kept to be read, and ignored: a liteq queue needs no declaration.
+    `max_length`: how many messages may wait in it; a producer with more gets `QueueFull`.
+    The exchange, the routing key and whatever else kombu accepts are kept to be read, and
+    ignored: a liteq queue needs no declaration.
     """
 
-    __slots__ = ("exchange", "name", "options", "routing_key")
+    __slots__ = ("exchange", "max_length", "name", "options", "routing_key")
 
     def __init__(
-        self, name: str, exchange: Any = None, routing_key: str = "", **options: Any
+        self,
+        name: str,
+        exchange: Any = None,
+        routing_key: str = "",
+        *,
+        max_length: int | None = None,
+        **options: Any,
     ) -> None:
         if not name:
             raise ImproperlyConfigured("a queue needs a name")
+        if max_length is not None and (
+            isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 1
+        ):
+            raise ImproperlyConfigured(
+                f"the max_length of the queue {name!r} is how many messages may wait in it: "
+                f"a whole number above 0, not {max_length!r}"
+            )
         self.name = name
+        self.max_length = max_length
         self.exchange = exchange
         self.routing_key = routing_key
         self.options = options
@@ -210,9 +225,9 @@ def _queue(queue: Any, options: Any) -> Queue:
         known.pop("name", None)
         return Queue(queue, **known)
     if isinstance(name := getattr(queue, "name", None), str):  # kombu's
-        return Queue(
-            name, getattr(queue, "exchange", None), getattr(queue, "routing_key", "") or ""
-        )
+        key = getattr(queue, "routing_key", "") or ""
+        most = getattr(queue, "max_length", None)
+        return Queue(name, getattr(queue, "exchange", None), key, max_length=most)
     raise _Unfit(f"must hold names or Queue objects, not {queue!r}")
 
 
@@ -383,6 +398,8 @@ _ROWS: Final[tuple[Setting, ...]] = (
     _used("task_queues", None, _queues, "The queues: names, Queue objects or a dict."),
     _used("task_routes", None, _any,
           "Queue by task: a dict (globs allowed), functions, a list."),
+    _used("task_queue_max_length", None, _integer(1),
+          "How many messages may wait in a queue without a max_length.", null=True),
     _used("task_create_missing_queues", True, _flag,
           "False: a queue not in task_queues is an error."),
     *_accepted(

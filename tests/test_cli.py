@@ -525,6 +525,36 @@ def test_queues_are_counted_and_purged(here: Here) -> None:
     assert here.ok("purge", "-f") == "1"
 
 
+def test_a_queue_is_paused_resumed_and_purged_by_name(here: Here) -> None:
+    here.ok("call", "tasks.add", "-a", "[1, 2]")
+    here.ok("queues", "pause", "default", "mail")
+    here.burst()
+    [default, mail] = json.loads(here.ok("queues", "--json"))
+    table = here.ok("queues").splitlines()
+    again = here("queues", "pause", "mail")
+
+    assert (default["queue"], default["queued"], default["paused"]) == ("default", 1, True)
+    assert default["latency"] >= 0
+    assert (mail["queue"], mail["queued"], mail["paused"]) == ("mail", 0, True)
+    assert mail["latency"] is None
+    assert table[0].split()[-4:] == ["latency", "paused", "limit", "dead"]
+    assert table[1].split()[-1] == "yes"
+    assert (again.returncode, again.stderr) == (0, "liteq: mail was paused already\n")
+
+    here.ok("queues", "resume", "default")
+    here.burst()
+    assert json.loads(here.ok("queues", "--json"))[0]["queued"] == 0
+    assert here("queues", "resume", "default").stderr == "liteq: default was not paused\n"
+
+    here.ok("call", "tasks.add", "-a", "[1, 2]", "--queue", "mail")
+    refused = here("queues", "purge", "mail", stdin="n\n")
+    assert refused.returncode == 1
+    assert "Delete 1 messages of mail?" in refused.stderr
+    assert here.ok("queues", "purge", "mail", "-f") == "1"
+    assert here("queues", "pause").returncode == 2
+    assert here("queues", "pauze", "mail").returncode == 2
+
+
 def test_dead_letters_are_listed_shown_redriven_and_purged(here: Here) -> None:
     first, second = new_id(), new_id()
     broken = [Message(id, "tasks.add", b"{broken", "default") for id in (first, second)]

@@ -26,6 +26,7 @@ __all__ = [
     "Mailbox",
     "Node",
     "Note",
+    "QueueInfo",
     "Record",
     "RevokeAnswer",
     "Schedule",
@@ -180,6 +181,27 @@ class WorkerInfo(NamedTuple):
     started_at: float
     beat_age: float
     details: Mapping[str, Any]
+
+
+class QueueInfo(NamedTuple):
+    """A queue as a whole, its unfinished messages counted by state.
+
+    `limit`: how many may wait, as the asking instance was told (`max_length`). `latency`:
+    how many seconds the first in line has been claimable (of those of each priority, the
+    longest); None if nothing is. `dead`: how many dead letters it has.
+    """
+
+    name: str
+    counts: Mapping[State, int]
+    paused: bool = False
+    limit: int | None = None
+    latency: float | None = None
+    dead: int = 0
+
+    @property
+    def length(self) -> int:
+        """How many messages wait to be started: what `limit` counts, and `purge()` deletes."""
+        return sum(self.counts.get(state, 0) for state in ("queued", "scheduled", "parked"))
 
 
 class Node(NamedTuple):
@@ -363,7 +385,10 @@ class Broker(ABC):
 
         An id that is there already with the same task and body is left as it is, so the
         call may be repeated. Raises `AlreadyEnqueued` if task or body differ, and
-        `QueueFull` if there is no room; nothing is stored then.
+        `QueueFull` if there is no room, in the store or in a queue with a `max_length`:
+        that is how many messages may be queued, scheduled or parked there. It is exact
+        over all producers that know it, and binds them alone: what a settle, a `fire()` or
+        a redrive puts into a queue is never refused. Nothing is stored then.
         """
 
     @abstractmethod
@@ -379,8 +404,9 @@ class Broker(ABC):
     ) -> Step:
         """Settle, note and claim for one worker: one transaction, one trip.
 
-        Claims up to `limit` messages of `queues` whose task is in `tasks` (None: any
-        task); one whose task is not, is parked. Messages found expired are revoked.
+        Claims up to `limit` messages of those `queues` that are not paused, if their task
+        is in `tasks` (None: any task); one whose task is not, is parked. Messages found
+        expired are revoked.
         """
 
     def settle(self, worker: int, lease: Lease, outcome: Outcome) -> bool:
@@ -462,7 +488,21 @@ class Broker(ABC):
         """Delete what waits in these queues (None: all), or, with `dead`, the dead
         letters instead. Return how many. What is running stays."""
 
+    @abstractmethod
+    def pause(self, queue: str) -> bool:
+        """Have nothing claimed from a queue, by whatever worker, from now on until it is
+        resumed, whoever restarts. What runs goes on. False: it was paused already."""
+
+    @abstractmethod
+    def resume(self, queue: str) -> bool:
+        """Have a paused queue claimed from again, and wake its workers; False if it was
+        not paused."""
+
     # Looking
+
+    @abstractmethod
+    def queues(self) -> list[QueueInfo]:
+        """Return the queues that hold anything or are paused, by name."""
 
     @abstractmethod
     def get(self, ids: Sequence[str]) -> dict[str, Record]:

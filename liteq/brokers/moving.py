@@ -90,6 +90,9 @@ def move(source: Broker, target: Broker) -> Iterator[tuple[int, int]]:
         there.bind(here.read(ids[at : at + SLICE]))
     for schedule in source.schedules():
         target.put_schedule(schedule, revision=0)
+    for queue in source.queues():
+        if queue.paused:
+            target.pause(queue.name)
     _compare(source, target, ids)
 
 

@@ -31,6 +31,7 @@ from liteq.brokers.base import (
     Mailbox,
     Node,
     Note,
+    QueueInfo,
     Record,
     RevokeAnswer,
     Schedule,
@@ -40,6 +41,7 @@ from liteq.brokers.base import (
     WorkflowInfo,
 )
 from liteq.brokers.graph import count_edges
+from liteq.brokers.lengths import Lengths, queue_full
 from liteq.brokers.redis_form import (
     LETTERS,
     PACKED_COUNT,
@@ -94,8 +96,10 @@ class RedisBroker(Broker):
     have it, or fails after `replica_timeout` seconds with an unknown outcome).
     `socket_timeout`, `socket_connect_timeout`: seconds without an answer.
     `visibility_timeout` has no meaning: a message is delivered again when its worker has
-    died, however long it runs. `lease_timeout`, `max_deliveries`, `unknown_expires`,
-    `poll_interval`: as for the other stores. `ssl_…`: those of the Redis client.
+    died, however long it runs. `max_lengths`: how many messages may wait in a queue, by its
+    name; `max_length`: in each of the others (None: any number). `lease_timeout`,
+    `max_deliveries`, `unknown_expires`, `poll_interval`: as for the other stores.
+    `ssl_…`: those of the Redis client.
     """
 
     def __init__(
@@ -110,6 +114,8 @@ class RedisBroker(Broker):
         replica_timeout: float = 1.0,
         lease_timeout: float = 60.0,
         max_deliveries: int = DEFAULT_MAX_DELIVERIES,
+        max_length: int | None = None,
+        max_lengths: Mapping[str, int] | None = None,
         unknown_expires: float = 86_400.0,
         poll_interval: float = 0.5,
         socket_timeout: float | None = None,
@@ -159,6 +165,7 @@ class RedisBroker(Broker):
         self.max_deliveries = max_deliveries
         self.unknown_expires = unknown_expires
         self.poll_interval = poll_interval
+        self._lengths = Lengths(max_length, max_lengths)
         self._prefix = f"{global_keyprefix}{{liteq:{name}}}:"
         self._link = Link(
             place,
@@ -233,12 +240,21 @@ class RedisBroker(Broker):
         count_edges(packed, edges)
         if not packed:
             return
-        answer = self._call("enqueue", *graph_arguments(packed, edges, workflow), durable=True)
+        limits = self._lengths.among({one[3] for one in packed}) if self._lengths else {}
+        answer = self._call(
+            "enqueue",
+            len(limits),
+            *(part for limit in limits.items() for part in limit),
+            *graph_arguments(packed, edges, workflow),
+            durable=True,
+        )
         self._refuse(answer)
 
     @staticmethod
     def _refuse(answer: Sequence[bytes | None]) -> None:
         """Raise what a script says why a graph cannot be."""
+        if answer and answer[0] == b"Q":
+            raise queue_full((answer[1] or b"").decode(), int(answer[2] or 0))
         if answer and answer[0] in (b"A", b"E", b"N"):
             raise _refusal(answer)
 
@@ -453,7 +469,40 @@ class RedisBroker(Broker):
     def _queue_names(self) -> list[str]:
         return list(self.counts())
 
+    def pause(self, queue: str) -> bool:
+        return self._once("pause", queue, "1")[0] == b"1"
+
+    def resume(self, queue: str) -> bool:
+        return self._once("pause", queue, "")[0] == b"1"
+
     # Looking
+
+    def queues(self) -> list[QueueInfo]:
+        fields = Fields(self._call("queues"))
+        found: dict[str, QueueInfo] = {}
+        while fields.more():
+            name, paused, latency = fields.text(), fields.bytes() == b"1", fields.one()
+            found[name] = QueueInfo(
+                name=name,
+                counts=_counted(fields),
+                paused=paused,
+                limit=self._lengths.of(name),
+                latency=None if latency is None else float(latency),
+            )
+        for name, dead in self._dead_by_queue().items():
+            known = found.get(name) or QueueInfo(name, {}, limit=self._lengths.of(name))
+            found[name] = known._replace(dead=dead)
+        return sorted(found.values())
+
+    def _dead_by_queue(self) -> dict[str, int]:
+        found: dict[str, int] = {}
+        last: bytes | None = b"0"
+        while last is not None:
+            last, *pairs = self._call("dead_in", last, _LOOK)
+            for name, number in zip(pairs[::2], pairs[1::2], strict=True):
+                queue = (name or b"").decode()
+                found[queue] = found.get(queue, 0) + int(number or 0)
+        return found
 
     def get(self, ids: Sequence[str]) -> dict[str, Record]:
         found: dict[str, Record] = {}
@@ -501,12 +550,10 @@ class RedisBroker(Broker):
 
     def counts(self) -> dict[str, dict[State, int]]:
         fields = Fields(self._call("counts"))
-        states: tuple[State, ...] = ("waiting", "queued", "scheduled", "running", "parked")
         counted: dict[str, dict[State, int]] = {}
         while fields.more():
             queue = fields.text()
-            numbers = [int(number or 0) for number in fields.some(5)]
-            counted[queue] = {s: n for s, n in zip(states, numbers, strict=True) if n}
+            counted[queue] = _counted(fields)
         return counted
 
     # Workflows
@@ -755,6 +802,13 @@ def _read_step(fields: Fields, token: int) -> Step:
         alive=alive,
         aside=tuple(aside),
     )
+
+
+def _counted(fields: Fields) -> dict[State, int]:
+    """Return the counts of one queue that `lua/counts.lua` puts."""
+    states: tuple[State, ...] = ("waiting", "queued", "scheduled", "running", "parked")
+    numbers = [int(number or 0) for number in fields.some(5)]
+    return {s: n for s, n in zip(states, numbers, strict=True) if n}
 
 
 def _read_node(fields: Fields, nodes: list[Node], edges: list[Edge]) -> None:

@@ -180,6 +180,11 @@ CREATE TABLE lead(
     2: """
 ALTER TABLE message ADD COLUMN limits TEXT;
 ALTER TABLE message ADD COLUMN unique_key TEXT;
+
+CREATE TABLE paused(
+    queue TEXT PRIMARY KEY,
+    at REAL NOT NULL
+) STRICT, WITHOUT ROWID;
 """,
 }
 

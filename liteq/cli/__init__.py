@@ -29,7 +29,7 @@ COMMANDS = {
     "dead": ("liteq.cli.queues", "Look after dead letters: messages that nothing could run."),
     "migrate": ("liteq.cli.migrate", "Move a store to another URL, all workers stopped."),
     "purge": ("liteq.cli.queues", "Delete the messages that wait."),
-    "queues": ("liteq.cli.queues", "Count the unfinished messages of each queue by state."),
+    "queues": ("liteq.cli.queues", "Show the queues; pause, resume and purge them."),
     "report": ("liteq.cli.about", "Print what a bug report should say."),
     "result": ("liteq.cli.tasks", "Print the result of a task."),
     "run": ("liteq.cli.run", "Run a script, and a worker for its tasks beside it."),

@@ -18,6 +18,7 @@
 --   seq                 integer  the number of the message that came last
 --   m:<id>              hash     a message; its fields are listed in `ends.lua`
 --   queues              set      names of the queues that messages were put in
+--   paused              set      names of queues that nothing is claimed from
 --   idle:<queue>        set      ids of workers that found nothing more to do in this queue
 --   once:<word>         string   the answer of a call, for its repetition; expires
 -- Channels (below the prefix):

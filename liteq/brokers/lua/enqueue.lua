@@ -1,10 +1,30 @@
 -- Broker.enqueue: store messages and edges in one step.
--- Needs: base ends enter
--- ARGV[4…]  a graph (see enter.lua)
--- Answers   "" or: A, id, the task that is there; E, source, target. Nothing is stored then.
+-- Needs: base ends length enter
+-- ARGV[4]   the number of queues that have a limit; for each: its name, how many may wait
+--      then a graph (see enter.lua)
+-- Answers   "" or: A, id, the task that is there; E, source, target; Q, queue, its limit.
+--           Nothing is stored then.
 
+local limits = {}
+for i = 1, tonumber(take()) do limits[i] = {take(), tonumber(take())} end
 local graph = read_graph()
 local refusal, id, other = check_graph(graph)
+
+local function check_lengths()  -- whether what is new, and waits for nothing, has room
+  local targets, coming = {}, {}
+  for _, edge in ipairs(graph.edges) do targets[edge[2]] = true end
+  for new, m in pairs(graph.new) do
+    if not targets[new] and m.t ~= GATHER then coming[m.q] = (coming[m.q] or 0) + 1 end
+  end
+  for _, limit in ipairs(limits) do
+    local queue, most = limit[1], limit[2]
+    if coming[queue] and length_of(queue) + coming[queue] > most then
+      return 'Q', queue, string.format('%d', most)
+    end
+  end
+end
+if not refusal and #limits > 0 then refusal, id, other = check_lengths() end
+
 if refusal then
   put(refusal)
   put(id)

@@ -94,6 +94,19 @@ for i, s in ipairs(settlements) do
   end
 end
 
+local open_queues = queues  -- those that are not paused
+if #queues > 0 then
+  local paused = call('SMEMBERS', P .. 'paused')
+  if #paused > 0 then
+    local is_paused = {}
+    for _, queue in ipairs(paused) do is_paused[queue] = true end
+    open_queues = {}
+    for _, queue in ipairs(queues) do
+      if not is_paused[queue] then open_queues[#open_queues + 1] = queue end
+    end
+  end
+end
+
 local function describe(m)
   put(m.id) put(m.t) put(m.b) put(m.q) put(m.p) put(m.u) put(m.x) put(m.y) put(m.o) put(m.L) put(m.U)
   put(m.e)
@@ -123,7 +136,7 @@ end
 
 local function put_due()
   local due
-  for _, queue in ipairs(queues) do
+  for _, queue in ipairs(open_queues) do
     local first = call('ZRANGE', P .. 'd:' .. queue, 0, 0, 'WITHSCORES')
     if first[2] and (not due or tonumber(first[2]) < tonumber(due)) then due = first[2] end
   end
@@ -350,7 +363,7 @@ end
 local leases, aside = {}, {}
 if limit > 0 and alive then
   local sources = {}
-  for _, queue in ipairs(queues) do
+  for _, queue in ipairs(open_queues) do
     promote(queue)
     sources[#sources + 1] = P .. 'q:' .. queue
     local parked = P .. 'p:' .. queue

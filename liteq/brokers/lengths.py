@@ -1,0 +1,57 @@
+"""How many messages may wait in a queue, as a store is told when it is made.
+
+The limit is the producer's: it is looked at when messages are enqueued, and by nobody who
+gives back, retries or hands on what is there already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from liteq.exceptions import ImproperlyConfigured, QueueFull
+
+__all__ = ["Lengths", "queue_full"]
+
+
+class Lengths:
+    """The limits by queue; `most` is that of every queue that has none of its own."""
+
+    __slots__ = ("_most", "_own")
+
+    def __init__(self, most: int | None, own: Mapping[str, int] | None) -> None:
+        self._most = _checked("max_length", most)
+        self._own = {
+            name: _checked(f"max_lengths[{name!r}]", given)
+            for name, given in (own or {}).items()
+        }
+
+    def __bool__(self) -> bool:
+        return self._most is not None or bool(self._own)
+
+    def of(self, queue: str) -> int | None:
+        """Return how many messages may wait in a queue; None for any number."""
+        return self._own.get(queue, self._most)
+
+    def among(self, queues: set[str]) -> dict[str, int]:
+        """Return the limits of those of these queues that have one."""
+        found = {queue: self.of(queue) for queue in queues}
+        return {queue: most for queue, most in found.items() if most is not None}
+
+
+def queue_full(queue: str, most: int) -> QueueFull:
+    """Return the error of a producer for whose messages a queue has no room."""
+    return QueueFull(
+        f"the queue {queue!r} has no room for this: at most {most} messages may wait there "
+        "(its max_length); nothing was stored"
+    )
+
+
+def _checked(name: str, given: Any) -> Any:
+    if given is not None and (
+        isinstance(given, bool) or not isinstance(given, int) or given < 1
+    ):
+        raise ImproperlyConfigured(
+            f"{name} is how many messages may wait: a whole number above 0, not {given!r}"
+        )
+    return given

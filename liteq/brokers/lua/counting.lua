@@ -1,0 +1,25 @@
+-- How many unfinished messages there are, by queue and state.
+
+-- Return a table of queue: {waiting, queued, delayed, running, parked}, of queues with any.
+local function count_all()
+  local running = {}
+  local function count(workers)
+    for _, worker in ipairs(workers) do
+      for _, id in ipairs(call('SMEMBERS', P .. 'leases:' .. worker)) do
+        local queue = call('HGET', P .. 'm:' .. id, 'q')
+        running[queue] = (running[queue] or 0) + 1
+      end
+    end
+  end
+  count(call('ZRANGE', P .. 'workers', 0, -1))
+  count(call('ZRANGE', P .. 'gone', 0, -1))
+  local counted = {}
+  for _, queue in ipairs(call('SMEMBERS', P .. 'queues')) do
+    local numbers = {call('ZCARD', P .. 'w:' .. queue), call('ZCARD', P .. 'q:' .. queue),
+      call('ZCARD', P .. 'd:' .. queue), running[queue] or 0, parked_in(queue)}
+    local sum = 0
+    for _, number in ipairs(numbers) do sum = sum + number end
+    if sum > 0 then counted[queue] = numbers end
+  end
+  return counted
+end
