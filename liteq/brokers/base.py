@@ -7,9 +7,10 @@ and some of them are made for every task.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
+from liteq.brokers.searching import Found, Search
 from liteq.clock import Clock, system_clock
 from liteq.message import Edge, Message, Packed, Workflow
 from liteq.outcome import Outcome
@@ -517,6 +518,19 @@ class Broker(ABC):
         self, state: State | Literal["dead"], *, queue: str | None = None, limit: int = 50
     ) -> list[Record]:
         """Return messages in a state, oldest first; "dead" means dead letters."""
+
+    @abstractmethod
+    def find(self, search: Search, *, before: int | None = None) -> Iterator[Found]:
+        """Give the messages looked for, the latest first; with `before`, those that came
+        before the one of that number.
+
+        The store is read in bounded slices as the answer is taken, so one may stop at any
+        time. What changes its state meanwhile may be missed.
+        """
+
+    @abstractmethod
+    def complete(self, prefix: str, limit: int = 2) -> list[str]:
+        """Return up to `limit` ids that begin with this text."""
 
     @abstractmethod
     def counts(self) -> dict[str, dict[State, int]]:

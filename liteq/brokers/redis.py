@@ -18,7 +18,7 @@ import heapq
 import json
 import socket
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 from weakref import WeakSet
 
@@ -62,6 +62,7 @@ from liteq.brokers.redis_link import KEYS_VERSION, Link
 from liteq.brokers.redis_liveness import Birth, is_dead, own_birth, watch
 from liteq.brokers.redis_mailbox import RedisMailbox
 from liteq.brokers.redis_url import parse
+from liteq.brokers.searching import Found, Search
 from liteq.clock import Clock, system_clock
 from liteq.exceptions import (
     AlreadyEnqueued,
@@ -72,7 +73,7 @@ from liteq.exceptions import (
     StoreLost,
 )
 from liteq.ids import new_id, new_token
-from liteq.message import Edge, Message, Workflow
+from liteq.message import GATHER, Edge, Message, Workflow
 from liteq.outcome import Lost, Outcome, Released
 
 if TYPE_CHECKING:
@@ -547,6 +548,22 @@ class RedisBroker(Broker):
                 found = heapq.nsmallest(limit, found)
             at = None if following is None else int(following)
         return found
+
+    def find(self, search: Search, *, before: int | None = None) -> Iterator[Found]:
+        from liteq.brokers import searching_redis  # late: for who operates a store
+
+        return searching_redis.find(self._call, self._queue_names, search, before)
+
+    def complete(self, prefix: str, limit: int = 2) -> list[str]:
+        from liteq.brokers import searching_redis  # late, as above
+
+        found: list[str] = []
+        for ids in searching_redis.complete(self._link.ask, f"{self._prefix}m:", prefix):
+            known = self.get(ids)
+            found += [id for id in known if known[id].message.task != GATHER]
+            if len(found) >= limit:
+                break
+        return sorted(found)[:limit]
 
     def counts(self) -> dict[str, dict[State, int]]:
         fields = Fields(self._call("counts"))

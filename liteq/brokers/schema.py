@@ -185,6 +185,7 @@ CREATE TABLE paused(
     queue TEXT PRIMARY KEY,
     at REAL NOT NULL
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX message_ended ON message(state, seq) WHERE state IN (7, 8, 9);
 """,
 }
 

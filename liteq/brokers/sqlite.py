@@ -15,7 +15,7 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -49,6 +49,7 @@ from liteq.brokers.lengths import Lengths
 from liteq.brokers.liveness import LockFiles, boot_id
 from liteq.brokers.redriving import redrive
 from liteq.brokers.schema import STATE_CODES
+from liteq.brokers.searching import Found, Search
 from liteq.brokers.settling import SLICE, Settling
 from liteq.brokers.wakeup import LocalMailbox, Post, SocketMailbox, kind_of
 from liteq.clock import Clock, system_clock
@@ -756,6 +757,16 @@ class SqliteBroker(Broker):
             )
         )
         return [_record(row) for row in rows]
+
+    def find(self, search: Search, *, before: int | None = None) -> Iterator[Found]:
+        from liteq.brokers import searching_sqlite  # late: for who operates a store
+
+        return searching_sqlite.find(self._database.read, search, before)
+
+    def complete(self, prefix: str, limit: int = 2) -> list[str]:
+        from liteq.brokers import searching_sqlite  # late, as above
+
+        return self._database.read(lambda db: searching_sqlite.complete(db, prefix, limit))
 
     def counts(self) -> dict[str, dict[State, int]]:
         return self._database.read(queueing.counts)
