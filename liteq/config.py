@@ -52,7 +52,7 @@ class Queue:
         exchange: Any = None,
         routing_key: str = "",
         *,
-        max_length: int | None = None,
+        max_length: Any = None,
         **options: Any,
     ) -> None:
         if not name:
@@ -65,7 +65,7 @@ class Queue:
                 f"a whole number above 0, not {max_length!r}"
             )
         self.name = name
-        self.max_length = max_length
+        self.max_length: int | None = max_length
         self.exchange = exchange
         self.routing_key = routing_key
         self.options = options

@@ -20,8 +20,8 @@ class Lengths:
     __slots__ = ("_most", "_own")
 
     def __init__(self, most: int | None, own: Mapping[str, int] | None) -> None:
-        self._most = _checked("max_length", most)
-        self._own = {
+        self._most: int | None = _checked("max_length", most)
+        self._own: dict[str, int] = {
             name: _checked(f"max_lengths[{name!r}]", given)
             for name, given in (own or {}).items()
         }
