@@ -300,7 +300,8 @@ class Mailbox(ABC):
 
     @abstractmethod
     def receive(self) -> set[str]:
-        """Take all wake-ups without blocking. Return the ids of messages that settled,
+        """Take all wake-ups without blocking. Return the ids of messages that settled (or
+        reported something, if they were watched for it),
         `HELLO` if a worker has come, `ORDERS` if a run is to be ended, and "" for any
         other reason to look."""
 
@@ -601,8 +602,11 @@ class Broker(ABC):
     # Results
 
     @abstractmethod
-    def watch(self, ids: Sequence[str], mailbox: Mailbox) -> dict[str, Record]:
-        """Have the mailbox woken when these messages settle.
+    def watch(
+        self, ids: Sequence[str], mailbox: Mailbox, *, notes: bool = False
+    ) -> dict[str, Record]:
+        """Have the mailbox woken when these messages settle; with `notes`, when they
+        report something as well.
 
         Returns the records of those that are settled now: looking and registering are
         one step, so no settle falls between them. Ids unknown to the store are skipped.

@@ -38,6 +38,8 @@ _EDGES_OF: Final = (
     "SELECT source, target, fires, position FROM edge "
     "WHERE source IN (SELECT value FROM json_each(?))"
 )
+NOTED: Final = "+"  # behind the address of who is to hear of notes as well
+_TELL: Final = f"SELECT address FROM waiter WHERE message = ? AND address LIKE '%{NOTED}'"
 _WAKE: Final = "DELETE FROM waiter WHERE message = ? RETURNING message, address"
 _WAKE_OF: Final = (
     "DELETE FROM waiter WHERE message IN (SELECT value FROM json_each(?)) "
@@ -145,6 +147,11 @@ class Following:
         error = revocation("purged")
         self._note(End(seq, id, _REVOKED, "error", error, tells=False, silent=True))
 
+    def reported(self, seq: int, id: str) -> None:
+        """Note whom to tell of what a running message says about itself."""
+        for (address,) in fetch_all(self.db, _TELL, (seq,)):
+            self.woken.setdefault(address.removesuffix(NOTED), []).append(id)
+
     def revoke(self, seq: int, reason: str) -> None:
         """End a message that is not running. To be followed by `follow_all()`."""
         row = fetch_one(self.db, _REVOKE, (self.now, reason, seq))
@@ -186,7 +193,7 @@ class Following:
         """Note whom to tell of what has settled."""
         settled, self._settled = self._settled, {}
         for seq, address in self._of(settled, _WAKE, _WAKE_OF):
-            self.woken.setdefault(address, []).append(settled[seq])
+            self.woken.setdefault(address.removesuffix(NOTED), []).append(settled[seq])
 
     def _of(self, seqs: Collection[int], of_one: str, of_many: str) -> list[tuple[Any, ...]]:
         """Return the rows that a statement gives for one message, or for several."""

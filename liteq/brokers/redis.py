@@ -671,12 +671,15 @@ class RedisBroker(Broker):
 
     # Results
 
-    def watch(self, ids: Sequence[str], mailbox: Mailbox) -> dict[str, Record]:
+    def watch(
+        self, ids: Sequence[str], mailbox: Mailbox, *, notes: bool = False
+    ) -> dict[str, Record]:
         if not isinstance(mailbox, RedisMailbox):
             raise TypeError(f"not a mailbox of this store: {mailbox!r}")
         settled: dict[str, Record] = {}
+        name = f"{mailbox.name}+" if notes else mailbox.name
         for some in _slices(list(ids), _LOOK):
-            settled.update(_records(self._call("watch", mailbox.name, *some)))
+            settled.update(_records(self._call("watch", name, *some)))
         return settled
 
     def mailbox(self, worker: int | None = None, *, beat: bool = False) -> Mailbox:

@@ -44,7 +44,7 @@ from liteq.brokers.base import (
 )
 from liteq.brokers.connection import Database, fetch_all, fetch_one
 from liteq.brokers.enqueueing import ENQUEUE, accept_repeat, insert, prepare, row_of
-from liteq.brokers.following import Following, revocation
+from liteq.brokers.following import NOTED, Following, revocation
 from liteq.brokers.lengths import Lengths
 from liteq.brokers.liveness import LockFiles, boot_id
 from liteq.brokers.redriving import redrive
@@ -248,6 +248,8 @@ class SqliteBroker(Broker):
                 settling.settle([(one, Released()) for one in held if one.token in doubtful])
             for lease, note in notes:
                 db.execute(_NOTE, (note.state, note.meta, lease.key, lease.token))
+                if waiters:
+                    settling.following.reported(lease.key, lease.id)
             accepted = settling.settle(settlements) if settlements else ()
             due = self._next_due(db, open_queues)
             leases: list[Lease] = []
@@ -860,7 +862,9 @@ class SqliteBroker(Broker):
 
     # Results
 
-    def watch(self, ids: Sequence[str], mailbox: Mailbox) -> dict[str, Record]:
+    def watch(
+        self, ids: Sequence[str], mailbox: Mailbox, *, notes: bool = False
+    ) -> dict[str, Record]:
         if not isinstance(mailbox, (SocketMailbox, LocalMailbox)):
             raise TypeError(f"not a mailbox of this store: {mailbox!r}")
         records = self.get(ids)
@@ -871,7 +875,7 @@ class SqliteBroker(Broker):
             db.execute(
                 "INSERT INTO waiter(message, address) SELECT seq, ? FROM message "
                 f"WHERE id IN {_AMONG} AND state < 6 ON CONFLICT DO NOTHING",
-                (mailbox.name, json.dumps(ids)),
+                (f"{mailbox.name}{NOTED}" if notes else mailbox.name, json.dumps(ids)),
             )
             return _records(db, ids, "AND state >= 6")
 

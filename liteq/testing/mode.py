@@ -88,8 +88,10 @@ class InlineStore(SqliteBroker):
         self._at_work.discard(worker)
         super().unregister(worker)
 
-    def watch(self, ids: Sequence[str], mailbox: Mailbox) -> dict[str, Record]:
-        found = super().watch(ids, mailbox)
+    def watch(
+        self, ids: Sequence[str], mailbox: Mailbox, *, notes: bool = False
+    ) -> dict[str, Record]:
+        found = super().watch(ids, mailbox, notes=notes)
         if not self._at_work:
             now = self.clock.now()
             for id, record in self.get(ids).items():

@@ -1959,6 +1959,26 @@ def test_who_watches_is_woken_when_a_message_settles(broker: Broker) -> None:
     mailbox.close()
 
 
+def test_who_watches_notes_is_woken_by_each_and_others_are_not(broker: Broker) -> None:
+    worker, message = enlist(broker), put(broker, make())
+    listener, waiter = broker.mailbox(), broker.mailbox()
+    broker.watch([message.id], listener, notes=True)
+    broker.watch([message.id], waiter)
+    (lease,) = broker.claim(worker, ["default"])
+
+    for number in (b"1", b"2"):
+        broker.step(worker, notes=[(lease, Note("PROGRESS", number))])
+        assert message.id in listener.wait(5)
+    told_early = message.id in waiter.receive()
+    broker.settle(worker, lease, Succeeded(b"1"))
+
+    assert not told_early
+    assert message.id in listener.wait(5)
+    assert message.id in waiter.wait(5)
+    listener.close()
+    waiter.close()
+
+
 def test_who_waits_in_another_thread_is_woken(broker: Broker) -> None:
     message = put(broker, make())
     worker = enlist(broker)

@@ -106,7 +106,7 @@ local function woken(queue)  -- a message of this queue became claimable
 end
 
 local function tell(names, id)  -- whoever waits for the message is to hear that it ended
-  for name in string.gmatch(names, '%S+') do
+  for name in string.gmatch(names, '[^%s+]+') do
     local ids = told[name]
     if ids then ids[#ids + 1] = id else told[name] = {id} end
   end

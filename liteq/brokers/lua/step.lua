@@ -182,9 +182,10 @@ if again then
 end
 
 for _, note in ipairs(notes) do
-  local found = call('HMGET', P .. 'm:' .. note[1], 's', 'k')
+  local found = call('HMGET', P .. 'm:' .. note[1], 's', 'k', 'v')
   if found[1] == 'r' and found[2] == note[2] then
     call('HSET', P .. 'm:' .. note[1], 'N', note[3], 'M', note[4])
+    for name in string.gmatch(found[3] or '', '(%S+)%+') do tell(name, note[1]) end
   end
 end
 

@@ -1,6 +1,6 @@
 -- Broker.watch: look, and leave an address with what has not ended.
 -- Needs: base read
--- ARGV[4]   the name of a mailbox     [5…]  ids
+-- ARGV[4]   the name of a mailbox, a "+" behind it if it is to hear of notes     [5…]  ids
 -- Answers   for each that has ended: its fields (see read.lua)
 --
 -- A message keeps the last addresses it was given, and no more than that many: whoever is
