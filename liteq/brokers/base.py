@@ -17,13 +17,19 @@ from liteq.outcome import Outcome
 
 __all__ = [
     "DEFAULT_MAX_DELIVERIES",
+    "EVENTS_KEPT",
+    "EVENTS_KEPT_FOR",
     "FINAL_STATES",
     "HELLO",
+    "LETTERS_KEPT",
+    "MAIL",
     "ORDERS",
     "Attempt",
     "Broker",
+    "Events",
     "Input",
     "Lease",
+    "Letter",
     "Mailbox",
     "Node",
     "Note",
@@ -40,6 +46,13 @@ __all__ = [
 DEFAULT_MAX_DELIVERIES: Final = 3
 HELLO: Final = "hello"  # the wake-up that says a worker has come
 ORDERS: Final = "orders"  # the wake-up that says a run is to be ended
+MAIL: Final = "mail"  # the wake-up that says a letter has come, or a listener
+LETTERS_KEPT: Final = 1_000  # letters that wait for one receiver at most
+EVENTS_KEPT: Final = 10_000  # events kept for slow listeners
+EVENTS_KEPT_FOR: Final = 60.0  # seconds
+_BEATS_PER_LEASE: Final = 6
+_SLOWEST_BEAT: Final = 5.0  # seconds: also how late a deleted store is noticed
+_MISSED_BEATS: Final = 3  # after so many a worker counts as stuck
 
 State: TypeAlias = Literal[
     "waiting",  # for other messages (a callback)
@@ -171,7 +184,8 @@ class Record(NamedTuple):
 
 
 class WorkerInfo(NamedTuple):
-    """A worker as the others see it. `beat_age` is seconds since its last heartbeat."""
+    """A worker as the others see it. `beat_age` is seconds since its last heartbeat,
+    `leases` how many messages it holds; `state` and `leases` are told by `roster()`."""
 
     id: int
     name: str
@@ -182,6 +196,8 @@ class WorkerInfo(NamedTuple):
     started_at: float
     beat_age: float
     details: Mapping[str, Any]
+    state: Literal["alive", "stuck", "dead"] = "alive"
+    leases: int = 0
 
 
 class QueueInfo(NamedTuple):
@@ -273,7 +289,8 @@ class Step(NamedTuple):
     with the name of the signal asked for. `alive` is False when this worker was given up
     for dead: nothing was claimed, and it must `register()` anew. `aside` are messages
     that the claim met and did not take: "parked", since this worker does not know their
-    task, or revoked as "expired".
+    task, or revoked as "expired". `mail`: letters wait for this worker. `heard`: somebody
+    listens to events.
     """
 
     accepted: tuple[bool, ...]
@@ -282,6 +299,26 @@ class Step(NamedTuple):
     terminate: Mapping[int, str]
     alive: bool = True
     aside: tuple[tuple[Lease, Literal["parked", "expired"]], ...] = ()
+    mail: bool = False
+    heard: bool = False
+
+
+class Letter(NamedTuple):
+    """Bytes for a worker (`to`: its id) or for a mailbox (its name), which are dropped when
+    nobody has collected them within `seconds`."""
+
+    to: int | str
+    body: bytes
+    seconds: float
+
+
+class Events(NamedTuple):
+    """A slice of the stream of events. `last`: the number to read on from. `missed`: how
+    many were dropped before this reader came to them."""
+
+    last: int
+    missed: int
+    bodies: tuple[bytes, ...]
 
 
 class Mailbox(ABC):
@@ -291,6 +328,7 @@ class Mailbox(ABC):
     again after at most `poll_interval` seconds.
     """
 
+    name: str = ""  # what letters to it are addressed to
     poll_interval: float = 0.5
 
     @abstractmethod
@@ -301,8 +339,8 @@ class Mailbox(ABC):
     @abstractmethod
     def receive(self) -> set[str]:
         """Take all wake-ups without blocking. Return the ids of messages that settled (or
-        reported something, if they were watched for it),
-        `HELLO` if a worker has come, `ORDERS` if a run is to be ended, and "" for any
+        reported something, if they were watched for it), `HELLO` if a worker has come,
+        `ORDERS` if a run is to be ended, `MAIL` if there are letters, and "" for any
         other reason to look."""
 
     @abstractmethod
@@ -435,9 +473,16 @@ class Broker(ABC):
         Return its id, new at every call."""
 
     @abstractmethod
-    def beat(self, worker: int, details: Mapping[str, Any] | None = None) -> bool:
-        """Say that the worker lives. False: it was given up for dead meanwhile, its
-        leases are gone, and it must `register()` anew."""
+    def beat(
+        self,
+        worker: int,
+        details: Mapping[str, Any] | None = None,
+        *,
+        queues: Sequence[str] | None = None,
+        concurrency: int | None = None,
+    ) -> bool:
+        """Say that the worker lives, and what has changed about it. False: it was given
+        up for dead meanwhile, its leases are gone, and it must `register()` anew."""
 
     @abstractmethod
     def unregister(self, worker: int) -> None:
@@ -455,6 +500,22 @@ class Broker(ABC):
     @abstractmethod
     def workers(self) -> list[WorkerInfo]:
         """Return the workers that are alive."""
+
+    @abstractmethod
+    def roster(self, dead_for: float = 3600.0) -> list[WorkerInfo]:
+        """Return all workers that did not leave by themselves, with their `state`: "alive";
+        "stuck", if the process is there and its heartbeat is not; "dead", for `dead_for`
+        seconds or until another worker has taken the name."""
+
+    @property
+    def beat_interval(self) -> float:
+        """How often a worker is to `beat()`, in seconds."""
+        return min(_SLOWEST_BEAT, self.lease_timeout / _BEATS_PER_LEASE)
+
+    @property
+    def stuck_after(self) -> float:
+        """How old the heartbeat of a worker that is well may be, in seconds."""
+        return _MISSED_BEATS * self.beat_interval
 
     def peers(self) -> list[int]:
         """Return descriptors that become readable when another worker of this host may
@@ -500,11 +561,45 @@ class Broker(ABC):
         """Have a paused queue claimed from again, and wake its workers; False if it was
         not paused."""
 
+    # Letters: commands to workers, and their replies
+
+    @abstractmethod
+    def post(self, letters: Sequence[Letter]) -> list[bool]:
+        """Leave letters and wake those they are for. For each, return whether it was left:
+        not for a worker that is gone, nor where `LETTERS_KEPT` wait already."""
+
+    @abstractmethod
+    def collect(self, to: int | str) -> list[bytes]:
+        """Take the letters for a worker or a mailbox, oldest first, each of them once; what
+        is too old is dropped."""
+
+    # Events
+
+    @abstractmethod
+    def listen(self, mailbox: Mailbox, seconds: float) -> int:
+        """Have events kept, and the mailbox woken by them, for so long (0: no more).
+        Return the number of the last event, to read on from. Workers hear of it at once,
+        or with their next step."""
+
+    @abstractmethod
+    def emit(self, events: Sequence[bytes]) -> bool:
+        """Append to the stream and wake who listens. Nothing is kept if nobody does:
+        returns whether somebody did. Of what a slow listener has not read, the last
+        `EVENTS_KEPT` of the last `EVENTS_KEPT_FOR` seconds stay."""
+
+    @abstractmethod
+    def events(self, after: int, limit: int = 1000) -> Events:
+        """Return the events after that number, oldest first."""
+
     # Looking
 
     @abstractmethod
     def queues(self) -> list[QueueInfo]:
         """Return the queues that hold anything or are paused, by name."""
+
+    @abstractmethod
+    def claimable(self, queues: Sequence[str], most: int) -> int:
+        """Count what is claimable in these queues now, up to `most`."""
 
     @abstractmethod
     def get(self, ids: Sequence[str]) -> dict[str, Record]:
@@ -640,7 +735,8 @@ class Broker(ABC):
     @abstractmethod
     def maintain(self) -> bool:
         """Do one small slice of upkeep: delete expired results, revoke expired messages,
-        give up parked ones. Return whether there is more to do now."""
+        give up parked ones, drop old letters and events. Return whether there is more to do
+        now."""
 
     @abstractmethod
     def check(self) -> None:

@@ -15,7 +15,7 @@ import weakref
 from pathlib import Path
 from typing import Final
 
-__all__ = ["LockFiles", "boot_id"]
+__all__ = ["LockFiles", "boot_id", "lock_name"]
 
 _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 
@@ -26,6 +26,11 @@ def boot_id() -> str:
         return Path(_BOOT_ID).read_text(encoding="ascii").strip()
     except OSError:
         return ""
+
+
+def lock_name(worker: int) -> str:
+    """Return the name of a worker's lock file."""
+    return f"{worker}.lock"
 
 
 class LockFiles:

@@ -26,7 +26,6 @@ from liteq import failure
 from liteq.brokers.base import (
     DEFAULT_MAX_DELIVERIES,
     Attempt,
-    Broker,
     Lease,
     Mailbox,
     Node,
@@ -42,6 +41,7 @@ from liteq.brokers.base import (
 )
 from liteq.brokers.graph import count_edges
 from liteq.brokers.lengths import Lengths, queue_full
+from liteq.brokers.mail_redis import RedisMail, Row
 from liteq.brokers.redis_form import (
     LETTERS,
     PACKED_COUNT,
@@ -87,7 +87,7 @@ _GONE_FOR: Final = 7 * 86_400.0  # seconds the name of a worker that is gone is 
 _DIED: Final = "the worker process died while the task ran"
 
 
-class RedisBroker(Broker):
+class RedisBroker(RedisMail):
     """A store on a Redis server (6.2 or later, or Valkey).
 
     `namespace`: several stores share a server by it; one namespace is one hash slot of a
@@ -336,12 +336,20 @@ class RedisBroker(Broker):
         pairs = [part for pair in fields.items() for part in pair]
         return Fields(self._once("register", *pairs)).number()
 
-    def beat(self, worker: int, details: Mapping[str, Any] | None = None) -> bool:
+    def beat(
+        self,
+        worker: int,
+        details: Mapping[str, Any] | None = None,
+        *,
+        queues: Sequence[str] | None = None,
+        concurrency: int | None = None,
+    ) -> bool:
         text = "" if details is None else json.dumps(dict(details))
+        names = "" if queues is None else json.dumps(list(queues))
         before = self._steady.get(worker)
         now = self.clock.steady()
         expected = "" if before is None else before[1] + (now - before[0])
-        alive, *rest = self._call("beat", worker, text, expected)
+        alive, *rest = self._call("beat", worker, text, expected, names, concurrency)
         if alive != b"1":
             self._steady.pop(worker, None)
             self._digests.pop(worker, None)
@@ -404,18 +412,18 @@ class RedisBroker(Broker):
             link.failed_for > patience / 2 and time.monotonic() < link.recovered_at + patience
         )
 
-    def _worker_rows(self) -> list[tuple[_Row | None, float]]:
+    def _worker_rows(self) -> list[tuple[Row | None, float]]:
         fields = Fields(self._call("workers"))
-        rows: list[tuple[_Row | None, float]] = []
+        rows: list[tuple[Row | None, float]] = []
         while fields.more():
             id, *rest = fields.some(12)
             if rest[0] is None:
                 rows.append((None, float(id or 0)))
             else:
-                rows.append((_Row(int(id or 0), rest), float(rest[-1] or 0)))
+                rows.append((Row(int(id or 0), rest), float(rest[-1] or 0)))
         return rows
 
-    def _is_seen_dead(self, row: _Row) -> bool:
+    def _is_seen_dead(self, row: Row) -> bool:
         own = self._birth or own_birth()
         return own.near(row.birth) and is_dead(row.birth)
 
@@ -759,30 +767,6 @@ class RedisBroker(Broker):
         return RedisShelf(self._call, self._link.ask, self._prefix)
 
 
-class _Row:
-    """A worker as its script tells of it."""
-
-    def __init__(self, id: int, fields: Sequence[bytes | None]) -> None:
-        self.id = id
-        self._texts = [(field or b"").decode() for field in fields]
-        _name, _host, pid, boot, space, started = self._texts[:6]
-        self.birth = Birth(boot, space, int(pid), started)
-
-    def info(self, age: float) -> WorkerInfo:
-        name, host, pid, _, _, _, queues, concurrency, details, started = self._texts[:10]
-        return WorkerInfo(
-            id=self.id,
-            name=name,
-            hostname=host,
-            pid=int(pid),
-            queues=tuple(json.loads(queues)),
-            concurrency=int(concurrency),
-            started_at=float(started),
-            beat_age=age,
-            details=json.loads(details),
-        )
-
-
 def _refusal(answer: Sequence[bytes | None]) -> AlreadyEnqueued | InvalidTaskError:
     """Return what a script says why a graph cannot be."""
     kind, id, other = [(field or b"").decode() for field in answer]
@@ -800,7 +784,7 @@ def _refusal(answer: Sequence[bytes | None]) -> AlreadyEnqueued | InvalidTaskErr
 
 
 def _read_step(fields: Fields, token: int) -> Step:
-    alive, flags = fields.bytes() == b"1", fields.bytes()
+    standing, flags = fields.bytes(), fields.bytes()
     due = fields.one()
     terminate = {fields.number(): fields.text() for _ in range(fields.number())}
     leases = []
@@ -819,8 +803,10 @@ def _read_step(fields: Fields, token: int) -> Step:
         leases=tuple(leases),
         next_due=None if due is None else float(due),
         terminate=terminate,
-        alive=alive,
+        alive=standing[:1] == b"1",
         aside=tuple(aside),
+        mail=b"m" in standing,
+        heard=b"h" in standing,
     )
 
 

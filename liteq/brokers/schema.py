@@ -186,6 +186,27 @@ CREATE TABLE paused(
     at REAL NOT NULL
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX message_ended ON message(state, seq) WHERE state IN (7, 8, 9);
+
+ALTER TABLE worker ADD COLUMN ended TEXT;
+CREATE TABLE letter(
+    seq INTEGER PRIMARY KEY,
+    receiver TEXT NOT NULL,
+    body BLOB NOT NULL,
+    expires_at REAL NOT NULL
+) STRICT;
+CREATE INDEX letter_receiver ON letter(receiver, seq);
+CREATE INDEX letter_expiring ON letter(expires_at);
+CREATE TABLE listener(
+    address TEXT PRIMARY KEY,
+    until REAL NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX listener_until ON listener(until);
+CREATE TABLE event(
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    emitted_at REAL NOT NULL,
+    body BLOB NOT NULL
+) STRICT;
+CREATE INDEX event_emitted ON event(emitted_at);
 """,
 }
 

@@ -24,10 +24,10 @@ import apsw
 from liteq.brokers import queueing, scheduling, workflows
 from liteq.brokers.base import (
     DEFAULT_MAX_DELIVERIES,
+    EVENTS_KEPT_FOR,
     HELLO,
     ORDERS,
     Attempt,
-    Broker,
     Input,
     Lease,
     Mailbox,
@@ -46,7 +46,8 @@ from liteq.brokers.connection import Database, fetch_all, fetch_one
 from liteq.brokers.enqueueing import ENQUEUE, accept_repeat, insert, prepare, row_of
 from liteq.brokers.following import NOTED, Following, revocation
 from liteq.brokers.lengths import Lengths
-from liteq.brokers.liveness import LockFiles, boot_id
+from liteq.brokers.liveness import LockFiles, boot_id, lock_name
+from liteq.brokers.mail_sqlite import SqliteMail
 from liteq.brokers.redriving import redrive
 from liteq.brokers.schema import STATE_CODES
 from liteq.brokers.searching import Found, Search
@@ -99,14 +100,16 @@ _QUEUED_IN_RANKED: Final = (
 
 # What a step has to know before it begins, in one statement: whether its worker counts as
 # alive; whether there are edges, waiters, parked messages; whether a run is to be ended;
-# whether a queue is paused.
+# whether a queue is paused, letters have come, somebody listens.
 _AROUND: Final = (
     "SELECT EXISTS(SELECT 1 FROM worker WHERE id = ?1 AND stopped_at IS NULL), "
     "EXISTS(SELECT 1 FROM edge), EXISTS(SELECT 1 FROM waiter), "
     "EXISTS(SELECT 1 FROM message WHERE state = 4), "
     "EXISTS(SELECT 1 FROM message INDEXED BY message_revoking "
     "WHERE worker = ?1 AND state = 3 AND revoke IS NOT NULL), "
-    "EXISTS(SELECT 1 FROM paused)"
+    "EXISTS(SELECT 1 FROM paused), "
+    "EXISTS(SELECT 1 FROM letter WHERE receiver = ?1), "
+    "EXISTS(SELECT 1 FROM listener WHERE until > ?2)"
 )
 _NOTE: Final = (
     "UPDATE message SET note_state = ?, note = ? WHERE seq = ? AND token = ? AND state = 3"
@@ -121,7 +124,7 @@ _RECORD: Final = (
 )
 
 
-class SqliteBroker(Broker):
+class SqliteBroker(SqliteMail):
     """A store in a folder of its own, or (`folder=None`) in this process's memory.
 
     `durability`: "full" (an enqueue is on disk when it returns) or "normal" (it survives
@@ -237,8 +240,8 @@ class SqliteBroker(Broker):
         doubtful = self._doubtful.get(worker, ())
 
         def body(db: apsw.Connection) -> tuple[Following, Step, bool]:
-            around = fetch_one(db, _AROUND, (worker,))
-            alive, edges, waiters, parked, revoking, paused = around
+            around = fetch_one(db, _AROUND, (worker, now))
+            alive, edges, waiters, parked, revoking, paused, mail, heard = around
             open_queues = queueing.unpaused(db, queues) if paused else queues
             settling = Settling(
                 db, now, self.max_deliveries, edges=bool(edges), waiters=bool(waiters)
@@ -274,6 +277,8 @@ class SqliteBroker(Broker):
                     terminate=_to_terminate(db, worker) if revoking else {},
                     alive=bool(alive),
                     aside=tuple(aside),
+                    mail=bool(mail),
+                    heard=bool(heard),
                 ),
                 early,
             )
@@ -457,7 +462,7 @@ class SqliteBroker(Broker):
             )
             worker = db.last_insert_rowid()
             if self._locks is not None:
-                self._locks.hold(_lock_name(worker))
+                self._locks.hold(lock_name(worker))
             return worker
 
         worker = self._database.write(insert, durable=False)
@@ -466,22 +471,31 @@ class SqliteBroker(Broker):
         self._wake_workers(HELLO)  # the others learn whose death to watch for
         return worker
 
-    def beat(self, worker: int, details: Mapping[str, Any] | None = None) -> bool:
+    def beat(
+        self,
+        worker: int,
+        details: Mapping[str, Any] | None = None,
+        *,
+        queues: Sequence[str] | None = None,
+        concurrency: int | None = None,
+    ) -> bool:
         self.check()
         beat_at = self.clock.steady()
         text = None if details is None else json.dumps(dict(details))
+        names = None if queues is None else json.dumps(list(queues))
 
         def update(db: apsw.Connection) -> bool:
             db.execute(
-                "UPDATE worker SET beat_at = ?, details = coalesce(?, details) "
+                "UPDATE worker SET beat_at = ?, details = coalesce(?, details), "
+                "queues = coalesce(?, queues), concurrency = coalesce(?, concurrency) "
                 "WHERE id = ? AND stopped_at IS NULL",
-                (beat_at, text, worker),
+                (beat_at, text, names, concurrency, worker),
             )
             return bool(db.changes())
 
         alive = self._database.write(update, durable=False)
         if not alive and self._locks is not None:
-            self._locks.release(_lock_name(worker))
+            self._locks.release(lock_name(worker))
         return alive
 
     def unregister(self, worker: int) -> None:
@@ -495,14 +509,15 @@ class SqliteBroker(Broker):
                 gone = Lost("its worker left without settling it") if early else Released()
                 settling.settle([(lease, gone)])
             db.execute(
-                "UPDATE worker SET stopped_at = ? WHERE id = ? AND stopped_at IS NULL",
+                "UPDATE worker SET stopped_at = ?, ended = 'left' "
+                "WHERE id = ? AND stopped_at IS NULL",
                 (now, worker),
             )
             return settling.following
 
         following = self._database.write(release, durable=False)
         if self._locks is not None:
-            self._locks.release(_lock_name(worker))
+            self._locks.release(lock_name(worker))
         self._announce(following)
 
     def reclaim(self, worker: int | None = None) -> int:
@@ -532,7 +547,7 @@ class SqliteBroker(Broker):
                 continue
             silent = steady - beat_at > self.lease_timeout and not oversleep
             locks = self._locks
-            if boot != self._boot or silent or (locks and locks.is_dead(_lock_name(id))):
+            if boot != self._boot or silent or (locks and locks.is_dead(lock_name(id))):
                 dead.append(id)
         return dead
 
@@ -545,7 +560,8 @@ class SqliteBroker(Broker):
             settling.settle([(lease, Lost(reason)) for lease in leases])
             # From here on the worker, should it live after all, must register anew.
             db.execute(
-                "UPDATE worker SET stopped_at = ? WHERE id = ? AND stopped_at IS NULL",
+                "UPDATE worker SET stopped_at = ?, ended = 'died' "
+                "WHERE id = ? AND stopped_at IS NULL",
                 (now, dead),
             )
             return settling.following, len(leases)
@@ -557,13 +573,15 @@ class SqliteBroker(Broker):
     def _bury(self, dead: int, now: float) -> None:
         self._database.write(
             lambda db: db.execute(
-                "UPDATE worker SET stopped_at = ? WHERE id = ? AND stopped_at IS NULL",
+                "UPDATE worker SET stopped_at = ?, ended = 'died' "
+                "WHERE id = ? AND stopped_at IS NULL",
                 (now, dead),
             ),
             durable=False,
         )
-        if self._locks is not None:
-            self._locks.remove(_lock_name(dead))
+        # While the process lives, its lock goes on telling so: it is stuck, and not dead.
+        if self._locks is not None and self._locks.is_dead(lock_name(dead)):
+            self._locks.remove(lock_name(dead))
 
     def workers(self) -> list[WorkerInfo]:
         steady = self.clock.steady()
@@ -579,7 +597,7 @@ class SqliteBroker(Broker):
         for id, name, host, pid, queues, concurrency, started_at, beat_at, text, boot in rows:
             if boot != self._boot or steady - beat_at > self.lease_timeout:
                 continue
-            if self._locks is not None and self._locks.is_dead(_lock_name(id)):
+            if self._locks is not None and self._locks.is_dead(lock_name(id)):
                 continue
             alive.append(
                 WorkerInfo(
@@ -969,8 +987,16 @@ class SqliteBroker(Broker):
                     "OR EXISTS(SELECT 1 FROM message WHERE expires_at IS NOT NULL "
                     "AND expires_at <= ?1 AND state IN (1, 2, 4)) "
                     "OR EXISTS(SELECT 1 FROM message WHERE state = 4 AND parked_at <= ?2) "
-                    "OR EXISTS(SELECT 1 FROM worker WHERE stopped_at <= ?3)",
-                    (now, now - self.unknown_expires, now - 7 * 86_400),
+                    "OR EXISTS(SELECT 1 FROM worker WHERE stopped_at <= ?3) "
+                    "OR EXISTS(SELECT 1 FROM letter WHERE expires_at <= ?1) "
+                    "OR EXISTS(SELECT 1 FROM listener WHERE until <= ?1) "
+                    "OR EXISTS(SELECT 1 FROM event WHERE emitted_at <= ?4)",
+                    (
+                        now,
+                        now - self.unknown_expires,
+                        now - 7 * 86_400,
+                        now - EVENTS_KEPT_FOR,
+                    ),
                 )
             )
 
@@ -986,7 +1012,8 @@ class SqliteBroker(Broker):
                 settling.following.revoke(seq, "expired")
             settling.give_up_parked(now - self.unknown_expires)
             settling.following.follow_all()
-            db.execute("DELETE FROM worker WHERE stopped_at <= ?", (now - 7 * 86_400,))
+            self._forget_workers(db, now - 7 * 86_400)
+            self._sweep_mail(db, now)
             if db.pragma("freelist_count") > 4096:
                 fetch_all(db, f"PRAGMA incremental_vacuum({SLICE})")
             return settling.following
@@ -1101,10 +1128,6 @@ def _seqs(db: apsw.Connection, where: str, bindings: Sequence[Any]) -> list[int]
 def _harden(db: apsw.Connection) -> None:
     """Change one byte: a synced commit also puts those before it on the disk."""
     db.execute("UPDATE meta SET value = value + 1 WHERE name = 'hardened'")
-
-
-def _lock_name(worker: int) -> str:
-    return f"{worker}.lock"
 
 
 def _record(row: tuple[Any, ...]) -> Record:

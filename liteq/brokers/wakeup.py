@@ -69,6 +69,13 @@ class Post:
             if own is None or not name.startswith(own):
                 self._send(name, word.encode())
 
+    def wake_worker(self, worker: int, word: str) -> None:
+        """Tell one worker something."""
+        own = kind_of(worker)
+        for name in self._worker_names():
+            if name.startswith(own):
+                self._send(name, word.encode())
+
     def wake_beats(self) -> None:
         """Tell every beat that a schedule has changed, or that nobody leads."""
         with contextlib.suppress(FileNotFoundError):

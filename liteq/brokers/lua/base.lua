@@ -22,7 +22,8 @@
 --   idle:<queue>        set      ids of workers that found nothing more to do in this queue
 --   once:<word>         string   the answer of a call, for its repetition; expires
 -- Channels (below the prefix):
---   work:<worker>       "" for new work, "orders" for a run that is to be ended
+--   work:<worker>       "" for new work, "orders" for a run that is to be ended, "mail" for
+--                       letters or a listener
 --   workers             "hello" when a worker has come
 --   mail:<name>         ids of messages that settled, one a line
 --   beats               something changed for who fires schedules

@@ -2,6 +2,7 @@
 -- Needs: base
 -- ARGV[4]   worker     [5]  details, "" if there is no news
 --      [6]  what the steady time should be by the worker's own clock, "" if it cannot tell
+--      [7]  queues (JSON)     [8]  concurrency; "" if there is no news
 -- Answers   1, or 0 if it was given up; the steady time
 --
 -- Redis has no clock but the wall clock, which may be set. The keeper of a heartbeat knows by
@@ -26,6 +27,8 @@ if not call('ZSCORE', P .. 'workers', ARGV[4]) then
 end
 call('ZADD', P .. 'workers', steady, ARGV[4])
 if ARGV[5] ~= '' then call('HSET', P .. 'worker:' .. ARGV[4], 'details', ARGV[5]) end
+if ARGV[7] ~= '' then call('HSET', P .. 'worker:' .. ARGV[4], 'queues', ARGV[7]) end
+if ARGV[8] ~= '' then call('HSET', P .. 'worker:' .. ARGV[4], 'concurrency', ARGV[8]) end
 put('1')
 put(steady)
 return answer()

@@ -13,7 +13,9 @@ if ARGV[5] ~= '' and call('ZREM', P .. 'workers', worker) == 1 then
   for _, queue in ipairs(cjson.decode(queues)) do
     call('SREM', P .. 'idle:' .. queue, worker)
   end
-  call('HSET', P .. 'worker:' .. worker, 'stopped', NOW_TEXT)
+  call('HSET', P .. 'worker:' .. worker, 'stopped', NOW_TEXT,
+    'ended', ARGV[5] == 'dead' and 'died' or 'left')
+  call('DEL', P .. 'letters:' .. worker)
   call('ZADD', P .. 'gone', NOW, worker)
   call('DEL', P .. 'known:' .. worker)
 end

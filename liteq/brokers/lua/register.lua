@@ -5,8 +5,9 @@
 -- Answers   the worker's id
 --
 -- Keys:
---   worker:<id>  hash  those fields; started; stopped, if it has; known (a digest), word and
---                      said (of its last step)
+--   worker:<id>  hash  those fields; started; stopped, if it has, and how it ended (left,
+--                      died); known (a digest), word and said (of its last step); mail, when
+--                      letters came; heard (until when somebody listens to events)
 --   workers      zset  ids of workers that are alive, by their last heartbeat (steady time)
 --   gone         zset  ids of those that are not, by when they stopped
 --   last-worker  integer
@@ -20,6 +21,8 @@ for i = 4, #ARGV do fields[i - 1] = ARGV[i] end
 call('HSET', P .. 'worker:' .. id, unpack(fields))
 local shift = ARGV[2] == '' and tonumber(call('HGET', P .. 'meta', 'shift') or '0') or 0
 call('ZADD', P .. 'workers', STEADY - shift, id)  -- see beat.lua
+local latest = call('ZREVRANGE', P .. 'listeners', 0, 0, 'WITHSCORES')[2]
+if latest then call('HSET', P .. 'worker:' .. id, 'heard', latest) end
 call('PUBLISH', P .. 'workers', 'hello')
 put(id)
 return answer_once()

@@ -17,7 +17,8 @@
 --      then the number of notes; for each: id, token, state, meta
 --      then the limit, the number of queues, their names, and the digest of the names of the
 --        tasks that the worker knows ("*": takes any; see `known.lua`)
--- Answers   alive; a 1 or 0 for each settlement; when the next is due; the number of orders;
+-- Answers   1 if it is alive, else 0, with an m if it has letters and an h if somebody listens
+--           to events; a 1 or 0 for each settlement; when the next is due; the number of orders;
 --           for each: number, signal; the number of leases; for each: number, delivery, the
 --           fields of a message (see `describe`), the number of inputs, for each: position,
 --           source, letter, value; the number of those put aside; for each: a letter (p
@@ -67,8 +68,11 @@ for _ = 1, tonumber(take()) do
 end
 local digest = take()
 
-local me = call('HMGET', P .. 'worker:' .. worker, 'name', 'stopped', 'known', 'word', 'said')
+local me = call('HMGET', P .. 'worker:' .. worker, 'name', 'stopped', 'known', 'word', 'said',
+  'mail', 'heard')
 local name, alive = me[1], me[1] and not me[2]
+local standing = (alive and '1' or '0') .. (me[6] and 'm' or '')
+  .. (me[7] and tonumber(me[7]) > NOW and 'h' or '')
 if limit > 0 and alive and digest ~= '*' and me[3] ~= digest then
   put('tasks')
   return answer()
@@ -159,7 +163,7 @@ if me[4] == ARGV[3] then
   table.sort(leases, function(a, b)
     return rank(tonumber(a.p), tonumber(a.n)) < rank(tonumber(b.p), tonumber(b.n))
   end)
-  put(alive and '1' or '0')
+  put(standing)
   put(me[5])
   put_due()
   put_orders()
@@ -431,7 +435,7 @@ if limit > 0 and alive then
   for _, queue in ipairs(queues) do call(change, P .. 'idle:' .. queue, worker) end
 end
 
-put(alive and '1' or '0')
+put(standing)
 put(flags)
 put_due()
 put_orders()

@@ -1,0 +1,265 @@
+"""Letters, events and the roster in SQL: how workers and those who steer them talk.
+
+A letter is a row that its receiver deletes in the transaction in which it reads it, so it
+is read once. Events are rows in the order of their numbers, of which the last are kept; a
+number that is missing tells a slow reader how many it has missed.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, Final, Literal
+
+import apsw
+
+from liteq.brokers.base import (
+    EVENTS_KEPT,
+    EVENTS_KEPT_FOR,
+    LETTERS_KEPT,
+    MAIL,
+    Broker,
+    Events,
+    Letter,
+    Mailbox,
+    WorkerInfo,
+)
+from liteq.brokers.connection import Database, fetch_all, fetch_one
+from liteq.brokers.liveness import LockFiles, lock_name
+from liteq.brokers.queueing import unpaused
+from liteq.brokers.wakeup import LocalMailbox, Post, SocketMailbox, kind_of
+
+__all__ = ["SqliteMail"]
+
+_SLICE: Final = 500
+_ROSTER: Final = (
+    "SELECT id, name, hostname, pid, queues, concurrency, started_at, beat_at, details, boot, "
+    "stopped_at, (SELECT count(*) FROM message INDEXED BY message_running "
+    "WHERE state = 3 AND message.worker = worker.id) FROM worker "
+    "WHERE stopped_at IS NULL OR (ended = 'died' AND stopped_at > ?) ORDER BY id"
+)
+_LAST_EVENT: Final = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'event'"
+
+
+class SqliteMail(Broker):
+    """The part of an SQLite store that carries letters and events."""
+
+    _database: Database
+    _locks: LockFiles | None
+    _post: Post | None
+    _local: dict[str, LocalMailbox]
+    _boot: str
+
+    @abstractmethod
+    def _wake(self, address: str, ids: list[str]) -> None:
+        """Wake one mailbox."""
+
+    @abstractmethod
+    def _wake_workers(self, word: str = "", *, but: int | None = None) -> None:
+        """Wake all workers but one."""
+
+    # Letters
+
+    def post(self, letters: Sequence[Letter]) -> list[bool]:
+        now = self.clock.now()
+
+        def write(db: apsw.Connection) -> list[bool]:
+            left = []
+            for letter in letters:
+                room = _has_room(db, letter.to)
+                left.append(room)
+                if room:
+                    db.execute(
+                        "INSERT INTO letter(receiver, body, expires_at) VALUES (?, ?, ?)",
+                        (str(letter.to), letter.body, now + letter.seconds),
+                    )
+            return left
+
+        left = self._database.write(write, durable=False)
+        for letter, is_left in zip(letters, left, strict=True):
+            if is_left and isinstance(letter.to, int):
+                self._wake_worker(letter.to)
+            elif is_left:
+                self._wake(str(letter.to), [""])
+        return left
+
+    def _wake_worker(self, worker: int) -> None:
+        if self._post is not None:
+            self._post.wake_worker(worker, MAIL)
+            return
+        own = kind_of(worker)
+        for mailbox in list(self._local.values()):
+            if mailbox.name.startswith(own):
+                mailbox.put([MAIL])
+
+    def collect(self, to: int | str) -> list[bytes]:
+        now = self.clock.now()
+        receiver = str(to)
+        found = self._database.read(
+            lambda db: fetch_one(
+                db, "SELECT EXISTS(SELECT 1 FROM letter WHERE receiver = ?)", (receiver,)
+            )
+        )
+        if not found:
+            return []  # without a write: whoever waits looks often
+        rows = self._database.write(
+            lambda db: fetch_all(
+                db,
+                "DELETE FROM letter WHERE receiver = ? RETURNING seq, body, expires_at",
+                (receiver,),
+            ),
+            durable=False,
+        )
+        return [body for _, body, expires_at in sorted(rows) if expires_at > now]
+
+    # Events
+
+    def listen(self, mailbox: Mailbox, seconds: float) -> int:
+        if not isinstance(mailbox, (SocketMailbox, LocalMailbox)):
+            raise TypeError(f"not a mailbox of this store: {mailbox!r}")
+        now = self.clock.now()
+
+        def write(db: apsw.Connection) -> tuple[bool, int]:
+            was_heard = fetch_one(
+                db, "SELECT EXISTS(SELECT 1 FROM listener WHERE until > ?)", (now,)
+            )
+            if seconds > 0:
+                db.execute(
+                    "INSERT INTO listener(address, until) VALUES (?1, ?2) "
+                    "ON CONFLICT(address) DO UPDATE SET until = ?2",
+                    (mailbox.name, now + seconds),
+                )
+            else:
+                db.execute("DELETE FROM listener WHERE address = ?", (mailbox.name,))
+            return bool(was_heard), fetch_one(db, _LAST_EVENT)
+
+        was_heard, last = self._database.write(write, durable=False)
+        if seconds > 0 and not was_heard:
+            self._wake_workers(MAIL)
+        return last
+
+    def emit(self, events: Sequence[bytes]) -> bool:
+        now = self.clock.now()
+        heard = "SELECT address FROM listener WHERE until > ?"
+        if not self._database.read(lambda db: fetch_all(db, heard, (now,))):
+            return False
+
+        def append(db: apsw.Connection) -> list[str]:
+            db.executemany(
+                "INSERT INTO event(emitted_at, body) VALUES (?, ?)",
+                [(now, body) for body in events],
+            )
+            db.execute(
+                "DELETE FROM event WHERE seq <= (SELECT max(seq) FROM event) - ?",
+                (EVENTS_KEPT,),
+            )
+            return [address for (address,) in fetch_all(db, heard, (now,))]
+
+        for address in self._database.write(append, durable=False):
+            self._wake(address, [""])
+        return True
+
+    def events(self, after: int, limit: int = 1000) -> Events:
+        def look(db: apsw.Connection) -> Events:
+            rows = fetch_all(
+                db,
+                "SELECT seq, body FROM event WHERE seq > ? ORDER BY seq LIMIT ?",
+                (after, limit),
+            )
+            before = rows[0][0] - 1 if rows else max(after, fetch_one(db, _LAST_EVENT))
+            return Events(
+                rows[-1][0] if rows else before,
+                before - after,
+                tuple(body for _, body in rows),
+            )
+
+        return self._database.read(look)
+
+    # Who is there, and what waits
+
+    def roster(self, dead_for: float = 3600.0) -> list[WorkerInfo]:
+        steady, now = self.clock.steady(), self.clock.now()
+        rows = self._database.read(lambda db: fetch_all(db, _ROSTER, (now - dead_for,)))
+        found = [self._rostered(row, steady) for row in rows]
+        alive = {info.name for info in found if info.state == "alive"}
+        return [info for info in found if info.state != "dead" or info.name not in alive]
+
+    def _rostered(self, row: tuple[Any, ...], steady: float) -> WorkerInfo:
+        id, name, host, pid, queues, concurrency, started_at, beat_at, text = row[:9]
+        boot, stopped_at, leases = row[9:]
+        age = max(0.0, steady - beat_at)
+        locks = self._locks
+        state: Literal["alive", "stuck", "dead"] = "alive"
+        if boot != self._boot or (locks is not None and locks.is_dead(lock_name(id))):
+            state = "dead"
+        elif stopped_at is not None or age > self.stuck_after:
+            state = "stuck"
+        return WorkerInfo(
+            id=id,
+            name=name,
+            hostname=host,
+            pid=pid,
+            queues=tuple(json.loads(queues)),
+            concurrency=concurrency,
+            started_at=started_at,
+            beat_age=age,
+            details=json.loads(text),
+            state=state,
+            leases=leases,
+        )
+
+    def claimable(self, queues: Sequence[str], most: int) -> int:
+        now = self.clock.now()
+
+        def count(db: apsw.Connection) -> int:
+            total = 0
+            for queue in unpaused(db, queues):
+                total += fetch_one(
+                    db,
+                    "SELECT count(*) FROM (SELECT 1 FROM message INDEXED BY message_queued "
+                    "WHERE state = 1 AND queue = ? LIMIT ?)",
+                    (queue, most),
+                )
+                total += fetch_one(
+                    db,
+                    "SELECT count(*) FROM (SELECT 1 FROM message INDEXED BY "
+                    "message_scheduled WHERE state = 2 AND queue = ? AND run_at <= ? LIMIT ?)",
+                    (queue, now, most),
+                )
+                if total >= most:
+                    return most
+            return total
+
+        return self._database.read(count)
+
+    # Keeping house
+
+    def _sweep_mail(self, db: apsw.Connection, now: float) -> None:
+        db.execute(
+            "DELETE FROM letter WHERE seq IN (SELECT seq FROM letter INDEXED BY "
+            f"letter_expiring WHERE expires_at <= ? LIMIT {_SLICE})",
+            (now,),
+        )
+        db.execute("DELETE FROM listener WHERE until <= ?", (now,))
+        db.execute(
+            "DELETE FROM event WHERE seq IN (SELECT seq FROM event INDEXED BY "
+            f"event_emitted WHERE emitted_at <= ? LIMIT {_SLICE})",
+            (now - EVENTS_KEPT_FOR,),
+        )
+
+    def _forget_workers(self, db: apsw.Connection, before: float) -> None:
+        """Delete workers that stopped before this, and locks of those that died frozen."""
+        gone = fetch_all(db, "DELETE FROM worker WHERE stopped_at <= ? RETURNING id", (before,))
+        for (id,) in gone:
+            if self._locks is not None and self._locks.is_dead(lock_name(id)):
+                self._locks.remove(lock_name(id))
+
+
+def _has_room(db: apsw.Connection, to: int | str) -> bool:
+    if isinstance(to, int):
+        alive = "SELECT EXISTS(SELECT 1 FROM worker WHERE id = ? AND stopped_at IS NULL)"
+        if not fetch_one(db, alive, (to,)):
+            return False
+    count: int = fetch_one(db, "SELECT count(*) FROM letter WHERE receiver = ?", (str(to),))
+    return count < LETTERS_KEPT
