@@ -1,108 +1,143 @@
 """Measure the systems on the same work: `python -m benchmarks [--quick] [--systems …]`.
 
 In each round the systems take turns, each measurement on a store of its own, and every
-count is verified. Prints Markdown; `--chart FILE` draws some of it. Needs Linux: memory
-and CPU are read in /proc.
+count is verified. Prints Markdown. `--save FILE` keeps what was measured, `--load FILE` takes
+it from there instead of measuring, `--readme` writes the figures into README.md and draws
+docs/benchmarks.svg. `targets` says which targets are met, `model` how far the capacity model
+of docs/scaling.md is from what is measured. Needs Linux: memory and CPU are read in /proc.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.measures import MEASURES, QUICK, Scale, depths, idle
-from benchmarks.report import Results, chart, depth_table, table
-from benchmarks.servers import Redis, bin_of, install
-from benchmarks.site import others_cpu_seconds
-from benchmarks.systems import LITEQ, SYSTEMS, System
+from benchmarks import model, targets
+from benchmarks.depth import depths, histories, waiting_memory
+from benchmarks.measures import PARTS, QUICK, Scale
+from benchmarks.processes import others_cpu_seconds, supervise, time_limit
+from benchmarks.report import chart, into_readme, overview, report
+from benchmarks.results import Results
+from benchmarks.servers import Redis, install
+from benchmarks.systems import LITEQ, LITEQ_REDIS, SYSTEMS, System
+
+_ROOT = Path(__file__).parents[1]
+_STORE = ("depth", "history")  # parts that look at liteq's store alone
 
 
 def main() -> None:
-    parts = {measure.__name__: measure for measure in MEASURES}
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="smaller and rougher")
-    parser.add_argument("--systems", default=",".join(SYSTEMS), help="some of %(default)s")
-    parser.add_argument(
-        "--only", default=",".join([*parts, "depth"]), help="some of %(default)s"
+    options = _options()
+    if options.what == "model":
+        model.main(quick=options.quick)
+        return
+    results = Results.load(options.load) if options.load else measure(options)
+    if options.save:
+        results.save(options.save)
+    print(targets.table(results) if options.what == "targets" else report(results))
+    if options.readme:
+        readme = _ROOT / "README.md"
+        text = into_readme(readme.read_text(encoding="utf-8"), overview(results))
+        readme.write_text(text, encoding="utf-8")
+        (_ROOT / "docs" / "benchmarks.svg").write_text(chart(results), encoding="utf-8")
+
+
+def _options() -> argparse.Namespace:
+    parts = [*PARTS, *_STORE]
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("what", nargs="?", default="compare", help="compare, targets or model")
+    parser.add_argument("--quick", action="store_true", help="smaller and rougher")
+    parser.add_argument("--systems", help=f"some of {','.join(SYSTEMS)}")
+    parser.add_argument("--only", help=f"some of {','.join(parts)}")
     parser.add_argument("--rounds", type=int, help="in place of 3, or 1 with --quick")
-    parser.add_argument("--chart", type=Path, help="where to draw an SVG")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="keep the values as JSON")
+    parser.add_argument("--load", type=Path, metavar="FILE", help="do not measure: read these")
+    parser.add_argument("--readme", action="store_true", help="write README.md and the chart")
     options = parser.parse_args()
-    scale = QUICK if options.quick else Scale()
-    if options.rounds:
-        scale = scale._replace(rounds=options.rounds)
-    systems = [SYSTEMS[name] for name in _chosen(parser, options.systems, list(SYSTEMS))]
-    chosen = _chosen(parser, options.only, [*parts, "depth"])
-    for system in systems:
-        install(system)
-    versions = ", ".join(f"{system.title} {_version(system)}" for system in systems)
-    place = f"Python {platform.python_version()}, {os.cpu_count()} CPUs"
-    print(f"{time.strftime('%Y-%m-%d')}, {place}; {versions}.\n", flush=True)
-    redis = Redis()
-    try:
-        results = compare(systems, [name for name in chosen if name in parts], scale, redis)
-        print(table(results, scale))
-        if options.chart:
-            options.chart.write_text(chart(results), encoding="utf-8")
-        if "depth" in chosen:
-            compare_depths(scale, redis)
-    finally:
-        redis.stop()
+    of_targets = options.what == "targets"
+    known: tuple[list[str], list[str]] = (list(SYSTEMS), parts)
+    wanted = (targets.SYSTEMS, targets.PARTS) if of_targets else known
+    options.systems = _chosen(parser, options.systems, *known[:1], wanted[0])
+    options.only = _chosen(parser, options.only, *known[1:], wanted[1])
+    if options.what not in ("compare", "targets", "model"):
+        parser.error(f"unknown: {options.what}")
+    return options
 
 
-def compare(systems: list[System], names: list[str], scale: Scale, redis: Redis) -> Results:
-    """Take all measurements, round by round, the systems in turn."""
-    results = Results(systems)
-    order = list(systems)
-    for turn in range(scale.rounds):
-        for name in names:
-            measure = next(one for one in MEASURES if one.__name__ == name)
-            for system in order:
-                say(f"round {turn + 1} of {scale.rounds}: {name}, {system.title}")
-                start, before = time.monotonic(), others_cpu_seconds()
-                try:
-                    values = measure(system, scale, redis)
-                except (RuntimeError, subprocess.SubprocessError) as exc:
-                    say(f"  FAILED: {exc}")
-                    results.failed(system, name, str(exc))
-                    continue
-                load = (others_cpu_seconds() - before) / (time.monotonic() - start)
-                results.add(system, values, load)
-        order.append(order.pop(0))
-    return results
-
-
-def compare_depths(scale: Scale, redis: Redis) -> None:
-    """Print what liteq costs while other messages wait, for their turn or their time."""
-    say("cost by depth")
-    print(depth_table(depths(scale)))
-    for delayed in (0, scale.depths[-1]):
-        size = idle(LITEQ, scale, redis, delayed)["idle memory"]
-        print(f"\nA worker while {delayed:,} messages wait for tomorrow: {size:.1f} MB (PSS).")
-
-
-def _chosen(parser: argparse.ArgumentParser, given: str, known: list[str]) -> list[str]:
-    names = given.split(",")
+def _chosen(
+    parser: argparse.ArgumentParser, given: str | None, known: list[str], default: list[str]
+) -> list[str]:
+    names = default if given is None else given.split(",")
     if unknown := set(names) - set(known):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(known)}")
     return names
 
 
-def _version(system: System) -> str:
-    if not system.requires:
-        return version("liteq-queue")
-    name = system.requires[0].partition(">")[0].partition("[")[0]
-    code = f"import importlib.metadata as m; print(m.version({name!r}))"
-    done = subprocess.run(
-        [str(bin_of(system) / "python"), "-c", code], check=True, stdout=subprocess.PIPE
-    )
-    return done.stdout.decode().strip()
+def measure(options: argparse.Namespace) -> Results:
+    """Take all measurements, round by round, the systems in turn."""
+    scale = QUICK if options.quick else Scale()
+    if options.rounds:
+        scale = scale._replace(rounds=options.rounds)
+    systems = [SYSTEMS[name] for name in options.systems]
+    for system in systems:
+        install(system)
+    start, results = time.monotonic(), Results.new(systems, scale)
+    redis = Redis()
+    try:
+        order = list(systems)
+        for turn in range(scale.rounds):
+            for name in options.only:
+                for system in order:
+                    if name in PARTS:
+                        say(f"round {turn + 1} of {scale.rounds}: {name}, {system.title}")
+                        take(results, name, system, scale, redis)
+            order.append(order.pop(0))
+        look_into_stores(results, options.only, systems, scale, redis)
+    finally:
+        redis.stop()
+    results.seconds = time.monotonic() - start
+    return results
+
+
+def take(results: Results, name: str, system: System, scale: Scale, redis: Redis) -> None:
+    """Take one part of one system, in limited time."""
+    start, before = time.monotonic(), others_cpu_seconds(redis.pid)
+    rows: list[str] = []
+    try:
+        with time_limit(scale.limit):
+            for values in PARTS[name](system, scale, redis):
+                results.add(system, values)
+                rows += values
+    except (RuntimeError, OSError, subprocess.SubprocessError) as exc:
+        after = f" after {rows[-1]}" if rows else ""
+        say(f"  FAILED{after}: {exc}")
+        results.failed(system, f"{name}{after}", str(exc))
+    load = (others_cpu_seconds(redis.pid) - before) / (time.monotonic() - start)
+    results.note_load(rows, load)
+    say(f"  {time.monotonic() - start:.0f} s")
+
+
+def look_into_stores(
+    results: Results, parts: list[str], systems: list[System], scale: Scale, redis: Redis
+) -> None:
+    """Measure what liteq costs while much is in its stores."""
+    ours = [system for system in (LITEQ, LITEQ_REDIS) if system in systems]
+    if "depth" in parts:
+        for system in ours:
+            say(f"cost by depth, {system.title}")
+            results.depths[system.title] = depths(system, scale, redis)
+        if LITEQ in ours:
+            for delayed in (0, scale.depths[-1]):
+                results.waiting[delayed] = waiting_memory(scale, redis, delayed)
+    if "history" in parts and LITEQ in ours:
+        say(f"cost beside {scale.history:,} results")
+        results.histories = histories(scale, redis)
 
 
 def say(text: str) -> None:
@@ -110,4 +145,4 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    supervise(main)

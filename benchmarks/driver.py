@@ -15,12 +15,15 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+from benchmarks import effects
 
-async def enqueue(system: Any, number: int, first: int = 0) -> tuple[list[int], float]:
-    """Enqueue in a loop: nanoseconds of each call, and CPU seconds of all."""
+
+async def enqueue(system: Any, number: int, first: int = 0) -> tuple[list[int], float, int]:
+    """Enqueue in a loop: nanoseconds of each call, CPU seconds of all, and the time of the
+    first by the clock that all processes share."""
     call, is_async = system.enqueue, _is_async(system)
     handles, took = [], []
-    cpu = time.process_time()
+    began, cpu = time.monotonic_ns(), time.process_time()
     for each in range(first, first + number):
         start = time.perf_counter_ns()
         handle = call(each)
@@ -30,7 +33,41 @@ async def enqueue(system: Any, number: int, first: int = 0) -> tuple[list[int], 
     if hasattr(system, "result"):
         name = "id" if hasattr(handles[0], "id") else "task_id"
         _ids().write_text(json.dumps([getattr(handle, name) for handle in handles]))
-    return took, cpu
+    return took, cpu, began
+
+
+async def many(system: Any, number: int) -> tuple[float, float] | None:
+    """Enqueue all in one call: its seconds, and its CPU seconds; None where there is none."""
+    if not hasattr(system, "enqueue_many"):
+        return None
+    await _value(system, system.enqueue(effects.WARM_UP))  # connects, and is not counted
+    start, cpu = time.perf_counter(), time.process_time()
+    await _value(system, system.enqueue_many(range(number)))
+    return time.perf_counter() - start, time.process_time() - cpu
+
+
+async def produce(system: Any, seconds: float) -> list[int]:
+    """Once told to, enqueue as fast as possible for a while: nanoseconds of each call."""
+    await _value(system, system.enqueue(effects.WARM_UP))
+    print("ready", flush=True)
+    sys.stdin.readline()
+    took: list[int] = []
+    now = time.perf_counter_ns()
+    end = now + int(seconds * 1e9)
+    while now < end:
+        start = now
+        await _value(system, system.enqueue(len(took)))
+        now = time.perf_counter_ns()
+        took.append(now - start)
+    return took
+
+
+async def waiting(system: Any) -> int | None:
+    """Return how many tasks wait; None if the system does not say."""
+    if not hasattr(system, "waiting"):
+        return None
+    count: int = await _value(system, system.waiting())
+    return count
 
 
 async def results(system: Any) -> int | None:
@@ -39,28 +76,34 @@ async def results(system: Any) -> int | None:
     if not hasattr(system, "result"):
         return None
     ids = json.loads(_ids().read_text())
-    return sum([await _value(system.result(id)) == number for number, id in enumerate(ids)])
+    return sum(
+        [await _value(system, system.result(id)) == number for number, id in enumerate(ids)]
+    )
 
 
 async def paced(system: Any, number: int) -> list[int]:
     """Enqueue with pauses, each task for an idle worker: the times of the calls."""
+    await _value(system, system.enqueue(effects.WARM_UP))  # connects
     called = []
     for each in range(number):
-        called.append(time.monotonic_ns())
-        await _value(system.enqueue(each))
         time.sleep(random.uniform(0.04, 0.06))  # noqa: ASYNC251 (nothing else runs here)
+        called.append(time.monotonic_ns())
+        await _value(system, system.enqueue(each))
     return called
 
 
 async def round_trips(system: Any, number: int, budget: float) -> list[int]:
     """Call and wait, one after the other, for at most `budget` seconds: ns of each."""
     took: list[int] = []
+    await _value(system, system.enqueue(effects.WARM_UP))  # connects
     for each in range(number):
         start = time.perf_counter_ns()
         if hasattr(system, "call"):
             value = await system.call(each)
         else:
-            value = await _value(system.wait(await _value(system.enqueue(each))))
+            value = await _value(
+                system, system.wait(await _value(system, system.enqueue(each)))
+            )
         took.append(time.perf_counter_ns() - start)
         assert value == each, value
         if sum(took) > budget * 1e9:
@@ -71,7 +114,7 @@ async def round_trips(system: Any, number: int, budget: float) -> list[int]:
 async def sleepers(system: Any, number: int, milliseconds: int) -> None:
     """Enqueue tasks that take their time."""
     for each in range(number):
-        await _value(system.enqueue_sleep(each, milliseconds))
+        await _value(system, system.enqueue_sleep(each, milliseconds))
 
 
 async def canvas(system: Any, kind: str, size: int) -> float | None:
@@ -80,14 +123,15 @@ async def canvas(system: Any, kind: str, size: int) -> float | None:
     if function is None:
         return None
     start = time.perf_counter()
-    value = function(size)
+    value = await _value(system, function(size))
     took = time.perf_counter() - start
     assert value == {"chord": size * (size - 1) // 2, "chain": size}[kind], value
     return took
 
 
-async def _value(made: Any) -> Any:
-    return await made if inspect.isawaitable(made) else made
+async def _value(system: Any, made: Any) -> Any:
+    """Await what an asynchronous system made. (The results of others may be awaitable too.)"""
+    return await made if _is_async(system) and inspect.isawaitable(made) else made
 
 
 def _is_async(system: Any) -> bool:

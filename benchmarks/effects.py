@@ -41,7 +41,12 @@ async def aslow(number: int, milliseconds: int) -> int:
 
 
 def count(path: Path) -> int:
+    """Return how many runs there were, warm-ups included."""
     return path.stat().st_size // _RECORD.size
+
+
+def counted(path: Path) -> int:
+    return sum(number < WARM_UP for number, _ in read(path))
 
 
 def read(path: Path) -> list[tuple[int, int]]:

@@ -36,9 +36,9 @@ def result(id: str) -> int:
 
 
 def chord_(size: int) -> int:
-    return chord((noop.s(number) for number in range(size)), add_up.s())().get(timeout=100)
+    return chord((noop.s(number) for number in range(size)), add_up.s())().get(timeout=390)
 
 
 def chain_(size: int) -> int:
     steps = [increment.s(0), *(increment.s() for _ in range(size - 1))]
-    return chain(steps)().get(timeout=100)
+    return chain(steps)().get(timeout=390)

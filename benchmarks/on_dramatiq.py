@@ -32,4 +32,4 @@ def wait(handle: Any) -> int:
 
 def chain_(size: int) -> int:
     steps = [increment.message(0), *(increment.message() for _ in range(size - 1))]
-    return dramatiq.pipeline(steps).run().get_result(block=True, timeout=100_000)
+    return dramatiq.pipeline(steps).run().get_result(block=True, timeout=390_000)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 
-from huey import RedisHuey, SqliteHuey
+from huey import RedisHuey, SqliteHuey, chord
 from huey.api import Result
 
 from benchmarks.effects import record, slow
@@ -20,7 +20,7 @@ else:
     )
 enqueue = noop = huey.task(name="noop")(record)
 enqueue_sleep = sleeper = huey.task(name="sleeper")(slow)
-result = huey.result
+result, waiting = huey.result, huey.pending_count
 
 
 @huey.task()
@@ -37,9 +37,14 @@ def wait(handle: Result) -> int:
     return handle.get(blocking=True, timeout=30)
 
 
+def chord_(size: int) -> int:
+    header = [noop.s(number) for number in range(size)]
+    return huey.enqueue(chord(header, add_up.s())).get(blocking=True, timeout=390)
+
+
 def chain_(size: int) -> int:
     steps = increment.s(0)
     for _ in range(size - 1):
         steps = steps.then(increment)
     *_, last = huey.enqueue(steps)
-    return last.get(blocking=True, timeout=100)
+    return last.get(blocking=True, timeout=390)

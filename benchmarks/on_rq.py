@@ -18,6 +18,10 @@ def enqueue(number: int) -> Job:
     return queue.enqueue(record, number)
 
 
+def enqueue_many(numbers: range) -> None:
+    queue.enqueue_many([Queue.prepare_data(record, (number,)) for number in numbers])
+
+
 def enqueue_sleep(number: int, milliseconds: int) -> Job:
     return queue.enqueue(slow, number, milliseconds)
 

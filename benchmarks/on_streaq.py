@@ -32,6 +32,10 @@ async def enqueue(number: int) -> Any:
     return await noop.enqueue(number)
 
 
+async def enqueue_many(numbers: range) -> None:
+    await worker.enqueue_many([noop.enqueue(number) for number in numbers])
+
+
 async def enqueue_sleep(number: int, milliseconds: int) -> Any:
     return await sleeper.enqueue(number, milliseconds)
 

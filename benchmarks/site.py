@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -17,18 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import effects
+from benchmarks.processes import cpu_seconds, end_strays, memory, tree
 from benchmarks.servers import Redis, bin_of
 from benchmarks.systems import System
 
 
 class Site:
     """A fresh store of one system, and a file for the effects of its tasks. `redis` is the
-    server that systems on Redis use; it is emptied."""
+    server that systems on Redis use; it is emptied. At the end, no process is left of what
+    ran here."""
 
-    def __init__(
-        self, system: System, redis: Redis | None = None, durability: str = "normal"
-    ) -> None:
+    def __init__(self, system: System, redis: Redis, durability: str = "normal") -> None:
         self.system = system
+        self._server = redis.pid
         self.redis = redis if system.store == "redis" else None
         self._store = tempfile.TemporaryDirectory(prefix="bench-")
         self.effects = Path(self._store.name, "effects")
@@ -49,19 +49,54 @@ class Site:
         return self
 
     def __exit__(self, *_: object) -> None:
+        end_strays(but=[self._server])
         self._store.cleanup()
 
     def python(self, *arguments: str) -> str:
         """Run Python to its end; return what it printed."""
         command, env = [str(self._bin / "python"), *arguments], self.environment
-        done = subprocess.run(command, env=env, check=True, timeout=600, stdout=subprocess.PIPE)
+        done = subprocess.run(command, env=env, capture_output=True)
+        if done.returncode:
+            said = done.stderr.decode().strip().rpartition("\n")[2]
+            raise RuntimeError(f"{' '.join(arguments[:4])} failed: {said}")
         return done.stdout.decode()
 
     def drive(self, operation: str, **arguments: Any) -> Any:
         """Have the driver do one operation; return its answer."""
-        command = ("-m", "benchmarks.driver", self.system.module, operation)
-        printed = self.python(*command, json.dumps(arguments))
+        printed = self.python(*self._driver(operation, arguments))
         return json.loads(printed.rpartition("@@")[2])
+
+    def drive_many(self, number: int, operation: str, **arguments: Any) -> list[Any]:
+        """Have so many drivers do one operation, beginning together; return their answers.
+
+        Each says on a line of its own that it is ready, and then waits for one from us.
+        """
+        command = [str(self._bin / "python"), *self._driver(operation, arguments)]
+        drivers = [
+            subprocess.Popen(
+                command,
+                env=self.environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
+            for _ in range(number)
+        ]
+        for driver in drivers:
+            assert driver.stdout is not None
+            driver.stdout.readline()
+        for driver in drivers:
+            assert driver.stdin is not None
+            driver.stdin.write(b"go\n")
+            driver.stdin.flush()
+        printed = [driver.communicate()[0].decode() for driver in drivers]
+        if failed := sum(driver.returncode != 0 for driver in drivers):
+            raise RuntimeError(f"{failed} of {number} producers failed")
+        return [json.loads(text.rpartition("@@")[2]) for text in printed]
+
+    def _driver(self, operation: str, arguments: dict[str, Any]) -> tuple[str, ...]:
+        command = ("-m", "benchmarks.driver", self.system.module, operation)
+        return (*command, json.dumps(arguments))
 
     @contextmanager
     def worker(self) -> Iterator[Worker]:
@@ -74,28 +109,37 @@ class Site:
 
     def wait(self, number: int) -> None:
         """Wait until so many tasks have run."""
-        self.wait_for(lambda: effects.count(self.effects) >= number)
+        self.need(lambda: effects.count(self.effects) >= number)
 
-    def wait_for(
-        self, condition: Callable[[], bool], within: float = 180.0, *, strict: bool = True
-    ) -> None:
-        """Wait until the condition holds, or, unless `strict`, until the time is over."""
+    def need(self, condition: Callable[[], bool]) -> None:
+        """Wait until the condition holds; it is an error if it never does."""
+        if not self.wait_for(condition, 180):
+            raise RuntimeError(f"only {effects.count(self.effects)} tasks have run")
+
+    def wait_for(self, condition: Callable[[], bool], within: float) -> bool:
+        """Wait until the condition holds, for so many seconds; tell whether it does."""
         deadline = time.monotonic() + within
         while not condition():
             if time.monotonic() > deadline:
-                if not strict:
-                    return
-                raise RuntimeError(f"only {effects.count(self.effects)} tasks have run")
+                return False
             time.sleep(0.01)
+        return True
 
-    def warm_up(self) -> None:
-        """Have the worker do what it does only once."""
+    def warm_up(self, settle: float) -> None:
+        """Have the worker do what it does only once, and come to rest."""
         self.drive("enqueue", number=20, first=effects.WARM_UP)
         self.wait(20)
-        time.sleep(2)
+        time.sleep(settle)
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin to count the tasks anew."""
+        self.effects.write_bytes(b"")
 
     def starts(self, number: int) -> dict[int, int]:
         """Return when each task started, once a second run of one had time to show."""
+        self.wait(number)
+        self.need(lambda: effects.counted(self.effects) >= number)
         time.sleep(0.3)
         return effects.starts(self.effects, number)
 
@@ -144,39 +188,9 @@ class Worker:
 
     def kill(self) -> None:
         """Kill all its processes at once, as a power cut would."""
-        found = [file for pid in self.pids for file in tree(pid)]
-        for file in found:
+        found = [folder for pid in self.pids for folder in tree(pid)]
+        for folder in found:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(int(file.name), signal.SIGKILL)
+                os.kill(int(folder.name), signal.SIGKILL)
         for process in self.processes:
             process.wait()
-
-
-def tree(pid: int) -> list[Path]:
-    """Return a process and all its descendants, as folders of /proc."""
-    found = [Path(f"/proc/{pid}")]
-    for each in found:
-        for file in each.glob("task/*/children"):
-            found += [Path(f"/proc/{child}") for child in file.read_text().split()]
-    return found
-
-
-def cpu_seconds(pid: int) -> float:
-    """Return the CPU time of a tree: to the nanosecond, since an idle worker uses only one
-    or two of the ticks that `stat` counts."""
-    files = [file for each in tree(pid) for file in each.glob("task/*/schedstat")]
-    return sum(int(file.read_text().split()[0]) for file in files) / 1e9
-
-
-def memory(pid: int) -> float:
-    """Return the MB of a tree, each shared page shared out among its users (PSS)."""
-    rollups = [(each / "smaps_rollup").read_text() for each in tree(pid)]
-    return sum(int(text.partition("\nPss:")[2].split()[0]) for text in rollups) / 1000
-
-
-def others_cpu_seconds() -> float:
-    """Return the CPU time of all that we have not started: how loaded the machine is."""
-    fields = [int(field) for field in Path("/proc/stat").read_text().split()[1:9]]
-    busy = (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")  # not idle, iowait
-    usages = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return busy - sum(usage.ru_utime + usage.ru_stime for usage in usages)

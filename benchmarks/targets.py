@@ -1,0 +1,122 @@
+"""The targets that liteq has set itself, and whether a run meets them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from benchmarks.report import figure
+from benchmarks.results import Results
+
+__all__ = ["PARTS", "SYSTEMS", "TARGETS", "Target", "table"]
+
+SYSTEMS: Final = ["liteq", "liteq-redis", "celery", "dramatiq"]
+PARTS: Final = ["imports", "drain", "bulk", "producers", "running", "crash", "depth", "history"]
+
+
+class Target(NamedTuple):
+    """`value` finds what is compared with `bound`: None if the run did not measure it."""
+
+    text: str
+    value: Callable[[Results], float | None]
+    bound: float
+    at_least: bool = False
+
+    def met(self, value: float) -> bool:
+        return value >= self.bound if self.at_least else value <= self.bound
+
+
+def _of(row: str, system: str = "liteq") -> Callable[[Results], float | None]:
+    return lambda results: results.median(row, system)
+
+
+def _ratio(row: str, system: str, other: str) -> Callable[[Results], float | None]:
+    """Return how many times the other's value this system's is."""
+
+    def find(results: Results) -> float | None:
+        ours, theirs = results.median(row, system), results.median(row, other)
+        return None if ours is None or not theirs else ours / theirs
+
+    return find
+
+
+def _flat(system: str, column: int) -> Callable[[Results], float | None]:
+    def find(results: Results) -> float | None:
+        found = [*results.depths.get(system, {}).values()]
+        return found[-1][column] / found[0][column] if len(found) > 1 else None
+
+    return find
+
+
+def _history(results: Results) -> float | None:
+    found = [*results.histories.values()]
+    return found[-1][2] / found[0][2] if len(found) > 1 else None
+
+
+TARGETS: Final = (
+    Target("SQLite: drain, tasks/s", _of("drain"), 30_000, at_least=True),
+    Target("SQLite: worker's CPU a task (parent, children, store), µs", _of("drain CPU"), 40),
+    Target("SQLite: enqueue one, p50 µs", _of("enqueue p50"), 60),
+    Target("SQLite: enqueue many, µs a task", _of("bulk"), 12),
+    Target("SQLite: enqueue → start, p50 ms", _of("start p50"), 0.7),
+    Target("SQLite: enqueue → start, p99 ms", _of("start p99"), 2.5),
+    Target("SQLite: call and wait, p50 ms", _of("trip p50"), 1.2),
+    Target("SQLite: chord of 1,000, s", _of("chord"), 0.15),
+    Target("SQLite: chain of 100, s", _of("chain"), 0.06),
+    Target(
+        "SQLite: producer and worker at once, × Celery",
+        _ratio("mixed", "liteq", "celery"),
+        8,
+        at_least=True,
+    ),
+    Target(
+        "SQLite: chord of 10,000, × Celery",
+        _ratio("large", "celery", "liteq"),
+        20,
+        at_least=True,
+    ),
+    Target("SQLite: 16 producers, p99 ms", _of("producers p99"), 20),
+    Target("SQLite: 16 producers, most ÷ least", _of("producers share"), 2),
+    Target("worker ready, s", _of("ready"), 0.25),
+    Target("idle worker, PSS MB", _of("idle memory"), 30),
+    Target("idle worker, CPU %", _of("idle CPU"), 0.1),
+    Target("import over bare Python, ms", _of("import class"), 35),
+    Target("kill -9: tasks lost", _of("lost"), 0),
+    Target("kill -9: restart → next task, s", _of("again"), 1.0),
+    Target("SQLite: enqueue beside 1M waiting, × 1k", _flat("liteq (SQLite)", 0), 1.2),
+    Target("SQLite: claim and settle beside 1M, × 1k", _flat("liteq (SQLite)", 1), 1.2),
+    Target("SQLite: claim p99 beside 5M results, × none", _history, 1.2),
+    Target("Redis: drain, tasks/s", _of("drain", "liteq-redis"), 20_000, at_least=True),
+    Target(
+        "Redis: drain, × Celery (or the line above)",
+        _ratio("drain", "liteq-redis", "celery"),
+        27,
+        at_least=True,
+    ),
+    Target("Redis: enqueue → start, p50 ms", _of("start p50", "liteq-redis"), 0.8),
+    Target("Redis: call and wait, p50 ms", _of("trip p50", "liteq-redis"), 1.4),
+    Target(
+        "Redis: server's CPU a task, × Dramatiq",
+        _ratio("server CPU", "liteq-redis", "dramatiq"),
+        1,
+    ),
+    Target("Redis: enqueue beside 1M waiting, × 1k", _flat("liteq (Redis)", 0), 1.2),
+    Target("Redis: claim and settle beside 1M, × 1k", _flat("liteq (Redis)", 1), 1.2),
+)
+
+
+def table(results: Results) -> str:
+    """Return each target with what was measured, and at which scale."""
+    lines = [
+        f"{results.place}; {results.scale.tasks:,} tasks, {results.scale.rounds} rounds.",
+        "",
+        "| target | wanted | measured | |",
+        "|---|---|---|---|",
+    ]
+    for target in TARGETS:
+        sign, value = "≥" if target.at_least else "≤", target.value(results)
+        shown = "not measured" if value is None else figure(value)
+        said = "" if value is None else "met" if target.met(value) else "**missed**"
+        lines.append(f"| {target.text} | {sign} {figure(target.bound)} | {shown} | {said} |")
+    lines += [f"\nFailed: {one}" for one in results.failures]
+    return "\n".join(lines)
