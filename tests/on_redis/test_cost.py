@@ -1,0 +1,166 @@
+"""What a task costs Redis, counted in commands: the guard against a cost that creeps in.
+
+The counts are the server's own (INFO commandstats): what clients sent, and what scripts called.
+As in ../test_cost.py a bound that breaks is a question: if the new cost is worth it, raise the
+bound and say why in its comment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+import pytest
+import redis
+from redis_server import RedisServer
+from world import enlist, make
+
+from liteq.brokers.base import Lease
+from liteq.brokers.redis import RedisBroker
+from liteq.brokers.redis_link import script
+from liteq.outcome import Succeeded
+
+pytestmark = pytest.mark.redis
+
+BATCHES: Final = (25, 50)
+
+
+class Cost(NamedTuple):
+    """What clients sent; what scripts called; bytes that came in."""
+
+    trips: int
+    called: int
+    received: int
+
+
+class Meter:
+    """Counts what the server does for all its clients but this one."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self._client = redis.Redis(unix_socket_path=str(server.path))
+
+    def of(self, verb: Callable[[], Any]) -> Cost:
+        self._client.config_resetstat()
+        verb()
+        received: Any = self._client.info("stats")
+        stats: Any = self._client.info("commandstats")
+        calls = {name.removeprefix("cmdstat_"): each["calls"] for name, each in stats.items()}
+        trips = calls.pop("evalsha", 0) + calls.pop("eval", 0)
+        for ours in ("info", "config|resetstat", "config"):
+            calls.pop(ours, None)
+        return Cost(trips, sum(calls.values()), received["total_net_input_bytes"])
+
+    def close(self) -> None:
+        self._client.close()
+
+
+@pytest.fixture
+def meter(server: RedisServer) -> Iterator[Meter]:
+    made = Meter(server)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def broker(server: RedisServer) -> Iterator[RedisBroker]:
+    opened = RedisBroker(server.url)
+    opened.enqueue([make()])  # connects, and loads the script
+    yield opened
+    opened.close()
+
+
+def send(broker: RedisBroker, number: int) -> None:
+    broker.enqueue([make() for _ in range(number)])
+
+
+class Steps:
+    """A worker in the middle of its work: each step settles what the last one claimed."""
+
+    def __init__(self, broker: RedisBroker, number: int) -> None:
+        send(broker, number)
+        self.broker = broker
+        self.worker = enlist(broker)
+        self.leases: Sequence[Lease] = ()
+        self.step(1)  # loads the script
+
+    def step(self, claim: int) -> None:
+        self.leases = self.broker.step(
+            self.worker,
+            settlements=[(lease, Succeeded(b"1")) for lease in self.leases],
+            queues=["default"],
+            limit=claim,
+            tasks={"shop.charge"},
+        ).leases
+        assert len(self.leases) == claim
+
+
+def test_a_call_is_one_trip(meter: Meter, broker: RedisBroker) -> None:
+    cost = meter.of(partial(send, broker, 1))
+
+    assert cost.trips == 1
+    # The id looked up, the message, its place in the queue; and for all that are sent together
+    # the time, the numbers, the queue's name and who is to be woken.
+    assert cost.called <= 3 + 7
+    assert cost.received <= 700  # measured: 369, and what the meter itself asks
+
+
+def test_what_is_sent_together_is_one_trip(meter: Meter, broker: RedisBroker) -> None:
+    few, many = (meter.of(partial(send, broker, number)) for number in BATCHES)
+
+    assert (few.trips, many.trips) == (1, 1)
+    assert_grows(few, many, each=3)  # looked up, written, queued
+    assert many.received <= BATCHES[1] * 220  # measured: 169 each
+
+
+def test_a_step_is_one_trip_whatever_it_settles_and_claims(
+    meter: Meter, broker: RedisBroker
+) -> None:
+    few, many = costs_of_steps(meter, broker)
+
+    assert (few.trips, many.trips) == (1, 1)
+    # Read and written at its end, and read and written at its claim.
+    assert_grows(few, many, each=4)
+    # And for the step: who is alive, the queues' names, what is paused or due, the time …
+    assert many.called <= BATCHES[1] * 4 + 24
+    assert many.received <= BATCHES[1] * 160  # measured: 116 a task
+
+
+def test_a_heartbeat_is_one_trip(meter: Meter, broker: RedisBroker) -> None:
+    worker = enlist(broker)
+    broker.beat(worker)  # loads the script
+
+    cost = meter.of(lambda: broker.beat(worker))
+
+    assert cost.trips == 1
+    assert cost.called <= 12
+
+
+def test_a_command_more_for_each_task_is_caught(
+    meter: Meter, broker: RedisBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, place = script("step"), b"settlements[i] = s\n"
+    assert place in step.text
+    worse = step.text.replace(place, place + b"  call('TIME')\n")
+    monkeypatch.setattr(step, "text", worse)
+    monkeypatch.setattr(step, "sha", hashlib.sha1(worse).hexdigest().encode())
+    few, many = costs_of_steps(meter, broker)
+
+    with pytest.raises(AssertionError, match="grew to"):
+        assert_grows(few, many, each=4)
+
+
+def costs_of_steps(meter: Meter, broker: RedisBroker) -> list[Cost]:
+    steps = Steps(broker, 4 * max(BATCHES))
+    costs = []
+    for number in BATCHES:
+        steps.step(number)
+        costs.append(meter.of(partial(steps.step, number)))
+    return costs
+
+
+def assert_grows(few: Cost, many: Cost, *, each: int) -> None:
+    """The second batch is twice the first: it may take so many more commands for each."""
+    more = many.called - few.called
+    assert more <= each * (BATCHES[1] - BATCHES[0]), f"{few} grew to {many}"

@@ -1,0 +1,309 @@
+"""What a task costs, counted instead of timed: the guard against a cost that creeps in.
+
+A stopwatch on a busy machine cannot tell 30 µs from 40, and a count can. What is counted is
+what a task's time is made of: statements, transactions, syncs and bytes of SQLite, and the
+trips into the kernel between parent and child. Redis has a part in on_redis/test_cost.py.
+
+A bound that breaks is a question, not a verdict: if the new cost is worth it, raise the bound
+and say why in its comment.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import apsw
+import pytest
+from power.recorder import Recorder
+from world import Store, enlist, make, uncovered
+
+from liteq import Liteq
+from liteq.brokers.base import Broker, Lease
+from liteq.brokers.settling import Settling
+from liteq.outcome import Outcome, Succeeded
+from liteq.task import Task
+
+# Of a step, whatever it settles and claims: BEGIN, what it has to know, a savepoint and its
+# release, the next due message, the claim, COMMIT. Two are left for what limits or uniqueness
+# may want to look up. What grows with the number of tasks is counted apart.
+STEP = 9
+BATCHES = (25, 50)
+
+
+class Cost(NamedTuple):
+    """What SQLite did: statements that it ran, those in triggers too; transactions that wrote;
+    syncs of a file; bytes written to files."""
+
+    statements: int
+    commits: int
+    syncs: int
+    written: int
+
+
+class Meter:
+    """Counts for all connections of this process, at the lowest levels that SQLite has."""
+
+    def __init__(self, disk: Recorder) -> None:
+        self._disk = disk
+        self.statements: list[str] = []
+        self._commits = 0
+
+    def attach(self, db: apsw.Connection) -> None:
+        db.trace_v2(apsw.SQLITE_TRACE_STMT, lambda event: self.statements.append(event["sql"]))
+        db.set_commit_hook(self._on_commit)
+
+    def of(self, verb: Callable[[], Any]) -> Cost:
+        self.statements.clear()
+        self._commits = 0
+        self._disk.log.clear()
+        verb()
+        done = [event.what for event in self._disk.log]
+        written = sum(len(event.data) for event in self._disk.log)
+        return Cost(len(self.statements), self._commits, done.count("sync"), written)
+
+    def _on_commit(self) -> bool:
+        self._commits += 1
+        return False  # True would undo it
+
+
+@pytest.fixture
+def meter(monkeypatch: pytest.MonkeyPatch) -> Iterator[Meter]:
+    disk = Recorder(f"cost-{os.getpid()}")
+    made = Meter(disk)
+    monkeypatch.setattr(apsw, "connection_hooks", [made.attach])
+    yield made
+    disk.unregister()
+
+
+@pytest.fixture
+def broker(meter: Meter, tmp_path: Path, clock: Any) -> Iterator[Broker]:
+    opened = Store("sqlite", tmp_path, clock).open()
+    opened.counts()  # connects
+    yield opened
+    opened.close()
+
+
+def call_of(tmp_path: Path, durability: str) -> Task[[int, int], int]:
+    app = Liteq("cost", broker=f"sqlite:///{tmp_path}/store", set_as_current=False)
+    app.conf.broker_transport_options = {"durability": durability}
+
+    @app.task
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    add.delay(1, 2)  # connects
+    return add
+
+
+class Steps:
+    """A worker in the middle of its work: each step settles what the last one claimed."""
+
+    def __init__(self, broker: Broker, number: int) -> None:
+        broker.enqueue([make() for _ in range(number)])
+        self.broker = broker
+        self.worker = enlist(broker)
+        self.leases: Sequence[Lease] = ()
+
+    def step(self, claim: int) -> None:
+        self.leases = self.broker.step(
+            self.worker,
+            settlements=[(lease, Succeeded(b"1")) for lease in self.leases],
+            queues=["default"],
+            limit=claim,
+            tasks={"shop.charge"},
+        ).leases
+        assert len(self.leases) == claim
+
+
+# The store
+
+
+@pytest.mark.parametrize(("durability", "syncs"), [("normal", 0), ("full", 1)])
+def test_a_call_is_one_statement_and_at_most_one_sync(
+    meter: Meter, tmp_path: Path, durability: str, syncs: int
+) -> None:
+    add = call_of(tmp_path, durability)
+
+    cost = meter.of(lambda: add.delay(1, 2))
+
+    # One INSERT is its own transaction: BEGIN and COMMIT would be two statements more.
+    assert (cost.statements, cost.commits, cost.syncs) == (1, 1, syncs), meter.statements
+    # Three pages of 4 KiB (the row, the index of ids, that of what is queued) and their
+    # headers in the WAL, each written once. An index more is a page more for each call.
+    assert cost.written <= 3 * (4096 + 24)
+
+
+def test_what_is_sent_together_is_one_transaction(meter: Meter, broker: Broker) -> None:
+    few, many = [meter.of(partial(send_together, broker, number)) for number in BATCHES]
+
+    assert (many.commits, many.syncs) == (1, 0)
+    # An INSERT for each message, and four for all: BEGIN, COMMIT, the last number, and what
+    # uniqueness may look up.
+    assert_grows(few, many, each=1)
+    assert many.statements <= BATCHES[1] + 4, meter.statements
+    assert many.written <= BATCHES[1] * 700  # measured: 577 bytes each
+
+
+def test_a_task_is_settled_and_claimed_with_one_statement(meter: Meter, broker: Broker) -> None:
+    few, many = costs_of_steps(meter, broker)
+
+    # An UPDATE settles each task. One claims them all, so that adds nothing.
+    assert_grows(few, many, each=1)
+    assert many.statements <= BATCHES[1] + STEP, meter.statements
+
+
+def test_a_step_is_one_transaction_that_waits_for_no_disk(meter: Meter, broker: Broker) -> None:
+    few, many = costs_of_steps(meter, broker)
+
+    assert (few.commits, many.commits) == (1, 1)
+    # Workers commit without a sync: a power loss undoes whole steps, and those tasks run again.
+    assert (few.syncs, many.syncs) == (0, 0)
+    assert many.written <= BATCHES[1] * 900  # measured: 742 bytes a task
+
+
+def test_a_worker_with_one_task_at_a_time_takes_one_transaction_a_task(
+    meter: Meter, broker: Broker
+) -> None:
+    steps = Steps(broker, 5)
+    steps.step(1)
+
+    cost = meter.of(lambda: steps.step(1))
+
+    assert cost.commits == 1
+    assert cost.statements <= STEP, meter.statements
+
+
+def test_a_heartbeat_is_one_small_transaction(meter: Meter, broker: Broker) -> None:
+    worker = enlist(broker)
+
+    cost = meter.of(lambda: broker.beat(worker))
+
+    assert (cost.statements, cost.commits, cost.syncs) == (3, 1, 0), meter.statements
+
+
+def send_together(broker: Broker, number: int) -> None:
+    broker.enqueue([make() for _ in range(number)])
+
+
+def costs_of_steps(meter: Meter, broker: Broker) -> list[Cost]:
+    steps = Steps(broker, 4 * max(BATCHES))
+    costs = []
+    for number in BATCHES:
+        steps.step(number)
+        costs.append(meter.of(partial(steps.step, number)))
+    return costs
+
+
+def assert_grows(few: Cost, many: Cost, *, each: int) -> None:
+    """The second batch is twice the first: it may take so many more statements for each."""
+    more = many.statements - few.statements
+    assert more <= each * (BATCHES[1] - BATCHES[0]), f"{few} grew to {many}"
+
+
+# The pool
+
+
+class Trips(NamedTuple):
+    parent: dict[str, int]
+    child: dict[str, int]
+
+
+TASKS = 200
+
+
+def trips_of_a_worker(folder: Path, *fault: str) -> Trips:
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, here / "cost_worker.py", folder, str(TASKS), *fault],
+        env=uncovered() | {"PYTHONPATH": f"{here.parent}{os.pathsep}{here}"},
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    assert done.returncode == 0, done.stderr
+    return Trips(**json.loads(done.stdout))
+
+
+def assert_cheap(trips: Trips) -> None:
+    """A task crosses to the child and back in one packet each, and nothing is pickled."""
+    parent, child = trips.parent, trips.child
+    tasks = TASKS + 2  # one to begin with and one to count
+    assert "pickles" not in parent, parent
+    assert "pickles" not in child, child
+    # A packet for each task. Those behind a task that waits for the processor are taken back
+    # and sent again: not for each task, but on a busy machine for some.
+    some = TASKS // 4
+    assert parent["sends"] <= tasks + some, parent
+    # One read takes all answers that have come, and a wake-up is drained once.
+    assert parent["receives"] <= tasks + some, parent
+    assert parent["poll"] <= tasks + some, parent
+    # A lock and an unlock for a transaction, of which there are no more than tasks.
+    assert parent["flock"] <= 2 * (tasks + some), parent
+    # The child counts from its first task to its last: TASKS + 1 packets and answers, and a
+    # ping that follows a job taken back.
+    for direction in ("receives", "sends"):
+        assert TASKS < child[direction] <= TASKS + 1 + some, child
+
+
+def test_a_task_goes_to_its_child_and_back_in_one_packet_each(tmp_path: Path) -> None:
+    assert_cheap(trips_of_a_worker(tmp_path))
+
+
+# The guard itself
+
+
+def test_a_statement_more_for_each_task_is_caught(
+    meter: Meter, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle = Settling.settle
+
+    def look_first(
+        settling: Settling, settlements: Sequence[tuple[Lease, Outcome]]
+    ) -> list[bool]:
+        for lease, _ in settlements:
+            settling.db.execute("SELECT state FROM message WHERE seq = ?", (lease.key,))
+        return settle(settling, settlements)
+
+    monkeypatch.setattr(Settling, "settle", look_first)
+    few, many = costs_of_steps(meter, broker)
+
+    with pytest.raises(AssertionError, match="grew to"):
+        assert_grows(few, many, each=1)
+
+
+def test_a_sync_in_a_step_is_caught(
+    meter: Meter, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = broker._database.write
+
+    def durably(body: Any, *, durable: bool, limited: bool = False) -> Any:
+        return write(body, durable=True, limited=limited)
+
+    monkeypatch.setattr(broker._database, "write", durably)
+
+    assert costs_of_steps(meter, broker)[1].syncs == 1
+
+
+def test_an_index_more_is_caught(meter: Meter, tmp_path: Path) -> None:
+    add = call_of(tmp_path, "normal")
+    add.app.broker._database.write(
+        lambda db: db.execute("CREATE INDEX more ON message(task)"), durable=False
+    )
+    add.delay(1, 2)
+
+    assert meter.of(lambda: add.delay(1, 2)).written > 3 * (4096 + 24)
+
+
+@pytest.mark.parametrize("fault", ["pickle", "send"])
+def test_more_between_parent_and_child_is_caught(tmp_path: Path, fault: str) -> None:
+    trips = trips_of_a_worker(tmp_path, fault)
+
+    with pytest.raises(AssertionError):
+        assert_cheap(trips)
