@@ -48,15 +48,13 @@ from liteq.brokers.redis_form import (
     RECORD_FIELDS,
     STATES,
     Fields,
+    Settlements,
     attempt_of,
-    checked,
     graph_arguments,
     packed_of,
-    read_inputs,
+    read_lease,
     record_of,
-    refused,
     schedule_of,
-    settlement_arguments,
 )
 from liteq.brokers.redis_link import KEYS_VERSION, Link
 from liteq.brokers.redis_liveness import Birth, is_dead, own_birth, watch
@@ -271,7 +269,7 @@ class RedisBroker(RedisMail):
     ) -> Step:
         token = self._tokens()
         doubtful = self._doubtful.get(worker, ())
-        ends = [(lease, checked(lease, outcome)) for lease, outcome in settlements]
+        ends = Settlements(settlements, self.max_deliveries)
         limit = max(limit, 0)
         digest = self._digest(worker, tasks) if limit else "*"
         tail: list[Any] = [len(notes)]
@@ -280,16 +278,12 @@ class RedisBroker(RedisMail):
         tail += (limit, len(queues), *queues, digest)
         try:
             while True:
-                head: list[Any] = [worker, token, len(doubtful), *doubtful, len(ends)]
-                for lease, outcome in ends:
-                    head += settlement_arguments(lease, outcome, self.max_deliveries)
+                head = (worker, token, len(doubtful), *doubtful, *ends.arguments())
                 answer = self._call("step", *head, *tail, word=token)
                 if answer[0] == b"tasks":
                     self._call("known", worker, digest, *(tasks or ()))
                 elif answer[0] == b"graph":
-                    at = int(answer[1] or 0) - 1
-                    lease, outcome = ends[at]
-                    ends[at] = (lease, refused(outcome, _refusal(answer[2:])))
+                    ends.refuse(int(answer[1] or 0), _refusal(answer[2:]))
                 else:
                     break
         except BrokerError:
@@ -298,7 +292,7 @@ class RedisBroker(RedisMail):
             raise
         self._doubtful.pop(worker, None)
         self._mend_mailboxes()
-        return _read_step(Fields(answer), token)
+        return _read_step(Fields(answer), token, ends)
 
     def _digest(self, worker: int, tasks: Collection[str] | None) -> str:
         """Return a short word for these names; a worker gives the same object each time."""
@@ -783,15 +777,11 @@ def _refusal(answer: Sequence[bytes | None]) -> AlreadyEnqueued | InvalidTaskErr
     )
 
 
-def _read_step(fields: Fields, token: int) -> Step:
+def _read_step(fields: Fields, token: int, ends: Settlements) -> Step:
     standing, flags = fields.bytes(), fields.bytes()
     due = fields.one()
     terminate = {fields.number(): fields.text() for _ in range(fields.number())}
-    leases = []
-    for _ in range(fields.number()):
-        key, delivery = fields.number(), fields.number()
-        packed = packed_of(fields.some(PACKED_COUNT))
-        leases.append(Lease(key, token, delivery, packed, read_inputs(fields)))
+    leases = [read_lease(fields, token) for _ in range(fields.number())]
     aside: list[tuple[Lease, Literal["parked", "expired"]]] = []
     for _ in range(fields.number()):
         why = fields.bytes()
@@ -799,7 +789,7 @@ def _read_step(fields: Fields, token: int) -> Step:
         lease = Lease(key, token, delivery, packed_of(fields.some(PACKED_COUNT)))
         aside.append((lease, "parked" if why == b"p" else "expired"))
     return Step(
-        accepted=tuple(flag == 49 for flag in flags),
+        accepted=ends.accepted(flags),
         leases=tuple(leases),
         next_due=None if due is None else float(due),
         terminate=terminate,

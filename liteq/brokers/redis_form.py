@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from liteq import failure
 from liteq.brokers.base import Attempt, Input, Lease, Note, Record, Schedule, State
@@ -36,16 +36,15 @@ __all__ = [
     "RECORD_FIELDS",
     "STATES",
     "Fields",
+    "Settlements",
     "attempt_of",
-    "checked",
     "graph_arguments",
     "kept_fields",
     "packed_of",
     "read_inputs",
+    "read_lease",
     "record_of",
-    "refused",
     "schedule_of",
-    "settlement_arguments",
 ]
 
 STATES: Final[dict[bytes, State]] = {
@@ -64,8 +63,8 @@ LETTERS: Final[dict[str, str]] = {
     "retrying": "y",
     "dead": "dead",
 }
-PACKED_COUNT: Final = 12  # fields that a packed message is answered as
-RECORD_FIELDS: Final = 27
+PACKED_COUNT: Final = 8  # fields that a packed message is answered as
+RECORD_FIELDS: Final = 23
 _IGNORED_KEPT: Final = 3600.0  # seconds an unwanted result is kept, against repetitions
 _PLACES: Final = {name: at for at, name in enumerate(PACKED_FIELDS)}
 _REPLACE: Final = frozenset(PACKED_FIELDS) - {"id"}
@@ -85,6 +84,8 @@ _KINDS: Final[tuple[tuple[int, Any], ...]] = (
     (13, _NUMBER),
 )
 Field = bytes | None
+_ONE: Final = ord("1")
+_new: Final = tuple.__new__  # a third of what a named tuple's own call costs
 
 
 class Fields:
@@ -118,28 +119,60 @@ class Fields:
 # Messages
 
 
-def _options(packed: Packed) -> str:
-    limit, soft, late, ignored, most, expires = packed[8:14]
+def _given(packed: Packed) -> bytes:
+    """Return what stands in the field `g` of a message (see `lua/base.lua`)."""
+    return _given_of(packed[1], packed[3], packed[4], packed[7], *packed[8:14])
+
+
+# The messages of a task have nearly always the same.
+@lru_cache(maxsize=1024, typed=True)
+def _given_of(
+    task: str,
+    queue: str,
+    priority: int,
+    retries: int,
+    limit: float | None,
+    soft: float | None,
+    late: object,
+    ignored: object,
+    most: int | None,
+    expires: float | None,
+) -> bytes:
+    name = queue.encode()
     return (
-        f"{_text(limit)},{_text(soft)},{1 if late else 0},{1 if ignored else 0},"
-        f"{_text(most)},{_text(expires)}"
-    )
+        f"{priority:d},{retries:d},{_text(limit)},{_text(soft)},{1 if late else 0},"
+        f"{1 if ignored else 0},{_text(most)},{_text(expires)},{len(name)},"
+    ).encode() + b"%b%b" % (name, task.encode())
 
 
 def _text(value: float | None) -> str:
     return "" if value is None else repr(value)
 
 
+class _Given(NamedTuple):
+    task: str
+    queue: str
+    priority: int
+    retries: int
+    options: tuple[Any, ...]
+
+
 @lru_cache(maxsize=1024)
-def _read_options(text: bytes) -> tuple[Any, ...]:
-    limit, soft, late, ignored, most, expires = text.decode().split(",")
-    return (
+def _read_given(text: bytes) -> _Given:
+    priority, retries, limit, soft, late, ignored, most, expires, size, names = text.split(
+        b",", 9
+    )
+    end = int(size)
+    options = (
         _number(limit),
         _number(soft),
-        late == "1",
-        ignored == "1",
+        late == b"1",
+        ignored == b"1",
         int(most) if most else None,
         _number(expires),
+    )
+    return _Given(
+        names[end:].decode(), names[:end].decode(), int(priority), int(retries), options
     )
 
 
@@ -148,43 +181,89 @@ def _number(text: str | bytes | None) -> float | None:
 
 
 def packed_of(fields: Sequence[Field]) -> Packed:
-    """Return the packed message of its fields: id, task, body, queue, priority, run_at,
-    expires_at, retries, options, limits, unique_key, envelope."""
-    id, task, body, queue, priority, run_at, expires_at, retries = fields[:8]
-    options, limits, unique_key, envelope = fields[8:]
+    """Return the packed message of its fields: id, g, body, run_at, expires_at, limits,
+    unique_key, envelope."""
+    id, given, body, run_at, expires_at, limits, unique_key, envelope = fields
     assert id is not None
-    assert task is not None
-    assert queue is not None
+    assert given is not None
+    task, queue, priority, retries, options = _read_given(given)
     return (
         id.decode(),
-        task.decode(),
+        task,
         body or b"",
-        queue.decode(),
-        int(priority or 0),
+        queue,
+        priority,
         _number(run_at),
         _number(expires_at),
-        int(retries or 0),
-        *_read_options(options or b""),
+        retries,
+        *options,
         None if limits is None else limits.decode(),
         None if unique_key is None else unique_key.decode(),
         None if envelope is None else envelope.decode(),
     )
 
 
-def _message_arguments(packed: Packed) -> tuple[Any, ...]:
-    """Return the fourteen arguments of one message of a graph."""
+def read_lease(fields: Fields, token: int) -> Lease:
+    """Return one lease of those that `lua/step.lua` puts."""
+    first = fields.some(4)
+    head, id, given, body = first
+    assert head is not None
+    assert id is not None
+    assert given is not None
+    assert body is not None
+    key, _, delivery = head.partition(b" ")
+    if delivery.endswith(b"+"):
+        packed = packed_of((*first[1:], *fields.some(PACKED_COUNT - 3)))
+        return Lease(int(key), token, int(delivery[:-1]), packed, read_inputs(fields))
+    # Most messages have nothing but these, and this is done for each.
+    task, queue, priority, retries, options = _read_given(given)
+    none = None
+    packed = (
+        id.decode(),
+        task,
+        body,
+        queue,
+        priority,
+        none,
+        none,
+        retries,
+        *options,
+        none,
+        none,
+        none,
+    )
+    return _new(Lease, (int(key), token, int(delivery), packed, ()))
+
+
+def _check(packed: Packed) -> None:
     for at, kinds in _KINDS:
         if not isinstance(packed[at], kinds):
             raise TypeError(
                 f"the message {packed[0]!r} has a {PACKED_FIELDS[at]} that cannot be kept: "
                 f"{packed[at]!r}"
             )
+
+
+def _message_arguments(packed: Packed) -> tuple[Any, ...]:
+    """Return the ten arguments of one message of a graph."""
+    _check(packed)
     envelope: str | None = packed[16]
     countdown = expires_in = None
     if envelope and ('"countdown"' in envelope or '"expires_in"' in envelope):
         fields = json.loads(envelope)
         countdown, expires_in = fields.get("countdown"), fields.get("expires_in")
-    return (*packed[:8], _options(packed), *packed[14:16], envelope, countdown, expires_in)
+    return (
+        packed[0],
+        _given(packed),
+        packed[2],
+        packed[5],
+        packed[6],
+        packed[14],
+        packed[15],
+        envelope,
+        countdown,
+        expires_in,
+    )
 
 
 def graph_arguments(
@@ -207,7 +286,7 @@ def graph_arguments(
 # Outcomes
 
 
-def checked(lease: Lease, outcome: Outcome) -> Outcome:
+def _checked(lease: Lease, outcome: Outcome) -> Outcome:
     """Return the outcome; or, if it has a graph that cannot be, the task's failure: it is
     no reason for its worker to lose the rest of a step. Raises `ValueError` if a retry
     changes what it cannot."""
@@ -219,11 +298,11 @@ def checked(lease: Lease, outcome: Outcome) -> Outcome:
         elif type(outcome) is Succeeded and outcome.added is not None:
             _check_added(outcome.added)
     except (InvalidTaskError, TypeError, ValueError) as exc:
-        return refused(outcome, exc)
+        return _refused(outcome, exc)
     return outcome
 
 
-def refused(outcome: Outcome, exc: Exception) -> Failed:
+def _refused(outcome: Outcome, exc: Exception) -> Failed:
     """Return the failure of a task whose graph the store refuses."""
     children = outcome.children if isinstance(outcome, Succeeded) else None
     return Failed(failure.describe(exc, traceback=""), children=children)
@@ -254,7 +333,61 @@ def _encodable(graph: Graph) -> None:
     strings(graph_arguments(graph.messages, graph.edges))
 
 
-def settlement_arguments(lease: Lease, outcome: Outcome, max_deliveries: int) -> list[Any]:
+class Settlements:
+    """The settlements of one step: those of plain successes in groups, which share what is
+    the same for all of them, and the others one by one. See `lua/step.lua`."""
+
+    def __init__(
+        self, settlements: Iterable[tuple[Lease, Outcome]], max_deliveries: int
+    ) -> None:
+        self._max_deliveries = max_deliveries
+        self._groups: dict[tuple[Any, ...], list[Any]] = {}
+        self._places: dict[tuple[Any, ...], list[int]] = {}
+        self._others: list[tuple[Lease, Outcome]] = []
+        self._other_places: list[int] = []
+        groups, places = self._groups, self._places
+        for at, (lease, outcome) in enumerate(settlements):
+            if type(outcome) is Succeeded:
+                value, _, children, added = outcome
+                packed = lease[3]
+                ignored = packed[11]
+                if children is None and added is None and (ignored or value is not None):
+                    key = (lease[1], ignored, packed[13])
+                    if key not in groups:
+                        groups[key], places[key] = [], []
+                    groups[key] += (packed[0], value)
+                    places[key].append(at)
+                    continue
+            self._others.append((lease, _checked(lease, outcome)))
+            self._other_places.append(at)
+
+    def arguments(self) -> list[Any]:
+        """Return them as the script takes them."""
+        found: list[Any] = [len(self._groups)]
+        for (token, ignored, expires), pairs in self._groups.items():
+            kept = _kept(expires, short=bool(ignored))
+            found += ("s" if ignored else "S", token, kept, len(pairs) // 2)
+            found += pairs
+        found.append(len(self._others))
+        for lease, outcome in self._others:
+            found += _settlement_arguments(lease, outcome, self._max_deliveries)
+        return found
+
+    def refuse(self, number: int, exc: Exception) -> None:
+        """Make the task's failure of the `number`th of those that are not plain."""
+        lease, outcome = self._others[number - 1]
+        self._others[number - 1] = (lease, _refused(outcome, exc))
+
+    def accepted(self, flags: bytes) -> tuple[bool, ...]:
+        """Return the script's flags in the order of the settlements."""
+        taken = [flag == _ONE for flag in flags]
+        if len(self._places) + bool(self._others) < 2:
+            return tuple(taken)
+        places = [at for some in self._places.values() for at in some] + self._other_places
+        return tuple(flag for _, flag in sorted(zip(places, taken, strict=True)))
+
+
+def _settlement_arguments(lease: Lease, outcome: Outcome, max_deliveries: int) -> list[Any]:
     """Return the arguments of one settlement: see `lua/step.lua`."""
     packed, who = lease.packed, (lease.id, lease.token)
     expires: float | None = packed[13]
@@ -282,7 +415,7 @@ def settlement_arguments(lease: Lease, outcome: Outcome, max_deliveries: int) ->
             packed = _changed(packed, {"retries": 0, **changes})
             workflow = (lease.id, lease.task) if graph.messages else None
             graphed = graph_arguments(graph.messages, graph.edges, workflow)
-            return ["G", *who, packed[5], packed[1], *_renewed(packed), *graphed]
+            return ["G", *who, packed[5], *_renewed(packed), *graphed]
 
 
 def _added(graph: Graph | None) -> list[Any]:
@@ -326,9 +459,8 @@ def _changed(packed: Packed, changes: dict[str, Any]) -> Packed:
 
 
 def _renewed(packed: Packed) -> tuple[Any, ...]:
-    """Return body, queue, priority, expires_at, retries, options, limits, unique_key and
-    envelope."""
-    return (*packed[2:5], packed[6], packed[7], _options(packed), *packed[14:17])
+    """Return body, g, expires_at, limits, unique_key and envelope."""
+    return (packed[2], _given(packed), packed[6], *packed[14:17])
 
 
 # Records
@@ -336,8 +468,8 @@ def _renewed(packed: Packed) -> tuple[Any, ...]:
 
 def record_of(fields: Sequence[Field]) -> Record:
     """Return the record of the fields that `lua/read.lua` puts."""
-    letter, result, noted, meta, deliveries, enqueued, started, settled = fields[12:20]
-    worker, children, dead, revoked, workflow = fields[20:25]
+    letter, result, noted, meta, deliveries, enqueued, started, settled = fields[8:16]
+    worker, children, dead, revoked, workflow = fields[16:21]
     state = STATES[letter or b""]
     if result is not None and state in ("queued", "scheduled"):
         state = "retrying"
@@ -364,30 +496,25 @@ def kept_fields(kept: Kept) -> list[Any]:
     """Return names and values of what a message keeps, its number, state and those that
     others are told of (edges, waiters, leases) aside: see `lua/ends.lua`."""
     record, packed = kept.record, kept.record.packed
-    arguments = _message_arguments(packed)[8:]
-    options, limits, unique_key, envelope, countdown, expires_in = arguments
+    countdown, expires_in = _message_arguments(packed)[8:]
     waiting = record.state == "waiting"
+    started = repr(record.started_at) if record.final and record.started_at else "-"
     fields: dict[str, Any] = {
-        "t": packed[1],
+        "g": _given(packed),
         "b": packed[2],
-        "q": packed[3],
-        "p": packed[4],
         "u": packed[5],
         "x": packed[6],
-        "y": packed[7],
-        "o": options,
-        "L": limits,
-        "U": unique_key,
-        "e": envelope,
+        "L": packed[14],
+        "U": packed[15],
+        "e": packed[16],
         "Q": record.enqueued_at,
         "P": kept.pending if kept.pending or kept.inputs or waiting else None,
         "C": countdown if waiting else None,
         "D": expires_in if waiting else None,
-        "d": record.deliveries or None,
+        "k": f"0 - {record.deliveries} {started}",
         "r": record.result,
         "c": record.children,
         "Z": record.settled_at,
-        "T": record.started_at if record.final else None,
         "V": record.revoked,
         "X": record.dead,
         "j": "1" if kept.changed else None,

@@ -38,7 +38,7 @@ from liteq.ids import new_id
 
 __all__ = ["KEYS_VERSION", "Link", "Script", "script"]
 
-KEYS_VERSION: Final = 1  # of the keys' names and what they hold
+KEYS_VERSION: Final = 2  # of the keys' names and what they hold
 
 _TRIES: Final = 4
 _FIRST_PAUSE: Final = 0.02  # seconds; twice that before each further try, and jitter
@@ -363,6 +363,12 @@ class Link:
         [data] = wire.exchange(call, 1)
         id, version = unpack(data)
         assert id is not None
+        if int(version or 0) < KEYS_VERSION:
+            raise SchemaError(
+                f"the store in {self.place} has version {int(version or 0)}, which no released "
+                f"liteq has written: move it with the liteq that made it (`liteq migrate`), or "
+                "use another namespace"
+            )
         if int(version or 0) > KEYS_VERSION:
             raise SchemaError(
                 f"the store in {self.place} has version {int(version or 0)}, made by a later "

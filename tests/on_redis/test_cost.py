@@ -140,7 +140,7 @@ def test_a_heartbeat_is_one_trip(meter: Meter, broker: RedisBroker) -> None:
 def test_a_command_more_for_each_task_is_caught(
     meter: Meter, broker: RedisBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, place = script("step"), b"settlements[i] = s\n"
+    step, place = script("step"), b"local id, value = ARGV[at], ARGV[at + 1]\n"
     assert place in step.text
     worse = step.text.replace(place, place + b"  call('TIME')\n")
     monkeypatch.setattr(step, "text", worse)

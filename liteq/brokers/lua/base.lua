@@ -84,6 +84,36 @@ local function answer()
   return table.concat(sizes, ' ') .. '\n' .. table.concat(data)
 end
 
+-- What a message is from the start has one field, g: priority, retries, and the options, the
+-- queue's length and the queue, the task. Most messages of a call have the same.
+local givens = {}
+local function given_of(text)
+  local found = givens[text]
+  if not found then
+    local p, y, o, size, at = string.match(text,
+      '^(%-?%d+),(%-?%d+),([^,]*,[^,]*,[^,]*,[^,]*,[^,]*,[^,]*),(%d+),()')
+    local behind = at + tonumber(size)
+    found = {p = tonumber(p), y = y, o = o, q = string.sub(text, at, behind - 1),
+      t = string.sub(text, behind)}
+    givens[text] = found
+  end
+  return found
+end
+
+-- A lease has one field, k: token, worker, deliveries, when it started; "0" for the token of
+-- one that was given up, "-" for what is not known. Returns nothing if there never was one.
+local function lease_of(text)
+  if not text then return nil, nil, 0, nil end
+  local token, worker, deliveries, started = string.match(text, '^(%S+) (%S+) (%S+) (%S+)$')
+  if worker == '-' then worker = nil end
+  if started == '-' then started = nil end
+  return token, worker, tonumber(deliveries), started
+end
+
+local function put_message(m)  -- eight fields, of which most messages have but three
+  put(m.id) put(m.g) put(m.b) put(m.u) put(m.x) put(m.L) put(m.U) put(m.e)
+end
+
 -- The repetition of a call whose answer was lost gets that answer.
 local function once()
   return call('GET', P .. 'once:' .. ARGV[3])

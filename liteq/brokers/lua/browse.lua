@@ -14,8 +14,8 @@ local found, following = {}, nil
 
 local function look(ids)
   for _, id in ipairs(ids) do
-    local m = call('HMGET', P .. 'm:' .. id, 'n', 'q', 'r')
-    local mine = queue == '' or m[2] == queue
+    local m = call('HMGET', P .. 'm:' .. id, 'n', 'g', 'r')
+    local mine = queue == '' or given_of(m[2]).q == queue
     if mine and not (m[3] and (which == 'q' or which == 'd')) then
       found[#found + 1] = m[1]
       found[#found + 1] = id

@@ -22,9 +22,10 @@ end
 local ids = call('SRANDMEMBER', P .. 'leases:' .. worker, tonumber(ARGV[6]))
 put(#ids)
 for _, id in ipairs(ids) do
-  local m = call('HMGET', P .. 'm:' .. id, 'n', 'k', 'd', 't', 'b', 'q', 'p', 'u', 'x', 'y',
-    'o', 'L', 'U', 'e')
-  put(m[1]) put(m[2]) put(m[3]) put(id)
-  for i = 4, 14 do put(m[i]) end
+  local m = call('HMGET', P .. 'm:' .. id, 'n', 'k', 'g', 'b', 'u', 'x', 'L', 'U', 'e')
+  local token, _, deliveries = lease_of(m[2])
+  put(m[1]) put(token) put(deliveries)
+  put(id)
+  for i = 3, 9 do put(m[i]) end
 end
 return answer()

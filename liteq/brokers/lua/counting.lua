@@ -6,7 +6,7 @@ local function count_all()
   local function count(workers)
     for _, worker in ipairs(workers) do
       for _, id in ipairs(call('SMEMBERS', P .. 'leases:' .. worker)) do
-        local queue = call('HGET', P .. 'm:' .. id, 'q')
+        local queue = given_of(call('HGET', P .. 'm:' .. id, 'g')).q
         running[queue] = (running[queue] or 0) + 1
       end
     end

@@ -8,7 +8,7 @@ local some = call('ZRANGEBYSCORE', P .. 'dead', '(' .. ARGV[4], '+inf', 'WITHSCO
   'LIMIT', 0, ARGV[5])
 local found = {}
 for i = 1, #some, 2 do
-  local queue = call('HGET', P .. 'm:' .. some[i], 'q')
+  local queue = given_of(call('HGET', P .. 'm:' .. some[i], 'g')).q
   found[queue] = (found[queue] or 0) + 1
 end
 put(#some == 2 * tonumber(ARGV[5]) and some[#some] or nil)

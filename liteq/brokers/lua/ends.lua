@@ -2,12 +2,15 @@
 --
 -- The fields of a message, m:<id>:
 --   n  number: the order of arrival       s  state, one letter (below)
---   t  task     b  body                   q  queue    p  priority
---   u  run_at   x  expires_at             y  retries  e  envelope
+--   b  body                               e  envelope
+--   g  what else it is from the start (see `given_of`): p priority, y retries, o options
+--      (time_limit,soft_time_limit,acks_late,ignore_result,max_deliveries,result_expires),
+--      q queue, t task; when it is read, they become fields of their own
+--   u  run_at                             x  expires_at
 --   L  limits                             U  unique_key
---   o  time_limit,soft_time_limit,acks_late,ignore_result,max_deliveries,result_expires
---   k  token of the lease, or of the last w  worker that has or had it
---   d  deliveries                         T  when it was started
+--   k  the lease, or the last (see `lease_of`): k token, w worker, d deliveries, T started
+--   f  "1": it has some of the fields u x L U e, P C D B, O v V N, or r before it has ended.
+--      Most have none, so that whoever reads a message looks for them only behind this one
 --   Q  when it was enqueued               Z  when it settled
 --   r  result, or error                   c  children
 --   N  state that it reports (note)       M  what it reports with it
@@ -48,20 +51,27 @@ local GATHER = 'liteq.gather'
 local IGNORED_KEPT = 3600
 
 local function rank(priority, number)  -- highest priority first, then the oldest
-  return (9 - priority) * 17592186044416 + number
+  return string.format('%d', (9 - priority) * 17592186044416 + number)
 end
 
 local function parked_key(queue, task)
   return P .. 'parked:' .. #queue .. ':' .. queue .. ':' .. task
 end
 
-local LOADED = {'s', 'n', 'q', 'p', 't', 'x', 'u', 'o', 'O', 'v', 'V', 'r', 'w', 'P', 'b', 'C',
-  'D', 'W', 'k', 'K'}
+local function open_given(m)  -- what stands in `g` becomes fields
+  local found = given_of(m.g)
+  m.p, m.y, m.o, m.q, m.t = found.p, found.y, found.o, found.q, found.t
+end
+
+local LOADED = {'s', 'n', 'g', 'b', 'k', 'f', 'r', 'W', 'K', 'x', 'u', 'O', 'v', 'V', 'P', 'C',
+  'D'}
 local function load(id)
   local found = call('HMGET', P .. 'm:' .. id, unpack(LOADED))
   if not found[1] then return nil end
   local m = {id = id}
   for i, name in ipairs(LOADED) do m[name] = found[i] end
+  open_given(m)
+  m.k, m.w, m.d, m.T = lease_of(m.k)
   return m
 end
 
@@ -202,7 +212,7 @@ local function start(m)  -- what a message waited for has come
     expires_at = string.format('%.17g', NOW + tonumber(m.D))
     call('HSET', key, 'x', expires_at)
   end
-  call('HSET', key, 's', line_up(m.id, m.q, tonumber(m.p), tonumber(m.n), run_at, expires_at))
+  call('HSET', key, 's', line_up(m.id, m.q, m.p, tonumber(m.n), run_at, expires_at))
 end
 
 local function give(target, position, finish)

@@ -1,17 +1,20 @@
 -- How messages and the edges between them get into the store: read, checked, written.
 --
 -- A graph in the arguments: the workflow's id and name ("" for none); the number of its
--- messages; for each: id, task, body, queue, priority, run_at, expires_at, retries, o,
--- L, U, envelope, countdown, expires_in; the number of edges; for each: source, target, letter
--- (s success, f failure, p part), position (-1: the next).
+-- messages; for each: id, g, body, run_at, expires_at, L, U, envelope, countdown, expires_in;
+-- the number of edges; for each: source, target, letter (s success, f failure, p part),
+-- position (-1: the next).
 
 local function read_graph()
   local graph = {workflow = given(take()), name = take(), messages = {}, edges = {}}
   for i = 1, tonumber(take()) do
-    graph.messages[i] = {id = take(), t = take(), b = take(), q = take(), p = take(),
-      u = given(take()), x = given(take()), y = take(), o = take(),
-      L = given(take()), U = given(take()), e = given(take()),
-      C = given(take()), D = given(take())}
+    local m = {id = ARGV[place + 1], g = ARGV[place + 2], b = ARGV[place + 3],
+      u = given(ARGV[place + 4]), x = given(ARGV[place + 5]), L = given(ARGV[place + 6]),
+      U = given(ARGV[place + 7]), e = given(ARGV[place + 8]), C = given(ARGV[place + 9]),
+      D = given(ARGV[place + 10])}
+    place = place + 10
+    open_given(m)
+    graph.messages[i] = m
   end
   for i = 1, tonumber(take()) do
     graph.edges[i] = {take(), take(), take(), take()}
@@ -30,11 +33,12 @@ local function check_graph(graph)
     if there then
       if there.t ~= m.t or there.b ~= m.b then return 'A', m.id, there.t end
     else
-      local found = call('HMGET', P .. 'm:' .. m.id, 't', 'b', 'j')
+      local found = call('HMGET', P .. 'm:' .. m.id, 'g', 'b', 'j')
       if not found[1] then
         new[m.id] = m
-      elseif not found[3] and (found[1] ~= m.t or found[2] ~= m.b) then
-        return 'A', m.id, found[1]
+      elseif not found[3] then
+        local task = given_of(found[1]).t
+        if task ~= m.t or found[2] ~= m.b then return 'A', m.id, task end
       end
     end
   end
@@ -46,8 +50,8 @@ local function check_graph(graph)
   end
 end
 
--- Write what is new of a graph; to be followed by `follow()`. `there`: ids of messages of the store that edges of it lead
--- to: a gather that gets more parts, a message that was replaced.
+-- Write what is new of a graph; to be followed by `follow()`. `there`: ids of messages of the
+-- store that edges of it lead to: a gather that gets more parts, a message that was replaced.
 local function enter(graph, there)
   local new, pending, next_part = graph.new, {}, {}
   local count = 0
@@ -64,7 +68,7 @@ local function enter(graph, there)
       end
       call('HSET', P .. 'e:' .. source, on .. target, position)
       call('HSET', P .. 'b:' .. target, source, on)
-      if not new[source] then call('HSET', P .. 'm:' .. source, 'O', '1') end
+      if not new[source] then call('HSET', P .. 'm:' .. source, 'O', '1', 'f', '1') end
       if new[source] then new[source].O = '1' end
       pending[target] = (pending[target] or 0) + 1
     end
@@ -94,11 +98,11 @@ local function enter(graph, there)
         if m.t ~= GATHER then call('ZADD', P .. 'w:' .. m.q, number, id) end
         if not waits then lone[#lone + 1] = id end
       else
-        state = line_up(id, m.q, tonumber(m.p), number, m.u, m.x)
+        state = line_up(id, m.q, m.p, number, m.u, m.x)
       end
-      local fields = {'n', string.format('%d', number), 's', state, 't', m.t, 'b', m.b,
-        'q', m.q, 'p', m.p, 'y', m.y, 'o', m.o, 'Q', NOW_TEXT}
-      local at = #fields
+      local fields = {'n', string.format('%d', number), 's', state, 'g', m.g, 'b', m.b,
+        'Q', NOW_TEXT}
+      local at = 10
       local function also(name, value)
         if value then
           fields[at + 1], fields[at + 2] = name, value
@@ -111,7 +115,6 @@ local function enter(graph, there)
       also('U', m.U)
       also('e', m.e)
       also('O', m.O)
-      also('W', workflow)
       if waits then
         also('P', string.format('%d', waits))
         also('C', m.C)
@@ -120,6 +123,8 @@ local function enter(graph, there)
         also('P', '0')
       end
       if next_part[id] then also('B', string.format('%d', next_part[id])) end
+      if at > 10 then also('f', '1') end
+      also('W', workflow)
       call('HSET', P .. 'm:' .. id, unpack(fields))
       if workflow then call('ZADD', P .. 'nodes:' .. workflow, number, id) end
       if not graph.queues then graph.queues = {} end

@@ -43,9 +43,11 @@ end
 
 local found = {}
 local function look(id)
-  local n, t, q, s, r, Q, X, Z =
-    unpack(call('HMGET', P .. 'm:' .. id, 'n', 't', 'q', 's', 'r', 'Q', 'X', 'Z'))
-  if not n or t == 'liteq.gather' then return end
+  local n, g, s, r, Q, X, Z =
+    unpack(call('HMGET', P .. 'm:' .. id, 'n', 'g', 's', 'r', 'Q', 'X', 'Z'))
+  if not n then return end
+  local t, q = given_of(g).t, given_of(g).q
+  if t == 'liteq.gather' then return end
   if r and (s == 'q' or s == 'd') then s = 'y' end
   if letters and not string.find(letters, s, 1, true) then return end
   if queue and q ~= queue then return end

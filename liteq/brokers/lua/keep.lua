@@ -22,7 +22,7 @@ while place < #ARGV do
   if new then
     count = count + 1
     local n = string.format('%d', number)
-    call('HSET', key, 'n', n, 's', state, unpack(fields))
+    call('HSET', key, 'n', n, 's', state, 'f', '1', unpack(fields))
     call('SADD', P .. 'queues', queue)
     local m = {id = id, t = task, q = queue, n = n}
     if state == 'w' then

@@ -1,20 +1,24 @@
 -- How a lease ends. A holder whose token is not the stored one changes nothing.
 
--- What the end of a success looks at, and what all others do: each field costs.
-local FENCED = {'s', 'k', 'n', 'O', 'v', 'V', 'N', 'r'}
-local MORE = {'q', 'p', 't', 'x', 'o', 'd', 'T', 'W'}
+-- What the end of most successes looks at, and what all others do: each field costs.
+local MORE = {'O', 'v', 'V', 'N', 'r', 'W', 'g', 'x'}
+
+local function is_of(text, token)  -- whether a lease has this token
+  return text and string.find(text, token .. ' ', 1, true) == 1
+end
 
 -- Return the message if this lease holds it; with `all`, with all that it needs to go on.
 -- Else nil, and whether the lease ended with it.
 local function held(id, token, all)
-  local found = call('HMGET', P .. 'm:' .. id, unpack(FENCED))
-  if found[2] ~= token then return nil, false end
+  local found = call('HMGET', P .. 'm:' .. id, 's', 'k', 'n', 'f')
+  if not is_of(found[2], token) then return nil, false end
   if found[1] ~= 'r' then return nil, string.find('SFRI', found[1], 1, true) end
-  local m = {id = id}
-  for i, name in ipairs(FENCED) do m[name] = found[i] end
-  if all then
-    found = call('HMGET', P .. 'm:' .. id, unpack(MORE))
-    for i, name in ipairs(MORE) do m[name] = found[i] end
+  local m = {id = id, s = 'r', n = found[3]}
+  if all or found[4] then
+    local more = call('HMGET', P .. 'm:' .. id, unpack(MORE))
+    for i, name in ipairs(MORE) do m[name] = more[i] end
+    open_given(m)
+    m.k, m.w, m.d, m.T = lease_of(found[2])
   end
   return m
 end
@@ -54,10 +58,9 @@ end
 local function requeue(m, uncounted)  -- to its old place
   give_lease_up(m)
   wipe(m)
-  local deliveries = string.format('%d', tonumber(m.d) - uncounted)
-  call('ZADD', P .. 'q:' .. m.q, rank(tonumber(m.p), tonumber(m.n)), m.id)
-  call('HSET', P .. 'm:' .. m.id, 's', 'q', 'd', deliveries)
-  call('HDEL', P .. 'm:' .. m.id, 'k', 'T')
+  local lease = string.format('0 %s %d -', m.w, m.d - uncounted)
+  call('ZADD', P .. 'q:' .. m.q, rank(m.p, tonumber(m.n)), m.id)
+  call('HSET', P .. 'm:' .. m.id, 's', 'q', 'k', lease)
   if m.x then call('ZADD', P .. 'expiry', m.x, m.id) end
   if m.r then call('ZADD', P .. 'retrying', m.n, m.id) end
   woken(m.q)

@@ -31,6 +31,6 @@ ring()
 put(more and '1' or '0')
 for _, id in ipairs(parked) do
   put(id)
-  put(call('HGET', P .. 'm:' .. id, 't'))
+  put(given_of(call('HGET', P .. 'm:' .. id, 'g')).t)
 end
 return answer()

@@ -6,9 +6,10 @@
 -- (a capital letter: see ends.lua)
 
 for _, id in ipairs(call('ZRANGE', P .. 'nodes:' .. ARGV[4], ARGV[5], ARGV[6])) do
-  local m = call('HMGET', P .. 'm:' .. id, 't', 'e', 's', 'V', 'T', 'Z', 'r')
-  put(id)
-  for i = 1, 7 do put(i == 7 and m[i] and '1' or m[i]) end
+  local m = call('HMGET', P .. 'm:' .. id, 'g', 'e', 's', 'V', 'k', 'Z', 'r')
+  local _, _, _, started = lease_of(m[5])
+  put(id) put(given_of(m[1]).t) put(m[2]) put(m[3]) put(m[4]) put(started) put(m[6])
+  put(m[7] and '1')
   local edges = call('HGETALL', P .. 'e:' .. id)
   put(#edges / 2)
   for _, text in ipairs(edges) do put(text) end

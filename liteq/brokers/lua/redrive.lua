@@ -16,8 +16,9 @@ local function renew(m, state)
   else
     take_out(m)
   end
-  call('HDEL', key, 'r', 'c', 'X', 'K', 'Z', 'T', 'V', 'k')
-  call('HSET', key, 'd', '0', 'y', '0', 's', state)
+  call('HDEL', key, 'r', 'c', 'X', 'K', 'Z', 'V')
+  call('HSET', key, 's', state, 'k', string.format('0 %s 0 -', m.w or '-'),
+    'g', (string.gsub(m.g, '^(%-?%d+),%-?%d+,', '%1,0,')))
   if state == 'w' then wait(m) end
 end
 
@@ -69,7 +70,7 @@ for i = 4, #ARGV do
     local key = P .. 'm:' .. m.id
     call('HDEL', key, 'u', 'x')
     call('HSET', key, 'Q', NOW_TEXT)
-    if not waits then line_up(m.id, m.q, tonumber(m.p), tonumber(m.n)) end
+    if not waits then line_up(m.id, m.q, m.p, tonumber(m.n)) end
     driven[#driven + 1] = m.id
     undone[#undone + 1] = {m, false}
   end

@@ -13,7 +13,9 @@ for i = 5, #ARGV do
   if not m then
     put('unknown')
   elseif m.s == 'r' then
-    if signal or not m.V then call('HSET', P .. 'm:' .. id, 'V', signal or 'revoked') end
+    if signal or not m.V then
+      call('HSET', P .. 'm:' .. id, 'V', signal or 'revoked', 'f', '1')
+    end
     if signal then
       call('HSET', P .. 'orders:' .. m.w, m.n, signal)
       call('PUBLISH', P .. 'work:' .. m.w, 'orders')

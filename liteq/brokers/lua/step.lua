@@ -4,25 +4,29 @@
 --      [5]  the token of the leases that this step takes
 --      [6]  the number of tokens of claims whose answer was lost, and those: what they hold
 --           is given back, and what was settled with them was settled
---      then the number of settlements; for each, a letter, the id, the token, and
+--      then the number of groups of plain successes, which add nothing to their workflow;
+--        for each, S or s (the values are handed on, not kept), the token, result_expires,
+--        how many they are, and for each of them: id, value
+--      then the number of all other settlements; for each, a letter, the id, the token, and
 --        S, s or I   value ("=…" or "" for none), children, result_expires, and the number
 --                    of graphs (0 or 1) that it adds; s: the value is handed on, not kept;
 --                    I: it is ignored
 --        F   error, children, "=" and why it is dead, result_expires, outcome of the attempt
 --        V   why it was revoked, the error that stands for it
---        Y   run_at, error, body, queue, priority, expires_at, retries, o, L, U, envelope
---        G   run_at, task, and those from body on as in Y, and a graph, of the workflow that
---            this makes if there was none
+--        Y   run_at, error, body, g, expires_at, L, U, envelope
+--        G   run_at, and those from body on as in Y, and a graph, of the workflow that this
+--            makes if there was none
 --        Q   how many deliveries are not counted, "" or the error of an attempt that was lost
 --      then the number of notes; for each: id, token, state, meta
 --      then the limit, the number of queues, their names, and the digest of the names of the
 --        tasks that the worker knows ("*": takes any; see `known.lua`)
 -- Answers   1 if it is alive, else 0, with an m if it has letters and an h if somebody listens
 --           to events; a 1 or 0 for each settlement; when the next is due; the number of orders;
---           for each: number, signal; the number of leases; for each: number, delivery, the
---           fields of a message (see `describe`), the number of inputs, for each: position,
---           source, letter, value; the number of those put aside; for each: a letter (p
---           parked, x expired), number, delivery, the fields.
+--           for each: number, signal; the number of leases; for each: number and delivery, id,
+--           g, body, and if a "+" stands behind the delivery, run_at, expires_at, L, U,
+--           envelope, the number of inputs, for each: position, source, letter, value; the
+--           number of those put aside; for each: a letter (p parked, x expired), number,
+--           delivery, the fields of a message (see `put_message`).
 --           Or only "tasks", when the worker's tasks are not known under this digest; or
 --           "graph", the number of a settlement, and what enqueue.lua answers to a graph that
 --           cannot be. Nothing is done then.
@@ -35,6 +39,13 @@ for _ = 1, tonumber(take()) do
   again = true
 end
 
+local groups = {}
+for i = 1, tonumber(take()) do
+  local group = {kind = take(), token = take(), keep = take(), count = tonumber(take())}
+  group.at = place
+  place = place + 2 * group.count
+  groups[i] = group
+end
 local settlements = {}
 for i = 1, tonumber(take()) do
   local s = {kind = take(), id = take(), token = take()}
@@ -51,9 +62,10 @@ for i = 1, tonumber(take()) do
     s.uncounted, s.error = tonumber(take()), given(take())
   else
     s.run_at = given(take())
-    if kind == 'Y' then s.error = take() else s.t = take() end
-    s.b, s.q, s.p, s.x, s.y, s.o = take(), take(), take(), given(take()), take(), take()
+    if kind == 'Y' then s.error = take() end
+    s.b, s.g, s.x = take(), take(), given(take())
     s.L, s.U, s.e = given(take()), given(take()), given(take())
+    open_given(s)
     if kind == 'G' then s.graph = read_graph() end
   end
 end
@@ -83,7 +95,8 @@ local function refuse_graph(s)  -- what it is to add or be replaced by cannot be
   if refusal or s.kind == 'G' then return refusal, id, other end
   for _, edge in ipairs(s.graph.edges) do
     if not s.graph.new[edge[2]] then
-      local task = call('HGET', P .. 'm:' .. edge[2], 't')
+      local given = call('HGET', P .. 'm:' .. edge[2], 'g')
+      local task = given and given_of(given).t
       if task and task ~= GATHER then return 'N', edge[2], task end
     end
   end
@@ -111,29 +124,36 @@ if #queues > 0 then
   end
 end
 
-local function describe(m)
-  put(m.id) put(m.t) put(m.b) put(m.q) put(m.p) put(m.u) put(m.x) put(m.y) put(m.o) put(m.L) put(m.U)
-  put(m.e)
-end
-
-local CLAIMED = {'n', 'd', 't', 'b', 'q', 'p', 'u', 'x', 'y', 'o', 'L', 'U', 'e', 'P', 's',
-  'r'}
-local function read(id)
-  local found, m = call('HMGET', P .. 'm:' .. id, unpack(CLAIMED)), {id = id}
-  for i, field in ipairs(CLAIMED) do m[field] = found[i] end
+local function read(id)  -- what a claim needs of a message; `what`: of those that are alike
+  local key = P .. 'm:' .. id
+  local found = call('HMGET', key, 's', 'n', 'g', 'b', 'k', 'f')
+  local m = {id = id, s = found[1], n = found[2], g = found[3], b = found[4], k = found[5],
+    what = given_of(found[3])}
+  if found[6] then
+    local more = call('HMGET', key, 'u', 'x', 'L', 'U', 'e', 'P', 'r')
+    m.more, m.u, m.x, m.L, m.U, m.e = true, more[1], more[2], more[3], more[4], more[5]
+    m.P, m.r = more[6], more[7]
+  end
   return m
 end
 
 local function put_leases(leases)
   put(#leases)
   for _, m in ipairs(leases) do
-    put(m.n)
-    put(m.d)
-    describe(m)
-    local list = m.P and inputs(m.id) or {}
-    put(#list)
-    for _, input in ipairs(list) do
-      put(input[1]) put(input[2]) put(input[3]) put(input[4])
+    local head = m.n .. ' ' .. m.d
+    if m.more then head = head .. ' +' end
+    sizes[filled + 1], data[filled + 1] = #head, head
+    sizes[filled + 2], data[filled + 2] = #m.id, m.id
+    sizes[filled + 3], data[filled + 3] = #m.g, m.g
+    sizes[filled + 4], data[filled + 4] = #m.b, m.b
+    filled = filled + 4
+    if m.more then
+      put(m.u) put(m.x) put(m.L) put(m.U) put(m.e)
+      local list = m.P and inputs(m.id) or {}
+      put(#list)
+      for _, input in ipairs(list) do
+        put(input[1]) put(input[2]) put(input[3]) put(input[4])
+      end
     end
   end
 end
@@ -158,10 +178,13 @@ if me[4] == ARGV[3] then
   local leases = {}
   for _, id in ipairs(call('SMEMBERS', P .. 'leases:' .. worker)) do
     local m = read(id)
-    if call('HGET', P .. 'm:' .. id, 'k') == token then leases[#leases + 1] = m end
+    local stored, _, deliveries = lease_of(m.k)
+    m.d = deliveries
+    if stored == token then leases[#leases + 1] = m end
   end
   table.sort(leases, function(a, b)
-    return rank(tonumber(a.p), tonumber(a.n)) < rank(tonumber(b.p), tonumber(b.n))
+    if a.what.p ~= b.what.p then return a.what.p > b.what.p end
+    return tonumber(a.n) < tonumber(b.n)
   end)
   put(standing)
   put(me[5])
@@ -176,10 +199,9 @@ write_when_full()
 
 if again then
   for _, id in ipairs(call('SMEMBERS', P .. 'leases:' .. worker)) do
-    local stored = call('HGET', P .. 'm:' .. id, 'k')
+    local stored = lease_of(call('HGET', P .. 'm:' .. id, 'k'))
     local m = doubtful[stored] and held(id, stored, true)
     if m then
-      m.w = worker
       if m.V then revoke_lease(m, 'revoked') else requeue(m, 1) end
     end
   end
@@ -187,18 +209,60 @@ end
 
 for _, note in ipairs(notes) do
   local found = call('HMGET', P .. 'm:' .. note[1], 's', 'k', 'v')
-  if found[1] == 'r' and found[2] == note[2] then
-    call('HSET', P .. 'm:' .. note[1], 'N', note[3], 'M', note[4])
+  if found[1] == 'r' and is_of(found[2], note[2]) then
+    call('HSET', P .. 'm:' .. note[1], 'N', note[3], 'M', note[4], 'f', '1')
     for name in string.gmatch(found[3] or '', '(%S+)%+') do tell(name, note[1]) end
   end
 end
 
 local accepted, done, over, expiring = {}, {}, {}, {}
-for i, s in ipairs(settlements) do
+
+-- The successes of which most steps are full: what holds for all of them is worked out once.
+for _, group in ipairs(groups) do
+  local kept, fence = group.kind == 'S', group.token .. ' '
+  local delete_at = group.keep ~= '' and string.format('%.6f', NOW + tonumber(group.keep))
+  for at = group.at + 1, group.at + 2 * group.count, 2 do
+    local id, value = ARGV[at], ARGV[at + 1]
+    local key = P .. 'm:' .. id
+    local found = call('HMGET', key, 's', 'k', 'n', 'f')
+    local mine = found[2] and string.find(found[2], fence, 1, true) == 1
+    if mine and found[1] == 'r' then
+      accepted[#accepted + 1] = '1'
+      if kept then
+        call('HSET', key, 's', 'S', 'Z', NOW_TEXT, 'r', value)
+      else
+        call('HSET', key, 's', 'S', 'Z', NOW_TEXT)
+      end
+      done[#done + 1] = id
+      over[#over + 1] = found[3]
+      over[#over + 1] = id
+      if delete_at then
+        expiring[#expiring + 1] = delete_at
+        expiring[#expiring + 1] = id
+      end
+      if found[4] then
+        local more = call('HMGET', key, 'O', 'v', 'V', 'N', 'r')
+        local m = {id = id, O = more[1], v = more[2]}
+        if more[5] and not kept then call('HDEL', key, 'r') end
+        if more[4] then call('HDEL', key, 'N', 'M') end
+        if more[3] then
+          call('HDEL', P .. 'orders:' .. worker, found[3])
+          call('HDEL', key, 'V')
+        end
+        if m.O or m.v then succeeded(m, value ~= '' and value or 'null') end
+      end
+    else
+      local ended = mine and string.find('SFRI', found[1], 1, true)
+      accepted[#accepted + 1] = again and ended and '1' or '0'
+    end
+  end
+end
+
+for _, s in ipairs(settlements) do
   local kind = s.kind
   local plain = not s.graph and (kind == 'S' or kind == 's' or kind == 'I')
   local m, ended = held(s.id, s.token, not plain)
-  accepted[i] = (m or (again and ended)) and '1' or '0'
+  accepted[#accepted + 1] = (m or (again and ended)) and '1' or '0'
   if not m then
     -- it had lost the lease
   elseif kind == 'S' or kind == 's' or kind == 'I' then
@@ -264,17 +328,16 @@ for i, s in ipairs(settlements) do
       give_lease_up(m)
       wipe(m)
       if kind == 'G' then call('HDEL', key, 'C', 'D') end
-      call('HDEL', key, 'k', 'T', 'u', 'x', 'L', 'U', 'e', 'r')
-      call('HSET', key, 'b', s.b, 'q', s.q, 'p', s.p, 'y', s.y, 'o', s.o, 'd', '0', 'j', '1')
+      call('HDEL', key, 'u', 'x', 'L', 'U', 'e', 'r')
+      call('HSET', key, 'b', s.b, 'g', s.g, 'k', '0 ' .. worker .. ' 0 -', 'j', '1', 'f', '1')
       if s.x then call('HSET', key, 'x', s.x) end
       if s.L then call('HSET', key, 'L', s.L) end
       if s.U then call('HSET', key, 'U', s.U) end
       if s.e then call('HSET', key, 'e', s.e) end
       call('SADD', P .. 'queues', s.q)
-      local p, n = tonumber(s.p), tonumber(m.n)
       if kind == 'Y' then
         call('HSET', key, 'u', s.run_at, 'r', s.error,
-          's', line_up(s.id, s.q, p, n, s.run_at, s.x))
+          's', line_up(s.id, s.q, s.p, tonumber(m.n), s.run_at, s.x))
         call('ZADD', P .. 'retrying', m.n, s.id)
       else
         -- It waits for the graph that took its place, or starts anew where it stood.
@@ -288,7 +351,7 @@ for i, s in ipairs(settlements) do
             end
           end
         end
-        call('HSET', key, 't', s.t, 's', 'w', 'P', '0')
+        call('HSET', key, 's', 'w', 'P', '0')
         if s.run_at then call('HSET', key, 'u', s.run_at) end
         call('DEL', P .. 'i:' .. s.id, P .. 'b:' .. s.id)
         wait({id = s.id, t = s.t, q = s.q, n = m.n})
@@ -321,9 +384,9 @@ local function promote(queue)
   if #due == 0 then return end
   local ready = {}
   for _, id in ipairs(due) do
-    local found = call('HMGET', P .. 'm:' .. id, 'p', 'n')
+    local found = call('HMGET', P .. 'm:' .. id, 'g', 'n')
     call('HSET', P .. 'm:' .. id, 's', 'q')
-    ready[#ready + 1] = rank(tonumber(found[1]), tonumber(found[2]))
+    ready[#ready + 1] = rank(given_of(found[1]).p, tonumber(found[2]))
     ready[#ready + 1] = id
   end
   each_thousand('ZREM', key, due)
@@ -336,9 +399,10 @@ local known = {}
 local function learn(batch)  -- which of these tasks the worker knows
   local asked = {}
   for _, m in ipairs(batch) do
-    if known[m.t] == nil then
-      known[m.t] = false
-      asked[#asked + 1] = m.t
+    local task = m.what.t
+    if known[task] == nil then
+      known[task] = false
+      asked[#asked + 1] = task
     end
   end
   for i = 1, #asked, 1000 do
@@ -379,40 +443,45 @@ if limit > 0 and alive then
     end
   end
   local taken = {}
+  local mine, since = token .. ' ' .. worker .. ' ', ' ' .. NOW_TEXT
   while #leases < limit and #sources > 0 do
     local wanted = math.min(limit - #leases + #aside, SLICE)
     local found, batch = first_of(sources, wanted), {}
     for i = 1, #found, 2 do batch[#batch + 1] = read(found[i]) end
     if not anything then learn(batch) end
     for _, m in ipairs(batch) do
-      local key = P .. 'm:' .. m.id
+      local key, what = P .. 'm:' .. m.id, m.what
+      local queue, task = what.q, what.t
       if m.s == 'p' then
         call('ZREM', P .. 'parked', m.id)
         call('HDEL', key, 'K')
-        if call('EXISTS', parked_key(m.q, m.t)) == 0 then call('SREM', P .. 'p:' .. m.q, m.t) end
+        if call('EXISTS', parked_key(queue, task)) == 0 then
+          call('SREM', P .. 'p:' .. queue, task)
+        end
       end
+      local deliveries = 0
+      if m.k then _, _, deliveries = lease_of(m.k) end
+      m.d = deliveries
       if m.x and tonumber(m.x) <= NOW then
-        m.d = m.d or '0'
         aside[#aside + 1] = {'x', m}
         local late = load(m.id)
         late.s = ''  -- it is taken out already
         revoke(late, 'expired')
-      elseif not (anything or known[m.t]) then
+      elseif not (anything or known[task]) then
         call('HSET', key, 's', 'p', 'K', NOW_TEXT)
-        call('ZADD', parked_key(m.q, m.t), rank(tonumber(m.p), tonumber(m.n)), m.id)
+        call('ZADD', parked_key(queue, task), rank(what.p, tonumber(m.n)), m.id)
         call('ZADD', P .. 'parked', NOW_TEXT, m.id)
-        call('SADD', P .. 'p:' .. m.q, m.t)
-        m.d = m.d or '0'
+        call('SADD', P .. 'p:' .. queue, task)
         aside[#aside + 1] = {'p', m}
       elseif #leases >= limit then
-        call('ZADD', P .. 'q:' .. m.q, rank(tonumber(m.p), tonumber(m.n)), m.id)
+        call('ZADD', P .. 'q:' .. queue, rank(what.p, tonumber(m.n)), m.id)
         if m.s == 'p' then call('HSET', key, 's', 'q') end
       else
-        m.d = string.format('%d', tonumber(m.d or '0') + 1)
-        call('HSET', key, 's', 'r', 'k', token, 'w', worker, 'd', m.d, 'T', NOW_TEXT)
+        m.d = m.d + 1
+        call('HSET', key, 's', 'r', 'k', mine .. m.d .. since)
         if m.x then call('ZREM', P .. 'expiry', m.id) end
         if m.r then call('ZREM', P .. 'retrying', m.id) end
-        if fresh[m.q] then fresh[m.q] = fresh[m.q] - 1 end
+        if fresh[queue] then fresh[queue] = fresh[queue] - 1 end
         leases[#leases + 1] = m
         taken[#taken + 1] = m.id
       end
@@ -445,6 +514,6 @@ for _, one in ipairs(aside) do
   put(one[1])
   put(one[2].n)
   put(one[2].d)
-  describe(one[2])
+  put_message(one[2])
 end
 return answer()

@@ -13,8 +13,8 @@ if not m then
   local number = call('INCR', P .. 'seq')
   call('SADD', P .. 'queues', one.q)
   call('ZADD', P .. 'w:' .. one.q, number, id)
-  call('HSET', P .. 'm:' .. id, 'n', number, 's', 'w', 't', one.t, 'b', one.b, 'q', one.q,
-    'p', one.p, 'y', one.y, 'o', one.o, 'Q', NOW_TEXT, 'P', '1')
+  call('HSET', P .. 'm:' .. id, 'n', number, 's', 'w', 'g', one.g, 'b', one.b, 'Q', NOW_TEXT,
+    'P', '1', 'f', '1')
   m = load(id)
 end
 if string.find('SFRI', m.s, 1, true) then return answer() end
@@ -22,7 +22,7 @@ local key = P .. 'm:' .. id
 if final then
   if m.s == 'r' then
     give_lease_up(m)
-    call('HDEL', key, 'k')
+    call('HSET', key, 'k', string.format('0 %s %d %s', m.w, m.d, m.T))
   else
     take_out(m)
   end
@@ -43,7 +43,7 @@ if final then
   follow()
   ring()
 else
-  call('HSET', key, 'N', name)
+  call('HSET', key, 'N', name, 'f', '1')
   if value ~= '' then call('HSET', key, 'M', string.sub(value, 2)) end
 end
 return answer()

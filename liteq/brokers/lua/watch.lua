@@ -17,7 +17,7 @@ for i = 5, #ARGV do
   elseif string.find('SFRI', state, 1, true) then
     put_record(id)
   elseif not names then
-    call('HSET', P .. 'm:' .. id, 'v', ARGV[4])
+    call('HSET', P .. 'm:' .. id, 'v', ARGV[4], 'f', '1')
   elseif not string.find(' ' .. names .. ' ', ' ' .. ARGV[4] .. ' ', 1, true) then
     if #names > MOST then names = string.match(string.sub(names, -MOST), ' (.*)') end
     call('HSET', P .. 'm:' .. id, 'v', names .. ' ' .. ARGV[4])

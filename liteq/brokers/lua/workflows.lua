@@ -16,8 +16,8 @@ for _, id in ipairs(ids) do
   if found[1] then
     local counts, kinds = {}, {}
     for _, node in ipairs(call('ZRANGE', P .. 'nodes:' .. id, 0, -1)) do
-      local m = call('HMGET', P .. 'm:' .. node, 's', 'r', 't', 'V')
-      if m[3] ~= 'liteq.gather' then
+      local m = call('HMGET', P .. 'm:' .. node, 's', 'r', 'g', 'V')
+      if given_of(m[3]).t ~= 'liteq.gather' then
         local state = m[1]
         if m[2] and (state == 'q' or state == 'd') then state = 'y' end
         if state == 'R' and m[4] == 'upstream' then state = 'u' end
