@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
     from liteq.brokers.base import Broker, QueueInfo
     from liteq.bulk import BulkResult
+    from liteq.control import Control
     from liteq.definition import BoundDecorator, Decorator
     from liteq.periodic import Schedules
 
@@ -136,6 +137,7 @@ class Liteq:
         self._task_class: type[_Task[..., Any]] | None = None
         self._bound_classes: dict[type[Any], Any] = {}
         self._schedules: Schedules | None = None
+        self._control: Control | None = None
         self.configuring = False  # receivers of on_after_configure are being called
         self.on_configure = signals.Signal("on_configure")
         self.on_after_configure = signals.Signal("on_after_configure", ("source",))
@@ -519,6 +521,17 @@ class Liteq:
         """Send many signatures like `enqueue_many()`, off the event loop."""
         here = copy_context()
         return await off_loop(here.run, self.sender.call_signatures, sigs)
+
+    # Workers from afar
+
+    @property
+    def control(self) -> Control:
+        """The workers: ask them, steer them, from any process."""
+        if self._control is None:
+            from liteq.control import Control  # late: most programs steer nobody
+
+            self._control = Control(self)
+        return self._control
 
     # Periodic tasks
 

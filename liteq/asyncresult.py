@@ -461,8 +461,10 @@ class AsyncResult(ResultBase, Generic[R]):
         `terminate` was on, and its worker was told to end it. "settled": it was over.
         "unknown": no such id. `wait` waits until it has ended, for `timeout` seconds.
         """
-        name = signal_name(signal or "SIGTERM") if terminate else None
-        answer = self.app.broker.revoke([self.id], terminate=name)[self.id]
+        steer = self.app.control
+        answer = steer.revoke([self.id], terminate=terminate, signal=signal or "SIGTERM")[
+            self.id
+        ]
         if wait and answer in ("signalled", "running"):
             self.get(timeout=timeout, propagate=False, disable_sync_subtasks=False)
         return answer

@@ -244,6 +244,25 @@ def _concurrency(value: Any) -> int | None:
     return None if value in ("auto", 0, "0") else int(_integer(1)(value))
 
 
+def _remote(value: Any) -> bool | str:
+    if isinstance(value, str) and value.strip().lower().replace("_", "-") == "read-only":
+        return "read-only"
+    try:
+        return _flag(value)
+    except _Unfit:
+        raise _Unfit('must be true, false or "read-only"') from None
+
+
+def _secrets(value: Any) -> Any:
+    """Texts of some length: a short secret is soon guessed."""
+    given = [value] if isinstance(value, str | bytes) else value
+    if not isinstance(given, list | tuple) or not all(
+        isinstance(one, str | bytes) and len(one) >= _LEAST_SECRET for one in given
+    ):
+        raise _Unfit(f"must be a text of {_LEAST_SECRET} characters or more, or a list of such")
+    return value
+
+
 def _rate(value: Any) -> Any:
     """Checked where it is used: a number per second, or "10/s", "10/m", "10/h"."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
@@ -290,8 +309,9 @@ def _accepted(doc: str, **defaults: Any) -> list[Setting]:
     ]
 
 
+_LEAST_SECRET: Final = 16
 _NO_AMQP: Final = "There are no exchanges: a message goes to a queue by its name."
-_NO_EVENTS: Final = "Monitoring reads the store; no event messages are sent."
+_NO_EVENTS: Final = "Events are kept in the store, the last 10,000 for a minute."
 _NO_BACKEND: Final = "Results are kept in the broker's own store."
 _NO_SIGNING: Final = "Messages are not signed."
 _NO_CLASSES: Final = "The worker's parts cannot be replaced by class."
@@ -392,7 +412,8 @@ _ROWS: Final[tuple[Setting, ...]] = (
     *_accepted("Tracebacks travel as text.", task_remote_tracebacks=False),
     *_accepted("There is one message format, with a version.", task_protocol=2),
     *_accepted("Arguments are not logged.", task_repr_maxlevels=3),
-    *_accepted(_NO_EVENTS, task_send_sent_event=False),
+    _used("task_send_sent_event", False, _flag,
+          "Callers send task-sent events, while somebody listens."),
     # Routing
     _used("task_default_queue", "default", _text, "Queue of tasks that name none."),
     _used("task_queues", None, _queues, "The queues: names, Queue objects or a dict."),
@@ -481,7 +502,15 @@ _ROWS: Final[tuple[Setting, ...]] = (
     _used("worker_max_lookahead", 64, _integer(1),
           "Most messages waiting in a child, while tasks are tiny."),
     _used("worker_disable_rate_limits", False, _flag, "Ignore the rate limits of tasks."),
-    _used("worker_enable_remote_control", True, _flag, "Obey commands of other processes."),
+    _used("worker_enable_remote_control", True, _remote,
+          'Obey commands of other processes; "read-only": only those that look.'),
+    _used("control_secret", None, _secrets,
+          "Commands must be signed with this; of several, the first signs."),
+    _used("control_queue_ttl", 300.0, _seconds, "Seconds a command waits for its worker."),
+    _used("worker_autoscale_keepalive", 30.0, _seconds,
+          "Seconds until --autoscale takes an idle child away."),
+    _used("worker_send_task_events", True, _flag,
+          "Send events of tasks and workers while somebody listens."),
     _used("worker_log_level", "INFO", _level, "Least severity that the command line logs."),
     _used("worker_log_format", "text", _text,
           "text, json, or a %-format for the logging module."),
@@ -520,7 +549,6 @@ _ROWS: Final[tuple[Setting, ...]] = (
         worker_redirect_stdouts=False,
         worker_redirect_stdouts_level="WARNING",
     ),
-    *_accepted(_NO_EVENTS, worker_send_task_events=False),
     *_accepted(
         _NO_CLASSES,
         worker_agent=None,
@@ -543,7 +571,6 @@ _ROWS: Final[tuple[Setting, ...]] = (
     ),
     *_accepted(
         "Commands go through the store.",
-        control_queue_ttl=300.0,
         control_queue_expires=10.0,
         control_queue_durable=False,
         control_queue_exclusive=False,

@@ -303,10 +303,11 @@ class ResultSet(ResultBase):
     ) -> dict[str, RevokeAnswer]:
         """Keep the calls from running, and return by id what became of each; see
         `AsyncResult.revoke`."""
-        name = signal_name(signal or "SIGTERM") if terminate else None
+        revoke, name = self.app.control.revoke, signal or "SIGTERM"
         answers: dict[str, RevokeAnswer] = {}
         for some in _slices(self._leaves()):
-            answers |= self.app.broker.revoke([leaf.id for leaf in some], terminate=name)
+            ids = [leaf.id for leaf in some]
+            answers |= revoke(ids, terminate=terminate, signal=name)
         if wait:
             self.get(timeout=timeout, propagate=False, disable_sync_subtasks=False)
         return answers

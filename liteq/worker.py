@@ -24,13 +24,15 @@ import signal
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from liteq import failure, signals
-from liteq.brokers.base import HELLO, ORDERS, Broker, Lease, Mailbox, Note, Step
+from liteq import __version__, cpus, failure, signals
+from liteq.autoscale import Autoscaler
+from liteq.brokers.base import HELLO, MAIL, ORDERS, Broker, Lease, Mailbox, Note, Step
 from liteq.exceptions import (
     BrokerError,
     BrokerUnavailable,
@@ -56,6 +58,8 @@ from liteq.pool import (
     make_pool,
 )
 from liteq.runner import RunnerFactory, job, read_answer, read_report
+from liteq.steering import Steering
+from liteq.telling import Teller
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -69,8 +73,6 @@ EXIT_BROKEN: Final = 1  # the pool could not keep children alive
 EXIT_STORE: Final = 6  # the store is gone, damaged, or out of reach at the end
 
 _new: Final = tuple.__new__  # a third of what Job(...) costs, for each message
-_BEATS_PER_LEASE: Final = 6
-_SLOWEST_BEAT: Final = 5.0  # seconds: also how late a deleted store is noticed
 _UPKEEP: Final = 2.0  # seconds between two slices of upkeep when there is nothing to do
 _BACKSTOP: Final = 1.0  # seconds until a lost wake-up is made good
 _LONGEST_PAUSE: Final = 5.0  # seconds between two tries to reach the store
@@ -95,7 +97,8 @@ class Worker:
 
     `queues`: names to consume (None: those of `task_queues`, or the default queue);
     `exclude_queues` are taken out. `concurrency`: children (None: the setting, or one
-    for each CPU). `pool`: prefork, threads, asyncio or solo. `grace`: seconds that a
+    for each CPU that it may use). `autoscale`: the most and the least children, as there is
+    work. `pool`: prefork, threads, asyncio or solo. `grace`: seconds that a
     warm stop waits for running tasks before it gives them back. `burst`: stop when
     nothing is claimable. Time limits are seconds, memory is KiB. `install_signals` is to
     be False outside of the main thread. `beat`: fire periodic tasks as well, with this
@@ -124,13 +127,18 @@ class Worker:
         install_signals: bool = True,
         beat: bool = False,
         scheduler: Any = None,
+        autoscale: tuple[int, int] | None = None,
     ) -> None:
         conf = app.conf
         self.app = app
         self.include = tuple(include)
         self.queues = _queues(app, queues, exclude_queues)
         self.pool_kind = pool or conf.worker_pool
-        wanted = concurrency or conf.worker_concurrency or _cpus()
+        self.autoscaler: Autoscaler | None = None
+        if autoscale is not None and self.pool_kind != "solo":
+            self.autoscaler = Autoscaler(*autoscale, conf.worker_autoscale_keepalive)
+            concurrency = autoscale[1]
+        wanted = concurrency or conf.worker_concurrency or cpus.available()
         self.concurrency = 1 if self.pool_kind == "solo" else wanted
         self.hostname = _node_name(hostname)
         self.burst = burst
@@ -146,6 +154,9 @@ class Worker:
         self.scheduler = scheduler
 
         self.id = 0
+        self.pid = os.getpid()
+        self.started = time.monotonic()
+        self.totals: Counter[str] = Counter()  # attempts settled, by task
         self.settled = 0
         self.refused = 0
         self.announced = False  # where the log is, somebody else says that it is ready
@@ -157,16 +168,22 @@ class Worker:
         self._notices = Notices(
             self, lambda: app.tasks, hostname=self.hostname, accept=conf.accept_content
         )
+        self._steering = Steering(self)
+        self._teller = Teller(app, self.hostname)
         self._jobs = 0
         self._leases: dict[int, Lease] = {}  # by the number of the job
         self._settlements: list[tuple[Lease, Outcome]] = []
         self._notes: list[tuple[Lease, Note]] = []
-        self._terminating: dict[int, str] = {}  # by number: the signal asked for
+        self._terminating: dict[int, str] = {}  # by number: what was asked for
+        self._signals_sent: dict[str, int] = {}  # by id, to those whose end is not settled yet
         self._limits: dict[str, tuple[float | None, float | None]] = {}
         self._tasks: frozenset[str] = frozenset()
+        self._overridden: dict[str, tuple[float | None, float | None]] = {}  # time limits
         self._ready = 0
+        self._is_ready = False
         self._look = True  # the store may hold something claimable
         self._orders = False  # and word that one of our runs is to be ended
+        self._mail = False  # commands wait for us
         self._reclaim_now = False  # a worker of this host may have died
         self._watch_peers = True
         self._given_up = False  # we were, by the others
@@ -334,8 +351,9 @@ class Worker:
             self.hostname,
             self.queues,
             self.concurrency,
-            {"pool": self.pool_kind, "app": self.app.main or ""},
+            self._details(),
         )
+        self._mail = True  # what came before there was a mailbox to hear it by
         if self._mailbox is not None:
             self._close_mailbox()
         self._mailbox = self._broker.mailbox(self.id)
@@ -344,6 +362,17 @@ class Worker:
                 self._mailbox.fileno(), selectors.EVENT_READ, self._on_wake_up
             )
         self._next_beat = time.monotonic() + self._beat_interval()
+
+    def _details(self) -> dict[str, Any]:
+        """Return what the others may know of this worker."""
+        return {
+            "pool": self.pool_kind,
+            "app": self.app.main or "",
+            "version": __version__,
+            "control": self._steering.allowed,
+            "processed": self.settled,
+            "load": round(os.getloadavg()[0], 2),
+        }
 
     def _leave(self) -> None:
         """Sign off, with no child left and whatever was unfinished given back.
@@ -359,6 +388,9 @@ class Worker:
         try:
             if self._settlements:
                 self._broker.step(self.id, settlements=self._settlements)
+            if self._teller.heard:
+                self._teller.offline(active=0, processed=self.settled)
+                self._teller.flush(self._broker)
             self._broker.unregister(self.id)
         except BrokerError as exc:
             logger.error("could not sign off: %s", exc)  # noqa: TRY400 (the cause is said)
@@ -394,6 +426,8 @@ class Worker:
                 self._begin_stop(pool)
             self._take_events(pool.take())
             self._step(pool)
+            if self._teller.heard:
+                self._tell(pool)
             if self._is_over(pool):
                 break
             timeout = self._timeout(pool)
@@ -411,7 +445,7 @@ class Worker:
         # What is settled may be what others wait for: they are claimed in the same step.
         if (self._look or self._settlements) and not self._stopping and self._ready:
             limit = pool.capacity()
-        asking = self._orders and self._leases
+        asking = self._orders and (self._leases or self._teller.heard)
         if not (limit or self._settlements or self._notes or asking):
             return
         now = time.monotonic()
@@ -433,6 +467,9 @@ class Worker:
         self._settlements, self._notes = [], []
         self._pause = self._try_again = 0.0
         self._orders = False
+        self._mail = self._mail or step.mail
+        if step.heard or self._teller.heard:
+            self._teller.learn(heard=step.heard)
         self._count(settlements, step)
         self._next_due = step.next_due
         if limit:
@@ -449,11 +486,14 @@ class Worker:
     def _hand_out(self, pool: Pool, leases: Sequence[Lease]) -> None:
         number = self._jobs
         heard = bool(signals.task_received.receivers)
+        told = self._teller.heard
         for lease in leases:
             number += 1
             self._leases[number] = lease
             if heard:
                 self._notices.received(lease)
+            if told:
+                self._teller.received(lease)
             pool.submit(_new(Job, (number, job(lease), *self._limits_for(lease))))
         self._jobs = number
 
@@ -503,7 +543,8 @@ class Worker:
                 self._notices.timed_out(lease, limit)
                 return Failed(failure.describe(TimeLimitExceeded(limit)), limit)
             case "terminated" if event.key in self._terminating:
-                self._notices.terminated(lease, _number(self._terminating[event.key]))
+                signum = self._signals_sent[lease.id] = _number(self._terminating[event.key])
+                self._notices.terminated(lease, signum)
                 return Revoked("terminated")
             case "terminated" if lease.packed[10]:
                 return Released()
@@ -518,6 +559,14 @@ class Worker:
     def _count(self, settlements: list[tuple[Lease, Outcome]], step: Step) -> None:
         accepted = sum(step.accepted)
         self.settled += accepted
+        if settlements:
+            self.totals.update([lease.packed[1] for lease, _ in settlements])
+        if self._teller.heard:
+            for (lease, outcome), taken in zip(settlements, step.accepted, strict=True):
+                if taken:
+                    self._teller.ended(lease, outcome, self._signals_sent.pop(lease.id, None))
+        elif self._signals_sent:
+            self._signals_sent.clear()
         if accepted == len(settlements):
             return
         for (lease, _), taken in zip(settlements, step.accepted, strict=True):
@@ -551,7 +600,18 @@ class Worker:
             name = wanted.get(lease.key)
             if name is None or self._terminating.get(number) == name:
                 continue
-            self._terminating[number] = name  # another signal than before is sent as well
+            asked, name = name, self._steering.signal_of(name, lease.id)
+            if name is None:
+                self._terminating[number] = asked  # it is not looked at again
+                continue
+            self._terminating[number] = asked  # another signal than before is sent as well
+            logger.info(
+                "ending Task %s[%s], attempt %d, with %s",
+                lease.task,
+                lease.id,
+                lease.delivery,
+                name,
+            )
             if not pool.terminate(number, _number(name)):
                 logger.warning(
                     "the %s pool cannot end Task %s[%s]: it runs on",
@@ -562,8 +622,9 @@ class Worker:
 
     def _child_ready(self) -> None:
         self._ready += 1
-        if self._ready != min(self.concurrency, self._pool_size()):
+        if self._is_ready or self._ready < min(self.concurrency, self._pool_size()):
             return
+        self._is_ready = True
         logger.log(
             logging.DEBUG if self.announced else logging.INFO,
             "%s is ready: %d × %s, queues %s",
@@ -595,6 +656,7 @@ class Worker:
             wake_at = self._try_again  # until then the store is left alone
         elif (
             self._given_up
+            or self._mail
             or self._settlements
             or (self._look and not self._stopping and pool.capacity())
         ):
@@ -605,6 +667,8 @@ class Worker:
             wake_at = min(wake_at, self._deadline)
         if self.notify is not None and self.notify.watchdog_interval:
             wake_at = min(wake_at, self._next_watchdog)
+        if (tell_at := self._teller.next_beat()) is not None:
+            wake_at = min(wake_at, tell_at)
         timeout = max(0.0, wake_at - now)
         return timeout if timers is None else min(timeout, timers)
 
@@ -636,6 +700,10 @@ class Worker:
         """Do what is due in the store. Each call may fail, and is then made again."""
         if self._given_up:
             self._come_back()
+        if self._mail:
+            self._read_mail()
+        if self.autoscaler is not None and self._is_ready and not self._stopping:
+            self._scale(self.autoscaler, now)
         if now >= self._next_beat:
             self._beat(now)
         if self._reclaim_now:
@@ -647,10 +715,12 @@ class Worker:
             self._next_upkeep = now + (0.05 if more else _UPKEEP)
 
     def _beat_interval(self) -> float:
-        return min(_SLOWEST_BEAT, self._broker.lease_timeout / _BEATS_PER_LEASE)
+        return self._broker.beat_interval
 
     def _beat(self, now: float) -> None:
-        if not self._broker.beat(self.id):
+        if not self._broker.beat(
+            self.id, self._details(), queues=self.queues, concurrency=self.concurrency
+        ):
             self._come_back()
         self._next_beat = now + self._beat_interval()
         self._reclaim_now = True
@@ -689,7 +759,93 @@ class Worker:
             self._watch_peers = True
         if ORDERS in words:
             self._orders = True
+        if MAIL in words:
+            self._mail = self._orders = True
         self._look = True
+
+    # Steered and watched from afar
+
+    @property
+    def held(self) -> Mapping[int, Lease]:
+        """The leases that the pool has, by the numbers of their jobs."""
+        return self._leases
+
+    def running(self) -> dict[int, int]:
+        """Return the numbers of the jobs that run now, with the pid of each one's process."""
+        return {} if self.pool is None else self.pool.running()
+
+    def consume(self, queues: tuple[str, ...]) -> None:
+        """Consume these queues from now on. Call from the worker's loop, as the others."""
+        self.queues = queues
+        self._look = True
+        self._next_beat = 0.0  # which tells the others
+
+    def resize(self, concurrency: int) -> None:
+        """Have so many children from now on."""
+        assert self.pool is not None
+        self.concurrency = concurrency
+        self.pool.resize(concurrency)
+        self._look = True
+        self._next_beat = 0.0
+
+    def autoscale(self, most: int, least: int) -> None:
+        """Keep between `least` and `most` children from now on."""
+        self.autoscaler = Autoscaler(most, least, self.app.conf.worker_autoscale_keepalive)
+
+    def roll(self) -> bool:
+        """Replace the child processes; False if there are none."""
+        if self.pool is None or not self._has_processes():
+            return False
+        self._roll(self.pool)
+        return True
+
+    def limit_time(self, task: str, soft: float | None, hard: float | None) -> None:
+        """Run a task within these limits from now on, unless its message says otherwise."""
+        self._overridden[task] = (soft, hard)
+        self._limits.pop(task, None)
+
+    def enable_events(self, *, on: bool) -> bool:
+        """Send events, or send none; return whether that is a change."""
+        changed = self._teller.enabled != on
+        self._teller.enabled = on
+        self._orders = True
+        return changed
+
+    def tell_heartbeat(self) -> None:
+        """Send the heartbeat event now, if somebody listens."""
+        if self._teller.heard:
+            self._tell_beat(force=True)
+            self._teller.flush(self._broker)
+
+    def _read_mail(self) -> None:
+        """Obey the commands that were left, and post the replies."""
+        letters = self._broker.collect(self.id)
+        self._mail = False
+        if replies := self._steering.obey(letters):
+            self._broker.post(replies)
+
+    def _scale(self, scaler: Autoscaler, now: float) -> None:
+        """Have as many children as there is work for."""
+        busy, size = len(self._leases), self.concurrency
+        if scaler.wants_work(size, busy, now):
+            more = self._broker.claimable(self.queues, scaler.most - size)
+            wanted = scaler.grown(size, more, now)
+        else:
+            wanted = scaler.shrunk(size, busy, now)
+        if wanted != size:
+            logger.info("autoscale: from %d to %d children", size, wanted)
+            self.resize(wanted)
+
+    def _tell(self, pool: Pool) -> None:
+        """Say what has happened since the last turn of the loop."""
+        leases = self._leases
+        self._teller.running(leases[key] for key in pool.running() if key in leases)
+        self._tell_beat()
+        self._teller.flush(self._broker)
+
+    def _tell_beat(self, *, force: bool = False) -> None:
+        active, now = len(self._leases), time.monotonic()
+        self._teller.beat(now, active=active, processed=self.settled, force=force)
 
     # Stopping
 
@@ -851,7 +1007,7 @@ class Worker:
     def _limits_of(self, name: str) -> tuple[float | None, float | None]:
         """Return the soft and the hard limit that a task has here, in seconds, unless its
         message says otherwise: the task's own, else the worker's."""
-        found = self._limits.get(name)
+        found = self._limits.get(name) or self._overridden.get(name)
         if found is None:
             task = self.app.tasks.get(name)
             found = self._limits[name] = (
@@ -928,13 +1084,6 @@ def _queues(
     if not queues:
         raise ImproperlyConfigured("the worker has no queues to consume: -X excludes them all")
     return queues
-
-
-def _cpus() -> int:
-    """Return how many CPUs this process may use (its affinity, not the machine's)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0)) or 1
-    return os.cpu_count() or 1
 
 
 def _node_name(name: str | None) -> str:

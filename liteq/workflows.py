@@ -173,9 +173,8 @@ class Workflow:
         what is revoked are revoked too: nothing of the workflow starts any more.
         """
         answers: dict[str, RevokeAnswer] = {}
-        signal = "SIGTERM" if terminate else None
         for some in _slices(_last_first(*self.graph())):
-            answers |= self.app.broker.revoke(some, terminate=signal)
+            answers |= self.app.control.revoke(some, terminate=terminate)
         return answers
 
     def retry_failed(self) -> list[str]:

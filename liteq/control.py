@@ -1,0 +1,575 @@
+"""Remote control: tell workers something, and hear what they say, through the store.
+
+A command is left for each worker that it is meant for, so who is asked is known: what is
+said ends as soon as all have answered, and who has not is named, with the reason, in
+`.silent` of what comes back. Celery's names, arguments and shapes of replies.
+
+    app.control.ping()                        # [{"liteq@host": {"ok": "pong"}}]
+    app.control.inspect().active()            # {"liteq@host": [{"id": …, "name": …}]}
+    app.control.rate_limit("tasks.mail", "10/m", reply=True)
+"""
+
+# ruff: noqa: FBT001, FBT002  (positional booleans in Celery's signatures)
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+from liteq import current
+from liteq.asyncresult import signal_name
+from liteq.brokers.base import Letter, RevokeAnswer, WorkerInfo
+from liteq.commands import (
+    Command,
+    Forged,
+    Keys,
+    Panel,
+    Reply,
+    control_command,
+    inspect_command,
+)
+from liteq.exceptions import ImproperlyConfigured
+from liteq.ids import new_id
+
+if TYPE_CHECKING:
+    from liteq.app import Liteq
+
+__all__ = [
+    "Answers",
+    "Control",
+    "Inspect",
+    "Panel",
+    "Replies",
+    "WorkerStatus",
+    "control_command",
+    "inspect_command",
+]
+
+logger = logging.getLogger("liteq.control")
+
+_TIMEOUT: Final = 1.0
+
+
+class Replies(list[dict[str, Any]]):
+    """What workers said, one `{name: reply}` for each, in the order in which it came.
+
+    `silent`: the workers that were asked and did not answer, by name, and why: "dead: …",
+    "stuck: …".
+    """
+
+    def __init__(
+        self, replies: Iterable[dict[str, Any]] = (), silent: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(replies)
+        self.silent: dict[str, str] = dict(silent or {})
+
+
+class Answers(dict[str, Any]):
+    """What workers said, by their names; empty if none did. `silent`: as in `Replies`."""
+
+    def __init__(
+        self, answers: Mapping[str, Any] | None = None, silent: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(answers or {})
+        self.silent: dict[str, str] = dict(silent or {})
+
+
+class WorkerStatus(NamedTuple):
+    """How a worker is. `state`: "alive", "stuck" (its process is there, and it gives no
+    answer or no heartbeat) or "dead"; `reason` says how one knows. `name` is its node name,
+    with "#" and its process id where several have it."""
+
+    name: str
+    state: Literal["alive", "stuck", "dead"]
+    reason: str
+    info: WorkerInfo
+
+
+class _Target(NamedTuple):
+    name: str
+    info: WorkerInfo
+
+
+class Control:
+    """The workers of an app, from afar: `app.control`.
+
+    `destination`: names of workers (default: all); `pattern` with `matcher` "glob" or
+    "pcre" chooses by name. With `reply`, wait for up to `timeout` seconds, and for `limit`
+    replies at most. Several workers of one name are told apart as "name#pid".
+    """
+
+    def __init__(self, app: Liteq | None = None) -> None:
+        self._app = app
+
+    @property
+    def app(self) -> Liteq:
+        return self._app if self._app is not None else current.get_current_app()
+
+    @property
+    def inspect(self) -> Callable[..., Inspect]:
+        """`inspect(destination=None, timeout=1.0, …)`: commands that only look."""
+        return lambda *args, **kwargs: Inspect(*args, **{"app": self.app, **kwargs})
+
+    # Asking
+
+    def broadcast(
+        self,
+        command: str,
+        arguments: Mapping[str, Any] | None = None,
+        destination: Sequence[str] | str | None = None,
+        connection: Any = None,
+        reply: bool = False,
+        timeout: float = _TIMEOUT,
+        limit: int | None = None,
+        callback: Callable[[dict[str, Any]], Any] | None = None,
+        channel: Any = None,
+        pattern: str | None = None,
+        matcher: str | None = None,
+        **extra_kwargs: Any,
+    ) -> Replies:
+        """Send a command to workers; with `reply`, return what they said.
+
+        `callback` is called with each `{name: reply}` as it comes. A worker that cannot
+        take the command now finds it when it can, for `control_queue_ttl` seconds; one
+        whose asker has stopped waiting obeys it all the same. `connection` and `channel`
+        are Celery's, and mean nothing.
+        """
+        roster = _named(self.app.broker.roster())
+        targets, silent = _choose(roster, destination, pattern, matcher)
+        arguments = {**(arguments or {}), **extra_kwargs}
+        replies = self._ask(
+            command,
+            arguments,
+            targets,
+            silent,
+            timeout=timeout if reply else 0.0,
+            limit=limit,
+            callback=callback,
+        )
+        for name, reason in replies.silent.items():
+            logger.warning("%s did not get %s: %s", name, command, reason)
+        return replies
+
+    def _ask(
+        self,
+        method: str,
+        arguments: Mapping[str, Any],
+        targets: Sequence[_Target],
+        silent: Mapping[str, str],
+        *,
+        timeout: float,
+        limit: int | None = None,
+        callback: Callable[[dict[str, Any]], Any] | None = None,
+    ) -> Replies:
+        """Tell these workers; with a timeout, wait for what they say."""
+        app, broker = self.app, self.app.broker
+        keys, stays = self._keys(), app.conf.control_queue_ttl
+        replies = Replies(silent=silent)
+        ticket, sent_at = new_id(), app.clock.now()
+        mailbox = broker.mailbox() if timeout > 0 and targets else None
+        try:
+            command = Command(
+                method, arguments, ticket, sent_at, mailbox.name if mailbox else None
+            )
+            left = broker.post(
+                [Letter(t.info.id, keys.command(command, t.info.id), stays) for t in targets]
+            )
+            waiting = {}
+            for target, is_left in zip(targets, left, strict=True):
+                if is_left:
+                    waiting[target.info.id] = target
+                else:
+                    replies.silent[target.name] = _why_not_left(target.info)
+            if mailbox is None:
+                return replies
+            until = time.monotonic() + timeout
+            while waiting and (limit is None or len(replies) < limit):
+                remaining = until - time.monotonic()
+                if remaining <= 0:
+                    break
+                mailbox.wait(min(remaining, mailbox.poll_interval))
+                for letter in broker.collect(mailbox.name):
+                    self._take(letter, ticket, keys, waiting, replies, callback)
+            if limit is None or len(replies) < limit:
+                for target in waiting.values():
+                    replies.silent[target.name] = _why_silent(broker, target.info, timeout)
+        finally:
+            if mailbox is not None:
+                mailbox.close()
+        return replies
+
+    @staticmethod
+    def _take(
+        letter: bytes,
+        ticket: str,
+        keys: Keys,
+        waiting: dict[int, _Target],
+        replies: Replies,
+        callback: Callable[[dict[str, Any]], Any] | None,
+    ) -> None:
+        try:
+            reply: Reply = keys.read_reply(letter, ticket)
+        except Forged as exc:
+            logger.warning("a reply was passed over: %s", exc)
+            return
+        target = waiting.pop(reply.worker, None)
+        if target is None:
+            return  # of one that was not asked, or has answered
+        said = {target.name: reply.body}
+        replies.append(said)
+        if callback is not None:
+            callback(said)
+
+    def _keys(self) -> Keys:
+        return Keys(self.app.conf.control_secret)
+
+    # How they are
+
+    def ping(
+        self,
+        destination: Sequence[str] | str | None = None,
+        timeout: float = _TIMEOUT,
+        **kwargs: Any,
+    ) -> Replies:
+        """Ask who is there: `[{name: {"ok": "pong"}}]`, the stuck and the dead in `.silent`."""
+        return self.broadcast(
+            "ping", destination=destination, reply=True, timeout=timeout, **kwargs
+        )
+
+    def status(self, timeout: float = _TIMEOUT) -> list[WorkerStatus]:
+        """Return how each worker is, having asked those that answer questions.
+
+        A dead one is told of for an hour, or until another takes its name. With `timeout`
+        0 nobody is asked: only processes and heartbeats are looked at.
+        """
+        roster = _named(self.app.broker.roster())
+        there = [target for target in roster if target.info.state != "dead"]
+        asked = [t for t in there if t.info.details.get("control") is not False]
+        silent: dict[str, str] = {}
+        answered: set[str] = set()
+        if timeout > 0 and asked:
+            replies = self._ask("ping", {}, asked, {}, timeout=timeout)
+            silent = replies.silent
+            answered = {name for reply in replies for name in reply}
+        found = []
+        for target in roster:
+            name, info = target
+            if name in answered:
+                found.append(WorkerStatus(name, "alive", "it answers", info))
+            elif name in silent and silent[name].startswith(("stuck", "dead")):
+                state, _, reason = silent[name].partition(": ")
+                found.append(
+                    WorkerStatus(name, "dead" if state == "dead" else "stuck", reason, info)
+                )
+            else:
+                found.append(WorkerStatus(name, info.state, _why(info), info))
+        return found
+
+    # Tasks
+
+    def revoke(
+        self,
+        task_id: str | Iterable[str],
+        destination: Any = None,
+        terminate: bool = False,
+        signal: Any = "SIGTERM",
+        **kwargs: Any,
+    ) -> dict[str, RevokeAnswer]:
+        """Keep calls from running, and return what became of each (see `Broker.revoke`).
+
+        It is written in the store, so it holds for every worker, also one that starts
+        later. `terminate` ends the attempt that runs now, and no other, with this signal.
+        """
+        ids = [task_id] if isinstance(task_id, str) else [str(id) for id in task_id]
+        broker = self.app.broker
+        if not terminate:
+            return broker.revoke(ids)
+        name, keys = signal_name(signal), self._keys()
+        if not keys:
+            return broker.revoke(ids, terminate=name)
+        answers: dict[str, RevokeAnswer] = {}
+        for id in ids:  # each is signed for itself
+            answers |= broker.revoke([id], terminate=keys.stamp(name, id))
+        return answers
+
+    def terminate(
+        self,
+        task_id: str | Iterable[str],
+        destination: Any = None,
+        signal: Any = "SIGTERM",
+        **kwargs: Any,
+    ) -> dict[str, RevokeAnswer]:
+        """Revoke, and end what runs."""
+        return self.revoke(task_id, destination, terminate=True, signal=signal, **kwargs)
+
+    def purge(self, connection: Any = None) -> int:
+        """Delete all messages that wait in the app's queues; return how many."""
+        return self.app.broker.purge(self.app.select_queues())
+
+    discard_all = purge
+
+    def time_limit(
+        self,
+        task_name: str,
+        soft: float | None = None,
+        hard: float | None = None,
+        destination: Any = None,
+        **kwargs: Any,
+    ) -> Replies:
+        """Change the time limits of a task, in seconds, for attempts that begin from now on
+        in these workers, until they restart. None: no limit."""
+        limits = {"task_name": task_name, "soft": soft, "hard": hard}
+        return self.broadcast("time_limit", limits, destination, **kwargs)
+
+    # Queues
+
+    def add_consumer(
+        self,
+        queue: str,
+        exchange: Any = None,
+        exchange_type: Any = "direct",
+        routing_key: Any = None,
+        options: Any = None,
+        destination: Any = None,
+        **kwargs: Any,
+    ) -> Replies:
+        """Have workers consume one more queue, until they restart. (A queue needs no more
+        than its name; the rest is Celery's.)"""
+        return self.broadcast("add_consumer", {"queue": queue}, destination, **kwargs)
+
+    def cancel_consumer(self, queue: str, destination: Any = None, **kwargs: Any) -> Replies:
+        """Have workers consume a queue no longer, until they restart. To have nobody claim
+        from it, whoever starts, pause the queue."""
+        return self.broadcast("cancel_consumer", {"queue": queue}, destination, **kwargs)
+
+    # Workers
+
+    def pool_grow(self, n: int = 1, destination: Any = None, **kwargs: Any) -> Replies:
+        """Give pools more children."""
+        return self.broadcast("pool_grow", {"n": n}, destination, **kwargs)
+
+    def pool_shrink(self, n: int = 1, destination: Any = None, **kwargs: Any) -> Replies:
+        """Take children from pools, each when it is through with what it runs."""
+        return self.broadcast("pool_shrink", {"n": n}, destination, **kwargs)
+
+    def pool_restart(
+        self,
+        modules: Any = None,
+        reload: bool = False,
+        reloader: Any = None,
+        destination: Any = None,
+        **kwargs: Any,
+    ) -> Replies:
+        """Replace child processes, one at a time, each after what it runs. Modules are not
+        imported anew: restart the worker for that."""
+        if modules or reload or reloader is not None:
+            raise ImproperlyConfigured(
+                "pool_restart cannot import modules anew: restart the workers for new code"
+            )
+        return self.broadcast("pool_restart", {}, destination, **kwargs)
+
+    def autoscale(
+        self, max: int, min: int = 1, destination: Any = None, **kwargs: Any
+    ) -> Replies:
+        """Have pools keep between `min` and `max` children, as there is work."""
+        return self.broadcast("autoscale", {"max": max, "min": min}, destination, **kwargs)
+
+    def shutdown(self, destination: Any = None, **kwargs: Any) -> Replies:
+        """Stop workers, each when it is through with what it runs."""
+        return self.broadcast("shutdown", {}, destination, **kwargs)
+
+    def enable_events(self, destination: Any = None, **kwargs: Any) -> Replies:
+        """Have workers send events when somebody listens."""
+        return self.broadcast("enable_events", {}, destination, **kwargs)
+
+    def disable_events(self, destination: Any = None, **kwargs: Any) -> Replies:
+        """Have workers send no events, whoever listens."""
+        return self.broadcast("disable_events", {}, destination, **kwargs)
+
+    def heartbeat(self, destination: Any = None, **kwargs: Any) -> Replies:
+        """Have workers send their heartbeat event now."""
+        return self.broadcast("heartbeat", {}, destination, **kwargs)
+
+
+class Inspect:
+    """Commands that only look; each returns the answers by worker.
+
+    `{}` when nobody answers (Celery: None). Who was asked and is silent, and why, is in
+    `.silent` of what is returned.
+    """
+
+    def __init__(
+        self,
+        destination: Sequence[str] | str | None = None,
+        timeout: float = _TIMEOUT,
+        callback: Callable[[dict[str, Any]], Any] | None = None,
+        connection: Any = None,
+        app: Liteq | None = None,
+        limit: int | None = None,
+        pattern: str | None = None,
+        matcher: str | None = None,
+    ) -> None:
+        self.destination = destination
+        self.timeout = timeout
+        self.callback = callback
+        self.app = app
+        self.limit = limit
+        self.pattern = pattern
+        self.matcher = matcher
+
+    def _request(self, command: str, **arguments: Any) -> Answers:
+        replies = Control(self.app).broadcast(
+            command,
+            {name: value for name, value in arguments.items() if value is not None},
+            self.destination,
+            reply=True,
+            timeout=self.timeout,
+            limit=self.limit,
+            callback=self.callback,
+            pattern=self.pattern,
+            matcher=self.matcher,
+        )
+        return Answers(
+            {name: said for reply in replies for name, said in reply.items()}, replies.silent
+        )
+
+    def ping(self, destination: Any = None) -> Answers:
+        """Ask who is there: `{"ok": "pong"}`."""
+        if destination is not None:
+            self.destination = destination
+        return self._request("ping")
+
+    def active(self, safe: Any = None) -> Answers:
+        """Lists of what runs now."""
+        return self._request("active")
+
+    def reserved(self, safe: Any = None) -> Answers:
+        """Lists of what is claimed and not started yet: with liteq, next to nothing."""
+        return self._request("reserved")
+
+    def scheduled(self, safe: Any = None) -> Answers:
+        """Lists of what waits for its time in the queues of each worker. It waits in the
+        store, so workers of one queue name the same messages; a thousand at most."""
+        return self._request("scheduled")
+
+    def revoked(self) -> Answers:
+        """Lists of ids of calls that were revoked, the latest thousand in the store."""
+        return self._request("revoked")
+
+    def registered(self, *taskinfoitems: str) -> Answers:
+        """Lists of the tasks that each worker knows, with these attributes of theirs."""
+        return self._request("registered", taskinfoitems=list(taskinfoitems))
+
+    registered_tasks = registered
+
+    def stats(self) -> Answers:
+        """Figures of each worker: pool, totals, use of resources, uptime."""
+        return self._request("stats")
+
+    def active_queues(self) -> Answers:
+        """Lists of the queues that each worker consumes."""
+        return self._request("active_queues")
+
+    def query_task(self, *ids: Any) -> Answers:
+        """What each worker knows of calls: `{id: ["active" | "reserved", info]}`. The ids
+        are given one by one, or as a list."""
+        flat = ids[0] if len(ids) == 1 and isinstance(ids[0], (list, tuple)) else ids
+        return self._request("query_task", ids=list(flat))
+
+    def conf(self, with_defaults: bool = False) -> Answers:
+        """The settings of each worker, without secrets."""
+        return self._request("conf", with_defaults=with_defaults)
+
+    def report(self) -> Answers:
+        """What a bug report should say: `{"ok": text}`."""
+        return self._request("report")
+
+    def clock(self) -> Answers:
+        """The time of each worker, Unix seconds: `{"clock": …}`. (Celery's is logical.)"""
+        return self._request("clock")
+
+
+# Who is meant, and why one does not answer
+
+
+def _named(roster: Iterable[WorkerInfo]) -> list[_Target]:
+    """Return the workers under names that tell them apart."""
+    infos = list(roster)
+    names = [info.name for info in infos]
+    return [
+        _Target(info.name if names.count(info.name) == 1 else f"{info.name}#{info.pid}", info)
+        for info in infos
+    ]
+
+
+def _choose(
+    roster: Sequence[_Target],
+    destination: Sequence[str] | str | None,
+    pattern: str | None,
+    matcher: str | None,
+) -> tuple[list[_Target], dict[str, str]]:
+    """Return whom to ask, and who of those meant cannot be asked, and why."""
+    meant = list(roster)
+    silent: dict[str, str] = {}
+    if destination is not None:
+        names = [destination] if isinstance(destination, str) else list(destination)
+        meant = [t for t in roster if t.name in names or t.info.name in names]
+        known = {t.name for t in meant} | {t.info.name for t in meant}
+        silent = {n: "unknown: no worker has this name" for n in names if n not in known}
+    elif pattern is not None:
+        matches = _matcher(pattern, matcher)
+        meant = [target for target in roster if matches(target.name)]
+    targets = []
+    for target in meant:
+        if target.info.state == "dead":
+            silent[target.name] = f"dead: {_why(target.info)}"
+        else:
+            targets.append(target)
+    return targets, silent
+
+
+def _matcher(pattern: str, matcher: str | None) -> Callable[[str], object]:
+    if matcher in (None, "glob"):
+        return lambda name: fnmatchcase(name, pattern)
+    if matcher == "pcre":
+        return re.compile(pattern).match
+    raise ValueError(f"matcher must be 'glob' or 'pcre', not {matcher!r}")
+
+
+def _why(info: WorkerInfo) -> str:
+    """Say how one knows the state of a worker that was not asked."""
+    if info.state == "dead":
+        return f"its process {info.pid} on {info.hostname} is gone"
+    if info.state == "stuck":
+        return (
+            f"process {info.pid} on {info.hostname} lives, "
+            f"and its last heartbeat is {info.beat_age:.0f} s old"
+        )
+    return f"heartbeat {info.beat_age:.0f} s ago"
+
+
+def _why_not_left(info: WorkerInfo) -> str:
+    if info.state == "stuck":
+        return f"stuck: {_why(info)}"
+    return "stuck: too many commands wait for it, or it has just ended"
+
+
+def _why_silent(broker: Any, info: WorkerInfo, timeout: float) -> str:
+    """Say why a worker that got a command did not answer it: look once more."""
+    now = next((one for one in broker.roster() if one.id == info.id), None)
+    if now is None:
+        return "gone: it has stopped meanwhile"
+    if now.state == "dead":
+        return f"dead: {_why(now)}"
+    if now.details.get("control") is False:
+        return "deaf: its worker_enable_remote_control is off"
+    if now.details.get("pool") == "solo" and now.leases and now.state == "alive":
+        return "busy: its only thread runs a task, and it answers after that"
+    return (
+        f"stuck: process {now.pid} on {now.hostname} lives, but gave no answer within "
+        f"{timeout:g} s; its last heartbeat is {now.beat_age:.0f} s old"
+    )

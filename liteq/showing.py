@@ -1,0 +1,44 @@
+"""A message's arguments as they may be shown: in lists, in events, to whoever looks.
+
+What is secret is hidden (`liteq.redaction`), what cannot be read is said to be so.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from liteq.message import Message
+from liteq.serializers import loads_call
+
+if TYPE_CHECKING:
+    from liteq.app import Liteq
+
+__all__ = ["shown_arguments", "shown_call"]
+
+
+def shown_arguments(app: Liteq, message: Message) -> tuple[Any, Any]:
+    """Return the positional and the keyword arguments of a call, without secrets."""
+    if message.argsrepr is not None or message.kwargsrepr is not None:  # the caller's wish
+        return message.argsrepr, message.kwargsrepr
+    try:
+        args, kwargs = loads_call(
+            message.body, message.content_type, tuple(app.conf.accept_content)
+        )
+    except Exception as exc:  # noqa: BLE001 (pickle may raise anything)
+        return f"<unreadable: {type(exc).__name__}>", None
+    task = app.tasks.get(message.task)
+    shown, named = app.redactor.arguments(
+        args,
+        kwargs,
+        () if task is None else task.parameters,
+        () if task is None else task.sensitive,
+    )
+    return list(shown), named
+
+
+def shown_call(app: Liteq, message: Message) -> tuple[str, str]:
+    """Return the arguments of a call as texts, short and without secrets."""
+    args, kwargs = shown_arguments(app, message)
+    if isinstance(args, str):
+        return args, "{}" if kwargs is None else str(kwargs)
+    return app.redactor.text(tuple(args)), app.redactor.text(kwargs)
