@@ -27,6 +27,7 @@ __all__ = [
     "ConfigWarning",
     "ContentDisallowed",
     "DecodeError",
+    "DuplicateTask",
     "DuplicateTaskNameWarning",
     "EncodeError",
     "Ignore",
@@ -122,6 +123,29 @@ class MessageTooLarge(MessageError, ValueError):
 
 class AlreadyEnqueued(MessageError, ValueError):
     """A message with this id, but another task or other arguments, is in the store."""
+
+
+class DuplicateTask(MessageError, ValueError):
+    """A call with the same unique key is alive, or its time has not run out; `id` is its
+    id. Nothing was stored."""
+
+    def __init__(self, *args: Any, id: str = "") -> None:
+        super().__init__(*args)
+        self.id = id
+
+    @classmethod
+    def of(cls, task: str, id: str, *, part: bool = False, step: bool = False) -> DuplicateTask:
+        """Return the error of a call of a task for whose key `id` is known. `part`: the call
+        belongs to a workflow; `step`: the other one does, so it cannot be replaced."""
+        why = ""
+        if part:
+            why = ", and a workflow cannot do without one of its calls"
+        elif step:
+            why = ", as a step of a workflow, whose arguments are its own"
+        return cls(
+            f"a call of {task!r} with the same unique key is in the store already: {id}{why}",
+            id=id,
+        )
 
 
 # The store

@@ -23,7 +23,9 @@ __all__ = [
     "Graph",
     "Message",
     "Packed",
+    "Rule",
     "Workflow",
+    "rule_of",
 ]
 
 VERSION: Final = 1
@@ -61,6 +63,14 @@ class Message(NamedTuple):
     default). `result_expires`: how long the settled message is kept (None: for ever).
     `limits`: the limits that it is started within, `unique_key`: what it is the only
     one of. Both are texts that the store looks into.
+
+    A message with a `unique_key` holds it from when it is enqueued until it has ended,
+    and for `unique_for` seconds from then on at least, if it did not fail. What is to
+    become of another one that wants the key, that one says by `on_conflict`: "return"
+    (None: the same) or "skip": it is not stored, the holder stands for it. "raise":
+    `DuplicateTask`. "replace": the holder takes all but its id and place in line if it
+    waits to start, its `run_at` not later than `max_wait` seconds from when it was
+    enqueued first; if it runs, the new one takes the key over and starts when it has ended.
 
     A message whose task is `GATHER` is never run: it ends when its parts have ended (see
     `Edge`). Its body says how:
@@ -118,6 +128,11 @@ class Message(NamedTuple):
     # Of a node of a workflow.
     gather: str | None = None  # the id of the gather that needs its value
     node: str | None = None  # its name among the nodes
+    # Of a unique one: see the class.
+    on_conflict: str | None = None
+    unique_for: float | None = None
+    max_wait: float | None = None
+    sent_as: str | None = None  # the id under which a call last replaced it
     keywords: tuple[str | None, ...] | None = None  # by input: the argument that it becomes
 
     def pack(self) -> Packed:
@@ -200,6 +215,22 @@ def _read_envelope(text: str) -> dict[str, Any]:
     if unknown := fields.keys() - _ENVELOPE_NAMES:
         raise DecodeError(f"unknown fields in the envelope: {sorted(unknown)}")
     return fields
+
+
+class Rule(NamedTuple):
+    """What becomes of a unique message whose key another holds; see `Message`."""
+
+    on_conflict: str = "return"
+    unique_for: float | None = None
+    max_wait: float | None = None
+
+
+def rule_of(envelope: str | None) -> Rule:
+    """Return what an envelope says of its unique message."""
+    fields = _read_envelope(envelope) if envelope else {}
+    return Rule(
+        fields.get("on_conflict") or "return", fields.get("unique_for"), fields.get("max_wait")
+    )
 
 
 class Edge(NamedTuple):

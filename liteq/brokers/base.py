@@ -384,6 +384,11 @@ class Broker(ABC):
 
     (12 belongs to limits.)
 
+    13. *Once, if unique.* At most one message that has not ended holds a `unique_key`,
+        whoever enqueues at the same time. The key is taken in the step that stores the
+        message, and free with the one that ends or deletes it, whatever that is; no
+        death of a process leaves it held, and no clock takes it from one that is alive.
+
     An instance may be used by any thread, and after a fork by the child as well.
     Verbs raise `BrokerUnavailable` when the store cannot be reached; nothing else is
     worth retrying.
@@ -401,7 +406,7 @@ class Broker(ABC):
         messages: Sequence[Message],
         edges: Sequence[Edge] = (),
         workflow: Workflow | None = None,
-    ) -> None:
+    ) -> Mapping[str, str]:
         """Store messages in one step, each target of an edge waiting for its source, and
         all of them known as the workflow, if one is given.
 
@@ -423,8 +428,13 @@ class Broker(ABC):
 
         Gathers are no work: `counts()` and `browse()` leave them out.
 
+        Returns, by its id, what was not stored since another holds its unique key, with the
+        id of that one, which stands for it. In a workflow no call can be left out: a key
+        that is held is a `DuplicateTask` then, whatever the message says.
+
         An id that is there already with the same task and body is left as it is, so the
-        call may be repeated. Raises `AlreadyEnqueued` if task or body differ, and
+        call may be repeated. Raises `AlreadyEnqueued` if task or body differ,
+        `DuplicateTask` if a message is unique and says so, and
         `QueueFull` if there is no room, in the store or in a queue with a `max_length`:
         that is how many messages may be queued, scheduled or parked there. It is exact
         over all producers that know it, and binds them alone: what a settle, a `fire()` or
@@ -541,7 +551,8 @@ class Broker(ABC):
 
         What ended `upstream` because of one of them waits again, unless something else
         that it waits for has failed too and is not among these ids. One that is
-        `upstream` itself is passed over: it comes back with what it waited for. An error
+        `upstream` itself is passed over: it comes back with what it waited for. So is one
+        whose unique key another holds by now (see `holder()`). An error
         callback that was called for one of them waits to be called again, and a gather
         that had counted its failure and is not over waits for it again.
         """
@@ -600,6 +611,10 @@ class Broker(ABC):
     @abstractmethod
     def claimable(self, queues: Sequence[str], most: int) -> int:
         """Count what is claimable in these queues now, up to `most`."""
+
+    @abstractmethod
+    def holder(self, unique_key: str) -> str | None:
+        """Return the id of the message that holds a key, None if it is free."""
 
     @abstractmethod
     def get(self, ids: Sequence[str]) -> dict[str, Record]:
@@ -681,7 +696,8 @@ class Broker(ABC):
 
         Nothing is done and False returned if the entry is not due at `due_at` any more,
         is paused, or has another revision. Without messages the instant is passed over:
-        `total` and the `last_…` fields stay.
+        `total` and the `last_…` fields stay. So it is if one of them is unique, its key is
+        held, and nothing of it would be stored or taken over.
         """
 
     @abstractmethod

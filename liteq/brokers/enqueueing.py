@@ -15,8 +15,9 @@ from liteq.brokers.connection import fetch_all, fetch_one
 from liteq.brokers.following import Following
 from liteq.brokers.graph import count_edges
 from liteq.brokers.schema import STATE_CODES
+from liteq.brokers.uniqueness import UNIQUE, admit
 from liteq.exceptions import AlreadyEnqueued, InvalidTaskError
-from liteq.message import GATHER, PACKED_FIELDS, Packed, Workflow
+from liteq.message import GATHER, PACKED_FIELDS, Packed, Workflow, rule_of
 
 __all__ = ["ENQUEUE", "Batch", "accept_repeat", "enter_workflow", "insert", "prepare", "row_of"]
 
@@ -48,6 +49,7 @@ class Batch(NamedTuple):
     edges: Sequence[_Edge]
     counted: Mapping[str, int]  # how many ends each message waits for, if it waits
     gathers: Sequence[str]  # those without parts, which end at once
+    has_keys: bool  # one of them is unique
 
 
 def row_of(packed: Packed, pending: int, now: float) -> tuple[Any, ...]:
@@ -67,11 +69,13 @@ def prepare(
 ) -> Batch:
     """Check what is to be enqueued, outside of any transaction. See `count_edges`."""
     counted = count_edges(messages, edges, there)
+    keys = [packed[UNIQUE] for packed in messages]
     return Batch(
         [row_of(packed, counted.get(packed[0], 0), now) for packed in messages],
         edges,
         counted,
         [m[0] for m in messages if m[1] == GATHER and m[0] not in counted],
+        keys.count(None) < len(keys),
     )
 
 
@@ -80,13 +84,24 @@ def insert(
     batch: Batch,
     workflow: Workflow | int | None = None,
     there: Mapping[str, int] | None = None,
+    stands: dict[str, str] | None = None,
 ) -> dict[str, int]:
     """Write a batch; return the numbers of what was new.
 
     What is in the store already with the same task and body is left as it is. `there`
-    holds the numbers of messages of the store that edges may lead to.
+    holds the numbers of messages of the store that edges may lead to. `stands` is filled
+    with what is not stored because of its key, and what stands for it; without it, or if
+    the messages belong together, that is a `DuplicateTask`.
     """
     db = following.db
+    if batch.has_keys:
+        as_a_whole = stands is None or workflow is not None or bool(batch.edges)
+        admitted = admit(db, batch.rows, following.now, as_a_whole=as_a_whole)
+        for row in admitted.repeated:
+            accept_repeat(db, row)
+        batch = batch._replace(rows=admitted.rows, edges=[*batch.edges, *admitted.edges])
+        if stands is not None:
+            stands.update(admitted.stands)
     number = enter_workflow(db, workflow, following.now) if workflow is not None else None
     last = fetch_one(db, "SELECT max(seq) FROM message") or 0
     before = db.total_changes()
@@ -156,6 +171,8 @@ def enter_workflow(db: apsw.Connection, workflow: Workflow | int, now: float) ->
 def accept_repeat(db: apsw.Connection, row: tuple[Any, ...]) -> None:
     """Let the same message be enqueued again, and refuse another under its id."""
     id, task, body = row[:3]
+    if row[UNIQUE] is not None and rule_of(row[_WIDTH - 1]).on_conflict == "replace":
+        return  # another call's arguments may have taken the place of its own
     stored = fetch_one(db, "SELECT seq, task, body FROM message WHERE id = ?", (id,))
     if stored is None:
         return  # settled and deleted since

@@ -71,6 +71,7 @@ _GIVE: Final = (
     "ELSE coalesce(?1 + json_extract(envelope, '$.expires_in'), expires_at) END "
     "WHERE seq = ?2"
 )
+_TURN: Final = _GIVE.replace("inputs = inputs + 1, ", "")
 _GATHER: Final = (
     "SELECT id, body, state, pending, ignore_result, result_expires FROM message "
     f"WHERE seq = ? AND {_OPEN}"
@@ -223,6 +224,9 @@ class Following:
                         self._give(target, position, end)
                     else:
                         self._end_upstream(target, _uncalled(end), tells=False)
+                elif fires == "end":
+                    self.db.execute(_TURN, (self.now, target))
+                    self.queued = True
             for gather, arrivals in gathers.items():
                 self._gather(gather, arrivals)
         if self._settled:

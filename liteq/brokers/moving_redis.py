@@ -19,7 +19,7 @@ from liteq.brokers.redis_wire import pack
 
 __all__ = ["RedisShelf"]
 
-_WORDS: Final = {"s": "success", "f": "failure", "p": "part"}
+_WORDS: Final = {"s": "success", "f": "failure", "p": "part", "e": "end"}
 _PAGE: Final = 1_000
 _FINAL: Final = frozenset("SFRI")
 

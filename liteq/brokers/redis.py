@@ -65,8 +65,10 @@ from liteq.clock import Clock, system_clock
 from liteq.exceptions import (
     AlreadyEnqueued,
     BrokerError,
+    DuplicateTask,
     ImproperlyConfigured,
     InvalidTaskError,
+    MessageError,
     NotRegistered,
     StoreLost,
 )
@@ -79,6 +81,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RedisBroker"]
 
+_REFUSALS: Final = frozenset({b"A", b"E", b"N", b"D", b"P", b"T"})
 _SLICE: Final = 200  # messages that one script of upkeep touches: about a millisecond
 _LOOK: Final = 500  # messages that one script reads
 _GONE_FOR: Final = 7 * 86_400.0  # seconds the name of a worker that is gone is kept
@@ -234,11 +237,11 @@ class RedisBroker(RedisMail):
         messages: Sequence[Message],
         edges: Sequence[Edge] = (),
         workflow: Workflow | None = None,
-    ) -> None:
+    ) -> Mapping[str, str]:
         packed = [message.pack() for message in messages]
         count_edges(packed, edges)
         if not packed:
-            return
+            return {}
         limits = self._lengths.among({one[3] for one in packed}) if self._lengths else {}
         answer = self._call(
             "enqueue",
@@ -248,13 +251,15 @@ class RedisBroker(RedisMail):
             durable=True,
         )
         self._refuse(answer)
+        stands = [(field or b"").decode() for field in answer[1:]]
+        return dict(zip(stands[::2], stands[1::2], strict=True))
 
     @staticmethod
     def _refuse(answer: Sequence[bytes | None]) -> None:
         """Raise what a script says why a graph cannot be."""
         if answer and answer[0] == b"Q":
             raise queue_full((answer[1] or b"").decode(), int(answer[2] or 0))
-        if answer and answer[0] in (b"A", b"E", b"N"):
+        if answer and answer[0] in _REFUSALS:
             raise _refusal(answer)
 
     def step(
@@ -479,6 +484,10 @@ class RedisBroker(RedisMail):
         return self._once("pause", queue, "")[0] == b"1"
 
     # Looking
+
+    def holder(self, unique_key: str) -> str | None:
+        [found] = self._call("holder", unique_key)
+        return None if found is None else found.decode()
 
     def queues(self) -> list[QueueInfo]:
         fields = Fields(self._call("queues"))
@@ -761,7 +770,7 @@ class RedisBroker(RedisMail):
         return RedisShelf(self._call, self._link.ask, self._prefix)
 
 
-def _refusal(answer: Sequence[bytes | None]) -> AlreadyEnqueued | InvalidTaskError:
+def _refusal(answer: Sequence[bytes | None]) -> MessageError | InvalidTaskError:
     """Return what a script says why a graph cannot be."""
     kind, id, other = [(field or b"").decode() for field in answer]
     if kind == "A":
@@ -769,6 +778,8 @@ def _refusal(answer: Sequence[bytes | None]) -> AlreadyEnqueued | InvalidTaskErr
             f"a message with id {id!r} is in the store with another task or other "
             f"arguments (its task is {other!r}): ids are used once"
         )
+    if kind in "DPT":
+        return DuplicateTask.of(id, other, part=kind == "P", step=kind == "T")
     if kind == "N":
         return InvalidTaskError(f"{id!r} takes no parts: it is no gather, but {other!r}")
     return InvalidTaskError(
@@ -826,7 +837,7 @@ def _read_node(fields: Fields, nodes: list[Node], edges: list[Edge]) -> None:
             settled_at=float(settled) if settled else None,
         )
     )
-    words = {"s": "success", "f": "failure", "p": "part"}
+    words = {"s": "success", "f": "failure", "p": "part", "e": "end"}
     for _ in range(fields.number()):
         text, position = fields.text(), fields.number()
         edges.append(Edge(id.decode(), text[1:], words[text[0].lower()], position))

@@ -17,7 +17,7 @@ from liteq.brokers.graph import count_edges
 from liteq.brokers.moving import Kept
 from liteq.brokers.redis_wire import strings, unpack
 from liteq.exceptions import InvalidTaskError, TaskRevokedError, WorkerLostError
-from liteq.message import PACKED_FIELDS, Edge, Graph, Packed
+from liteq.message import PACKED_FIELDS, Edge, Graph, Packed, rule_of
 from liteq.outcome import (
     Failed,
     Ignored,
@@ -259,11 +259,17 @@ def _message_arguments(packed: Packed) -> tuple[Any, ...]:
         packed[5],
         packed[6],
         packed[14],
-        packed[15],
+        None if packed[15] is None else _unique(packed),
         envelope,
         countdown,
         expires_in,
     )
+
+
+def _unique(packed: Packed) -> str:
+    """Return the key of a unique message behind what is to become of it."""
+    rule = rule_of(packed[16])
+    return f"{rule.on_conflict} {_text(rule.unique_for)} {_text(rule.max_wait)} {packed[15]}"
 
 
 def graph_arguments(

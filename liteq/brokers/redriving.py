@@ -3,6 +3,9 @@
 `pending` says how many edges of a message are not met. One that ended `upstream` may wait
 again exactly if that many of its edges come from messages that have not ended: each of
 them will then be met, or end it anew. Were they fewer, it would wait for ever.
+
+A unique message takes its key again, and stays as it is if another has it by now: the
+index of keys lets no two have one, and `OR IGNORE` passes the second over.
 """
 
 from __future__ import annotations
@@ -24,16 +27,17 @@ _REVOKED: Final = STATE_CODES["revoked"]
 
 _FRESH: Final = (
     "deliveries = 0, retries = 0, result = NULL, children = NULL, dead = NULL, "
-    "parked_at = NULL, settled_at = NULL, delete_at = NULL, started_at = NULL, revoke = NULL"
+    "parked_at = NULL, settled_at = NULL, delete_at = NULL, started_at = NULL, revoke = NULL, "
+    "unique_key = ltrim(unique_key, '-')"
 )
 _RESTART: Final = (
-    f"UPDATE message SET state = CASE WHEN pending > 0 THEN 0 ELSE 1 END, {_FRESH}, "
+    f"UPDATE OR IGNORE message SET state = CASE WHEN pending > 0 THEN 0 ELSE 1 END, {_FRESH}, "
     "run_at = NULL, expires_at = NULL, enqueued_at = ? "
     f"WHERE id = ? AND state = 7 AND task NOT IN ('', '{GATHER}') "
     "AND revoke IS NOT 'upstream' RETURNING seq"
 )
 _REVIVE: Final = (
-    f"UPDATE message SET state = 0, {_FRESH} "
+    f"UPDATE OR IGNORE message SET state = 0, {_FRESH} "
     "WHERE seq = ?1 AND state IN (7, 8) AND revoke = 'upstream' AND pending = ("
     "SELECT count(*) FROM edge JOIN message source ON source.seq = edge.source "
     "WHERE edge.target = ?1 AND edge.fires NOT LIKE 'was %' AND source.state < 6 "
@@ -42,10 +46,8 @@ _REVIVE: Final = (
 )
 # An error callback that has been called, or is about to be, waits to be called again. One
 # that runs goes on, and one that somebody revoked stays revoked.
-# An error callback that has been called, or is about to be, waits to be called again. One
-# that runs goes on, and one that somebody revoked stays revoked.
 _RECALL: Final = (
-    f"UPDATE message SET state = 0, pending = 1, inputs = 0, {_FRESH} WHERE seq = ?"
+    f"UPDATE OR IGNORE message SET state = 0, pending = 1, inputs = 0, {_FRESH} WHERE seq = ?"
 )
 # What has counted an end that is undone now, and has not started.
 _UNCOUNT: Final = (
@@ -100,6 +102,8 @@ def _recall(db: apsw.Connection, callback: int) -> list[tuple[int, bool]]:
     if pending or state in (_RUNNING, _REVOKED):
         return []
     db.execute(_RECALL, (callback,))
+    if not db.changes():
+        return []
     db.execute("DELETE FROM input WHERE target = ?", (callback,))
     return [(callback, state == _SUCCEEDED)] if state >= _SUCCEEDED else []
 

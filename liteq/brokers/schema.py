@@ -181,6 +181,16 @@ CREATE TABLE lead(
 ALTER TABLE message ADD COLUMN limits TEXT;
 ALTER TABLE message ADD COLUMN unique_key TEXT;
 
+CREATE UNIQUE INDEX message_unique ON message(unique_key)
+    WHERE unique_key IS NOT NULL AND state < 6;
+CREATE TABLE period(
+    unique_key TEXT PRIMARY KEY,
+    id TEXT NOT NULL,
+    until REAL NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX period_id ON period(id);
+CREATE INDEX period_until ON period(until);
+
 CREATE TABLE paused(
     queue TEXT PRIMARY KEY,
     at REAL NOT NULL

@@ -52,6 +52,7 @@ from liteq.brokers.redriving import redrive
 from liteq.brokers.schema import STATE_CODES
 from liteq.brokers.searching import Found, Search
 from liteq.brokers.settling import SLICE, Settling
+from liteq.brokers.uniqueness import UNIQUE, admits, end_periods, holder
 from liteq.brokers.wakeup import LocalMailbox, Post, SocketMailbox, kind_of
 from liteq.clock import Clock, system_clock
 from liteq.exceptions import BrokerError, ImproperlyConfigured
@@ -80,6 +81,7 @@ REVOKED: Final = STATE_CODES["revoked"]
 IGNORED: Final = STATE_CODES["ignored"]
 _STATE_NAMES: Final[dict[int, State]] = {code: name for name, code in STATE_CODES.items()}  # type: ignore[misc]
 
+_NOTHING_STANDS: Final[Mapping[str, str]] = {}
 _new: Final = tuple.__new__  # half of what Lease(...) costs, for each message
 _PACKED: Final = ", ".join(PACKED_FIELDS)
 
@@ -194,7 +196,7 @@ class SqliteBroker(SqliteMail):
         messages: Sequence[Message],
         edges: Sequence[Edge] = (),
         workflow: Workflow | None = None,
-    ) -> None:
+    ) -> Mapping[str, str]:
         now = self.clock.now()
         packed = [message.pack() for message in messages]
         limits = self._lengths.among({one[3] for one in packed}) if self._lengths else {}
@@ -203,24 +205,27 @@ class SqliteBroker(SqliteMail):
             and not edges
             and workflow is None
             and packed[0][1] != GATHER
+            and packed[0][UNIQUE] is None
             and not limits
         ):
             row = row_of(packed[0], 0, now)
             if not self._insert_one(row):
                 self._database.read(lambda db: accept_repeat(db, row))
             self._wake_workers()
-            return
+            return _NOTHING_STANDS
         batch = prepare(packed, edges, now)
 
-        def write(db: apsw.Connection) -> Following:
-            following = Following(db, now)
-            new = insert(following, batch, workflow)
+        def write(db: apsw.Connection) -> tuple[Following, dict[str, str]]:
+            following, stands = Following(db, now), dict[str, str]()
+            new = insert(following, batch, workflow, stands=stands)
             if limits:
                 queueing.keep_lengths(db, limits, batch, new)
             following.follow_all()
-            return following
+            return following, stands
 
-        self._announce(self._database.write(write, durable=self.durable, limited=True))
+        following, stands = self._database.write(write, durable=self.durable, limited=True)
+        self._announce(following)
+        return stands
 
     def _insert_one(self, new_row: tuple[Any, ...]) -> int:
         return self._database.write_one(ENQUEUE, new_row, durable=self.durable, limited=True)
@@ -711,6 +716,7 @@ class SqliteBroker(SqliteMail):
             found = fetch_all(db, f"{sql} LIMIT {SLICE}", bindings)
             for seq, id in found:
                 following.purged(seq, id)
+            end_periods(db, [id for _, id in found])
             following.follow_all()
             _delete(db, [seq for seq, _ in found])
             return following, len(found)
@@ -846,11 +852,17 @@ class SqliteBroker(SqliteMail):
 
         def move(db: apsw.Connection) -> tuple[bool, Following]:
             following = Following(db, now)
-            moved = scheduling.fire(
-                db, name, due_at, next_due_at, revision, now=now, last_id=last_id
-            )
+
+            def fire(last_id: str | None) -> bool:
+                return scheduling.fire(
+                    db, name, due_at, next_due_at, revision, now=now, last_id=last_id
+                )
+
+            if batch.has_keys and not admits(db, batch.rows, now):
+                return fire(None), following  # its call of another instant is alive
+            moved = fire(last_id)
             if moved and messages:
-                insert(following, batch, workflow)
+                insert(following, batch, workflow, stands={})
                 following.follow_all()
             return moved, following
 
@@ -966,13 +978,21 @@ class SqliteBroker(SqliteMail):
 
     def forget(self, ids: Iterable[str]) -> None:
         wanted = json.dumps(list(ids))
-        self._database.write(
-            lambda db: _delete(
+
+        def delete(db: apsw.Connection) -> None:
+            rows = fetch_all(
                 db,
-                _seqs(db, "state >= 6 AND id IN (SELECT value FROM json_each(?))", (wanted,)),
-            ),
-            durable=self.durable,
-        )
+                f"SELECT seq, id FROM message WHERE state >= 6 AND id IN {_AMONG}",
+                (wanted,),
+            )
+            end_periods(db, [id for _, id in rows])
+            _delete(db, [seq for seq, _ in rows])
+
+        self._database.write(delete, durable=self.durable)
+
+    def holder(self, unique_key: str) -> str | None:
+        now = self.clock.now()
+        return self._database.read(lambda db: holder(db, unique_key, now))
 
     # Keeping house
 
@@ -990,7 +1010,8 @@ class SqliteBroker(SqliteMail):
                     "OR EXISTS(SELECT 1 FROM worker WHERE stopped_at <= ?3) "
                     "OR EXISTS(SELECT 1 FROM letter WHERE expires_at <= ?1) "
                     "OR EXISTS(SELECT 1 FROM listener WHERE until <= ?1) "
-                    "OR EXISTS(SELECT 1 FROM event WHERE emitted_at <= ?4)",
+                    "OR EXISTS(SELECT 1 FROM event WHERE emitted_at <= ?4) "
+                    "OR EXISTS(SELECT 1 FROM period WHERE until <= ?1)",
                     (
                         now,
                         now - self.unknown_expires,
@@ -1014,6 +1035,11 @@ class SqliteBroker(SqliteMail):
             settling.following.follow_all()
             self._forget_workers(db, now - 7 * 86_400)
             self._sweep_mail(db, now)
+            db.execute(
+                "DELETE FROM period WHERE unique_key IN (SELECT unique_key FROM period "
+                f"WHERE until <= ? LIMIT {SLICE})",
+                (now,),
+            )
             if db.pragma("freelist_count") > 4096:
                 fetch_all(db, f"PRAGMA incremental_vacuum({SLICE})")
             return settling.following

@@ -19,6 +19,7 @@
 --   v  names of the mailboxes that wait   j  "1": it is not what was enqueued any more
 --   O  "1": edges leave here              P  how many edges to it are not met
 --   C  countdown, D  expires_in: seconds from when it stops waiting
+--   a  the id of the call that replaced it last, if it is unique
 --   B  of a gather: the position of its next part
 --   W  the workflow that it is a node of  h  name of its worker, if it was moved here
 -- States: w waiting, q queued, d delayed, r running, p parked;
@@ -42,6 +43,8 @@
 --                             letter led to what was replaced since: it sets nothing off
 --   b:<id>              hash  edges to a message; source: letter, "+" once it is met
 --   i:<id>              hash  inputs of a message; position:source: letter and value
+--   unique:<key>        string  until when a unique key is kept after the end ("" not), and
+--                             the id of the message that holds it, or did
 --   a:<id>              list  its attempts that did not succeed
 --   workflow:<id>       hash  name, created
 --   nodes:<workflow>    zset  ids of its messages, by number
@@ -58,13 +61,58 @@ local function parked_key(queue, task)
   return P .. 'parked:' .. #queue .. ':' .. queue .. ':' .. task
 end
 
+-- A unique message's lock, unique:<key>, names who has it, and until when it is kept after
+-- an end. It holds as long as that message is alive, which the message itself says: so what
+-- ends it has nothing to give free. It is deleted with the message.
+
+local function is_over(state)
+  return string.find('SFRI', state, 1, true) ~= nil
+end
+
+-- Return the id of the message that holds a key, and its state, worker's fields aside; nil
+-- if the key is free. One that failed or was revoked has done nothing.
+local function holder_of(key)
+  local lock = call('GET', P .. 'unique:' .. key)
+  if not lock then return nil end
+  local till, id = string.match(lock, '^(%S*) (.*)$')
+  local m = call('HMGET', P .. 'm:' .. id, 's', 'U', 'W', 'a')
+  if m[1] and not is_over(m[1]) and m[2] == key then
+    return id, {s = m[1], W = m[3], a = m[4]}
+  end
+  if till ~= '' and tonumber(till) > NOW and not (m[1] == 'F' or m[1] == 'R') then
+    return id, nil
+  end
+end
+
+local function lock(key, id, seconds)
+  local till = seconds and string.format('%.17g', NOW + tonumber(seconds)) or ''
+  call('SET', P .. 'unique:' .. key, till .. ' ' .. id)
+end
+
+local function can_lock(m)
+  local id = m.U and holder_of(m.U)
+  return not id or id == m.id
+end
+
+-- A message is deleted: so is its lock, but `lasting` for as long as it was asked for.
+local function drop_lock(key, id, lasting)
+  local name = P .. 'unique:' .. key
+  local till, holder = string.match(call('GET', name) or ' ', '^(%S*) (.*)$')
+  if holder ~= id then return end
+  if lasting and till ~= '' and tonumber(till) > NOW then
+    call('EXPIRE', name, math.ceil(tonumber(till) - NOW))
+  else
+    call('DEL', name)
+  end
+end
+
 local function open_given(m)  -- what stands in `g` becomes fields
   local found = given_of(m.g)
   m.p, m.y, m.o, m.q, m.t = found.p, found.y, found.o, found.q, found.t
 end
 
 local LOADED = {'s', 'n', 'g', 'b', 'k', 'f', 'r', 'W', 'K', 'x', 'u', 'O', 'v', 'V', 'P', 'C',
-  'D'}
+  'D', 'U'}
 local function load(id)
   local found = call('HMGET', P .. 'm:' .. id, unpack(LOADED))
   if not found[1] then return nil end
@@ -222,6 +270,12 @@ local function give(target, position, finish)
   if call('HINCRBY', P .. 'm:' .. target, 'P', -1) == 0 and m.s == 'w' then start(m) end
 end
 
+local function take_turn(target, finish)  -- it waited for the end alone
+  local m = load(target)
+  if not m or not is_open(m) or not met(m, finish.id) then return end
+  if call('HINCRBY', P .. 'm:' .. target, 'P', -1) == 0 and m.s == 'w' then start(m) end
+end
+
 local function inputs(id)  -- {position, source, kind, value} in their order
   local raw, list = call('HGETALL', P .. 'i:' .. id), {}
   for i = 1, #raw, 2 do
@@ -320,6 +374,8 @@ local function follow()
             local m = load(target)
             if m then end_upstream(m, finish, finish.gather and not finish.silent) end
           end
+        elseif on == 'e' then
+          take_turn(target, finish)
         elseif on == 'f' and finish.state ~= 'S' and finish.tells then
           give(target, position, finish)
         elseif on == 'f' then
@@ -335,7 +391,9 @@ local function follow()
 end
 
 -- Delete a message that is over or taken out, and all that hangs on it.
-local function delete(id, state, workflow)
+-- `key` is its unique key, and whether that lasts as long as was asked for.
+local function delete(id, state, workflow, key, lasting)
+  if key then drop_lock(key, id, lasting) end
   call('DEL', P .. 'm:' .. id, P .. 'a:' .. id, P .. 'i:' .. id, P .. 'e:' .. id, P .. 'b:' .. id)
   if state then
     call('ZREM', P .. 'over:' .. state, id)

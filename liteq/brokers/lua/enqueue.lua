@@ -2,13 +2,15 @@
 -- Needs: base ends length enter
 -- ARGV[4]   the number of queues that have a limit; for each: its name, how many may wait
 --      then a graph (see enter.lua)
--- Answers   "" or: A, id, the task that is there; E, source, target; Q, queue, its limit.
---           Nothing is stored then.
+-- Answers   "" or: U, and for each that is not stored because of its unique key: its id, the
+--           id of what stands for it; or why nothing is stored: A, id, the task that is there; E, source, target; Q, queue, its limit;
+--           D, P or T, task, the id of what holds its key.
 
 local limits = {}
 for i = 1, tonumber(take()) do limits[i] = {take(), tonumber(take())} end
 local graph = read_graph()
-local refusal, id, other = check_graph(graph)
+local whole = graph.workflow or #graph.edges > 0
+local refusal, id, other = check_graph(graph, whole)
 
 local function check_lengths()  -- whether what is new, and waits for nothing, has room
   local targets, coming = {}, {}
@@ -33,5 +35,9 @@ else
   enter(graph)
   follow()
   ring()
+  if next(graph.stands) then
+    put('U')
+    for one, holder in pairs(graph.stands) do put(one) put(holder) end
+  end
 end
 return answer()

@@ -1,9 +1,9 @@
 -- How messages and the edges between them get into the store: read, checked, written.
 --
 -- A graph in the arguments: the workflow's id and name ("" for none); the number of its
--- messages; for each: id, g, body, run_at, expires_at, L, U, envelope, countdown, expires_in;
--- the number of edges; for each: source, target, letter (s success, f failure, p part),
--- position (-1: the next).
+-- messages; for each: id, g, body, run_at, expires_at, L, U, envelope, countdown, expires_in
+-- (U: "", or the policy, unique_for, max_wait, unique_key); the number of edges; for each:
+-- source, target, letter (s success, f failure, p part), position (-1: the next).
 
 local function read_graph()
   local graph = {workflow = given(take()), name = take(), messages = {}, edges = {}}
@@ -14,6 +14,9 @@ local function read_graph()
       D = given(ARGV[place + 10])}
     place = place + 10
     open_given(m)
+    if m.U then
+      m.policy, m.lasts, m.max_wait, m.U = string.match(m.U, '^(%a+) (%S*) (%S*) (.*)$')
+    end
     graph.messages[i] = m
   end
   for i = 1, tonumber(take()) do
@@ -22,19 +25,81 @@ local function read_graph()
   return graph
 end
 
--- Find what is new, and what cannot be. Returns nil, or a letter and an id that say why
+-- Decide what becomes of a unique message. Returns nil, or why it cannot be (see below) and
+-- the id of the one that holds its key.
+local function admit(graph, m, whole)
+  local mine = graph.keys[m.U]  -- taken by another of these messages
+  if mine then
+    if whole then return 'P', mine.id end
+    if m.policy == 'raise' then return 'D', mine.id end
+    if m.policy == 'replace' then
+      for _, name in ipairs({'g', 'b', 'u', 'x', 'L', 'e'}) do mine[name] = m[name] end
+      open_given(mine)
+    end
+    graph.stands[m.id] = mine.id
+    return
+  end
+  local id, alive = holder_of(m.U)
+  if id then
+    if whole then return 'P', id end
+    if m.policy == 'raise' then return 'D', id end
+    if m.policy ~= 'replace' or not alive or alive.a == m.id then
+      graph.stands[m.id] = id
+      return
+    end
+    if alive.s ~= 'r' then
+      if alive.W then return 'T', id end
+      graph.stands[m.id] = id
+      graph.renewed[id] = m
+      return
+    end
+    table.insert(graph.edges, {id, m.id, 'e', '0'})
+  end
+  graph.keys[m.U] = m
+  graph.new[m.id] = m
+end
+
+-- Have a message that waits take what another would have been; it keeps its place.
+local function renew_unique(id, m)
+  local old, key = load(id), P .. 'm:' .. id
+  take_out(old)
+  local run_at = m.u
+  if run_at and m.max_wait ~= '' then
+    local latest = tonumber(call('HGET', key, 'Q')) + tonumber(m.max_wait)
+    if tonumber(run_at) > latest then run_at = string.format('%.17g', latest) end
+  end
+  call('HDEL', key, 'u', 'x', 'L', 'e', 'r', 'N', 'M', 'K')
+  call('HSET', key, 'g', m.g, 'b', m.b, 'j', '1', 'a', m.id)
+  if run_at then call('HSET', key, 'u', run_at) end
+  if m.x then call('HSET', key, 'x', m.x) end
+  if m.L then call('HSET', key, 'L', m.L) end
+  if m.e then call('HSET', key, 'e', m.e) end
+  call('SADD', P .. 'queues', m.q)
+  if old.s == 'w' then  -- for the end of what runs
+    wait({id = id, t = m.t, q = m.q, n = old.n})
+  else
+    call('HSET', key, 's', line_up(id, m.q, m.p, tonumber(old.n), run_at, m.x))
+  end
+end
+
+-- Find what is new, and what cannot be. `whole`: no message can be left out. Returns nil, or a letter and an id that say why
 -- nothing may be stored: A for another message of this id, E for an edge from what is not
--- there or is over.
-local function check_graph(graph)
+-- there or is over; D, P (in a workflow) or T (as a step of one), the task and the id of
+-- the one that holds its unique key. `stands` is what is not stored because of that, and
+-- what stands for it.
+local function check_graph(graph, whole)
   local new = {}
-  graph.new = new
+  graph.new, graph.stands, graph.renewed, graph.keys = new, {}, {}, {}
   for _, m in ipairs(graph.messages) do
     local there = new[m.id]
     if there then
       if there.t ~= m.t or there.b ~= m.b then return 'A', m.id, there.t end
     else
       local found = call('HMGET', P .. 'm:' .. m.id, 'g', 'b', 'j')
-      if not found[1] then
+      if not found[1] and m.U then
+        local refusal, holder = admit(graph, m, whole)
+        if refusal then return refusal, m.t, holder end
+      elseif not found[1] then
         new[m.id] = m
       elseif not found[3] then
         local task = given_of(found[1]).t
@@ -53,6 +118,7 @@ end
 -- Write what is new of a graph; to be followed by `follow()`. `there`: ids of messages of the
 -- store that edges of it lead to: a gather that gets more parts, a message that was replaced.
 local function enter(graph, there)
+  for id, m in pairs(graph.renewed) do renew_unique(id, m) end
   local new, pending, next_part = graph.new, {}, {}
   local count = 0
   for _ in pairs(new) do count = count + 1 end
@@ -126,6 +192,7 @@ local function enter(graph, there)
       if at > 10 then also('f', '1') end
       also('W', workflow)
       call('HSET', P .. 'm:' .. id, unpack(fields))
+      if m.U then lock(m.U, id, m.lasts ~= '' and m.lasts or nil) end
       if workflow then call('ZADD', P .. 'nodes:' .. workflow, number, id) end
       if not graph.queues then graph.queues = {} end
       graph.queues[m.q] = true

@@ -24,6 +24,8 @@ while place < #ARGV do
     local n = string.format('%d', number)
     call('HSET', key, 'n', n, 's', state, 'f', '1', unpack(fields))
     call('SADD', P .. 'queues', queue)
+    local unique = not is_over(state) and call('HGET', key, 'U')
+    if unique then lock(unique, id) end
     local m = {id = id, t = task, q = queue, n = n}
     if state == 'w' then
       wait(m)

@@ -15,8 +15,8 @@ local function slice(key, before)
 end
 
 for _, id in ipairs(slice(P .. 'expiring', NOW_TEXT)) do
-  local found = call('HMGET', P .. 'm:' .. id, 's', 'W')
-  delete(id, found[1], found[2])
+  local found = call('HMGET', P .. 'm:' .. id, 's', 'W', 'U')
+  delete(id, found[1], found[2], found[3], true)
 end
 for _, id in ipairs(slice(P .. 'expiry', NOW_TEXT)) do revoke(load(id), 'expired') end
 follow()

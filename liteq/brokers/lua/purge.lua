@@ -12,7 +12,7 @@ local queue, count, most = ARGV[4], 0, tonumber(ARGV[6])
 local function drop(m)
   purged(m)
   follow()
-  delete(m.id, m.s == 'F' and 'F' or nil, m.W)
+  delete(m.id, m.s == 'F' and 'F' or nil, m.W, m.U)
   count = count + 1
 end
 

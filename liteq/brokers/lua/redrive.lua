@@ -20,6 +20,7 @@ local function renew(m, state)
   call('HSET', key, 's', state, 'k', string.format('0 %s 0 -', m.w or '-'),
     'g', (string.gsub(m.g, '^(%-?%d+),%-?%d+,', '%1,0,')))
   if state == 'w' then wait(m) end
+  if m.U then lock(m.U, m.id) end
 end
 
 local function can_wait(m)  -- nothing that it waits for has ended in the wrong way
@@ -38,7 +39,7 @@ local undone = {}
 -- An error callback that has been called, or is about to be, waits to be called again. One
 -- that runs goes on, and one that somebody revoked stays revoked.
 local function recall(m, source)
-  if tonumber(m.P or '0') > 0 or m.s == 'r' or m.s == 'R' then return end
+  if tonumber(m.P or '0') > 0 or m.s == 'r' or m.s == 'R' or not can_lock(m) then return end
   local over = string.find('SFI', m.s, 1, true)
   renew(m, 'w')
   call('HSET', P .. 'm:' .. m.id, 'P', '1')
@@ -64,7 +65,8 @@ end
 local driven = {}
 for i = 4, #ARGV do
   local m = load(ARGV[i])
-  if m and m.s == 'F' and m.V ~= 'upstream' and m.t ~= '' and m.t ~= GATHER then
+  if m and m.s == 'F' and m.V ~= 'upstream' and m.t ~= '' and m.t ~= GATHER
+      and can_lock(m) then
     local waits = tonumber(m.P or '0') > 0
     renew(m, waits and 'w' or 'q')
     local key = P .. 'm:' .. m.id
@@ -101,7 +103,7 @@ while #undone > 0 do
   end
   for _, id in ipairs(order) do
     local m = load(id)
-    if (m.s == 'F' or m.s == 'R') and m.V == 'upstream' and can_wait(m) then
+    if (m.s == 'F' or m.s == 'R') and m.V == 'upstream' and can_wait(m) and can_lock(m) then
       renew(m, 'w')
       undone[#undone + 1] = {m, false}
     end

@@ -91,7 +91,7 @@ if limit > 0 and alive and digest ~= '*' and me[3] ~= digest then
 end
 
 local function refuse_graph(s)  -- what it is to add or be replaced by cannot be
-  local refusal, id, other = check_graph(s.graph)
+  local refusal, id, other = check_graph(s.graph, true)
   if refusal or s.kind == 'G' then return refusal, id, other end
   for _, edge in ipairs(s.graph.edges) do
     if not s.graph.new[edge[2]] then

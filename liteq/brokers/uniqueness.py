@@ -1,0 +1,189 @@
+"""Unique messages in SQL: at most one that is alive holds a key.
+
+The lock is the message itself: a unique index holds the keys of messages that have not
+ended, so whatever ends one (a settle, a revocation, a dead letter, a purge) gives its key
+free in the same statement, and nothing that dies leaves a lock behind. A key that is kept
+for some time after the end as well has a row in `period`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+
+import apsw
+
+from liteq.brokers.connection import fetch_one
+from liteq.brokers.schema import STATE_CODES
+from liteq.exceptions import DuplicateTask
+from liteq.message import PACKED_FIELDS, VERSION, Rule, rule_of
+
+__all__ = ["END", "UNIQUE", "Admission", "admit", "admits", "end_periods", "holder"]
+
+UNIQUE: Final = PACKED_FIELDS.index("unique_key")
+END: Final = "end"  # the edge of a message that waits for another to end, in whatever way
+
+_ENVELOPE: Final = PACKED_FIELDS.index("envelope")
+_RUN_AT: Final = PACKED_FIELDS.index("run_at")
+_WIDTH: Final = len(PACKED_FIELDS)
+_WAITING: Final = STATE_CODES["waiting"]
+_QUEUED: Final = STATE_CODES["queued"]
+_SCHEDULED: Final = STATE_CODES["scheduled"]
+_RUNNING: Final = STATE_CODES["running"]
+
+_HOLDER: Final = (
+    "SELECT seq, id, state, workflow, enqueued_at, "
+    "json_extract(envelope, '$.sent_as') FROM message INDEXED BY message_unique "
+    "WHERE unique_key = ? AND state < 6"
+)
+# It is over when its call failed, was revoked or is purged: then nothing was done.
+_PERIOD: Final = (
+    "SELECT period.id FROM period LEFT JOIN message ON message.id = period.id "
+    "WHERE period.unique_key = ? AND period.until > ? AND coalesce(message.state, 6) IN (6, 9)"
+)
+_IS_STEP: Final = (
+    "SELECT EXISTS(SELECT 1 FROM message WHERE id = ? AND workflow IS NOT NULL AND state != 3)"
+)
+_KEEP: Final = (
+    "INSERT INTO period(unique_key, id, until) VALUES (?,?,?) "
+    "ON CONFLICT DO UPDATE SET id = excluded.id, until = excluded.until"
+)
+_COLUMNS: Final = "".join(f"{name} = ?, " for name in PACKED_FIELDS[1:])
+_RENEW: Final = (
+    f"UPDATE message SET {_COLUMNS}state = ?, result = NULL, parked_at = NULL, "
+    "note_state = NULL, note = NULL WHERE seq = ?"
+)
+# A key with a hyphen before it was handed on to the message that runs next.
+_HAND_ON: Final = "UPDATE message SET unique_key = '-' || unique_key WHERE seq = ?"
+
+
+class Admission(NamedTuple):
+    """Rows that are to be stored, those that were before, the edges that are to be added,
+    and what is not stored: by its id, that of the message that stands for it."""
+
+    rows: list[tuple[Any, ...]]
+    repeated: list[tuple[Any, ...]]
+    edges: list[tuple[str, str, str, int]]
+    stands: dict[str, str]
+
+
+class _Holder(NamedTuple):
+    seq: int
+    id: str
+    state: int
+    workflow: int | None
+    enqueued_at: float
+    sent_as: str | None
+
+
+def admit(
+    db: apsw.Connection, rows: Sequence[tuple[Any, ...]], now: float, *, as_a_whole: bool
+) -> Admission:
+    """Decide which of these rows are stored, one after the other.
+
+    `as_a_whole`: they belong together, so that none can be left out. Raises
+    `DuplicateTask` then, and where a message asks for it.
+    """
+    kept: list[tuple[Any, ...]] = []
+    repeated: list[tuple[Any, ...]] = []
+    edges: list[tuple[str, str, str, int]] = []
+    stands: dict[str, str] = {}
+    places: dict[str, int] = {}  # of the keys taken here
+    for row in rows:
+        key = row[UNIQUE]
+        if key is None:
+            kept.append(row)
+            continue
+        if _is_there(db, row[0]):
+            repeated.append(row)
+            continue
+        rule = rule_of(row[_ENVELOPE])
+        if key in places:
+            place = places[key]
+            there = kept[place][0]
+            _refuse(row, there, rule, as_a_whole=as_a_whole)
+            if rule.on_conflict == "replace":
+                kept[place] = (there, *row[1:])
+            stands[row[0]] = there
+            continue
+        found = fetch_one(db, _HOLDER, (key,))
+        if found is not None:
+            holder = _Holder(*found)
+            _refuse(row, holder.id, rule, as_a_whole=as_a_whole)
+            if rule.on_conflict != "replace" or holder.sent_as == row[0]:
+                stands[row[0]] = holder.id
+                continue
+            if holder.state != _RUNNING:
+                _renew(db, holder, row, rule, now)
+                stands[row[0]] = holder.id
+                continue
+            db.execute(_HAND_ON, (holder.seq,))
+            edges.append((holder.id, row[0], END, 0))
+            row = (*row[:_WIDTH], _WAITING, 1, *row[_WIDTH + 2 :])
+        elif (past := fetch_one(db, _PERIOD, (key, now))) is not None:
+            _refuse(row, past, rule, as_a_whole=as_a_whole)
+            stands[row[0]] = past
+            continue
+        if rule.unique_for is not None:
+            db.execute(_KEEP, (key, row[0], now + rule.unique_for))
+        places[key] = len(kept)
+        kept.append(row)
+    return Admission(kept, repeated, edges, stands)
+
+
+def admits(db: apsw.Connection, rows: Sequence[tuple[Any, ...]], now: float) -> bool:
+    """Tell whether nothing keeps one of these rows from being stored, or taken over by
+    what holds its key; for a tick of a periodic entry, which nobody waits for."""
+    for row in rows:
+        key = row[UNIQUE]
+        if key is None or (alive := holder(db, key, now)) is None:
+            continue
+        if len(rows) > 1 or rule_of(row[_ENVELOPE]).on_conflict != "replace":
+            return False
+        if fetch_one(db, _IS_STEP, (alive,)):
+            return False
+    return True
+
+
+def _is_there(db: apsw.Connection, id: str) -> bool:
+    return bool(fetch_one(db, "SELECT EXISTS(SELECT 1 FROM message WHERE id = ?)", (id,)))
+
+
+def _refuse(row: tuple[Any, ...], there: str, rule: Rule, *, as_a_whole: bool) -> None:
+    if as_a_whole or rule.on_conflict == "raise":
+        raise DuplicateTask.of(row[1], there, part=as_a_whole)
+
+
+def _renew(
+    db: apsw.Connection, holder: _Holder, row: tuple[Any, ...], rule: Rule, now: float
+) -> None:
+    """Have one that waits take what another would have been; it keeps its place."""
+    if holder.workflow is not None:
+        raise DuplicateTask.of(row[1], holder.id, step=True)
+    fields = list(row[1:_WIDTH])
+    run_at: float | None = row[_RUN_AT]
+    if run_at is not None and rule.max_wait is not None:
+        run_at = fields[_RUN_AT - 1] = min(run_at, holder.enqueued_at + rule.max_wait)
+    state = _SCHEDULED if run_at is not None and run_at > now else _QUEUED
+    if holder.state == _WAITING:
+        state = _WAITING  # for the end of what runs
+    # Under which id it was asked for last: that call may be made again.
+    envelope = json.loads(fields[_ENVELOPE - 1] or f'{{"v":{VERSION}}}')
+    fields[_ENVELOPE - 1] = json.dumps({**envelope, "sent_as": row[0]})
+    db.execute(_RENEW, (*fields, state, holder.seq))
+
+
+def holder(db: apsw.Connection, key: str, now: float) -> str | None:
+    """Return the id of the message that holds a key, None if nothing does."""
+    found = fetch_one(db, _HOLDER, (key,))
+    return found[1] if found is not None else fetch_one(db, _PERIOD, (key, now))
+
+
+def end_periods(db: apsw.Connection, ids: Sequence[str]) -> None:
+    """Give free the keys of calls that are deleted by hand."""
+    if fetch_one(db, "SELECT EXISTS(SELECT 1 FROM period)"):
+        db.execute(
+            "DELETE FROM period WHERE id IN (SELECT value FROM json_each(?))",
+            (json.dumps(list(ids)),),
+        )
