@@ -72,8 +72,9 @@ _ADD_PART: Final = (
     "ELSE 1 + max(coalesce((SELECT max(position) FROM edge WHERE target = ?2), -1), "
     "coalesce((SELECT max(position) FROM input WHERE target = ?2), -1)) END"
 )
-_REPLACED: Final = PACKED_FIELDS[1:]  # all but the id
-_REPLACEABLE: Final = frozenset(_REPLACED)
+# All but the id, and the key, which a call keeps whatever runs in its place.
+_REPLACED: Final = tuple(name for name in PACKED_FIELDS[1:] if name != "unique_key")
+_REPLACEABLE: Final = frozenset(PACKED_FIELDS[1:])
 _CHANGEABLE: Final = _REPLACEABLE - {"task", "run_at"}
 # What a graph made by a task can be refused for: that is the task's failure, and no reason
 # for the worker to lose the rest of its batch.

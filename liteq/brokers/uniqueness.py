@@ -177,7 +177,8 @@ def _renew(
 def holder(db: apsw.Connection, key: str, now: float) -> str | None:
     """Return the id of the message that holds a key, None if nothing does."""
     found = fetch_one(db, _HOLDER, (key,))
-    return found[1] if found is not None else fetch_one(db, _PERIOD, (key, now))
+    id: str | None = found[1] if found is not None else fetch_one(db, _PERIOD, (key, now))
+    return id
 
 
 def end_periods(db: apsw.Connection, ids: Sequence[str]) -> None:

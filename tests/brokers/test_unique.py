@@ -479,6 +479,25 @@ def test_a_replacing_call_made_again_changes_nothing(broker: Broker) -> None:
     assert broker.counts() == {"default": {"running": 1}}
 
 
+def test_a_running_one_that_handed_its_key_on_may_be_replaced_by_its_task(
+    broker: Broker,
+) -> None:
+    first, second = unique(), unique(on_conflict="replace")
+    broker.enqueue([first])
+    worker = enlist(broker)
+    [lease] = broker.claim(worker, ["default"])
+    broker.enqueue([second])
+    other = make()
+    graph = Graph((other.pack(),), ((other.id, first.id, "success", 0),))
+
+    assert broker.settle(worker, lease, Replaced({"task": "shop.other"}, graph))
+
+    assert broker.holder(KEY) == second.id
+    assert run(broker, Succeeded(b"1"), worker) == other.id
+    assert run(broker, Succeeded(b"1"), worker) == first.id
+    assert run(broker, Succeeded(b"1"), worker) == second.id
+
+
 # Workflows
 
 

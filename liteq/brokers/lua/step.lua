@@ -328,11 +328,10 @@ for _, s in ipairs(settlements) do
       give_lease_up(m)
       wipe(m)
       if kind == 'G' then call('HDEL', key, 'C', 'D') end
-      call('HDEL', key, 'u', 'x', 'L', 'U', 'e', 'r')
+      call('HDEL', key, 'u', 'x', 'L', 'e', 'r')  -- U stays: it is the same call
       call('HSET', key, 'b', s.b, 'g', s.g, 'k', '0 ' .. worker .. ' 0 -', 'j', '1', 'f', '1')
       if s.x then call('HSET', key, 'x', s.x) end
       if s.L then call('HSET', key, 'L', s.L) end
-      if s.U then call('HSET', key, 'U', s.U) end
       if s.e then call('HSET', key, 'e', s.e) end
       call('SADD', P .. 'queues', s.q)
       if kind == 'Y' then
