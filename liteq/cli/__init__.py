@@ -15,6 +15,7 @@ import click
 
 from liteq import exceptions
 from liteq.cli.front import EXIT_CODES, Exit, Group, Session
+from liteq.cli.output import shown
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -24,21 +25,29 @@ __all__ = ["cli", "main", "status_of"]
 # Where each command is, and its help in a line: `liteq --help` imports none of them.
 COMMANDS = {
     "beat": ("liteq.cli.beat", "Send periodic tasks when they are due, until stopped."),
+    "cancel": ("liteq.cli.steer", "Revoke tasks: what waits never starts."),
     "call": ("liteq.cli.tasks", "Call a task by its name and print the id."),
     "config": ("liteq.cli.about", "Print every setting with its value and its source."),
-    "dead": ("liteq.cli.queues", "Look after dead letters: messages that nothing could run."),
+    "dead": ("liteq.cli.dead", "Look after dead letters: messages that nothing could run."),
+    "ls": ("liteq.cli.listing", "List tasks, the latest first."),
     "migrate": ("liteq.cli.migrate", "Move a store to another URL, all workers stopped."),
     "purge": ("liteq.cli.queues", "Delete the messages that wait."),
     "queues": ("liteq.cli.queues", "Show the queues; pause, resume and purge them."),
     "report": ("liteq.cli.about", "Print what a bug report should say."),
     "result": ("liteq.cli.tasks", "Print the result of a task."),
+    "retry": (
+        "liteq.cli.steer",
+        "Run failed tasks and dead letters again, with nothing counted.",
+    ),
     "run": ("liteq.cli.run", "Run a script, and a worker for its tasks beside it."),
     "schedule": (
         "liteq.cli.schedule",
         "Look at periodic tasks; make, run, pause and remove them.",
     ),
     "shell": ("liteq.cli.about", "Open a Python prompt with the app and its tasks."),
+    "show": ("liteq.cli.show", "Show a task: its arguments, its attempts, its result."),
     "version": ("liteq.cli.about", "Print the version."),
+    "watch": ("liteq.cli.watching", "Follow a task to its end, with a bar of its progress."),
     "worker": ("liteq.cli.worker", "Run tasks until stopped."),
     "workflow": (
         "liteq.cli.workflow",
@@ -84,18 +93,30 @@ def main(argv: Sequence[str] | None = None, *, app: Liteq | None = None) -> int:
     command is about that one and looks for none. An error that is the user's to mend is one
     message on stderr; a traceback of liteq's own means a bug in liteq.
     """
+    session = Session(app)
     try:
-        status = cli.main(argv, prog_name="liteq", standalone_mode=False, obj=Session(app))
+        status = cli.main(argv, prog_name="liteq", standalone_mode=False, obj=session)
     except click.ClickException as exc:
+        if session.verbose and exc.__cause__ is not None:
+            _show_traceback(exc)
         exc.show()
         return exc.exit_code
     except click.Abort:
         click.echo(err=True)  # off the line of the ^C, or of the question
         return Exit.INTERRUPTED
     except exceptions.LiteqError as exc:
-        click.echo(f"liteq: {exc}", err=True)
+        if session.verbose:
+            _show_traceback(exc)
+        click.echo(f"liteq: {shown(exc, lines=True)}", err=True)
         return status_of(exc)
     return int(status or 0)
+
+
+def _show_traceback(exc: BaseException) -> None:
+    import traceback  # late: for who asks
+
+    text = "".join(traceback.format_exception(exc))
+    click.echo(shown(text, lines=True), err=True, nl=False)
 
 
 def status_of(exc: exceptions.LiteqError) -> Exit:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import enum
-import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +14,7 @@ import click
 from click.core import ParameterSource
 
 from liteq import __version__ as VERSION  # noqa: N812 (a constant)
+from liteq.cli.output import print_json, print_table, shown
 from liteq.exceptions import LiteqWarning
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ __all__ = [
     "Group",
     "Session",
     "as_json",
+    "ask",
     "command",
     "names",
     "print_json",
@@ -83,7 +84,7 @@ class Failure(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         prefix = "" if self.plain else "liteq: "
-        click.echo(prefix + self.format_message(), file=file, err=True)
+        click.echo(prefix + shown(self.format_message(), lines=True), file=file, err=True)
 
 
 class Session:
@@ -138,10 +139,15 @@ class Session:
         with _trouble_with_app():
             import_tasks(self.app, include)
 
+    @property
+    def verbose(self) -> bool:
+        """Whether the traceback of an error is to be shown."""
+        return bool(self.options.get("verbose"))
+
     def note(self, text: str) -> None:
         """Say something on stderr that is no error."""
         if not self.quiet:
-            click.echo(f"liteq: {text}", err=True)
+            click.echo(f"liteq: {shown(text)}", err=True)
 
     def banner(self, *lines: str) -> None:
         """Print lines of the worker's banner on stderr."""
@@ -204,6 +210,7 @@ def _global_options() -> list[click.Option]:
         option("--workdir", metavar="DIR", help="Change to this directory first."),
         option("-C", "--no-color", is_flag=True, help="No colours, even on a terminal."),
         option("-q", "--quiet", is_flag=True, help="No banner and no notes."),
+        option("-v", "--verbose", is_flag=True, help="Show the traceback of an error."),
         option("--loader", metavar="NAME", hidden=True),
         option("--skip-checks", is_flag=True, hidden=True),
         click.Option(
@@ -294,30 +301,11 @@ def as_json(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="One JSON document.")(function)
 
 
-def print_json(value: Any) -> None:
-    """Print one JSON document. What JSON has no word for is shown by its repr."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=repr))
-
-
-def print_table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Print rows under their columns, numbers to the right, as wide as they need."""
-    lines = [[_cell(row.get(column)) for column in columns] for row in rows]
-    numeric = [
-        all(line[i].replace(".", "", 1).isdigit() for line in lines if line[i])
-        for i in range(len(columns))
-    ]
-    widths = [max(map(len, column)) for column in zip(columns, *lines, strict=True)]
-    header = [click.style(name, bold=True) for name in columns]
-    for cells, plain in [(header, columns), *((line, line) for line in lines)]:
-        out = []
-        for cell, text, width, right in zip(cells, plain, widths, numeric, strict=True):
-            pad = " " * (width - len(text))
-            out.append(pad + cell if right else cell + pad)
-        click.echo("  ".join(out).rstrip())
-
-
-def _cell(value: Any) -> str:
-    return "" if value is None else str(value)
+def ask(question: str, *, yes: bool) -> None:
+    """Ask on the terminal, unless that was answered by an option. No ends the command
+    with exit code 1."""
+    if not yes and not click.confirm(question, err=True):
+        raise Failure("nothing was done")
 
 
 def _show_warnings_in_one_line() -> None:

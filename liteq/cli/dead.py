@@ -1,0 +1,169 @@
+"""`liteq dead`: look after dead letters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from liteq.cli.filters import by_death, need, resolved, search_for, sure, yes_option
+from liteq.cli.front import (
+    Exit,
+    Failure,
+    Group,
+    Session,
+    as_json,
+    ask,
+    names,
+    print_json,
+    print_table,
+)
+from liteq.cli.output import ago, moment
+
+__all__ = ["dead"]
+
+_dry_run = click.option("--dry-run", is_flag=True, help="Count them, and do nothing.")
+_ids = click.argument("ids", nargs=-1, metavar="[ID]...")
+
+
+@click.group(cls=Group)
+def dead() -> None:
+    """Look after dead letters: messages that nothing could run.
+
+    A message is kept as a dead letter when its process died too often, when its body cannot
+    be read, or when no worker knew its task for too long.
+    """
+
+
+@dead.command("list")
+@by_death
+@click.option(
+    "-n", "--limit", type=click.IntRange(1, 1000), default=50, show_default=True, metavar="N"
+)
+@click.option(
+    "--before", type=click.IntRange(min=1), metavar="NUMBER", help="Go on behind this number."
+)
+@as_json
+def dead_list(limit: int, before: int | None, as_json: bool, **wanted: Any) -> None:
+    """List them, the latest first."""
+    from liteq.inspection import latest
+
+    session = Session.current()
+    broker = session.app.broker
+    found = latest(broker, search_for(dead=True, **wanted), limit, before=before)
+    now = broker.clock.now()
+    rows = [
+        {
+            "number": one.number,
+            "id": record.id,
+            "task": record.message.task,
+            "queue": record.message.queue,
+            "died": moment(record.settled_at) if as_json else ago(record.settled_at, now),
+            "deliveries": record.deliveries,
+            "reason": record.dead,
+        }
+        for one, record in found
+    ]
+    if as_json:
+        print_json(rows)
+        return
+    print_table(("id", "task", "queue", "died", "deliveries", "reason"), rows)
+    if len(rows) == limit:
+        session.note(f"there may be more: --before {rows[-1]['number']}")
+    elif not rows:
+        session.note("there is no dead letter like that")
+
+
+@dead.command("show")
+@click.argument("id")
+@as_json
+def dead_show(id: str, as_json: bool) -> None:
+    """Show one with its arguments and every attempt."""
+    from liteq.cli.show import print_task, with_moments
+    from liteq.inspection import describe, resolve
+
+    app = Session.current().app
+    told = describe(app, resolve(app.broker, id))
+    if told["dead"] is None:
+        raise Failure(f"{told['id']} is no dead letter: it is {told['state']}", Exit.NOT_FOUND)
+    if as_json:
+        print_json(with_moments(told))
+    else:
+        print_task(told, app.broker.clock.now(), tracebacks=True)
+
+
+@dead.command("redrive")
+@_ids
+@by_death
+@click.option("--all", "everything", is_flag=True, help="All of them.")
+@_dry_run
+@yes_option
+def dead_redrive(
+    ids: tuple[str, ...], everything: bool, dry_run: bool, yes: bool, **wanted: Any
+) -> int:
+    """Give dead letters a fresh start, with no delivery counted; print their ids.
+
+    By what they have in common: they are counted first, and a question is asked.
+    """
+    from liteq import inspection
+
+    broker = Session.current().app.broker
+    need(ids, wanted, everything=everything)
+    if ids:
+        known = resolved(broker, ids)
+        driven = [id for some in inspection.retry(broker, known) for id in some]
+        for id in driven:
+            click.echo(id)
+        if missing := [id for id in known if id not in driven]:
+            raise Failure(f"not failed or dead: {', '.join(missing)}", Exit.NOT_FOUND)
+        return Exit.OK
+    search = search_for(dead=True, **wanted)
+    counts = inspection.count(broker, search)
+    if sure("Redrive", counts, "dead letter", yes=yes, dry_run=dry_run):
+        for some in inspection.retry(broker, search):
+            for id in some:
+                click.echo(id)
+    return Exit.OK
+
+
+@dead.command("drop")
+@_ids
+@by_death
+@click.option("--all", "everything", is_flag=True, help="All of them.")
+@_dry_run
+@yes_option
+def dead_drop(
+    ids: tuple[str, ...], everything: bool, dry_run: bool, yes: bool, **wanted: Any
+) -> int:
+    """Delete dead letters for good; print how many there were.
+
+    By what they have in common: they are counted first, and a question is asked.
+    """
+    from liteq import inspection
+
+    broker = Session.current().app.broker
+    need(ids, wanted, everything=everything)
+    if ids:
+        known = resolved(broker, ids)
+        dropped = sum(inspection.drop(broker, known))
+        click.echo(dropped)
+        if dropped < len(known):
+            raise Failure("not all of them were dead letters", Exit.NOT_FOUND)
+        return Exit.OK
+    search = search_for(dead=True, **wanted)
+    counts = inspection.count(broker, search)
+    if sure("Delete", counts, "dead letter", yes=yes, dry_run=dry_run):
+        click.echo(sum(inspection.drop(broker, search)))
+    else:
+        click.echo(0)
+    return Exit.OK
+
+
+@dead.command("purge", hidden=True)
+@yes_option
+@click.option("-Q", "--queues", "chosen", type=names, metavar="A,B", help="Of these queues.")
+def dead_purge(chosen: list[str] | None, yes: bool) -> None:
+    """Delete all dead letters, or all of some queues; print how many there were."""
+    of = f" of {', '.join(chosen)}" if chosen else ""
+    ask(f"Delete the dead letters{of}?", yes=yes)
+    click.echo(Session.current().app.broker.purge(chosen, dead=True))

@@ -1,0 +1,196 @@
+"""Which tasks a command is about: ids, or what they have in common."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from liteq.cli.front import Session, ask
+
+if TYPE_CHECKING:
+    from collections import Counter
+
+    from liteq.brokers.base import Broker
+    from liteq.brokers.searching import Search
+
+__all__ = [
+    "by_death",
+    "by_what",
+    "moment_ago",
+    "need",
+    "resolved",
+    "search_for",
+    "sure",
+    "yes_option",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+STATES: Final = (
+    *("waiting", "scheduled", "queued", "parked", "running", "retrying"),
+    *("succeeded", "failed", "revoked", "ignored"),
+)
+# What each of Celery's states may be in the store.
+CELERY_STATES: Final = {
+    "PENDING": ("waiting", "scheduled", "queued", "parked"),
+    "STARTED": ("running",),
+    "RETRY": ("retrying",),
+    "SUCCESS": ("succeeded",),
+    "FAILURE": ("failed",),
+    "REVOKED": ("revoked",),
+    "IGNORED": ("ignored",),
+}
+_SPAN: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d|w)")
+_UNITS: Final = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+
+
+def states(text: str) -> frozenset[str]:
+    """Read states with commas between them; "unfinished" and Celery's words are known."""
+    found: set[str] = set()
+    for word in filter(None, (part.strip() for part in text.split(","))):
+        if word.lower() == "unfinished":
+            found.update(STATES[:6])
+        elif word.upper() in CELERY_STATES:
+            found.update(CELERY_STATES[word.upper()])
+        elif word.lower() in STATES:
+            found.add(word.lower())
+        else:
+            from difflib import get_close_matches
+
+            near = get_close_matches(word.lower(), STATES)
+            advice = f"did you mean {near[0]}?" if near else f"it is one of {', '.join(STATES)}"
+            raise click.BadParameter(f"there is no state {word!r}; {advice}")
+    return frozenset(found)
+
+
+def moment_ago(text: str) -> float:
+    """Read a time: a span before now (30s, 15m, 2h, 7d), or ISO 8601, which without an
+    offset is in the machine's zone. Return Unix seconds."""
+    import time
+
+    if match := _SPAN.fullmatch(text.strip().lower()):
+        return time.time() - float(match[1]) * _UNITS[match[2]]
+    try:
+        return datetime.fromisoformat(text).astimezone().timestamp()
+    except (ValueError, OverflowError):
+        raise click.BadParameter(
+            f"{text!r} is neither a span like 30m, 2h, 7d nor a time like 2026-01-31T08:00"
+        ) from None
+
+
+def by_what(function: F) -> F:
+    """Add the options that say what tasks have in common."""
+    for option in reversed(
+        (
+            click.option(
+                "-s",
+                "--state",
+                "states",
+                type=states,
+                metavar="A,B",
+                help="In one of these: queued, running, failed … (Celery's words as well).",
+            ),
+            *_common(),
+            click.option(
+                "--since",
+                type=moment_ago,
+                metavar="TIME",
+                help="Enqueued since: 2h, 7d or a time.",
+            ),
+            click.option(
+                "--until", type=moment_ago, metavar="TIME", help="Enqueued before that."
+            ),
+            click.option("--workflow", metavar="ID", help="Nodes of this workflow."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def by_death(function: F) -> F:
+    """Add the options that say what dead letters have in common."""
+    for option in reversed(
+        (
+            *_common(),
+            click.option(
+                "--reason", metavar="TEXT", help="With this text in why they are dead."
+            ),
+            click.option(
+                "--since",
+                "died_since",
+                type=moment_ago,
+                metavar="TIME",
+                help="Dead since: 2h, 7d or a time.",
+            ),
+            click.option(
+                "--older-than",
+                "died_until",
+                type=moment_ago,
+                metavar="TIME",
+                help="Dead for longer than this.",
+            ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def yes_option(function: F) -> F:
+    return click.option("-y", "--yes", "-f", "--force", is_flag=True, help="Do not ask.")(
+        function
+    )
+
+
+def search_for(**wanted: Any) -> Search:
+    """Return the search that these options ask for."""
+    from liteq.brokers.searching import Search
+
+    given = {name: value for name, value in wanted.items() if value is not None}
+    if workflow := given.get("workflow"):
+        known = Session.current().app.broker.workflow(workflow)
+        given["workflow"] = known.id if known is not None else workflow
+    return Search(**given)
+
+
+def sure(verb: str, counts: Counter[Any], noun: str, *, yes: bool, dry_run: bool) -> bool:
+    """Say how many there are, and ask. Return whether to go on; False for nothing to do."""
+    session = Session.current()
+    total = counts.total()
+    told = ", ".join(f"{number:,} {state}" for state, number in sorted(counts.items()))
+    few = f"{total:,} {noun}{'' if total == 1 else 's'}"
+    if dry_run or not total:
+        session.note(
+            f"{few}{f' ({told})' if told and len(counts) > 1 else ''}; nothing was done"
+        )
+        return False
+    ask(f"{verb} {few}{f' ({told})' if len(counts) > 1 else ''}?", yes=yes)
+    return True
+
+
+def resolved(broker: Broker, texts: Sequence[str]) -> list[str]:
+    """Return the ids that these texts are or begin."""
+    from liteq.inspection import resolve
+
+    return [resolve(broker, text) for text in texts]
+
+
+def need(ids: Sequence[str], wanted: dict[str, Any], *, everything: bool) -> None:
+    """Refuse a command that names nothing, or both ids and what they have in common."""
+    filtered = any(value is not None for value in wanted.values())
+    if ids and (filtered or everything):
+        raise click.UsageError("name ids, or say what they have in common: not both")
+    if not (ids or filtered or everything):
+        raise click.UsageError("name ids, say what they have in common, or say --all")
+
+
+def _common() -> tuple[Callable[[F], F], ...]:
+    return (
+        click.option("-Q", "--queue", metavar="NAME", help="Of this queue."),
+        click.option(
+            "-t", "--task", metavar="NAME", help="Of this name; * and ? stand for others."
+        ),
+    )

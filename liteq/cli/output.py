@@ -1,0 +1,181 @@
+"""What goes to the terminal: tables, JSON, moments and spans of time, nothing that steers it.
+
+Names, arguments and errors come from a store that others write to: an escape sequence in
+one of them must not reach the terminal of who looks. Control characters are shown as
+`\\x1b`, those that turn the direction of text as `\\u202e`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import click
+
+__all__ = [
+    "STATE_COLOURS",
+    "ago",
+    "moment",
+    "print_facts",
+    "print_json",
+    "print_table",
+    "shown",
+    "span",
+]
+
+Colours = Mapping[str, Callable[[Any], str | None]]
+
+STATE_COLOURS: Final[Mapping[str, str]] = {
+    "succeeded": "green",
+    "failed": "red",
+    "dead": "red",
+    "revoked": "magenta",
+    "ignored": "magenta",
+    "running": "cyan",
+    "retrying": "yellow",
+    "parked": "yellow",
+}
+
+# C0 and C1 controls, and the marks that reorder or hide text (Unicode's Bidi_Control, BOM).
+_CONTROL: Final = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+
+
+def shown(value: object, *, lines: bool = False) -> str:
+    """Return a text that is safe to print; with `lines`, its line feeds and tabs stay."""
+    text = "" if value is None else str(value)
+    if text.isprintable():
+        return text
+    return _CONTROL.sub(lambda found: _escaped(found[0], lines=lines), text)
+
+
+def _escaped(character: str, *, lines: bool) -> str:
+    if lines and character in "\n\t":
+        return character
+    return repr(character)[1:-1] if character != "\ud800" else "\\ud800"
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document. What JSON has no word for is shown by its repr."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, default=repr)
+    # JSON escapes the C0 controls itself; the others can stand in a string only.
+    click.echo(
+        _CONTROL.sub(
+            lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text
+        )
+    )
+
+
+def print_table(
+    columns: Sequence[str], rows: Iterable[Mapping[str, Any]], colours: Colours | None = None
+) -> None:
+    """Print rows under their columns, numbers to the right, as wide as they need.
+
+    `colours` gives the colour of a column's values. At a terminal, rich draws the table if
+    it is installed; a pipe is always given plain text.
+    """
+    lines = [[shown(row.get(column)) for column in columns] for row in rows]
+    numeric = [_is_numeric(line[at] for line in lines) for at in range(len(columns))]
+    styles = [(colours or {}).get(column, lambda _: None) for column in columns]
+    if not _with_rich(columns, lines, numeric, styles):
+        _print_plain(columns, lines, numeric, styles)
+
+
+def print_facts(facts: Mapping[str, Any], *, indent: str = "") -> None:
+    """Print names and what is so, one in a line; None is left out."""
+    width = max((len(name) for name in facts), default=0)
+    for name, value in facts.items():
+        if value is not None:
+            label = click.style(f"{name:<{width}}", dim=True)
+            click.echo(f"{indent}{label}  {shown(value)}".rstrip())
+
+
+def moment(seconds: float | None) -> str | None:
+    """Return a Unix time as ISO 8601 in UTC."""
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
+def span(seconds: float | None) -> str:
+    """Return a duration in its largest unit that says something: 350 ms, 12 s, 3 min."""
+    if seconds is None:
+        return ""
+    if seconds < 0:
+        return f"-{span(-seconds)}"
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    for unit, size in (("d", 86_400.0), ("h", 3_600.0), ("min", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def ago(seconds: float | None, now: float) -> str:
+    """Return how long ago a moment was, or in how long it will be."""
+    if seconds is None:
+        return ""
+    return f"in {span(seconds - now)}" if seconds > now + 1 else f"{span(now - seconds)} ago"
+
+
+def _is_numeric(texts: Iterable[str]) -> bool:
+    return all(text.replace(".", "", 1).isdigit() for text in texts if text)
+
+
+def _print_plain(
+    columns: Sequence[str],
+    lines: Sequence[Sequence[str]],
+    numeric: Sequence[bool],
+    styles: Sequence[Callable[[Any], str | None]],
+) -> None:
+    widths = [max(map(len, column)) for column in zip(columns, *lines, strict=True)]
+    for number, line in enumerate((columns, *lines)):
+        out = []
+        for text, width, right, style in zip(line, widths, numeric, styles, strict=True):
+            pad = " " * (width - len(text))
+            colour = style(text) if number else None
+            cell = click.style(text, bold=not number, fg=colour) if text else text
+            out.append(pad + cell if right else cell + pad)
+        click.echo("  ".join(out).rstrip())
+
+
+def _with_rich(
+    columns: Sequence[str],
+    lines: Sequence[Sequence[str]],
+    numeric: Sequence[bool],
+    styles: Sequence[Callable[[Any], str | None]],
+) -> bool:
+    """Draw the table with rich, if there is a terminal to draw on and rich is installed."""
+    context = click.get_current_context(silent=True)
+    if not sys.stdout.isatty() or (context is not None and context.color is False):
+        return False
+    try:
+        from rich.box import SIMPLE_HEAD  # late: 150 ms, and for a terminal only
+        from rich.console import Console
+        from rich.table import Table
+        from rich.text import Text
+    except ImportError:
+        return False
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False)
+    for column, right in zip(columns, numeric, strict=True):
+        # What is to be copied stays whole; long texts fold.
+        whole = column in ("id", "state", "number", "queue")
+        table.add_column(
+            column, justify="right" if right else "left", no_wrap=whole, overflow="fold"
+        )
+    for line in lines:
+        table.add_row(
+            *(
+                Text(text, style=style(text) or "")
+                for text, style in zip(line, styles, strict=True)
+            )
+        )
+    Console(file=sys.stdout, highlight=False, markup=False).print(table)
+    return True

@@ -1,0 +1,137 @@
+"""`liteq show`: all that is known of one task, in the order in which it happened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import click
+
+from liteq.cli.front import Session, as_json, command, print_json
+from liteq.cli.output import STATE_COLOURS, ago, moment, print_facts, shown, span
+
+__all__ = ["print_task", "show", "with_moments"]
+
+
+@command()
+@click.argument("id")
+@click.option("--no-traceback", is_flag=True, help="Leave the tracebacks out.")
+@as_json
+def show(id: str, no_traceback: bool, as_json: bool) -> None:
+    """Show a task: its arguments, its attempts, its result.
+
+    The beginning of an id will do, if no other begins so. Secrets are hidden.
+    """
+    from liteq.inspection import describe, resolve
+
+    app = Session.current().app
+    told = describe(app, resolve(app.broker, id))
+    if as_json:
+        print_json(with_moments(told))
+    else:
+        print_task(told, app.broker.clock.now(), tracebacks=not no_traceback)
+
+
+def print_task(told: Mapping[str, Any], now: float, *, tracebacks: bool) -> None:
+    """Print what `inspection.describe()` tells."""
+    state = "dead" if told["dead"] is not None else told["state"]
+    word = click.style(state, fg=STATE_COLOURS.get(state), bold=True)
+    click.echo(f"{shown(told['task'])}  {told['id']}  {word}")
+    click.echo()
+    retries = f"{told['retries']} retries" if told["retries"] else ""
+    starts = f"{told['deliveries']} starts" if told["deliveries"] > 1 else ""
+    print_facts(
+        {
+            "args": told["args"],
+            "kwargs": told["kwargs"] if told["kwargs"] not in ("", "{}") else None,
+            "queue": f"{told['queue']}, priority {told['priority']}",
+            "counted": ", ".join(filter(None, (retries, starts))) or None,
+            "dead": told["dead"],
+            "revoked": told["revoked"],
+            "progress": _progress(told["progress"]),
+            "workflow": told["workflow"],
+            "parent": told["parent_id"],
+            "result": told["result"],
+        },
+        indent="  ",
+    )
+    if told["inputs"]:
+        click.echo(click.style("\n  waits for", dim=True))
+        for source in told["inputs"]:
+            word = click.style(source["state"], fg=STATE_COLOURS.get(source["state"]))
+            click.echo(f"    {source['id']}  {shown(source['name'])}  {word}")
+    click.echo()
+    for when, what, trace in _timeline(told, now):
+        click.echo(f"  {click.style(f'{when:>12}', dim=True)}  {shown(what)}")
+        for line in (trace or "").rstrip().splitlines() if tracebacks else ():
+            click.echo(f"{'':16}{click.style(shown(line), dim=True)}")
+
+
+def _timeline(told: Mapping[str, Any], now: float) -> Iterator[tuple[str, str, str | None]]:
+    """Yield when something happened, what, and the traceback of an error."""
+    start = told["enqueued_at"]
+
+    def after(seconds: float | None) -> str:
+        return "" if seconds is None else f"+{span(max(0.0, seconds - start))}"
+
+    yield moment(start) or "", f"enqueued, {ago(start, now)}", None
+    for attempt in told["attempts"]:
+        error = attempt["error"]
+        began = attempt["started_at"]
+        took = f" after {span(attempt['ended_at'] - began)}" if began is not None else ""
+        on = f" on {attempt['worker']}" if attempt["worker"] else ""
+        why = f": {error['type']}: {error['message']}" if error else ""
+        yield (
+            after(attempt["ended_at"]),
+            f"attempt {attempt['number']} {attempt['outcome']}{took}{on}{why}",
+            error["traceback"] if error else None,
+        )
+    on = f" on {told['worker']}" if told["worker"] else ""
+    match told["state"]:
+        case "running":
+            yield after(told["started_at"]), f"running{on}", None
+        case "scheduled" | "retrying":
+            yield after(told["run_at"]), f"due {ago(told['run_at'], now)}", None
+        case "parked":
+            yield "", "parked: no worker that met it knows its task", None
+        case "waiting":
+            yield "", "waiting for others", None
+        case "succeeded":
+            took = ""
+            if told["started_at"] is not None:
+                took = f" after {span(told['settled_at'] - told['started_at'])}"
+            yield after(told["settled_at"]), f"succeeded{took}{on}", None
+        case "failed" if not told["attempts"]:
+            error = told["error"] or {"type": "", "message": "", "traceback": None}
+            yield (
+                after(told["settled_at"]),
+                f"failed: {error['type']}: {error['message']}",
+                error["traceback"],
+            )
+        case "revoked" | "ignored":
+            yield after(told["settled_at"]), told["state"], None
+
+
+def _progress(progress: Mapping[str, Any] | None) -> str | None:
+    if progress is None:
+        return None
+    if progress.get("total"):
+        text = f"{progress['done']:g} of {progress['total']:g}"
+    else:
+        text = str(progress.get("done", progress["state"]))
+    return f"{text} · {progress['message']}" if progress.get("message") else text
+
+
+def with_moments(told: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields with their times as text, under names without "_at"."""
+    found: dict[str, Any] = {}
+    for name, value in told.items():
+        if name == "attempts":
+            found[name] = [with_moments(one) for one in value]
+        elif name == "run_at":
+            found[name] = moment(value)
+        elif name.endswith("_at"):
+            found[name.removesuffix("_at")] = moment(value)
+        else:
+            found[name] = value
+    return found

@@ -1,0 +1,128 @@
+"""`liteq retry` and `liteq cancel`: tasks by id, or many by what they have in common."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import click
+
+from liteq.cli.filters import by_what, need, resolved, search_for, sure, yes_option
+from liteq.cli.front import Exit, Failure, Session, command
+
+__all__ = ["cancel", "retry"]
+
+_dry_run = click.option("--dry-run", is_flag=True, help="Count them, and do nothing.")
+_ids = click.argument("ids", nargs=-1, metavar="[ID]...")
+
+
+@command()
+@_ids
+@by_what
+@click.option("--all", "everything", is_flag=True, help="All that have failed.")
+@_dry_run
+@yes_option
+def retry(
+    ids: tuple[str, ...], everything: bool, dry_run: bool, yes: bool, **wanted: Any
+) -> int:
+    """Run failed tasks and dead letters again, with nothing counted.
+
+    What ended because of them waits again. Prints the ids; of tasks that are chosen by what
+    they have in common, how many there were, having counted and asked first.
+
+    \b
+    liteq retry 01a1fd00-99f0
+    liteq retry -t 'shop.*' --since 2h
+    """
+    from liteq import inspection
+
+    broker = Session.current().app.broker
+    need(ids, wanted, everything=everything)
+    if ids:
+        known = resolved(broker, ids)
+        driven = [id for some in inspection.retry(broker, known) for id in some]
+        for id in driven:
+            click.echo(id)
+        if missing := [id for id in known if id not in driven]:
+            raise Failure(f"not failed: {', '.join(missing)}", Exit.NOT_FOUND)
+        return Exit.OK
+    chosen = {**wanted, "states": (wanted["states"] or {"failed"}) & {"failed"}}
+    if not chosen["states"]:
+        raise click.UsageError("only what has failed can be run again: leave --state out")
+    search = search_for(**{**chosen, "states": frozenset(chosen["states"])})
+    if sure("Retry", inspection.count(broker, search), "task", yes=yes, dry_run=dry_run):
+        click.echo(sum(len(some) for some in inspection.retry(broker, search)))
+    return Exit.OK
+
+
+@command()
+@_ids
+@by_what
+@click.option("--all", "everything", is_flag=True, help="All that have not ended.")
+@click.option("--terminate", is_flag=True, help="End what runs, too.")
+@click.option(
+    "--signal", "name", default="SIGTERM", show_default=True, help="With --terminate."
+)
+@_dry_run
+@yes_option
+def cancel(
+    ids: tuple[str, ...],
+    everything: bool,
+    terminate: bool,
+    name: str,
+    dry_run: bool,
+    yes: bool,
+    **wanted: Any,
+) -> int:
+    """Revoke tasks: what waits never starts, what runs gets no further attempt.
+
+    What runs may finish, unless --terminate is given. Prints what became of them; of tasks
+    that are chosen by what they have in common, having counted and asked first.
+
+    \b
+    liteq cancel 01a1fd00-99f0 --terminate
+    liteq cancel -Q mail -s queued,scheduled
+    """
+    from liteq import inspection
+
+    broker = Session.current().app.broker
+    need(ids, wanted, everything=everything)
+    signal = _signal(name) if terminate else None
+    if ids:
+        became = sum(
+            inspection.cancel(broker, resolved(broker, ids), terminate=signal), Counter()
+        )
+    else:
+        states = wanted["states"] or inspection.UNFINISHED
+        if not (states := frozenset(states) & inspection.UNFINISHED):
+            raise click.UsageError("only what has not ended can be cancelled: see --state")
+        search = search_for(**{**wanted, "states": states})
+        counts = inspection.count(broker, search)
+        if not sure("Cancel", counts, "task", yes=yes, dry_run=dry_run):
+            return Exit.OK
+        became = sum(inspection.cancel(broker, search, terminate=signal), Counter())
+    click.echo(_told(became))
+    if ids and became.keys() <= {"settled", "unknown"}:
+        raise Failure("none of them was unfinished", Exit.NOT_FOUND)
+    return Exit.OK
+
+
+def _signal(name: str) -> str:
+    import signal
+
+    full = name.upper() if name.upper().startswith("SIG") else f"SIG{name.upper()}"
+    if full not in signal.Signals.__members__:
+        raise click.BadParameter(f"there is no signal {name!r}", param_hint="--signal")
+    return full
+
+
+def _told(became: Counter[str]) -> str:
+    words = {
+        "revoked": "revoked",
+        "signalled": "being ended",
+        "running": "still running",
+        "settled": "over already",
+        "unknown": "gone",
+    }
+    said = [f"{became[key]:,} {word}" for key, word in words.items() if became[key]]
+    return ", ".join(said) or "0 revoked"

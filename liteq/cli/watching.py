@@ -1,0 +1,137 @@
+"""`liteq watch`: follow one task to its end."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from liteq.cli.front import Exit, Session, command
+from liteq.cli.output import STATE_COLOURS, shown, span
+
+if TYPE_CHECKING:
+    from liteq.app import Liteq
+    from liteq.brokers.base import Record
+
+__all__ = ["watch"]
+
+_WIDTH: Final = 30  # characters of the bar
+_SPINNER: Final = "|/-\\"
+
+
+@command()
+@click.argument("id")
+@click.option(
+    "--timeout", type=click.FloatRange(min=0), metavar="SEC", help="Give up after this long."
+)
+def watch(id: str, timeout: float | None) -> int:
+    """Follow a task to its end, with a bar of its progress.
+
+    The bar shows what the task reports with `self.progress(done, total)` or
+    `update_state(state="PROGRESS", meta={"current": …, "total": …})`; away from a terminal,
+    each change is a line. The exit code is 0 if it succeeded, 1 if not, 124 if it has not
+    ended in time.
+    """
+    from liteq.inspection import error_of, follow, resolve
+
+    app = Session.current().app
+    id = resolve(app.broker, id)
+    screen: _Screen = (_Bar if sys.stderr.isatty() else _Lines)(app)
+    deadline = None if timeout is None else time.monotonic() + timeout
+    last: Record | None = None
+    for record in follow(app.broker, id):
+        if record is not None:
+            last = record
+        assert last is not None  # the first is always there
+        screen.show(last)
+        if last.final:
+            break
+        if deadline is not None and time.monotonic() >= deadline:
+            screen.end()
+            click.echo(f"liteq: {id} has not ended: {last.state}", err=True)
+            return Exit.TIMEOUT
+    screen.end()
+    assert last is not None
+    if last.state == "succeeded":
+        return Exit.OK
+    error = error_of(last.result) if last.state == "failed" else None
+    why = f"{error['type']}: {error['message']}" if error else last.revoked or last.state
+    click.echo(f"liteq: {shown(why)}", err=True)
+    return Exit.FAILED
+
+
+class _Screen:
+    """Where a task is shown as it changes."""
+
+    def __init__(self, app: Liteq) -> None:
+        self.app = app
+
+    def show(self, record: Record) -> None:
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """Leave the line."""
+
+    def said(self, record: Record) -> tuple[str, float | None]:
+        """Return what is to be said of a task, and which part of it is done (0 to 1)."""
+        if record.state != "running" or record.note is None:
+            return "", None
+        progress = self.app.AsyncResult(record.id).progress
+        if progress is None:
+            return record.note.state, None
+        text = f"{progress.done:g}"
+        if progress.total:
+            text += f"/{progress.total:g}"
+        if progress.message:
+            text += f"  {progress.message}"
+        return text, progress.fraction
+
+
+class _Lines(_Screen):
+    """A line for each change of state, and for each tenth of its progress."""
+
+    def __init__(self, app: Liteq) -> None:
+        super().__init__(app)
+        self._last: Any = None
+
+    def show(self, record: Record) -> None:
+        text, part = self.said(record)
+        told = (record.state, text if part is None else int(part * 10))
+        if told == self._last:
+            return
+        self._last = told
+        percent = "" if part is None else f"  {part:.0%}"
+        click.echo(f"{record.state}{percent}{f'  {shown(text)}' if text else ''}")
+
+
+class _Bar(_Screen):
+    """One line that is drawn again and again."""
+
+    def __init__(self, app: Liteq) -> None:
+        super().__init__(app)
+        self._looks = 0
+
+    def show(self, record: Record) -> None:
+        text, part = self.said(record)
+        self._looks += 1
+        if record.state == "succeeded":
+            part = 1.0
+        if part is not None:
+            full = int(min(max(part, 0.0), 1.0) * _WIDTH)
+            drawn = f"[{'#' * full}{'-' * (_WIDTH - full)}] {part:4.0%}"
+        else:
+            drawn = f"[{_SPINNER[self._looks % 4]}]" if not record.final else ""
+        state = click.style(record.state, fg=STATE_COLOURS.get(record.state))
+        now = self.app.clock.now()
+        took = ""
+        if record.started_at is not None:
+            took = span((record.settled_at or now) - record.started_at)
+        line = "  ".join(
+            filter(None, (shown(record.message.task), drawn, state, took, shown(text)))
+        )
+        click.echo(f"\r\x1b[K{line}", nl=False, err=True, color=None)
+
+    def end(self) -> None:
+        click.echo(err=True)

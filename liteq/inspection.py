@@ -1,0 +1,270 @@
+"""Looking at messages and steering many of them: what an operator, a page or a program asks.
+
+Everything here works in bounded batches, each a step of its own in the store: a million
+messages are counted, retried or cancelled without being held in memory, and without holding
+up who works. What is shown of arguments and results has its secrets hidden.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+
+from liteq import failure, serializers
+from liteq.brokers.base import FINAL_STATES, Attempt, Broker, Record, State
+from liteq.brokers.searching import Found, Search
+from liteq.exceptions import LiteqError, UnknownTaskId
+
+if TYPE_CHECKING:
+    from liteq.app import Liteq
+
+__all__ = [
+    "UNFINISHED",
+    "arguments",
+    "cancel",
+    "count",
+    "describe",
+    "drop",
+    "error_of",
+    "follow",
+    "latest",
+    "resolve",
+    "retry",
+]
+
+UNFINISHED: Final[frozenset[State]] = frozenset(
+    {"waiting", "scheduled", "queued", "parked", "running", "retrying"}
+)
+BATCH: Final = 500
+_LARGE: Final = 2_000  # nodes of a workflow beyond which its edges are not looked through
+_INPUTS: Final = 50  # shown of what a message waits for
+
+
+def resolve(broker: Broker, text: str) -> str:
+    """Return the id that this text is, or that alone begins with it.
+
+    Raises `UnknownTaskId` if there is none, or more than one.
+    """
+    if broker.get([text]):
+        return text
+    found = broker.complete(text, 4) if text else []
+    if len(found) == 1:
+        return found[0]
+    if found:
+        more = " …" if len(found) > 3 else ""
+        raise UnknownTaskId(
+            f"{text!r} begins more than one id: {', '.join(found[:3])}{more}; give more of it"
+        )
+    raise UnknownTaskId(f"no task has the id {text!r}: never sent, expired or forgotten")
+
+
+def latest(
+    broker: Broker, search: Search, limit: int = 50, *, before: int | None = None
+) -> list[tuple[Found, Record]]:
+    """Return the latest messages looked for and what is known of each."""
+    some = list(islice(broker.find(search, before=before), limit))
+    records = broker.get([one.id for one in some])
+    return [(one, records[one.id]) for one in some if one.id in records]
+
+
+def count(broker: Broker, search: Search) -> Counter[State]:
+    """Return how many messages are looked for, by state."""
+    return Counter(one.state for one in broker.find(search))
+
+
+def retry(broker: Broker, wanted: Search | Sequence[str]) -> Iterator[list[str]]:
+    """Give failed messages and dead letters a fresh start, batch by batch; yield their ids.
+
+    What waited for two of them comes back if both are of one batch, or when the second has
+    succeeded after a retry of its own.
+    """
+    if isinstance(wanted, Search):
+        wanted = wanted._replace(states=frozenset({"failed"}))
+    for ids in _batches(broker, wanted):
+        yield broker.redrive(ids)
+
+
+def cancel(
+    broker: Broker, wanted: Search | Sequence[str], *, terminate: str | None = None
+) -> Iterator[Counter[str]]:
+    """Revoke unfinished messages, batch by batch; yield how many became what (see
+    `Broker.revoke`). `terminate`: the signal that ends those that run."""
+    if isinstance(wanted, Search):
+        states = (wanted.states & UNFINISHED) if wanted.states else UNFINISHED
+        if not states:
+            return
+        wanted = wanted._replace(states=states)
+    for ids in _batches(broker, wanted):
+        yield Counter(broker.revoke(ids, terminate=terminate).values())
+
+
+def drop(broker: Broker, wanted: Search | Sequence[str]) -> Iterator[int]:
+    """Delete dead letters for good, batch by batch; yield how many."""
+    if isinstance(wanted, Search):
+        wanted = wanted._replace(dead=True)
+    for ids in _batches(broker, wanted):
+        dead = [id for id, record in broker.get(ids).items() if record.dead is not None]
+        broker.forget(dead)
+        yield len(dead)
+
+
+def follow(broker: Broker, id: str) -> Iterator[Record | None]:
+    """Yield what is known of a message now and whenever that has changed, until it has
+    ended; and None after each pause in which nothing changed.
+
+    The store wakes who follows when the message reports something and when it ends; that
+    it has started is seen at the next look, at most `Mailbox.poll_interval` seconds later.
+    """
+    with closing(broker.mailbox()) as mailbox:
+        last: Record | None = None
+        ended = broker.watch([id], mailbox, notes=True)
+        while True:
+            record = ended.get(id) or broker.get([id]).get(id)
+            if record is None:
+                raise UnknownTaskId(f"no task has the id {id!r}: it was forgotten or expired")
+            yield record if record != last else None
+            if record.final:
+                return
+            last = record
+            woken = mailbox.wait(mailbox.poll_interval)
+            # Nothing came: the wake-up may have been lost, and the address with it.
+            ended = {} if woken else broker.watch([id], mailbox, notes=True)
+
+
+def describe(app: Liteq, id: str) -> dict[str, Any]:
+    """Return all that is known of a message, for display: plain values, times in Unix
+    seconds, secrets hidden. Raises `UnknownTaskId`."""
+    broker = app.broker
+    record = broker.get([id]).get(id)
+    if record is None:
+        raise UnknownTaskId(f"no task has the id {id!r}: never sent, expired or forgotten")
+    message = record.message
+    args, kwargs = arguments(app, record)
+    made = app.AsyncResult(id)
+    return {
+        "id": id,
+        "task": message.task,
+        "state": record.state,
+        "status": made.state,
+        "queue": message.queue,
+        "priority": message.priority,
+        "args": args,
+        "kwargs": kwargs,
+        "enqueued_at": record.enqueued_at,
+        "run_at": message.run_at,
+        "expires_at": message.expires_at,
+        "started_at": record.started_at,
+        "settled_at": record.settled_at,
+        "worker": record.worker,
+        "retries": message.retries,
+        "deliveries": record.deliveries,
+        "dead": record.dead,
+        "revoked": record.revoked,
+        "progress": _progress(app, record),
+        "result": _result(app, record),
+        "error": error_of(record.result) if record.state in ("failed", "retrying") else None,
+        "workflow": record.workflow,
+        "root_id": message.root_id,
+        "parent_id": message.parent_id,
+        "inputs": _inputs(broker, record),
+        "attempts": [_attempt(one) for one in broker.attempts(id)],
+    }
+
+
+def arguments(app: Liteq, record: Record) -> tuple[str, str]:
+    """Return the arguments as texts with secrets hidden; of a body that cannot be read,
+    why not. Only formats that cannot run code are read."""
+    message = record.message
+    if message.content_type not in ("json", "msgpack"):
+        kept = (message.argsrepr, message.kwargsrepr)
+        return kept[0] or f"({message.content_type}, not shown)", kept[1] or ""
+    try:
+        args, kwargs = serializers.loads_call(
+            message.body, message.content_type, (message.content_type,)
+        )
+    except LiteqError as exc:
+        return f"unreadable ({exc}): {message.body[:200]!r}", ""
+    task = app.tasks.get(message.task)
+    if task is not None:
+        return task.redacted(args, kwargs)
+    return app.redactor.call(args, kwargs)
+
+
+def error_of(error: bytes | None) -> dict[str, Any] | None:
+    """Return type, message and traceback of an error record."""
+    if error is None:
+        return None
+    fields = failure.read(error)
+    return {
+        "type": fields["type"],
+        "message": fields["message"],
+        "traceback": fields.get("traceback") or None,
+    }
+
+
+def _batches(broker: Broker, wanted: Search | Sequence[str]) -> Iterator[list[str]]:
+    ids: Iterator[str] = iter(())
+    if isinstance(wanted, Search):
+        ids = (one.id for one in broker.find(wanted))
+    else:
+        ids = iter(wanted)
+    while some := list(islice(ids, BATCH)):
+        yield some
+
+
+def _attempt(attempt: Attempt) -> dict[str, Any]:
+    return {
+        "number": attempt.number,
+        "outcome": attempt.outcome,
+        "worker": attempt.worker,
+        "started_at": attempt.started_at,
+        "ended_at": attempt.ended_at,
+        "error": error_of(attempt.error),
+    }
+
+
+def _progress(app: Liteq, record: Record) -> dict[str, Any] | None:
+    if record.note is None or record.state in FINAL_STATES:
+        return None
+    progress = app.AsyncResult(record.id).progress
+    if progress is None:
+        return {"state": record.note.state}
+    return {
+        "state": record.note.state,
+        "done": progress.done,
+        "total": progress.total,
+        "message": progress.message,
+    }
+
+
+def _result(app: Liteq, record: Record) -> str | None:
+    if record.state != "succeeded" or record.result is None:
+        return None
+    try:
+        return app.redactor.text(app.AsyncResult(record.id).result)
+    except LiteqError as exc:
+        return f"unreadable ({exc})"
+
+
+def _inputs(broker: Broker, record: Record) -> list[dict[str, Any]] | None:
+    """Return what a node of a workflow waits or waited for; None if it is no node, or of a
+    workflow too large to look through."""
+    workflow = record.workflow
+    if workflow is None:
+        return None
+    if len(list(islice(broker.find(Search(workflow=workflow)), _LARGE + 1))) > _LARGE:
+        return None
+    nodes, edges = broker.nodes(workflow)
+    known = {node.id: node for node in nodes}
+    sources: Iterable[str] = [
+        edge.source
+        for edge in sorted(edges, key=lambda edge: edge.position)
+        if edge.target == record.id
+    ]
+    return [
+        {"id": source, "name": known[source].name, "state": known[source].state}
+        for source in islice((source for source in sources if source in known), _INPUTS)
+    ]
