@@ -186,7 +186,7 @@ def arguments(app: Liteq, record: Record) -> tuple[str, str]:
             message.body, message.content_type, (message.content_type,)
         )
     except LiteqError as exc:
-        return f"unreadable ({exc}): {message.body[:200]!r}", ""
+        return f"unreadable, {len(message.body):,} bytes: {exc}", ""
     task = app.tasks.get(message.task)
     if task is not None:
         return task.redacted(args, kwargs)

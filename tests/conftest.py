@@ -14,6 +14,7 @@ import pytest
 import redis_server
 import world
 from hypothesis import HealthCheck, settings
+from terminal import here, project, start  # noqa: F401 (fixtures)
 
 from liteq.brokers.base import Broker
 

@@ -2,241 +2,28 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import re
 import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 import pytest
+from terminal import JOBS, PATIENCE, TASKS, Here, Project, Running, wait_until
 
 import liteq
 from liteq import exceptions
-from liteq.cli import COMMANDS, cli, main, status_of
-from liteq.current import apps
+from liteq.cli import COMMANDS, cli, status_of
 from liteq.discovery import find_app
 from liteq.ids import new_id
 from liteq.message import Message
 
 pytestmark = pytest.mark.process
-
-TASKS = """
-from liteq import Liteq
-
-app = Liteq("shop")
-
-
-@app.task
-def add(x, y):
-    return x + y
-
-
-@app.task
-def fail():
-    raise ValueError("no stock")
-"""
-JOBS = TASKS.replace("shop", "jobs")
-PATIENCE = 30  # seconds that a condition may take on a busy machine
-
-
-class Project:
-    """A folder with a tasks.py, and the command run in it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.environ = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("LITEQ_", "CELERY_"))
-        }
-        self.environ |= {"PYTHONPATH": str(Path(liteq.__file__).parents[1]), "NO_COLOR": "1"}
-        self.write("tasks.py", TASKS)
-
-    def write(self, name: str, text: str) -> Path:
-        file = self.folder / name
-        file.write_text(text)
-        return file
-
-    def __call__(
-        self, *words: str, stdin: str = "", **environ: str
-    ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "liteq", *words],
-            cwd=self.folder,
-            env=self.environ | environ,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
-
-    def ok(self, *words: str, **environ: str) -> str:
-        """Run a command that must succeed; return what it printed."""
-        done = self(*words, **environ)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
-
-    def python(self, code: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=self.folder,
-            env=self.environ,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
-
-
-class Ended(NamedTuple):
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-class Running:
-    """A command that goes on, and what it has written to stderr so far."""
-
-    def __init__(self, project: Project, words: Sequence[str], **environ: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "liteq", *words],
-            cwd=project.folder,
-            env=project.environ | environ,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.lines: list[str] = []
-        self._more = threading.Condition()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stderr is not None
-        for line in self.process.stderr:
-            with self._more:
-                self.lines.append(line.rstrip("\n"))
-                self._more.notify_all()
-
-    def wait_for(self, pattern: str) -> str:
-        """Return the first line of stderr in which the pattern is found."""
-
-        def found() -> str | None:
-            return next((line for line in self.lines if re.search(pattern, line)), None)
-
-        with self._more:
-            line = self._more.wait_for(found, PATIENCE)
-        assert line is not None, "\n".join(self.lines)
-        return line
-
-    def end(self, number: int | None = signal.SIGTERM) -> int:
-        """Send a signal, and return the exit code when the process has ended."""
-        if number is not None:
-            self.process.send_signal(number)
-        status = self.process.wait(PATIENCE)
-        self._reader.join(PATIENCE)
-        return status
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
-        self._reader.join(PATIENCE)
-        assert self.process.stdout is not None
-        assert self.process.stderr is not None
-        self.process.stdout.close()
-        self.process.stderr.close()
-
-
-@pytest.fixture
-def project(tmp_path: Path) -> Project:
-    return Project(tmp_path)
-
-
-class Here:
-    """The command in this process: much quicker, and enough where nothing is started."""
-
-    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
-        self.capfd = capfd
-        self.modules = set(sys.modules)
-
-    def __call__(self, *words: str, stdin: str = "") -> Ended:
-        self.forget()
-        before, sys.stdin = sys.stdin, io.StringIO(stdin)
-        try:
-            status = main(words)
-        finally:
-            sys.stdin = before
-        return Ended(status, *self.capfd.readouterr())
-
-    def ok(self, *words: str) -> str:
-        """Run a command that must succeed; return what it printed."""
-        done = self(*words)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
-
-    def burst(self, module: str = "tasks") -> None:
-        """Run what can be claimed: `liteq worker --burst` without its processes."""
-        self.forget()
-        find_app(module).app.run_until_empty()
-
-    def forget(self) -> None:
-        """Let the next command import the project anew, as a new process does."""
-        for app in apps():
-            app.close()
-        for name in set(sys.modules) - self.modules:
-            if not name.startswith("liteq"):
-                del sys.modules[name]
-
-
-@pytest.fixture
-def here(
-    project: Project, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Iterator[Here]:
-    monkeypatch.chdir(project.folder)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    for name in set(os.environ) - set(project.environ):
-        monkeypatch.delenv(name)
-    here = Here(capfd)
-    yield here
-    here.forget()
-
-
-@pytest.fixture
-def start(project: Project) -> Iterator[Callable[..., Running]]:
-    """Start a command that goes on; it is killed at the end of the test."""
-    running: list[Running] = []
-
-    def start(*words: str, **environ: str) -> Running:
-        running.append(Running(project, words, **environ))
-        return running[-1]
-
-    yield start
-    for process in running:
-        process.close()
-
-
-def wait_until(condition: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + PATIENCE
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "the condition did not come true"
-        time.sleep(0.02)
-    return value
 
 
 # Words
@@ -286,7 +73,7 @@ def test_the_list_of_commands_says_what_each_says_of_itself(name: str) -> None:
         (["call", "tasks.add", "-k", "[1]"], "'[1]' is no JSON object"),
         (["call", "tasks.add", "--eta", "noon"], "'noon' is no time like"),
         (["call", "tasks.add", "-a", "[1]"], "tasks.add: add() missing 1 required"),
-        (["dead", "redrive"], "name the ids, or say --all"),
+        (["dead", "redrive"], "name ids, say what they have in common, or say --all"),
         (["run", "absent.py"], "there is no file 'absent.py'"),
         (["--workdir", "absent", "queues"], "--workdir absent: No such file"),
         (["queues", "-b", "amqp://host"], "no broker for amqp://: use sqlite:///"),
@@ -566,17 +353,19 @@ def test_dead_letters_are_listed_shown_redriven_and_purged(here: Here) -> None:
     shown = json.loads(here.ok("dead", "show", first, "--json"))
     page = here.ok("dead", "show", first)
 
-    assert [row["id"] for row in listed] == [first, second]
+    assert [row["id"] for row in listed] == [second, first]
     assert "undecodable" in listed[0]["reason"]
     assert table.splitlines()[0].split()[:3] == ["id", "task", "queue"]
-    assert "broken" in shown["args"]
+    assert "7 bytes" in shown["args"]
+    assert "{broken" not in page
+    assert "{broken" in here.ok("dead", "show", first, "--raw")
     assert first in page
     assert here("dead", "show", "nothing").returncode == 3
 
     assert here.ok("dead", "redrive", first) == first
     assert here("dead", "redrive", "nothing").returncode == 3
     assert [row["id"] for row in json.loads(here.ok("dead", "list", "--json"))] == [second]
-    assert here.ok("dead", "redrive", "--all") == second
+    assert here.ok("dead", "redrive", "--all", "-y") == second
     here.burst()
     assert here("dead", "purge", stdin="n\n").returncode == 1
     assert here("dead", "purge").returncode == 130
@@ -616,7 +405,9 @@ def test_workflows_are_listed_drawn_and_retried(here: Here, project: Project) ->
     assert table[0].split() == ["id", "name", "state", "done", "failed", "created"]
     assert "3/3" in table[1]
     assert drawn[0] == f"chord of 2 {chord.id}  failed  3 of 3 done, 2 failed"
-    assert [re.sub(r" +", " ", line)[:36] for line in drawn[1:]] == [
+    assert [
+        re.sub(r" +", " ", re.sub(r"0\.\d\d s", "0.00 s", line))[:36] for line in drawn[1:]
+    ] == [
         line[:36]
         for line in (
             f"├─ tasks.add succeeded 0.00 s {chord.parent[0]}",

@@ -25,7 +25,7 @@ __all__ = ["cli", "main", "status_of"]
 # Where each command is, and its help in a line: `liteq --help` imports none of them.
 COMMANDS = {
     "beat": ("liteq.cli.beat", "Send periodic tasks when they are due, until stopped."),
-    "cancel": ("liteq.cli.steer", "Revoke tasks: what waits never starts."),
+    "cancel": ("liteq.cli.steer", "Revoke tasks that have not ended."),
     "call": ("liteq.cli.tasks", "Call a task by its name and print the id."),
     "config": ("liteq.cli.about", "Print every setting with its value and its source."),
     "dead": ("liteq.cli.dead", "Look after dead letters: messages that nothing could run."),

@@ -76,8 +76,9 @@ def dead_list(limit: int, before: int | None, as_json: bool, **wanted: Any) -> N
 
 @dead.command("show")
 @click.argument("id")
+@click.option("--raw", is_flag=True, help="Show the bytes of the body, secrets and all.")
 @as_json
-def dead_show(id: str, as_json: bool) -> None:
+def dead_show(id: str, raw: bool, as_json: bool) -> None:
     """Show one with its arguments and every attempt."""
     from liteq.cli.show import print_task, with_moments
     from liteq.inspection import describe, resolve
@@ -86,6 +87,8 @@ def dead_show(id: str, as_json: bool) -> None:
     told = describe(app, resolve(app.broker, id))
     if told["dead"] is None:
         raise Failure(f"{told['id']} is no dead letter: it is {told['state']}", Exit.NOT_FOUND)
+    if raw:
+        told["args"] = repr(app.broker.get([told["id"]])[told["id"]].message.body)
     if as_json:
         print_json(with_moments(told))
     else:

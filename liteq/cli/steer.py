@@ -74,10 +74,11 @@ def cancel(
     yes: bool,
     **wanted: Any,
 ) -> int:
-    """Revoke tasks: what waits never starts, what runs gets no further attempt.
+    """Revoke tasks that have not ended.
 
-    What runs may finish, unless --terminate is given. Prints what became of them; of tasks
-    that are chosen by what they have in common, having counted and asked first.
+    What waits never starts, what runs gets no further attempt; it may finish, unless
+    --terminate is given. Prints what became of them; of tasks that are chosen by what they
+    have in common, having counted and asked first.
 
     \b
     liteq cancel 01a1fd00-99f0 --terminate

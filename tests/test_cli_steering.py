@@ -1,0 +1,449 @@
+"""`liteq ls`, `show`, `retry`, `cancel`, `watch` and `dead`, on each store."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis.asyncio  # noqa: F401 (or each command here would import it anew)
+import redis_server
+from terminal import Here, Project, Running
+
+from liteq import failure
+from liteq.app import Liteq
+from liteq.cli.filters import moment_ago, states
+from liteq.cli.output import ago, shown, span
+from liteq.discovery import find_app
+from liteq.ids import new_id
+from liteq.message import Message
+from liteq.outcome import Failed, Succeeded
+
+TASKS = """
+import time
+
+from liteq import Liteq
+
+app = Liteq("shop"{options})
+
+
+@app.task
+def add(x, y):
+    return x + y
+
+
+@app.task(bind=True, max_retries=1, default_retry_delay=0)
+def charge(self, order, password):
+    raise self.retry(exc=ConnectionError(f"order {{order}}: no answer"))
+
+
+@app.task
+def log(text):
+    raise ValueError(text)
+
+
+@app.task(bind=True)
+def export(self, rows):
+    for row in range(rows):
+        self.update_state(state="PROGRESS", meta={{"current": row + 1, "total": rows}})
+    return rows
+"""
+EVIL = "\x1b[31mred\x07\u202egnp\x9b2J"
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def shop(request: pytest.FixtureRequest, project: Project, tmp_path: Path) -> Project:
+    """A project on a store of each kind."""
+    options = ""
+    if request.param == "redis":
+        redis_server.require()
+        namespace = redis_server.namespace_of(tmp_path)
+        options = (
+            f", broker={redis_server.shared()!r}, "
+            f'broker_transport_options={{"namespace": {namespace!r}}}'
+        )
+    project.write("tasks.py", TASKS.format(options=options))
+    return project
+
+
+@pytest.fixture
+def app(shop: Project, here: Here) -> Callable[[], Liteq]:
+    def find() -> Liteq:
+        here.forget()
+        return find_app("tasks").app
+
+    return find
+
+
+def send(app: Liteq, name: str, *args: Any, **options: Any) -> str:
+    return app.tasks[f"tasks.{name}"].apply_async(args, **options).id
+
+
+def die(app: Liteq, *reasons: str, queue: str = "default") -> list[str]:
+    """Make dead letters, one for each reason."""
+    broker, made = app.broker, []
+    worker = broker.register("w", [queue], 1, {})
+    for reason in reasons:
+        message = Message(new_id(), "tasks.log", b'[["x"],{}]', queue)
+        broker.enqueue([message])
+        (lease,) = broker.claim(worker, [queue])
+        error = failure.describe(ValueError("no"))
+        broker.settle(worker, lease, Failed(error, dead=reason))
+        made.append(message.id)
+    broker.unregister(worker)
+    return made
+
+
+def listed(here: Here, *words: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(here.ok(*words, "--json"))
+    return found
+
+
+# ls
+
+
+def test_tasks_are_listed_the_latest_first_and_page_by_page(
+    app: Callable[[], Liteq], here: Here
+) -> None:
+    shop = app()
+    ids = [send(shop, "add", n, n) for n in range(3)]
+    ids.append(send(shop, "add", 1, 1, countdown=600))
+
+    first = here("ls", "-n", "3")
+    rows = listed(here, "ls", "-n", "3")
+    rest = listed(here, "ls", "--before", str(rows[-1]["number"]))
+
+    lines = first.stdout.splitlines()
+    assert lines[0].split() == ["id", "state", "task", "queue", "enqueued", "took", "what"]
+    assert [line.split()[0] for line in lines[1:]] == ids[:0:-1]
+    assert "scheduled" in lines[1]
+    assert re.search(r"in \d+ min$", lines[1])
+    assert first.stderr == f"liteq: there may be more: --before {rows[-1]['number']}\n"
+    assert [row["id"] for row in rows] == ids[:0:-1]
+    assert [row["id"] for row in rest] == ids[:1]
+    assert rows[0]["state"] == "scheduled"
+    assert rows[0]["run_at"].endswith("+00:00")
+
+
+def test_tasks_are_listed_by_what_they_have_in_common(
+    app: Callable[[], Liteq], here: Here
+) -> None:
+    shop = app()
+    (dead,) = die(shop, "unknown task")
+    add = send(shop, "add", 1, 2)
+    log = send(shop, "log", "lost", queue="mail")
+    chain = (shop.tasks["tasks.add"].s(1, 2) | shop.tasks["tasks.add"].s(3)).delay()
+
+    def ids(*words: str) -> list[str]:
+        return [row["id"] for row in listed(here, "ls", *words)]
+
+    assert ids("-Q", "mail") == [log]
+    assert ids("-t", "*.log", "-s", "PENDING") == [log]
+    assert ids("--dead") == [dead]
+    assert ids("-s", "failed") == [dead]
+    assert ids("--workflow", chain.id) == [chain.id, chain.parent.id]
+    assert ids("-s", "waiting") == [chain.id]
+    assert ids("--since", "1h", "-s", "unfinished")[-1] == add
+    assert ids("--until", "1h") == []
+    nothing = here("ls", "--until", "1h")
+    assert nothing.stderr == "liteq: no task is like that\n"
+    assert nothing.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["ls", "-s", "faild"], "there is no state 'faild'; did you mean failed?"),
+        (["ls", "--since", "yesterday"], "neither a span like 30m, 2h, 7d nor a time"),
+        (["retry"], "name ids, say what they have in common, or say --all"),
+        (["retry", "x", "-t", "y"], "not both"),
+        (["retry", "-s", "queued"], "only what has failed can be run again"),
+        (["cancel", "-s", "succeeded"], "only what has not ended can be cancelled"),
+        (["cancel", "x", "--terminate", "--signal", "KIL"], "there is no signal 'KIL'"),
+        (["dead", "drop"], "name ids"),
+    ],
+)
+def test_wrong_words_are_explained_and_end_with_2(
+    project: Project, here: Here, words: list[str], message: str
+) -> None:
+    done = here(*words)
+
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 2
+
+
+def test_what_others_wrote_does_not_steer_the_terminal(
+    app: Callable[[], Liteq], here: Here
+) -> None:
+    shop = app()
+    id = new_id()
+    shop.broker.enqueue([Message(id, f"tasks.{EVIL}", b'[["x"],{}]', f"q{EVIL}")])
+    send(shop, "log", EVIL)
+    here.burst()
+
+    outputs = [here.ok("ls"), here.ok("show", id), here.ok("queues"), here.ok("ls", "--json")]
+    outputs.append(here.ok("show", listed(here, "ls", "-t", "tasks.log")[0]["id"]))
+
+    for output in outputs:
+        assert not set(output) & set("\x1b\x07\u202e\x9b"), output
+    assert "\\x1b[31mred\\x07\\u202egnp\\x9b2J" in outputs[1]
+    assert json.loads(outputs[3])[1]["queue"] == f"q{EVIL}"
+
+
+# show
+
+
+def test_a_task_is_shown_with_its_attempts_and_without_its_secrets(
+    app: Callable[[], Liteq], here: Here
+) -> None:
+    id = send(app(), "charge", 17, "swordfish")
+    here.burst()
+
+    page = here.ok("show", id[:30])
+    told = json.loads(here.ok("show", id, "--json"))
+
+    assert page.splitlines()[0] == f"tasks.charge  {id}  failed"
+    assert "(17, '********')" in page
+    assert "swordfish" not in page + json.dumps(told)
+    assert re.search(r"attempt 1 retried after .* on .*: ConnectionError: order 17", page)
+    assert "attempt 2 failed" in page
+    assert page.count("Traceback (most recent call last)") == 1
+    assert "Traceback" not in here.ok("show", id, "--no-traceback")
+    assert [one["outcome"] for one in told["attempts"]] == ["retried", "failed"]
+    assert told["attempts"][0]["started"] <= told["attempts"][1]["started"]
+    assert told["error"]["type"] == "ConnectionError"
+    assert told["status"] == "FAILURE"
+    assert told["retries"] == 1
+
+
+def test_a_node_of_a_workflow_is_shown_with_what_it_waits_for(
+    app: Callable[[], Liteq], here: Here
+) -> None:
+    shop = app()
+    chain = (shop.tasks["tasks.add"].s(1, 2) | shop.tasks["tasks.add"].s(3)).delay()
+
+    page = here.ok("show", chain.id)
+    told = json.loads(here.ok("show", chain.id, "--json"))
+    here.burst()
+
+    assert f"{chain.parent.id}  tasks.add  queued" in page
+    assert "waiting for others" in page
+    assert told["inputs"] == [{"id": chain.parent.id, "name": "tasks.add", "state": "queued"}]
+    assert told["workflow"] == chain.id
+    assert re.search(r"result +6\n", here.ok("show", chain.id))
+
+
+def test_an_id_that_is_not_there_or_not_clear_ends_with_3(
+    app: Callable[[], Liteq], here: Here
+) -> None:
+    broker = app().broker
+    broker.enqueue([Message(id, "tasks.add", b"[[1,2],{}]") for id in ("ab-1", "ab-2")])
+
+    unknown, unclear = here("show", "nothing"), here("show", "ab")
+
+    assert unknown.returncode == unclear.returncode == 3
+    assert "no task has the id 'nothing'" in unknown.stderr
+    assert "begins more than one id: ab-1, ab-2; give more of it" in unclear.stderr
+    assert here("show", "ab-1").returncode == 0
+    assert here("watch", "nothing").returncode == 3
+
+
+# retry and cancel
+
+
+def test_failed_tasks_are_run_again_by_id_and_by_what_they_have_in_common(
+    app: Callable[[], Liteq], here: Here
+) -> None:
+    shop = app()
+    failed = [send(shop, "log", "no") for _ in range(3)]
+    fine = send(shop, "add", 1, 2)
+    here.burst()
+
+    assert here.ok("retry", failed[0]) == failed[0]
+    assert here("retry", fine).returncode == 3
+    counted = here("retry", "-t", "*.log", "--dry-run")
+    refused = here("retry", "-t", "*.log", stdin="n\n")
+    none = here("retry", "-t", "*.add")
+    done = here("retry", "--all", stdin="y\n")
+
+    assert counted.stderr == "liteq: 2 tasks; nothing was done\n"
+    assert counted.stdout == ""
+    assert "Retry 2 tasks?" in refused.stderr
+    assert refused.stderr.endswith("liteq: nothing was done\n")
+    assert refused.returncode == 1
+    assert none.stderr == "liteq: 0 tasks; nothing was done\n"
+    assert (done.returncode, done.stdout) == (0, "2\n")
+    assert len(listed(here, "ls", "-s", "queued")) == 3
+
+
+def test_tasks_are_cancelled_by_id_and_by_what_they_have_in_common(
+    app: Callable[[], Liteq], here: Here
+) -> None:
+    shop = app()
+    one, two, later = (send(shop, "add", n, n) for n in range(3))
+    delayed = send(shop, "add", 1, 1, countdown=600)
+    mail = send(shop, "add", 1, 1, queue="mail")
+
+    assert here.ok("cancel", one) == "1 revoked"
+    again = here("cancel", one)
+    counted = here("cancel", "-Q", "default", stdin="n\n")
+    assert here.ok("cancel", "-s", "scheduled", "-y") == "1 revoked"
+    assert here.ok("cancel", "--all", "--yes") == "3 revoked"
+
+    assert again.returncode == 3
+    assert again.stdout == "1 over already\n"
+    assert "Cancel 3 tasks (2 queued, 1 scheduled)?" in counted.stderr
+    states = {row["id"]: row["state"] for row in listed(here, "ls")}
+    assert states == dict.fromkeys((one, two, later, delayed, mail), "revoked")
+
+
+def test_what_runs_is_told_to_end(app: Callable[[], Liteq], here: Here) -> None:
+    shop = app()
+    id = send(shop, "add", 1, 2)
+    worker = shop.broker.register("w", ["default"], 1, {})
+    shop.broker.claim(worker, ["default"])
+
+    assert here.ok("cancel", id) == "1 still running"
+    assert here.ok("cancel", id, "--terminate", "--signal", "kill") == "1 being ended"
+
+
+# dead
+
+
+def test_dead_letters_are_chosen_by_why_and_by_age(
+    app: Callable[[], Liteq], here: Here
+) -> None:
+    first, second = die(app(), "unknown task 'a'", "started 3 times and never ended")
+    (third,) = die(app(), "unknown task 'b'", queue="mail")
+
+    def ids(*words: str) -> list[str]:
+        return [row["id"] for row in listed(here, "dead", "list", *words)]
+
+    assert ids() == [third, second, first]
+    assert ids("--reason", "Unknown") == [third, first]
+    assert ids("-Q", "mail") == [third]
+    assert ids("-t", "tasks.*", "--since", "1h", "-n", "1") == [third]
+    assert ids("--older-than", "1h") == []
+    table = here.ok("dead", "list").splitlines()
+    assert table[0].split() == ["id", "task", "queue", "died", "deliveries", "reason"]
+    assert table[1].endswith("unknown task 'b'")
+
+    assert here("dead", "drop", "--older-than", "1h").stdout == "0\n"
+    assert "Redrive 2 dead letters?" in here("dead", "redrive", "--reason", "unknown").stderr
+    assert here.ok("dead", "redrive", "-Q", "mail", "-y") == third
+    refused = here("dead", "drop", "--all", stdin="n\n")
+    assert "Delete 2 dead letters?" in refused.stderr
+    assert here.ok("dead", "drop", second) == "1"
+    assert here("dead", "drop", third).returncode == 3  # it lives again
+    assert here.ok("dead", "drop", "--reason", "unknown", "-y") == "1"
+    assert ids() == []
+
+
+def test_many_are_handled_in_batches(
+    app: Callable[[], Liteq], here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("liteq.inspection.BATCH", 7)
+    shop = app()
+    messages = [Message(new_id(), "tasks.add", b"[[1],{}]") for _ in range(40)]
+    shop.broker.enqueue(messages)
+    worker = shop.broker.register("w", ["default"], 1, {})
+    leases = shop.broker.claim(worker, ["default"], 40)
+    error = failure.describe(ValueError("no"))
+    outcomes = [Failed(error, dead="x") if n % 2 else Succeeded(b"1") for n in range(40)]
+    shop.broker.step(worker, settlements=list(zip(leases, outcomes, strict=True)))
+    shop.broker.unregister(worker)
+
+    assert here.ok("retry", "--all", "-y") == "20"
+    assert here.ok("cancel", "--all", "-y") == "20 revoked"
+
+
+# watch
+
+
+@pytest.mark.process
+def test_a_task_is_followed_line_by_line_to_its_end(
+    shop: Project, app: Callable[[], Liteq], here: Here, start: Callable[..., Running]
+) -> None:
+    good, bad = send(app(), "export", 200), send(app(), "log", "no stock")
+    watching = [start("watch", id) for id in (good, bad)]
+    waiting = [app().broker, app().broker]
+    assert waiting
+
+    worker = start("worker", "-c", "1", "-l", "warning")
+    ends = [process.end(None) for process in watching]
+    worker.end(signal.SIGTERM)
+
+    out = watching[0].process.stdout
+    assert out is not None
+    lines = out.read().splitlines()
+    assert lines[0] == "queued"
+    assert lines[-1] == "succeeded"
+    assert ends == [0, 1]
+    assert watching[1].lines[-1] == "liteq: ValueError: no stock"
+
+
+def test_a_watch_hears_each_report_and_ends_with_its_time(
+    app: Callable[[], Liteq], here: Here
+) -> None:
+    from liteq.brokers.base import Note
+    from liteq.inspection import follow
+
+    shop = app()
+    id = send(shop, "export", 4)
+    late = here("watch", id, "--timeout", "0")
+    shop = app()
+    broker = shop.broker
+    worker = broker.register("w", ["default"], 1, {})
+    following = follow(broker, id)
+    first = next(following)
+    (lease,) = broker.claim(worker, ["default"])
+    heard = []
+    for done in (b'{"current": 1}', b'{"current": 2}'):
+        broker.step(worker, notes=[(lease, Note("PROGRESS", done))])
+        record = _changed(following)
+        heard.append((record.state, record.note.meta))
+    broker.settle(worker, lease, Succeeded(b"4"))
+    last = _changed(following)
+
+    assert late.returncode == 124
+    assert late.stdout == "queued\n"
+    assert late.stderr.endswith("has not ended: queued\n")
+    assert first is not None
+    assert first.state == "queued"
+    assert heard == [("running", b'{"current": 1}'), ("running", b'{"current": 2}')]
+    assert last.state == "succeeded"
+    assert next(following, "over") == "over"
+    assert here.ok("watch", id) == "succeeded"
+
+
+def _changed(following: Iterator[Any]) -> Any:
+    return next(record for record in following if record is not None)
+
+
+# Words and spans
+
+
+def test_spans_and_moments_are_said_in_their_largest_unit() -> None:
+    said = [span(s) for s in (0.0123, 3.14159, 45, 119, 120, 7200, 200_000)]
+    assert said == ["12 ms", "3.1 s", "45 s", "119 s", "2 min", "2 h", "2 d"]
+    assert ago(100.0, 160.0) == "60 s ago"
+    assert ago(160.0, 100.0) == "in 60 s"
+
+
+def test_times_and_states_are_read() -> None:
+    hour, week = moment_ago("1h"), moment_ago("1w")
+    assert hour - week == pytest.approx(604_800 - 3600, abs=5)
+    assert moment_ago("2026-01-31T08:00+01:00") == 1769842800
+    assert states("FAILURE,queued") == {"failed", "queued"}
+    assert len(states("unfinished")) == 6
+
+
+def test_control_characters_are_shown_as_what_they_are() -> None:
+    assert shown("a\nb\tc\x1b\x7f\u2028\ud800é") == "a\\nb\\tc\\x1b\\x7f\\u2028\\ud800é"
+    assert shown("a\nb\tc\r", lines=True) == "a\nb\tc\\r"
+    assert shown(None) == ""
