@@ -347,7 +347,7 @@ def test_dead_letters_are_chosen_by_why_and_by_age(
 def test_many_are_handled_in_batches(
     app: Callable[[], Liteq], here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("liteq.inspection.BATCH", 7)
+    monkeypatch.setattr("liteq.operating.BATCH", 7)
     shop = app()
     messages = [Message(new_id(), "tasks.add", b"[[1],{}]") for _ in range(40)]
     shop.broker.enqueue(messages)
@@ -391,7 +391,7 @@ def test_a_watch_hears_each_report_and_ends_with_its_time(
     app: Callable[[], Liteq], here: Here
 ) -> None:
     from liteq.brokers.base import Note
-    from liteq.inspection import follow
+    from liteq.operating import follow
 
     shop = app()
     id = send(shop, "export", 4)

@@ -46,7 +46,7 @@ def dead() -> None:
 @as_json
 def dead_list(limit: int, before: int | None, as_json: bool, **wanted: Any) -> None:
     """List them, the latest first."""
-    from liteq.inspection import latest
+    from liteq.operating import latest
 
     session = Session.current()
     broker = session.app.broker
@@ -81,7 +81,7 @@ def dead_list(limit: int, before: int | None, as_json: bool, **wanted: Any) -> N
 def dead_show(id: str, raw: bool, as_json: bool) -> None:
     """Show one with its arguments and every attempt."""
     from liteq.cli.show import print_task, with_moments
-    from liteq.inspection import describe, resolve
+    from liteq.operating import describe, resolve
 
     app = Session.current().app
     told = describe(app, resolve(app.broker, id))
@@ -108,22 +108,22 @@ def dead_redrive(
 
     By what they have in common: they are counted first, and a question is asked.
     """
-    from liteq import inspection
+    from liteq import operating
 
     broker = Session.current().app.broker
     need(ids, wanted, everything=everything)
     if ids:
         known = resolved(broker, ids)
-        driven = [id for some in inspection.retry(broker, known) for id in some]
+        driven = [id for some in operating.retry(broker, known) for id in some]
         for id in driven:
             click.echo(id)
         if missing := [id for id in known if id not in driven]:
             raise Failure(f"not failed or dead: {', '.join(missing)}", Exit.NOT_FOUND)
         return Exit.OK
     search = search_for(dead=True, **wanted)
-    counts = inspection.count(broker, search)
+    counts = operating.count(broker, search)
     if sure("Redrive", counts, "dead letter", yes=yes, dry_run=dry_run):
-        for some in inspection.retry(broker, search):
+        for some in operating.retry(broker, search):
             for id in some:
                 click.echo(id)
     return Exit.OK
@@ -142,21 +142,21 @@ def dead_drop(
 
     By what they have in common: they are counted first, and a question is asked.
     """
-    from liteq import inspection
+    from liteq import operating
 
     broker = Session.current().app.broker
     need(ids, wanted, everything=everything)
     if ids:
         known = resolved(broker, ids)
-        dropped = sum(inspection.drop(broker, known))
+        dropped = sum(operating.drop(broker, known))
         click.echo(dropped)
         if dropped < len(known):
             raise Failure("not all of them were dead letters", Exit.NOT_FOUND)
         return Exit.OK
     search = search_for(dead=True, **wanted)
-    counts = inspection.count(broker, search)
+    counts = operating.count(broker, search)
     if sure("Delete", counts, "dead letter", yes=yes, dry_run=dry_run):
-        click.echo(sum(inspection.drop(broker, search)))
+        click.echo(sum(operating.drop(broker, search)))
     else:
         click.echo(0)
     return Exit.OK

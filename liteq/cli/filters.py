@@ -173,7 +173,7 @@ def sure(verb: str, counts: Counter[Any], noun: str, *, yes: bool, dry_run: bool
 
 def resolved(broker: Broker, texts: Sequence[str]) -> list[str]:
     """Return the ids that these texts are or begin."""
-    from liteq.inspection import resolve
+    from liteq.operating import resolve
 
     return [resolve(broker, text) for text in texts]
 

@@ -34,7 +34,7 @@ def ls(limit: int, before: int | None, as_json: bool, **wanted: Any) -> None:
     liteq ls -s failed --since 2h
     liteq ls -s queued,running -Q mail -t 'shop.*' -n 200
     """
-    from liteq.inspection import latest
+    from liteq.operating import latest
 
     session = Session.current()
     broker = session.app.broker
@@ -121,7 +121,7 @@ def _what(record: Record, now: float) -> str:
 def _error(record: Record) -> str:
     """Return the first line of an error."""
     from liteq.einfo import line
-    from liteq.inspection import error_of
+    from liteq.operating import error_of
 
     if record.state not in ("failed", "retrying") or (error := error_of(record.result)) is None:
         return ""

@@ -22,7 +22,7 @@ def show(id: str, no_traceback: bool, as_json: bool) -> None:
 
     The beginning of an id will do, if no other begins so. Secrets are hidden.
     """
-    from liteq.inspection import describe, resolve
+    from liteq.operating import describe, resolve
 
     app = Session.current().app
     told = describe(app, resolve(app.broker, id))
@@ -33,7 +33,7 @@ def show(id: str, no_traceback: bool, as_json: bool) -> None:
 
 
 def print_task(told: Mapping[str, Any], now: float, *, tracebacks: bool) -> None:
-    """Print what `inspection.describe()` tells."""
+    """Print what `operating.describe()` tells."""
     state = "dead" if told["dead"] is not None else told["state"]
     word = click.style(state, fg=STATE_COLOURS.get(state), bold=True)
     click.echo(f"{shown(told['task'])}  {told['id']}  {word}")

@@ -34,13 +34,13 @@ def retry(
     liteq retry 01a1fd00-99f0
     liteq retry -t 'shop.*' --since 2h
     """
-    from liteq import inspection
+    from liteq import operating
 
     broker = Session.current().app.broker
     need(ids, wanted, everything=everything)
     if ids:
         known = resolved(broker, ids)
-        driven = [id for some in inspection.retry(broker, known) for id in some]
+        driven = [id for some in operating.retry(broker, known) for id in some]
         for id in driven:
             click.echo(id)
         if missing := [id for id in known if id not in driven]:
@@ -50,8 +50,8 @@ def retry(
     if not chosen["states"]:
         raise click.UsageError("only what has failed can be run again: leave --state out")
     search = search_for(**{**chosen, "states": frozenset(chosen["states"])})
-    if sure("Retry", inspection.count(broker, search), "task", yes=yes, dry_run=dry_run):
-        click.echo(sum(len(some) for some in inspection.retry(broker, search)))
+    if sure("Retry", operating.count(broker, search), "task", yes=yes, dry_run=dry_run):
+        click.echo(sum(len(some) for some in operating.retry(broker, search)))
     return Exit.OK
 
 
@@ -84,24 +84,24 @@ def cancel(
     liteq cancel 01a1fd00-99f0 --terminate
     liteq cancel -Q mail -s queued,scheduled
     """
-    from liteq import inspection
+    from liteq import operating
 
     broker = Session.current().app.broker
     need(ids, wanted, everything=everything)
     signal = _signal(name) if terminate else None
     if ids:
         became = sum(
-            inspection.cancel(broker, resolved(broker, ids), terminate=signal), Counter()
+            operating.cancel(broker, resolved(broker, ids), terminate=signal), Counter()
         )
     else:
-        states = wanted["states"] or inspection.UNFINISHED
-        if not (states := frozenset(states) & inspection.UNFINISHED):
+        states = wanted["states"] or operating.UNFINISHED
+        if not (states := frozenset(states) & operating.UNFINISHED):
             raise click.UsageError("only what has not ended can be cancelled: see --state")
         search = search_for(**{**wanted, "states": states})
-        counts = inspection.count(broker, search)
+        counts = operating.count(broker, search)
         if not sure("Cancel", counts, "task", yes=yes, dry_run=dry_run):
             return Exit.OK
-        became = sum(inspection.cancel(broker, search, terminate=signal), Counter())
+        became = sum(operating.cancel(broker, search, terminate=signal), Counter())
     click.echo(_told(became))
     if ids and became.keys() <= {"settled", "unknown"}:
         raise Failure("none of them was unfinished", Exit.NOT_FOUND)

@@ -34,7 +34,7 @@ def watch(id: str, timeout: float | None) -> int:
     each change is a line. The exit code is 0 if it succeeded, 1 if not, 124 if it has not
     ended in time.
     """
-    from liteq.inspection import error_of, follow, resolve
+    from liteq.operating import error_of, follow, resolve
 
     app = Session.current().app
     id = resolve(app.broker, id)

@@ -13,17 +13,17 @@ from contextlib import closing
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from liteq import failure, serializers
+from liteq import failure
 from liteq.brokers.base import FINAL_STATES, Attempt, Broker, Record, State
 from liteq.brokers.searching import Found, Search
 from liteq.exceptions import LiteqError, UnknownTaskId
+from liteq.showing import shown_call
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
 
 __all__ = [
     "UNFINISHED",
-    "arguments",
     "cancel",
     "count",
     "describe",
@@ -142,7 +142,7 @@ def describe(app: Liteq, id: str) -> dict[str, Any]:
     if record is None:
         raise UnknownTaskId(f"no task has the id {id!r}: never sent, expired or forgotten")
     message = record.message
-    args, kwargs = arguments(app, record)
+    args, kwargs = shown_call(app, message)
     made = app.AsyncResult(id)
     return {
         "id": id,
@@ -172,25 +172,6 @@ def describe(app: Liteq, id: str) -> dict[str, Any]:
         "inputs": _inputs(broker, record),
         "attempts": [_attempt(one) for one in broker.attempts(id)],
     }
-
-
-def arguments(app: Liteq, record: Record) -> tuple[str, str]:
-    """Return the arguments as texts with secrets hidden; of a body that cannot be read,
-    why not. Only formats that cannot run code are read."""
-    message = record.message
-    if message.content_type not in ("json", "msgpack"):
-        kept = (message.argsrepr, message.kwargsrepr)
-        return kept[0] or f"({message.content_type}, not shown)", kept[1] or ""
-    try:
-        args, kwargs = serializers.loads_call(
-            message.body, message.content_type, (message.content_type,)
-        )
-    except LiteqError as exc:
-        return f"unreadable, {len(message.body):,} bytes: {exc}", ""
-    task = app.tasks.get(message.task)
-    if task is not None:
-        return task.redacted(args, kwargs)
-    return app.redactor.call(args, kwargs)
 
 
 def error_of(error: bytes | None) -> dict[str, Any] | None:
