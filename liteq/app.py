@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from liteq.control import Control
     from liteq.definition import BoundDecorator, Decorator
     from liteq.periodic import Schedules
+    from liteq.signing import Signer
 
 __all__ = ["Liteq", "shared_task"]
 
@@ -366,6 +367,11 @@ class Liteq:
     def redactor(self) -> Redactor:
         """What hides secrets in what is shown: see `task_sensitive_names`."""
         return self.sender.rules().redactor
+
+    @property
+    def signer(self) -> Signer | None:
+        """What signs messages and results, and checks them; None without `security_keys`."""
+        return self.sender.rules().signer
 
     def bugreport(self) -> str:
         """Return versions and settings as text, without secrets."""
@@ -800,8 +806,8 @@ class Liteq:
         url = self.broker_url
         if _store_of(backend) != _store_of(url) and not backend.startswith(("rpc", "cache")):
             raise ImproperlyConfigured(
-                f"result_backend {backend.split('@')[-1]!r} is another store than the broker "
-                f"{url.split('@')[-1]!r}: liteq keeps results where the messages are. Leave it "
+                f"result_backend {mask_url(backend)!r} is another store than the broker "
+                f"{mask_url(url)!r}: liteq keeps results where the messages are. Leave it "
                 "out to keep results there, or set 'disabled://' to keep none"
             )
         return True

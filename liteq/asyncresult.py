@@ -571,23 +571,24 @@ class AsyncResult(ResultBase, Generic[R]):
     def _value_of(self, record: Record) -> Any:
         if record.packed[1] == GATHER:
             return self._list_of(record)
-        return None if record.result is None else self._loads(record.result)
+        return None if record.result is None else self._opened(record.result, record.id)
 
     def _list_of(self, record: Record) -> list[Any]:
         """Return what a gather ended with: its parts, an exception for each that failed."""
         if self._is_count:
             group = self.app.GroupResult.restore(self.id)
             return [] if group is None else group.get(propagate=False)
-        return [self._part(*part) for part in parts.unpack(record.result or b"")]
+        of = record.id
+        return [self._part(*part, of) for part in parts.unpack(record.result or b"")]
 
-    def _part(self, kind: str, value: bytes) -> Any:
+    def _part(self, kind: str, value: bytes, gather: str | None) -> Any:
         match kind:
             case "error":
                 return failure.rebuild(value)
             case "list":  # of a gather that was a part itself
-                return [self._part(*part) for part in parts.unpack(value)]
+                return [self._part(*part, None) for part in parts.unpack(value)]
             case _:
-                return self._loads(value)
+                return self._opened(value, None, gather)
 
     @property
     def _is_count(self) -> bool:
@@ -653,6 +654,17 @@ class AsyncResult(ResultBase, Generic[R]):
             return  # of a chord that goes on without some of its members, not theirs
         for node in reversed(self._line()[1:]):
             node.maybe_throw()
+
+    def _opened(self, data: bytes, id: str | None, gather: str | None = None) -> Any:
+        """Return the value in signed bytes. Raises `InvalidSignature` if they are not those
+        of this task, or of a part of this gather."""
+        if (signer := self.app.signer) is not None:
+            data = signer.open(data, id, gather)
+        elif data[:1] == b"\x01":  # signed, and no keys here: it is read unchecked
+            from liteq.signing import unsealed  # late: hashlib is 3 ms
+
+            data = unsealed(data)
+        return self._loads(data)
 
     def _loads(self, data: bytes) -> Any:
         conf = self.app.conf

@@ -220,7 +220,7 @@ class Beat:
         if entry is not None:
             return entry
         own = self._declared.get(row.name)
-        if own is not None and own.dumps_declared() == row.entry:
+        if own is not None and own.dumps_declared(self.app.signer) == row.entry:
             return own
         logger.info(
             "the periodic entry %r is left to the beats of the app that declares it", row.name
@@ -285,11 +285,8 @@ class Beat:
         this beat that did, and the id of what was enqueued."""
         assert row.due_at is not None
         messages, edges, workflow = composed[:3] if composed else ((), (), None)
-        if messages and signals.before_task_publish.receivers:
-            from liteq import publishing  # late: few have receivers
-
-            messages = publishing.announce(messages)
         if messages:
+            messages = self.app.sender.ready(messages)
             logger.info("Scheduler: Sending due task %s (%s)", row.name, messages[0].task)
         try:
             moved = self._broker.fire(

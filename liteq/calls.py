@@ -52,6 +52,7 @@ _TEXTS: Final = (
 )
 _NUMBERS: Final = ("retries", "group_index", "max_deliveries", "replaced_task_nesting")
 _FLAGS: Final = ("acks_late", "ignore_result", "immutable")
+_MOST_HEADERS: Final = 65_536  # bytes of headers, of stamps, of properties
 _POLICY: Final = (
     "max_retries",
     "interval_start",
@@ -201,16 +202,23 @@ def _of_kind(kind: type, name: str, given: Any) -> Any:
 
 
 def plain(name: str, given: Any, default: Any = None) -> dict[str, Any]:
-    """Return a mapping that plain JSON carries, or raise `EncodeError`."""
+    """Return a mapping that plain JSON carries, or raise `EncodeError`, or
+    `MessageTooLarge` for more of it than a message is to carry."""
     if not isinstance(given, Mapping):
         raise TypeError(f"{name} is a mapping, not {given!r}")
+    size = 0
     for key, value in given.items():
         try:
-            json.dumps({key: value}, default=default)
+            size += len(json.dumps({key: value}, default=default))
         except (TypeError, ValueError) as exc:
             raise EncodeError(
                 f"{name}[{key!r}]: {type(value).__name__} is not plain JSON: {exc}"
             ) from None
+    if size > _MOST_HEADERS:
+        raise MessageTooLarge(
+            f"the {name} take {size} bytes, more than the {_MOST_HEADERS} that may be: send "
+            "what is large as an argument, or store it elsewhere and send where it is"
+        )
     if default is None:
         return dict(given)
     return json.loads(json.dumps(dict(given), default=default))  # type: ignore[no-any-return]

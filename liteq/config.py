@@ -180,6 +180,22 @@ def _names(value: Any) -> tuple[str, ...]:
     return names
 
 
+def _keys(value: Any) -> tuple[str, ...]:
+    """Secret keys, in the environment or a file with commas or line ends between them."""
+    if isinstance(value, str):
+        value = value.replace("\n", ",")
+    keys = tuple(dict.fromkeys(_names(value)))
+    if any(len(key) < _SHORTEST_KEY for key in keys):
+        raise _Unfit(
+            f"must be keys of at least {_SHORTEST_KEY} characters: make one with "
+            "python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+        )
+    return keys
+
+
+_SHORTEST_KEY: Final = 16
+
+
 def _url(value: Any) -> Any:
     """One URL, or a list of them (for fail-over), or what an app can make of a path."""
     if isinstance(value, str | os.PathLike):
@@ -313,7 +329,7 @@ _LEAST_SECRET: Final = 16
 _NO_AMQP: Final = "There are no exchanges: a message goes to a queue by its name."
 _NO_EVENTS: Final = "Events are kept in the store, the last 10,000 for a minute."
 _NO_BACKEND: Final = "Results are kept in the broker's own store."
-_NO_SIGNING: Final = "Messages are not signed."
+_NO_SIGNING: Final = "Messages are signed with security_keys, not with certificates."
 _NO_CLASSES: Final = "The worker's parts cannot be replaced by class."
 
 # fmt: off
@@ -596,6 +612,10 @@ _ROWS: Final[tuple[Setting, ...]] = (
         beat_umask=None,
     ),
     # Security
+    _used("security_keys", (), _keys,
+          "Messages and results are signed with the first, and checked with all of them."),
+    _used("security_accept_unsigned", False, _flag,
+          "Also run what is not signed at all, while a store moves to signing."),
     *_accepted(
         _NO_SIGNING,
         security_key=None,

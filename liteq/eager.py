@@ -111,6 +111,7 @@ def _executor(app: Liteq, clock: Clock) -> Executor:
             result_serializer=conf.result_serializer,
             hostname="eager",
             clock=clock,
+            signer=app.signer,
         ),
     )
 
@@ -138,6 +139,8 @@ def _store(app: Liteq, message: Message, ended: Ended) -> None:
             state = states.SUCCESS
             kind = app.conf.result_serializer
             value = serializers.dumps(ended.value, kind, root="result")
+            if app.signer is not None:
+                value = app.signer.seal(value, message.id, message.gather)
         case Failed(error=error):
             state, value = states.FAILURE, error
         case _:

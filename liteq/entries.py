@@ -29,6 +29,7 @@ from liteq.task import Task
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
+    from liteq.signing import Signer
 
 __all__ = ["ENTRY_KEYS", "BeatLazyFunc", "CatchUp", "Decision", "Entry", "Overlap"]
 
@@ -261,22 +262,22 @@ class Entry:
 
     # In the store
 
-    def dumps(self) -> bytes:
-        """Return the entry as the store keeps it. Raises `EncodeError` for what JSON cannot
-        carry, naming it."""
+    def dumps(self, signer: Signer | None = None) -> bytes:
+        """Return the entry as the store keeps it, signed if there is a signer. Raises
+        `EncodeError` for what JSON cannot carry, naming it."""
         if self.timetable is None:
             raise EncodeError(
                 f"the schedule of the periodic entry {self.name!r} is a "
                 f"{type(self.schedule).__name__}, which only the program that has the class "
                 "can read: declare the entry in its beat_schedule"
             )
-        return serializers.dumps(self._fields(self.timetable.spec()), root=self.name)
+        return self._sealed(self._fields(self.timetable.spec()), signer)
 
-    def dumps_declared(self) -> bytes:
+    def dumps_declared(self, signer: Signer | None = None) -> bytes:
         """Return a declared entry as the store keeps it: what JSON cannot carry is shown
         there, and known to the beats of its app alone."""
         try:
-            return self.dumps()
+            return self.dumps(signer)
         except EncodeError:
             when = self.timetable
             shown = self._fields(
@@ -287,7 +288,11 @@ class Entry:
             shown["args"] = [_shown(arg) for arg in self.args]
             shown["kwargs"] = {name: _shown(value) for name, value in self.kwargs.items()}
             shown["options"] = {name: _shown(value) for name, value in self.options.items()}
-            return serializers.dumps({**shown, "local": True}, root=self.name)
+            return self._sealed({**shown, "local": True}, signer)
+
+    def _sealed(self, fields: dict[str, Any], signer: Signer | None) -> bytes:
+        data = serializers.dumps(fields, root=self.name)
+        return data if signer is None else signer.seal(data, _owner(self.name))
 
     def _fields(self, spec: Mapping[str, Any]) -> dict[str, Any]:
         return {
@@ -307,9 +312,11 @@ class Entry:
     def loads(cls, name: str, data: bytes, app: Liteq) -> Entry | None:
         """Return a stored entry; None if it is local to the app that declares it.
 
-        Raises `DecodeError` for bytes that are damaged or of a later version, and
-        `ValueError` for values that cannot be.
+        Raises `DecodeError` for bytes that are damaged or of a later version, or have no
+        valid signature where they need one, and `ValueError` for values that cannot be.
         """
+        if app.signer is not None:
+            data = app.signer.open(data, _owner(name))
         found = read(data)
         if found.get("local"):
             return None
@@ -331,8 +338,10 @@ class Entry:
 
 
 def read(data: bytes) -> dict[str, Any]:
-    """Return the fields of a stored entry. Raises `DecodeError`."""
-    found = serializers.loads(data)
+    """Return the fields of a stored entry, its signature unchecked. Raises `DecodeError`."""
+    from liteq.signing import unsealed  # late: hashlib is 3 ms
+
+    found = serializers.loads(unsealed(data))
     if not isinstance(found, dict) or not isinstance(found.get("v"), int):
         raise DecodeError(f"this is no periodic entry: {data[:200]!r}")
     if found["v"] > VERSION:
@@ -341,6 +350,11 @@ def read(data: bytes) -> dict[str, Any]:
             f"reads up to {VERSION}): upgrade this beat"
         )
     return found
+
+
+def _owner(name: str) -> str:
+    """Return whose value the bytes of an entry are signed as: no task's id is like this."""
+    return f"periodic entry\n{name}"
 
 
 def _sequence(name: str, given: Any) -> Sequence[Any]:

@@ -33,6 +33,7 @@ __all__ = [
     "Ignore",
     "ImproperlyConfigured",
     "IncompleteStream",
+    "InvalidSignature",
     "InvalidTaskError",
     "LiteqError",
     "LiteqWarning",
@@ -115,6 +116,11 @@ class DecodeError(MessageError, ValueError):
 
 class ContentDisallowed(DecodeError):
     """A body in a format that `accept_content` does not list."""
+
+
+class InvalidSignature(DecodeError):
+    """A message or result that is not signed, or not as it is now, though `security_keys`
+    are set."""
 
 
 class MessageTooLarge(MessageError, ValueError):

@@ -26,7 +26,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from liteq import context, failure, parts, states
 from liteq.body import Body, Ending, is_coroutine
@@ -35,6 +35,7 @@ from liteq.context import Context, Report
 from liteq.einfo import ExceptionInfo, line, summary
 from liteq.exceptions import (
     Ignore,
+    InvalidSignature,
     MessageTooLarge,
     NotRegistered,
     Reject,
@@ -42,7 +43,7 @@ from liteq.exceptions import (
     Retry,
     TaskPredicate,
 )
-from liteq.message import VERSION, Message, Packed
+from liteq.message import MAX_ENVELOPE, VERSION, Message, Packed
 from liteq.outcome import Failed, Ignored, Outcome, Retried, Revoked, Succeeded
 from liteq.plan import Plan, TaskLike, is_async
 from liteq.serializers import dumps, loads, loads_call
@@ -54,6 +55,9 @@ from liteq.signals import (
     task_retry,
     task_success,
 )
+
+if TYPE_CHECKING:
+    from liteq.signing import Signer
 
 __all__ = [
     "Delivery",
@@ -80,7 +84,8 @@ class ExecutorSettings(NamedTuple):
     """What holds for every attempt of a process.
 
     `accept`: formats that bodies may have. `max_result_size`: bytes; a result above it
-    fails its task (None: no limit).
+    fails its task (None: no limit). `signer`: what checks messages and inputs before they
+    are read, and signs results. `max_body_size`: bytes of arguments that are read at all.
     """
 
     accept: Sequence[str] = ("json",)
@@ -88,6 +93,8 @@ class ExecutorSettings(NamedTuple):
     max_result_size: int | None = 1_048_576
     hostname: str = ""
     clock: Clock = system_clock
+    signer: Signer | None = None
+    max_body_size: int | None = None
 
 
 class Delivery:
@@ -204,7 +211,11 @@ class Executor:
         if packed[6] is not None and packed[6] < self.settings.clock.now():
             return Ended(Revoked("expired"))
         try:
+            if not delivery.eager:
+                self._admit(packed)
             args, kwargs = self._arguments(delivery, plan)
+        except (InvalidSignature, MessageTooLarge) as exc:
+            return _dead(exc, str(exc))
         except Exception as exc:  # noqa: BLE001 (pickle may raise anything)
             return _dead(exc, f"undecodable body: {summary(exc)}")
         about = Context.of(
@@ -217,6 +228,22 @@ class Executor:
             is_eager=delivery.eager,
         )
         return _Attempt(self.settings, plan, about, packed, args, kwargs)
+
+    def _admit(self, packed: Packed) -> None:
+        """Raise `MessageTooLarge` or `InvalidSignature` for what is not to be read at all."""
+        settings = self.settings
+        most = settings.max_body_size
+        if most is not None and len(packed[2]) > most:
+            raise MessageTooLarge(
+                f"the arguments take {len(packed[2])} bytes, more than the {most} of "
+                "task_max_body_size here"
+            )
+        if packed[-1] is not None and len(packed[-1]) > MAX_ENVELOPE:
+            raise MessageTooLarge(
+                f"the envelope has {len(packed[-1])} characters, more than {MAX_ENVELOPE}"
+            )
+        if settings.signer is not None:
+            settings.signer.check(packed)
 
     def _look_up(self, delivery: Delivery) -> Plan | Ended:
         name = delivery.packed[1]
@@ -264,7 +291,11 @@ class Executor:
     ) -> dict[str, Any]:
         """Return what inputs give by name."""
         named = ((_name_of(one, names), one) for one in inputs)
-        return {name: self._value(kind, value) for name, (_, kind, _, value) in named if name}
+        return {
+            name: self._value(kind, value, source)
+            for name, (source, kind, _, value) in named
+            if name
+        }
 
     def _given(
         self,
@@ -277,7 +308,7 @@ class Executor:
         values: list[Any] = []
         for source, kind, _, value in inputs:
             if kind != "error":
-                values.append(self._value(kind, value))
+                values.append(self._value(kind, value, source))
             elif plan.takes_error(args, kwargs):
                 text = failure.read(value)["traceback"]
                 values += (Context(id=source), failure.rebuild(value), text)
@@ -285,14 +316,23 @@ class Executor:
                 values.append(source)
         return values
 
-    def _value(self, kind: str, value: bytes) -> Any:
-        """Return what an input stands for: a value, an exception, or a list of them."""
+    def _value(
+        self, kind: str, value: bytes, source: str | None, gather: str | None = None
+    ) -> Any:
+        """Return what an input stands for: a value, an exception, or a list of them.
+
+        `source` is whose end it is, `gather` what it is a part of, where they are known.
+        """
         match kind:
             case "error":
                 return failure.rebuild(value)
             case "list":
-                return [self._value(*part) for part in parts.unpack(value)]
+                return [
+                    self._value(kind, part, None, source) for kind, part in parts.unpack(value)
+                ]
             case _:
+                if self.settings.signer is not None:
+                    value = self.settings.signer.open(value, source, gather)
                 if value == NOTHING:
                     return None
                 serializer = self.settings.result_serializer
@@ -442,6 +482,9 @@ class _Attempt:
                 f"the result of {self.plan.task.name} has {len(result)} bytes, more than the "
                 f"{limit} allowed: store it elsewhere and return where it is"
             )
+        if self.settings.signer is not None:
+            message = self.context.message
+            result = self.settings.signer.seal(result, self.id, message and message.gather)
         return result
 
     def _is_waited_for(self) -> bool:

@@ -17,6 +17,7 @@ from liteq.exceptions import DecodeError
 
 __all__ = [
     "GATHER",
+    "MAX_ENVELOPE",
     "PACKED_FIELDS",
     "VERSION",
     "Edge",
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 VERSION: Final = 1
+MAX_ENVELOPE: Final = 1_048_576  # characters that are read; headers take far fewer
 GATHER: Final = "liteq.gather"  # the task name of a message that is no task but a gather
 
 Packed: TypeAlias = tuple[Any, ...]
@@ -134,6 +136,7 @@ class Message(NamedTuple):
     max_wait: float | None = None
     sent_as: str | None = None  # the id under which a call last replaced it
     keywords: tuple[str | None, ...] | None = None  # by input: the argument that it becomes
+    signature: str | None = None  # see `signing`; last, since it covers all before it
 
     def pack(self) -> Packed:
         """Return the message as a tuple in the order of `PACKED_FIELDS`."""
@@ -198,6 +201,10 @@ _ENVELOPE_NAMES: Final = frozenset(_NAMES)
 
 
 def _read_envelope(text: str) -> dict[str, Any]:
+    if len(text) > MAX_ENVELOPE:
+        raise DecodeError(
+            f"the envelope of a message has {len(text)} characters, more than {MAX_ENVELOPE}"
+        )
     try:
         fields: dict[str, Any] = json.loads(text)
         version = fields.pop("v")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from liteq import signals
 from liteq.brokers.base import Lease
@@ -15,6 +15,9 @@ from liteq.exceptions import NotRegistered, TimeLimitExceeded, WorkerLostError
 from liteq.plan import TaskLike
 from liteq.serializers import loads_call
 
+if TYPE_CHECKING:
+    from liteq.signing import Signer
+
 __all__ = ["Notices"]
 
 logger = logging.getLogger("liteq.worker")
@@ -22,7 +25,8 @@ logger = logging.getLogger("liteq.worker")
 
 class Notices:
     """Speaks for one worker. `sender` is what task signals name as the consumer, `tasks`
-    gives the tasks by name, `accept` the formats in which bodies are read for receivers."""
+    gives the tasks by name, `accept` the formats in which bodies are read for receivers,
+    once `signer` has found their signatures right."""
 
     def __init__(
         self,
@@ -31,11 +35,13 @@ class Notices:
         *,
         hostname: str,
         accept: Sequence[str],
+        signer: Signer | None = None,
     ) -> None:
         self._sender = sender
         self._tasks = tasks
         self._hostname = hostname
         self._accept = tuple(accept)
+        self._signer = signer
         self._unknown: set[str] = set()
 
     def received(self, lease: Lease) -> None:
@@ -158,8 +164,10 @@ class Notices:
         return Context.of(lease.packed, lease.delivery, args, kwargs, hostname=self._hostname)
 
     def _arguments(self, lease: Lease) -> tuple[Any, Any]:
-        message = lease.message
         try:
+            if self._signer is not None:
+                self._signer.check(lease.packed)
+            message = lease.message
             return loads_call(message.body, message.content_type, self._accept)
         except Exception:  # noqa: BLE001 (pickle may raise anything; the child says so)
             return None, None

@@ -161,7 +161,7 @@ class Schedules:
             logger.error("%s: left out", error)
         stored = {row.name: row for row in broker.schedules()}
         for name, entry in declared.items():
-            data, row = entry.dumps_declared(), stored.get(name)
+            data, row = entry.dumps_declared(app.signer), stored.get(name)
             if row is not None and row.origin == "runtime":
                 logger.warning(
                     "the periodic entry %r was made at run time and is declared in code now: "
@@ -345,7 +345,11 @@ class Schedules:
 
     def _local(self, row: Schedule) -> Entry | None:
         own = self.sound()[0].get(row.name)
-        return own if own is not None and own.dumps_declared() == row.entry else None
+        return (
+            own
+            if own is not None and own.dumps_declared(self._app.signer) == row.entry
+            else None
+        )
 
     def _due_after_pause(self, row: Schedule) -> float | None:
         entry, now = self._entry(row), self._app.clock.now()
@@ -357,7 +361,7 @@ class Schedules:
 
     def _dumps(self, entry: Entry) -> bytes:
         try:
-            return entry.dumps()
+            return entry.dumps(self._app.signer)
         except (ValueError, TypeError) as exc:
             raise ScheduleError(f"periodic entry {entry.name!r}: {exc}") from exc
 

@@ -6,10 +6,10 @@ one step that settles it: if the process dies before, nothing of it has been.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from liteq import outcome, signals
+from liteq import outcome
 from liteq.canvas import Signature, group
 from liteq.exceptions import Replaced
 from liteq.message import PACKED_FIELDS, Edge, Graph, Message
@@ -25,7 +25,7 @@ def replacement(sender: Sender, sig: Signature[Any], message: Message) -> Replac
     place. Raises what sending the signature would raise."""
     composed = sender.compose(sig, take_over=message)
     new = _kept(message, _changed(message, composed.replaced or {}))
-    new, *others = _announced([new, *composed.messages])
+    new, *others = sender.ready([new, *composed.messages])
     pairs = zip(PACKED_FIELDS, message.pack(), new.pack(), strict=True)
     changes = {name: now for name, was, now in pairs if now != was}
     return Replaced(sig, outcome.Replaced(changes, _graph(others, composed.edges)))
@@ -45,7 +45,7 @@ def addition(sender: Sender, sig: Signature[Any], message: Message) -> tuple[Gra
         for one in composed.messages
     ]
     edges = [*composed.edges, Edge(composed.result.id, gather, "part", -1)]
-    return _graph(_announced(messages), edges), composed.result
+    return _graph(sender.ready(messages), edges), composed.result
 
 
 def joined(one: Graph, other: Graph) -> Graph:
@@ -67,14 +67,6 @@ def _kept(old: Message, new: Message) -> Message:
         stamps={**(old.stamps or {}), **(new.stamps or {})} or None,
         stamped_headers=tuple(stamped) or None,
     )
-
-
-def _announced(messages: Sequence[Message]) -> Sequence[Message]:
-    if signals.before_task_publish.receivers:
-        from liteq import publishing  # late: few have receivers
-
-        messages = publishing.announce(messages)
-    return messages
 
 
 def _graph(messages: Iterable[Message], edges: Iterable[Edge]) -> Graph:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from liteq.app import Liteq
     from liteq.bulk import BulkResult
     from liteq.canvas import Graph, Signature
+    from liteq.signing import Signer
     from liteq.task import Task
 
     AnyTask: TypeAlias = Task[..., Any]
@@ -67,6 +68,17 @@ class Rules:
         self.max_body_size: int = conf.task_max_body_size
         self.keeps_results = app.keeps_results
         self._sensitive: tuple[str, ...] = conf.task_sensitive_names
+
+        self._signing = conf.security_keys, conf.security_accept_unsigned
+
+    @cached_property
+    def signer(self) -> Signer | None:
+        keys, accepts_unsigned = self._signing
+        if not keys:
+            return None
+        from liteq.signing import Signer  # late: 3 ms that only who signs pays
+
+        return Signer(keys, accepts_unsigned=accepts_unsigned)
 
     @cached_property
     def redactor(self) -> Redactor:
@@ -239,10 +251,7 @@ class Sender:
         """
         if workflow is None and edges:
             workflow = Workflow(messages[0].id, f"{messages[0].task} with links")
-        if signals.before_task_publish.receivers:
-            from liteq import publishing  # late: few have receivers
-
-            messages = publishing.announce(messages)
+        messages = self.ready(messages)
         try:
             self.app.broker.enqueue(messages, edges, workflow)
         except BrokerUnavailable as exc:
@@ -251,6 +260,17 @@ class Sender:
             from liteq import publishing  # late: few have receivers
 
             publishing.report(messages)
+
+    def ready(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """Return messages as they are stored: shown to the receivers of
+        `before_task_publish`, then signed. All that is stored goes through here."""
+        if signals.before_task_publish.receivers:
+            from liteq import publishing  # late: few have receivers
+
+            messages = publishing.announce(messages)
+        if (signer := self.rules().signer) is not None:
+            messages = [signer.sign(message) for message in messages]
+        return messages
 
     def _send_again(
         self,

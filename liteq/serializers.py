@@ -24,6 +24,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final, NoReturn
 
+from liteq import jsonlimits
 from liteq.exceptions import ContentDisallowed, DecodeError, EncodeError, ImproperlyConfigured
 from liteq.names import is_main, module_name
 from liteq.redaction import Secret
@@ -46,6 +47,8 @@ MARK: Final = "__liteq__"
 # How deep values may be nested. One level takes up to four in JSON, and the C parser counts
 # them against the interpreter's recursion limit (1,000) from wherever it is called.
 MAX_DEPTH: Final = 128
+
+_MOST_LEVELS: Final = 4 * MAX_DEPTH + 8  # of JSON
 
 _SCALARS: Final = frozenset({str, int, float, bool, type(None)})
 _PLAIN: Final = _SCALARS | {list, dict}
@@ -181,6 +184,8 @@ def _is_plain(value: Any, depth: int) -> bool:
 
 
 def _json_value(data: bytes) -> Any:
+    if len(data) > _MOST_LEVELS:
+        jsonlimits.check(data, _MOST_LEVELS)
     try:
         text = str(data, "utf-8")
         scan = _scan_tagged if MARK in text else _scan

@@ -23,6 +23,7 @@ from liteq.offload import off_loop
 from liteq.options import CallOptions, RetryOptions, named
 from liteq.replacing import addition, joined, replacement
 from liteq.result import PROGRESS, AsyncResult, EagerResult
+from liteq.states import SUCCESS
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -466,6 +467,8 @@ class Task(Generic[P, R]):
             if request.report is not None:
                 request.report(state, value)
         else:
+            if state == SUCCESS and self.app.signer is not None:
+                value = self.app.signer.seal(value, task_id)
             self.app.broker.store(task_id, state, value, task=self.name)
 
     def progress(
@@ -612,6 +615,8 @@ class Task(Generic[P, R]):
             changed = changed._replace(body=body, immutable=True, keywords=None)
         if options:
             changed = _with_changed_options(changed, options, self.app)
+        if (signer := self.app.signer) is not None:
+            changed = signer.sign(changed)
         pairs = zip(PACKED_FIELDS, message.pack(), changed.pack(), strict=True)
         return {name: new for name, old, new in pairs if new != old}
 

@@ -166,7 +166,11 @@ class Worker:
         self._mailbox: Mailbox | None = None
         self._peers: list[int] = []
         self._notices = Notices(
-            self, lambda: app.tasks, hostname=self.hostname, accept=conf.accept_content
+            self,
+            lambda: app.tasks,
+            hostname=self.hostname,
+            accept=conf.accept_content,
+            signer=app.signer,
         )
         self._steering = Steering(self)
         self._teller = Teller(app, self.hostname)
@@ -303,6 +307,8 @@ class Worker:
             max_result_size=conf.task_max_body_size,
             hostname=self.hostname,
             clock=self.app.clock,
+            signer=self.app.signer,
+            max_body_size=conf.task_max_body_size,
         )
         own_process = self._has_processes()
         if own_process and start_method != "fork":

@@ -309,7 +309,9 @@ class Shop:
         self.instead: dict[str, Tree] = {}
         self._tasks()
         self.worker = self.broker.register("w", ("default",), 4, {})
-        self.executor = Executor(self.app.tasks, ExecutorSettings(clock=store.clock))
+        self.executor = Executor(
+            self.app.tasks, ExecutorSettings(clock=store.clock, signer=self.app.signer)
+        )
 
     def _tasks(self) -> None:
         @self.app.task(name="work", bind=True, max_retries=None)

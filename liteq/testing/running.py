@@ -183,9 +183,12 @@ def perform(task: Task[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     app = task.app
     prepare(app)
     message, *_ = app.sender.compose(task.s(*args, **kwargs)).messages
+    [message] = app.sender.ready([message])
     ended = _executor(app).attempt(Delivery(message), _unheard)
     match ended.outcome:
         case Succeeded(result=bytes(data)):
+            if app.signer is not None:
+                data = app.signer.open(data, message.id)
             kind = app.conf.result_serializer
             result: R = loads(data, kind, (kind,))
             return result
@@ -224,6 +227,8 @@ def _executor(app: Liteq) -> Executor:
             max_result_size=conf.task_max_body_size,
             hostname=_HOSTNAME,
             clock=app.clock,
+            signer=app.signer,
+            max_body_size=conf.task_max_body_size,
         ),
     )
 

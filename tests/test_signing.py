@@ -1,0 +1,414 @@
+"""Who has no key can neither make a message that runs, nor change one, nor a result."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import world
+from api import forget_current
+
+from liteq import Liteq, chain, chord, group
+from liteq.brokers.base import Broker
+from liteq.exceptions import ImproperlyConfigured, InvalidSignature, MessageTooLarge
+from liteq.executor import Executor, ExecutorSettings
+from liteq.ids import new_id
+from liteq.inline import InlineWorker, attempt_with
+from liteq.message import Message
+from liteq.outcome import Succeeded
+from liteq.serializers import dumps, dumps_call
+from liteq.signals import before_task_publish, task_received
+from liteq.signing import Signer
+
+OLD, NEW, OTHER = ("old-" * 8, "new-" * 8, "oth-" * 8)
+
+
+@pytest.fixture(autouse=True)
+def _current() -> Iterator[None]:
+    yield
+    forget_current()
+
+
+def make_app(broker: Broker, *keys: str, **settings: Any) -> Liteq:
+    app = Liteq("shop", broker="memory://", clock=broker.clock, security_keys=keys, **settings)
+    app.broker = broker
+
+    @app.task(name="add")
+    def add(*numbers: int) -> int:
+        return sum(numbers)
+
+    @app.task(name="total")
+    def total(numbers: list[int]) -> int:
+        return sum(numbers)
+
+    @app.task(name="again", bind=True)
+    def again(self: Any, n: int) -> int:
+        if self.request.retries == 0:
+            raise self.retry(args=(n + 1,), countdown=0)
+        return n
+
+    @app.task(name="become", bind=True)
+    def become(self: Any) -> None:
+        raise self.replace(add.s(1, 2) | add.s(3))
+
+    return app
+
+
+def run(app: Liteq) -> None:
+    """Run what is due, as the children of a worker of this app would."""
+    settings = ExecutorSettings(
+        clock=app.clock,
+        signer=app.signer,
+        accept=tuple(app.conf.accept_content),
+        max_body_size=app.conf.task_max_body_size,
+    )
+    executor = Executor(app.tasks, settings)
+    with InlineWorker(app.broker, attempt_with(executor)) as worker:
+        for _ in worker.run_due():
+            pass
+
+
+def reason(app: Liteq, id: str) -> str | None:
+    return app.broker.get([id])[id].dead
+
+
+# What is signed works
+
+
+def test_calls_retries_and_workflows_run_with_signatures(broker: Broker) -> None:
+    app = make_app(broker, NEW)
+    t = app.tasks
+    made = [
+        t["add"].delay(2, 3),
+        t["again"].delay(1),
+        t["become"].delay(),
+        chain(t["add"].s(1), t["add"].s(2)).delay(),
+        chord([t["add"].s(n) for n in range(4)], t["total"].s()).delay(),
+        (group(t["add"].s(1), group(t["add"].s(2)) | t["total"].s()) | t["total"].s()).delay(),
+    ]
+    run(app)
+    assert [one.get(timeout=0) for one in made] == [5, 2, 6, 3, 6, 3]
+    several = group(t["add"].s(1), t["add"].s(2)).delay()
+    run(app)
+    assert several.get(timeout=0) == [1, 2]
+    assert app.AsyncResult(several.id).get(timeout=0) == [1, 2]
+
+
+def test_a_message_keeps_its_signature_through_every_store(broker: Broker) -> None:
+    signer = Signer([NEW])
+    message = world.make(
+        time_limit=10,
+        soft_time_limit=5,
+        expires_at=world.START + 60.25,
+        max_deliveries=7,
+        result_expires=3600,
+        headers={"é": [1.5, None, {"z": 1, "a": 2}]},
+        group_index=3,
+    )
+    broker.enqueue([signer.sign(message)])
+    worker = world.enlist(broker)
+    [lease] = broker.claim(worker, ["default"])
+    signer.check(lease.packed)
+
+
+def test_receivers_change_a_message_before_it_is_signed(broker: Broker) -> None:
+    app = make_app(broker, NEW)
+
+    def label(headers: Any, **_: Any) -> None:
+        headers["label"] = "x"
+
+    before_task_publish.connect(label)
+    try:
+        made = app.tasks["add"].delay(1)
+    finally:
+        before_task_publish.disconnect(label)
+    run(app)
+    assert made.get(timeout=0) == 1
+
+
+# What is not signed, or was changed, does not run
+
+
+def test_an_unsigned_message_is_a_dead_letter_with_its_reason(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = make_app(broker, NEW)
+    forged = world.make("add", dumps_call((1,), {}))
+    app.broker.enqueue([forged])
+    with caplog.at_level(logging.ERROR, "liteq"):
+        run(app)
+    assert "not signed" in (reason(app, forged.id) or "")
+    assert "not signed" in caplog.text
+    with pytest.raises(InvalidSignature, match="not signed"):
+        app.AsyncResult(forged.id).get(timeout=0)
+
+
+CHANGES: dict[str, Any] = {
+    "body": dumps_call((666,), {}),
+    "task": "total",
+    "id": "another",
+    "queue": "privileged",
+    "expires_at": world.START + 9999,
+    "time_limit": 9.0,
+    "acks_late": False,
+    "headers": {"role": "admin"},
+    "content_type": "pickle",
+    "immutable": True,
+    "keywords": ("numbers",),
+    "root_id": "x",
+    "stamps": {"a": ["b"]},
+}
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_a_message_that_was_changed_does_not_run(field: str, clock: world.FakeClock) -> None:
+    app = make_app(world.Store("memory", None, clock).open(), NEW)  # type: ignore[arg-type]
+    genuine = app.sender.ready([world.make("add", dumps_call((1,), {}))])[0]
+    changed = genuine._replace(**{field: CHANGES[field]})
+    app.broker.enqueue([changed])
+    run(app)
+    assert "wrong" in (reason(app, changed.id) or "")
+
+
+def test_what_the_store_changes_itself_is_not_covered(broker: Broker) -> None:
+    signer = Signer([NEW])
+    signed = signer.sign(world.make("add", priority=1))
+    for changes in ({"priority": 9}, {"run_at": 5.0}, {"retries": 3}):
+        signer.check(signed._replace(**changes).pack())
+
+
+@pytest.mark.parametrize(
+    "signature",
+    ["", "x", "0" * 16 + ":" + "0" * 64, None, '0","v":1}', "Ü" * 16 + ":" + "é" * 64],
+)
+def test_a_made_up_signature_is_refused(signature: str | None) -> None:
+    signer = Signer([NEW])
+    genuine = signer.sign(world.make("add"))
+    with pytest.raises(InvalidSignature):
+        signer.check(genuine._replace(signature=signature).pack())
+
+
+def test_one_key_does_not_pass_for_another(broker: Broker) -> None:
+    theirs = make_app(broker, OTHER)
+    made = theirs.tasks["add"].delay(1)
+    ours = make_app(broker, NEW)
+    run(ours)
+    assert "key that is not known" in (reason(ours, made.id) or "")
+
+
+def test_a_dead_letter_runs_when_its_key_is_known_and_it_is_redriven(broker: Broker) -> None:
+    made = make_app(broker, OLD).tasks["add"].delay(4)
+    run(make_app(broker, NEW))
+    both = make_app(broker, NEW, OLD)
+    both.broker.redrive([made.id])
+    run(both)
+    assert both.AsyncResult(made.id).get(timeout=0) == 4
+
+
+def test_a_pickle_is_not_read_before_its_signature_is(tmp_path: Any, broker: Broker) -> None:
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "boom"),)
+
+    body = pickle.dumps([(Bomb(),), {}])
+    app = make_app(broker, NEW, accept_content=["json", "pickle"])
+    app.broker.enqueue([world.make("add", body, content_type="pickle")])
+    heard: list[Any] = []
+
+    def hear(request: Any, **_: Any) -> None:
+        heard.append(request.args)
+
+    from liteq.notices import Notices
+
+    task_received.connect(hear)
+    try:
+        notices = Notices(
+            None, lambda: app.tasks, hostname="w", accept=("json", "pickle"), signer=app.signer
+        )
+        worker = world.enlist(broker)
+        [lease] = broker.claim(worker, ["default"])
+        notices.received(lease)
+        broker.unregister(worker)
+    finally:
+        task_received.disconnect(hear)
+    run(app)
+    assert heard == [None]
+    assert not (tmp_path / "boom").exists()
+
+
+# Keys
+
+
+def test_keys_are_exchanged_while_everything_runs(broker: Broker) -> None:
+    before = make_app(broker, OLD)
+    first = before.tasks["add"].delay(1)
+    run(before)
+    second = before.tasks["add"].delay(2)
+    both = make_app(broker, NEW, OLD)  # 1. everywhere the new one beside the old
+    third = both.tasks["add"].delay(3)
+    run(both)
+    assert [both.AsyncResult(r.id).get(timeout=0) for r in (first, second, third)] == [1, 2, 3]
+    after = make_app(broker, NEW)  # 2. the old one alone is taken out
+    assert after.AsyncResult(third.id).get(timeout=0) == 3
+    with pytest.raises(InvalidSignature):
+        after.AsyncResult(first.id).get(timeout=0)
+
+
+def test_a_store_moves_to_signing_without_losing_what_waits(broker: Broker) -> None:
+    unsigned = make_app(broker).tasks["add"].delay(1)
+    app = make_app(broker, NEW, security_accept_unsigned=True)
+    forged = app.sender.ready([world.make("add", dumps_call((1,), {}))])[0]
+    app.broker.enqueue([forged._replace(body=dumps_call((2,), {}))])
+    run(app)
+    assert app.AsyncResult(unsigned.id).get(timeout=0) == 1
+    assert "wrong" in (reason(app, forged.id) or "")
+
+
+def test_a_reader_without_keys_reads_what_is_signed(broker: Broker) -> None:
+    app = make_app(broker, NEW)
+    made = app.tasks["add"].delay(1)
+    run(app)
+    assert make_app(broker).AsyncResult(made.id).get(timeout=0) == 1
+
+
+def test_keys_come_from_the_environment_or_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.setenv("LITEQ_SECURITY_KEYS", f"{NEW},{OLD}")
+    assert Liteq("shop").conf.security_keys == (NEW, OLD)
+    monkeypatch.delenv("LITEQ_SECURITY_KEYS")
+    (tmp_path / "keys").write_text(f"{NEW}\n{OLD}\n")
+    monkeypatch.setenv("LITEQ_SECURITY_KEYS_FILE", str(tmp_path / "keys"))
+    assert Liteq("shop").conf.security_keys == (NEW, OLD)
+
+
+def test_a_short_key_is_refused_and_no_key_is_shown() -> None:
+    with pytest.raises(ImproperlyConfigured, match="at least 16") as raised:
+        Liteq("shop", security_keys=["short-key-here"])
+    assert "short-key-here" not in str(raised.value)
+    app = Liteq("shop", broker="memory://", security_keys=[NEW])
+    assert NEW not in app.bugreport() + repr(app.signer) + repr(app.conf.table())
+
+
+def test_signing_is_not_even_imported_without_keys() -> None:
+    import subprocess
+
+    code = (
+        "import sys; from liteq import Liteq; app = Liteq('s', broker='memory://')\n"
+        "app.task(name='t')(lambda: None).delay()\n"
+        "assert 'liteq.signing' not in sys.modules and 'hmac' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Results
+
+
+def settle(app: Liteq, id: str, result: bytes) -> None:
+    """End a queued call as a worker without keys would."""
+    worker = world.enlist(app.broker)
+    [lease] = app.broker.claim(worker, ["default"])
+    assert lease.id == id
+    app.broker.settle(worker, lease, Succeeded(result))
+    app.broker.unregister(worker)
+
+
+def test_a_result_that_nobody_signed_raises(broker: Broker) -> None:
+    app = make_app(broker, NEW)
+    made = app.tasks["add"].delay(1)
+    settle(app, made.id, dumps(666))
+    with pytest.raises(InvalidSignature, match="not signed"):
+        made.get(timeout=0)
+
+
+def test_a_result_of_another_call_raises(broker: Broker) -> None:
+    app = make_app(broker, NEW)
+    first = app.tasks["add"].delay(1)
+    run(app)
+    stolen = app.broker.get([first.id])[first.id].result
+    second = app.tasks["add"].delay(2)
+    settle(app, second.id, stolen or b"")
+    with pytest.raises(InvalidSignature, match=first.id):
+        second.get(timeout=0)
+
+
+def test_a_task_is_given_no_value_that_nobody_signed(broker: Broker) -> None:
+    app = make_app(broker, NEW)
+    line = chain(app.tasks["add"].s(1), app.tasks["add"].s(2)).delay()
+    settle(app, line.parent.id, dumps(666))
+    run(app)
+    assert "not signed" in (reason(app, line.id) or "")
+
+
+def test_no_value_of_another_workflow_gets_into_a_list(broker: Broker) -> None:
+    app = make_app(broker, NEW)
+    add, total = app.tasks["add"], app.tasks["total"]
+    lone = add.delay(1000)
+    run(app)
+    stolen = app.broker.get([lone.id])[lone.id].result
+    body = chord([add.s(1), add.s(2)], total.s()).delay()
+    settle(app, body.parent.results[0].id, stolen or b"")
+    run(app)
+    assert "no part of" in (reason(app, body.id) or "")
+
+
+def test_a_damaged_seal_is_said_to_be_one() -> None:
+    signer = Signer([NEW])
+    sealed = signer.seal(b"1", "a")
+    for damaged in (
+        sealed[:20],
+        sealed[:7] + b"[]\n1",
+        sealed[:7] + b"[" * 9999,
+        sealed + b"2",
+    ):
+        with pytest.raises(InvalidSignature):
+            signer.open(damaged, "a")
+    assert signer.open(sealed, "a") == b"1"
+
+
+# Periodic entries
+
+
+def test_an_entry_that_somebody_put_into_the_store_is_not_fired(broker: Broker) -> None:
+    from liteq.beat import Beat
+
+    app = make_app(broker, NEW)
+    app.schedules.add("genuine", "add", 10.0, args=(1,))
+    [row] = broker.schedules()
+    make_app(broker).schedules.add("forged", "add", 10.0, args=(666,))
+    broker.put_schedule(row._replace(name="copied"), revision=0)
+    engine = Beat(app)
+    engine.tick()
+    broker.clock.advance(11.0)  # type: ignore[attr-defined]
+    engine.tick()
+    run(app)
+    ended = broker.browse("succeeded")
+    assert [app.AsyncResult(one.id).get(timeout=0) for one in ended] == [1]
+
+
+# Sizes
+
+
+def test_a_body_that_is_too_large_is_not_read(broker: Broker) -> None:
+    app = make_app(broker, task_max_body_size=1000)
+    with pytest.raises(MessageTooLarge, match="task_max_body_size"):
+        app.tasks["add"].delay("x" * 2000)
+    large = Message(new_id(), "add", dumps_call(("x" * 2000,), {}))
+    broker.enqueue([large])
+    run(app)
+    assert "2009 bytes" in (reason(app, large.id) or "")
+
+
+def test_headers_that_are_too_large_are_refused_where_they_are_given(broker: Broker) -> None:
+    app = make_app(broker)
+    with pytest.raises(MessageTooLarge, match="headers take"):
+        app.tasks["add"].apply_async((1,), headers={"note": "x" * 70_000})
+    huge = world.make("add", headers={"note": "x" * 1_100_000})
+    broker.enqueue([huge])
+    run(app)
+    assert "envelope" in (reason(app, huge.id) or "")
