@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from liteq.brokers.searching import Found, Search
 from liteq.clock import Clock, system_clock
+from liteq.limits import Limit, LimitInfo
 from liteq.message import Edge, Message, Packed, Workflow
 from liteq.outcome import Outcome
 
@@ -58,6 +59,7 @@ State: TypeAlias = Literal[
     "waiting",  # for other messages (a callback)
     "scheduled",  # for its time: an ETA
     "queued",  # claimable
+    "limited",  # claimable as soon as the limits that it is under have room
     "parked",  # queued, but no worker that met it knows its task
     "running",  # claimed: a worker holds the lease
     "retrying",  # for its time: the task asked for another attempt
@@ -67,6 +69,8 @@ State: TypeAlias = Literal[
     "ignored",
 ]
 FINAL_STATES: Final[frozenset[State]] = frozenset({"succeeded", "failed", "revoked", "ignored"})
+
+_UNSTARTED: Final[tuple[State, ...]] = ("queued", "limited", "scheduled", "parked")
 
 RevokeAnswer: TypeAlias = Literal["revoked", "signalled", "running", "settled", "unknown"]
 
@@ -218,7 +222,7 @@ class QueueInfo(NamedTuple):
     @property
     def length(self) -> int:
         """How many messages wait to be started: what `limit` counts, and `purge()` deletes."""
-        return sum(self.counts.get(state, 0) for state in ("queued", "scheduled", "parked"))
+        return sum(self.counts.get(state, 0) for state in _UNSTARTED)
 
 
 class Node(NamedTuple):
@@ -382,7 +386,12 @@ class Broker(ABC):
     11. *At most once, if asked.* A message with `acks_late=False` is never claimed
         twice: if its process dies, it has failed with `WorkerLostError`.
 
-    (12 belongs to limits.)
+    12. *Limits hold.* Over all workers, the starts of the messages under a rate are never
+        closer than it allows, and never do more run at once than a `most` allows. The
+        claim decides by its own clock, in its own step: what it takes, it charges; a
+        slot is free in the step in which its lease ends, whatever ends it. Those with
+        other keys, or without limits, are never held up by one that must wait, and keys
+        that wait for one bucket take turns.
 
     13. *Once, if unique.* At most one message that has not ended holds a `unique_key`,
         whoever enqueues at the same time. The key is taken in the step that stores the
@@ -451,12 +460,13 @@ class Broker(ABC):
         queues: Sequence[str] = (),
         limit: int = 0,
         tasks: Collection[str] | None = None,
+        ignore_rates: bool = False,
     ) -> Step:
         """Settle, note and claim for one worker: one transaction, one trip.
 
         Claims up to `limit` messages of those `queues` that are not paused, if their task
         is in `tasks` (None: any task); one whose task is not, is parked. Messages found
-        expired are revoked.
+        expired are revoked. With `ignore_rates` neither checks nor charges rates.
         """
 
     def settle(self, worker: int, lease: Lease, outcome: Outcome) -> bool:
@@ -601,6 +611,26 @@ class Broker(ABC):
     @abstractmethod
     def events(self, after: int, limit: int = 1000) -> Events:
         """Return the events after that number, oldest first."""
+
+    # Limits
+
+    @abstractmethod
+    def declare_limits(self, tasks: Mapping[str, Sequence[Limit]]) -> None:
+        """Say which limits the messages of these tasks are under, in place of what was
+        declared of them before; it holds for what waits already. A message that does not
+        name one of them itself (`Message.limits`) is under it without a key."""
+
+    @abstractmethod
+    def override_limit(
+        self, name: str, limit: Limit | None, *, task: str | None = None
+    ) -> None:
+        """Have a limit of this name in force whatever is declared, at once and for every
+        worker, until it is overridden anew; None: what is declared holds again. `task`:
+        one whose messages are under it although its code declares none of this name."""
+
+    @abstractmethod
+    def limits(self) -> list[LimitInfo]:
+        """Return all limits, declared or overridden, by name."""
 
     # Looking
 

@@ -14,6 +14,7 @@ import apsw
 from liteq.brokers.connection import fetch_all, fetch_one
 from liteq.brokers.following import Following
 from liteq.brokers.graph import count_edges
+from liteq.brokers.limiting import enter_lines
 from liteq.brokers.schema import STATE_CODES
 from liteq.brokers.uniqueness import UNIQUE, admit
 from liteq.exceptions import AlreadyEnqueued, InvalidTaskError
@@ -24,6 +25,7 @@ __all__ = ["ENQUEUE", "Batch", "accept_repeat", "enter_workflow", "insert", "pre
 _WAITING: Final = STATE_CODES["waiting"]
 _QUEUED: Final = STATE_CODES["queued"]
 _SCHEDULED: Final = STATE_CODES["scheduled"]
+_LIMITED: Final = STATE_CODES["limited"]
 
 _PACKED: Final = ", ".join(PACKED_FIELDS)
 _WIDTH: Final = len(PACKED_FIELDS)
@@ -56,8 +58,10 @@ def row_of(packed: Packed, pending: int, now: float) -> tuple[Any, ...]:
     """Return what `ENQUEUE` writes for a message that waits for so many others."""
     if pending or packed[1] == GATHER:
         state = _WAITING
+    elif packed[5] is not None and packed[5] > now:
+        state = _SCHEDULED
     else:
-        state = _SCHEDULED if packed[5] is not None and packed[5] > now else _QUEUED
+        state = _QUEUED if packed[14] is None else _LIMITED
     return (*packed, state, pending, now)
 
 
@@ -121,6 +125,10 @@ def insert(
                 "AND NOT EXISTS(SELECT 1 FROM message WHERE workflow = ?1)",
                 (number,),
             )
+    limited = [row for row in batch.rows if row[_WIDTH] == _LIMITED and row[0] in new]
+    if limited:
+        following.lined = True
+        enter_lines(db, [(row[3], row[14], row[4], new[row[0]]) for row in limited])
     _insert_edges(following, batch.edges, {**new, **there} if there else new)
     for id in batch.gathers:
         if id in new:

@@ -109,7 +109,8 @@ class End(NamedTuple):
 class Following:
     """What one transaction owes to those that wait, in the store and outside of it.
 
-    `queued` says that messages became claimable, `woken` which ids are to be told to
+    `queued` says that messages became claimable, `lined` that some of them are under limits
+    (see `limiting`), `woken` which ids are to be told to
     which mailboxes: both are acted upon after the commit.
     """
 
@@ -124,6 +125,7 @@ class Following:
         self.db = db
         self.now = now
         self.queued = False
+        self.lined = False
         self.woken: dict[str, list[str]] = {}
         self._ended: dict[int, End] = {}  # by number, in the order of their ends
         self._settled: dict[int, str] = {}  # whose waiters are to be told

@@ -105,7 +105,7 @@ def _arguments(kept: Kept) -> list[Any]:
     """Return the arguments of one message: see `lua/keep.lua`."""
     record = kept.record
     letter = LETTERS[record.state]
-    if letter in "rpy":  # it is claimed, or parked, anew; a retry waits for its time
+    if letter in "rply":  # it is claimed, or parked, anew; a retry waits for its time
         letter = "d" if letter == "y" else "q"
     fields = kept_fields(kept)
     packed = record.packed

@@ -129,7 +129,7 @@ def _insert(db: apsw.Connection, kept: Kept, now: float) -> int:
     state: str = record.state
     if state == "retrying":
         state = "scheduled"  # until the next claim sees that it is due
-    elif state in ("running", "parked"):
+    elif state in ("running", "parked", "limited"):
         state = "queued"
     over = record.final
     values: tuple[Any, ...] = (

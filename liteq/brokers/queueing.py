@@ -22,15 +22,19 @@ __all__ = ["counts", "keep_lengths", "pause", "queues", "resume", "unpaused"]
 
 _WAITING: Final = STATE_CODES["waiting"]
 _STATE: Final = len(PACKED_FIELDS)  # where a row of `enqueueing` has its state
-_COUNTED: Final[tuple[State, ...]] = ("waiting", "queued", "scheduled", "running", "parked")
+_COUNTED: Final[tuple[State, ...]] = (
+    *("waiting", "queued", "scheduled", "running", "parked"),
+    "limited",
+)
 
-# More than so many wait: each of the three is walked on its own index, and no further.
+# More than so many wait: each of the four is walked on its own index, and no further.
 _IS_OVER: Final = (
     "SELECT EXISTS(SELECT 1 FROM ("
     "SELECT 1 FROM message INDEXED BY message_queued WHERE state = 1 AND queue = ?1 UNION ALL "
     "SELECT 1 FROM message INDEXED BY message_scheduled WHERE state = 2 AND queue = ?1 "
     "UNION ALL "
-    "SELECT 1 FROM message INDEXED BY message_parked WHERE state = 4 AND queue = ?1) "
+    "SELECT 1 FROM message INDEXED BY message_parked WHERE state = 4 AND queue = ?1 UNION ALL "
+    "SELECT 1 FROM message INDEXED BY message_limited WHERE state = 5 AND queue = ?1) "
     "LIMIT 1 OFFSET ?2)"
 )
 # The first in line at each priority, found in the index of claims.

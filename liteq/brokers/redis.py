@@ -41,6 +41,7 @@ from liteq.brokers.base import (
 )
 from liteq.brokers.graph import count_edges
 from liteq.brokers.lengths import Lengths, queue_full
+from liteq.brokers.limiting_redis import declaring, infos, overriding
 from liteq.brokers.mail_redis import RedisMail, Row
 from liteq.brokers.redis_form import (
     LETTERS,
@@ -73,6 +74,7 @@ from liteq.exceptions import (
     StoreLost,
 )
 from liteq.ids import new_id, new_token
+from liteq.limits import Limit, LimitInfo
 from liteq.message import GATHER, Edge, Message, Workflow
 from liteq.outcome import Lost, Outcome, Released
 
@@ -271,6 +273,7 @@ class RedisBroker(RedisMail):
         queues: Sequence[str] = (),
         limit: int = 0,
         tasks: Collection[str] | None = None,
+        ignore_rates: bool = False,
     ) -> Step:
         token = self._tokens()
         doubtful = self._doubtful.get(worker, ())
@@ -280,7 +283,8 @@ class RedisBroker(RedisMail):
         tail: list[Any] = [len(notes)]
         for lease, note in notes:
             tail += (lease.id, lease.token, note.state, note.meta)
-        tail += (limit, len(queues), *queues, digest)
+        tail += (limit, len(queues), *queues, digest, ignore_rates)
+        tail += (lease.id for lease, _ in settlements if lease.packed[14] is not None)
         try:
             while True:
                 head = (worker, token, len(doubtful), *doubtful, *ends.arguments())
@@ -483,6 +487,19 @@ class RedisBroker(RedisMail):
     def resume(self, queue: str) -> bool:
         return self._once("pause", queue, "")[0] == b"1"
 
+    # Limits
+
+    def declare_limits(self, tasks: Mapping[str, Sequence[Limit]]) -> None:
+        self._call("set_limits", *declaring(tasks), durable=True)
+
+    def override_limit(
+        self, name: str, limit: Limit | None, *, task: str | None = None
+    ) -> None:
+        self._call("set_limits", *overriding(name, limit, task), durable=True)
+
+    def limits(self) -> list[LimitInfo]:
+        return infos(self._call("limits"))
+
     # Looking
 
     def holder(self, unique_key: str) -> str | None:
@@ -531,7 +548,7 @@ class RedisBroker(RedisMail):
     ) -> list[Record]:
         letter = LETTERS[state]
         places = [queue or ""]
-        if queue is None and letter in "wqd":
+        if queue is None and letter in "wqdl":
             places = self._queue_names()
         found: list[tuple[int, str]] = []
         for place in places:
@@ -814,7 +831,8 @@ def _read_step(fields: Fields, token: int, ends: Settlements) -> Step:
 def _counted(fields: Fields) -> dict[State, int]:
     """Return the counts of one queue that `lua/counts.lua` puts."""
     states: tuple[State, ...] = ("waiting", "queued", "scheduled", "running", "parked")
-    numbers = [int(number or 0) for number in fields.some(5)]
+    states += ("limited",)
+    numbers = [int(number or 0) for number in fields.some(6)]
     return {s: n for s, n in zip(states, numbers, strict=True) if n}
 
 

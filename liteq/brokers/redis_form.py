@@ -53,6 +53,7 @@ STATES: Final[dict[bytes, State]] = {
     b"d": "scheduled",
     b"r": "running",
     b"p": "parked",
+    b"l": "limited",
     b"S": "succeeded",
     b"F": "failed",
     b"R": "revoked",

@@ -52,8 +52,8 @@ _RECALL: Final = (
 # What has counted an end that is undone now, and has not started.
 _UNCOUNT: Final = (
     "UPDATE message SET pending = pending + 1, inputs = inputs - ?2, "
-    "state = CASE WHEN state IN (1, 2, 4) THEN 0 ELSE state END WHERE seq = ?1 "
-    "AND (state IN (0, 1, 2, 4) OR (state IN (7, 8) AND revoke = 'upstream'))"
+    "state = CASE WHEN state IN (1, 2, 4, 5) THEN 0 ELSE state END WHERE seq = ?1 "
+    "AND (state IN (0, 1, 2, 4, 5) OR (state IN (7, 8) AND revoke = 'upstream'))"
 )
 _TAKE_BACK: Final = "DELETE FROM input WHERE target = ? AND position = ? AND source = ?"
 _EDGES: Final = (

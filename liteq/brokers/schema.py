@@ -26,6 +26,7 @@ STATE_CODES: Final = {
     "scheduled": 2,
     "running": 3,
     "parked": 4,
+    "limited": 5,
     "succeeded": 6,
     "failed": 7,
     "revoked": 8,
@@ -217,6 +218,56 @@ CREATE TABLE event(
     body BLOB NOT NULL
 ) STRICT;
 CREATE INDEX event_emitted ON event(emitted_at);
+-- See limiting.py.
+CREATE INDEX message_limited ON message(queue, limits, priority DESC, seq) WHERE state = 5;
+CREATE INDEX message_limited_expiring ON message(expires_at)
+    WHERE expires_at IS NOT NULL AND state = 5;
+CREATE TABLE limits(
+    name TEXT PRIMARY KEY,
+    declared TEXT,
+    override TEXT,
+    task TEXT
+) STRICT, WITHOUT ROWID;
+CREATE TABLE limited(task TEXT PRIMARY KEY, names TEXT NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE line(
+    queue TEXT NOT NULL,
+    limits TEXT NOT NULL,
+    priority INTEGER NOT NULL,
+    head INTEGER NOT NULL,
+    blocked_by TEXT,
+    since INTEGER,
+    PRIMARY KEY(queue, limits)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX line_ready ON line(queue, priority DESC, head) WHERE blocked_by IS NULL;
+CREATE INDEX line_blocked ON line(blocked_by, queue, priority DESC, since)
+    WHERE blocked_by IS NOT NULL;
+CREATE INDEX line_since ON line(since) WHERE since IS NOT NULL;
+CREATE TABLE gate(
+    bucket TEXT NOT NULL,
+    queue TEXT NOT NULL,
+    opens_at REAL,
+    PRIMARY KEY(bucket, queue)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX gate_due ON gate(queue, opens_at) WHERE opens_at IS NOT NULL;
+CREATE TABLE bucket(
+    name TEXT PRIMARY KEY,
+    free_at REAL NOT NULL,
+    used_at REAL NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX bucket_free ON bucket(free_at);
+CREATE TABLE slot(
+    message INTEGER NOT NULL,
+    bucket TEXT NOT NULL,
+    PRIMARY KEY(message, bucket)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX slot_bucket ON slot(bucket);
+CREATE TABLE closed(
+    worker INTEGER NOT NULL,
+    queue TEXT NOT NULL,
+    limits TEXT NOT NULL,
+    until REAL NOT NULL,
+    PRIMARY KEY(worker, queue, limits)
+) STRICT, WITHOUT ROWID;
 """,
 }
 

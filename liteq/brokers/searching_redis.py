@@ -54,9 +54,9 @@ def _places(search: Search, queues: Callable[[], Iterable[str]]) -> list[Place]:
         return [("z", f"nodes:{search.workflow}", wanted)]
     if search.dead:
         return [("z", "dead", wanted)]
-    letters = wanted or f"{_ENDED}wqydpr"
+    letters = wanted or f"{_ENDED}wqydprl"
     names = [search.queue] if search.queue is not None else []
-    if search.queue is None and set(letters) & set("wqyd"):
+    if search.queue is None and set(letters) & set("wqydl"):
         names = sorted(queues())
     places: list[Place] = [("z", f"over:{of}", "") for of in letters if of in _ENDED]
     if "r" in letters:
@@ -68,6 +68,7 @@ def _places(search: Search, queues: Callable[[], Iterable[str]]) -> list[Place]:
     also = "y" if {"q", "d", "y"} <= set(letters) else ""
     for name in names:
         places += [("z", f"w:{name}", "")] if "w" in letters else []
+        places += [("z", f"limited:{name}", "")] if "l" in letters else []
         places += [("q", f"q:{name}", f"q{also}")] if "q" in letters else []
         places += [("u", f"d:{name}", f"d{also}")] if "d" in letters else []
     return places

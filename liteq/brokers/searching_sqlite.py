@@ -43,6 +43,7 @@ _OUT_OF_ORDER: Final = {
     "scheduled": ("INDEXED BY message_scheduled WHERE state = 2",),
     "running": ("INDEXED BY message_running WHERE state = 3",),
     "parked": ("INDEXED BY message_parked WHERE state = 4",),
+    "limited": ("INDEXED BY message_limited WHERE state = 5",),
     "retrying": (
         "INDEXED BY message_queued WHERE state = 1",
         "INDEXED BY message_scheduled WHERE state = 2",

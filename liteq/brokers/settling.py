@@ -16,6 +16,7 @@ from liteq.brokers.base import Lease
 from liteq.brokers.connection import fetch_all, fetch_one
 from liteq.brokers.enqueueing import enter_workflow, insert, prepare
 from liteq.brokers.following import IGNORED_KEPT, Following, find_open_gather
+from liteq.brokers.limiting import free_slots
 from liteq.brokers.schema import STATE_CODES
 from liteq.exceptions import InvalidTaskError, MessageError, NotRegistered, WorkerLostError
 from liteq.message import GATHER, PACKED_FIELDS, Graph, Workflow
@@ -91,7 +92,8 @@ _REFUSED: Final = (
 
 class Settling:
     """The part of one transaction that ends leases; `following` is what it owes to others.
-    `edges` and `waiters`: whether the store has any, if the caller has looked."""
+    `edges` and `waiters`: whether the store has any, if the caller has looked. `opened` is
+    set when a slot became free that messages under a limit were waiting for."""
 
     def __init__(
         self,
@@ -106,6 +108,7 @@ class Settling:
         self.now = now
         self.max_deliveries = max_deliveries
         self.following = Following(db, now, edges=edges, waiters=waiters)
+        self.opened = False
 
     def settle(self, settlements: Sequence[tuple[Lease, Outcome]]) -> tuple[bool, ...]:
         """Record the outcome of each lease; False stands for one that had been lost."""
@@ -116,6 +119,9 @@ class Settling:
             accepted = (True,) * len(settlements)
         else:
             accepted = tuple(self._settle(lease, outcome) for lease, outcome in settlements)
+        for (lease, _), ended in zip(settlements, accepted, strict=True):
+            if lease.packed[14] is not None and ended:
+                self.opened |= free_slots(self.db, lease.key)
         self.following.follow_all()
         return accepted
 

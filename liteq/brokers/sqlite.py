@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import apsw
 
-from liteq.brokers import queueing, scheduling, workflows
+from liteq.brokers import limiting, queueing, scheduling, workflows
 from liteq.brokers.base import (
     DEFAULT_MAX_DELIVERIES,
     EVENTS_KEPT_FOR,
@@ -46,6 +46,7 @@ from liteq.brokers.connection import Database, fetch_all, fetch_one
 from liteq.brokers.enqueueing import ENQUEUE, accept_repeat, insert, prepare, row_of
 from liteq.brokers.following import NOTED, Following, revocation
 from liteq.brokers.lengths import Lengths
+from liteq.brokers.limiting import NO_BOOK, Book, Lines, free_slots, peek, read_book, tidy
 from liteq.brokers.liveness import LockFiles, boot_id, lock_name
 from liteq.brokers.mail_sqlite import SqliteMail
 from liteq.brokers.redriving import redrive
@@ -57,6 +58,7 @@ from liteq.brokers.wakeup import LocalMailbox, Post, SocketMailbox, kind_of
 from liteq.clock import Clock, system_clock
 from liteq.exceptions import BrokerError, ImproperlyConfigured
 from liteq.ids import new_token
+from liteq.limits import Limit, LimitInfo
 from liteq.message import GATHER, PACKED_FIELDS, Edge, Message, Workflow
 from liteq.outcome import (
     Lost,
@@ -84,6 +86,7 @@ _STATE_NAMES: Final[dict[int, State]] = {code: name for name, code in STATE_CODE
 _NOTHING_STANDS: Final[Mapping[str, str]] = {}
 _new: Final = tuple.__new__  # half of what Lease(...) costs, for each message
 _PACKED: Final = ", ".join(PACKED_FIELDS)
+_STATE: Final = len(PACKED_FIELDS)  # where it stands in a row of ENQUEUE
 
 # The subquery walks the partial index in the order of promise 7 and stops at the limit.
 _CLAIM: Final = (
@@ -91,6 +94,7 @@ _CLAIM: Final = (
     "parked_at = NULL, deliveries = deliveries + 1 WHERE seq IN ({candidates}) "
     f"RETURNING -priority, seq, deliveries, inputs, expires_at, {_PACKED}"
 )
+_CLAIM_ONE: Final = _CLAIM.format(candidates="?4")
 _QUEUED_IN: Final = (
     "SELECT * FROM (SELECT seq FROM message INDEXED BY message_queued "
     "WHERE state = 1 AND queue = ? ORDER BY priority DESC, seq LIMIT ?)"
@@ -102,7 +106,8 @@ _QUEUED_IN_RANKED: Final = (
 
 # What a step has to know before it begins, in one statement: whether its worker counts as
 # alive; whether there are edges, waiters, parked messages; whether a run is to be ended;
-# whether a queue is paused, letters have come, somebody listens.
+# whether a queue is paused, letters have come, somebody listens; whether messages wait under
+# limits, and the revision of what is declared of those.
 _AROUND: Final = (
     "SELECT EXISTS(SELECT 1 FROM worker WHERE id = ?1 AND stopped_at IS NULL), "
     "EXISTS(SELECT 1 FROM edge), EXISTS(SELECT 1 FROM waiter), "
@@ -111,7 +116,8 @@ _AROUND: Final = (
     "WHERE worker = ?1 AND state = 3 AND revoke IS NOT NULL), "
     "EXISTS(SELECT 1 FROM paused), "
     "EXISTS(SELECT 1 FROM letter WHERE receiver = ?1), "
-    "EXISTS(SELECT 1 FROM listener WHERE until > ?2)"
+    "EXISTS(SELECT 1 FROM listener WHERE until > ?2), "
+    "EXISTS(SELECT 1 FROM line), (SELECT value FROM meta WHERE name = 'limits')"
 )
 _NOTE: Final = (
     "UPDATE message SET note_state = ?, note = ? WHERE seq = ? AND token = ? AND state = 3"
@@ -184,6 +190,7 @@ class SqliteBroker(SqliteMail):
         self._local: dict[str, LocalMailbox] = {}
         self._local_lock = threading.Lock()
         self._claims: dict[int, str] = {}
+        self._book = NO_BOOK
         self._doubtful: dict[int, set[int]] = {}  # by worker: tokens of claims that failed
 
     def __repr__(self) -> str:
@@ -200,15 +207,9 @@ class SqliteBroker(SqliteMail):
         now = self.clock.now()
         packed = [message.pack() for message in messages]
         limits = self._lengths.among({one[3] for one in packed}) if self._lengths else {}
-        if (
-            len(packed) == 1
-            and not edges
-            and workflow is None
-            and packed[0][1] != GATHER
-            and packed[0][UNIQUE] is None
-            and not limits
-        ):
-            row = row_of(packed[0], 0, now)
+        row = row_of(packed[0], 0, now) if len(packed) == 1 and not edges else None
+        plain = row and workflow is None and row[_STATE] in (QUEUED, SCHEDULED)
+        if row and plain and packed[0][UNIQUE] is None and not limits:
             if not self._insert_one(row):
                 self._database.read(lambda db: accept_repeat(db, row))
             self._wake_workers()
@@ -239,6 +240,7 @@ class SqliteBroker(SqliteMail):
         queues: Sequence[str] = (),
         limit: int = 0,
         tasks: Collection[str] | None = None,
+        ignore_rates: bool = False,
     ) -> Step:
         now = self.clock.now()
         token = self._tokens()
@@ -246,7 +248,8 @@ class SqliteBroker(SqliteMail):
 
         def body(db: apsw.Connection) -> tuple[Following, Step, bool]:
             around = fetch_one(db, _AROUND, (worker, now))
-            alive, edges, waiters, parked, revoking, paused, mail, heard = around
+            alive, edges, waiters, parked, revoking, paused, mail, heard = around[:8]
+            lined, revision = around[8:]
             open_queues = queueing.unpaused(db, queues) if paused else queues
             settling = Settling(
                 db, now, self.max_deliveries, edges=bool(edges), waiters=bool(waiters)
@@ -260,6 +263,19 @@ class SqliteBroker(SqliteMail):
                     settling.following.reported(lease.key, lease.id)
             accepted = settling.settle(settlements) if settlements else ()
             due = self._next_due(db, open_queues)
+            # By the time of now that it holds the lock: who waited for it would be behind
+            # those whom it waited for.
+            known = revision == self._book.revision
+            lines = Lines(
+                db,
+                self.clock.now(),
+                self._book if known else self._read_book(db, revision),
+                worker,
+                open_queues,
+                any=bool(lined) or settling.following.lined,
+                tasks=tasks,
+                ignore_rates=ignore_rates,
+            )
             leases: list[Lease] = []
             aside: list[tuple[Lease, Literal["parked", "expired"]]] = []
             if limit > 0 and alive:
@@ -268,10 +284,20 @@ class SqliteBroker(SqliteMail):
                     settling.following.queued = True
                     due = self._next_due(db, open_queues)
                 leases, aside = self._claim(
-                    db, settling, worker, token, open_queues, limit, tasks, parked=bool(parked)
+                    db,
+                    settling,
+                    worker,
+                    token,
+                    open_queues,
+                    limit,
+                    tasks,
+                    lines,
+                    parked=bool(parked),
                 )
                 if aside:  # an error callback of one that had expired may be due later
                     due = self._next_due(db, open_queues)
+            if lines.any or settling.opened:
+                due = self._look_again(lines, settling, due, claimed=limit > 0 and bool(alive))
             early = any(not lease.packed[10] for lease in leases)
             return (
                 settling.following,
@@ -311,6 +337,7 @@ class SqliteBroker(SqliteMail):
         queues: Sequence[str],
         limit: int,
         tasks: Collection[str] | None,
+        lines: Lines,
         *,
         parked: bool,
     ) -> tuple[list[Lease], list[tuple[Lease, Literal["parked", "expired"]]]]:
@@ -319,11 +346,24 @@ class SqliteBroker(SqliteMail):
         leases: list[Lease] = []
         aside: list[tuple[Lease, Literal["parked", "expired"]]] = []
         now = settling.now
+        named = lines.book.tasks
+        lined = 0
+        if lines.any:
+            lines.open_due()
         while len(leases) < limit:
             wanted = limit - len(leases) + len(aside)  # who met many useless ones meets more
-            found = self._claim_queued(db, worker, token, now, queues, wanted)
+            before = lined
+            charged: set[int] = set()
+            found: list[tuple[Any, ...]] = []
+            if lines.any:
+                others = peek(db, queues, wanted, tasks, parked=parked)
+                bindings = (token, worker, lines.now)
+                found = lines.take(_CLAIM_ONE, bindings, limit - len(leases), others)
+                charged = {row[1] for row in found}
+            some = wanted - len(found)
+            found += self._claim_queued(db, worker, token, now, queues, some)
             if parked:
-                found += self._claim_parked(db, worker, token, now, queues, tasks, wanted)
+                found += self._claim_parked(db, worker, token, now, queues, tasks, some)
             found.sort()  # by rank: a row begins with its priority, negative, and its number
             for one in found:
                 _, seq, delivery, inputs, expires_at = one[:5]
@@ -334,18 +374,41 @@ class SqliteBroker(SqliteMail):
                 elif tasks is not None and one[6] not in tasks:
                     _park(db, lease, now)
                     aside.append((lease, "parked"))
-                elif len(leases) >= limit:
+                elif (one[19] is not None or one[6] in named) and seq not in charged:
+                    lines.line_up(one[:2], one[8], one[6], one[19])
+                    lined += 1
+                elif len(leases) + len(charged) >= limit and seq not in charged:
                     settling.settle([(lease, Released())])
                 else:
                     if inputs:
                         lease = lease._replace(inputs=_inputs(db, seq))
                     leases.append(lease)
-            if len(found) < wanted:
+                charged.discard(seq)
+            if len(found) < wanted and lined == before:
                 break  # that was all
-            if len(aside) > SLICE:
+            if len(aside) + lined + lines.tried > SLICE:
                 settling.following.queued = True  # this worker has more to look through, too
                 break
+        if lines.tried:
+            leases.sort(key=lambda lease: (-lease.packed[4], lease.key))
         return leases, aside
+
+    def _look_again(
+        self, lines: Lines, settling: Settling, due: float | None, *, claimed: bool
+    ) -> float | None:
+        """Return when the worker is to look again, having seen to it that others look now
+        if a line may go on that it did not take."""
+        opened = settling.opened or lines.opened
+        if opened and (not claimed or lines.more()):
+            settling.following.queued = True
+        if lines.tried >= SLICE:
+            return lines.now
+        times = [time for time in (due, lines.next_due()) if time is not None]
+        return min(times, default=None)
+
+    def _read_book(self, db: apsw.Connection, revision: int | None) -> Book:
+        self._book = read_book(db, revision)
+        return self._book
 
     def _claim_queued(
         self,
@@ -697,7 +760,7 @@ class SqliteBroker(SqliteMail):
 
     def purge(self, queues: Sequence[str] | None = None, *, dead: bool = False) -> int:
         names = None if queues is None else json.dumps(list(queues))
-        places = ["dead"] if dead else ["queued", "scheduled", "parked"]
+        places = ["dead"] if dead else ["queued", "scheduled", "parked", "limited"]
         return sum(self._purge(place, names) for place in places)
 
     def _purge(self, place: str, queues: str | None) -> int:
@@ -742,6 +805,24 @@ class SqliteBroker(SqliteMail):
         if resumed:
             self._wake_workers()
         return resumed
+
+    # Limits
+
+    def declare_limits(self, tasks: Mapping[str, Sequence[Limit]]) -> None:
+        if not self._database.read(lambda db: limiting.is_declared(db, tasks)):
+            self._change_limits(lambda db: limiting.declare(db, tasks))
+
+    def override_limit(
+        self, name: str, limit: Limit | None, *, task: str | None = None
+    ) -> None:
+        self._change_limits(lambda db: limiting.override(db, name, limit, task))
+
+    def _change_limits(self, change: Callable[[apsw.Connection], None]) -> None:
+        self._database.write(change, durable=self.durable)
+        self._wake_workers()
+
+    def limits(self) -> list[LimitInfo]:
+        return self._database.read(limiting.infos)
 
     # Looking
 
@@ -962,6 +1043,7 @@ class SqliteBroker(SqliteMail):
                 "token = NULL WHERE seq = ?",
                 (code, value, now, None if expires is None else now + expires, seq),
             )
+            following.queued = free_slots(db, seq)
             match state:
                 case "SUCCESS":
                     following.succeeded(seq, id, value or b"null")
@@ -1006,6 +1088,9 @@ class SqliteBroker(SqliteMail):
                     "SELECT EXISTS(SELECT 1 FROM message WHERE delete_at <= ?1) "
                     "OR EXISTS(SELECT 1 FROM message WHERE expires_at IS NOT NULL "
                     "AND expires_at <= ?1 AND state IN (1, 2, 4)) "
+                    "OR EXISTS(SELECT 1 FROM message WHERE expires_at IS NOT NULL "
+                    "AND expires_at <= ?1 AND state = 5) "
+                    "OR EXISTS(SELECT 1 FROM bucket WHERE free_at <= ?1 - 60) "
                     "OR EXISTS(SELECT 1 FROM message WHERE state = 4 AND parked_at <= ?2) "
                     "OR EXISTS(SELECT 1 FROM worker WHERE stopped_at <= ?3) "
                     "OR EXISTS(SELECT 1 FROM letter WHERE expires_at <= ?1) "
@@ -1024,13 +1109,15 @@ class SqliteBroker(SqliteMail):
         def sweep(db: apsw.Connection) -> Following:
             settling = Settling(db, now, self.max_deliveries)
             _delete(db, _seqs(db, f"delete_at <= ? ORDER BY delete_at LIMIT {SLICE}", (now,)))
-            for (seq,) in fetch_all(
-                db,
-                "SELECT seq FROM message WHERE expires_at IS NOT NULL AND expires_at <= ? "
-                f"AND state IN (1, 2, 4) LIMIT {SLICE}",
-                (now,),
-            ):
-                settling.following.revoke(seq, "expired")
+            for states in ("IN (1, 2, 4)", "= 5"):
+                late = "expires_at IS NOT NULL AND expires_at <= ?"
+                for (seq,) in fetch_all(
+                    db,
+                    f"SELECT seq FROM message WHERE {late} AND state {states} LIMIT {SLICE}",
+                    (now,),
+                ):
+                    settling.following.revoke(seq, "expired")
+            tidy(db, now)
             settling.give_up_parked(now - self.unknown_expires)
             settling.following.follow_all()
             self._forget_workers(db, now - 7 * 86_400)

@@ -297,7 +297,7 @@ def test_messages_that_expired_unstarted_are_found_by_when_they_expire(
     plans = planner.plans(broker.maintain)
 
     by_time = "SEARCH message USING INDEX message_expiring (expires_at>? AND expires_at<?)"
-    assert plan_of(plans, "SELECT seq FROM message WHERE expires_at") == [by_time]
+    assert plan_of(plans, r"SELECT seq FROM message WHERE expires_at.* IN") == [by_time]
 
 
 def test_what_nobody_knows_is_found_by_since_when(

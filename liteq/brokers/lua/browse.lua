@@ -1,8 +1,8 @@
 -- A slice of Broker.browse: which messages are in a state.
 -- Needs: base
 -- ARGV[4]   which: dead, S, F, R, I, y retrying, w waiting, q queued, d delayed, r running,
---           p parked
---      [5]  the queue, "" for all (but w, q and d: those are looked at queue by queue)
+--           p parked, l limited
+--      [5]  the queue, "" for all (but w, q, d and l: those are looked at queue by queue)
 --      [6]  how many at most     [7]  where to go on
 -- Answers   where to go on ("-" if that was all); then for each: number, id
 --
@@ -49,7 +49,7 @@ else
     key = P .. 'over:' .. which
   else
     key = ({dead = P .. 'dead', y = P .. 'retrying', p = P .. 'parked',
-      w = P .. 'w:' .. queue, d = P .. 'd:' .. queue})[which]
+      w = P .. 'w:' .. queue, l = P .. 'limited:' .. queue, d = P .. 'd:' .. queue})[which]
   end
   local some = call('ZRANGE', key, from, from + most - 1)
   look(some)

@@ -1,6 +1,7 @@
 -- How many unfinished messages there are, by queue and state.
 
--- Return a table of queue: {waiting, queued, delayed, running, parked}, of queues with any.
+-- Return a table of queue: {waiting, queued, delayed, running, parked, limited}, of
+-- queues with any.
 local function count_all()
   local running = {}
   local function count(workers)
@@ -16,7 +17,8 @@ local function count_all()
   local counted = {}
   for _, queue in ipairs(call('SMEMBERS', P .. 'queues')) do
     local numbers = {call('ZCARD', P .. 'w:' .. queue), call('ZCARD', P .. 'q:' .. queue),
-      call('ZCARD', P .. 'd:' .. queue), running[queue] or 0, parked_in(queue)}
+      call('ZCARD', P .. 'd:' .. queue), running[queue] or 0, parked_in(queue),
+      call('ZCARD', P .. 'limited:' .. queue)}
     local sum = 0
     for _, number in ipairs(numbers) do sum = sum + number end
     if sum > 0 then counted[queue] = numbers end

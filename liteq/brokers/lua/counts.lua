@@ -1,6 +1,7 @@
 -- Broker.counts: unfinished messages by queue and state.
 -- Needs: base length counting
--- Answers   for each queue with any: its name; waiting, queued, delayed, running, parked
+-- Answers   for each queue with any: its name; waiting, queued, delayed, running, parked,
+--           limited
 
 for queue, numbers in pairs(count_all()) do
   put(queue)

@@ -22,7 +22,7 @@
 --   a  the id of the call that replaced it last, if it is unique
 --   B  of a gather: the position of its next part
 --   W  the workflow that it is a node of  h  name of its worker, if it was moved here
--- States: w waiting, q queued, d delayed, r running, p parked;
+-- States: w waiting, q queued, d delayed, r running, p parked, l limited (see `limiting.lua`);
 --   S succeeded, F failed, R revoked, I ignored.
 --
 -- Keys:
@@ -111,8 +111,12 @@ local function open_given(m)  -- what stands in `g` becomes fields
   m.p, m.y, m.o, m.q, m.t = found.p, found.y, found.o, found.q, found.t
 end
 
+local function line_key(queue, limits)
+  return P .. 'line:' .. #queue .. ':' .. queue .. ':' .. limits
+end
+
 local LOADED = {'s', 'n', 'g', 'b', 'k', 'f', 'r', 'W', 'K', 'x', 'u', 'O', 'v', 'V', 'P', 'C',
-  'D', 'U'}
+  'D', 'U', 'L'}
 local function load(id)
   local found = call('HMGET', P .. 'm:' .. id, unpack(LOADED))
   if not found[1] then return nil end
@@ -131,16 +135,22 @@ local function ignores(options)
   return string.match(options, '^[^,]*,[^,]*,[^,]*,(.)') == '1'
 end
 
+local enter_line  -- see limiting.lua
+
 local function wait(m)  -- put a message where those are that wait; a gather is no work
   if m.t ~= GATHER then call('ZADD', P .. 'w:' .. m.q, m.n, m.id) end
 end
 
--- Put a message where claims find it, now or when it is due. Returns its state.
-local function line_up(id, queue, priority, number, run_at, expires_at)
+-- Put a message where claims find it, now or when it is due; one that is limited, if there
+-- are limits. Returns its state.
+local function line_up(id, queue, priority, number, run_at, expires_at, limits)
   local state
   if run_at and tonumber(run_at) > NOW then
     state = 'd'
     call('ZADD', P .. 'd:' .. queue, run_at, id)
+  elseif limits then
+    state = 'l'
+    enter_line(id, queue, limits, rank(priority, number), number)
   else
     state = 'q'
     call('ZADD', P .. 'q:' .. queue, rank(priority, number), id)
@@ -165,6 +175,9 @@ local function take_out(m)
     call('ZREM', key, id)
     call('ZREM', P .. 'parked', id)
     if call('EXISTS', key) == 0 then call('SREM', P .. 'p:' .. m.q, m.t) end
+  elseif state == 'l' then
+    call('ZREM', line_key(m.q, m.L), id)
+    call('ZREM', P .. 'limited:' .. m.q, id)
   end
   if m.x then call('ZREM', P .. 'expiry', id) end
   if m.r then call('ZREM', P .. 'retrying', id) end

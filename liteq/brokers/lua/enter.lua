@@ -164,7 +164,7 @@ local function enter(graph, there)
         if m.t ~= GATHER then call('ZADD', P .. 'w:' .. m.q, number, id) end
         if not waits then lone[#lone + 1] = id end
       else
-        state = line_up(id, m.q, m.p, number, m.u, m.x)
+        state = line_up(id, m.q, m.p, number, m.u, m.x, m.L)
       end
       local fields = {'n', string.format('%d', number), 's', state, 'g', m.g, 'b', m.b,
         'Q', NOW_TEXT}

@@ -10,5 +10,5 @@ end
 
 local function length_of(queue)
   return call('ZCARD', P .. 'q:' .. queue) + call('ZCARD', P .. 'd:' .. queue)
-    + parked_in(queue)
+    + parked_in(queue) + call('ZCARD', P .. 'limited:' .. queue)
 end

@@ -22,7 +22,7 @@ for _, id in ipairs(slice(P .. 'expiry', NOW_TEXT)) do revoke(load(id), 'expired
 follow()
 for _, id in ipairs(slice(P .. 'gone', ARGV[6])) do
   if call('EXISTS', P .. 'leases:' .. id) == 0 then
-    call('DEL', P .. 'worker:' .. id, P .. 'known:' .. id, P .. 'orders:' .. id)
+    call('DEL', P .. 'worker:' .. id, P .. 'known:' .. id, P .. 'orders:' .. id, P .. 'closed:' .. id)
     call('ZREM', P .. 'gone', id)
   end
 end

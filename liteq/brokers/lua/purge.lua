@@ -29,7 +29,7 @@ if ARGV[5] == 'dead' then
   end
   if #some < most then last = nil end
 else
-  local sources = {P .. 'q:' .. queue, P .. 'd:' .. queue}
+  local sources = {P .. 'q:' .. queue, P .. 'd:' .. queue, P .. 'limited:' .. queue}
   for _, task in ipairs(call('SMEMBERS', P .. 'p:' .. queue)) do
     sources[#sources + 1] = parked_key(queue, task)
   end

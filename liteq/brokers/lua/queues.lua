@@ -2,7 +2,7 @@
 -- Needs: base length counting
 -- Answers   for each queue that holds unfinished messages or is paused: its name; 1 or 0:
 --           whether it is paused; how long the first in line has been claimable, "-" if
---           nothing is; waiting, queued, delayed, running, parked
+--           nothing is; waiting, queued, delayed, running, parked, limited
 
 local BAND = 17592186044416  -- see `rank` in ends.lua
 
@@ -20,7 +20,7 @@ end
 
 local counted = count_all()
 for _, queue in ipairs(call('SMEMBERS', P .. 'paused')) do
-  counted[queue] = counted[queue] or {0, 0, 0, 0, 0}
+  counted[queue] = counted[queue] or {0, 0, 0, 0, 0, 0}
 end
 for queue, numbers in pairs(counted) do
   put(queue)

@@ -50,12 +50,12 @@ end
 
 -- What has counted an end that is undone now, and has not started.
 local function uncount(m, on, position, source)
-  if not (string.find('wqdp', m.s, 1, true) or is_open(m)) then return end
+  if not (string.find('wqdpl', m.s, 1, true) or is_open(m)) then return end
   if call('HGET', P .. 'b:' .. m.id, source) ~= '+' then return end
   call('HSET', P .. 'b:' .. m.id, source, on)
   call('HINCRBY', P .. 'm:' .. m.id, 'P', 1)
   call('HDEL', P .. 'i:' .. m.id, position .. ':' .. source)
-  if string.find('qdp', m.s, 1, true) then
+  if string.find('qdpl', m.s, 1, true) then
     take_out(m)
     call('HSET', P .. 'm:' .. m.id, 's', 'w')
     wait(m)

@@ -1,5 +1,5 @@
 -- Broker.step: settle, note and claim for one worker.
--- Needs: base ends enter lease
+-- Needs: base ends limiting lines enter lease
 -- ARGV[4]   the worker
 --      [5]  the token of the leases that this step takes
 --      [6]  the number of tokens of claims whose answer was lost, and those: what they hold
@@ -19,7 +19,8 @@
 --        Q   how many deliveries are not counted, "" or the error of an attempt that was lost
 --      then the number of notes; for each: id, token, state, meta
 --      then the limit, the number of queues, their names, and the digest of the names of the
---        tasks that the worker knows ("*": takes any; see `known.lua`)
+--        tasks that the worker knows ("*": takes any; see `known.lua`), 1 if it ignores
+--        rates, and the ids of settled messages that are under limits
 -- Answers   1 if it is alive, else 0, with an m if it has letters and an h if somebody listens
 --           to events; a 1 or 0 for each settlement; when the next is due; the number of orders;
 --           for each: number, signal; the number of leases; for each: number and delivery, id,
@@ -79,6 +80,9 @@ for _ = 1, tonumber(take()) do
   seen[queue] = true
 end
 local digest = take()
+claimer.worker, claimer.ignore_rates = worker, take() == '1'
+local is_limited = {}
+while place < #ARGV do is_limited[take()] = true end
 
 local me = call('HMGET', P .. 'worker:' .. worker, 'name', 'stopped', 'known', 'word', 'said',
   'mail', 'heard')
@@ -124,6 +128,8 @@ if #queues > 0 then
   end
 end
 
+claimer.queues = open_queues
+
 local function read(id)  -- what a claim needs of a message; `what`: of those that are alike
   local key = P .. 'm:' .. id
   local found = call('HMGET', key, 's', 'n', 'g', 'b', 'k', 'f')
@@ -164,7 +170,7 @@ local function put_due()
     local first = call('ZRANGE', P .. 'd:' .. queue, 0, 0, 'WITHSCORES')
     if first[2] and (not due or tonumber(first[2]) < tonumber(due)) then due = first[2] end
   end
-  put(due)
+  put(has_lines() and next_opening(due) or due)
 end
 
 local function put_orders()
@@ -203,6 +209,7 @@ if again then
     local m = doubtful[stored] and held(id, stored, true)
     if m then
       if m.V then revoke_lease(m, 'revoked') else requeue(m, 1) end
+      free_slots(id)
     end
   end
 end
@@ -228,6 +235,7 @@ for _, group in ipairs(groups) do
     local mine = found[2] and string.find(found[2], fence, 1, true) == 1
     if mine and found[1] == 'r' then
       accepted[#accepted + 1] = '1'
+      if is_limited[id] then free_slots(id) end
       if kept then
         call('HSET', key, 's', 'S', 'Z', NOW_TEXT, 'r', value)
       else
@@ -263,6 +271,7 @@ for _, s in ipairs(settlements) do
   local plain = not s.graph and (kind == 'S' or kind == 's' or kind == 'I')
   local m, ended = held(s.id, s.token, not plain)
   accepted[#accepted + 1] = (m or (again and ended)) and '1' or '0'
+  if m and is_limited[s.id] then free_slots(s.id) end
   if not m then
     -- it had lost the lease
   elseif kind == 'S' or kind == 's' or kind == 'I' then
@@ -443,10 +452,28 @@ if limit > 0 and alive then
   end
   local taken = {}
   local mine, since = token .. ' ' .. worker .. ' ', ' ' .. NOW_TEXT
+  local lined, moved = has_lines(), 0
+  if lined then open_due() end
+  local function is_useless(m)  -- too late, or unknown
+    if not anything then learn({m}) end
+    return m.x and tonumber(m.x) <= NOW or not (anything or known[m.what.t])
+  end
   while #leases < limit and #sources > 0 do
     local wanted = math.min(limit - #leases + #aside, SLICE)
-    local found, batch = first_of(sources, wanted), {}
-    for i = 1, #found, 2 do batch[#batch + 1] = read(found[i]) end
+    local line, batch, before = lined and tried < SLICE and first_line(), {}, moved
+    if line then
+      local ahead = 0
+      for _, key in ipairs(sources) do
+        ahead = ahead + call('ZCOUNT', key, '-inf', '(' .. string.format('%.17g', line.at))
+      end
+      wanted = math.min(wanted, ahead)
+    end
+    if wanted > 0 then
+      local found = first_of(sources, wanted)
+      for i = 1, #found, 2 do batch[#batch + 1] = read(found[i]) end
+    else
+      batch[1] = try(line, read, is_useless)
+    end
     if not anything then learn(batch) end
     for _, m in ipairs(batch) do
       local key, what = P .. 'm:' .. m.id, m.what
@@ -472,6 +499,11 @@ if limit > 0 and alive then
         call('ZADD', P .. 'parked', NOW_TEXT, m.id)
         call('SADD', P .. 'p:' .. queue, task)
         aside[#aside + 1] = {'p', m}
+      elseif m.s ~= 'l' and limits_of(task, m.L) then
+        local limits = limits_of(task, m.L)
+        call('HSET', key, 's', 'l', 'L', limits, 'f', '1')
+        enter_line(m.id, queue, limits, rank(what.p, tonumber(m.n)), m.n)
+        lined, moved = true, moved + 1
       elseif #leases >= limit then
         call('ZADD', P .. 'q:' .. queue, rank(what.p, tonumber(m.n)), m.id)
         if m.s == 'p' then call('HSET', key, 's', 'q') end
@@ -485,8 +517,8 @@ if limit > 0 and alive then
         taken[#taken + 1] = m.id
       end
     end
-    if #batch < wanted then break end
-    if #aside > SLICE then  -- there is more to look through
+    if not line and #batch < wanted and moved == before then break end
+    if #aside + moved + tried > SLICE then  -- there is more to look through
       call('PUBLISH', P .. 'work:' .. worker, '')
       break
     end

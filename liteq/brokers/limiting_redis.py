@@ -1,0 +1,77 @@
+"""What is declared and overridden of limits, as the Lua scripts keep it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from liteq.brokers.redis_form import Fields
+from liteq.limits import Limit, LimitInfo, write
+
+__all__ = ["declaring", "infos", "overriding"]
+
+Call = Callable[..., list[bytes | None]]
+
+
+def declaring(tasks: Mapping[str, Sequence[Limit]]) -> list[Any]:
+    """Return the arguments of `lua/set_limits.lua`."""
+    arguments: list[Any] = []
+    for task, limits in tasks.items():
+        listed = [(limit.name, _pair(limit.name), _rule(limit)) for limit in limits]
+        arguments += ("t", task, json.dumps(listed) if listed else "")
+    return arguments
+
+
+def overriding(name: str, limit: Limit | None, task: str | None) -> list[Any]:
+    """Return the arguments of `lua/set_limits.lua`."""
+    text = "" if limit is None else json.dumps((_pair(name), _rule(limit), task))
+    return ["o", name, text]
+
+
+def infos(answer: Sequence[bytes | None]) -> list[LimitInfo]:
+    """Return all limits by name, of what `lua/limits.lua` answers."""
+    fields = Fields(answer)
+    declared: dict[str, Limit] = {}
+    users: dict[str, set[str]] = {}
+    for _ in range(fields.number()):
+        task, listed = fields.text(), json.loads(fields.bytes())
+        for name, _pair, rule in listed:
+            declared[name] = _limit(name, rule)
+            users.setdefault(name, set()).add(task)
+    overrides: dict[str, Limit] = {}
+    while fields.more():
+        name, (_, rule, user) = fields.text(), json.loads(fields.bytes())
+        overrides[name] = _limit(name, rule)
+        if user is not None:
+            users.setdefault(name, set()).add(user)
+    return [
+        LimitInfo(
+            name, declared.get(name), overrides.get(name), tuple(sorted(users.get(name, ())))
+        )
+        for name in sorted({*declared, *overrides})
+    ]
+
+
+def _pair(name: str) -> str:
+    """Return what stands in a message's limits for a name without a key."""
+    text = write([(name, "")])
+    assert text is not None
+    return text[1:-1]
+
+
+def _rule(limit: Limit) -> str:
+    interval = "" if limit.interval is None else repr(limit.interval)
+    most = "" if limit.most is None else str(limit.most)
+    return f"{interval},{limit.burst},{most},{int(limit.per_worker)}"
+
+
+def _limit(name: str, rule: str) -> Limit:
+    interval, burst, most, own = rule.split(",")
+    return Limit(
+        name,
+        interval=float(interval) if interval else None,
+        burst=int(burst),
+        most=int(most) if most else None,
+        per_worker=own == "1",
+    )

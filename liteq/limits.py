@@ -1,0 +1,330 @@
+"""Limits: how often, and how many at once, tasks may be started over all workers.
+
+A user writes `Rate` and `Concurrency`, or their short forms; `declared()` reads them into
+what the store decides by, a `Limit` with a name. Each name and key is a *bucket* of its own.
+A message carries the names and keys of the buckets it is under (`Message.limits`); what a
+name allows is said to the store by the workers, so that a changed rate holds for what waits
+already as soon as a worker with the changed code starts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
+
+__all__ = [
+    "Concurrency",
+    "Declared",
+    "Limit",
+    "LimitInfo",
+    "Pairs",
+    "Rate",
+    "declared",
+    "key_text",
+    "merged",
+    "rate_limit_of",
+    "read",
+    "write",
+]
+
+Key: TypeAlias = Callable[..., Any] | str | None
+Pairs: TypeAlias = tuple[tuple[str, str | None], ...]  # names and keys; None: not under it
+
+MAX_KEY: Final = 250  # characters
+_PERIODS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_HOW: Final = (
+    'a rate is a number of starts per second, or text such as "100/m" (s, m, h or d), with '
+    'a burst "100/m;burst=20", or a Rate'
+)
+
+
+class Limit(NamedTuple):
+    """What one name allows, for each of its keys.
+
+    `interval`: seconds between two starts, of which `burst` may be saved up (None: no
+    rate). `most`: how many may run at once (None: any number). `per_worker`: each worker
+    counts for itself. With neither of the two it is a limit that allows everything.
+    """
+
+    name: str
+    interval: float | None = None
+    burst: int = 1
+    most: int | None = None
+    per_worker: bool = False
+
+
+class LimitInfo(NamedTuple):
+    """A limit as the store knows it: as code declares it, and as an operator overrides it
+    (both None where there is none). `tasks`: those that are under it."""
+
+    name: str
+    declared: Limit | None
+    override: Limit | None
+    tasks: tuple[str, ...]
+
+    @property
+    def in_force(self) -> Limit | None:
+        return self.override or self.declared
+
+
+class Rate:
+    """A number of starts in a time: `Rate("100/m", burst=20, key="user_id")`.
+
+    `rate`: starts per second, or text: "100/m". They are evenly spaced; with `burst`, so
+    many of them may be saved up while there is nothing to start, and then go at once.
+    `key`: the name of an argument, or a function of the arguments, for each of whose values
+    the rate holds separately; for the value None it does not hold. `scope`: "global" (over
+    all workers) or "worker" (each worker for itself, as in Celery). `name`: tasks that use
+    the same name share the limit.
+    """
+
+    __slots__ = ("burst", "interval", "key", "name", "scope")
+
+    def __init__(
+        self,
+        rate: str | float,
+        *,
+        burst: int | None = None,
+        key: Key = None,
+        scope: Literal["global", "worker"] = "global",
+        name: str | None = None,
+    ) -> None:
+        interval, said = _read_rate(rate)
+        burst = said if burst is None else burst
+        if type(burst) is not int or burst < 1:
+            raise ValueError(f"burst is a whole number of 1 or more, not {burst!r}")
+        if scope not in ("global", "worker"):
+            raise ValueError(f'scope is "global" or "worker", not {scope!r}')
+        if scope == "worker" and key is not None:
+            raise ValueError("a rate that each worker keeps for itself can have no key")
+        self.interval = interval
+        self.burst = burst
+        self.key = _checked_key(key)
+        self.scope = scope
+        self.name = _checked_name(name)
+
+    def __repr__(self) -> str:
+        each = "unlimited" if self.interval is None else f"one each {self.interval:g} s"
+        return f"<Rate {each}, burst {self.burst}, {self.scope}>"
+
+
+class Concurrency:
+    """A number of runs at once: `Concurrency(3, key="account")`. `key`, `name`: as for
+    `Rate`."""
+
+    __slots__ = ("key", "most", "name")
+
+    def __init__(self, most: int, *, key: Key = None, name: str | None = None) -> None:
+        if type(most) is not int or most < 1:
+            raise ValueError(
+                f"max_concurrency is a whole number of 1 or more, not {most!r}: to keep a "
+                "task from running, pause its queue"
+            )
+        self.most = most
+        self.key = _checked_key(key)
+        self.name = _checked_name(name)
+
+    def __repr__(self) -> str:
+        return f"<Concurrency {self.most}>"
+
+
+class Declared(NamedTuple):
+    """A limit of a task, and where its key comes from."""
+
+    limit: Limit
+    key: Key
+
+
+def declared(
+    task: str,
+    *,
+    rate_limit: Any = None,
+    rate_limit_key: Key = None,
+    max_concurrency: Any = None,
+    concurrency_key: Key = None,
+) -> tuple[Declared, ...]:
+    """Read the options of a task.
+
+    Raises `ValueError` or `TypeError` that says which value cannot be, and what can.
+    """
+    rates = [_rate(value, rate_limit_key) for value in _listed(rate_limit)]
+    found = [
+        Declared(
+            Limit(
+                rate.name or _numbered(f"{task}:rate", at),
+                interval=rate.interval,
+                burst=rate.burst,
+                per_worker=rate.scope == "worker",
+            ),
+            rate.key,
+        )
+        for at, rate in enumerate(rate for rate in rates if rate.interval is not None)
+    ]
+    sizes = [_concurrency(value, concurrency_key) for value in _listed(max_concurrency)]
+    found += [
+        Declared(
+            Limit(size.name or _numbered(f"{task}:concurrency", at), most=size.most), size.key
+        )
+        for at, size in enumerate(sizes)
+    ]
+    if rate_limit_key is not None and not rates:
+        raise ValueError("rate_limit_key says whose rate it is, but there is no rate_limit")
+    if concurrency_key is not None and not sizes:
+        raise ValueError("concurrency_key is given, but there is no max_concurrency")
+    names = [one.limit.name for one in found]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"two limits of one task have the name {min(twice)!r}")
+    if any(one.limit.per_worker for one in found) and any(one.key for one in found):
+        raise ValueError(
+            'a rate with scope="worker" cannot stand beside a limit with a key: make the '
+            "rate a global one"
+        )
+    return tuple(found)
+
+
+def rate_limit_of(name: str, rate: Any) -> Limit:
+    """Return the limit of this name that a rate given at run time means; "0" and None mean
+    one that allows everything."""
+    found = None if rate is None else _rate(rate, None)
+    if found is None or found.interval is None:
+        return Limit(name)
+    return Limit(name, found.interval, found.burst, per_worker=found.scope == "worker")
+
+
+# What a message carries
+
+
+def write(pairs: Iterable[tuple[str, str | None]]) -> str | None:
+    """Return names and keys as `Message.limits`, None if there are none."""
+    found = list(pairs)
+    return json.dumps(found, ensure_ascii=False, separators=(",", ":")) if found else None
+
+
+@lru_cache(maxsize=4096)
+def read(text: str) -> Pairs:
+    """Return the names and keys of `Message.limits`."""
+    return tuple((name, key) for name, key in json.loads(text))
+
+
+def merged(text: str | None, names: Sequence[str]) -> str | None:
+    """Return the limits of a message with those that all messages of its task are under,
+    without a key where it names none."""
+    pairs = read(text) if text else ()
+    known = {name for name, _ in pairs}
+    missing = [name for name in names if name not in known]
+    if not missing:
+        return text
+    return write([*pairs, *((name, "") for name in missing)])
+
+
+def key_text(value: Any, name: str) -> str | None:
+    """Return the key of a bucket as text, None for none.
+
+    Raises `ValueError` if it is too long, `TypeError` if it is no plain value.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        text = value
+    elif isinstance(value, bytes | list | dict | set | tuple):
+        raise TypeError(
+            f"the key of the limit {name!r} is one plain value, such as a name or a number, "
+            f"not {type(value).__name__}"
+        )
+    else:
+        text = str(value)
+    if len(text) > MAX_KEY:
+        raise ValueError(
+            f"the key of the limit {name!r} has {len(text)} characters, and {MAX_KEY} is the "
+            f"most: {text[:40]!r}…"
+        )
+    return text
+
+
+# Reading what users write
+
+
+def _listed(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _rate(value: Any, key: Key) -> Rate:
+    if isinstance(value, Rate):
+        if key is not None and value.key is None and value.scope == "global":
+            return _keyed(value, key)
+        return value
+    if isinstance(value, Mapping):
+        unknown = value.keys() - {"rate", "burst", "key", "scope", "name"}
+        if unknown or "rate" not in value:
+            raise ValueError(f"{dict(value)!r} is no rate limit: {_HOW}")
+        return Rate(**{"key": key, **value})
+    return Rate(value, key=key)
+
+
+def _keyed(rate: Rate, key: Key) -> Rate:
+    copy: Rate = object.__new__(Rate)
+    for name in Rate.__slots__:
+        setattr(copy, name, getattr(rate, name))
+    copy.key = _checked_key(key)
+    return copy
+
+
+def _concurrency(value: Any, key: Key) -> Concurrency:
+    if isinstance(value, Concurrency):
+        return (
+            value
+            if value.key is not None
+            else Concurrency(value.most, key=key, name=value.name)
+        )
+    return Concurrency(value, key=key)
+
+
+def _read_rate(value: Any) -> tuple[float | None, int]:
+    """Return the interval (None: no limit) and the burst of a rate."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise TypeError(f"{value!r} is no rate: {_HOW}")
+    burst = 1
+    text = str(value).strip()
+    if isinstance(value, str) and ";" in value:
+        text, _, option = (part.strip() for part in value.partition(";"))
+        word, _, number = (part.strip() for part in option.partition("="))
+        if word != "burst" or not number.isdigit() or int(number) < 1:
+            raise ValueError(f"{value!r} is no rate: {_HOW}")
+        burst = int(number)
+    count, slash, unit = text.partition("/")
+    period = _PERIODS.get(unit.strip() or "s") if slash == "" or unit.strip() else None
+    try:
+        number_of = float(count)
+    except ValueError:
+        number_of = math.nan
+    if period is None or not math.isfinite(number_of) or number_of < 0:
+        raise ValueError(f"{value!r} is no rate: {_HOW}")
+    return (period / number_of if number_of else None), burst
+
+
+def _checked_key(key: Any) -> Key:
+    if key is None or callable(key):
+        return key  # type: ignore[no-any-return]
+    if isinstance(key, str) and key.isidentifier():
+        return key
+    raise TypeError(
+        f"the key of a limit is the name of an argument or a function of the arguments, "
+        f"not {key!r}"
+    )
+
+
+def _checked_name(name: Any) -> str | None:
+    if name is None:
+        return None
+    if isinstance(name, str) and name and name.isprintable() and len(name) <= MAX_KEY:
+        return name
+    raise ValueError(f"the name of a limit is a short printable text, not {name!r}")
+
+
+def _numbered(name: str, at: int) -> str:
+    return name if not at else f"{name}{at + 1}"
