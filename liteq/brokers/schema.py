@@ -268,6 +268,7 @@ CREATE TABLE closed(
     until REAL NOT NULL,
     PRIMARY KEY(worker, queue, limits)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX closed_until ON closed(until);
 """,
 }
 
