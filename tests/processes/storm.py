@@ -30,9 +30,12 @@ app = Liteq("storm", broker={url!r}, task_max_deliveries=1000,
             worker_lease_timeout={lease}, worker_shutdown_timeout=5.0)
 LOG = os.open({log!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
+def note(i):
+    os.write(LOG, struct.pack("<qqd", i, os.getpid(), time.time()))
+
 @app.task(bind=True)
 def work(self, i, ms):
-    os.write(LOG, struct.pack("<qqd", i, os.getpid(), time.time()))
+    note(i)
     if ms:
         time.sleep(ms / 1000)
     return i * 2
@@ -54,6 +57,7 @@ class Storm:
         self, folder: Path, *, lease: float = 5.0, seed: int = 0, url: str | None = None
     ) -> None:
         self.folder = folder
+        self.lease = lease
         self.random = random.Random(seed)
         self.log = folder / "effects"
         url = url or f"sqlite:///{folder / 'store'}"
