@@ -19,7 +19,6 @@ from brokers import test_contract, test_workflows
 from brokers.model import BrokerMachine
 from brokers.mutants import MUTANTS, Mutant
 
-
 SEEDS = (0, 1, 2, 3, 4) if os.environ.get("LITEQ_STORM") else (None,)
 
 
