@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from liteq import exceptions
-from liteq.exceptions import TaskFailed
+from liteq.exceptions import DecodeError, TaskFailed
 
 __all__ = ["ERROR_TEXT_LIMIT", "chord_error", "describe", "read", "rebuild"]
 
@@ -62,15 +62,30 @@ def chord_error(source: str, record: bytes) -> bytes:
 def read(record: bytes) -> dict[str, Any]:
     """Return the record's fields: type, module, message, traceback; args, if all of them
     were plain values; and for what a gather failed with, `source` (an id) and `cause`
-    (fields like these)."""
-    fields: dict[str, Any] = json.loads(record)
-    return _in_words(fields) if "cause" in fields else fields
+    (fields like these). Raises `DecodeError` if the record is damaged."""
+    try:
+        fields: dict[str, Any] = json.loads(record)
+        return _checked(fields)
+    except (ValueError, TypeError, KeyError, RecursionError) as exc:
+        raise DecodeError(f"the record of an error is damaged: {record[:200]!r}") from exc
+
+
+def _checked(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields, those of a gather said in words; raise what `read` catches if one
+    of them is not of the type that `describe` gives it."""
+    if "cause" in fields:
+        fields["cause"] = _checked(fields["cause"])
+        fields = _in_words(fields)
+    for name in ("type", "module", "message", "traceback"):
+        if type(fields[name]) is not str:
+            raise TypeError(name)
+    if type(fields.get("args", [])) is not list:
+        raise TypeError("args")
+    return fields
 
 
 def _in_words(fields: dict[str, Any]) -> dict[str, Any]:
     cause = fields["cause"]
-    if "cause" in cause:
-        cause = fields["cause"] = _in_words(cause)
     reason = f"{cause['type']}({_cut(cause['message'])!r})"
     fields["message"] = f"Dependency {fields['source']} raised {reason}"
     fields["traceback"] = cause["traceback"]
@@ -80,7 +95,7 @@ def _in_words(fields: dict[str, Any]) -> dict[str, Any]:
 
 def rebuild(record: bytes) -> BaseException:
     """Return an exception for the record: the user's class if this process has it,
-    else `TaskFailed`. Never raises for a record that `describe` made."""
+    else `TaskFailed`. Raises `DecodeError` for a record that is damaged."""
     return _rebuilt(read(record))
 
 

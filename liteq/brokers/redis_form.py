@@ -183,25 +183,30 @@ def _number(text: str | bytes | None) -> float | None:
 
 def packed_of(fields: Sequence[Field]) -> Packed:
     """Return the packed message of its fields: id, g, body, run_at, expires_at, limits,
-    unique_key, envelope."""
+    unique_key, envelope.
+
+    Fields that nobody can read make a message with a damaged envelope: who is to run it
+    says so, and it is kept as a dead letter. An error here would end the worker.
+    """
     id, given, body, run_at, expires_at, limits, unique_key, envelope = fields
     assert id is not None
     assert given is not None
     task, queue, priority, retries, options = _read_given(given)
-    return (
-        id.decode(),
-        task,
-        body or b"",
-        queue,
-        priority,
-        _number(run_at),
-        _number(expires_at),
-        retries,
-        *options,
-        None if limits is None else limits.decode(),
-        None if unique_key is None else unique_key.decode(),
-        None if envelope is None else envelope.decode(),
-    )
+    start = (id.decode(), task, body or b"", queue, priority)
+    try:
+        return (
+            *start,
+            _number(run_at),
+            _number(expires_at),
+            retries,
+            *options,
+            None if limits is None else limits.decode(),
+            None if unique_key is None else unique_key.decode(),
+            None if envelope is None else envelope.decode(),
+        )
+    except ValueError:
+        damage = f"damaged fields: {fields[3:]}"
+        return (*start, None, None, retries, *options, None, None, damage)
 
 
 def read_lease(fields: Fields, token: int) -> Lease:

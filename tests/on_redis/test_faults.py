@@ -22,6 +22,7 @@ from liteq.brokers.redis_wire import ServerError
 from liteq.exceptions import (
     BrokerError,
     BrokerUnavailable,
+    DecodeError,
     ImproperlyConfigured,
     QueueFull,
     SchemaError,
@@ -404,6 +405,24 @@ def test_a_server_without_its_replicas_is_asked_again(
 
     server.say("CONFIG", "SET", "min-replicas-to-write", "0")
     direct.enqueue([make()])
+
+
+@pytest.mark.parametrize("field", ["e", "u", "x", "L"])
+def test_5_fields_that_nobody_can_read_are_no_end_of_the_worker_that_meets_them(
+    direct: RedisBroker, server: RedisServer, field: str
+) -> None:
+    bad, good = make(body=b"[[7], {}]"), make()
+    direct.enqueue([bad, good])
+    server.say("HSET", f"{direct._prefix}m:{bad.id}", field, b"\xff")
+
+    leases = direct.claim(enlist(direct), ["default"], 2)
+
+    assert {lease.id for lease in leases} == {bad.id, good.id}
+    (lease,) = (lease for lease in leases if lease.id == bad.id)
+    assert lease.packed[2] == b"[[7], {}]"
+    with pytest.raises(DecodeError, match="damaged"):  # a dead letter, for the executor
+        _ = lease.message
+    assert direct.get([bad.id])[bad.id].packed == lease.packed
 
 
 def test_a_busy_server_is_asked_again(direct: RedisBroker, server: RedisServer) -> None:

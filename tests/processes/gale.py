@@ -136,12 +136,13 @@ class Gale(Storm):
             self.acknowledged.append(call)
 
     def repeat(self) -> None:
-        """Send again what was not answered."""
+        """Send again what was not answered, as long as there are answers. (A worker that
+        was stopped in the middle of a transaction keeps a store from writing.)"""
         while self.to_repeat:
             try:
                 self.to_repeat[-1].send()
-            except BrokerUnavailable:
-                continue  # it has waited by itself
+            except BrokerUnavailable:  # it has waited by itself
+                return
             self.acknowledged.append(self.to_repeat.pop())
 
     def _sign(self, task: str, state: str = "succeeded", **more: Any) -> Signature[Any, Any]:
@@ -302,7 +303,8 @@ class Gale(Storm):
         """Resume all workers, and return when nothing is left to do."""
         self._resume(all_of_them=True)
         end = time.monotonic() + within
-        while self.unfinished():
+        while self.to_repeat or self.unfinished():
+            self.repeat()
             if time.monotonic() > end:
                 raise AssertionError(f"not over after {within:g} s of calm\n{self.story()}")
             time.sleep(0.05)

@@ -25,7 +25,6 @@ from liteq.exceptions import (
     TimeLimitExceeded,
     WorkerLostError,
 )
-from liteq.message import Message
 from processes.shop import Shop, is_running, pause
 
 pytestmark = pytest.mark.process
@@ -483,27 +482,6 @@ def test_an_unknown_task_is_left_for_a_worker_that_knows_it(open_shop: OpenShop)
     shop.start("-c", "1", name="new")
 
     assert result.get(timeout=10) == "new"
-
-
-def test_bodies_that_make_no_sense_are_dead_letters_and_harm_nobody(
-    open_shop: OpenShop,
-) -> None:
-    shop = open_shop()
-    bodies = [b"", b"\xff\xfe", b"{}", b"[1]", b"null", b"[[1], {}", b"[" * 100_000]
-    bad = [make("tasks.add", body) for body in bodies]
-    bad.append(Message(make().id, "tasks.add", b"[[1, 2], {}]", content_type="yaml"))
-    bad.append(Message(make().id, "tasks.add", b"cos\nsystem\n.", content_type="pickle"))
-    for message in bad:
-        shop.app.broker.enqueue([message])
-    worker = shop.start("-c", "1")
-
-    assert shop.tasks.add.delay(1, 2).get(timeout=10) == 3
-    wait_until(lambda: len(shop.app.broker.browse("dead")) == len(bad), within=10)
-    for record in shop.app.broker.browse("dead"):
-        assert record.dead is not None
-        assert "undecodable body" in record.dead
-        assert record.deliveries == 1
-    assert worker.poll() is None
 
 
 # Queues and time

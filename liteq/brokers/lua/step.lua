@@ -488,7 +488,7 @@ if limit > 0 and alive then
       local deliveries = 0
       if m.k then _, _, deliveries = lease_of(m.k) end
       m.d = deliveries
-      if m.x and tonumber(m.x) <= NOW then
+      if m.x and (tonumber(m.x) or math.huge) <= NOW then
         aside[#aside + 1] = {'x', m}
         local late = load(m.id)
         late.s = ''  -- it is taken out already

@@ -1,0 +1,214 @@
+"""Random damage: whatever bytes a message, a result or a record is made of, who reads them
+gets a value or one of liteq's errors, and nothing that they name is imported or called.
+
+`LITEQ_STORM=1` makes it a hundred thousand cases.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from api import app_in_memory
+from hostile import HOSTILE, forge
+from hypothesis import Phase, example, given, settings
+from hypothesis import strategies as st
+
+from liteq import Liteq, failure, outcome, parts
+from liteq.exceptions import DecodeError, LiteqError
+from liteq.executor import Delivery, Executor, ExecutorSettings
+from liteq.ids import new_id
+from liteq.message import PACKED_FIELDS, VERSION, Message
+from liteq.outcome import Failed, Outcome, Succeeded
+from liteq.serializers import dumps_call
+
+STORM = bool(os.environ.get("LITEQ_STORM"))
+# To shrink a failure takes minutes: LITEQ_STORM=1 does it.
+fuzz = settings(
+    max_examples=20_000 if STORM else 40,
+    phases=list(Phase) if STORM else [Phase.explicit, Phase.generate],
+)
+pytestmark = pytest.mark.timeout(3600 if STORM else 60)
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**80), 2**80)
+    | st.floats()
+    | st.text(max_size=20)
+    | st.binary(max_size=20)
+    | st.datetimes(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner),
+    max_leaves=12,
+)
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner),
+    max_leaves=12,
+)
+TEMPTING = ("antigravity", "turtle", "this")  # modules that nobody imports
+TAGS = """datetime date time timedelta decimal uuid bytes tuple set frozenset complex path
+enum flag dataclass model dict float int str evil"""
+names = st.sampled_from(["os", "builtins", "subprocess", "liteq.exceptions", *TEMPTING, ""])
+tags = st.builds(
+    lambda tag, payload: {"__liteq__": [tag, *payload]},
+    st.sampled_from(TAGS.split()),
+    st.lists(plain | names | st.just("system"), max_size=4),
+)
+
+
+@st.composite
+def damaged(draw: st.DrawFn, whole: st.SearchStrategy[bytes]) -> bytes:
+    """Bytes that were right, with a few of them changed, lost or doubled."""
+    data = bytearray(draw(whole))
+    for _ in range(draw(st.integers(0, 3))):
+        at = draw(st.integers(0, len(data)))
+        match draw(st.sampled_from(("flip", "cut", "lose", "put", "double"))):
+            case "flip" if at < len(data):
+                data[at] ^= 1 << draw(st.integers(0, 7))
+            case "cut":
+                del data[at:]
+            case "lose":
+                del data[at : at + draw(st.integers(1, 8))]
+            case "put":
+                data[at:at] = draw(st.binary(max_size=8))
+            case "double":
+                data[at:at] = data[at : at + draw(st.integers(1, 30))]
+    return bytes(data)
+
+
+calls = st.builds(
+    dumps_call, st.lists(values, max_size=4), st.dictionaries(st.text(max_size=9), values)
+)
+forged_calls = st.builds(
+    lambda args, kwargs: json.dumps([args, kwargs]).encode(),
+    st.lists(plain | tags, max_size=3),
+    st.dictionaries(st.text(max_size=5), plain | tags, max_size=2),
+)
+bodies = damaged(calls) | damaged(forged_calls) | st.binary(max_size=200)
+
+
+@pytest.fixture(scope="module")
+def app() -> Iterator[Liteq]:
+    logging.getLogger("liteq.executor").disabled = True
+    with app_in_memory() as app:
+
+        @app.task(name="shop.take", bind=True)
+        def take(self: Any, *args: Any, **kwargs: Any) -> str:
+            return repr((self.request.headers, self.request.stamps, args, kwargs))
+
+        yield app
+    logging.getLogger("liteq.executor").disabled = False
+
+
+def run(app: Liteq, message: Message) -> Outcome:
+    settings = ExecutorSettings(accept=("json",), max_body_size=200_000)
+    return Executor(app.tasks, settings).run(Delivery(message))
+
+
+@fuzz
+@given(body=bodies, kind=st.sampled_from(("json", "json", "json", "pickle", "yaml", "", "x/y")))
+def test_a_random_body_is_run_or_is_a_dead_letter(app: Liteq, body: bytes, kind: str) -> None:
+
+    ended = run(app, Message(new_id(), "shop.take", body, content_type=kind))
+
+    match ended:
+        case Failed(error=error, dead=dead):
+            assert dead is not None
+            assert dead.startswith("undecodable body: ")
+            assert failure.read(error)["type"] in ("DecodeError", "ContentDisallowed")
+        case _:
+            assert isinstance(ended, Succeeded)
+            assert kind == "json"
+    assert outcome.decode(outcome.encode(ended)) == ended
+    assert not sys.modules.keys() & {*TEMPTING}, "something was imported"
+
+
+fields = st.dictionaries(
+    st.sampled_from([*Message._fields[len(PACKED_FIELDS) - 1 :], "evil"]), plain, max_size=5
+)
+envelopes = (
+    st.builds(lambda some, v: json.dumps({**some, "v": v}), fields, st.just(VERSION) | plain)
+    | st.text(max_size=60)
+    | st.builds(lambda text: text + f'"v":{VERSION}}}', st.text(max_size=60))
+)
+
+
+@fuzz
+@given(envelope=envelopes)
+@example(envelope=f'{{"headers": [], "v": {VERSION}}}')
+def test_a_random_envelope_ends_in_an_outcome(app: Liteq, envelope: str) -> None:
+    forged = forge(HOSTILE[0]._replace(body=b"[[1], {}]", envelope=envelope), "shop.take")
+
+    ended = run(app, forged)
+
+    assert isinstance(ended, Succeeded | Failed)
+    assert outcome.decode(outcome.encode(ended)) == ended
+
+
+records = st.builds(
+    lambda record: json.dumps(record).encode(),
+    st.dictionaries(
+        st.sampled_from(["type", "module", "message", "traceback", "args", "cause", "source"]),
+        plain | names,
+    ),
+)
+good_records = st.builds(
+    failure.describe, st.builds(ValueError, st.text()) | st.builds(KeyError, values)
+)
+
+
+@fuzz
+@given(
+    state=st.sampled_from(("SUCCESS", "FAILURE", "PROGRESS")), data=bodies | damaged(records)
+)
+def test_reading_a_random_result_gives_a_value_or_an_error_of_liteq(
+    app: Liteq, state: str, data: bytes
+) -> None:
+    id = new_id()
+    app.backend.store(id, state, data)
+    result = app.AsyncResult(id)
+
+    for read in (lambda: result.result, lambda: result.traceback, lambda: result.info):
+        try:
+            read()
+        except LiteqError:
+            continue
+    assert not sys.modules.keys() & {*TEMPTING}, "something was imported"
+
+
+@fuzz
+@given(record=damaged(good_records) | damaged(records) | records)
+def test_a_random_error_record_is_an_exception_or_an_error_of_liteq(record: bytes) -> None:
+    try:
+        found = failure.rebuild(record)
+    except DecodeError:
+        return
+    assert isinstance(found, Exception)
+    assert isinstance(str(found), str)
+    assert not sys.modules.keys() & {*TEMPTING}, "something was imported"
+
+
+packs = st.recursive(
+    st.lists(
+        st.tuples(st.sampled_from(("result", "error")), st.binary(max_size=20)), max_size=4
+    ).map(parts.pack),
+    lambda inner: st.lists(st.tuples(st.just("list"), inner), max_size=3).map(parts.pack),
+    max_leaves=6,
+)
+
+
+@fuzz
+@given(data=damaged(packs) | st.binary(max_size=60))
+@example(data=b"r\xb2:")
+def test_a_random_list_is_read_or_refused(data: bytes) -> None:
+    try:
+        found = list(parts.unpack(data))
+    except DecodeError:
+        return
+    assert parts.pack(found) is not None
