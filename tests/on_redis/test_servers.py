@@ -78,7 +78,7 @@ def test_what_the_server_keeps_is_said(start: Start, lines: list[str], said: str
 
 
 def test_1_what_was_enqueued_survives_the_servers_death(start: Start) -> None:
-    server = start("appendonly yes", "appendfsync everysec")
+    server = start("appendonly yes", "appendfsync always")
     broker = RedisBroker(server.url)
     worker = enlist(broker)
     messages = [make() for _ in range(50)]

@@ -39,7 +39,7 @@ def enqueue(weather: Storm, count: int) -> None:
 def test_kills_of_workers_and_of_the_server_lose_nothing(
     tmp_path: Path, start: Callable[..., RedisServer], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    server = start("appendonly yes", "appendfsync everysec")
+    server = start("appendonly yes", "appendfsync always")
     weather = Storm(tmp_path, lease=5.0, seed=3, url=server.url)
     workers = [weather.start_worker(f"w{n}") for n in range(2)]
     kills = {"children": 0, "workers": 0, "server": 0}

@@ -17,7 +17,7 @@ from on_redis.proxy import Proxy
 
 pytestmark = [pytest.mark.redis, pytest.mark.process]
 
-KEPT = ("appendonly yes", "appendfsync everysec")
+KEPT = ("appendonly yes", "appendfsync always")
 OpenShop = Callable[..., Shop]
 
 

@@ -124,7 +124,9 @@ class Gale(Storm):
             self._nested: 1,
         }
         make = self.random.choices(list(kinds), list(kinds.values()))[0]
-        call = make()
+        self._send(make())
+
+    def _send(self, call: Call) -> None:
         try:
             call.send()
         except BrokerUnavailable:
@@ -145,12 +147,14 @@ class Gale(Storm):
                 return
             self.acknowledged.append(self.to_repeat.pop())
 
-    def _sign(self, task: str, state: str = "succeeded", **more: Any) -> Signature[Any, Any]:
+    def _sign(
+        self, task: str, state: str = "succeeded", *, ms: int | None = None, **more: Any
+    ) -> Signature[Any, Any]:
         number = self.numbers
         self.numbers += 1
         id = new_id()
         self.expected[id] = Expected(state, number, more.pop("value", number * 2), **more)
-        ms = self.random.choice((1, 5, 20, 60))
+        ms = ms or self.random.choice((1, 5, 20, 60))
         args = (number,) if task in ("collect", "alarm") else (number, ms)
         immutable = task != "collect"
         return self.app.signature(
@@ -160,8 +164,8 @@ class Gale(Storm):
     def _call(self, kind: str, signatures: list[Any], sent: Any) -> Call:
         return Call(kind, tuple(one.options["task_id"] for one in signatures), sent.delay)
 
-    def _one(self) -> Call:
-        one = self._sign("work")
+    def _one(self, ms: int | None = None) -> Call:
+        one = self._sign("work", ms=ms)
         return self._call("call", [one], one)
 
     def _failing(self) -> Call:
@@ -233,6 +237,7 @@ class Gale(Storm):
             self.random.choices(list(deeds), list(deeds.values()))[0]()
             self.repeat()
             self._resume()
+            self._supervise()
             self._look()
             time.sleep(self.random.uniform(0.1, 0.5))  # paces the storm
 
@@ -254,12 +259,15 @@ class Gale(Storm):
         awake = self._awake()
         if len(awake) < 2:
             return  # one is left to take over
+        for _ in range(2 * len(awake)):  # something for it to hold
+            self._send(self._one(ms=300))
+        time.sleep(0.15)  # paces the storm
         name = self.random.choice(awake)
         worker = self.at_work[name]
         pids = [worker.pid, *self.children(worker)]
         for pid in pids:
             self.signal(pid, signal.SIGSTOP)
-        resume_at = time.monotonic() + self.lease * self.random.uniform(0.5, 3.0)
+        resume_at = time.monotonic() + self.lease * self.random.uniform(1.0, 3.5)
         self.asleep[name] = (resume_at, pids)
 
     def _resume(self, *, all_of_them: bool = False) -> None:
@@ -279,6 +287,14 @@ class Gale(Storm):
         self.signal(worker.pid, signal.SIGTERM)
         worker.wait(20)
         self.at_work[name] = self.start_worker(name)
+
+    def _supervise(self) -> None:
+        """Start those again that ended by themselves: who finds no server at its start."""
+        for name, worker in self.at_work.items():
+            if worker.poll() is not None:
+                self.note(f"ended {name} with {worker.returncode}")
+                self.asleep.pop(name, None)
+                self.at_work[name] = self.start_worker(name)
 
     def _look(self) -> None:
         """Compare some calls with what they were when they were first seen at an end."""
@@ -305,6 +321,7 @@ class Gale(Storm):
         end = time.monotonic() + within
         while self.to_repeat or self.unfinished():
             self.repeat()
+            self._supervise()
             if time.monotonic() > end:
                 raise AssertionError(f"not over after {within:g} s of calm\n{self.story()}")
             time.sleep(0.05)
