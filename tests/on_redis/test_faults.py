@@ -411,7 +411,7 @@ def test_a_server_without_its_replicas_is_asked_again(
 def test_5_fields_that_nobody_can_read_are_no_end_of_the_worker_that_meets_them(
     direct: RedisBroker, server: RedisServer, field: str
 ) -> None:
-    bad, good = make(body=b"[[7], {}]"), make()
+    bad, good = make(body=b"[[7], {}]", shadow="x", run_at=1.0, expires_at=1e10), make()
     direct.enqueue([bad, good])
     server.say("HSET", f"{direct._prefix}m:{bad.id}", field, b"\xff")
 
