@@ -205,7 +205,7 @@ def packed_of(fields: Sequence[Field]) -> Packed:
             None if envelope is None else envelope.decode(),
         )
     except ValueError:
-        damage = f"damaged fields: {fields[3:]}"
+        damage = f"damaged fields: {list(fields[3:])}"
         return (*start, None, None, retries, *options, None, None, damage)
 
 
