@@ -13,6 +13,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from contextvars import copy_context
 from datetime import datetime, tzinfo
 from importlib import import_module
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from liteq.bulk import BulkResult
     from liteq.control import Control
     from liteq.definition import BoundDecorator, Decorator
+    from liteq.events import Events
     from liteq.periodic import Schedules
     from liteq.signing import Signer
 
@@ -139,6 +141,7 @@ class Liteq:
         self._bound_classes: dict[type[Any], Any] = {}
         self._schedules: Schedules | None = None
         self._control: Control | None = None
+        self._events: Events | None = None
         self.configuring = False  # receivers of on_after_configure are being called
         self.on_configure = signals.Signal("on_configure")
         self.on_after_configure = signals.Signal("on_after_configure", ("source",))
@@ -538,6 +541,22 @@ class Liteq:
 
             self._control = Control(self)
         return self._control
+
+    @property
+    def events(self) -> Events:
+        """What tasks and workers do, while they do it: `Receiver`, `State`, `Dispatcher`."""
+        if self._events is None:
+            from liteq.events import Events  # late: most programs listen to nothing
+
+            self._events = Events(self)
+        return self._events
+
+    def connection(self, *args: Any, **kwargs: Any) -> AbstractContextManager[Broker]:
+        """Return a context with the store, where Celery has a connection to a broker."""
+        return nullcontext(self.broker)
+
+    connection_for_read = connection
+    connection_for_write = connection
 
     # Periodic tasks
 

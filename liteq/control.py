@@ -285,15 +285,17 @@ class Control:
         later. `terminate` ends the attempt that runs now, and no other, with this signal.
         """
         ids = [task_id] if isinstance(task_id, str) else [str(id) for id in task_id]
-        broker = self.app.broker
-        if not terminate:
-            return broker.revoke(ids)
-        name, keys = signal_name(signal), self._keys()
-        if not keys:
-            return broker.revoke(ids, terminate=name)
+        answers = self._revoke(ids, signal_name(signal) if terminate else None)
+        self.app.events.revoked([id for id in answers if answers[id] == "revoked"])
+        return answers
+
+    def _revoke(self, ids: list[str], signal: str | None) -> dict[str, RevokeAnswer]:
+        broker, keys = self.app.broker, self._keys()
+        if signal is None or not keys:
+            return broker.revoke(ids, terminate=signal)
         answers: dict[str, RevokeAnswer] = {}
         for id in ids:  # each is signed for itself
-            answers |= broker.revoke([id], terminate=keys.stamp(name, id))
+            answers |= broker.revoke([id], terminate=keys.stamp(signal, id))
         return answers
 
     def terminate(

@@ -67,6 +67,7 @@ class Rules:
         self.inherits_priority: bool = conf.task_inherit_parent_priority
         self.max_body_size: int = conf.task_max_body_size
         self.keeps_results = app.keeps_results
+        self.sends_events: bool = conf.task_send_sent_event
         self._sensitive: tuple[str, ...] = conf.task_sensitive_names
 
         self._signing = conf.security_keys, conf.security_accept_unsigned
@@ -260,6 +261,8 @@ class Sender:
             from liteq import publishing  # late: few have receivers
 
             publishing.report(messages)
+        if self.rules().sends_events:
+            self.app.events.sent(messages)
 
     def ready(self, messages: Sequence[Message]) -> Sequence[Message]:
         """Return messages as they are stored: shown to the receivers of

@@ -8,16 +8,15 @@ dropped and counted, and the worker goes on.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import signal
-import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from liteq import __version__, failure, serializers
 from liteq.brokers.base import Broker, Lease
+from liteq.events.form import about, encode
 from liteq.exceptions import BrokerError
 from liteq.outcome import (
     Failed,
@@ -31,12 +30,11 @@ from liteq.outcome import (
     Succeeded,
 )
 from liteq.redaction import hide
-from liteq.showing import shown_call
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
 
-__all__ = ["EVENT_BEAT", "Teller", "event"]
+__all__ = ["EVENT_BEAT", "Teller"]
 
 EVENT_BEAT: Final = 2.0  # seconds between two heartbeats, as in Celery
 _MOST: Final = 10_000  # events of one turn of the loop
@@ -45,25 +43,6 @@ _SOFTWARE: Final = {
     "sw_ver": __version__,
     "sw_sys": platform.system(),
 }
-
-
-def event(type: str, app: Liteq, hostname: str, **fields: Any) -> bytes:
-    """Return an event as it is kept: JSON with Celery's common fields."""
-    now = fields.pop("timestamp", None) or app.clock.now()
-    common = {
-        "type": type,
-        "timestamp": now,
-        "utcoffset": _utcoffset(now),
-        "hostname": hostname,
-        "pid": os.getpid(),
-        "clock": int(now * 1000),
-    }
-    return json.dumps({**common, **fields}, default=repr).encode()
-
-
-def _utcoffset(now: float) -> int:
-    """Return how many hours the local time is behind UTC, which is Celery's field."""
-    return -(time.localtime(now).tm_gmtoff // 3600)
 
 
 class Teller:
@@ -95,21 +74,7 @@ class Teller:
 
     def received(self, lease: Lease) -> None:
         """A message was claimed."""
-        message = lease.message
-        args, kwargs = shown_call(self._app, message)
-        self._say(
-            "task-received",
-            uuid=lease.id,
-            name=lease.task,
-            args=args,
-            kwargs=kwargs,
-            root_id=message.root_id or lease.id,
-            parent_id=message.parent_id,
-            retries=message.retries,
-            eta=_iso(message.run_at),
-            expires=_iso(message.expires_at),
-            queue=message.queue,
-        )
+        self._say("task-received", **about(self._app, lease.message))
 
     def running(self, leases: Iterable[Lease]) -> None:
         """These run now; of each it is said once."""
@@ -207,7 +172,7 @@ class Teller:
         if len(self._pending) >= _MOST:
             self.dropped += 1
             return
-        self._pending.append(event(type, self._app, self._hostname, **fields))
+        self._pending.append(encode(type, self._app, self._hostname, fields))
 
     # What is shown
 
@@ -246,11 +211,3 @@ class Teller:
 
 def _load() -> list[float]:
     return [round(value, 2) for value in os.getloadavg()]
-
-
-def _iso(seconds: float | None) -> str | None:
-    if seconds is None:
-        return None
-    from datetime import UTC, datetime  # late: rarely in a message
-
-    return datetime.fromtimestamp(seconds, UTC).isoformat()

@@ -484,6 +484,8 @@ class Worker:
             self._hand_out(pool, step.leases)
         for lease, why in step.aside:
             (self._notices.parked if why == "parked" else self._notices.expired)(lease)
+            if why == "expired" and self._teller.heard:
+                self._teller.revoked(lease.id, terminated=False, signum=None, expired=True)
         if step.terminate:
             self._terminate(pool, step.terminate)
         if not step.alive:

@@ -144,6 +144,8 @@ class SqliteMail(Broker):
         heard = "SELECT address FROM listener WHERE until > ?"
         if not self._database.read(lambda db: fetch_all(db, heard, (now,))):
             return False
+        if not events:
+            return True
 
         def append(db: apsw.Connection) -> list[str]:
             db.executemany(

@@ -1,0 +1,239 @@
+"""Listening to the stream of events, and adding to it."""
+
+# ruff: noqa: FBT001, FBT002  (positional booleans in Celery's signatures)
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from liteq import current
+from liteq.events.form import encode, sent
+from liteq.events.state import State
+from liteq.exceptions import BrokerError, BrokerUnavailable
+
+if TYPE_CHECKING:
+    from liteq.app import Liteq
+    from liteq.message import Message
+
+__all__ = ["Dispatcher", "Event", "EventReceiver", "Events"]
+
+logger = logging.getLogger("liteq.events")
+
+Handler: TypeAlias = Callable[[dict[str, Any]], Any]
+
+_LEASE: Final = 30.0  # seconds that one word of a listener is good for
+_RENEWALS: Final = 3  # in that time
+_SLICE: Final = 1_000  # events read at once
+_PAUSE: Final = 1.0  # seconds between two tries to reach the store
+
+
+def Event(type: str, **fields: Any) -> dict[str, Any]:  # noqa: N802 (Celery's name)
+    """Return an event of this type, with a timestamp unless one is given."""
+    return {"type": type, "timestamp": time.time(), **fields}
+
+
+class Events:
+    """What an app has to do with events: `app.events`."""
+
+    def __init__(self, app: Liteq) -> None:
+        self.app = app
+
+    def Receiver(self, *args: Any, **kwargs: Any) -> EventReceiver:  # noqa: N802 (Celery's name)
+        """Return a receiver for this app: see `EventReceiver`."""
+        return EventReceiver(*args, **{"app": self.app, **kwargs})
+
+    def State(self, *args: Any, **kwargs: Any) -> State:  # noqa: N802 (Celery's name)
+        """Return an empty picture of tasks and workers, for events to fill."""
+        return State(*args, **kwargs)
+
+    def Dispatcher(self, *args: Any, **kwargs: Any) -> Dispatcher:  # noqa: N802 (Celery's name)
+        """Return something that sends events of your own."""
+        return Dispatcher(*args, **{"app": self.app, **kwargs})
+
+    default_dispatcher = Dispatcher
+
+    def sent(self, messages: Sequence[Message]) -> None:
+        """Tell who listens, if somebody does, that messages were sent."""
+        with contextlib.suppress(BrokerError):  # they were sent: that alone matters
+            if self.app.broker.emit([]):
+                self.app.broker.emit(sent(self.app, _own_name(), messages))
+
+    def revoked(self, ids: Sequence[str]) -> None:
+        """Tell who listens, if somebody does, that messages were revoked."""
+        fields = {"terminated": False, "signum": None, "expired": False}
+        with contextlib.suppress(BrokerError):
+            if ids and self.app.broker.emit([]):
+                events = [
+                    encode("task-revoked", self.app, _own_name(), {"uuid": id, **fields})
+                    for id in ids
+                ]
+                self.app.broker.emit(events)
+
+
+def _own_name() -> str:
+    """Return what events of a process that is no worker are from."""
+    return f"gen{os.getpid()}@{socket.gethostname()}"
+
+
+class EventReceiver:
+    """Hears events and calls handlers, by the type of the event; "*" gets all others.
+
+    `missed`: how many events the store had dropped before they were read here. The first
+    arguments, and those about queues, are Celery's, and mean nothing.
+    """
+
+    def __init__(
+        self,
+        channel: Any = None,
+        handlers: Mapping[str, Handler] | None = None,
+        routing_key: str = "#",
+        node_id: str | None = None,
+        app: Liteq | None = None,
+        queue_prefix: str | None = None,
+        accept: Any = None,
+        **ignored: Any,
+    ) -> None:
+        self.app = app if app is not None else current.get_current_app()
+        self.handlers: dict[str, Handler] = dict(handlers or {})
+        self.missed = 0
+        self.should_stop = False
+
+    def capture(
+        self,
+        limit: int | None = None,
+        timeout: float | None = None,
+        wakeup: bool = True,
+    ) -> None:
+        """Call the handlers for each event that comes: for `limit` of them, and until none
+        comes for `timeout` seconds, which raises `TimeoutError`. With `wakeup`, workers say
+        at once that they are there."""
+        for _ in self.itercapture(limit, timeout, wakeup):
+            pass
+
+    def itercapture(
+        self,
+        limit: int | None = None,
+        timeout: float | None = None,
+        wakeup: bool = True,
+    ) -> Iterator[dict[str, Any]]:
+        """Like `capture()`, and give each event after its handlers were called."""
+        for count, event in enumerate(self._events(timeout, wakeup), 1):
+            self.process(event["type"], event)
+            yield event
+            if self.should_stop or (limit is not None and count >= limit):
+                return
+
+    def process(self, type: str, event: dict[str, Any]) -> None:
+        """Call the handler of an event of this type."""
+        handler = self.handlers.get(type) or self.handlers.get("*")
+        if handler is not None:
+            handler(event)
+
+    def wakeup_workers(self, channel: Any = None) -> None:
+        """Have workers say that they are there."""
+        self.app.control.heartbeat()
+
+    def stop(self) -> None:
+        """End `capture()` with its next event. A handler may call it."""
+        self.should_stop = True
+
+    def _events(self, timeout: float | None, wakeup: bool) -> Iterator[dict[str, Any]]:
+        broker = self.app.broker
+        mailbox = broker.mailbox()
+        try:
+            at = broker.listen(mailbox, _LEASE)
+            if wakeup:
+                self.wakeup_workers()
+            renew_at = time.monotonic() + _LEASE / _RENEWALS
+            heard_at = time.monotonic()
+            while True:
+                now = time.monotonic()
+                try:
+                    if now >= renew_at:
+                        broker.listen(mailbox, _LEASE)
+                        renew_at = now + _LEASE / _RENEWALS
+                    found = broker.events(at, _SLICE)
+                except BrokerUnavailable as exc:
+                    logger.warning("%s; listening on", exc)
+                    mailbox.wait(_PAUSE)
+                    continue
+                at = found.last
+                if found.missed:
+                    self.missed += found.missed
+                    logger.warning(
+                        "%d events were dropped before they could be read", found.missed
+                    )
+                for body in found.bodies:
+                    heard_at = time.monotonic()
+                    yield _decoded(body)
+                if found.bodies:
+                    continue
+                until = renew_at
+                if timeout is not None:
+                    until = min(until, heard_at + timeout)
+                    if time.monotonic() - heard_at >= timeout:
+                        raise TimeoutError(f"no event within {timeout:g} s")
+                mailbox.wait(max(0.0, min(until - time.monotonic(), mailbox.poll_interval * 2)))
+        finally:
+            with contextlib.suppress(BrokerUnavailable):  # its lease ends by itself
+                broker.listen(mailbox, 0)
+            mailbox.close()
+
+
+class Dispatcher:
+    """Sends events, which nobody gets unless he listens."""
+
+    def __init__(
+        self,
+        connection: Any = None,
+        hostname: str | None = None,
+        enabled: bool = True,
+        channel: Any = None,
+        app: Liteq | None = None,
+        **ignored: Any,
+    ) -> None:
+        self.app = app if app is not None else current.get_current_app()
+        self.hostname = hostname or _own_name()
+        self.enabled = enabled
+
+    def send(self, type: str, blind: bool = False, **fields: Any) -> bool:
+        """Send an event; return whether somebody listens."""
+        if not self.enabled:
+            return False
+        return self.app.broker.emit([encode(type, self.app, self.hostname, fields)])
+
+    def enable(self) -> None:
+        """Send from now on."""
+        self.enabled = True
+
+    def disable(self) -> None:
+        """Send nothing from now on."""
+        self.enabled = False
+
+    def close(self) -> None:
+        """Do nothing: the store is the app's."""
+
+    def __enter__(self) -> Dispatcher:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _decoded(body: bytes) -> dict[str, Any]:
+    """Return an event; what is none comes as one that says so."""
+    try:
+        event = json.loads(body)
+    except (ValueError, RecursionError):
+        event = None
+    if not isinstance(event, dict) or not isinstance(event.get("type"), str):
+        return Event("unreadable", body=repr(body[:200]))
+    event["local_received"] = time.time()
+    return event

@@ -1,0 +1,342 @@
+"""A picture of tasks and workers, drawn from their events. Celery's names.
+
+It holds what this listener has heard, and the last tasks only: the store knows more.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+from liteq import states
+
+__all__ = ["State", "Task", "Worker"]
+
+_BEATS_KEPT: Final = 4
+_ALIVE_FOR: Final = 2.0  # intervals of its heartbeat, as in Celery
+_STATES: Final = {
+    "task-sent": states.PENDING,
+    "task-received": "RECEIVED",
+    "task-started": states.STARTED,
+    "task-succeeded": states.SUCCESS,
+    "task-failed": states.FAILURE,
+    "task-retried": states.RETRY,
+    "task-revoked": states.REVOKED,
+    "task-rejected": "REJECTED",
+}
+_FIRST: Final = {"task-sent": 0, "task-received": 1, "task-started": 2}  # all others come later
+
+
+class Worker:
+    """A worker, as its events told of it."""
+
+    def __init__(self, hostname: str) -> None:
+        self.hostname = hostname
+        self.pid: int | None = None
+        self.freq = 60.0
+        self.active: int | None = None
+        self.processed: int | None = None
+        self.loadavg: list[float] | None = None
+        self.sw_ident: str | None = None
+        self.sw_ver: str | None = None
+        self.sw_sys: str | None = None
+        self.heartbeats: list[float] = []  # when they came here, Unix seconds
+        self.clock = 0
+
+    def event(self, type: str, fields: Mapping[str, Any], received: float) -> None:
+        """Take an event in; `type` is without its "worker-"."""
+        for name in ("pid", "freq", "active", "processed", "loadavg", "clock"):
+            if fields.get(name) is not None:
+                setattr(self, name, fields[name])
+        for name in ("sw_ident", "sw_ver", "sw_sys"):
+            if fields.get(name):
+                setattr(self, name, fields[name])
+        if type == "offline":
+            self.heartbeats.clear()
+        else:
+            self.heartbeats = [*self.heartbeats[1 - _BEATS_KEPT :], received]
+
+    @property
+    def status_string(self) -> str:
+        return "ONLINE" if self.alive else "OFFLINE"
+
+    @property
+    def heartbeat_expires(self) -> float:
+        """Until when it counts as alive, Unix seconds."""
+        return self.heartbeats[-1] + self.freq * _ALIVE_FOR if self.heartbeats else 0.0
+
+    @property
+    def alive(self) -> bool:
+        return time.time() < self.heartbeat_expires
+
+    @property
+    def id(self) -> str:
+        return f"{self.hostname}.{self.pid}"
+
+    def __repr__(self) -> str:
+        return f"<Worker: {self.hostname} ({self.status_string})>"
+
+
+class Task:
+    """A call, as its events told of it. Times are Unix seconds."""
+
+    _INFO: Final = (
+        "args",
+        "kwargs",
+        "retries",
+        "result",
+        "eta",
+        "runtime",
+        "expires",
+        "exception",
+        "queue",
+        "root_id",
+        "parent_id",
+    )
+
+    name: str | None = None
+    args: str | None = None
+    kwargs: str | None = None
+    eta: str | None = None
+    expires: str | None = None
+    retries: int | None = None
+    queue: str | None = None
+    result: str | None = None
+    exception: str | None = None
+    traceback: str | None = None
+    runtime: float | None = None
+    sent: float | None = None
+    received: float | None = None
+    started: float | None = None
+    succeeded: float | None = None
+    failed: float | None = None
+    retried: float | None = None
+    revoked: float | None = None
+    rejected: float | None = None
+    root_id: str | None = None
+    parent_id: str | None = None
+
+    def __init__(self, uuid: str) -> None:
+        self.uuid = uuid
+        self.state: str = states.PENDING
+        self.timestamp = 0.0
+        self.clock = 0
+        self.worker: Worker | None = None
+
+    id = property(lambda self: self.uuid)
+
+    @property
+    def ready(self) -> bool:
+        return self.state in states.READY_STATES
+
+    def event(self, type: str, fields: Mapping[str, Any]) -> None:
+        """Take an event in; `type` is without its "task-". One that is late changes what
+        it alone knows, and not the state."""
+        when = float(fields.get("timestamp") or 0.0)
+        setattr(self, type, when) if hasattr(Task, type) else None
+        late = when < self.timestamp and (self.ready or _FIRST.get(f"task-{type}", 3) < 3)
+        for name in (*self._INFO, "name", "traceback"):
+            if fields.get(name) is not None and (not late or getattr(self, name) is None):
+                setattr(self, name, fields[name])
+        if not late:
+            self.state = _STATES.get(f"task-{type}", type.upper())
+            self.timestamp = when
+            self.clock = int(fields.get("clock") or 0)
+
+    def info(
+        self, fields: tuple[str, ...] | None = None, extra: tuple[str, ...] = ()
+    ) -> dict[str, Any]:
+        """Return what is known of it, without what is not."""
+        names = (*(self._INFO if fields is None else fields), *extra)
+        return {
+            name: value for name in names if (value := getattr(self, name, None)) is not None
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all that is known of it."""
+        times = (
+            "sent",
+            "received",
+            "started",
+            "succeeded",
+            "failed",
+            "retried",
+            "revoked",
+            "rejected",
+        )
+        return {
+            "uuid": self.uuid,
+            "state": self.state,
+            "timestamp": self.timestamp,
+            "worker": None if self.worker is None else self.worker.hostname,
+            **self.info(("name", "traceback", *self._INFO, *times)),
+        }
+
+    def __repr__(self) -> str:
+        return f"<Task: {self.name}({self.uuid}) {self.state}>"
+
+
+class State:
+    """Tasks and workers by name. `callback(state, event)` is called after each event.
+
+    It keeps `max_tasks_in_memory` tasks and `max_workers_in_memory` workers, those heard of
+    last. `event_count` and `task_count` count what has come.
+    """
+
+    def __init__(
+        self,
+        callback: Callable[[State, Mapping[str, Any]], Any] | None = None,
+        workers: Mapping[str, Worker] | None = None,
+        tasks: Mapping[str, Task] | None = None,
+        taskheap: Any = None,
+        max_workers_in_memory: int = 5000,
+        max_tasks_in_memory: int = 10000,
+        on_node_join: Callable[[Worker], Any] | None = None,
+        on_node_leave: Callable[[Worker], Any] | None = None,
+        **ignored: Any,
+    ) -> None:
+        self.event_callback = callback
+        self.workers: OrderedDict[str, Worker] = OrderedDict(workers or {})
+        self.tasks: OrderedDict[str, Task] = OrderedDict(tasks or {})
+        self.max_workers_in_memory = max_workers_in_memory
+        self.max_tasks_in_memory = max_tasks_in_memory
+        self.on_node_join = on_node_join
+        self.on_node_leave = on_node_leave
+        self.event_count = 0
+        self.task_count = 0
+        self._lock = threading.RLock()
+
+    def event(self, event: Mapping[str, Any]) -> tuple[Any, str]:
+        """Take an event in; return the task or worker that it is about (None for others),
+        and the rest of its type."""
+        group, _, type = event["type"].partition("-")
+        with self._lock:
+            self.event_count += 1
+            subject: Any = None
+            if group == "task" and "uuid" in event:
+                subject = self._task_event(type, event)
+            elif group == "worker":
+                subject = self._worker_event(type, event)
+        if self.event_callback is not None:
+            self.event_callback(self, event)
+        return subject, type
+
+    __call__ = event
+
+    def _task_event(self, type: str, event: Mapping[str, Any]) -> Task:
+        uuid = event["uuid"]
+        task, _ = self.get_or_create_task(uuid)
+        if type == "sent":
+            self.task_count += task.sent is None and task.received is None
+        else:
+            self.task_count += type == "received" and task.sent is None
+            task.worker, _ = self.get_or_create_worker(event.get("hostname") or "")
+        task.event(type, event)
+        self.tasks.move_to_end(uuid)
+        return task
+
+    def _worker_event(self, type: str, event: Mapping[str, Any]) -> Worker:
+        worker, created = self.get_or_create_worker(event.get("hostname") or "")
+        worker.event(type, event, event.get("local_received") or time.time())
+        if type == "offline" and self.on_node_leave is not None:
+            self.on_node_leave(worker)
+        elif type != "offline" and created and self.on_node_join is not None:
+            self.on_node_join(worker)
+        return worker
+
+    def get_or_create_worker(self, hostname: str, **kwargs: Any) -> tuple[Worker, bool]:
+        """Return the worker of this name, and whether it is new here."""
+        worker = self.workers.get(hostname)
+        if worker is not None:
+            self.workers.move_to_end(hostname)
+            return worker, False
+        worker = self.workers[hostname] = Worker(hostname)
+        while len(self.workers) > self.max_workers_in_memory:
+            self.workers.popitem(last=False)
+        return worker, True
+
+    def get_or_create_task(self, uuid: str) -> tuple[Task, bool]:
+        """Return the task of this id, and whether it is new here."""
+        task = self.tasks.get(uuid)
+        if task is not None:
+            return task, False
+        task = self.tasks[uuid] = Task(uuid)
+        while len(self.tasks) > self.max_tasks_in_memory:
+            self.tasks.popitem(last=False)
+        return task, True
+
+    # Looking
+
+    def tasks_by_time(
+        self,
+        limit: int | None = None,
+        reverse: bool = True,  # noqa: FBT001, FBT002 (Celery)
+    ) -> Iterator[tuple[str, Task]]:
+        """Give ids and tasks, those of the latest events first."""
+        with self._lock:
+            items = sorted(self.tasks.items(), key=lambda item: item[1].timestamp)
+        if reverse:
+            items.reverse()
+        yield from items[:limit]
+
+    tasks_by_timestamp = tasks_by_time
+
+    def tasks_by_type(self, name: str, limit: int | None = None) -> Iterator[tuple[str, Task]]:
+        """Give the tasks of this name."""
+        found = [item for item in self.tasks_by_time() if item[1].name == name]
+        yield from found[:limit]
+
+    _tasks_by_type = tasks_by_type
+
+    def tasks_by_worker(
+        self, hostname: str, limit: int | None = None
+    ) -> Iterator[tuple[str, Task]]:
+        """Give the tasks that a worker had."""
+        found = [
+            item
+            for item in self.tasks_by_time()
+            if item[1].worker is not None and item[1].worker.hostname == hostname
+        ]
+        yield from found[:limit]
+
+    _tasks_by_worker = tasks_by_worker
+
+    def task_types(self) -> list[str]:
+        """Return the names of tasks heard of."""
+        return sorted({task.name for task in self.tasks.values() if task.name})
+
+    def alive_workers(self) -> Iterator[Worker]:
+        """Give the workers whose heartbeat came lately."""
+        return (worker for worker in list(self.workers.values()) if worker.alive)
+
+    # Forgetting
+
+    def clear_tasks(self, ready: bool = True) -> None:  # noqa: FBT001, FBT002 (Celery)
+        """Forget the tasks that are over; with `ready` off, those that are not, too."""
+        with self._lock:
+            for uuid, task in list(self.tasks.items()):
+                if task.ready or not ready:
+                    del self.tasks[uuid]
+
+    def clear(self, ready: bool = True) -> None:  # noqa: FBT001, FBT002 (Celery)
+        """Forget workers and counts as well; see `clear_tasks`."""
+        with self._lock:
+            self.workers.clear()
+            self.event_count = self.task_count = 0
+            self.clear_tasks(ready)
+
+    def freeze_while(self, fun: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a function while no event is taken in. With `clear_after`, forget then."""
+        clear_after = kwargs.pop("clear_after", False)
+        with self._lock:
+            try:
+                return fun(*args, **kwargs)
+            finally:
+                if clear_after:
+                    self.clear()
+
+    def __repr__(self) -> str:
+        return f"<State: events={self.event_count} tasks={self.task_count}>"

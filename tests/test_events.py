@@ -1,0 +1,431 @@
+"""The live stream of what tasks and workers do: its events, its cost, its bounds."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+import redis_server
+from api import app_in_memory, forget_current, record
+from world import wait_until
+
+from liteq import Liteq
+from liteq.brokers.base import EVENTS_KEPT
+from liteq.brokers.sqlite import _AROUND, SqliteBroker
+from liteq.events import Event, State
+from liteq.events.snapshot import Polaroid, evcam
+from liteq.worker import Worker
+
+Start = Callable[..., Worker]
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis"])
+def app(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Liteq]:
+    if request.param == "memory":
+        with app_in_memory() as made:
+            yield made
+        return
+    url, options = f"sqlite://{tmp_path}/store", {"durability": "normal"}
+    if request.param == "redis":
+        redis_server.require()
+        url = redis_server.shared()
+        options = {"namespace": redis_server.namespace_of(tmp_path)}
+    made = Liteq("shop", broker=url, broker_transport_options=options)
+    yield made
+    made.close()
+    forget_current()
+
+
+@pytest.fixture
+def start(app: Liteq) -> Iterator[Start]:
+    with ExitStack() as stack:
+
+        def started(**options: Any) -> Worker:
+            ready = threading.Event()
+            options = {"concurrency": 1, "pool": "threads", "grace": 0.0, **options}
+            worker = Worker(app, install_signals=False, on_ready=ready.set, **options)
+            thread = threading.Thread(target=worker.run)
+            thread.start()
+            stack.callback(thread.join, 10)
+            stack.callback(worker.stop)
+            assert ready.wait(10)
+            return worker
+
+        yield started
+
+
+class Listener:
+    """A receiver in a thread, that keeps what it heard."""
+
+    def __init__(self, app: Liteq) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.receiver = app.events.Receiver(None, handlers={"*": self.events.append})
+        self._app = app
+        self._thread = threading.Thread(target=self.receiver.capture, daemon=True)
+        self._thread.start()
+        wait_until(lambda: app.broker.emit([]))
+
+    def types(self, uuid: str) -> list[str]:
+        return [event["type"] for event in self.events if event.get("uuid") == uuid]
+
+    def of(self, type: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["type"] == type]
+
+    def close(self) -> None:
+        self.receiver.stop()
+        self._app.events.Dispatcher().send("test-over")
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+
+
+@pytest.fixture
+def listener(app: Liteq) -> Iterator[Listener]:
+    made = Listener(app)
+    yield made
+    made.close()
+
+
+def heard_by(worker: Worker) -> bool:
+    return worker._teller.heard
+
+
+def test_the_life_of_a_task_is_told(app: Liteq, listener: Listener, start: Start) -> None:
+    @app.task(name="shop.add")
+    def add(x: int, y: int, *, password: str = "") -> int:
+        return x + y
+
+    @app.task(name="shop.fail", bind=True, max_retries=1)
+    def fail(self: Any, token: str) -> None:
+        try:
+            raise ValueError(f"no stock for {token}")
+        except ValueError as exc:
+            raise self.retry(exc=exc, countdown=0) from exc
+
+    worker = start(hostname="one@here")
+    wait_until(lambda: heard_by(worker))
+    good = add.delay(2, 3, password="hunter22222")
+    bad = fail.delay("tok-1234567")
+
+    assert good.get(timeout=10) == 5
+    with pytest.raises(ValueError, match="no stock"):
+        bad.get(timeout=10)
+    wait_until(lambda: listener.types(bad.id)[-1:] == ["task-failed"])
+
+    assert listener.types(good.id) == ["task-received", "task-started", "task-succeeded"]
+    assert listener.types(bad.id) == [
+        "task-received",
+        "task-started",
+        "task-retried",
+        "task-received",
+        "task-started",
+        "task-failed",
+    ]
+    received, _, succeeded = (e for e in listener.events if e.get("uuid") == good.id)
+    assert (received["name"], received["args"]) == ("shop.add", "(2, 3)")
+    assert received["kwargs"] == "{'password': '********'}"
+    assert received["hostname"] == "one@here"
+    assert {"timestamp", "utcoffset", "pid", "clock", "root_id", "retries"} <= received.keys()
+    assert succeeded["result"] == "5"
+    assert succeeded["runtime"] >= 0
+    failed = listener.of("task-failed")[-1]
+    assert "ValueError" in failed["exception"]
+    assert "Traceback" in failed["traceback"]
+    assert "hunter22222" not in repr(listener.events)
+    assert "tok-1234567" not in repr(listener.events)
+
+
+def test_revokes_are_told(app: Liteq, listener: Listener, start: Start) -> None:
+    @app.task(name="shop.add")
+    def add(x: int) -> int:
+        return x
+
+    gone = add.apply_async((1,), countdown=600)
+    gone.revoke()
+    late = add.apply_async((1,), expires=0.001)
+    wait_until(lambda: app.clock.now() > (record(app, late.id).message.expires_at or 0.0))
+    app.broker.maintain = lambda: False  # type: ignore[method-assign]  # who finds it first?
+    start(hostname="one@here")
+    wait_until(lambda: listener.types(late.id) == ["task-revoked"])
+
+    assert listener.types(gone.id) == ["task-revoked"]
+    flags = {e["uuid"]: (e["terminated"], e["expired"]) for e in listener.of("task-revoked")}
+    assert flags == {gone.id: (False, False), late.id: (False, True)}
+
+
+def test_a_terminated_run_is_told_with_its_signal(
+    app: Liteq, listener: Listener, start: Start
+) -> None:
+    import asyncio
+
+    begun = threading.Event()
+
+    @app.task(name="shop.wait")
+    async def wait() -> None:
+        begun.set()
+        await asyncio.sleep(1000)
+
+    worker = start(pool="asyncio")
+    wait_until(lambda: heard_by(worker))
+    result = wait.delay()
+    assert begun.wait(10)
+    result.revoke(terminate=True)
+    wait_until(lambda: "task-revoked" in listener.types(result.id))
+
+    (event,) = listener.of("task-revoked")
+    assert (event["terminated"], event["signum"], event["expired"]) == (True, "SIGTERM", False)
+
+
+def test_workers_say_when_they_come_how_they_are_and_when_they_go(
+    app: Liteq, listener: Listener, start: Start
+) -> None:
+    worker = start(hostname="one@here")
+    wait_until(lambda: listener.of("worker-heartbeat"))
+    worker.stop()
+    wait_until(lambda: listener.of("worker-offline"))
+
+    assert [e["hostname"] for e in listener.of("worker-online")] == ["one@here"]
+    beat = listener.of("worker-heartbeat")[0]
+    assert (beat["freq"], beat["active"], beat["processed"]) == (2.0, 0, 0)
+    assert beat["sw_ident"] == "liteq"
+    assert len(beat["loadavg"]) == 3
+
+
+def test_who_listens_later_hears_of_workers_at_once(app: Liteq, start: Start) -> None:
+    start(hostname="one@here")
+
+    receiver = app.events.Receiver()
+    names = set()
+    for event in receiver.itercapture(timeout=10):
+        names.add(event["type"])
+        if "worker-heartbeat" in names:
+            break
+
+    assert "worker-online" in names
+
+
+def test_events_are_switched_off_and_on(app: Liteq, listener: Listener, start: Start) -> None:
+    @app.task(name="shop.add")
+    def add(x: int) -> int:
+        return x
+
+    start(hostname="one@here")
+    wait_until(lambda: listener.of("worker-heartbeat"))
+    off = app.control.disable_events(reply=True, timeout=10)
+    assert off == [{"one@here": {"ok": "task events disabled"}}]
+    unheard = add.delay(1)
+    unheard.get(timeout=10)
+    assert app.control.enable_events(reply=True, timeout=10)
+    heard = add.delay(1)
+    wait_until(lambda: "task-succeeded" in listener.types(heard.id))
+
+    assert listener.types(unheard.id) == []
+
+
+def test_callers_tell_what_they_send_if_they_are_to(app: Liteq, listener: Listener) -> None:
+    @app.task(name="shop.add")
+    def add(x: int) -> int:
+        return x
+
+    add.delay(0)
+    app.conf.task_send_sent_event = True
+    result = add.apply_async((1,), queue="high")
+    wait_until(lambda: listener.of("task-sent"))
+
+    (event,) = listener.of("task-sent")
+    assert (event["uuid"], event["name"], event["queue"]) == (result.id, "shop.add", "high")
+
+
+def test_events_of_your_own(app: Liteq, listener: Listener) -> None:
+    with app.events.default_dispatcher(app=app) as dispatcher:
+        assert dispatcher.send("shop-opened", doors=2)
+        dispatcher.disable()
+        assert not dispatcher.send("shop-closed")
+    wait_until(lambda: listener.of("shop-opened"))
+
+    assert listener.of("shop-opened")[0]["doors"] == 2
+
+
+def test_a_receiver_ends_when_nothing_comes(app: Liteq) -> None:
+    with pytest.raises(TimeoutError, match="no event"):
+        app.events.Receiver(handlers={}).capture(limit=1, timeout=0.05)
+    assert app.broker.emit([b"{}"]) is False  # it no longer listens
+
+
+def test_a_slow_listener_is_told_what_it_missed_and_stops_nobody(
+    app: Liteq, caplog: Any
+) -> None:
+    receiver = app.events.Receiver()
+    stream = receiver.itercapture(timeout=10, wakeup=False)
+    dispatcher = app.events.Dispatcher()
+    listening = threading.Thread(target=lambda: wait_until(lambda: dispatcher.send("first")))
+    listening.start()
+    assert next(stream)["type"] == "first"
+    listening.join()
+
+    body = json.dumps(Event("shop-busy")).encode()
+    app.broker.emit([body] * (EVENTS_KEPT + 500))
+    for heard, _ in enumerate(stream, 1):
+        if heard == EVENTS_KEPT:
+            break
+
+    assert receiver.missed == 500
+    assert "500 events were dropped" in caplog.text
+    stream.close()
+
+
+def test_what_is_no_event_harms_nobody(app: Liteq) -> None:
+    stream = app.events.Receiver().itercapture(timeout=10, wakeup=False)
+    bodies = [b"no json", b"[]", b'{"type": 3}', b'{"type": "good"}']
+    sending = threading.Thread(target=lambda: wait_until(lambda: app.broker.emit(bodies)))
+    sending.start()
+
+    assert [next(stream)["type"] for _ in bodies] == ["unreadable"] * 3 + ["good"]
+    sending.join()
+    stream.close()
+
+
+# What it costs
+
+
+def test_without_a_listener_a_worker_makes_not_one_statement_more(tmp_path: Path) -> None:
+    """Of all statements of a worker that runs a hundred tasks, those that know of events
+    and letters are the one question with which each step begins, and upkeep's."""
+    app = Liteq("shop", broker=f"sqlite://{tmp_path}/store", set_as_current=False)
+    broker = app.broker
+    assert isinstance(broker, SqliteBroker)
+
+    @app.task(name="shop.add")
+    def add(x: int) -> int:
+        return x
+
+    for n in range(100):
+        add.delay(n)
+    made: list[str] = []
+    connection = broker._database._take_handle().connection()
+    connection.trace_v2(apsw.SQLITE_TRACE_STMT, lambda event: made.append(event["sql"]))
+    worker = Worker(app, pool="solo", concurrency=1, burst=True, install_signals=False)
+    worker.run()
+    connection.trace_v2(0, None)
+    app.close()
+
+    steps = [sql for sql in made if sql == _AROUND]
+    others = [
+        sql
+        for sql in made
+        if re.search(r"(FROM|INTO|UPDATE) (event|listener|letter)", sql) and sql != _AROUND
+    ]
+    upkeep = [sql for sql in others if "delete_at" in sql]
+    letters = [sql for sql in others if "FROM letter WHERE receiver" in sql]
+    assert worker.settled == 100
+    assert len(made) > 100
+    assert steps
+    assert len(letters) <= 1  # at the start: what came before there was a mailbox
+    assert len(upkeep) <= 2 + worker.settled // 50
+    assert len(others) == len(upkeep) + len(letters)
+
+
+def test_while_somebody_listens_a_turn_of_the_loop_costs_one_append(
+    app: Liteq, listener: Listener, start: Start
+) -> None:
+    @app.task(name="shop.add")
+    def add(x: int) -> int:
+        return x
+
+    worker = start(hostname="one@here")
+    wait_until(lambda: heard_by(worker))
+    emit, sizes = app.broker.emit, []
+
+    def counted(events: Any) -> bool:
+        sizes.append(len(events))
+        return emit(events)
+
+    app.broker.emit = counted  # type: ignore[method-assign]
+    results = [add.delay(n) for n in range(50)]
+    for result in results:
+        result.get(timeout=10)
+    wait_until(lambda: len(listener.of("task-succeeded")) == 50)
+
+    assert sum(sizes) >= 150
+    assert len(sizes) < 150
+
+
+# The picture
+
+
+def test_a_state_is_drawn_from_events() -> None:
+    state = State()
+    common = {"hostname": "one@here", "pid": 7, "uuid": "a"}
+    state.event(Event("worker-online", freq=2.0, **common))
+    state.event(Event("task-received", name="shop.add", args="(1,)", **common))
+    state.event(Event("task-started", **common))
+    state.event(Event("task-succeeded", result="1", runtime=0.5, **common))
+    state.event({**Event("task-sent", **{**common, "queue": "high"}), "timestamp": 1.0})
+
+    task = state.tasks["a"]
+    assert (task.name, task.state, task.result, task.runtime) == (
+        "shop.add",
+        "SUCCESS",
+        "1",
+        0.5,
+    )
+    assert (task.sent, task.queue, task.ready) == (1.0, "high", True)
+    assert task.worker is state.workers["one@here"]
+    assert task.info(("args", "result")) == {"args": "(1,)", "result": "1"}
+    assert task.as_dict()["worker"] == "one@here"
+    assert [worker.hostname for worker in state.alive_workers()] == ["one@here"]
+    assert [uuid for uuid, _ in state.tasks_by_type("shop.add")] == ["a"]
+    assert [uuid for uuid, _ in state.tasks_by_worker("one@here")] == ["a"]
+    assert (state.event_count, state.task_count, state.task_types()) == (5, 1, ["shop.add"])
+    state.event(Event("worker-offline", **common))
+    assert not list(state.alive_workers())
+
+
+def test_a_state_keeps_so_many_tasks_and_no_more() -> None:
+    seen: list[str] = []
+    state = State(
+        callback=lambda state, event: seen.append(event["type"]),
+        max_tasks_in_memory=10,
+        max_workers_in_memory=2,
+    )
+
+    for n in range(50):
+        state.event(Event("task-received", uuid=str(n), hostname=f"{n}@here"))
+
+    assert list(state.tasks) == [str(n) for n in range(40, 50)]
+    assert len(state.workers) == 2
+    assert len(seen) == 50
+    state.event(Event("task-failed", uuid="45", hostname="h"))
+    state.clear_tasks()
+    assert "45" not in state.tasks
+    state.clear(ready=False)
+    assert not state.tasks
+
+
+def test_a_camera_takes_pictures_and_forgets(app: Liteq) -> None:
+    taken: list[int] = []
+    enough = threading.Event()
+
+    class Camera(Polaroid):
+        clear_after = True
+
+        def on_shutter(self, state: State) -> None:
+            taken.append(state.event_count)
+            if sum(taken) >= 2:
+                enough.set()
+
+    state = State()
+    with Camera(state, freq=0.01, app=app):
+        state.event(Event("shop-opened"))
+        state.event(Event("shop-closed"))
+        assert enough.wait(10)
+
+    assert sum(taken) == 2
+    with pytest.raises(TimeoutError):
+        evcam(Camera, freq=0.01, app=app, timeout=0.05)
