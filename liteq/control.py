@@ -193,6 +193,8 @@ class Control:
                     break
                 mailbox.wait(min(remaining, mailbox.poll_interval))
                 for letter in broker.collect(mailbox.name):
+                    if limit is not None and len(replies) >= limit:
+                        break
                     self._take(letter, ticket, keys, waiting, replies, callback)
             if limit is None or len(replies) < limit:
                 for target in waiting.values():
