@@ -6,9 +6,10 @@ Coroutines call it off the loop (`liteq.offload`), as they do every store: a cal
 client's own asyncio side took a fifth longer when measured, and would mean each verb twice.
 
 What survives: all that the server keeps. Nothing of it when the server is killed without an
-append-only file; all but its last second or two of writes with `appendfsync everysec`,
-should the power fail, or the server be killed while its disk is slow to sync; and with `durability="replicated"`, what a replica has taken over survives the
-loss of the master too, as long as that replica is the one that follows it.
+append-only file; all but its last second or two of writes with `appendfsync everysec`, should
+the power fail, or the server be killed while its disk is slow to sync; and with
+`durability="replicated"`, what a replica has taken over survives the loss of the master too,
+as long as that replica is the one that follows it.
 """
 
 from __future__ import annotations
