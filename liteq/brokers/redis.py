@@ -53,6 +53,7 @@ from liteq.brokers.redis_form import (
     Settlements,
     attempt_of,
     graph_arguments,
+    lone_arguments,
     packed_of,
     read_lease,
     record_of,
@@ -246,6 +247,11 @@ class RedisBroker(RedisMail):
         if not packed:
             return {}
         limits = self._lengths.among({one[3] for one in packed}) if self._lengths else {}
+        if len(packed) == 1 and not limits and not edges and workflow is None:
+            alone = lone_arguments(packed[0])
+            if alone is not None:
+                self._refuse(self._call("enqueue_one", *alone, durable=True))
+                return {}
         answer = self._call(
             "enqueue",
             len(limits),

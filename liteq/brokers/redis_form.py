@@ -17,7 +17,7 @@ from liteq.brokers.graph import count_edges
 from liteq.brokers.moving import Kept
 from liteq.brokers.redis_wire import strings, unpack
 from liteq.exceptions import InvalidTaskError, TaskRevokedError, WorkerLostError
-from liteq.message import PACKED_FIELDS, Edge, Graph, Packed, rule_of
+from liteq.message import GATHER, PACKED_FIELDS, Edge, Graph, Packed, rule_of
 from liteq.outcome import (
     Failed,
     Ignored,
@@ -40,6 +40,7 @@ __all__ = [
     "attempt_of",
     "graph_arguments",
     "kept_fields",
+    "lone_arguments",
     "packed_of",
     "read_inputs",
     "read_lease",
@@ -86,6 +87,7 @@ _KINDS: Final[tuple[tuple[int, Any], ...]] = (
 )
 Field = bytes | None
 _ONE: Final = ord("1")
+_BAND: Final = 1 << 44  # numbers of one priority (see `rank` in `lua/ends.lua`)
 _new: Final = tuple.__new__  # a third of what a named tuple's own call costs
 
 
@@ -276,6 +278,19 @@ def _unique(packed: Packed) -> str:
     """Return the key of a unique message behind what is to become of it."""
     rule = rule_of(packed[16])
     return f"{rule.on_conflict} {_text(rule.unique_for)} {_text(rule.max_wait)} {packed[15]}"
+
+
+def lone_arguments(packed: Packed) -> tuple[Any, ...] | None:
+    """Return the arguments of a message that is claimable at once (see
+    `lua/enqueue_one.lua`); None if this one is not, or is more than that."""
+    id, task, body, queue, priority, run_at, expires_at = packed[:7]
+    if not (run_at is expires_at is packed[14] is packed[15] is None) or task == GATHER:
+        return None
+    if not (type(id) is str and type(body) is bytes and type(priority) is int):
+        _check(packed)
+    given = _given(packed)
+    envelope: str | None = packed[16]
+    return id, given, body, envelope, queue, (9 - priority) * _BAND
 
 
 def graph_arguments(

@@ -69,11 +69,11 @@ class Script:
         self.name = name
         text = (_FOLDER / f"{name}.lua").read_text(encoding="utf-8")
         needs = next(line for line in text.splitlines() if line.startswith("-- Needs: "))
-        parts = [
-            (_FOLDER / f"{part}.lua").read_text(encoding="utf-8")
-            for part in needs.removeprefix("-- Needs: ").split()
-        ]
-        self.text = "\n".join([_constants(), *parts, text]).encode()
+        names = needs.removeprefix("-- Needs: ").split()
+        if names != ["nothing"]:
+            parts = [(_FOLDER / f"{part}.lua").read_text(encoding="utf-8") for part in names]
+            text = "\n".join([_constants(), *parts, text])
+        self.text = text.encode()
         self.sha = hashlib.sha1(self.text, usedforsecurity=False).hexdigest().encode()
 
 

@@ -15,6 +15,7 @@ from typing import Any
 __all__ = ["Reader", "ServerError", "command", "pack", "strings", "unpack"]
 
 _CHUNK = 65_536
+_SIZES = [b"$%d\r\n" % size for size in range(512)]
 
 
 class ServerError(Exception):
@@ -33,19 +34,26 @@ def command(arguments: Iterable[Any]) -> bytes:
 
 def strings(arguments: Iterable[Any]) -> tuple[int, bytes]:
     """Return how many arguments there are, and all of them as a command carries them."""
-    parts = [_bytes(argument) for argument in arguments]
-    return len(parts), b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts])
+    parts: list[bytes] = []
+    count = 0
+    for value in arguments:  # hundreds of them in a step: each look-up here counts
+        kind = type(value)
+        if kind is str:
+            value = value.encode()
+        elif kind is int:
+            value = b"%d" % value
+        elif value is None:
+            value = b""
+        elif kind is not bytes:
+            value = _bytes(value)
+        size = len(value)
+        parts += (_SIZES[size] if size < 512 else b"$%d\r\n" % size, value, b"\r\n")
+        count += 1
+    return count, b"".join(parts)
 
 
 def _bytes(value: Any) -> bytes:
-    kind = type(value)
-    if kind is bytes:
-        return value  # type: ignore[no-any-return]
-    if kind is str:
-        return value.encode()  # type: ignore[no-any-return]
-    if value is None:
-        return b""
-    if kind is bool:
+    if isinstance(value, bool):
         return b"1" if value else b"0"
     if isinstance(value, (int, float)):
         return repr(value).encode()
