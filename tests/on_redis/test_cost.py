@@ -67,6 +67,7 @@ def meter(server: RedisServer) -> Iterator[Meter]:
 def broker(server: RedisServer) -> Iterator[RedisBroker]:
     opened = RedisBroker(server.url)
     opened.enqueue([make()])  # connects, and loads the script
+    opened.enqueue([make(), make()])  # and that of several
     yield opened
     opened.close()
 
