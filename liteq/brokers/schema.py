@@ -196,7 +196,9 @@ CREATE TABLE paused(
     queue TEXT PRIMARY KEY,
     at REAL NOT NULL
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX message_ended ON message(state, seq) WHERE state IN (7, 8, 9);
+-- Not `state IN (7, 8, 9)`: that makes a table of the three at each change of any state,
+-- and a settle takes twice as long.
+CREATE INDEX message_ended ON message(state, seq) WHERE state > 6;
 
 ALTER TABLE worker ADD COLUMN ended TEXT;
 CREATE TABLE letter(

@@ -34,9 +34,9 @@ _STATES: Final[dict[int, State]] = {code: name for name, code in STATE_CODES.ite
 # Where a state is found in the order of arrival, and where in another.
 _IN_ORDER: Final = {
     "waiting": "INDEXED BY message_waiting WHERE state = 0",
-    "failed": "INDEXED BY message_ended WHERE state IN (7, 8, 9) AND state = 7",
-    "revoked": "INDEXED BY message_ended WHERE state IN (7, 8, 9) AND state = 8",
-    "ignored": "INDEXED BY message_ended WHERE state IN (7, 8, 9) AND state = 9",
+    "failed": "INDEXED BY message_ended WHERE state > 6 AND state = 7",
+    "revoked": "INDEXED BY message_ended WHERE state > 6 AND state = 8",
+    "ignored": "INDEXED BY message_ended WHERE state > 6 AND state = 9",
 }
 _OUT_OF_ORDER: Final = {
     "queued": ("INDEXED BY message_queued WHERE state = 1",),
