@@ -53,15 +53,15 @@ def held(broker: RedisBroker, worker: int) -> Lease:
 
 
 @pytest.mark.timeout(600)
-def test_an_enqueue_whose_answer_is_lost_stores_its_message_once(
-    broker: RedisBroker, proxy: Proxy
+@pytest.mark.parametrize(("script", "number"), [("enqueue_one", 1), ("enqueue", 2)])
+def test_an_enqueue_whose_answer_is_lost_stores_its_messages_once(
+    broker: RedisBroker, proxy: Proxy, script: str, number: int
 ) -> None:
-    broker.enqueue([make()])
     for n in range(1, TIMES + 1):
-        lose(proxy, "enqueue")
-        broker.enqueue([make()])
+        lose(proxy, script)
+        broker.enqueue([make() for _ in range(number)])
         assert proxy.lost == n
-        assert broker.counts() == {"default": {"queued": n + 1}}
+        assert broker.counts() == {"default": {"queued": n * number}}
 
 
 @pytest.mark.timeout(600)
