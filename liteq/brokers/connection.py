@@ -16,6 +16,7 @@ Each rule here is a way in which SQLite queues have lost data:
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import random
@@ -466,9 +467,12 @@ class _Handle:
             fcntl.flock(self.gate, fcntl.LOCK_UN)
 
     def close(self) -> None:
-        if self.db is not None:
-            self.db.close()
-            self.db = None
+        db, self.db = self.db, None
+        if db is not None:
+            # The last connection moves the WAL into the database. A disk that refuses that
+            # loses nothing: the WAL stays, and is read by who opens the store next.
+            with contextlib.suppress(apsw.IOError, apsw.FullError):
+                db.close()
         self._close_gate()
 
     def __del__(self) -> None:
