@@ -34,6 +34,7 @@ from liteq.commands import (
 )
 from liteq.exceptions import ImproperlyConfigured
 from liteq.ids import new_id
+from liteq.limits import Limit, rate_limit_of
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -316,6 +317,36 @@ class Control:
 
     discard_all = purge
 
+    def rate_limit(
+        self,
+        task_name: str,
+        rate_limit: str | float | None,
+        destination: Any = None,
+        *,
+        reply: bool = False,
+        **kwargs: Any,
+    ) -> Replies:
+        """Change how often a task may start, over all workers and from now on, whatever its
+        code says: "10/m", or 0 for no limit. It is written in the store, so it holds for
+        all workers, also those that start later, until it is changed again; with `reply`,
+        those of `destination` are listed as Celery lists them. A rate that the task shares
+        with others changes for them too. Raises `ValueError` for
+        what is no rate."""
+        broker = self.app.broker
+        own = f"{task_name}:rate"
+        names = [
+            known.name
+            for known in broker.limits()
+            if task_name in known.tasks and (known.name == own or _is_rate(known.declared))
+        ]
+        for name in names or [own]:
+            broker.override_limit(name, rate_limit_of(name, rate_limit), task=task_name)
+        if not reply:
+            return Replies()
+        targets, silent = _choose(_named(self.app.broker.roster()), destination, None, None)
+        done = {"ok": "new rate limit set successfully"}
+        return Replies([{target.name: done} for target in targets], silent)
+
     def time_limit(
         self,
         task_name: str,
@@ -534,6 +565,10 @@ def _choose(
         else:
             targets.append(target)
     return targets, silent
+
+
+def _is_rate(limit: Limit | None) -> bool:
+    return limit is not None and limit.interval is not None
 
 
 def _matcher(pattern: str, matcher: str | None) -> Callable[[str], object]:

@@ -22,6 +22,7 @@ from liteq.commands import (
     Reply,
     Tickets,
     control_command,
+    inspect_command,
 )
 
 if TYPE_CHECKING:
@@ -249,7 +250,7 @@ def disable_events(state: State, **kwargs: Any) -> dict[str, str]:
     return {"ok": f"task events {'' if changed else 'already '}disabled"}
 
 
-@control_command
+@inspect_command  # it changes nothing, and whoever listens asks for it
 def heartbeat(state: State, **kwargs: Any) -> dict[str, str]:
     """Send the heartbeat event now."""
     state.worker.tell_heartbeat()

@@ -52,6 +52,7 @@ class Exit(enum.IntEnum):
     BROKER = 6
     APP = 7
     SCHEMA = 8
+    UNAVAILABLE = 69  # Celery's, and sysexits(3)'s EX_UNAVAILABLE
     TIMEOUT = 124
     INTERRUPTED = 130
 
@@ -67,6 +68,7 @@ Exit codes:
   6      the store cannot be reached, or is locked
   7      the app was not found or cannot be imported
   8      the store's schema is too new or too old
+  69     no worker has answered (status, inspect, control)
   124    not finished in the time given
   128+n  ended by signal n
 """

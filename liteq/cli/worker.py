@@ -35,7 +35,7 @@ LAST_WORDS = 0.5  # seconds for threads to end in, when all work is done
 
 # Celery's worker flags that have no meaning here, as click parameters, and why not.
 NEEDLESS = {
-    "task_events": "the store knows every state without events",
+    "task_events": "events are sent whenever somebody listens",
     "without_gossip": "workers do not gossip",
     "without_mingle": "workers do not mingle",
     "without_heartbeat": "the heartbeat is a row in the store",
@@ -72,12 +72,15 @@ def pool(text: str) -> str:
     return name
 
 
-def autoscale(text: str) -> int:
-    """Return the larger number of `MAX,MIN`."""
+def autoscale(text: str) -> tuple[int, int]:
+    """Return the most and the least children of `MAX,MIN`, or of `MAX`, which means 1."""
     parts = text.split(",")
     if len(parts) > 2 or not all(part.strip().isdecimal() for part in parts):
         raise click.BadParameter(f"{text!r} is not MAX,MIN")
-    return max(1, *map(int, parts))
+    most, least = max(map(int, parts)), min(map(int, parts)) if len(parts) == 2 else 1
+    if most < 1:
+        raise click.BadParameter(f"{text!r}: a pool has one child at least")
+    return most, max(least, 1)
 
 
 SECONDS = click.FloatRange(min=0, min_open=True)
@@ -161,7 +164,12 @@ _OPTIONS = [
         type=click.Choice(["fork", "spawn"]),
         help="How children start.",
     ),
-    click.option("--autoscale", type=autoscale, hidden=True),
+    click.option(
+        "--autoscale",
+        type=autoscale,
+        metavar="MAX,MIN",
+        help="Between MIN and MAX children, as there is work.",
+    ),
 ]
 
 _WORKER_ONLY = [
@@ -284,7 +292,8 @@ def run_worker(
         app,
         queues=options.get("queues"),
         exclude_queues=options.get("exclude_queues") or (),
-        concurrency=options.get("concurrency") or options.get("autoscale"),
+        concurrency=options.get("concurrency"),
+        autoscale=options.get("autoscale"),
         pool=options.get("pool"),
         hostname=options.get("hostname"),
         burst=options.get("burst", False),
@@ -385,8 +394,10 @@ def _mind_celery_flags(session: Session, options: Mapping[str, Any]) -> None:
             f"--{name.replace('_', '-')} ({why})" for name, why in needless.items()
         )
         session.note(f"accepted, without effect: {said}")
-    if options["autoscale"]:
-        session.note(f"autoscale: not built, {options['autoscale']} children throughout")
+    if options["autoscale"] and options["concurrency"]:
+        session.note("--autoscale says how many children: --concurrency has no effect")
+    if options["autoscale"] and options["pool"] == "solo":
+        raise click.UsageError("--autoscale: the solo pool has one thread, the worker's own")
 
 
 def _apply_settings(app: Liteq, settings: tuple[str, ...], options: Mapping[str, Any]) -> None:
@@ -430,5 +441,10 @@ def _banner(session: Session, made: Worker, reference: str) -> None:
         f"liteq     {VERSION} · Python {platform.python_version()} · pid {os.getpid()}",
         f"app       {app.main or reference} ({reference}) · {count}",
         f"store     {store_of(app)}{_kept_by(app)}",
-        f"queues    {', '.join(made.queues)} · {made.concurrency} × {made.pool_kind}",
+        f"queues    {', '.join(made.queues)} · {_size(made)} × {made.pool_kind}",
     )
+
+
+def _size(made: Worker) -> str:
+    scaler = made.autoscaler
+    return str(made.concurrency) if scaler is None else f"{scaler.least} to {scaler.most}"

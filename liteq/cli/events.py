@@ -1,0 +1,120 @@
+"""`liteq events`: print what tasks and workers do, while they do it."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import suppress
+from typing import Any
+
+import click
+
+from liteq.cli.front import Exit, Session, command
+from liteq.cli.output import shown
+
+__all__ = ["events"]
+
+COMMON = frozenset(
+    {"type", "timestamp", "utcoffset", "hostname", "pid", "clock", "local_received", "uuid"}
+)
+BRIEF = ("name", "args", "kwargs", "result", "runtime", "exception", "active", "processed")
+COLOURS = {
+    "task-succeeded": "green",
+    "task-failed": "red",
+    "task-rejected": "red",
+    "task-retried": "yellow",
+    "task-revoked": "magenta",
+    "task-started": "cyan",
+}
+
+
+@command()
+@click.option("-d", "--dump", is_flag=True, help="Print all fields of each event.")
+@click.option("-j", "--json", "as_json", is_flag=True, help="One JSON document in a line.")
+@click.option("-c", "--camera", metavar="CLASS", help="Let this camera take pictures instead.")
+@click.option(
+    "-F",
+    "--freq",
+    "--frequency",
+    "frequency",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    metavar="SEC",
+    help="Between two pictures.",
+)
+@click.option("-r", "--maxrate", hidden=True)
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Stop after so many.")
+@click.option(
+    "-t",
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SEC",
+    help="Stop when none has come for so long.",
+)
+@click.option(
+    "--type", "types", metavar="TYPE", multiple=True, help="Of this type only, as task-failed."
+)
+def events(
+    dump: bool,
+    as_json: bool,
+    camera: str | None,
+    frequency: float,
+    maxrate: str | None,
+    limit: int | None,
+    timeout: float | None,
+    types: tuple[str, ...],
+) -> int:
+    """Print what tasks and workers do, while they do it.
+
+    Only what happens from now on: what was before, `liteq ls` shows. Workers send events
+    while somebody listens; what a slow reader has missed is counted on stderr.
+
+    \b
+    liteq events
+    liteq events --type task-failed --json | jq .exception
+    liteq events --camera shop.cameras:Dump -F 10
+    """
+    app = Session.current().app
+    if camera is not None:
+        from liteq.events.snapshot import evcam  # late: it is another command, in truth
+
+        with suppress(TimeoutError):
+            evcam(camera, frequency, app=app, limit=limit, timeout=timeout)
+        return Exit.OK
+    receiver = app.events.Receiver()
+    count = 0
+    missed = 0
+    with suppress(TimeoutError):
+        for event in receiver.itercapture(timeout=timeout):
+            if receiver.missed > missed:
+                lost, missed = receiver.missed - missed, receiver.missed
+                click.echo(
+                    f"liteq: {lost} events were missed: this reader is too slow", err=True
+                )
+            if types and event["type"] not in types:
+                continue
+            click.echo(_line(event, dump=dump, as_json=as_json))
+            count += 1
+            if limit is not None and count >= limit:
+                break
+    return Exit.OK
+
+
+def _line(event: dict[str, Any], *, dump: bool, as_json: bool) -> str:
+    if as_json:
+        return json.dumps(event, default=repr)  # ASCII: nothing in it steers a terminal
+    when = time.strftime("%H:%M:%S", time.localtime(event.get("timestamp")))
+    names = sorted(event.keys() - COMMON) if dump else BRIEF
+    fields = " ".join(
+        f"{name}={_brief(event[name])}" for name in names if event.get(name) not in (None, "")
+    )
+    kind = click.style(f"{shown(event['type']):<16}", fg=COLOURS.get(event["type"]))
+    subject = shown(event.get("uuid") or "")
+    return f"{when} {kind} {shown(event.get('hostname') or '')} {subject} {fields}".rstrip()
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return shown(value)

@@ -1,0 +1,37 @@
+"""`liteq inspect`: ask workers what they are doing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from liteq.cli.asking import ask, asking_options, command_named, list_commands
+from liteq.cli.front import Exit, command
+
+__all__ = ["inspect"]
+
+
+@command()
+@click.argument("name", metavar="COMMAND", required=False)
+@click.argument("words", nargs=-1, metavar="[ARGUMENT]...")
+@click.option("--list", "listing", is_flag=True, help="Print the commands, and stop.")
+@asking_options
+def inspect(name: str | None, words: tuple[str, ...], listing: bool, **options: Any) -> int:
+    """Ask workers what they are doing.
+
+    Ends as soon as all have answered. Those that did not are named on stderr, as stuck or
+    as dead; exit code 69 means that nobody has answered.
+
+    \b
+    liteq inspect active
+    liteq inspect ping -d liteq@web1 -t 5
+    liteq inspect query_task 0199-…
+    liteq inspect stats --json
+    """
+    if listing:
+        list_commands("inspect")
+        return Exit.OK
+    if name is None:
+        raise click.UsageError("name a command, or say --list")
+    return ask(command_named(name, "inspect"), words, **options)

@@ -1,0 +1,233 @@
+"""The commands that look at workers and steer them, as a user types them."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Callable
+
+import pytest
+from terminal import TASKS, Here, Project, Running, wait_until
+
+pytestmark = pytest.mark.process
+
+STEERED = (
+    TASKS
+    + """
+import time
+from liteq.control import control_command, inspect_command
+
+
+@app.task
+def hold(password=""):
+    time.sleep(60)
+
+
+@control_command(args=[("n", int)], signature="<n>")
+def shelve(state, n):
+    "Put things on shelves."
+    return {"ok": f"shelved {n + 1}"}
+
+
+@inspect_command
+def shelves(state):
+    "List the shelves."
+    return ["one", "two"]
+"""
+)
+
+
+@pytest.fixture
+def worker(project: Project, start: Callable[..., Running]) -> Running:
+    project.write("tasks.py", STEERED)
+    made = start(
+        "worker", "-P", "threads", "-c", "2", "-n", "one@here", "-Q", "default,high",
+        "--grace", "0",
+    )  # fmt: skip
+    made.wait_for("ready ")
+    return made
+
+
+def test_workers_are_shown_and_how_they_are(here: Here, worker: Running) -> None:
+    text = here.ok("status")
+    (found,) = json.loads(here.ok("status", "--json"))
+
+    assert text.splitlines()[0].split()[:5] == ["name", "state", "pid", "pool", "active"]
+    assert re.search(r"one@here +alive +\d+ +2 × threads +0 +default,high", text)
+    assert found["pid"] == worker.process.pid
+    assert (found["state"], found["concurrency"], found["queues"]) == (
+        "alive",
+        2,
+        ["default", "high"],
+    )
+    assert {"uptime", "load", "processed", "version", "heartbeat_age"} <= found.keys()
+
+
+def test_a_stuck_and_a_dead_worker_are_named(here: Here, worker: Running) -> None:
+    worker.process.send_signal(signal.SIGSTOP)
+    try:
+        stuck = here("status", "-t", "0.3")
+        asked = here("inspect", "ping", "-t", "0.3")
+        as_json = here("inspect", "ping", "-t", "0.3", "--json")
+    finally:
+        worker.process.kill()
+    worker.process.wait()
+    dead = here("status")
+
+    assert stuck.returncode == asked.returncode == dead.returncode == 69
+    assert re.search(r"one@here +stuck", stuck.stdout)
+    assert "one@here is stuck: process" in stuck.stderr
+    assert "gave no answer within 0.3 s" in stuck.stderr
+    assert "one@here: stuck: process" in asked.stderr
+    assert asked.stdout == ""
+    assert json.loads(as_json.stdout)["one@here"]["error"].startswith("stuck: ")
+    assert re.search(r"one@here +dead", dead.stdout)
+    assert "one@here is dead: its process" in dead.stderr
+
+
+def test_without_workers_the_exit_code_is_69(here: Here) -> None:
+    for words in (["status"], ["inspect", "active"], ["control", "pool_grow"]):
+        done = here(*words)
+        assert (done.returncode, done.stdout) == (69, "")
+        assert "no worker" in done.stderr
+    assert here("status", "--json").stdout.strip() == "[]"
+
+
+def test_the_screen_is_drawn_so_often(here: Here, worker: Running) -> None:
+    here.ok("call", "tasks.add", "-a", "[1, 2]", "--queue", "nobody")
+
+    text = here.ok("status", "--watch", "--times", "2", "--interval", "0.1")
+
+    assert text.count("1 of 1 workers alive") == 2
+    assert re.search(r"nobody +1", text)
+    assert here("status", "--watch", "--json").returncode == 2
+
+
+def test_workers_are_asked(here: Here, worker: Running) -> None:
+    id = here.ok("call", "tasks.hold", "-k", '{"password": "hunter22222"}')
+
+    def active() -> list[dict[str, object]]:
+        found: list[dict[str, object]] = json.loads(here.ok("inspect", "active", "-j"))[
+            "one@here"
+        ]
+        return found
+
+    (held,) = wait_until(active)
+    assert held["id"] == id
+    assert "hunter22222" not in here.ok("inspect", "active")
+    assert "pong" in here.ok("inspect", "ping", "-d", "one@here")
+    assert "tasks.add" in here.ok("inspect", "registered")
+    assert id in here.ok("inspect", "query_task", id)
+    assert json.loads(here.ok("inspect", "stats", "--json"))["one@here"]["pid"]
+    assert "one\n    two" in here.ok("inspect", "shelves")
+    assert "shelves" in here.ok("inspect", "--list")
+    unknown = here("inspect", "ping", "-d", "two@here")
+    assert unknown.returncode == 69
+    assert "two@here: unknown: no worker has this name" in unknown.stderr
+
+
+def test_workers_are_steered(here: Here, worker: Running) -> None:
+    assert "pool will grow" in here.ok("control", "pool_grow", "2")
+    wait_until(lambda: json.loads(here.ok("status", "--json"))[0]["concurrency"] == 4)
+    assert "add consumer low" in here.ok("control", "add_consumer", "low")
+    assert "shelved 4" in here.ok("control", "shelve", "3")
+    assert "shelve <n>" in here.ok("control", "--list")
+    assert "set successfully" in here.ok("control", "time_limit", "tasks.add", "1", "2")
+    assert "set successfully" in here.ok("control", "rate_limit", "tasks.add", "100/m")
+    refused = here("control", "pool_shrink", "9")
+    assert refused.returncode == 1
+    assert "one child at least" in refused.stdout
+    assert "shutting down" in here.ok("control", "shutdown")
+    assert worker.end(None) == 0
+
+
+def test_a_task_is_ended_from_the_command_line(here: Here, project: Project) -> None:
+    waits = here.ok("call", "tasks.add", "-a", "[1, 2]")
+
+    assert here.ok("control", "revoke", waits) == f"{waits}  revoked"
+    assert json.loads(here.ok("control", "revoke", waits, "--json")) == {waits: "settled"}
+    unknown = here("control", "terminate", "SIGTERM", "no-such-id")
+    assert unknown.returncode == 3
+    assert "no such task: no-such-id" in unknown.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["inspect"], "name a command, or say --list"),
+        (["control"], "name a command, or say --list"),
+        (["inspect", "pingg"], "Did you mean 'ping'?"),
+        (["inspect", "shutdown"], "workers know no inspect command 'shutdown'"),
+        (["control", "pool_grow", "many"], "pool_grow: n: invalid literal"),
+        (["control", "pool_grow", "1", "2"], "takes 1 arguments at most"),
+        (["control", "rate_limit", "tasks.add"], "rate_limit <task> <rate>"),
+        (["control", "rate_limit", "tasks.add", "often"], "a rate is a number of starts"),
+        (["control", "terminate", "SIGNAL", "id"], "there is no signal 'SIGNAL'"),
+        (["inspect", "ping", "-t", "0"], "x>0"),
+    ],
+)
+def test_wrong_words_are_wrong_usage(here: Here, words: list[str], message: str) -> None:
+    done = here(*words)
+
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stdout == ""
+
+
+def test_events_are_printed_as_they_come(
+    here: Here, project: Project, worker: Running, start: Callable[..., Running]
+) -> None:
+    plain = start("events", "--limit", "3", "--type", "task-succeeded", "--type", "task-failed")
+    lines = start("events", "--json", "--limit", "2", "--type", "task-failed")
+    dump = start("events", "--dump", "--limit", "1", "--type", "task-received")
+
+    def all_ended() -> bool:
+        here("call", "tasks.add", "-a", "[1, 2]")
+        here("call", "tasks.fail")
+        return all(one.process.poll() is not None for one in (plain, lines, dump))
+
+    wait_until(all_ended)
+    texts = []
+    for one in (plain, lines, dump):
+        assert one.process.stdout is not None
+        texts.append(one.process.stdout.read())
+        assert (one.process.returncode, one.lines) == (0, [])
+
+    assert len(texts[0].splitlines()) == 3
+    assert re.search(r"^\d\d:\d\d:\d\d task-\w+ +one@here [0-9a-f-]{36} ", texts[0])
+    failed = [json.loads(line) for line in texts[1].splitlines()]
+    assert [event["exception"] for event in failed] == ["ValueError('no stock')"] * 2
+    assert "routing_key=default" in texts[2]
+
+
+def test_events_end_when_none_come(here: Here) -> None:
+    done = here("events", "--timeout", "0.1")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_camera_is_named_on_the_command_line(here: Here, project: Project) -> None:
+    project.write(
+        "cameras.py",
+        "from liteq.events.snapshot import Polaroid\n"
+        "class Printer(Polaroid):\n"
+        "    def on_shutter(self, state):\n"
+        "        print('events', state.event_count)\n",
+    )
+
+    assert "events 0" in here.ok("events", "-c", "cameras:Printer", "-F", "0.02", "-t", "0.1")
+
+
+def test_a_worker_scales_itself(
+    here: Here, project: Project, start: Callable[..., Running]
+) -> None:
+    project.write("tasks.py", STEERED.replace("time.sleep(60)", "time.sleep(0.3)"))
+    for _ in range(6):
+        here.ok("call", "tasks.hold")
+
+    made = start("worker", "--autoscale", "3,1", "worker_autoscale_keepalive=0.2")
+    made.wait_for("autoscale: from 1 to 3 children")
+    made.wait_for("autoscale: from 3 to 1 children")
+
+    assert json.loads(here.ok("queues", "--json"))[0].get("queued", 0) == 0
+    assert made.end() == 0
