@@ -185,8 +185,12 @@ Links: TypeAlias = dict[str, dict[str, list[str]]]  # workflow: source: ids link
 class AsyncResult(ResultBase, Generic[R]):
     """What became of the call with this id.
 
-    Reading an attribute looks into the store, until the call has ended.
+    Reading an attribute looks into the store, until the call has ended. `duplicate`: the
+    call was not stored, since another that is unique has its place; this is the result of
+    that one, or (on_conflict="skip") of none.
     """
+
+    duplicate: bool = False
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from liteq import context, serializers
 from liteq.calls import too_large
 from liteq.ids import new_id, new_ids
 from liteq.message import Message
+from liteq.options import UNIQUE_OPTIONS
 from liteq.result import AsyncResult, ResultSet
 from liteq.signatures import Signature
 
@@ -120,8 +121,14 @@ def _send(
 
     def flush() -> None:
         if batch:
-            sender.send(batch, (), options)
-            made.add([message[1] for message in batch], [message[0] for message in batch])
+            stands = sender.send(batch, (), options)
+            items: list[Any] = [message[0] for message in batch]
+            if stands:
+                items = [
+                    sender.stand_in(one, options, stands) if one.id in stands else one.id
+                    for one in batch
+                ]
+            made.add([message[1] for message in batch], items)
             batch.clear()
 
     try:
@@ -154,8 +161,9 @@ def _calls_of(
         return
     defaults = sender.defaults(rules, task.name, task)
     check = task.check_arguments if defaults.checks_arguments else None
-    # With a static router, and names as they are, calls differ in id and body alone.
-    alike = rules.router.is_static and not task.has_shadow_names()
+    # With a static router, names as they are and no keys, calls differ in id and body alone.
+    unique = UNIQUE_OPTIONS & {*defaults.own, *options}
+    alike = rules.router.is_static and not task.has_shadow_names() and not unique
     kind = options.get("serializer") or defaults.template.content_type
     dumps, limit, new = serializers.dumps_call, rules.max_body_size, tuple.__new__
     fields: tuple[Any, ...] | None = None

@@ -36,7 +36,7 @@ from liteq.layout import (
     where_is,
 )
 from liteq.message import GATHER, PACKED_FIELDS, Edge, Message, Workflow
-from liteq.options import checked_seconds
+from liteq.options import UNIQUE_OPTIONS, checked_seconds
 from liteq.result import AsyncResult, GroupResult
 from liteq.serializers import dumps_call
 from liteq.signatures import maybe_signature, merged
@@ -396,16 +396,18 @@ class _Composer:
         self, sig: Signature[Any], outer: Step, number: int, before: _Before, place: _Member
     ) -> _Adder | None:
         """Return what adds members of a group that call one task and have no options of
-        their own: their messages differ in nothing but their arguments. None if a route or
-        a name depends on those."""
+        their own: their messages differ in nothing but their arguments. None if a route, a
+        name or a unique key depends on those."""
         where: Place = (outer.where, "", number)
         known = self._look_up(sig, where)
         task = known.task
         if not known.defaults.is_plain and (
-            not self._rules.router.is_static or (task is not None and task.has_shadow_names())
+            not self._rules.router.is_static
+            or (task is not None and task.has_shadow_names())
+            or UNIQUE_OPTIONS & known.defaults.own.keys()
         ):
             return None
-        if outer.options.keys() & _LINKS or before.more or before.keywords:
+        if outer.options.keys() & (_LINKS | UNIQUE_OPTIONS) or before.more or before.keywords:
             return None
         name = sig["task"]
         options = {k: v for k, v in outer.options.items() if k not in PLACED}

@@ -16,7 +16,7 @@ from typing import (
 
 from liteq import current
 from liteq.local import Proxy
-from liteq.options import TASK_OPTIONS, TaskOptions, refuse_unknown
+from liteq.options import TASK_OPTIONS, UNIQUE_OPTIONS, TaskOptions, refuse_unknown
 from liteq.task import AsyncTask, BoundTask, Task, is_coroutine_function
 
 if TYPE_CHECKING:
@@ -114,6 +114,8 @@ def make_class(
     if options.get("pydantic", base.pydantic):
         fun = _with_models(fun, app=app, name=name, base=base, options=options)
     body = fun if bind else staticmethod(fun)
+    if callable(key := options.get("unique_key")):
+        options = {**options, "unique_key": staticmethod(key)}  # no method: it has no self
     members: dict[str, Any] = {
         **options,
         "app": app,
@@ -177,6 +179,10 @@ def check_options(options: Mapping[str, Any], base: type[Any] | None = None) -> 
         for one in given if isinstance(given, Iterable) else (given,):
             if not (isinstance(one, type) and issubclass(one, BaseException)):
                 raise TypeError(f"{name} takes classes of exceptions, not {one!r}")
+    if not UNIQUE_OPTIONS.isdisjoint(options):
+        from liteq.unique import read_options  # late: few tasks are unique
+
+        read_options(options)
     retries = options.get("max_retries")
     if retries is not None and (isinstance(retries, bool) or not isinstance(retries, int)):
         raise TypeError(f"max_retries is a whole number, or None for no end, not {retries!r}")

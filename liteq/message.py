@@ -134,7 +134,6 @@ class Message(NamedTuple):
     on_conflict: str | None = None
     unique_for: float | None = None
     max_wait: float | None = None
-    sent_as: str | None = None  # the id under which a call last replaced it
     keywords: tuple[str | None, ...] | None = None  # by input: the argument that it becomes
     signature: str | None = None  # see `signing`; last, since it covers all before it
 

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta, tzinfo
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from typing import TypedDict
+    from typing import Literal, TypedDict
 else:
 
     class TypedDict:
@@ -27,6 +27,7 @@ __all__ = [
     "MAX_TIME",
     "TASK_OPTIONS",
     "TASK_WITHOUT_EFFECT",
+    "UNIQUE_OPTIONS",
     "WITHOUT_EFFECT",
     "CallOptions",
     "RetryOptions",
@@ -68,6 +69,12 @@ class RetryOptions(TypedDict, total=False):
 class CallOptions(RetryOptions, total=False):
     """What `apply_async` takes besides args, kwargs, task_id, link, link_error."""
 
+    unique: bool | None
+    unique_key: str | Iterable[str] | Callable[..., Any] | None
+    unique_for: float | timedelta | None
+    on_conflict: Literal["return", "skip", "replace", "raise"] | None
+    debounce: float | timedelta | None
+    debounce_max: float | timedelta | None
     countdown: float | timedelta | None
     eta: datetime | str | None
     # Set by workflows and retries.
@@ -137,6 +144,12 @@ class TaskOptions(TypedDict, total=False):
     time_limit: float | None
     soft_time_limit: float | None
     expires: float | timedelta | datetime | None
+    unique: bool | None
+    unique_key: str | Iterable[str] | Callable[..., Any] | None
+    unique_for: float | timedelta | None
+    on_conflict: Literal["return", "skip", "replace", "raise"] | None
+    debounce: float | timedelta | None
+    debounce_max: float | timedelta | None
     priority: int | None
     queue: Any
     exchange: Any
@@ -172,6 +185,9 @@ CALL_OPTIONS: Final = frozenset(RetryOptions.__annotations__) | frozenset(
     CallOptions.__annotations__
 )
 TASK_OPTIONS: Final = frozenset(TaskOptions.__annotations__)
+UNIQUE_OPTIONS: Final = frozenset(
+    {"unique", "unique_key", "unique_for", "on_conflict", "debounce", "debounce_max"}
+)
 
 # What Celery has and liteq does not need: accepted, and said once, with the reason.
 _NO_EXCHANGES: Final = "there are no exchanges, a message goes to a queue by its name"

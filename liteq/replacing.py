@@ -60,12 +60,16 @@ def _changed(message: Message, changes: Mapping[str, Any]) -> Message:
 
 def _kept(old: Message, new: Message) -> Message:
     """Return the new message with what stays with a call whoever runs in its place: its
-    headers and stamps, where the new one does not have its own."""
+    headers and stamps, where the new one does not have its own, and its unique key."""
     stamped = dict.fromkeys((*(old.stamped_headers or ()), *(new.stamped_headers or ())))
     return new._replace(
         headers={**(old.headers or {}), **(new.headers or {})} or None,
         stamps={**(old.stamps or {}), **(new.stamps or {})} or None,
         stamped_headers=tuple(stamped) or None,
+        unique_key=old.unique_key,
+        on_conflict=old.on_conflict,
+        unique_for=old.unique_for,
+        max_wait=old.max_wait,
     )
 
 

@@ -21,10 +21,11 @@ from liteq.exceptions import AlwaysEagerIgnored, BrokerUnavailable
 from liteq.ids import new_id
 from liteq.message import Edge, Message, Workflow
 from liteq.offload import off_loop
-from liteq.options import WITHOUT_EFFECT, checked_limits, checked_priority
+from liteq.options import UNIQUE_OPTIONS, WITHOUT_EFFECT, checked_limits, checked_priority
 from liteq.redaction import Redactor
 from liteq.result import AsyncResult, EagerResult
 from liteq.routes import Router
+from liteq.states import IGNORED
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -44,7 +45,15 @@ Args: TypeAlias = Sequence[Any] | None
 Kwargs: TypeAlias = Mapping[str, Any] | None
 _Graph: TypeAlias = tuple[list[Message], list[Edge]]
 
-_OWN: Final = ("queue", "exchange", "routing_key", "delivery_mode", "priority", "expires")
+_OWN: Final = (
+    "queue",
+    "exchange",
+    "routing_key",
+    "delivery_mode",
+    "priority",
+    "expires",
+    *sorted(UNIQUE_OPTIONS),
+)
 
 
 class Rules:
@@ -101,8 +110,8 @@ class Sender:
         if rules.always_eager:
             return self._eager_call(task, args, kwargs, options)
         messages, edges = self._compose(rules, task, args, kwargs, options)
-        self.send(messages, edges, options)
-        return self._result(messages[0], options)
+        stands = self.send(messages, edges, options)
+        return self._result(messages[0], options, stands)
 
     async def acall(self, task: AnyTask, args: Args, kwargs: Kwargs, options: Options) -> Any:
         """Send a call like `call()`; only the store is waited for off the event loop, so
@@ -111,20 +120,20 @@ class Sender:
         if rules.always_eager:
             return await off_loop(self._eager_call, task, args, kwargs, options)
         messages, edges = self._compose(rules, task, args, kwargs, options)
-        await off_loop(self.send, messages, edges, options)
-        return self._result(messages[0], options)
+        stands = await off_loop(self.send, messages, edges, options)
+        return self._result(messages[0], options, stands)
 
     def call_named(self, name: str, args: Args, kwargs: Kwargs, options: Options) -> Any:
         """Send a call by the task's name; see `Liteq.send_task`."""
         messages, edges = self._compose_named(name, args, kwargs, options)
-        self.send(messages, edges, options)
-        return self._result(messages[0], options)
+        stands = self.send(messages, edges, options)
+        return self._result(messages[0], options, stands)
 
     async def acall_named(self, name: str, args: Args, kwargs: Kwargs, options: Options) -> Any:
         """Send a call like `call_named()`, the store off the event loop."""
         messages, edges = self._compose_named(name, args, kwargs, options)
-        await off_loop(self.send, messages, edges, options)
-        return self._result(messages[0], options)
+        stands = await off_loop(self.send, messages, edges, options)
+        return self._result(messages[0], options, stands)
 
     def call_many(
         self,
@@ -244,8 +253,9 @@ class Sender:
         edges: Sequence[Edge] = (),
         options: Mapping[str, Any] | None = None,
         workflow: Workflow | None = None,
-    ) -> None:
-        """Store messages, in one step.
+    ) -> Mapping[str, str]:
+        """Store messages, in one step; return what was not stored since another has its
+        unique key, by its id, with the id of that one.
 
         When the store cannot be reached it tries again, as `task_publish_retry_policy`
         says; that is safe, since a message that is there already is left as it is.
@@ -254,15 +264,16 @@ class Sender:
             workflow = Workflow(messages[0].id, f"{messages[0].task} with links")
         messages = self.ready(messages)
         try:
-            self.app.broker.enqueue(messages, edges, workflow)
+            stands = self.app.broker.enqueue(messages, edges, workflow)
         except BrokerUnavailable as exc:
-            self._send_again(messages, edges, workflow, options or {}, exc)
+            stands = self._send_again(messages, edges, workflow, options or {}, exc)
         if signals.after_task_publish.receivers:
             from liteq import publishing  # late: few have receivers
 
-            publishing.report(messages)
+            publishing.report([one for one in messages if one.id not in stands])
         if self.rules().sends_events:
-            self.app.events.sent(messages)
+            self.app.events.sent([one for one in messages if one.id not in stands])
+        return stands
 
     def ready(self, messages: Sequence[Message]) -> Sequence[Message]:
         """Return messages as they are stored: shown to the receivers of
@@ -282,7 +293,7 @@ class Sender:
         workflow: Workflow | None,
         options: Mapping[str, Any],
         error: BrokerUnavailable,
-    ) -> None:
+    ) -> Mapping[str, str]:
         conf = self.app.conf
         wanted = options.get("retry")
         if not (conf.task_publish_retry if wanted is None else wanted):
@@ -297,11 +308,9 @@ class Sender:
             step, longest = policy.get("interval_step", 0.2), policy.get("interval_max", 1.0)
             pause = min(pause + step, longest)
             try:
-                self.app.broker.enqueue(messages, edges, workflow)
+                return self.app.broker.enqueue(messages, edges, workflow)
             except BrokerUnavailable as exc:
                 error = exc
-            else:
-                return
         raise error
 
     # A call and what follows it
@@ -356,10 +365,35 @@ class Sender:
         if caller is None or caller.trail:
             running.children.append(result)
 
-    def _result(self, message: Message, options: Mapping[str, Any]) -> Any:
+    def _result(
+        self, message: Message, options: Mapping[str, Any], stands: Mapping[str, str]
+    ) -> Any:
+        if stands:
+            return self.stand_in(message, options, stands)
         kind: Any = options.get("result_cls") or AsyncResult
         result = kind(message.id, None, message.task, self.app)
         result.ignored = message.ignore_result
+        return result
+
+    def stand_in(
+        self, message: Message, options: Mapping[str, Any], stands: Mapping[str, str]
+    ) -> Any:
+        """Return the result of a call that was not stored, since another has its key: that
+        of the other, or one that is over and says so."""
+        if message.on_conflict == "skip":
+            result: Any = EagerResult(message.id, None, IGNORED, name=message.task)
+        else:
+            kind: Any = options.get("result_cls") or AsyncResult
+            result = kind(stands[message.id], None, message.task, self.app)
+            result.ignored = message.ignore_result
+        result.duplicate = True
+        running = context.current()
+        if running is not None:  # its trail has the call that was to be
+            for place, child in enumerate(running.children):
+                if child.id == message.id:
+                    skipped = message.on_conflict == "skip"
+                    running.children[place : place + 1] = [] if skipped else [result]
+                    break
         return result
 
     # One message
@@ -416,6 +450,11 @@ class Sender:
             merged.setdefault("shadow", shadow)
         now = self.app.clock.now()
         message = with_options(template, merged, rules.router, now, rules.zone, **changed)
+        if not UNIQUE_OPTIONS.isdisjoint(merged):
+            from liteq.unique import as_unique  # late: few tasks are unique
+
+            run = None if task is None else task.run
+            message = as_unique(message, merged, run, args, kwargs, now)
         if message.expires_at is not None and message.expires_at < now:
             logger.warning(
                 "Task %s[%s] expired %.3f s before it was sent: it will end revoked",
@@ -485,6 +524,7 @@ class Sender:
         if is_plain:
             merged = merge(name, (), {}, own, {}, rules.router, task)
             is_plain = merged.pop("expires", None) is None  # that counts from each call
+            is_plain = is_plain and UNIQUE_OPTIONS.isdisjoint(merged)
             template = with_options(template, merged, rules.router, 0.0, rules.zone)
         return Defaults(
             rules.revision,

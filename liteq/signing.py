@@ -148,6 +148,8 @@ def _covered(packed: Packed, head: str) -> bytes:
     id, task, body, queue, _, _, expires_at, _, hard, soft, late, ignored, most, kept = packed[
         :14
     ]
+    if '"on_conflict":"replace"' in head:
+        id = f"unique {str(packed[15]).lstrip('-')}"  # it may become another's, with that key
     if '"expires_in":' in head:
         expires_at = None  # it is set when what this one waits for has ended
     numbers = [None if n is None else float(n) for n in (expires_at, hard, soft, most, kept)]

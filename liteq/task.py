@@ -8,7 +8,16 @@ import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextvars import copy_context
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NoReturn, ParamSpec, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Generic,
+    Literal,
+    NoReturn,
+    ParamSpec,
+    TypeVar,
+)
 
 from liteq import context, serializers
 from liteq.arguments import Check, compile_check
@@ -95,6 +104,12 @@ class Task(Generic[P, R]):
     compression: str | None = _from_conf("task_compression")
 
     expires: float | timedelta | datetime | None = None
+    unique: bool | None = None
+    unique_key: str | Iterable[str] | Callable[..., Any] | None = None
+    unique_for: float | timedelta | None = None
+    on_conflict: Literal["return", "skip", "replace", "raise"] | None = None
+    debounce: float | timedelta | None = None
+    debounce_max: float | timedelta | None = None
     queue: Any = None
     exchange: Any = None
     exchange_type: str | None = None
@@ -184,12 +199,14 @@ class Task(Generic[P, R]):
         `countdown` (seconds) or `eta` (a naive one is read in the app's time zone): not
         before. `expires` (seconds or a time): not after. `queue`, `priority` (0 to 9, 9
         first), `time_limit`, `soft_time_limit` (seconds), `serializer`, `headers`,
-        `ignore_result`, `retry` and `retry_policy` (of the sending). `task_id`: the
+        `ignore_result`, `retry` and `retry_policy` (of the sending). `unique`,
+        `unique_key`, `unique_for`, `on_conflict`, `debounce`, `debounce_max`: at most one
+        such call is alive (docs: Unique tasks). `task_id`: the
         call's id; sending the same call again under the same id is one call. `link`,
         `link_error`: signatures called with the result, or when the task fails.
 
-        Raises as `delay()` does, `TypeError` for an unknown option, and `ValueError` for
-        a value out of its range.
+        Raises as `delay()` does, `TypeError` for an unknown option, `ValueError` for a
+        value out of its range, and `DuplicateTask` if that is asked for.
         """
         given = named(options, task_id=task_id, link=link, link_error=link_error)
         result: AsyncResult[R] = self.app.sender.call(self, args, kwargs, given)
@@ -672,11 +689,14 @@ BoundTask = Task[..., Any]
 _SENT = frozenset(
     {
         "acks_late",
+        "debounce",
+        "debounce_max",
         "delivery_mode",
         "exchange",
         "expires",
         "ignore_result",
         "max_deliveries",
+        "on_conflict",
         "priority",
         "queue",
         "reject_on_worker_lost",
@@ -687,6 +707,9 @@ _SENT = frozenset(
         "soft_time_limit",
         "store_errors_even_if_ignored",
         "time_limit",
+        "unique",
+        "unique_for",
+        "unique_key",
     }
 )
 

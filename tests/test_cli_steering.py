@@ -344,6 +344,26 @@ def test_dead_letters_are_chosen_by_why_and_by_age(
     assert ids() == []
 
 
+def test_who_holds_the_unique_key_of_a_dead_letter_is_named(
+    app: Callable[[], Liteq], here: Here
+) -> None:
+    broker = app().broker
+    first, second = (
+        Message(new_id(), "tasks.add", b"[[1, 2],{}]", unique_key="5f2d") for _ in range(2)
+    )
+    broker.enqueue([first])
+    worker = broker.register("w", ["default"], 1, {})
+    [lease] = broker.claim(worker, ["default"])
+    broker.settle(worker, lease, Failed(failure.describe(ValueError("no")), dead="no use"))
+    broker.unregister(worker)
+    broker.enqueue([second])
+
+    refused = here("dead", "redrive", first.id)
+
+    assert refused.returncode == 3
+    assert refused.stderr == f"liteq: {second.id} has the unique key of {first.id} now\n"
+
+
 def test_many_are_handled_in_batches(
     app: Callable[[], Liteq], here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,6 +116,21 @@ def test_a_message_keeps_its_signature_through_every_store(broker: Broker) -> No
     signer.check(lease.packed)
 
 
+def test_a_unique_call_may_replace_another_signed_one(broker: Broker) -> None:
+    app = make_app(broker, OLD)
+
+    @app.task(name="sync", unique_key="shop", on_conflict="replace")
+    def sync(shop: int, total: int) -> int:
+        return total
+
+    first = sync.delay(1, 2)
+    second = sync.delay(1, 3)
+    run(app)
+
+    assert second.id == first.id
+    assert first.get() == 3
+
+
 def test_receivers_change_a_message_before_it_is_signed(broker: Broker) -> None:
     app = make_app(broker, NEW)
 

@@ -181,6 +181,7 @@ CREATE TABLE lead(
     2: """
 ALTER TABLE message ADD COLUMN limits TEXT;
 ALTER TABLE message ADD COLUMN unique_key TEXT;
+ALTER TABLE message ADD COLUMN sent_as TEXT;
 
 CREATE UNIQUE INDEX message_unique ON message(unique_key)
     WHERE unique_key IS NOT NULL AND state < 6;

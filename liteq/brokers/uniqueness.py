@@ -17,7 +17,7 @@ import apsw
 from liteq.brokers.connection import fetch_one
 from liteq.brokers.schema import STATE_CODES
 from liteq.exceptions import DuplicateTask
-from liteq.message import PACKED_FIELDS, VERSION, Rule, rule_of
+from liteq.message import PACKED_FIELDS, Rule, rule_of
 
 __all__ = ["END", "UNIQUE", "Admission", "admit", "admits", "end_periods", "holder"]
 
@@ -33,8 +33,8 @@ _SCHEDULED: Final = STATE_CODES["scheduled"]
 _RUNNING: Final = STATE_CODES["running"]
 
 _HOLDER: Final = (
-    "SELECT seq, id, state, workflow, enqueued_at, "
-    "json_extract(envelope, '$.sent_as') FROM message INDEXED BY message_unique "
+    "SELECT seq, id, state, workflow, enqueued_at, sent_as "
+    "FROM message INDEXED BY message_unique "
     "WHERE unique_key = ? AND state < 6"
 )
 # It is over when its call failed, was revoked or is purged: then nothing was done.
@@ -49,9 +49,10 @@ _KEEP: Final = (
     "INSERT INTO period(unique_key, id, until) VALUES (?,?,?) "
     "ON CONFLICT DO UPDATE SET id = excluded.id, until = excluded.until"
 )
+# `sent_as` is the id under which it was asked for last: that call may be made again.
 _COLUMNS: Final = "".join(f"{name} = ?, " for name in PACKED_FIELDS[1:])
 _RENEW: Final = (
-    f"UPDATE message SET {_COLUMNS}state = ?, result = NULL, parked_at = NULL, "
+    f"UPDATE message SET {_COLUMNS}state = ?, sent_as = ?, result = NULL, parked_at = NULL, "
     "note_state = NULL, note = NULL WHERE seq = ?"
 )
 # A key with a hyphen before it was handed on to the message that runs next.
@@ -168,10 +169,7 @@ def _renew(
     state = _SCHEDULED if run_at is not None and run_at > now else _QUEUED
     if holder.state == _WAITING:
         state = _WAITING  # for the end of what runs
-    # Under which id it was asked for last: that call may be made again.
-    envelope = json.loads(fields[_ENVELOPE - 1] or f'{{"v":{VERSION}}}')
-    fields[_ENVELOPE - 1] = json.dumps({**envelope, "sent_as": row[0]})
-    db.execute(_RENEW, (*fields, state, holder.seq))
+    db.execute(_RENEW, (*fields, state, row[0], holder.seq))
 
 
 def holder(db: apsw.Connection, key: str, now: float) -> str | None:

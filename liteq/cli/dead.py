@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +19,9 @@ from liteq.cli.front import (
     print_table,
 )
 from liteq.cli.output import ago, moment
+
+if TYPE_CHECKING:
+    from liteq.brokers.base import Broker
 
 __all__ = ["dead"]
 
@@ -118,7 +121,7 @@ def dead_redrive(
         for id in driven:
             click.echo(id)
         if missing := [id for id in known if id not in driven]:
-            raise Failure(f"not failed or dead: {', '.join(missing)}", Exit.NOT_FOUND)
+            raise Failure(_why_not(broker, missing), Exit.NOT_FOUND)
         return Exit.OK
     search = search_for(dead=True, **wanted)
     counts = operating.count(broker, search)
@@ -127,6 +130,20 @@ def dead_redrive(
             for id in some:
                 click.echo(id)
     return Exit.OK
+
+
+def _why_not(broker: Broker, ids: list[str]) -> str:
+    """Say why these were not given a fresh start."""
+    known = broker.get(ids)
+    held = {}
+    for id, record in known.items():
+        key = record.message.unique_key
+        if record.state == "failed" and key and (holder := broker.holder(key)):
+            held[id] = holder
+    said = [f"{holder} has the unique key of {id} now" for id, holder in held.items()]
+    if others := [id for id in ids if id not in held]:
+        said.append(f"not failed or dead: {', '.join(others)}")
+    return "; ".join(said)
 
 
 @dead.command("drop")
