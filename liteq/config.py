@@ -196,6 +196,12 @@ def _keys(value: Any) -> tuple[str, ...]:
 _SHORTEST_KEY: Final = 16
 
 
+def _address(value: Any) -> str:
+    return (
+        str(value) if isinstance(value, int) and not isinstance(value, bool) else _text(value)
+    )
+
+
 def _url(value: Any) -> Any:
     """One URL, or a list of them (for fail-over), or what an app can make of a path."""
     if isinstance(value, str | os.PathLike):
@@ -537,6 +543,8 @@ _ROWS: Final[tuple[Setting, ...]] = (
     _used("worker_log_datefmt", None, _text, "Format of times in the log."),
     _used("worker_task_log_datefmt", None, _text, "The same for the loggers of tasks."),
     _used("worker_log_color", None, _flag, "Colours in the log; None: on a terminal."),
+    _used("worker_metrics_port", None, _address,
+          'Serve this worker\'s figures for Prometheus there: a port, or "host:port".'),
     _used("worker_logfile", None, _text, "File that the log goes to; None: standard error."),
     _used("worker_pidfile", None, _text, "File that the worker writes its process id to."),
     _used("worker_uid", None, _any, "User that the worker runs as."),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 
-__all__ = ["new_id", "new_ids", "new_token"]
+__all__ = ["made_at", "new_id", "new_ids", "new_token"]
 
 _BLOCK = 256  # ids a refill lasts for
 _VARIANT = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))  # its two bits are fixed
@@ -54,6 +54,16 @@ def new_ids(count: int) -> list[str]:
             for n, i in enumerate(range(start, start + 16 * some, 16))
         ]
     return ids
+
+
+def made_at(id: str) -> float | None:
+    """Return when an id was made, Unix seconds, if it is one like those of `new_id()`."""
+    if len(id) != 36 or id[14] != "7":
+        return None
+    try:
+        return int(id[:8] + id[9:13], 16) / 1000
+    except ValueError:
+        return None
 
 
 def new_token() -> int:

@@ -64,6 +64,8 @@ from liteq.telling import Teller
 if TYPE_CHECKING:
     from liteq.app import Liteq
     from liteq.companion import Companion
+    from liteq.metrics import Tally
+    from liteq.scraping import Endpoint
 
 __all__ = ["EXIT_BROKEN", "EXIT_STORE", "Worker"]
 
@@ -102,8 +104,8 @@ class Worker:
     warm stop waits for running tasks before it gives them back. `burst`: stop when
     nothing is claimable. Time limits are seconds, memory is KiB. `install_signals` is to
     be False outside of the main thread. `beat`: fire periodic tasks as well, with this
-    `scheduler` in place of liteq's own, if one is named. `on_ready` is called when all
-    children are.
+    `scheduler` in place of liteq's own, if one is named. `metrics`: "[host:]port" to
+    serve this worker's figures at. `on_ready` is called when all children are.
     """
 
     def __init__(
@@ -127,6 +129,7 @@ class Worker:
         install_signals: bool = True,
         beat: bool = False,
         scheduler: Any = None,
+        metrics: str | None = None,
         autoscale: tuple[int, int] | None = None,
     ) -> None:
         conf = app.conf
@@ -152,6 +155,7 @@ class Worker:
         self.install_signals = install_signals
         self.beat = beat
         self.scheduler = scheduler
+        self.metrics = metrics or conf.worker_metrics_port
 
         self.id = 0
         self.pid = os.getpid()
@@ -207,6 +211,8 @@ class Worker:
         self._has_terminal = os.isatty(0)
         self._keeper: _Keeper | None = None
         self._companion: Companion | None = None
+        self._tally: Tally | None = None  # unless metrics are asked for
+        self._endpoint: Endpoint | None = None
 
     # Life
 
@@ -242,6 +248,18 @@ class Worker:
             self._wake_read, selectors.EVENT_READ, lambda _: self._wake_read.recv(4096)
         )
 
+    def _serve_metrics(self, where: str) -> None:
+        from liteq.metrics import Tally, WorkerCollector, exposition  # late: few ask for them
+        from liteq.scraping import Endpoint, address_of
+
+        self._tally = Tally()
+        collector = WorkerCollector(self, self._tally)
+        exposition(collector)  # if what it needs is missing, say so now
+        self._endpoint = Endpoint(
+            self._selector, address_of(where), lambda: exposition(collector)
+        )
+        logger.info("metrics at %s", self._endpoint.url)
+
     def _start(self) -> None:
         signals.celeryd_init.send(
             sender=self.hostname, instance=self, conf=self.app.conf, options={}
@@ -257,6 +275,8 @@ class Worker:
         if self.beat:
             self._companion = self._make_companion()
             self._companion.start()  # forked before this process has anything open
+        if self.metrics is not None:
+            self._serve_metrics(self.metrics)
         self._register()
         # Before the children exist: what a dead worker of this host held starts at once.
         self._reclaim()
@@ -408,6 +428,8 @@ class Worker:
             self._companion.join()
         for fd in self._peers:
             os.close(fd)
+        if self._endpoint is not None:
+            self._endpoint.close()
         if self._mailbox is not None:
             self._close_mailbox()
         self._selector.close()
@@ -477,12 +499,17 @@ class Worker:
         if step.heard or self._teller.heard:
             self._teller.learn(heard=step.heard)
         self._count(settlements, step)
+        if self._tally is not None:
+            self._tally.settled(settlements, step.accepted, self._broker.max_deliveries)
+            self._tally.claimed(step.leases, self._broker.clock.now())
         self._next_due = step.next_due
         if limit:
             self._look = len(step.leases) >= limit
         if step.leases:
             self._hand_out(pool, step.leases)
         for lease, why in step.aside:
+            if self._tally is not None and why == "expired":
+                self._tally.expired(lease)
             (self._notices.parked if why == "parked" else self._notices.expired)(lease)
             if why == "expired" and self._teller.heard:
                 self._teller.revoked(lease.id, terminated=False, signum=None, expired=True)

@@ -33,6 +33,10 @@ COMMANDS = {
     "events": ("liteq.cli.events", "Print what tasks and workers do, while they do it."),
     "inspect": ("liteq.cli.inspect", "Ask workers what they are doing."),
     "ls": ("liteq.cli.listing", "List tasks, the latest first."),
+    "metrics": (
+        "liteq.cli.metrics",
+        "Print figures of the store for Prometheus, or serve them.",
+    ),
     "migrate": ("liteq.cli.migrate", "Move a store to another URL, all workers stopped."),
     "purge": ("liteq.cli.queues", "Delete the messages that wait."),
     "queues": ("liteq.cli.queues", "Show the queues; pause, resume and purge them."),

@@ -196,6 +196,11 @@ _WORKER_ONLY = [
     click.option(
         "-B", "--beat", is_flag=True, help="Send periodic tasks too, as `liteq beat` does."
     ),
+    click.option(
+        "--metrics-port",
+        metavar="[HOST:]PORT",
+        help="Serve this worker's figures for Prometheus there.",
+    ),
     click.option("--scheduler", metavar="CLASS", help="The beat's scheduler: module:Class."),
     click.option("-E", "--task-events", "--events", "task_events", is_flag=True, hidden=True),
     click.option("--without-gossip", is_flag=True, hidden=True),
@@ -305,6 +310,7 @@ def run_worker(
         include=options.get("include") or (),
         beat=options.get("beat", False),
         scheduler=options.get("scheduler"),
+        metrics=options.get("metrics_port"),
         notify=notify,
         on_ready=ready,
     )
