@@ -346,9 +346,7 @@ def test_what_is_told_is_what_the_table_and_the_docs_say(app: Liteq, broker: Bro
         assert (kind, labels) == (METRICS[name].kind, set(METRICS[name].labels))
         assert re.fullmatch("liteq_[a-z_]+", name)
     page = Path(__file__).parent.parent / "docs" / "guide" / "monitoring.md"
-    rows = re.findall(
-        r"^\| `(liteq_\w+)` \| (\w+) \|([^|]*)\|", page.read_text(), re.MULTILINE
-    )
+    rows = re.findall(r"^\| `(liteq_\w+)` \| (\w+) \|([^|]*)\|", page.read_text(), re.MULTILINE)
     documented = {
         name: (kind, tuple(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows
     }
