@@ -63,6 +63,7 @@ _STATES: Final = {
     "scheduled": states.PENDING,
     "queued": states.PENDING,
     "parked": states.PENDING,
+    "limited": states.PENDING,
     "running": states.STARTED,
     "retrying": states.RETRY,
     "succeeded": states.SUCCESS,
@@ -335,8 +336,8 @@ class AsyncResult(ResultBase, Generic[R]):
 
     @property
     def detail(self) -> str:
-        """The store's own word: waiting, scheduled, queued, parked, running, retrying,
-        succeeded, failed, revoked, ignored; unknown for an id it does not have."""
+        """The store's own word: waiting, scheduled, queued, limited, parked, running,
+        retrying, succeeded, failed, revoked, ignored; unknown for an id it does not have."""
         record = self._look()
         return "unknown" if record is None else record.state
 

@@ -162,8 +162,8 @@ def _calls_of(
     defaults = sender.defaults(rules, task.name, task)
     check = task.check_arguments if defaults.checks_arguments else None
     # With a static router, names as they are and no keys, calls differ in id and body alone.
-    unique = UNIQUE_OPTIONS & {*defaults.own, *options}
-    alike = rules.router.is_static and not task.has_shadow_names() and not unique
+    keyed = defaults.keys is not None or UNIQUE_OPTIONS & {*defaults.own, *options}
+    alike = rules.router.is_static and not task.has_shadow_names() and not keyed
     kind = options.get("serializer") or defaults.template.content_type
     dumps, limit, new = serializers.dumps_call, rules.max_body_size, tuple.__new__
     fields: tuple[Any, ...] | None = None

@@ -13,6 +13,7 @@ from datetime import timedelta, tzinfo
 from typing import Any, Final
 
 from liteq.exceptions import EncodeError, MessageTooLarge
+from liteq.limits import Keys
 from liteq.message import Message
 from liteq.options import (
     CALL_OPTIONS,
@@ -67,10 +68,19 @@ class Defaults:
 
     `template` is a message without id and body. `own` are the options set on the task,
     which a route overrules. With `is_plain`, a call without options is the template: no
-    route looks at the arguments, and nothing counts from the time of the call.
+    route looks at the arguments, and nothing counts from the time of the call. `keys` is
+    set if the limits of a call depend on its arguments.
     """
 
-    __slots__ = ("_rest", "checks_arguments", "is_plain", "own", "revision", "template")
+    __slots__ = (
+        "_rest",
+        "checks_arguments",
+        "is_plain",
+        "keys",
+        "own",
+        "revision",
+        "template",
+    )
 
     def __init__(
         self,
@@ -80,12 +90,14 @@ class Defaults:
         *,
         is_plain: bool,
         checks_arguments: bool,
+        keys: Keys | None = None,
     ) -> None:
         self.revision = revision
         self.template = template
         self.own = own
         self.is_plain = is_plain
         self.checks_arguments = checks_arguments
+        self.keys = keys
         self._rest = (template.task, template[3:])
 
     def message(self, id: str, body: bytes) -> Message:

@@ -35,6 +35,7 @@ from liteq.layout import (
     step_of_member,
     where_is,
 )
+from liteq.limits import UNKNOWN
 from liteq.message import GATHER, PACKED_FIELDS, Edge, Message, Workflow
 from liteq.options import UNIQUE_OPTIONS, checked_seconds
 from liteq.result import AsyncResult, GroupResult
@@ -61,7 +62,7 @@ _ID, _BODY, _PARENT, _INDEX = (_AT[name] for name in ("id", "body", "parent_id",
 _TASK, _CONTENT_TYPE = _AT["task"], _AT["content_type"]
 _ROOT, _PRIORITY, _GROUP = (_AT[name] for name in ("root_id", "priority", "group_id"))
 _GATHER, _LINKED, _IMMUTABLE = (_AT[name] for name in ("gather", "has_links", "immutable"))
-_IGNORED, _KEYWORDS = _AT["ignore_result"], _AT["keywords"]
+_IGNORED, _KEYWORDS, _LIMITS = _AT["ignore_result"], _AT["keywords"], _AT["limits"]
 
 
 class Composed(NamedTuple):
@@ -401,6 +402,8 @@ class _Composer:
         where: Place = (outer.where, "", number)
         known = self._look_up(sig, where)
         task = known.task
+        if known.defaults.keys is not None:
+            return None
         if not known.defaults.is_plain and (
             not self._rules.router.is_static
             or (task is not None and task.has_shadow_names())
@@ -492,6 +495,12 @@ class _Composer:
                 named = dict.fromkeys(before.keywords or ())
                 known.check((*(None,) * takes, *args), {**kwargs, **named})
             fields = self._fields(known, sig["task"], args, kwargs, plain, before)
+            if known.defaults.keys is not None:
+                unknown = 0 if is_deaf or before.source is None else before.given
+                later = dict.fromkeys(before.keywords or (), UNKNOWN)
+                fields[_LIMITS] = known.defaults.keys.text(
+                    (*(UNKNOWN,) * unknown, *args), {**kwargs, **later}
+                )
             fields[_BODY] = self._body(sig["task"], args, kwargs, fields[_CONTENT_TYPE])
         except _REFUSED as exc:
             _place(exc, where)

@@ -15,6 +15,7 @@ from typing import (
 )
 
 from liteq import current
+from liteq.limits import Declared, declared
 from liteq.local import Proxy
 from liteq.options import TASK_OPTIONS, UNIQUE_OPTIONS, TaskOptions, refuse_unknown
 from liteq.task import AsyncTask, BoundTask, Task, is_coroutine_function
@@ -31,6 +32,8 @@ __all__ = [
     "name_of",
     "shared_task",
 ]
+
+_VAR_KEYWORDS = 0x08  # the code flag of a function that takes **kwargs
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -111,6 +114,7 @@ def make_class(
     if base is Task and is_coroutine_function(fun):
         base = AsyncTask
     own = fun
+    _check_keys(fun, options)
     if options.get("pydantic", base.pydantic):
         fun = _with_models(fun, app=app, name=name, base=base, options=options)
     body = fun if bind else staticmethod(fun)
@@ -151,6 +155,31 @@ def _with_models(
     )
 
 
+def limits_of(options: Mapping[str, Any]) -> tuple[Declared, ...]:
+    """Return the limits that these options declare. Raises `TypeError` or `ValueError` for
+    values that cannot be."""
+    names = ("rate_limit", "rate_limit_key", "max_concurrency", "concurrency_key")
+    given = {name: options[name] for name in names if options.get(name) is not None}
+    if "rate_limit" not in given:
+        given.pop("rate_limit_key", None)  # the settings may have a rate
+    return declared(options.get("name") or "task", **given) if given else ()
+
+
+def _check_keys(fun: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Raise `TypeError` if a limit's key is to be an argument that the function has not."""
+    code = getattr(fun, "__code__", None)
+    keys = [options.get("rate_limit_key"), *(limit.key for limit in limits_of(options))]
+    if code is None or code.co_flags & _VAR_KEYWORDS:
+        return
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    for key in keys:
+        if isinstance(key, str) and key not in names:
+            raise TypeError(
+                f"{name_of(fun)}() has no argument {key!r}, which a limit is to be kept by: "
+                f"it has {', '.join(names) or 'none'}"
+            )
+
+
 def name_of(fun: Any) -> str:
     """Return a function's name. Raises `TypeError` for a callable that has none."""
     name = getattr(fun, "__name__", None)
@@ -183,6 +212,7 @@ def check_options(options: Mapping[str, Any], base: type[Any] | None = None) -> 
         from liteq.unique import read_options  # late: few tasks are unique
 
         read_options(options)
+    limits_of(options)
     retries = options.get("max_retries")
     if retries is not None and (isinstance(retries, bool) or not isinstance(retries, int)):
         raise TypeError(f"max_retries is a whole number, or None for no end, not {retries!r}")

@@ -15,15 +15,23 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
+from liteq.exceptions import ImproperlyConfigured
+
 __all__ = [
+    "UNKNOWN",
     "Concurrency",
     "Declared",
+    "Keys",
     "Limit",
     "LimitInfo",
+    "MaxConcurrency",
     "Pairs",
     "Rate",
+    "RateLimit",
     "declared",
     "key_text",
+    "limits_by_task",
+    "limits_text",
     "merged",
     "rate_limit_of",
     "read",
@@ -31,6 +39,9 @@ __all__ = [
 ]
 
 Key: TypeAlias = Callable[..., Any] | str | None
+OneRate: TypeAlias = "str | float | Rate | Mapping[str, Any]"
+RateLimit: TypeAlias = "OneRate | Sequence[OneRate] | None"
+MaxConcurrency: TypeAlias = "int | Concurrency | Sequence[int | Concurrency] | None"
 Pairs: TypeAlias = tuple[tuple[str, str | None], ...]  # names and keys; None: not under it
 
 MAX_KEY: Final = 250  # characters
@@ -54,6 +65,11 @@ class Limit(NamedTuple):
     burst: int = 1
     most: int | None = None
     per_worker: bool = False
+
+    @property
+    def is_rate(self) -> bool:
+        """Whether it says nothing of how many run at once."""
+        return self.most is None
 
 
 class LimitInfo(NamedTuple):
@@ -138,6 +154,80 @@ class Declared(NamedTuple):
     key: Key
 
 
+class _Unknown:
+    """An argument that is not known yet: the result of what a call waits for."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "<a result that is not there yet>"
+
+
+UNKNOWN: Final = _Unknown()
+
+
+class Keys:
+    """Works out what limits one call of a task is under, by its arguments. `fun` is the
+    function whose parameters are meant by name."""
+
+    def __init__(self, found: Sequence[Declared], fun: Callable[..., Any]) -> None:
+        self._declared = tuple(found)
+        self._fun = fun
+        self._signature: Any = None
+
+    def text(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+        """Return the limits of a message with these arguments, of which `UNKNOWN` stands
+        for those that come later.
+
+        Raises `ValueError` for a key that depends on those or is too long, `TypeError` for
+        one that is no plain value, and what a user's function raises.
+        """
+        pairs: list[tuple[str, str | None]] = []
+        for limit, key in self._declared:
+            value: Any = ""
+            if isinstance(key, str):
+                value = self._argument(key, args, kwargs)
+            elif key is not None:
+                value = self._called(key, args, kwargs)
+            if value is UNKNOWN:
+                raise self._unknown(limit.name)
+            pairs.append((limit.name, key_text(value, limit.name)))
+        return write(pairs)
+
+    def _argument(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        if name in kwargs:
+            return kwargs[name]
+        if self._signature is None:
+            import inspect  # late: 6 ms, for those who have keys
+
+            self._signature = inspect.signature(self._fun)
+        bound = self._signature.bind_partial(*args, **kwargs)
+        bound.apply_defaults()
+        if name in bound.arguments:
+            return bound.arguments[name]
+        for value in bound.arguments.values():  # given as one of **kwargs
+            if isinstance(value, dict) and name in value:
+                return value[name]
+        return UNKNOWN if UNKNOWN in args else None
+
+    def _called(
+        self, key: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:
+        try:
+            return key(*args, **kwargs)
+        except Exception as exc:
+            if UNKNOWN in args or UNKNOWN in kwargs.values():
+                exc.add_note("a limit's key cannot depend on a result that is not there yet")
+            raise
+
+    @staticmethod
+    def _unknown(name: str) -> ValueError:
+        return ValueError(
+            f"the key of the limit {name!r} is a result that is not there yet when the call is "
+            "sent: give that argument with the signature"
+        )
+
+
 def declared(
     task: str,
     *,
@@ -187,11 +277,30 @@ def declared(
 
 def rate_limit_of(name: str, rate: Any) -> Limit:
     """Return the limit of this name that a rate given at run time means; "0" and None mean
-    one that allows everything."""
+    one that allows everything. Raises `ValueError` or `TypeError` for what is no rate."""
     found = None if rate is None else _rate(rate, None)
     if found is None or found.interval is None:
         return Limit(name)
     return Limit(name, found.interval, found.burst, per_worker=found.scope == "worker")
+
+
+def limits_by_task(tasks: Mapping[str, Any]) -> dict[str, tuple[Limit, ...]]:
+    """Return what each of these tasks is under, as a store is told it.
+
+    Raises `ImproperlyConfigured` if two of them mean different limits by one name.
+    """
+    found: dict[str, tuple[Limit, ...]] = {}
+    known: dict[str, tuple[Limit, str]] = {}
+    for task, made in tasks.items():
+        found[task] = tuple(one.limit for one in made.limits())
+        for limit in found[task]:
+            other, user = known.setdefault(limit.name, (limit, task))
+            if other != limit:
+                raise ImproperlyConfigured(
+                    f"the tasks {user} and {task} share the limit {limit.name!r}, and mean "
+                    f"different ones: {other} and {limit}"
+                )
+    return found
 
 
 # What a message carries
@@ -207,6 +316,13 @@ def write(pairs: Iterable[tuple[str, str | None]]) -> str | None:
 def read(text: str) -> Pairs:
     """Return the names and keys of `Message.limits`."""
     return tuple((name, key) for name, key in json.loads(text))
+
+
+def limits_text(text: str | None) -> str:
+    """Say what limits a message is under, for people."""
+    pairs = read(text) if text else ()
+    shown = [f"{name} of {key}" if key else name for name, key in pairs if key is not None]
+    return f"under {', '.join(shown)}" if shown else ""
 
 
 def merged(text: str | None, names: Sequence[str]) -> str | None:

@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 UNFINISHED: Final[frozenset[State]] = frozenset(
-    {"waiting", "scheduled", "queued", "parked", "running", "retrying"}
+    {"waiting", "scheduled", "queued", "limited", "parked", "running", "retrying"}
 )
 BATCH: Final = 500
 _LARGE: Final = 2_000  # nodes of a workflow beyond which its edges are not looked through

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from typing import Literal, TypedDict
+
+    from liteq.limits import MaxConcurrency, RateLimit
+
 else:
 
     class TypedDict:
@@ -140,7 +143,10 @@ class TaskOptions(TypedDict, total=False):
     store_errors_even_if_ignored: bool | None
     result_expires: float | timedelta | None
     track_started: bool | None
-    rate_limit: str | float | None
+    rate_limit: RateLimit
+    rate_limit_key: Callable[..., Any] | str | None
+    max_concurrency: MaxConcurrency
+    concurrency_key: Callable[..., Any] | str | None
     time_limit: float | None
     soft_time_limit: float | None
     expires: float | timedelta | datetime | None

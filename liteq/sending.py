@@ -19,6 +19,7 @@ from liteq.calls import Defaults, checked_id, lifetime, merge, too_large, with_o
 from liteq.composing import Composed, compose, compose_call
 from liteq.exceptions import AlwaysEagerIgnored, BrokerUnavailable
 from liteq.ids import new_id
+from liteq.limits import Keys
 from liteq.message import Edge, Message, Workflow
 from liteq.offload import off_loop
 from liteq.options import UNIQUE_OPTIONS, WITHOUT_EFFECT, checked_limits, checked_priority
@@ -412,6 +413,9 @@ class Sender:
         """Return the message of one call: the task's template and what differs."""
         defaults = self.defaults(rules, name, task)
         template = defaults.template
+        if body is None and defaults.keys is not None:
+            limits = defaults.keys.text(args, kwargs)
+            template = template._replace(limits=limits)
         if body is None:
             kind = options.get("serializer") or template.content_type
             body = serializers.dumps_call(args, kwargs, kind)
@@ -419,13 +423,16 @@ class Sender:
                 raise too_large(name, body, rules.max_body_size)
         running = context.current()
         if options or running is not None or not defaults.is_plain:
-            return self._special(rules, defaults, body, task, args, kwargs, options, running)
+            return self._special(
+                rules, defaults, template, body, task, args, kwargs, options, running
+            )
         return defaults.message(new_id(), body)
 
     def _special(
         self,
         rules: Rules,
         defaults: Defaults,
+        template: Message,
         body: bytes,
         task: AnyTask | None,
         args: Sequence[Any],
@@ -434,7 +441,6 @@ class Sender:
         running: context.Context | None,
     ) -> Message:
         """Return the message of a call with options, a route of its own, or a parent."""
-        template = defaults.template
         given = options.get("task_id")
         changed: dict[str, Any] = {"id": checked_id(given) if given else new_id(), "body": body}
         if without := options.keys() & WITHOUT_EFFECT.keys():
@@ -520,7 +526,10 @@ class Sender:
             content_type=task.serializer or "json",
             store_errors=bool(task.store_errors_even_if_ignored),
         )
-        is_plain = rules.router.is_static and not task.has_shadow_names()
+        keys = Keys(limits, task.run) if (limits := task.limits()) else None
+        if keys is not None and not any(limit.key for limit in limits):
+            template, keys = template._replace(limits=keys.text((), {})), None
+        is_plain = rules.router.is_static and not task.has_shadow_names() and keys is None
         if is_plain:
             merged = merge(name, (), {}, own, {}, rules.router, task)
             is_plain = merged.pop("expires", None) is None  # that counts from each call
@@ -532,6 +541,7 @@ class Sender:
             own,
             is_plain=is_plain,
             checks_arguments=bool(task.typing),
+            keys=keys,
         )
 
 

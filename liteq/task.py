@@ -26,6 +26,7 @@ from liteq.canvas import Signature, chunks, xmap, xstarmap
 from liteq.context import Context
 from liteq.current import current_app, get_current_app
 from liteq.exceptions import ImproperlyConfigured, MaxRetriesExceededError, Retry
+from liteq.limits import Declared, MaxConcurrency, RateLimit, declared
 from liteq.local import Proxy
 from liteq.message import PACKED_FIELDS, Message
 from liteq.offload import off_loop
@@ -96,7 +97,10 @@ class Task(Generic[P, R]):
     store_errors_even_if_ignored: bool = _from_conf("task_store_errors_even_if_ignored")
     result_expires: float | timedelta | None = _from_conf("result_expires")
     track_started: bool = _from_conf("task_track_started")
-    rate_limit: str | float | None = _from_conf("task_default_rate_limit")
+    rate_limit: RateLimit = _from_conf("task_default_rate_limit")
+    rate_limit_key: Callable[..., Any] | str | None = None
+    max_concurrency: MaxConcurrency = None
+    concurrency_key: Callable[..., Any] | str | None = None
     time_limit: float | None = _from_conf("task_time_limit")
     soft_time_limit: float | None = _from_conf("task_soft_time_limit")
     priority: int | None = _from_conf("task_default_priority")
@@ -562,6 +566,23 @@ class Task(Generic[P, R]):
         own = self.max_deliveries
         return None if own == self.app.conf.task_max_deliveries else own
 
+    def limits(self) -> tuple[Declared, ...]:
+        """Return what limits the calls of this task are under (`rate_limit`,
+        `max_concurrency`). Raises `ImproperlyConfigured` for values that cannot be."""
+        keys = self.rate_limit_key is not None or self.concurrency_key is not None
+        if self.rate_limit is None and self.max_concurrency is None and not keys:
+            return ()
+        try:
+            return declared(
+                self.name,
+                rate_limit=self.rate_limit,
+                rate_limit_key=self.rate_limit_key,
+                max_concurrency=self.max_concurrency,
+                concurrency_key=self.concurrency_key,
+            )
+        except (TypeError, ValueError) as exc:
+            raise ImproperlyConfigured(f"the limits of the task {self.name}: {exc}") from exc
+
     def has_shadow_names(self) -> bool:
         """Tell whether `shadow_name()` was overridden."""
         return getattr(self.shadow_name, "__func__", None) is not Task.shadow_name
@@ -695,10 +716,14 @@ _SENT = frozenset(
         "exchange",
         "expires",
         "ignore_result",
+        "concurrency_key",
+        "max_concurrency",
         "max_deliveries",
         "on_conflict",
         "priority",
         "queue",
+        "rate_limit",
+        "rate_limit_key",
         "reject_on_worker_lost",
         "result_expires",
         "routing_key",

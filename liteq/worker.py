@@ -41,6 +41,7 @@ from liteq.exceptions import (
     TimeLimitExceeded,
 )
 from liteq.executor import ExecutorSettings, TaskLike
+from liteq.limits import limits_by_task
 from liteq.notices import Notices
 from liteq.outcome import Failed, Lost, Outcome, Released, Revoked, Succeeded
 from liteq.plan import is_async
@@ -199,6 +200,7 @@ class Worker:
         self._next_beat = self._next_upkeep = self._next_look = self._next_watchdog = 0.0
         self._pause = 0.0
         self._try_again = 0.0
+        self._ignores_rates: bool = app.conf.worker_disable_rate_limits
         self._wanted_stop = 0  # 1: warm, 2: cold
         self._stop_signal = "SIGTERM"
         self._stopping = 0
@@ -287,7 +289,6 @@ class Worker:
             self._broker.close()
         self.pool.start(self._selector)
         self._warn_of_limits(self.pool)
-        self._warn_of_rates()
 
     def _make_companion(self) -> Companion:
         from liteq.companion import Companion  # late: for `-B` alone
@@ -362,17 +363,9 @@ class Worker:
                     ", ".join(sorted(limited)),
                 )
 
-    def _warn_of_rates(self) -> None:
-        rated = [
-            name for name, task in self.app.tasks.items() if getattr(task, "rate_limit", None)
-        ]
-        if rated:
-            logger.warning(
-                "rate_limit is not enforced yet, so these tasks run as fast as they come: %s",
-                ", ".join(sorted(rated)),
-            )
-
     def _register(self) -> None:
+        # Before the first claim: what is declared holds for what has been waiting.
+        self._broker.declare_limits(limits_by_task(self.app.tasks))
         self.id = self._broker.register(
             self.hostname,
             self.queues,
@@ -488,6 +481,7 @@ class Worker:
                 queues=self.queues,
                 limit=limit,
                 tasks=self._known_tasks() if limit else None,
+                ignore_rates=self._ignores_rates,
             )
         except (BrokerUnavailable, QueueFull) as exc:
             self._postpone(exc, now)

@@ -180,20 +180,6 @@ def test_a_pool_says_at_its_start_which_limits_it_cannot_keep(
     assert said == [f"{one}. The prefork pool can" for one in expected]
 
 
-def test_tasks_with_a_rate_limit_are_named_at_the_start(
-    app: Liteq, caplog: pytest.LogCaptureFixture
-) -> None:
-    @app.task(name="shop.mail", rate_limit="10/m")
-    def mail() -> None: ...
-
-    with running(app):
-        pass
-
-    assert [r.getMessage() for r in caplog.records if "rate_limit" in r.getMessage()] == [
-        "rate_limit is not enforced yet, so these tasks run as fast as they come: shop.mail"
-    ]
-
-
 # Revoking and expiring
 
 

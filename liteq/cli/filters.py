@@ -31,12 +31,12 @@ __all__ = [
 F = TypeVar("F", bound=Callable[..., Any])
 
 STATES: Final = (
-    *("waiting", "scheduled", "queued", "parked", "running", "retrying"),
+    *("waiting", "scheduled", "queued", "limited", "parked", "running", "retrying"),
     *("succeeded", "failed", "revoked", "ignored"),
 )
 # What each of Celery's states may be in the store.
 CELERY_STATES: Final = {
-    "PENDING": ("waiting", "scheduled", "queued", "parked"),
+    "PENDING": ("waiting", "scheduled", "queued", "limited", "parked"),
     "STARTED": ("running",),
     "RETRY": ("retrying",),
     "SUCCESS": ("succeeded",),

@@ -9,6 +9,7 @@ import click
 from liteq.cli.filters import by_what, search_for
 from liteq.cli.front import Session, as_json, command, print_json, print_table
 from liteq.cli.output import STATE_COLOURS, ago, moment, span
+from liteq.limits import limits_text
 
 if TYPE_CHECKING:
     from liteq.brokers.base import Record
@@ -110,6 +111,8 @@ def _what(record: Record, now: float) -> str:
             return f"{ago(message.run_at, now)}: {_error(record)}"
         case "parked":
             return "no worker that met it knows its task"
+        case "limited":
+            return limits_text(message.limits)
         case "revoked":
             return record.revoked or ""
         case "failed":

@@ -38,6 +38,7 @@ STATE_COLOURS: Final[Mapping[str, str]] = {
     "running": "cyan",
     "retrying": "yellow",
     "parked": "yellow",
+    "limited": "yellow",
 }
 
 # C0 and C1 controls, and the marks that reorder or hide text (Unicode's Bidi_Control, BOM).

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["purge", "queues"]
 
-WAITING = ("queued", "scheduled", "parked")  # what a purge deletes
-STATES = ("queued", "running", "scheduled", "retrying", "waiting", "parked")
+WAITING = ("queued", "limited", "scheduled", "parked")  # what a purge deletes
+STATES = ("queued", "running", "scheduled", "retrying", "waiting", "parked", "limited")
 
 
 @click.group(cls=Group, invoke_without_command=True)

@@ -94,6 +94,8 @@ def _timeline(told: Mapping[str, Any], now: float) -> Iterator[tuple[str, str, s
             yield after(told["run_at"]), f"due {ago(told['run_at'], now)}", None
         case "parked":
             yield "", "parked: no worker that met it knows its task", None
+        case "limited":
+            yield "", "limited: it waits for its turn under a rate or a concurrency", None
         case "waiting":
             yield "", "waiting for others", None
         case "succeeded":

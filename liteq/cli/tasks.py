@@ -168,6 +168,8 @@ def _standing(made: AsyncResult[Any]) -> str:
             why = f"queued in {made.queue}"
         case "parked":
             why = f"parked: no worker that consumes {made.queue} knows the task {made.name}"
+        case "limited":
+            why = "limited: it waits for its turn under a rate or a concurrency"
         case "scheduled":
             why = "scheduled for a later time"
         case "running":

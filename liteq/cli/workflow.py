@@ -32,6 +32,7 @@ _COLOURS: Final[Mapping[str, str]] = {
     "running": "cyan",
     "retrying": "yellow",
     "parked": "yellow",
+    "limited": "yellow",
 }
 _WIDEST: Final = 60  # characters of a name with its branches, before columns give way
 

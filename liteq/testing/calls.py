@@ -36,6 +36,7 @@ _WAITING: Final[tuple[State, ...]] = (
     "queued",
     "scheduled",
     "retrying",
+    "limited",
     "parked",
     "waiting",
     "running",
@@ -56,7 +57,8 @@ class Enqueued(NamedTuple):
     chain or chord puts before them is not among them. `eta`: when it is due, in the app's
     zone; None for at once. `countdown`: the seconds from its call (or its failed attempt,
     for a retry) until then. `state` is the store's: queued, scheduled, retrying, waiting
-    (for other calls), parked (no worker knows the task) or running.
+    (for other calls), limited (by a rate, say), parked (no worker knows the task) or
+    running.
     """
 
     task: str
@@ -82,7 +84,7 @@ class Enqueued(NamedTuple):
         words = [f"in queue {self.queue!r}"]
         if self.state in _OVER:
             words.append(f"run already: {self.state}")
-        elif self.state in ("waiting", "parked", "running"):
+        elif self.state in ("waiting", "limited", "parked", "running"):
             words.append(self.state)
         elif self.eta is None:
             words.append("due now")

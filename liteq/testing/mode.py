@@ -117,6 +117,8 @@ def _never(record: Record, now: float) -> str:
     if message.run_at is not None and message.run_at > now:
         wait = message.run_at - now
         return f"{text}call clock.advance({wait:g}) and drain(), or drain(with_scheduled=True)"
+    if record.state == "limited":
+        return f"{text}a limit keeps it waiting: call drain(with_scheduled=True)"
     if record.state == "parked":
         return f"{text}its task is unknown here"
     return f"{text}call drain() first"

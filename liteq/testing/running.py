@@ -17,6 +17,7 @@ from liteq.current import get_current_app
 from liteq.exceptions import LiteqError, TaskRevokedError
 from liteq.executor import Delivery, Ended, Executor, ExecutorSettings, TaskLike
 from liteq.inline import InlineWorker, Ran, attempt_with
+from liteq.limits import limits_by_task
 from liteq.outcome import Failed, Ignored, Replaced, Retried, Revoked, Succeeded
 from liteq.serializers import loads, loads_call
 
@@ -140,6 +141,7 @@ def drain_app(
     that are due and returns when the next is."""
     prepare(app)
     runs: list[TaskRun] = []
+    app.broker.declare_limits(limits_by_task(app.tasks))
     with InlineWorker(
         app.broker,
         _interruptible(_executor(app)),
