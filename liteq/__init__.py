@@ -22,6 +22,7 @@ __all__ = [
     "AsyncTask",
     "BoundTask",
     "Celery",
+    "Concurrency",
     "Graph",
     "Liteq",
     "Queue",
@@ -64,6 +65,8 @@ if TYPE_CHECKING:
     from liteq.current import current_app as current_app
     from liteq.current import current_task as current_task
     from liteq.redaction import Secret as Secret
+    from liteq.limits import Concurrency as Concurrency
+    from liteq.limits import Rate as Rate
     from liteq.result import AsyncResult as AsyncResult
     from liteq.result import allow_join_result as allow_join_result
     from liteq.task import AsyncTask as AsyncTask
@@ -75,9 +78,11 @@ _HOMES = {
     "AsyncTask": "task",
     "BoundTask": "task",
     "Celery": "app",
+    "Concurrency": "limits",
     "Graph": "canvas",
     "Liteq": "app",
     "Queue": "config",
+    "Rate": "limits",
     "Secret": "redaction",
     "Signature": "canvas",
     "Task": "task",
