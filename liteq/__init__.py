@@ -64,9 +64,9 @@ if TYPE_CHECKING:
     from liteq.config import Queue as Queue
     from liteq.current import current_app as current_app
     from liteq.current import current_task as current_task
-    from liteq.redaction import Secret as Secret
     from liteq.limits import Concurrency as Concurrency
     from liteq.limits import Rate as Rate
+    from liteq.redaction import Secret as Secret
     from liteq.result import AsyncResult as AsyncResult
     from liteq.result import allow_join_result as allow_join_result
     from liteq.task import AsyncTask as AsyncTask
