@@ -1,0 +1,214 @@
+"""Two versions of liteq side by side: a process that still runs the one before, on a file
+that the new one has upgraded under it; and what was written then, read now.
+
+The statements are those of schema version 2, frozen here. They are never mended: when a
+change of the schema breaks them, it is the change that is wrong.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import random
+import uuid
+from collections import Counter
+from decimal import Decimal
+from pathlib import Path, PurePosixPath
+
+import apsw
+import pytest
+from world import FakeClock, Store, enlist, make
+
+from liteq import failure, parts
+from liteq.brokers import schema
+from liteq.brokers.base import Lease
+from liteq.brokers.connection import Database
+from liteq.brokers.files import DATABASE
+from liteq.message import PACKED_FIELDS, Message
+from liteq.outcome import Succeeded
+from liteq.serializers import loads_call
+
+FIELDS_2 = (
+    "id, task, body, queue, priority, run_at, expires_at, retries, time_limit, "
+    "soft_time_limit, acks_late, ignore_result, max_deliveries, result_expires, envelope"
+)
+ENQUEUE_2 = (
+    f"INSERT INTO message({FIELDS_2}, state, pending, enqueued_at) VALUES "
+    "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT(id) DO NOTHING"
+)
+CLAIM_2 = (
+    "UPDATE message SET state = 3, token = ?1, worker = ?2, started_at = ?3, "
+    "parked_at = NULL, deliveries = deliveries + 1 WHERE seq IN (SELECT * FROM (SELECT seq "
+    "FROM message INDEXED BY message_queued WHERE state = 1 AND queue = ? "
+    "ORDER BY priority DESC, seq LIMIT ?)) RETURNING seq, deliveries, id"
+)
+SUCCEED_2 = (
+    "UPDATE message SET state = ?, token = NULL, result = ?, children = ?, settled_at = ?, "
+    "delete_at = ?, note_state = NULL, note = NULL WHERE seq = ? AND token = ?"
+)
+REQUEUE_2 = (
+    "UPDATE message SET state = 1, token = NULL, started_at = NULL, note_state = NULL, "
+    "note = NULL, deliveries = deliveries - ? WHERE seq = ? AND token = ?"
+)
+REGISTER_2 = (
+    "INSERT INTO worker(name, hostname, pid, boot, queues, concurrency, details, started_at, "
+    "beat_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+
+
+class OldProcess:
+    """A producer and worker of schema version 2 that has the file open."""
+
+    def __init__(self, folder: Path, clock: FakeClock) -> None:
+        self.clock = clock
+        self.db = apsw.Connection(str(folder / DATABASE))
+        self.db.pragma("journal_mode", "WAL")
+        now = clock.steady()
+        row = ("old", "host", 1, "another boot", "default", 1, "{}", clock.now(), now)
+        self.db.execute(REGISTER_2, row)
+        self.worker = self.db.last_insert_rowid()
+        self.tokens = iter(range(1_000_000, 2_000_000))
+
+    def enqueue(self, message: Message) -> None:
+        packed = dict(zip(PACKED_FIELDS, message.pack(), strict=True))
+        row = [packed[name] for name in FIELDS_2.split(", ")]
+        self.db.execute(ENQUEUE_2, (*row, 1, 0, self.clock.now()))
+
+    def claim(self, limit: int) -> list[tuple[int, int, str]]:
+        """Return number, token and id of those claimed."""
+        token = next(self.tokens)
+        bindings = (token, self.worker, self.clock.now(), "default", limit)
+        rows = self.db.execute(CLAIM_2, bindings).fetchall()
+        return [(seq, token, id) for seq, _, id in rows]
+
+    def succeed(self, seq: int, token: int) -> bool:
+        now = self.clock.now()
+        self.db.execute(SUCCEED_2, (6, b"2", None, now, now + 86_400, seq, token))
+        return bool(self.db.changes())
+
+    def release(self, seq: int, token: int) -> bool:
+        self.db.execute(REQUEUE_2, (1, seq, token))
+        return bool(self.db.changes())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_process_of_the_version_before_and_a_new_one_share_a_store(
+    tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    store, folder = Store("sqlite", tmp_path, clock), tmp_path / "store"
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "VERSION", 2)
+        Database(folder).read(lambda db: db.execute("SELECT 1"))
+    old = OldProcess(folder, clock)
+    sent = [make() for _ in range(10)]
+    for message in sent:
+        old.enqueue(message)
+    new = store.open()  # and the file is of the new version from here on
+    worker = enlist(new)
+    chance = random.Random(seed)
+    held_by_old: list[tuple[int, int, str]] = []
+    held_by_new: list[Lease] = []
+    settled: Counter[str] = Counter()
+
+    for _ in range(300):
+        match chance.choice(["send", "send new", "claim", "claim new", "end", "end new"]):
+            case "send":
+                sent.append(make())
+                old.enqueue(sent[-1])
+            case "send new":
+                sent.append(make())
+                new.enqueue([sent[-1]])
+            case "claim":
+                held_by_old += old.claim(2)
+            case "claim new":
+                held_by_new += new.claim(worker, ["default"], 2)
+            case "end" if held_by_old:
+                seq, token, id = held_by_old.pop()
+                if chance.random() < 0.2:
+                    assert old.release(seq, token)
+                else:
+                    assert old.succeed(seq, token)
+                    assert not old.succeed(seq, token)
+                    settled[id] += 1
+            case "end new" if held_by_new:
+                lease = held_by_new.pop()
+                assert new.settle(worker, lease, Succeeded(b"3"))
+                assert not old.succeed(lease.key, lease.token)
+                settled[lease.id] += 1
+        clock.advance(0.1)
+    # The old process dies with what it holds; the new one takes it over.
+    clock.advance(new.lease_timeout + 1)
+    assert new.beat(worker)
+    assert new.reclaim(worker) == len(held_by_old)
+    assert not any(old.succeed(seq, token) for seq, token, _ in held_by_old)
+    while leases := [*held_by_new, *new.claim(worker, ["default"], 10)]:
+        held_by_new = []
+        for lease in leases:
+            assert new.settle(worker, lease, Succeeded(b"3"))
+            settled[lease.id] += 1
+
+    assert settled == Counter(message.id for message in sent)
+    assert new.counts() == {}
+    records = new.get([message.id for message in sent]).values()
+    assert {record.state for record in records} == {"succeeded"}
+    assert {record.result for record in records} == {b"2", b"3"}
+    assert old.db.execute("PRAGMA integrity_check").get == "ok"
+    old.db.close()
+    new.close()
+
+
+def test_what_an_earlier_version_wrote_is_read() -> None:
+    body = (
+        b'[[{"__liteq__":["datetime","2026-03-29T02:30:00+00:00"]},'
+        b'{"__liteq__":["date","2026-01-02"]},{"__liteq__":["timedelta",1,2,3]},'
+        b'{"__liteq__":["decimal","1.10"]},'
+        b'{"__liteq__":["uuid","00000000-0000-0000-0000-000000000005"]},'
+        b'{"__liteq__":["bytes","AP8="]},{"__liteq__":["tuple",[1,2]]},'
+        b'{"__liteq__":["set",[3]]},{"__liteq__":["frozenset",[4]]},'
+        b'{"__liteq__":["complex",0.0,1.0]},{"__liteq__":["path","PurePosixPath","/x"]},'
+        b'{"__liteq__":["dict",[[1,2]]]},{"__liteq__":["float","inf"]},'
+        b'{"__liteq__":["int","0x400000000000000000"]},{"__liteq__":["str","7aCA"]},'
+        b'{"__liteq__":["time","01:02:00"]}],{"k":null}]'
+    )
+    envelope = (
+        '{"root_id":"r","parent_id":"p","headers":{"a": 1},"shadow":"s",'
+        '"stamps":{"x": "y"},"stamped_headers":["x"],"immutable":true,"keywords":["k", null],'
+        '"v":1}'
+    )
+    error = (
+        b'{"type":"ChordError","module":"liteq.exceptions","source":"src","cause":'
+        b'{"type": "KeyError", "module": "builtins", "message": "\'k\'", "traceback": "", '
+        b'"args": ["k"]}}'
+    )
+    message = make()._replace(body=body)
+    packed = (*message.pack()[: PACKED_FIELDS.index("envelope")], envelope)
+
+    args, kwargs = loads_call(body)
+    read = Message.unpack(packed)
+
+    assert args == (
+        dt.datetime(2026, 3, 29, 2, 30, tzinfo=dt.UTC),
+        dt.date(2026, 1, 2),
+        dt.timedelta(1, 2, 3),
+        Decimal("1.10"),
+        uuid.UUID(int=5),
+        b"\x00\xff",
+        (1, 2),
+        {3},
+        frozenset({4}),
+        1j,
+        PurePosixPath("/x"),
+        {1: 2},
+        float("inf"),
+        2**70,
+        "\ud800",
+        dt.time(1, 2),
+    )
+    assert kwargs == {"k": None}
+    assert (read.shadow, read.root_id, read.parent_id, read.immutable) == ("s", "r", "p", True)
+    assert (read.headers, read.stamps, read.keywords) == ({"a": 1}, {"x": "y"}, ("k", None))
+    assert repr(failure.rebuild(error).__cause__) == "KeyError('k')"
+    assert list(parts.unpack(b"r1:1e2:{}l4:r1:2")) == [
+        ("result", b"1"),
+        ("error", b"{}"),
+        ("list", b"r1:2"),
+    ]
