@@ -32,6 +32,16 @@ def slow(number: int, milliseconds: int) -> int:
     return number
 
 
+def busy(number: int, milliseconds: int) -> int:
+    """Compute for so long by the CPU's clock, and note the start and the end."""
+    record(number)
+    end = time.thread_time() + milliseconds / 1000
+    while time.thread_time() < end:
+        pass
+    record(number + ENDED)
+    return number
+
+
 async def aslow(number: int, milliseconds: int) -> int:
     """Be slow where other tasks share the thread."""
     record(number)

@@ -1,5 +1,201 @@
+"""The capacity model of docs/scaling.md: calibrated here, compared with what is measured here,
+and asked about more workers than fit here.
+
+`python -m benchmarks model`. The costs come from runs of one worker; the comparison is with
+one, two and four workers at work that the calibration has not seen. CPUs that other programs
+keep busy are taken off those that the model has, so that the error is the model's; but a
+machine with other work to do makes for rough figures all the same.
+"""
+
 from __future__ import annotations
+
+import os
+import statistics
+import time
+from contextlib import ExitStack
+from typing import Final, NamedTuple
+
+from benchmarks.processes import children_of, cpu_seconds, others_cpu_seconds
+from benchmarks.servers import Redis
+from benchmarks.simulation import Costs, Plan, simulate
+from benchmarks.site import Site, Worker
+from benchmarks.systems import LITEQ, LITEQ_REDIS, System
+
+__all__ = ["main"]
+
+# What is compared: the kind of task, its milliseconds, and how many a worker gets through.
+_KINDS: Final = (("sleeping", 20), ("computing", 4), ("empty", 0))
+_WORKERS: Final = (1, 2, 4)
+_CPUS: Final = os.cpu_count() or 1
+
+
+class Measured(NamedTuple):
+    """What tasks took: per second; and CPU seconds of each, of the parents and of children;
+    and the CPUs that were there for all of us."""
+
+    rate: float
+    parent: float
+    child: float
+    cores: float
 
 
 def main(*, quick: bool) -> None:
-    print(quick)
+    seconds = 1.0 if quick else 4.0
+    redis = Redis()
+    try:
+        for system in (LITEQ, LITEQ_REDIS):
+            costs = calibrate(system, redis, seconds)
+            print(f"\n{system.title}, µs: {_shown(costs)}\n", flush=True)
+            compare(system, redis, costs, seconds)
+            predict(system, costs)
+    finally:
+        redis.stop()
+
+
+def calibrate(system: System, redis: Redis, seconds: float) -> Costs:
+    """Find the costs: the store's alone, then those of a worker whose rounds are full, and of
+    one whose rounds are of one task each."""
+    step, settling = _costs_of_store(system, redis)
+    full = measure(system, redis, "empty", 0, 1, 2, seconds)
+    single = measure(system, redis, "sleeping", 5, 1, 1, seconds)
+    # On SQLite the parent's CPU time includes the store's; Redis has its own process.
+    ours = (step, settling) if system.store == "file" else (0.0, 0.0)
+    handling = max(0.0, full.parent - ours[1])
+    costs = Costs(
+        round_=max(0.0, single.parent - sum(ours) - handling),
+        handling=handling,
+        step=step,
+        settling=settling,
+        running=full.child,
+        waking=max(0.0, single.child - full.child),
+        passing=0.0,
+    )
+    # What is left of a round trip of the one child: nobody works, somebody is being woken.
+    return costs._replace(passing=max(0.0, (1 / single.rate - 0.005 - sum(costs)) / 2))
+
+
+def _costs_of_store(system: System, redis: Redis) -> tuple[float, float]:
+    """Return seconds of the store for a step, and for each task in it."""
+    found = []
+    with Site(system, redis) as site:
+        site.drive("preload", number=2_000)
+        for batch in (1, 50):
+            rounds = []
+            for _ in range(5):
+                _, used, _, served = site.drive("cost", number=1_000, batch=batch)
+                rounds.append((served if system.store == "redis" else used) / 1e6)
+            found.append(statistics.median(rounds))
+    one, many = found
+    settling = (50 * many - one) / 49
+    return one - settling, settling
+
+
+def measure(
+    system: System,
+    redis: Redis,
+    kind: str,
+    milliseconds: int,
+    workers: int,
+    children: int,
+    seconds: float,
+) -> Measured:
+    """Have workers run tasks of a kind for some seconds."""
+    each = {
+        "sleeping": milliseconds / 1000 / workers / children,
+        "computing": milliseconds / 1000 / _CPUS,
+        "empty": 0.000_1,
+    }
+    number = int(seconds / each[kind])
+    with Site(system, redis) as site, ExitStack() as stack:
+        ours = [stack.enter_context(site.worker(children)) for _ in range(workers)]
+        site.drive("gather_workers", number=workers)
+        site.warm_up(1.0)
+        used, others, start = _usage(ours), others_cpu_seconds(redis.pid), time.monotonic()
+        site.drive("load", kind=kind, number=number, milliseconds=milliseconds)
+        times = sorted(site.starts(number).values())
+        parents, forked = (
+            after - before for after, before in zip(_usage(ours), used, strict=True)
+        )
+        others = others_cpu_seconds(redis.pid) - others - parents - forked
+        load = others / (time.monotonic() - start)
+    low, high = len(times) // 10, len(times) * 9 // 10
+    return Measured(
+        rate=(high - low) / (times[high] - times[low]) * 1e9,
+        parent=parents / number,
+        child=forked / number,
+        cores=_CPUS - min(max(load, 0.0), _CPUS - 0.1),
+    )
+
+
+def _usage(workers: list[Worker]) -> tuple[float, float]:
+    """Return the CPU seconds of all parents, and of all children."""
+    forked = sum(
+        cpu_seconds(int(child.name))
+        for worker in workers
+        for pid in worker.pids
+        for child in children_of(pid)
+    )
+    return sum(worker.cpu_seconds() for worker in workers) - forked, forked
+
+
+def compare(system: System, redis: Redis, costs: Costs, seconds: float) -> list[float]:
+    """Print what the model says beside what is measured; return the errors."""
+    errors = []
+    print("| tasks | workers × 2 children | measured/s | model/s | error | CPUs left to us |")
+    print("|---|---|---|---|---|---|")
+    for kind, milliseconds in _KINDS:
+        for workers in _WORKERS:
+            found = measure(system, redis, kind, milliseconds, workers, 2, seconds)
+            # Who mostly sleeps gets a CPU when it wakes up, however many others want one.
+            speed = 1.0 if kind == "sleeping" else found.cores / _CPUS
+            plan = Plan(workers, cores=_CPUS, speed=speed, **_of(kind, milliseconds))
+            said = simulate(plan, costs).rate
+            error = said / found.rate - 1
+            errors.append(error)
+            print(
+                f"| {_named(kind, milliseconds)} | {workers} | {found.rate:,.0f} | {said:,.0f} "
+                f"| {error:+.0%} | {found.cores:.1f} |",
+                flush=True,
+            )
+    worst, mean = max(map(abs, errors)), statistics.mean(map(abs, errors))
+    print(f"\nError: {mean:.0%} in the mean, {worst:.0%} at worst.\n", flush=True)
+    return errors
+
+
+def predict(system: System, costs: Costs) -> None:
+    """Print what 10, 100 and 1,000 workers of 4 children would do."""
+    kinds = (("sleeping", 100), ("computing", 10), ("empty", 0))
+    if system.store == "file":
+        shapes = [("one machine of 64 CPUs", {"cores": 64})]
+    else:
+        far = {"cores": 8, "server": 0.000_3}
+        shapes = [
+            (f"machines of 8 CPUs, {stores} × Redis, 0.3 ms away", {**far, "stores": stores})
+            for stores in (1, 8)
+        ]
+    print("| where | tasks | workers | tasks/s | store busy | CPUs busy | tasks a step |")
+    print("|---|---|---|---|---|---|---|")
+    for where, shape in shapes:
+        for kind, milliseconds in kinds:
+            for workers in (10, 100, 1_000):
+                machines = max(1, workers // 2) if system.store == "redis" else 1
+                plan = Plan(workers, 4, machines=machines, **shape, **_of(kind, milliseconds))
+                said = simulate(plan, costs, max(10_000, 10 * workers * 4))
+                print(
+                    f"| {where} | {_named(kind, milliseconds)} | {workers:,} "
+                    f"| {said.rate:,.0f} | {said.store:.0%} | {said.cores:.0%} "
+                    f"| {said.batch:.1f} |",
+                    flush=True,
+                )
+
+
+def _of(kind: str, milliseconds: int) -> dict[str, float]:
+    return {} if kind == "empty" else {kind: milliseconds / 1000}
+
+
+def _named(kind: str, milliseconds: int) -> str:
+    return f"{kind} for {milliseconds} ms" if milliseconds else kind
+
+
+def _shown(costs: Costs) -> str:
+    return ", ".join(f"{name} {value * 1e6:.0f}" for name, value in costs._asdict().items())

@@ -7,7 +7,8 @@ import time
 
 import apsw
 
-from benchmarks.effects import record, slow
+from benchmarks.effects import busy, record, slow
+from benchmarks.processes import cpu_seconds
 from liteq import Liteq, chain, chord
 from liteq.ids import new_id
 from liteq.message import Message
@@ -20,6 +21,7 @@ if "BENCH_REDIS" not in os.environ:
     app.conf.broker_transport_options = {"durability": os.environ["BENCH_DURABILITY"]}
 noop = app.task(name="noop")(record)
 sleeper = app.task(name="sleeper")(slow)
+computer = app.task(name="computer")(busy)
 enqueue, enqueue_sleep = noop.delay, sleeper.delay
 
 
@@ -69,6 +71,21 @@ def preload(number: int, *, delay: float | None = None) -> None:
         pass
 
 
+def load(kind: str, number: int, milliseconds: int) -> None:
+    """Enqueue many tasks of a kind at once."""
+    if kind == "empty":
+        noop.enqueue_many((each,) for each in range(number))
+    else:
+        task = {"sleeping": sleeper, "computing": computer}[kind]
+        task.enqueue_many((each, milliseconds) for each in range(number))
+
+
+def gather_workers(number: int) -> None:
+    """Wait until so many workers are there."""
+    while len(app.broker.workers()) < number:
+        time.sleep(0.02)
+
+
 def remember(number: int) -> None:
     """Fill the store with results, as rows like the one that a task has left.
 
@@ -97,10 +114,10 @@ def remember(number: int) -> None:
         pass
 
 
-def cost(number: int, batch: int = 20) -> tuple[float, float, float]:
-    """Return the CPU µs of a `delay()`, of claiming and settling one message, and the p99 of
-    a step that does that for a batch. As many are enqueued as are settled, so that the store
-    keeps its depth."""
+def cost(number: int, batch: int = 20) -> tuple[float, float, float, float]:
+    """Return the CPU µs of a `delay()`, of claiming and settling one message in batches, the
+    p99 of a step that does that for a batch, and what of the second Redis takes besides. As
+    many are enqueued as are settled, so that the store keeps its depth."""
     for _ in range(batch):
         enqueue(0)
     start = time.process_time()
@@ -112,7 +129,7 @@ def cost(number: int, batch: int = 20) -> tuple[float, float, float]:
     worker = app.broker.register("bench", queues, 1, {})
     leases = app.broker.claim(worker, queues, batch, tasks)
     took = []
-    start = time.process_time()
+    served, start = _redis_seconds(), time.process_time()
     for _ in range(0, number, batch):
         began = time.thread_time()
         settled = [(lease, Succeeded(b"0")) for lease in leases]
@@ -122,8 +139,20 @@ def cost(number: int, batch: int = 20) -> tuple[float, float, float]:
         took.append(time.thread_time() - began)
         assert len(leases) == batch, leases
     claimed = time.process_time() - start
+    served = _redis_seconds() - served
     app.broker.step(worker, settlements=[(lease, Succeeded(b"0")) for lease in leases])
     app.broker.unregister(worker)
     app.broker.maintain()
     slowest = sorted(took)[int(len(took) * 0.99)]
-    return enqueued / number * 1e6, claimed / number * 1e6, slowest * 1e6
+    enqueued, claimed, served = (took / number * 1e6 for took in (enqueued, claimed, served))
+    return enqueued, claimed, slowest * 1e6, served
+
+
+def _redis_seconds() -> float:
+    """Return the CPU time of the Redis server; 0 on SQLite."""
+    if "BENCH_REDIS" not in os.environ:
+        return 0.0
+    from redis import Redis
+
+    with Redis.from_url(os.environ["BENCH_REDIS"]) as link:
+        return cpu_seconds(link.info("server")["process_id"])

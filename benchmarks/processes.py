@@ -21,6 +21,7 @@ from typing import Any
 
 __all__ = [
     "OverTime",
+    "children_of",
     "cpu_seconds",
     "end_strays",
     "memory",
@@ -100,10 +101,17 @@ def tree(pid: int) -> list[Path]:
     """Return a process and all its descendants, as folders of /proc."""
     found = [Path(f"/proc/{pid}")]
     for each in found:
-        for file in each.glob("task/*/children"):
-            with contextlib.suppress(OSError):  # it has just ended
-                found += [Path(f"/proc/{child}") for child in file.read_text().split()]
+        found += children_of(int(each.name))
     return found
+
+
+def children_of(pid: int) -> list[Path]:
+    """Return the processes that a process has started, as folders of /proc."""
+    found: list[str] = []
+    for file in Path(f"/proc/{pid}").glob("task/*/children"):
+        with contextlib.suppress(OSError):  # it has just ended
+            found += file.read_text().split()
+    return [Path(f"/proc/{child}") for child in found]
 
 
 def cpu_seconds(pid: int) -> float:

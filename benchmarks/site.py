@@ -99,9 +99,9 @@ class Site:
         return (*command, json.dumps(arguments))
 
     @contextmanager
-    def worker(self) -> Iterator[Worker]:
-        """Run a worker with two children."""
-        worker = Worker(self)
+    def worker(self, children: int = 2) -> Iterator[Worker]:
+        """Run a worker with so many children."""
+        worker = Worker(self, children)
         try:
             yield worker
         finally:
@@ -148,10 +148,10 @@ class Worker:
     """A worker of two children: one program, or one for each child where that is how the
     system has it. Its programs start at once."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, site: Site, children: int) -> None:
         program, *arguments = site.system.worker.split()
         url = site.redis.url if site.redis else ""
-        given = [one.format(n=2, redis=url) for one in arguments]
+        given = [one.format(n=children, redis=url) for one in arguments]
         command = [shutil.which(program, path=site.environment["PATH"]) or program, *given]
         self.started = time.monotonic_ns()
         self.processes = [

@@ -1,0 +1,249 @@
+"""A model of workers at one store: what they get done, and what keeps them from more.
+
+A worker is a parent with some children. A child runs a task and hands its outcome over. The
+parent goes round and round: it takes all outcomes there are, prepares them, and takes one step
+at the store, which settles them and claims as many; then it hands those out. So rounds grow
+with the load, and what a round costs once is shared by more tasks. Steps exclude each other:
+SQLite has one writer, and Redis runs one script at a time.
+
+Everything that computes needs a core of its machine for as long as it does. What has just
+woken up goes before what has already run, as under Linux, and after a slice the next one has
+its turn.
+
+It is a simulation of events in virtual time, with seeded randomness: the same every time.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections import deque
+from collections.abc import Callable, Generator
+from typing import Any, Final, NamedTuple
+
+__all__ = ["Costs", "Outcome", "Plan", "simulate"]
+
+_SLICE: Final = 0.001  # seconds a core is given away for
+_WORTH: Final = 0.003  # seconds of work that a child is handed at once, as LookAhead has it
+
+Do = Generator[tuple[str, Any], None, None]
+
+
+class Costs(NamedTuple):
+    """Seconds. `round_` and `step` are for each round, the others for each task in it."""
+
+    round_: float  # of the parent
+    handling: float  # of the parent: preparing an outcome, handing out a task
+    step: float  # of the store
+    settling: float  # of the store: settle one, claim one
+    running: float  # of the child: read, run, answer
+    waking: float  # of a child that had nothing to do
+    passing: float  # no work of anybody: until one that sleeps notices what was sent to it
+
+
+class Plan(NamedTuple):
+    """What is simulated. `computing` and `sleeping` are seconds of each task; `cores` those of
+    a machine, `machines` how many the workers are spread over. With a `server` the store has a
+    core of its own, so many seconds away."""
+
+    workers: int
+    children: int = 2
+    computing: float = 0.0
+    sleeping: float = 0.0
+    cores: int = 2
+    machines: int = 1
+    server: float | None = None
+    stores: int = 1  # shards: workers are spread over them as well
+    most_ahead: int = 64
+    speed: float = 1.0  # of a core
+
+
+class Outcome(NamedTuple):
+    rate: float  # tasks per second
+    batch: float  # tasks of a round
+    store: float  # share of its time in which the store works
+    cores: float  # share of their time in which the cores work
+    wait: float  # seconds for the store, mean
+
+
+class _Cores:
+    def __init__(self, run: _Run, number: int, speed: float) -> None:
+        self._run = run
+        self._free = number
+        self._speed = speed
+        self._woken: deque[tuple[float, Do]] = deque()
+        self._others: deque[tuple[float, Do]] = deque()
+        self.used = 0.0
+
+    def ask(self, seconds: float, who: Do) -> None:
+        self._woken.append((seconds / self._speed, who))
+        self._give()
+
+    def _give(self) -> None:
+        while self._free and (self._woken or self._others):
+            left, who = (self._woken or self._others).popleft()
+            slice_ = min(left, _SLICE)
+            self._free -= 1
+            self.used += slice_
+            self._run.after(slice_, lambda left=left - slice_, who=who: self._back(left, who))
+
+    def _back(self, left: float, who: Do) -> None:
+        self._free += 1
+        if left > 1e-12:
+            self._others.append((left, who))
+        else:
+            self._run.resume(who)
+        self._give()
+
+
+class _Lock:
+    """One at a time, in the order in which they came."""
+
+    def __init__(self, run: _Run) -> None:
+        self._run = run
+        self._queue: deque[tuple[float, Do]] = deque()
+        self._taken_at: float | None = None
+        self.held = 0.0
+        self.waited = 0.0
+        self.turns = 0
+
+    def ask(self, who: Do) -> None:
+        self._queue.append((self._run.now, who))
+        if self._taken_at is None:
+            self._next()
+
+    def leave(self) -> None:
+        assert self._taken_at is not None
+        self.held += self._run.now - self._taken_at
+        self._taken_at = None
+        if self._queue:
+            self._next()
+
+    def _next(self) -> None:
+        since, who = self._queue.popleft()
+        self._taken_at = self._run.now
+        self.waited += self._run.now - since
+        self.turns += 1
+        self._run.resume(who)
+
+
+class _Run:
+    """Events in virtual time. A process is a generator that yields what it waits for."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.done = self.rounds = 0
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._number = 0
+
+    def after(self, seconds: float, call: Callable[[], None]) -> None:
+        self._number += 1
+        heapq.heappush(self._events, (self.now + seconds, self._number, call))
+
+    def resume(self, who: Do) -> None:
+        for what, value in who:
+            if what == "cores":
+                cores, seconds = value
+                cores.ask(seconds, who)
+            elif what == "sleep":
+                self.after(value, lambda: self.resume(who))
+            elif what == "lock":
+                value.ask(who)
+            return
+
+    def until(self, over: Callable[[], bool]) -> None:
+        while self._events and not over():
+            self.now, _, call = heapq.heappop(self._events)
+            call()
+
+
+class _Worker:
+    def __init__(
+        self, run: _Run, plan: Plan, costs: Costs, cores: _Cores, store: _Lock, number: int
+    ) -> None:
+        self.run, self.plan, self.costs = run, plan, costs
+        self.cores, self.store = cores, store
+        self.random = random.Random(number)
+        each = costs.running + plan.computing + plan.sleeping
+        ahead = min(1 + int(_WORTH / each), plan.most_ahead)
+        self.held = [ahead] * plan.children
+        self.busy = [False] * plan.children
+        self.ended: list[int] = []  # the child of each
+        self.in_round = False
+
+    def begin(self) -> None:
+        for child in range(self.plan.children):
+            # Not all at the same moment, or the model would march in step for ever.
+            self.run.after(self.random.random() * 0.01, lambda child=child: self._start(child))
+
+    def _start(self, child: int) -> None:
+        if not self.busy[child]:
+            self.busy[child] = True
+            self.run.resume(self._child(child))
+
+    def _child(self, child: int) -> Do:
+        plan, costs = self.plan, self.costs
+        yield "sleep", costs.passing
+        waking = costs.waking
+        while self.held[child]:
+            yield "cores", (self.cores, waking + costs.running + plan.computing)
+            waking = 0.0
+            if plan.sleeping:
+                yield "sleep", plan.sleeping
+            self.held[child] -= 1
+            self.ended.append(child)
+            if not self.in_round:
+                self.in_round = True
+                self.run.resume(self._parent())
+        self.busy[child] = False
+
+    def _parent(self) -> Do:
+        costs = self.costs
+        yield "sleep", costs.passing
+        while self.ended:
+            ended, self.ended = self.ended, []
+            number = len(ended)
+            yield "cores", (self.cores, costs.round_ + number * costs.handling)
+            at_store = costs.step + number * costs.settling
+            if self.plan.server is not None:
+                yield "sleep", self.plan.server / 2
+            yield "lock", self.store
+            if self.plan.server is None:
+                yield "cores", (self.cores, at_store)
+            else:
+                yield "sleep", at_store
+            self.store.leave()
+            if self.plan.server is not None:
+                yield "sleep", self.plan.server / 2
+            self.run.rounds += 1
+            self.run.done += number
+            for child in ended:
+                self.held[child] += 1
+                self._start(child)
+        self.in_round = False
+
+
+def simulate(plan: Plan, costs: Costs, tasks: int = 20_000) -> Outcome:
+    """Return what becomes of so many tasks, after as many tenths to get going."""
+    run = _Run()
+    machines = [_Cores(run, plan.cores, plan.speed) for _ in range(plan.machines)]
+    stores = [_Lock(run) for _ in range(plan.stores)]
+    for number in range(plan.workers):
+        cores, store = machines[number % plan.machines], stores[number % plan.stores]
+        _Worker(run, plan, costs, cores, store, number).begin()
+    run.until(lambda: run.done >= tasks // 10)
+    start, before, rounds = run.now, run.done, run.rounds
+    for cores in machines:
+        cores.used = 0.0
+    for store in stores:
+        store.held = store.waited = 0.0
+        store.turns = 0
+    run.until(lambda: run.done >= tasks + tasks // 10)
+    seconds, done = run.now - start, run.done - before
+    return Outcome(
+        rate=done / seconds,
+        batch=done / (run.rounds - rounds),
+        store=sum(store.held for store in stores) / seconds / len(stores),
+        cores=sum(cores.used for cores in machines) / seconds / plan.cores / len(machines),
+        wait=sum(store.waited for store in stores) / sum(store.turns for store in stores),
+    )
