@@ -63,7 +63,7 @@ QUICK = Scale(
     imports=2,
     depths=(1_000, 100_000),
     history=100_000,
-    limit=60.0,
+    limit=90.0,
 )
 
 

@@ -12,8 +12,10 @@ import contextlib
 import ctypes
 import os
 import resource
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -39,7 +41,9 @@ class OverTime(RuntimeError):
 
 
 def supervise(work: Callable[[], None]) -> None:
-    """Do the work in a child process and end with its exit code, leaving no process behind."""
+    """Do the work in a child process and end with its exit code, leaving nothing behind:
+    neither a process nor a temporary file."""
+    tempfile.tempdir = tempfile.mkdtemp(prefix="bench-")
     _prctl(_CHILD_SUBREAPER, 1)
     keeper = os.getpid()
     pid = os.fork()
@@ -55,6 +59,7 @@ def supervise(work: Callable[[], None]) -> None:
         signal.signal(signum, lambda *_: os.kill(pid, signal.SIGTERM))
     _, status = os.waitpid(pid, 0)
     end_strays()
+    shutil.rmtree(tempfile.tempdir)
     sys.exit(os.waitstatus_to_exitcode(status) and 1)
 
 
