@@ -114,9 +114,7 @@ class ProcessPool(Pool):
     # The loop's side
 
     def start(self, selector: selectors.BaseSelector) -> None:
-        import multiprocess  # heavy (it brings dill): only a prefork worker pays for it
-
-        self._context = multiprocess.get_context(self._options.start_method)
+        self._context = _context(self._options.start_method)
         self._selector = selector
         gc.collect()  # once, for all the children that will inherit what is here
         self._start_missing(self._now())
@@ -841,6 +839,22 @@ class _Child:
         if hasattr(os, "pidfd_open") and self.sentinel >= 0:
             os.close(self.sentinel)
             self.sentinel = -1
+
+
+def _context(start_method: str) -> Any:
+    """Return what makes the processes.
+
+    A forked child has all it needs by the fork. Only to others is something sent, and only
+    `multiprocess` can send what a script defines; dill, which that takes, costs a worker a
+    third of its start and 4 MB.
+    """
+    if start_method == "fork":
+        import multiprocessing  # late: only a prefork worker pays for it
+
+        return multiprocessing.get_context("fork")
+    import multiprocess
+
+    return multiprocess.get_context(start_method)
 
 
 def _connect(options: PoolOptions) -> tuple[_Child, Links]:
