@@ -4,7 +4,8 @@ In each round the systems take turns, each measurement on a store of its own, an
 count is verified. Prints Markdown. `--save FILE` keeps what was measured, `--load FILE` takes
 it from there instead of measuring, `--readme` writes the figures into README.md and draws
 docs/benchmarks.svg. `targets` says which targets are met, `model` how far the capacity model
-of docs/scaling.md is from what is measured. Needs Linux: memory and CPU are read in /proc.
+is from what is measured (with `--readme`: into docs/scaling.md). Needs Linux: memory and CPU
+are read in /proc.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from benchmarks import model, targets
 from benchmarks.depth import depths, histories, waiting_memory
 from benchmarks.measures import PARTS, QUICK, Scale
 from benchmarks.processes import others_cpu_seconds, supervise, time_limit
-from benchmarks.report import chart, into_readme, overview, report
+from benchmarks.report import chart, into_page, overview, report
 from benchmarks.results import Results
 from benchmarks.servers import Redis, install
 from benchmarks.systems import LITEQ, LITEQ_REDIS, SYSTEMS, System
@@ -31,17 +32,22 @@ _STORE = ("depth", "history")  # parts that look at liteq's store alone
 def main() -> None:
     options = _options()
     if options.what == "model":
-        model.main(quick=options.quick)
+        text = model.main(quick=options.quick)
+        print(text)
+        if options.readme:
+            _write(_ROOT / "docs" / "scaling.md", "model", text)
         return
     results = Results.load(options.load) if options.load else measure(options)
     if options.save:
         results.save(options.save)
     print(targets.table(results) if options.what == "targets" else report(results))
     if options.readme:
-        readme = _ROOT / "README.md"
-        text = into_readme(readme.read_text(encoding="utf-8"), overview(results))
-        readme.write_text(text, encoding="utf-8")
+        _write(_ROOT / "README.md", "bench", overview(results))
         (_ROOT / "docs" / "benchmarks.svg").write_text(chart(results), encoding="utf-8")
+
+
+def _write(page: Path, name: str, section: str) -> None:
+    page.write_text(into_page(page.read_text("utf-8"), name, section), encoding="utf-8")
 
 
 def _options() -> argparse.Namespace:
@@ -58,7 +64,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="in place of 3, or 1 with --quick")
     parser.add_argument("--save", type=Path, metavar="FILE", help="keep the values as JSON")
     parser.add_argument("--load", type=Path, metavar="FILE", help="do not measure: read these")
-    parser.add_argument("--readme", action="store_true", help="write README.md and the chart")
+    parser.add_argument("--readme", action="store_true", help="write the pages and the chart")
     options = parser.parse_args()
     of_targets = options.what == "targets"
     known: tuple[list[str], list[str]] = (list(SYSTEMS), parts)

@@ -10,10 +10,12 @@ machine with other work to do makes for rough figures all the same.
 from __future__ import annotations
 
 import os
+import platform
 import statistics
+import sys
 import time
 from contextlib import ExitStack
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from benchmarks.processes import children_of, cpu_seconds, others_cpu_seconds
 from benchmarks.servers import Redis
@@ -39,17 +41,21 @@ class Measured(NamedTuple):
     cores: float
 
 
-def main(*, quick: bool) -> None:
+def main(*, quick: bool) -> str:
+    """Return the costs, the comparison and the prediction for both stores, as Markdown."""
     seconds = 1.0 if quick else 4.0
+    day, python = time.strftime("%Y-%m-%d"), platform.python_version()
+    parts = [f"{day}, Python {python}, {_CPUS} CPUs."]
     redis = Redis()
     try:
         for system in (LITEQ, LITEQ_REDIS):
+            _say(f"{system.title}: what things cost")
             costs = calibrate(system, redis, seconds)
-            print(f"\n{system.title}, µs: {_shown(costs)}\n", flush=True)
-            compare(system, redis, costs, seconds)
-            predict(system, costs)
+            parts += [f"### {system.title}", capacity(costs)]
+            parts += [compare(system, redis, costs, seconds), predict(system, costs)]
     finally:
         redis.stop()
+    return "\n\n".join(parts)
 
 
 def calibrate(system: System, redis: Redis, seconds: float) -> Costs:
@@ -138,55 +144,76 @@ def _usage(workers: list[Worker]) -> tuple[float, float]:
     return sum(worker.cpu_seconds() for worker in workers) - forked, forked
 
 
-def compare(system: System, redis: Redis, costs: Costs, seconds: float) -> list[float]:
-    """Print what the model says beside what is measured; return the errors."""
+def capacity(costs: Costs) -> str:
+    """Return what each part costs, and what one core and one store can do at most."""
+    most = 64
+    store = costs.settling + costs.step / most
+    core = costs.handling + costs.running + costs.round_ / most
+    rows = [
+        ("parent", costs.round_, costs.handling),
+        ("store", costs.step, costs.settling),
+        ("child", costs.waking, costs.running),
+    ]
+    return "\n".join(
+        [
+            "| µs | once for a round | each task |",
+            "|---|---|---|",
+            *(f"| {name} | {once * 1e6:.0f} | {each * 1e6:.0f} |" for name, once, each in rows),
+            "",
+            f"The store: at most {1 / store:,.0f} empty tasks a second, in rounds of {most}. A "
+            f"core of parents and children: {1 / core:,.0f}. Noticing that something has come "
+            f"takes {costs.passing * 1e6:.0f} µs.",
+        ]
+    )
+
+
+def compare(system: System, redis: Redis, costs: Costs, seconds: float) -> str:
+    """Return what the model says beside what is measured, and the error."""
     errors = []
-    print("| tasks | workers × 2 children | measured/s | model/s | error | CPUs left to us |")
-    print("|---|---|---|---|---|---|")
+    lines = [
+        "| tasks | workers of 2 children | measured/s | model/s | error | CPUs left to us |",
+        "|---|---|---|---|---|---|",
+    ]
     for kind, milliseconds in _KINDS:
         for workers in _WORKERS:
+            _say(f"{system.title}: {_named(kind, milliseconds)}, workers: {workers}")
             found = measure(system, redis, kind, milliseconds, workers, 2, seconds)
             # Who mostly sleeps gets a CPU when it wakes up, however many others want one.
             speed = 1.0 if kind == "sleeping" else found.cores / _CPUS
             plan = Plan(workers, cores=_CPUS, speed=speed, **_of(kind, milliseconds))
             said = simulate(plan, costs).rate
-            error = said / found.rate - 1
-            errors.append(error)
-            print(
+            errors.append(said / found.rate - 1)
+            lines.append(
                 f"| {_named(kind, milliseconds)} | {workers} | {found.rate:,.0f} | {said:,.0f} "
-                f"| {error:+.0%} | {found.cores:.1f} |",
-                flush=True,
+                f"| {errors[-1]:+.0%} | {found.cores:.1f} |"
             )
     worst, mean = max(map(abs, errors)), statistics.mean(map(abs, errors))
-    print(f"\nError: {mean:.0%} in the mean, {worst:.0%} at worst.\n", flush=True)
-    return errors
+    return "\n".join([*lines, "", f"Error: {mean:.0%} in the mean, {worst:.0%} at worst."])
 
 
-def predict(system: System, costs: Costs) -> None:
-    """Print what 10, 100 and 1,000 workers of 4 children would do."""
-    kinds = (("sleeping", 100), ("computing", 10), ("empty", 0))
-    if system.store == "file":
-        shapes = [("one machine of 64 CPUs", {"cores": 64})]
-    else:
+def predict(system: System, costs: Costs) -> str:
+    """Return what 10, 100 and 1,000 workers of 4 children would do."""
+    shapes: list[tuple[str, dict[str, Any]]] = [("one machine of 64 CPUs", {"cores": 64})]
+    if system.store == "redis":
         far = {"cores": 8, "server": 0.000_3}
-        shapes = [
-            (f"machines of 8 CPUs, {stores} × Redis, 0.3 ms away", {**far, "stores": stores})
-            for stores in (1, 8)
-        ]
-    print("| where | tasks | workers | tasks/s | store busy | CPUs busy | tasks a step |")
-    print("|---|---|---|---|---|---|---|")
+        shapes = [(f"{stores} × Redis", {**far, "stores": stores}) for stores in (1, 8)]
+    lines = [
+        "| where | tasks | workers of 4 | tasks/s | store busy | CPUs busy | tasks a round |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for where, shape in shapes:
-        for kind, milliseconds in kinds:
+        for kind, milliseconds in (("sleeping", 100), ("computing", 10), ("empty", 0)):
             for workers in (10, 100, 1_000):
-                machines = max(1, workers // 2) if system.store == "redis" else 1
+                _say(f"{system.title}: {where}, {_named(kind, milliseconds)}, {workers}")
+                machines = workers // 2 if system.store == "redis" else 1
                 plan = Plan(workers, 4, machines=machines, **shape, **_of(kind, milliseconds))
-                said = simulate(plan, costs, max(10_000, 10 * workers * 4))
-                print(
+                said = simulate(plan, costs, max(10_000, 10 * workers * plan.children))
+                lines.append(
                     f"| {where} | {_named(kind, milliseconds)} | {workers:,} "
                     f"| {said.rate:,.0f} | {said.store:.0%} | {said.cores:.0%} "
-                    f"| {said.batch:.1f} |",
-                    flush=True,
+                    f"| {said.batch:.1f} |"
                 )
+    return "\n".join(lines)
 
 
 def _of(kind: str, milliseconds: int) -> dict[str, float]:
@@ -197,5 +224,5 @@ def _named(kind: str, milliseconds: int) -> str:
     return f"{kind} for {milliseconds} ms" if milliseconds else kind
 
 
-def _shown(costs: Costs) -> str:
-    return ", ".join(f"{name} {value * 1e6:.0f}" for name, value in costs._asdict().items())
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

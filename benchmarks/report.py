@@ -11,33 +11,34 @@ from benchmarks.measures import ROWS
 from benchmarks.results import Results
 from benchmarks.systems import System
 
-__all__ = ["chart", "figure", "into_readme", "overview", "report"]
+__all__ = ["chart", "figure", "into_page", "overview", "report"]
 
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
-
-# What README.md shows; all the rest is a command away.
-_OVERVIEW = (
-    "enqueue p50",
-    "bulk",
-    "drain",
-    "mixed",
-    "start p50",
-    "trip p50",
-    "chord",
-    "chain",
-    "lost",
-    "again",
-    "idle memory",
-    "import class",
-)
-_BARS = ("drain", "mixed", "start p50", "trip p50", "chord", "idle memory")
+# What README.md shows, in few words; all the rest is a command away.
+_OVERVIEW = {
+    "enqueue p50": "send one, µs",
+    "bulk": "send many, µs each",
+    "drain": "drain, /s",
+    "mixed": "send and drain at once, /s",
+    "start p50": "call → start, ms",
+    "trip p50": "call and wait, ms",
+    "chord": "chord of {scale.chord:,}, s",
+    "chain": "chain of {scale.chain:,}, s",
+    "lost": "lost of {scale.killed} by kill -9",
+    "idle memory": "idle, MB",
+    "import class": "import, ms",
+}
+_BARS = ("drain", "start p50", "trip p50", "chord", "idle memory")
 
 
 def report(results: Results) -> str:
     """Return all that was measured, and with which settings."""
-    parts = [f"{_where(results)}; {_versions(results)}."]
+    parts = [f"{_conditions(results)} {_versions(results)}."] if results.rows else []
     if results.rows:
-        parts += [_table(results, results.rows), _rounds(results), _settings(results)]
+        parts += [
+            _table(results, results.rows),
+            "Medians; load: how many CPUs others kept busy meanwhile.",
+            _settings(results),
+        ]
     if results.failures:
         failed = "\n".join(f"- {one}" for one in results.failures)
         parts.append(f"Failed, and in no median:\n\n{failed}")
@@ -53,68 +54,65 @@ def report(results: Results) -> str:
 
 
 def overview(results: Results) -> str:
-    """Return what README.md shows: the rows that most ask about, and the chart."""
+    """Return what README.md shows: a line for each system, and the chart."""
     rows = [row for row in _OVERVIEW if row in results.rows]
-    load = max(statistics.median(results.loads[row]) for row in rows)
-    quiet = (
-        "others used nearly nothing of it"
-        if load < 0.15
-        else f"**a trial run on a busy machine**: others used up to {load:.1f} CPUs meanwhile"
-    )
+    heads = [_OVERVIEW[row].format(scale=results.scale) for row in rows]
+    best = {row: _ranked(results, row)[0][1] for row in rows}
+    lines = [f"| | {' | '.join(heads)} |", f"|---{'|---' * len(heads)}|"]
+    for system in results.systems:
+        cells = [_cell(results.median(row, system.name), best[row]) for row in rows]
+        lines.append(f"| {system.title} | {' | '.join(cells)} |")
     failed = [f"- {one}" for one in results.failures]
-    notes = (
-        f"{_where(results)}; {quiet}. {_rounds(results, load=False)} Every count was verified, "
-        "two children or what comes nearest, results kept; Redis without persistence."
-    )
     return "\n\n".join(
         [
-            "![The same, as bars](docs/benchmarks.svg)",
-            _table(results, rows, load=False),
-            notes,
-            *(["Failed:\n" + "\n".join(failed)] if failed else []),
+            "\n".join(lines),
+            f"{_conditions(results)} Medians; two children or what comes nearest, results "
+            "kept, Redis without persistence. Every count was verified.",
+            *(["Failed, and in no median:\n\n" + "\n".join(failed)] if failed else []),
+            "![The same as bars](docs/benchmarks.svg)",
             f"<details><summary>Versions and settings</summary>\n\n{_settings(results)}\n\n"
             "</details>",
         ]
     )
 
 
-def into_readme(text: str, section: str) -> str:
-    """Return README.md with the section between its marks replaced."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"README.md has no {BEGIN} … {END}")
-    return f"{before}{BEGIN}\n{section}\n{END}{after}"
+def into_page(text: str, name: str, section: str) -> str:
+    """Return a page with what is between its marks of this name replaced."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise SystemExit(f"the page has no {begin} … {end}")
+    return f"{before}{begin}\n{section}\n{end}{after}"
 
 
-def _table(results: Results, rows: Sequence[str], *, load: bool = True) -> str:
+def _conditions(results: Results) -> str:
+    """Say where and when, and whether the machine had something else to do."""
+    rounds = results.scale.rounds
+    load = max(statistics.median(results.loads[row]) for row in results.rows)
+    what = "one round" if rounds == 1 else f"{rounds} rounds in turn"
+    if load > 0.2:
+        what += f" of a trial on a machine where others kept up to {load:.1f} CPUs busy"
+    return f"{results.place}, {what}."
+
+
+def _table(results: Results, rows: Sequence[str]) -> str:
     """Return medians, the best of each line in bold."""
     systems = results.systems
-    heads = [*(system.title for system in systems), *(["load"] if load else [])]
-    lines = [f"| | {' | '.join(heads)} |", f"|---{'|---' * len(heads)}|"]
+    lines = [
+        f"| | {' | '.join(system.title for system in systems)} | load |",
+        f"|---{'|---' * len(systems)}|---|",
+    ]
     for row in rows:
-        medians = [results.median(row, system.name) for system in systems]
-        known = [value for value in medians if value is not None]
-        best = (max if ROWS[row].better == "greater" else min)(known)
-        cells = [_cell(value, best) for value in medians]
-        if load:
-            cells.append(f"{statistics.median(results.loads[row]):.1f}")
+        best = _ranked(results, row)[0][1]
+        cells = [_cell(results.median(row, system.name), best) for system in systems]
+        cells.append(f"{statistics.median(results.loads[row]):.1f}")
         lines.append(f"| {ROWS[row].text.format(scale=results.scale)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _where(results: Results) -> str:
-    return results.place
-
-
 def _versions(results: Results) -> str:
     return ", ".join(f"{one.title} {results.versions[one.name]}" for one in results.systems)
-
-
-def _rounds(results: Results, *, load: bool = True) -> str:
-    rounds = results.scale.rounds
-    text = f"Medians of {rounds} rounds in turn" if rounds > 1 else "One round"
-    return f"{text}; load: how many CPUs others kept busy meanwhile." if load else f"{text}."
 
 
 def _settings(results: Results) -> str:
@@ -145,6 +143,8 @@ def chart(results: Results) -> str:
             ]
             y += bar + 4
         y += 18
+    parts.append(f'<text x="12" y="{y}">{escape(_conditions(results))}</text>')
+    y += 14
     # On a background of its own: an image in a page follows the system's scheme, which need
     # not be the page's, and text for the one is unreadable on the other.
     style = (
@@ -152,7 +152,7 @@ def chart(results: Results) -> str:
         ".h{font-weight:600;fill:#1f2328}.l{text-anchor:end}.p{fill:#fff;stroke:#d1d9e0}"
         "rect{fill:#afb8c1}.ours{fill:#1a7f37}"
         "@media(prefers-color-scheme:dark){text{fill:#9198a1}.h{fill:#f0f6fc}"
-        ".p{fill:#0d1117;stroke:#3d444d}rect{fill:#3d444d}.ours{fill:#3fb950}}"
+        ".p{fill:#0d1117;stroke:#3d444d}rect{fill:#656c76}.ours{fill:#3fb950}}"
     )
     title = "<title>Task queues measured on the same work</title>"
     page = f'<rect class="p" x=".5" y=".5" width="{width - 1}" height="{y - 1}" rx="6"/>'
