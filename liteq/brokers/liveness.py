@@ -12,10 +12,13 @@ import contextlib
 import fcntl
 import os
 import weakref
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-__all__ = ["LockFiles", "boot_id", "lock_name"]
+from liteq.brokers.base import WorkerInfo
+
+__all__ = ["LockFiles", "boot_id", "lock_name", "present"]
 
 _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 
@@ -31,6 +34,21 @@ def boot_id() -> str:
 def lock_name(worker: int) -> str:
     """Return the name of a worker's lock file."""
     return f"{worker}.lock"
+
+
+def present(workers: Iterable[WorkerInfo]) -> list[WorkerInfo]:
+    """Return those worth telling of, by their ids: not the dead whose name another has
+    taken, nor what a process was before it was given up and came back."""
+    found = sorted(workers)
+    names = {info.name for info in found if info.state == "alive"}
+    own = {(info.name, info.hostname, info.pid) for info in found if info.state == "alive"}
+    return [
+        info
+        for info in found
+        if info.state == "alive"
+        or ((info.name, info.hostname, info.pid) not in own)
+        and (info.state == "stuck" or info.name not in names)
+    ]
 
 
 class LockFiles:

@@ -17,6 +17,7 @@ from liteq.brokers.base import (
     Mailbox,
     WorkerInfo,
 )
+from liteq.brokers.liveness import present
 from liteq.brokers.redis_form import Fields
 from liteq.brokers.redis_liveness import Birth, is_dead, own_birth
 from liteq.brokers.redis_mailbox import RedisMailbox
@@ -106,8 +107,7 @@ class RedisMail(Broker):
             leases, given_up = fields.number(), fields.one() is not None
             row, age = Row(int(id or 0), rest), max(0.0, float(rest[-1] or 0))
             found.append(row.info(age, self._state_of(row, age, given_up=given_up), leases))
-        alive = {info.name for info in found if info.state == "alive"}
-        return sorted(info for info in found if info.state != "dead" or info.name not in alive)
+        return present(found)
 
     def _state_of(
         self, row: Row, age: float, *, given_up: bool

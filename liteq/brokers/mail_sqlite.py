@@ -26,7 +26,7 @@ from liteq.brokers.base import (
     WorkerInfo,
 )
 from liteq.brokers.connection import Database, fetch_all, fetch_one
-from liteq.brokers.liveness import LockFiles, lock_name
+from liteq.brokers.liveness import LockFiles, lock_name, present
 from liteq.brokers.queueing import unpaused
 from liteq.brokers.wakeup import LocalMailbox, Post, SocketMailbox, kind_of
 
@@ -184,8 +184,7 @@ class SqliteMail(Broker):
         steady, now = self.clock.steady(), self.clock.now()
         rows = self._database.read(lambda db: fetch_all(db, _ROSTER, (now - dead_for,)))
         found = [self._rostered(row, steady) for row in rows]
-        alive = {info.name for info in found if info.state == "alive"}
-        return [info for info in found if info.state != "dead" or info.name not in alive]
+        return present(found)
 
     def _rostered(self, row: tuple[Any, ...], steady: float) -> WorkerInfo:
         id, name, host, pid, queues, concurrency, started_at, beat_at, text = row[:9]
