@@ -46,8 +46,10 @@ def present(workers: Iterable[WorkerInfo]) -> list[WorkerInfo]:
         info
         for info in found
         if info.state == "alive"
-        or ((info.name, info.hostname, info.pid) not in own)
-        and (info.state == "stuck" or info.name not in names)
+        or (
+            ((info.name, info.hostname, info.pid) not in own)
+            and (info.state == "stuck" or info.name not in names)
+        )
     ]
 
 
