@@ -28,8 +28,8 @@ class Autoscaler:
         self.most = most
         self.least = least
         self.keepalive = keepalive
-        self._peak = 0  # most that were busy at once since then
-        self._since: float | None = None
+        self._peak = 0  # most that were busy at once
+        self._since: float | None = None  # when all were busy last, or it shrank
         self._look_at = 0.0
 
     def wants_work(self, size: int, busy: int, now: float) -> bool:
@@ -53,10 +53,11 @@ class Autoscaler:
             self._peak, self._since = busy, now
             return min(max(size, self.least), self.most)
         if busy >= size or self._since is None:
-            self._peak, self._since = busy, now
+            self._peak, self._since = 0, now
+            return size
         self._peak = max(self._peak, busy)
         if now - self._since < self.keepalive:
             return size
-        size = max(self.least, min(size, self._peak))
-        self._peak, self._since = busy, now
+        size = max(self.least, self._peak)
+        self._peak, self._since = 0, now
         return size
