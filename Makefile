@@ -37,8 +37,9 @@ bench: $(VENV)/.run  ## measure beside Celery, Dramatiq, Huey, RQ … (BENCH_ARG
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 storm: $(VENV)/.dev  ## minutes of random kills: what the promises are worth
-	LITEQ_STORM=1 $(BIN)/python -m pytest tests/processes tests/power tests/on_redis tests/brokers/test_model.py \
-	  --timeout=3600 $(PYTEST_ARGS)
+	LITEQ_STORM=1 $(BIN)/python -m pytest --timeout=3600 \
+	  tests/processes tests/power tests/on_redis tests/brokers/test_model.py tests/brokers/test_mutants.py \
+	  tests/test_beat_storm.py tests/test_canvas_model.py tests/test_fuzz.py tests/test_walltime.py $(PYTEST_ARGS)
 
 docs: $(VENV)/.docs  ## build the documentation into docs/_build
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html

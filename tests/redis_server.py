@@ -75,7 +75,7 @@ class RedisServer:
         self.path.unlink(missing_ok=True)
         mode = ["--sentinel"] if self.sentinel else []
         self.process = subprocess.Popen(["redis-server", str(self.config), *mode])
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60  # it may have much to read
         while not self.answers():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"redis-server did not start:\n{self.log.read_text()}")

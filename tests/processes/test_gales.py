@@ -32,7 +32,9 @@ def server() -> Iterator[RedisServer]:
     with tempfile.TemporaryDirectory(prefix="liteq-") as name:
         # With "everysec", a server whose disk is busy holds writes back that it has
         # answered, up to two seconds long, and they die with its process.
-        server = RedisServer(Path(name), "appendonly yes", "appendfsync always")
+        server = RedisServer(
+            Path(name), "appendonly yes", "appendfsync always", "auto-aof-rewrite-min-size 2mb"
+        )
         yield server.start()
         server.kill()
 
