@@ -23,6 +23,7 @@ from liteq.prefork import ProcessPool
 from liteq.worker import Worker
 
 calls: Counter[str] = Counter()
+HEAVY = ("dill", "multiprocess", "redis", "croniter", "asyncio", "click")  # none is needed
 _IN = ("recv", "recv_into", "recvfrom", "recvmsg")
 _OUT = ("send", "sendall", "sendto", "sendmsg")
 
@@ -81,7 +82,8 @@ def main() -> None:
     Worker(app, concurrency=1, burst=True).run()
     sys.setprofile(None)
     before, after = Counter(first.get(timeout=0)), Counter(last.get(timeout=0))
-    print(json.dumps({"parent": calls, "child": after - before}))
+    loaded = [name for name in HEAVY if name in sys.modules]
+    print(json.dumps({"parent": calls, "child": after - before, "loaded": loaded}))
 
 
 if __name__ == "__main__":

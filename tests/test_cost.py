@@ -231,6 +231,7 @@ def assert_grows(few: Cost, many: Cost, *, each: int) -> None:
 class Trips(NamedTuple):
     parent: dict[str, int]
     child: dict[str, int]
+    loaded: list[str]
 
 
 TASKS = 200
@@ -272,6 +273,11 @@ def assert_cheap(trips: Trips) -> None:
 
 def test_a_task_goes_to_its_child_and_back_in_one_packet_each(tmp_path: Path) -> None:
     assert_cheap(trips_of_a_worker(tmp_path))
+
+
+def test_a_worker_loads_nothing_heavy_that_it_does_not_need(tmp_path: Path) -> None:
+    # dill alone, which only spawned children need, was a third of a worker's start and 4 MB.
+    assert trips_of_a_worker(tmp_path).loaded == []
 
 
 # The guard itself
