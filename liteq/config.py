@@ -519,6 +519,8 @@ _ROWS: Final[tuple[Setting, ...]] = (
     _used("worker_shutdown_timeout", 25.0, _seconds,
           "Seconds running tasks get to finish at a stop."),
     _used("worker_soft_shutdown_timeout", 0.0, _seconds, "Celery's name for more of the same."),
+    _used("worker_priority_ageing", None, _seconds,
+          "Seconds of waiting that are worth one priority; None: off.", null=True),
     _used("worker_lease_timeout", 60.0, _seconds,
           "A worker silent for so long is given up for dead."),
     _used("worker_max_lookahead", 64, _integer(1),

@@ -59,8 +59,10 @@ from liteq.pool import (
     make_pool,
 )
 from liteq.runner import RunnerFactory, job, read_answer, read_report
+from liteq.shares import Shares, split_weights
 from liteq.steering import Steering
 from liteq.telling import Teller
+from liteq.turns import step_in_turns
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -98,7 +100,8 @@ class Notifier(Protocol):
 class Worker:
     """Runs the tasks of an app until it is told to stop.
 
-    `queues`: names to consume (None: those of `task_queues`, or the default queue);
+    `queues`: names to consume (None: those of `task_queues`, or the default queue), with a
+    weight behind a colon if they are to be served in turns ("high:3", "low");
     `exclude_queues` are taken out. `concurrency`: children (None: the setting, or one
     for each CPU that it may use). `autoscale`: the most and the least children, as there is
     work. `pool`: prefork, threads, asyncio or solo. `grace`: seconds that a
@@ -136,7 +139,10 @@ class Worker:
         conf = app.conf
         self.app = app
         self.include = tuple(include)
-        self.queues = _queues(app, queues, exclude_queues)
+        names, weights = _weights(queues)
+        self.queues = _queues(app, names, exclude_queues)
+        self._shares = Shares(weights) if weights else None
+        self._ageing: float | None = app.conf.worker_priority_ageing or None
         self.pool_kind = pool or conf.worker_pool
         self.autoscaler: Autoscaler | None = None
         if autoscale is not None and self.pool_kind != "solo":
@@ -474,15 +480,7 @@ class Worker:
             return
         settlements, notes = self._settlements, self._notes
         try:
-            step = self._broker.step(
-                self.id,
-                settlements=settlements,
-                notes=notes,
-                queues=self.queues,
-                limit=limit,
-                tasks=self._known_tasks() if limit else None,
-                ignore_rates=self._ignores_rates,
-            )
+            step = self._ask(settlements, notes, limit)
         except (BrokerUnavailable, QueueFull) as exc:
             self._postpone(exc, now)
             return
@@ -511,6 +509,29 @@ class Worker:
             self._terminate(pool, step.terminate)
         if not step.alive:
             self._given_up = True
+
+    def _ask(
+        self,
+        settlements: Sequence[tuple[Lease, Outcome]],
+        notes: Sequence[tuple[Lease, Note]],
+        limit: int,
+    ) -> Step:
+        ask = partial(
+            self._broker.step,
+            self.id,
+            tasks=self._known_tasks() if limit else None,
+            ignore_rates=self._ignores_rates,
+        )
+        if self._shares is None or not limit:
+            return ask(settlements=settlements, notes=notes, queues=self.queues, limit=limit)
+        return step_in_turns(
+            ask,
+            self._shares,
+            settlements=settlements,
+            notes=notes,
+            queues=self.queues,
+            limit=limit,
+        )
 
     def _hand_out(self, pool: Pool, leases: Sequence[Lease]) -> None:
         number = self._jobs
@@ -740,6 +761,8 @@ class Worker:
         if self._watch_peers:
             self._find_peers()
         if now >= self._next_upkeep:
+            if self._ageing is not None:
+                self._broker.age(self.queues, self._ageing)
             more = self._broker.maintain()
             self._next_upkeep = now + (0.05 if more else _UPKEEP)
 
@@ -1102,6 +1125,17 @@ def _load_tasks(
         __import__(module)
     app.import_default_modules()
     return app.tasks
+
+
+def _weights(wanted: Sequence[str] | None) -> tuple[list[str] | None, dict[str, int]]:
+    """Return the names without their weights, and those."""
+    if wanted is None:
+        return None, {}
+    given = wanted.split(",") if isinstance(wanted, str) else wanted
+    try:
+        return split_weights(given)
+    except ValueError as exc:
+        raise ImproperlyConfigured(str(exc)) from None
 
 
 def _queues(

@@ -287,6 +287,48 @@ def test_the_highest_priority_runs_first_over_all_queues(app: Liteq) -> None:
     assert ran == [("b", 9), ("a", 9), ("a", 5), ("b", 5), ("a", 0)]
 
 
+def test_weighted_queues_are_served_in_turns(app: Liteq) -> None:
+    order: list[str] = []
+
+    @app.task
+    def note(queue: str) -> None:
+        order.append(queue)
+
+    note.enqueue_many([("high",)] * 90, queue="high")
+    note.enqueue_many([("low",)] * 90, queue="low", priority=9)  # which no weight asks for
+    worker = Worker(
+        app,
+        queues=["high:3", "low:1", "empty:5"],
+        pool="solo",
+        burst=True,
+        install_signals=False,
+    )
+
+    assert worker.run() == 0
+
+    assert worker.queues == ("high", "low", "empty")
+    assert len(order) == 180
+    assert order[:80].count("low") == pytest.approx(20, abs=8)  # a look ahead is one turn
+
+
+def test_a_weight_of_zero_is_refused(app: Liteq) -> None:
+    with pytest.raises(ImproperlyConfigured, match="the weight of queue 'low'"):
+        Worker(app, queues=["high:3", "low:0"])
+
+
+def test_a_worker_raises_the_priority_of_what_waits(app: Liteq) -> None:
+    app.conf.worker_priority_ageing = 0.001
+    app.pause_queue("default")
+
+    @app.task
+    def poor() -> None: ...
+
+    waiting = poor.apply_async(priority=1)
+
+    with running(app):
+        assert wait_until(lambda: app.broker.get([waiting.id])[waiting.id].packed[4] == 9)
+
+
 def test_a_result_that_cannot_be_stored_fails_its_task_with_its_path(app: Liteq) -> None:
     @app.task
     def work() -> Any:

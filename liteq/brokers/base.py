@@ -574,6 +574,17 @@ class Broker(ABC):
         letters instead. Return how many. What is running stays."""
 
     @abstractmethod
+    def age(self, queues: Sequence[str], seconds: float) -> int:
+        """Raise priorities against starvation; return how many.
+
+        What has been claimable for n times `seconds` gets the priority n, if its own is
+        lower: after nine times that long it has the highest, and goes before all that
+        came later. One call looks at a hundred first in line of each priority; whoever
+        wants this calls it again and again. Nobody else changes a priority, so that
+        promise 7 holds with the new one.
+        """
+
+    @abstractmethod
     def pause(self, queue: str) -> bool:
         """Have nothing claimed from a queue, by whatever worker, from now on until it is
         resumed, whoever restarts. What runs goes on. False: it was paused already."""

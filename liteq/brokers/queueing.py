@@ -18,7 +18,7 @@ from liteq.brokers.lengths import Lengths, queue_full
 from liteq.brokers.schema import STATE_CODES
 from liteq.message import GATHER, PACKED_FIELDS
 
-__all__ = ["counts", "keep_lengths", "pause", "queues", "resume", "unpaused"]
+__all__ = ["age", "counts", "has_old", "keep_lengths", "pause", "queues", "resume", "unpaused"]
 
 _WAITING: Final = STATE_CODES["waiting"]
 _STATE: Final = len(PACKED_FIELDS)  # where a row of `enqueueing` has its state
@@ -44,6 +44,17 @@ _LATENCY: Final = (
     "CROSS JOIN message AS first WHERE first.seq = (SELECT seq FROM message "
     "INDEXED BY message_queued WHERE state = 1 AND message.queue = queue.value "
     "AND priority = level.value ORDER BY seq LIMIT 1) GROUP BY queue.value"
+)
+_HEADS: Final = 100  # messages of one priority of a queue that one round of ageing looks at
+_OLD: Final = (
+    "seq IN (SELECT seq FROM message INDEXED BY message_queued WHERE state = 1 "
+    "AND queue = ?3 AND priority = ?4 ORDER BY seq LIMIT ?5) "
+    "AND ?1 - max(enqueued_at, coalesce(run_at, 0)) >= ?2 * (?4 + 1)"
+)
+_IS_OLD: Final = f"SELECT EXISTS(SELECT 1 FROM message WHERE {_OLD})"
+_AGE: Final = (
+    "UPDATE message SET priority = min(9, CAST("
+    f"(?1 - max(enqueued_at, coalesce(run_at, 0))) / ?2 AS INTEGER)) WHERE {_OLD}"
 )
 _DEAD: Final = (
     "SELECT queue, count(*) FROM message INDEXED BY message_dead WHERE dead IS NOT NULL "
@@ -106,6 +117,25 @@ def unpaused(db: apsw.Connection, queues: Sequence[str]) -> list[str]:
     """Return those of these queues that are not paused."""
     paused = {name for (name,) in fetch_all(db, "SELECT queue FROM paused")}
     return [queue for queue in queues if queue not in paused]
+
+
+def age(db: apsw.Connection, queues: Sequence[str], seconds: float, now: float) -> int:
+    """Raise the priority of those first in line that have been claimable for long."""
+    raised = 0
+    for queue in queues:
+        for priority in range(8, -1, -1):
+            db.execute(_AGE, (now, seconds, queue, priority, _HEADS))
+            raised += db.changes()
+    return raised
+
+
+def has_old(db: apsw.Connection, queues: Sequence[str], seconds: float, now: float) -> bool:
+    """Tell whether `age()` has something to do."""
+    return any(
+        fetch_one(db, _IS_OLD, (now, seconds, queue, priority, _HEADS))
+        for queue in queues
+        for priority in range(9)
+    )
 
 
 def keep_lengths(

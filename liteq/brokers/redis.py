@@ -488,6 +488,9 @@ class RedisBroker(RedisMail):
     def _queue_names(self) -> list[str]:
         return list(self.counts())
 
+    def age(self, queues: Sequence[str], seconds: float) -> int:
+        return int(self._call("age", seconds, 100, *queues)[0] or 0)
+
     def pause(self, queue: str) -> bool:
         return self._once("pause", queue, "1")[0] == b"1"
 

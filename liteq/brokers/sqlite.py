@@ -792,6 +792,14 @@ class SqliteBroker(SqliteMail):
             if count < SLICE:
                 return total
 
+    def age(self, queues: Sequence[str], seconds: float) -> int:
+        now = self.clock.now()
+        if not self._database.read(lambda db: queueing.has_old(db, queues, seconds, now)):
+            return 0
+        return self._database.write(
+            lambda db: queueing.age(db, queues, seconds, now), durable=False
+        )
+
     def pause(self, queue: str) -> bool:
         now = self.clock.now()
         return self._database.write(

@@ -107,7 +107,7 @@ _OPTIONS = [
         type=names,
         metavar="A,B",
         envvar="LITEQ_QUEUES",
-        help="Consume these queues only.",
+        help="Consume these queues only; high:3,low:1 in turns, by weight.",
     ),
     click.option(
         "-X",
@@ -246,6 +246,7 @@ def worker(settings: tuple[str, ...], pidfile: str | None, **options: Any) -> in
     \b
     liteq worker                          run the tasks of ./tasks.py
     liteq worker -A proj -Q high,default -c 8 -l info
+    liteq worker -Q high:3,low:1          three of high for each of low
     liteq worker --burst                  empty the queues and stop
     liteq worker worker_lease_timeout=30  change a setting
     """

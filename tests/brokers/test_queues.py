@@ -364,3 +364,62 @@ def test_parked_messages_take_room(short: Broker) -> None:
 
     with pytest.raises(QueueFull):
         short.enqueue([make(queue="short")])
+
+
+# Ageing
+
+
+def test_what_waits_for_long_is_raised(broker: Broker, clock: FakeClock) -> None:
+    old = make(priority=1)
+    broker.enqueue([old])
+    clock.advance(50)
+    broker.enqueue([make(priority=4), make(priority=0)])
+
+    assert broker.age(["default"], 10.0) == 1
+
+    worker = enlist(broker)
+    assert claimed(broker, worker)[0] == old.id
+    assert broker.get([old.id])[old.id].message.priority == 5
+    assert broker.age(["default"], 10.0) == 0
+
+
+def test_a_priority_is_raised_to_nine_and_no_further(broker: Broker, clock: FakeClock) -> None:
+    first, second = make(), make(priority=9)
+    broker.enqueue([first])
+    clock.advance(10_000)
+    broker.enqueue([second])
+
+    broker.age(["default"], 10.0)
+
+    assert claimed(broker, enlist(broker)) == [first.id, second.id]  # both 9 now: the older
+
+
+def test_only_these_queues_and_what_is_claimable_age(broker: Broker, clock: FakeClock) -> None:
+    there, later = make(queue="b"), make(run_at=clock.now() + 900)
+    broker.enqueue([there])
+    broker.enqueue([later])
+    clock.advance(1_000)
+    worker = enlist(broker)
+    broker.step(worker, queues=["default"], limit=0)
+
+    assert broker.age(["default"], 200.0) == 0  # it is claimable since it was due, at most
+    assert broker.get([there.id])[there.id].message.priority == 0
+
+
+def test_with_ageing_nothing_starves(broker: Broker, clock: FakeClock) -> None:
+    poor = make(priority=0)
+    broker.enqueue([poor])
+    worker = enlist(broker)
+    turns = 0
+    while turns < 200:
+        turns += 1
+        broker.enqueue([make(priority=9)])
+        broker.enqueue([make(priority=9)])
+        clock.advance(1)
+        broker.age(["default"], 10.0)
+        [lease] = broker.claim(worker, ["default"])
+        broker.settle(worker, lease, Succeeded(b"1"))
+        if lease.id == poor.id:
+            break
+
+    assert turns == 90  # when it had waited for nine times ten seconds
