@@ -14,7 +14,15 @@ from typing import Any
 
 import pytest
 
-from liteq.brokers import enqueueing, following, redriving, settling, sqlite
+from liteq.brokers import (
+    enqueueing,
+    following,
+    limiting,
+    redriving,
+    settling,
+    sqlite,
+    uniqueness,
+)
 from liteq.brokers.base import Lease
 from liteq.brokers.following import Following
 from liteq.brokers.settling import Settling
@@ -417,6 +425,35 @@ def errors_wrapped_again(patch: Patch) -> None:
     )
 
 
+def a_beat_raises_the_dead(patch: Patch) -> None:
+    beat = SqliteBroker.beat
+
+    def revive(self: SqliteBroker, worker: int, *args: Any, **options: Any) -> bool:
+        beat(self, worker, *args, **options)
+        self._database.write(
+            lambda db: db.execute(
+                "UPDATE worker SET stopped_at = NULL WHERE id = ?", (worker,)
+            ),
+            durable=False,
+        )
+        return True
+
+    patch.setattr(SqliteBroker, "beat", revive)
+
+
+def starts_are_not_charged(patch: Patch) -> None:
+    patch.setattr(limiting.Lines, "_charge", lambda self, bucket, limit, seq: None)
+
+
+def slots_are_never_free_again(patch: Patch) -> None:
+    patch.setattr(settling, "free_slots", lambda db, seq: False)
+    patch.setattr(sqlite, "free_slots", lambda db, seq: False)
+
+
+def a_key_is_held_by_nobody(patch: Patch) -> None:
+    patch.setattr(uniqueness, "_HOLDER", f"SELECT * FROM ({uniqueness._HOLDER}) WHERE 0")
+
+
 MUTANTS = (
     Mutant("no fence", 3, no_fence),
     Mutant("no fence on success", 3, no_fence_on_success),
@@ -523,5 +560,27 @@ MUTANTS = (
         5,
         unknown_tasks_dropped,
         found_by=("test_5_an_unknown_task_is_left_for_a_worker_that_knows_it",),
+    ),
+    Mutant("a beat raises the dead", 2, a_beat_raises_the_dead),
+    Mutant(
+        "starts are not charged to their limits",
+        12,
+        starts_are_not_charged,
+        found_by=(
+            "test_12_starts_under_a_rate_are_evenly_spaced",
+            "test_12_a_stale_holder_frees_no_slot",
+        ),
+    ),
+    Mutant(
+        "slots are never free again",
+        12,
+        slots_are_never_free_again,
+        found_by=("test_12_a_dead_worker_gives_its_slots_back",),
+    ),
+    Mutant(
+        "a unique key is held by nobody",
+        13,
+        a_key_is_held_by_nobody,
+        found_by=("test_a_reclaim_keeps_the_key",),
     ),
 )

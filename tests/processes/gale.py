@@ -126,6 +126,10 @@ class Gale(Storm):
         make = self.random.choices(list(kinds), list(kinds.values()))[0]
         self._send(make())
 
+    def send_one(self, ms: int | None = None) -> None:
+        """Send a plain call."""
+        self._send(self._one(ms))
+
     def _send(self, call: Call) -> None:
         try:
             call.send()
@@ -260,7 +264,7 @@ class Gale(Storm):
         if len(awake) < 2:
             return  # one is left to take over
         for _ in range(2 * len(awake)):  # something for it to hold
-            self._send(self._one(ms=300))
+            self.send_one(ms=300)
         time.sleep(0.15)  # paces the storm
         name = self.random.choice(awake)
         worker = self.at_work[name]

@@ -7,6 +7,7 @@ time, `LITEQ_STORM_SEED` for another run).
 from __future__ import annotations
 
 import os
+import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -15,7 +16,9 @@ from pathlib import Path
 import pytest
 import redis_server
 from redis_server import RedisServer
+from world import enlist
 
+from liteq.outcome import Succeeded
 from processes.gale import Gale
 
 STORM = bool(os.environ.get("LITEQ_STORM"))
@@ -60,6 +63,32 @@ def test_nothing_is_lost_or_settled_twice_in_a_storm_on_redis(
             server.start()
 
         weather(gale, capsys, restart)
+
+
+def test_the_judge_sees_what_is_lost_unexpected_or_settled_twice(tmp_path: Path) -> None:
+    with closing(Gale(tmp_path, workers=0, seed=SEED)) as gale:
+        gale.send_one()
+        with pytest.raises(AssertionError, match=r"^lost: 1"):
+            gale.judge()
+        worker = enlist(gale.app.broker)
+        (lease,) = gale.app.broker.claim(worker, ["default"])
+        gale.app.broker.settle(worker, lease, Succeeded(b"0"))
+        with pytest.raises(AssertionError, match=r"^unexpected: 1"):
+            gale.judge()  # nothing has started it
+        gale.log.write_bytes(struct.pack("<qqd", 0, 1, 1.0))
+        gale.ledger.write_text(f"accepted {lease.id} 1 Succeeded\n")
+        assert gale.judge()["ok"] == 1
+        gale.ledger.write_text(f"accepted {lease.id} 1 Lost\naccepted {lease.id} 2 Succeeded\n")
+        assert gale.judge()["ok"] == 1
+
+        with gale.ledger.open("a") as ledger:
+            ledger.write(f"accepted {lease.id} 3 Failed\n")
+        with pytest.raises(AssertionError, match=r"^double-settled: 1"):
+            gale.judge()
+        gale.ledger.unlink()
+        gale.seen[lease.id] = gale.seen[lease.id]._replace(result=b"1")
+        with pytest.raises(AssertionError, match=r"^changed after their end: 1"):
+            gale.judge()
 
 
 def weather(
