@@ -116,8 +116,7 @@ class Teller:
                 else:
                     self._say("task-rejected", uuid=id, requeue=True, reason=reason)
             case Released():
-                if began:  # else nobody was told that this worker had it
-                    self._say("task-rejected", uuid=id, requeue=True)
+                self._say("task-rejected", uuid=id, requeue=True, reason="released")
             case Replaced() | Ignored():
                 word = "replaced" if isinstance(outcome, Replaced) else "ignored"
                 self._say("task-rejected", uuid=id, requeue=False, reason=word)

@@ -73,7 +73,14 @@ class Listener:
         wait_until(lambda: app.broker.emit([]))
 
     def types(self, uuid: str) -> list[str]:
-        return [event["type"] for event in self.events if event.get("uuid") == uuid]
+        """Return what was told of a task; but not that a worker gave it back at once,
+        having had no thread free for it after all."""
+        told = [event["type"] for event in self.events if event.get("uuid") == uuid]
+        while "task-rejected" in told:
+            at = told.index("task-rejected")
+            assert told[at - 1] == "task-received"
+            del told[at - 1 : at + 1]
+        return told
 
     def of(self, type: str) -> list[dict[str, Any]]:
         return [event for event in self.events if event["type"] == type]
@@ -127,7 +134,7 @@ def test_the_life_of_a_task_is_told(app: Liteq, listener: Listener, start: Start
         "task-started",
         "task-failed",
     ]
-    received, _, succeeded = (e for e in listener.events if e.get("uuid") == good.id)
+    received, *_, succeeded = (e for e in listener.events if e.get("uuid") == good.id)
     assert (received["name"], received["args"]) == ("shop.add", "(2, 3)")
     assert received["kwargs"] == "{'password': '********'}"
     assert received["hostname"] == "one@here"
