@@ -9,7 +9,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
 
 from benchmarks.measures import Scale
 from benchmarks.processes import memory
@@ -21,8 +20,9 @@ __all__ = ["depth_table", "depths", "histories", "history_table", "waiting_memor
 
 
 def depths(system: System, scale: Scale, redis: Redis) -> dict[int, list[float]]:
-    """Return, by the number of messages that wait, the CPU µs of an enqueue and those of a
-    claim with its settle: medians of rounds in which the stores take turns."""
+    """Return, by the number of messages that wait, the CPU µs of an enqueue, those of a claim
+    with its settle, and so on (`on_liteq.cost`): medians of rounds in which the stores take
+    turns."""
     return _in_turns(system, scale, redis, scale.depths, "preload", 400)
 
 
@@ -72,7 +72,7 @@ def _table(title: str, names: Sequence[str], costs: Mapping[int, Sequence[float]
     lines.append("|---" * (len(names) + 1) + "|")
     least = next(iter(costs.values()))
     for size, found in costs.items():
-        pairs: Any = zip(found, least, strict=False)
-        cells = [f"{cost:.1f} ({cost / base:.2f}×)" for cost, base in pairs]
-        lines.append(f"| {size:,} | {' | '.join(cells[: len(names)])} |")
+        shown = zip(found[: len(names)], least, strict=False)  # of what else was measured: none
+        cells = [f"{cost:.1f} ({cost / base:.2f}×)" for cost, base in shown]
+        lines.append(f"| {size:,} | {' | '.join(cells)} |")
     return "\n".join(lines)
