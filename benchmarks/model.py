@@ -216,7 +216,7 @@ def predict(system: System, costs: Costs) -> str:
     return "\n".join(lines)
 
 
-def _of(kind: str, milliseconds: int) -> dict[str, float]:
+def _of(kind: str, milliseconds: int) -> dict[str, Any]:
     return {} if kind == "empty" else {kind: milliseconds / 1000}
 
 

@@ -19,6 +19,7 @@ import heapq
 import random
 from collections import deque
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 __all__ = ["Costs", "Outcome", "Plan", "simulate"]
@@ -85,7 +86,7 @@ class _Cores:
             slice_ = min(left, _SLICE)
             self._free -= 1
             self.used += slice_
-            self._run.after(slice_, lambda left=left - slice_, who=who: self._back(left, who))
+            self._run.after(slice_, partial(self._back, left - slice_, who))
 
     def _back(self, left: float, who: Do) -> None:
         self._free += 1
@@ -146,7 +147,7 @@ class _Run:
                 cores, seconds = value
                 cores.ask(seconds, who)
             elif what == "sleep":
-                self.after(value, lambda: self.resume(who))
+                self.after(value, partial(self.resume, who))
             elif what == "lock":
                 value.ask(who)
             return
@@ -174,7 +175,7 @@ class _Worker:
     def begin(self) -> None:
         for child in range(self.plan.children):
             # Not all at the same moment, or the model would march in step for ever.
-            self.run.after(self.random.random() * 0.01, lambda child=child: self._start(child))
+            self.run.after(self.random.random() * 0.01, partial(self._start, child))
 
     def _start(self, child: int) -> None:
         if not self.busy[child]:

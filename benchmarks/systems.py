@@ -54,7 +54,6 @@ SYSTEMS: Final = {
             "python -m celery -A benchmarks.on_celery worker -l WARNING -c {n}",
             "redis",
             "defaults; 2 prefork children",
-            5_000,
         ),
         System(
             "dramatiq",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+from benchmarks.measures import Scale
 from benchmarks.report import figure
 from benchmarks.results import Results
 
@@ -107,8 +108,14 @@ TARGETS: Final = (
 
 def table(results: Results) -> str:
     """Return each target with what was measured, and at which scale."""
+    rough = (
+        ""
+        if results.scale._replace(rounds=3) == Scale()
+        else (" **Rough: the sizes are not those that the targets are about.**")
+    )
     lines = [
-        f"{results.place}; {results.scale.tasks:,} tasks, {results.scale.rounds} rounds.",
+        f"{results.place}; {results.scale.tasks:,} tasks; rounds: {results.scale.rounds}."
+        f"{rough}",
         "",
         "| target | wanted | measured | |",
         "|---|---|---|---|",
