@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ promised = {int(number): name for number, name in PROMISED.findall(TEXT)}
 proven = {int(number): (name, tests) for number, name, tests in PROVEN.findall(TEXT)}
 
 
+@cache
 def names_in(path: str) -> set[str]:
     tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
     return {

@@ -28,7 +28,7 @@ from liteq.outcome import Succeeded
 
 # Of which kind of error, at every how many-th place; LITEQ_STORM=1 takes all of them.
 STORM = bool(os.environ.get("LITEQ_STORM"))
-STRIDES = {"write": 1 if STORM else 11, "sync": 1 if STORM else 5, "truncate": 1}
+STRIDES = {"write": 1 if STORM else 23, "sync": 1 if STORM else 7, "truncate": 1}
 PLACES = {"write": 100, "sync": 10, "truncate": 1}  # there are at least as many
 
 

@@ -22,7 +22,7 @@ from liteq.outcome import Succeeded
 from processes.gale import Gale
 
 STORM = bool(os.environ.get("LITEQ_STORM"))
-SECONDS = float(os.environ.get("LITEQ_STORM_SECONDS", 600.0 if STORM else 5.0))
+SECONDS = float(os.environ.get("LITEQ_STORM_SECONDS", 600.0 if STORM else 3.0))
 SEED = int(os.environ.get("LITEQ_STORM_SEED", 1))
 REFUSED = 50 if SECONDS >= 600 else 0  # stale settles, without which the fence is not tested
 
