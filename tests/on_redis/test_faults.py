@@ -407,6 +407,68 @@ def test_a_server_without_its_replicas_is_asked_again(
     direct.enqueue([make()])
 
 
+def test_a_replica_without_its_master_is_asked_again(
+    direct: RedisBroker, server: RedisServer
+) -> None:
+    direct.enqueue([make()])
+    server.say("CONFIG", "SET", "replica-serve-stale-data", "no")
+    server.say("REPLICAOF", "127.0.0.1", "1")
+
+    with pytest.raises(BrokerUnavailable, match="MASTERDOWN"):
+        direct.enqueue([make()])
+
+    server.say("REPLICAOF", "NO", "ONE")
+    direct.enqueue([make()])
+    assert direct.counts() == {"default": {"queued": 2}}
+
+
+def test_a_server_that_cannot_write_its_snapshot_is_asked_again(
+    direct: RedisBroker, server: RedisServer
+) -> None:
+    worker = enlist(direct)
+    lease = held(direct, worker)
+    (server.folder / "dump.rdb").mkdir()  # in the way of its file
+    server.say("CONFIG", "SET", "save", "1 1000000")  # writes stop only if there is to be one
+    server.say("BGSAVE")
+    wait_until(lambda: b"rdb_last_bgsave_status:err" in _info(server))
+
+    with pytest.raises(BrokerUnavailable, match="MISCONF"):
+        direct.enqueue([make()])
+    with pytest.raises(BrokerUnavailable, match="MISCONF"):
+        direct.settle(worker, lease, Succeeded(b"1"))
+
+    server.say("CONFIG", "SET", "save", "")
+    assert direct.settle(worker, lease, Succeeded(b"1"))
+    direct.enqueue([make()])
+    assert direct.counts() == {"default": {"queued": 1}}
+
+
+def test_a_server_that_still_reads_its_data_is_asked_again(
+    direct: RedisBroker, server: RedisServer
+) -> None:
+    direct.enqueue([make() for _ in range(200)])
+    server.say("SAVE")
+    server.kill()
+    # A hundredth of a second for each key, and a look now and then at who calls.
+    server.options += ("key-load-delay 10000", "loading-process-events-interval-bytes 1024")
+    starting = threading.Thread(target=server.start)
+    starting.start()
+    try:
+        wait_until(lambda: _says(server, "LOADING"))
+        with pytest.raises(BrokerUnavailable, match="LOADING"):
+            direct.enqueue([make()])
+    finally:
+        starting.join()
+    direct.enqueue([make()])
+    assert direct.counts() == {"default": {"queued": 201}}
+
+
+def _info(server: RedisServer) -> bytes:
+    found = server.say("INFO", "persistence")
+    assert isinstance(found, bytes)
+    return found
+
+
 @pytest.mark.parametrize("field", ["e", "u", "x", "L"])
 def test_5_fields_that_nobody_can_read_are_no_end_of_the_worker_that_meets_them(
     direct: RedisBroker, server: RedisServer, field: str
@@ -431,7 +493,7 @@ def test_a_busy_server_is_asked_again(direct: RedisBroker, server: RedisServer) 
     endless = threading.Thread(target=_run_for_ever, args=(server,))
     endless.start()
     try:
-        wait_until(lambda: _is_busy(server))
+        wait_until(lambda: _says(server, "BUSY"))
         with pytest.raises(BrokerUnavailable, match="BUSY"):
             direct.enqueue([make()])
     finally:
@@ -446,11 +508,14 @@ def _run_for_ever(server: RedisServer) -> None:
         server.say("EVAL", "while true do end", 0)
 
 
-def _is_busy(server: RedisServer) -> bool:
+def _says(server: RedisServer, code: str) -> bool:
+    """Tell whether the server answers with this error now."""
     try:
         server.say("PING")
     except ServerError as exc:
-        return exc.code == "BUSY"
+        return exc.code == code
+    except OSError:
+        return False
     return False
 
 
