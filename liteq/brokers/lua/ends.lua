@@ -141,22 +141,27 @@ local function wait(m)  -- put a message where those are that wait; a gather is 
   if m.t ~= GATHER then call('ZADD', P .. 'w:' .. m.q, m.n, m.id) end
 end
 
+local function place_now(name, score, id)
+  call('ZADD', P .. name, score, id)
+end
+
 -- Put a message where claims find it, now or when it is due; one that is limited, if there
--- are limits. Returns its state.
-local function line_up(id, queue, priority, number, run_at, expires_at, limits)
+-- are limits. Returns its state. `place` writes it there, if not at once.
+local function line_up(id, queue, priority, number, run_at, expires_at, limits, place)
   local state
+  place = place or place_now
   if run_at and tonumber(run_at) > NOW then
     state = 'd'
-    call('ZADD', P .. 'd:' .. queue, run_at, id)
+    place('d:' .. queue, run_at, id)
   elseif limits then
     state = 'l'
     enter_line(id, queue, limits, rank(priority, number), number)
   else
     state = 'q'
-    call('ZADD', P .. 'q:' .. queue, rank(priority, number), id)
+    place('q:' .. queue, rank(priority, number), id)
   end
   woken(queue)  -- for a delayed one too: a worker is to know when to look again
-  if expires_at then call('ZADD', P .. 'expiry', expires_at, id) end
+  if expires_at then place('expiry', expires_at, id) end
   return state
 end
 

@@ -82,6 +82,17 @@ local function renew_unique(id, m)
   end
 end
 
+local function are_unknown(messages)  -- whether none of them is in the store
+  for first = 1, #messages, 1000 do
+    local keys = {}
+    for i = first, math.min(first + 999, #messages) do
+      keys[#keys + 1] = P .. 'm:' .. messages[i].id
+    end
+    if #keys > 0 and call('EXISTS', unpack(keys)) > 0 then return false end
+  end
+  return true
+end
+
 -- Find what is new, and what cannot be. `whole`: no message can be left out. Returns nil, or a letter and an id that say why
 -- nothing may be stored: A for another message of this id, E for an edge from what is not
 -- there or is over; D, P (in a workflow) or T (as a step of one), the task and the id of
@@ -90,10 +101,13 @@ end
 local function check_graph(graph, whole)
   local new = {}
   graph.new, graph.stands, graph.renewed, graph.keys = new, {}, {}, {}
+  local unknown = are_unknown(graph.messages)
   for _, m in ipairs(graph.messages) do
     local there = new[m.id]
     if there then
       if there.t ~= m.t or there.b ~= m.b then return 'A', m.id, there.t end
+    elseif unknown and not m.U then
+      new[m.id] = m
     else
       local found = call('HMGET', P .. 'm:' .. m.id, 'g', 'b', 'j')
       if not found[1] and m.U then
@@ -119,7 +133,7 @@ end
 -- store that edges of it lead to: a gather that gets more parts, a message that was replaced.
 local function enter(graph, there)
   for id, m in pairs(graph.renewed) do renew_unique(id, m) end
-  local new, pending, next_part = graph.new, {}, {}
+  local new, pending, next_part, met_by_target = graph.new, {}, {}, {}
   local count = 0
   for _ in pairs(new) do count = count + 1 end
   if count == 0 and not there then return end
@@ -133,11 +147,20 @@ local function enter(graph, there)
         next_part[target] = math.max(next_part[target] or 0, tonumber(position) + 1)
       end
       call('HSET', P .. 'e:' .. source, on .. target, position)
-      call('HSET', P .. 'b:' .. target, source, on)
+      local met_by = met_by_target[target]
+      if not met_by then
+        met_by = {}
+        met_by_target[target] = met_by
+      end
+      met_by[#met_by + 1] = source
+      met_by[#met_by + 1] = on
       if not new[source] then call('HSET', P .. 'm:' .. source, 'O', '1', 'f', '1') end
       if new[source] then new[source].O = '1' end
       pending[target] = (pending[target] or 0) + 1
     end
+  end
+  for target, met_by in pairs(met_by_target) do
+    each_thousand('HSET', P .. 'b:' .. target, met_by)
   end
   if there then
     for target in pairs(there) do
@@ -152,21 +175,31 @@ local function enter(graph, there)
       if following > known then call('HSET', P .. 'm:' .. target, 'B', following) end
     end
   end
-  local lone = {}
+  local lone, placed = {}, {}
+  local function place_in(name, score, id)  -- many messages have few places, written at once
+    local list = placed[name]
+    if not list then
+      list = {}
+      placed[name] = list
+    end
+    list[#list + 1] = score
+    list[#list + 1] = id
+  end
   local workflow = graph.workflow
   for _, m in ipairs(graph.messages) do
     if new[m.id] == m then
       number = number + 1
+      local n = string.format('%d', number)
       local waits, id = pending[m.id], m.id
       local state
       if waits or m.t == GATHER then
         state = 'w'
-        if m.t ~= GATHER then call('ZADD', P .. 'w:' .. m.q, number, id) end
+        if m.t ~= GATHER then place_in('w:' .. m.q, n, id) end
         if not waits then lone[#lone + 1] = id end
       else
-        state = line_up(id, m.q, m.p, number, m.u, m.x, m.L)
+        state = line_up(id, m.q, m.p, number, m.u, m.x, m.L, place_in)
       end
-      local fields = {'n', string.format('%d', number), 's', state, 'g', m.g, 'b', m.b,
+      local fields = {'n', n, 's', state, 'g', m.g, 'b', m.b,
         'Q', NOW_TEXT}
       local at = 10
       local function also(name, value)
@@ -193,11 +226,12 @@ local function enter(graph, there)
       also('W', workflow)
       call('HSET', P .. 'm:' .. id, unpack(fields))
       if m.U then lock(m.U, id, m.lasts ~= '' and m.lasts or nil) end
-      if workflow then call('ZADD', P .. 'nodes:' .. workflow, number, id) end
+      if workflow then place_in('nodes:' .. workflow, n, id) end
       if not graph.queues then graph.queues = {} end
       graph.queues[m.q] = true
     end
   end
+  for name, list in pairs(placed) do each_thousand('ZADD', P .. name, list) end
   for queue in pairs(graph.queues or {}) do call('SADD', P .. 'queues', queue) end
   if workflow and graph.name then
     if call('HSETNX', P .. 'workflow:' .. workflow, 'name', graph.name) == 1 then
