@@ -54,10 +54,11 @@ SLICE: Final = 500  # lines that one step tries: a few milliseconds
 Row = tuple[Any, ...]
 Rank = tuple[int, int]  # the negative priority, and the number: the least goes first
 
+# A new first one is looked at: it may go before a line that was let go on meanwhile.
 _ENTER: Final = (
     "INSERT INTO line(queue, limits, priority, head) VALUES (?,?,?,?) "
     "ON CONFLICT(queue, limits) DO UPDATE SET priority = excluded.priority, "
-    "head = excluded.head WHERE excluded.priority > priority "
+    "head = excluded.head, blocked_by = NULL WHERE excluded.priority > priority "
     "OR (excluded.priority = priority AND excluded.head < head)"
 )
 _READY: Final = (

@@ -377,7 +377,10 @@ class SqliteBroker(SqliteMail):
                 elif (one[19] is not None or one[6] in named) and seq not in charged:
                     lines.line_up(one[:2], one[8], one[6], one[19])
                     lined += 1
-                elif len(leases) + len(charged) >= limit and seq not in charged:
+                elif (
+                    # Those that went into lines go before it, if they may.
+                    len(leases) + len(charged) + lined - before >= limit and seq not in charged
+                ):
                     settling.settle([(lease, Released())])
                 else:
                     if inputs:

@@ -695,3 +695,33 @@ def test_12_what_was_counted_for_keys_that_are_idle_is_forgotten(
     again = [under(("api", f"user{n}"), ("one", f"user{n}")) for n in range(20)]
     broker.enqueue(again)
     assert len(claimed(broker, worker)) == 20
+
+
+def test_12_and_7_one_that_finds_its_place_in_a_line_is_not_overtaken_meanwhile(
+    broker: Broker, clock: FakeClock
+) -> None:
+    declare(broker, Limit("one", most=1))
+    late = [make("shop.other", expires_at=clock.now() + 1) for _ in range(3)]
+    first, *rest = make(), *(make("shop.other") for _ in range(4))
+    broker.enqueue([*late, first, *rest])
+    clock.advance(2)
+
+    assert claimed(broker, enlist(broker), 3) == [first.id, rest[0].id, rest[1].id]
+
+
+def test_12_and_7_one_that_comes_back_goes_before_who_was_let_go_on_for_it(
+    broker: Broker,
+) -> None:
+    for limit in (Limit("one", most=1), Limit("other", most=9)):
+        broker.override_limit(limit.name, limit)
+    first = under(("one", ""), priority=5)
+    behind = under(("one", ""))
+    high = under(("one", ""), ("other", ""), priority=5)
+    broker.enqueue([first, behind, high])
+    worker = enlist(broker)
+    [lease] = broker.claim(worker, ["default"], 1)
+    assert claimed(broker, worker) == []
+
+    broker.settle(worker, lease, Released())
+
+    assert claimed(broker, worker) == [first.id]

@@ -13,10 +13,12 @@ from pathlib import Path
 import apsw
 import pytest
 from hypothesis import Phase, seed, settings
-from hypothesis.stateful import run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 from world import FakeClock, Store
 
 from brokers import test_contract, test_limits, test_unique, test_workflows
+from brokers.limits_model import LimitsMachine
+from brokers.limits_mutants import LIMIT_MUTANTS
 from brokers.model import BrokerMachine
 from brokers.mutants import MUTANTS, Mutant
 
@@ -39,9 +41,19 @@ def test_a_broken_broker_is_caught(
     assert caught, f"nothing notices a broker that breaks promise {mutant.promise}"
 
 
-def model_fails(number: int | None) -> bool:
+@pytest.mark.parametrize("number", SEEDS)
+@pytest.mark.parametrize("name", LIMIT_MUTANTS)
+def test_a_broker_that_keeps_no_limits_is_caught(
+    name: str, number: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    LIMIT_MUTANTS[name](monkeypatch)
+
+    assert model_fails(number, LimitsMachine), f"nothing notices that {name}"
+
+
+def model_fails(number: int | None, kind: type[RuleBasedStateMachine] = BrokerMachine) -> bool:
     """Tell whether the model notices. No number: the dice of the profile, always the same."""
-    machine = type("Machine", (BrokerMachine,), {})
+    machine = type("Machine", (kind,), {})
     if number is not None:
         seed(number)(machine)
     quickly = settings(
@@ -53,7 +65,7 @@ def model_fails(number: int | None) -> bool:
     )
     try:
         run_state_machine_as_test(machine, settings=quickly)
-    except AssertionError:
+    except (AssertionError, apsw.ConstraintError):  # or the store refuses its own row
         return True
     return False
 

@@ -83,15 +83,17 @@ local function first_in(queue, limits)
 end
 
 function enter_line(id, queue, limits, at, number)
+  local bucket = call('HGET', P .. 'blocked:' .. queue, limits)
+  local head = bucket and first_in(queue, limits)
   call('ZADD', line_key(queue, limits), at, id)
   call('ZADD', P .. 'limited:' .. queue, number, id)
-  local bucket = call('HGET', P .. 'blocked:' .. queue, limits)
+  if bucket and head[1] and tonumber(head[2]) <= tonumber(at) then return end
+  -- A new first one is looked at: it may go before a line that was let go on meanwhile.
   if bucket then
-    local turn = tonumber(call('HGET', P .. 'turns:' .. queue, limits) or '0')
-    call('ZADD', gate_key(queue, bucket), 'LT', math.floor(at / BAND) * BAND + turn, limits)
-  else
-    call('ZADD', P .. 'ready:' .. queue, 'LT', at, limits)
+    call('HDEL', P .. 'blocked:' .. queue, limits)
+    call('ZREM', gate_key(queue, bucket), limits)
   end
+  call('ZADD', P .. 'ready:' .. queue, 'LT', at, limits)
 end
 
 -- Let the first lines that a bucket blocks go on.

@@ -179,6 +179,11 @@ local function put_orders()
   for _, word in ipairs(orders) do put(word) end
 end
 
+local function by_rank(a, b)
+  if a.what.p ~= b.what.p then return a.what.p > b.what.p end
+  return tonumber(a.n) < tonumber(b.n)
+end
+
 -- This very step was made, and its answer was lost: say what it did.
 if me[4] == ARGV[3] then
   local leases = {}
@@ -188,10 +193,7 @@ if me[4] == ARGV[3] then
     m.d = deliveries
     if stored == token then leases[#leases + 1] = m end
   end
-  table.sort(leases, function(a, b)
-    if a.what.p ~= b.what.p then return a.what.p > b.what.p end
-    return tonumber(a.n) < tonumber(b.n)
-  end)
+  table.sort(leases, by_rank)
   put(standing)
   put(me[5])
   put_due()
@@ -504,7 +506,7 @@ if limit > 0 and alive then
         call('HSET', key, 's', 'l', 'L', limits, 'f', '1')
         enter_line(m.id, queue, limits, rank(what.p, tonumber(m.n)), m.n)
         lined, moved = true, moved + 1
-      elseif #leases >= limit then
+      elseif #leases + moved - before >= limit then  -- those moved go before it, if they may
         call('ZADD', P .. 'q:' .. queue, rank(what.p, tonumber(m.n)), m.id)
         if m.s == 'p' then call('HSET', key, 's', 'q') end
       else
@@ -523,6 +525,7 @@ if limit > 0 and alive then
       break
     end
   end
+  if tried > 0 then table.sort(leases, by_rank) end
   if #taken > 0 then each_thousand('SADD', P .. 'leases:' .. worker, taken) end
   follow()
 end
