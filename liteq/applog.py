@@ -37,6 +37,7 @@ def _running_task() -> dict[str, Any] | None:
         "task": running.task,
         "task_id": running.id,
         "root_id": running.root_id,
+        "queue": (running.delivery_info or {}).get("routing_key"),
         "attempt": running.deliveries,
         "worker": running.hostname,
     }

@@ -65,6 +65,7 @@ class Context:
     replaced: Replaced | None = None  # asked for with `replace()`
     added: Any = None  # what `add_to_chord()` adds when the attempt succeeds
     body_called: bool = False  # by an overridden `__call__`
+    waited: bool = False  # for other messages, before it was due
     _packed: Packed | None = None
     _message: Message | None = None
     _children: list[Any] | None = None

@@ -227,6 +227,8 @@ class Executor:
             report=report,
             is_eager=delivery.eager,
         )
+        if delivery.inputs:
+            about.waited = True
         return _Attempt(self.settings, plan, about, packed, args, kwargs)
 
     def _admit(self, packed: Packed) -> None:

@@ -19,7 +19,7 @@ from typing import (
     TypeVar,
 )
 
-from liteq import context, serializers
+from liteq import context, serializers, signals
 from liteq.arguments import Check, compile_check
 from liteq.calls import Defaults, with_options
 from liteq.canvas import Signature, chunks, xmap, xstarmap
@@ -643,7 +643,10 @@ class Task(Generic[P, R]):
     ) -> dict[str, Any]:
         """Return the packed fields in which the next attempt's message differs."""
         message = request.message
-        if message is None or (args is None and kwargs is None and not options):
+        announced = bool(signals.before_task_publish.receivers)
+        if message is None or (
+            args is None and kwargs is None and not options and not announced
+        ):
             return {}
         changed = message
         if args is not None or kwargs is not None:
@@ -653,6 +656,11 @@ class Task(Generic[P, R]):
             changed = changed._replace(body=body, immutable=True, keywords=None)
         if options:
             changed = _with_changed_options(changed, options, self.app)
+        if announced:
+            from liteq import publishing  # late: few have receivers
+
+            again = changed._replace(retries=message.retries + 1)
+            changed = publishing.announce([again])[0]._replace(retries=message.retries)
         if (signer := self.app.signer) is not None:
             changed = signer.sign(changed)
         pairs = zip(PACKED_FIELDS, message.pack(), changed.pack(), strict=True)

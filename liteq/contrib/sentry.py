@@ -1,0 +1,157 @@
+"""Sentry: one event for each task that has failed, with its name and id.
+
+    sentry_sdk.init(dsn=…, integrations=[LiteqIntegration()])
+
+in the worker, and in the programs that send, so that their traces go on in the worker. A
+retry is no error, nor is what a task lists in `throws`. What liteq itself logs about a
+failure makes no second event. Arguments are attached only if `send_default_pii` is on,
+and then redacted. The events of a child are sent before it ends.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import sentry_sdk
+from sentry_sdk.integrations import Integration
+from sentry_sdk.integrations.logging import ignore_logger
+from sentry_sdk.scope import should_send_default_pii
+from sentry_sdk.utils import event_from_exception
+
+from liteq import signals
+
+__all__ = ["LiteqIntegration"]
+
+_UID: Final = "liteq.sentry"
+_ATTRIBUTE: Final = "_sentry"  # of the running attempt's context
+_FLUSH: Final = 2.0  # seconds that a child waits for its events to be sent
+
+
+class LiteqIntegration(Integration):
+    """Tells Sentry what liteq's signals tell."""
+
+    identifier = "liteq"
+
+    @staticmethod
+    def setup_once() -> None:
+        """Connect the receivers, once for the process."""
+        for signal, receiver in (
+            (signals.before_task_publish, _publishing),
+            (signals.task_prerun, _begin),
+            (signals.task_failure, _failed),
+            (signals.task_internal_error, _broke),
+            (signals.task_postrun, _end),
+            (signals.worker_process_shutdown, _leave),
+        ):
+            signal.connect(receiver, weak=False, dispatch_uid=_UID)
+        # They say what the signals say, too.
+        ignore_logger("liteq.executor")
+        ignore_logger("liteq.worker")
+
+
+def _is_on() -> bool:
+    return sentry_sdk.get_client().get_integration(LiteqIntegration) is not None
+
+
+def _publishing(headers: dict[str, Any], **_: Any) -> None:
+    if not _is_on():
+        return
+    origin = {
+        "sentry-trace": sentry_sdk.get_traceparent(),
+        "baggage": sentry_sdk.get_baggage(),
+    }
+    headers.update({name: value for name, value in origin.items() if value})
+
+
+def _begin(sender: Any, task_id: str, **_: Any) -> None:
+    if not _is_on():
+        return
+    request = sender.request
+    scoped = sentry_sdk.isolation_scope()
+    scope = scoped.__enter__()
+    scope.clear_breadcrumbs()
+    _describe(scope, sender, task_id, request)
+    transaction = sentry_sdk.continue_trace(
+        {k: v for k, v in (request.headers or {}).items() if isinstance(v, str)},
+        op="queue.process",
+        name=sender.name,
+        source="task",
+    )
+    transaction.set_data("messaging.system", "liteq")
+    transaction.set_data("messaging.message.id", task_id)
+    transaction.set_data("messaging.message.retry.count", request.retries)
+    span = sentry_sdk.start_transaction(transaction)
+    span.__enter__()
+    setattr(request, _ATTRIBUTE, (scoped, span))
+
+
+def _end(sender: Any, state: str, **_: Any) -> None:
+    request = sender.request
+    found = getattr(request, _ATTRIBUTE, None)
+    if found is None:
+        return
+    delattr(request, _ATTRIBUTE)
+    scoped, span = found
+    span.set_status("internal_error" if state == "FAILURE" else "ok")
+    span.__exit__(None, None, None)
+    scoped.__exit__(None, None, None)
+
+
+def _failed(
+    sender: Any, task_id: str, exception: BaseException, args: Any, kwargs: Any, **_: Any
+) -> None:
+    """Capture what a task failed with: in its child, or, for one whose process was killed,
+    in the worker."""
+    if not _is_on() or isinstance(exception, _expected(sender)):
+        return
+    with sentry_sdk.new_scope() as scope:
+        request = getattr(sender, "request", None)
+        _describe(scope, sender, task_id, request)
+        if should_send_default_pii():
+            redacted = getattr(sender, "redacted", None)
+            if redacted is not None and args is not None:
+                shown = redacted(args, kwargs)
+                scope.set_context("liteq arguments", {"args": shown[0], "kwargs": shown[1]})
+        _capture(exception)
+
+
+def _broke(sender: Any, task_id: str, exception: BaseException, **_: Any) -> None:
+    """Capture what a hook raised, or liteq itself."""
+    if not _is_on():
+        return
+    with sentry_sdk.new_scope() as scope:
+        _describe(scope, sender, task_id, getattr(sender, "request", None))
+        _capture(exception)
+
+
+def _capture(exception: BaseException) -> None:
+    client = sentry_sdk.get_client()
+    event, hint = event_from_exception(
+        exception,
+        client_options=client.options,
+        mechanism={"type": "liteq", "handled": False},
+    )
+    sentry_sdk.capture_event(event, hint=hint)
+
+
+def _leave(**_: Any) -> None:
+    if _is_on():
+        sentry_sdk.flush(timeout=_FLUSH)
+
+
+def _describe(scope: Any, task: Any, id: str, request: Any) -> None:
+    name = getattr(task, "name", None) or str(task)
+    scope.set_transaction_name(name, source="task")
+    scope.set_tag("liteq.task", name)
+    scope.set_tag("liteq.task_id", id)
+    about: dict[str, Any] = {"task": name, "id": id}
+    if request is not None and request.id == id:
+        about["retries"] = request.retries
+        about["root_id"] = request.root_id
+        about["queue"] = (request.delivery_info or {}).get("routing_key")
+    scope.set_context("liteq", about)
+
+
+def _expected(task: Any) -> tuple[type[BaseException], ...]:
+    throws = getattr(task, "throws", None) or ()
+    return (throws,) if isinstance(throws, type) else tuple(throws)

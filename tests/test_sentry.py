@@ -1,0 +1,199 @@
+"""One event for each failure, with the task's name and id, and none for a retry."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentry_sdk
+import world
+from api import forget_current
+from sentry_sdk.transport import Transport
+
+from liteq import Liteq
+from liteq.contrib.sentry import LiteqIntegration
+from liteq.executor import Executor, ExecutorSettings
+from liteq.inline import InlineWorker, attempt_with
+
+Event = dict[str, Any]
+
+
+class Kept(Transport):
+    """Keeps what would be sent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[Event] = []
+
+    def capture_envelope(self, envelope: Any) -> None:
+        for item in envelope.items:
+            if (event := item.get_event() or item.get_transaction_event()) is not None:
+                self.events.append(event)
+
+    def of(self, kind: str | None = None) -> list[Event]:
+        return [event for event in self.events if event.get("type") == kind]
+
+
+@pytest.fixture
+def kept(request: pytest.FixtureRequest) -> Iterator[Kept]:
+    transport = Kept()
+    sentry_sdk.init(
+        dsn="http://key@localhost/1",
+        transport=transport,
+        integrations=[LiteqIntegration()],
+        auto_enabling_integrations=False,
+        traces_sample_rate=1.0,
+        **getattr(request, "param", {}),
+    )
+    yield transport
+    sentry_sdk.init()
+
+
+@pytest.fixture
+def app() -> Iterator[Liteq]:
+    app = Liteq("shop", broker="memory://", clock=world.FakeClock())
+
+    @app.task(name="fail")
+    def fail(user: str = "", password: str = "") -> None:
+        sentry_sdk.add_breadcrumb(message="on the way")
+        raise ValueError("no")
+
+    @app.task(name="again", bind=True, max_retries=2)
+    def again(task: Any) -> None:
+        raise task.retry(exc=OSError("later"), countdown=0)
+
+    @app.task(name="expected", throws=(KeyError,))
+    def expected() -> None:
+        raise KeyError("x")
+
+    @app.task(name="say")
+    def say() -> None:
+        sentry_sdk.capture_message("hello")
+
+    yield app
+    forget_current()
+
+
+def run(app: Liteq) -> None:
+    executor = Executor(app.tasks, ExecutorSettings(clock=app.clock))
+    with InlineWorker(app.broker, attempt_with(executor)) as worker:
+        for _ in worker.run_due():
+            pass
+
+
+def test_a_failure_is_one_event_with_the_tasks_name_and_id(kept: Kept, app: Liteq) -> None:
+    logging.getLogger("liteq").setLevel(logging.INFO)
+    first, second = app.tasks["fail"].delay(), app.tasks["fail"].delay()
+    run(app)
+    events = kept.of()
+    assert [event["tags"]["liteq.task_id"] for event in events] == [first.id, second.id]
+    assert {event["tags"]["liteq.task"] for event in events} == {"fail"}
+    assert {event["transaction"] for event in events} == {"fail"}
+    assert events[0]["exception"]["values"][-1]["type"] == "ValueError"
+    assert events[0]["contexts"]["liteq"]["queue"] == "default"
+    crumbs = [event["breadcrumbs"]["values"] for event in events]
+    assert [[c["message"] for c in some].count("on the way") for some in crumbs] == [1, 1]
+
+
+def test_a_retry_is_no_error_until_the_last(kept: Kept, app: Liteq) -> None:
+    app.tasks["again"].delay()
+    run(app)
+    [event] = kept.of()
+    assert event["exception"]["values"][-1]["type"] == "OSError"
+    assert event["contexts"]["liteq"]["retries"] == 2
+
+
+def test_what_a_task_expects_is_not_reported(kept: Kept, app: Liteq) -> None:
+    app.tasks["expected"].delay()
+    run(app)
+    assert kept.of() == []
+
+
+def test_what_a_task_says_itself_bears_its_tags(kept: Kept, app: Liteq) -> None:
+    made = app.tasks["say"].delay()
+    run(app)
+    sentry_sdk.capture_message("outside")
+    inside, outside = kept.of()
+    assert inside["tags"]["liteq.task_id"] == made.id
+    assert "liteq.task_id" not in outside.get("tags", {})
+
+
+def test_the_trace_of_who_calls_goes_on_in_the_task(kept: Kept, app: Liteq) -> None:
+    with sentry_sdk.start_transaction(name="request") as request:
+        app.tasks["say"].delay()
+    run(app)
+    traces = {e["transaction"]: e["contexts"]["trace"] for e in kept.of("transaction")}
+    assert traces["say"]["trace_id"] == request.trace_id
+    assert traces["say"]["op"] == "queue.process"
+
+
+@pytest.mark.filterwarnings("ignore:The send_default_pii option is deprecated")
+@pytest.mark.parametrize("kept", [{"send_default_pii": True}], indirect=True)
+def test_arguments_are_sent_only_if_asked_for_and_then_redacted(kept: Kept, app: Liteq) -> None:
+    app.tasks["fail"].delay("bob", "hunter2")
+    run(app)
+    [event] = kept.of()
+    assert event["contexts"]["liteq arguments"]["args"] == "('bob', '********')"
+
+
+def test_arguments_stay_here_otherwise(kept: Kept, app: Liteq) -> None:
+    app.tasks["fail"].delay("bob", "hunter2")
+    run(app)
+    [event] = kept.of()
+    assert "liteq arguments" not in event["contexts"]
+
+
+WORKER = """
+import json, os, sys, sentry_sdk
+from sentry_sdk.transport import Transport
+from liteq import Liteq, signals
+from liteq.contrib.sentry import LiteqIntegration
+
+class Slow(Transport):
+    pending = []
+    def capture_envelope(self, envelope):
+        self.pending += [e for i in envelope.items if (e := i.get_event()) is not None]
+    def flush(self, timeout, callback=None):
+        with open(sys.argv[2], "a") as file:
+            for event in self.pending:
+                file.write(json.dumps([event["tags"], os.getpid()]) + "\\n")
+        self.pending.clear()
+
+sentry_sdk.init(
+    dsn="http://key@localhost/1",
+    transport=Slow(),
+    integrations=[LiteqIntegration()],
+    auto_enabling_integrations=False,
+)
+app = Liteq("shop", broker="sqlite://" + sys.argv[1])
+
+@app.task(name="fail")
+def fail():
+    raise ValueError("no")
+
+fail.delay()
+from liteq.worker import Worker
+sys.exit(Worker(app, concurrency=1, burst=True).run())
+"""
+
+
+@pytest.mark.process
+def test_a_child_sends_its_events_before_it_ends(tmp_path: Path) -> None:
+    kept = tmp_path / "events"
+    done = subprocess.run(
+        [sys.executable, "-c", WORKER, f"{tmp_path}/s.liteq", str(kept)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    [line] = kept.read_text().splitlines()
+    tags, _pid = json.loads(line)
+    assert tags["liteq.task"] == "fail"
