@@ -6,10 +6,12 @@ The exceptions are the user's, and their own methods may raise anything: nothing
 from __future__ import annotations
 
 import traceback
+from collections.abc import Collection
 from typing import Any, Final
 
 from liteq import failure
 from liteq.exceptions import TaskFailed
+from liteq.redaction import hide
 
 __all__ = ["ExceptionInfo", "line", "summary"]
 
@@ -17,11 +19,15 @@ _LINE: Final = 500  # characters of a text in a log line
 
 
 class ExceptionInfo:
-    """An exception with the text of its traceback: what hooks know as `einfo`."""
+    """An exception with the text of its traceback: what hooks know as `einfo`.
+
+    `secrets`: texts that are hidden in the traceback and in the record.
+    """
 
     internal = False
 
-    def __init__(self, exc: BaseException) -> None:
+    def __init__(self, exc: BaseException, secrets: Collection[str] = ()) -> None:
+        self._secrets = secrets
         self.exception = exc
         self.type = type(exc)
         self.tb = exc.__traceback__
@@ -31,7 +37,7 @@ class ExceptionInfo:
     def traceback(self) -> str:
         """The traceback as Python prints it."""
         if self._text is None:
-            self._text = _traceback_text(self.exception)
+            self._text = hide(_traceback_text(self.exception), self._secrets)
         return self._text
 
     @property
@@ -41,7 +47,9 @@ class ExceptionInfo:
     def record(self) -> bytes:
         """Return the record of the exception that a store keeps."""
         try:
-            return failure.describe(self.exception, traceback=self.traceback)
+            return failure.describe(
+                self.exception, traceback=self.traceback, secrets=self._secrets
+            )
         except BaseException as broken:  # noqa: BLE001 (the user's class)
             reason = f"cannot be described: {type(broken).__name__}"
             stand_in = TaskFailed(self.type.__qualname__, reason)

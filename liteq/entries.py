@@ -24,6 +24,7 @@ from liteq.exceptions import (
     NotRegistered,
     ScheduleError,
 )
+from liteq.redaction import default
 from liteq.schedules import Timetable, crontab, from_spec, maybe_schedule, schedule, solar
 from liteq.task import Task
 
@@ -253,11 +254,14 @@ class Entry:
 
     @property
     def call(self) -> str:
-        """The call as source text."""
+        """The call as source text, what is secret by its name or type hidden."""
         if self.canvas is not None:
             return repr(Signature.from_dict(self.canvas))
-        shown = [repr(arg) for arg in self.args]
-        shown += [f"{name}={value!r}" for name, value in self.kwargs.items()]
+        redactor = default()
+        shown = [redactor.source(arg) for arg in self.args]
+        shown += [
+            f"{name}={redactor.source(value, name)}" for name, value in self.kwargs.items()
+        ]
         return f"{self.task}({', '.join(shown)})"
 
     # In the store

@@ -46,6 +46,7 @@ from liteq.exceptions import (
 from liteq.message import MAX_ENVELOPE, VERSION, Message, Packed
 from liteq.outcome import Failed, Ignored, Outcome, Retried, Revoked, Succeeded
 from liteq.plan import Plan, TaskLike, is_async
+from liteq.redaction import hide
 from liteq.serializers import dumps, loads, loads_call
 from liteq.signals import (
     task_failure,
@@ -57,6 +58,7 @@ from liteq.signals import (
 )
 
 if TYPE_CHECKING:
+    from liteq.redaction import Redactor
     from liteq.signing import Signer
 
 __all__ = [
@@ -86,6 +88,7 @@ class ExecutorSettings(NamedTuple):
     `accept`: formats that bodies may have. `max_result_size`: bytes; a result above it
     fails its task (None: no limit). `signer`: what checks messages and inputs before they
     are read, and signs results. `max_body_size`: bytes of arguments that are read at all.
+    `redactor`: what is secret in arguments is hidden from texts about errors.
     """
 
     accept: Sequence[str] = ("json",)
@@ -95,6 +98,7 @@ class ExecutorSettings(NamedTuple):
     clock: Clock = system_clock
     signer: Signer | None = None
     max_body_size: int | None = None
+    redactor: Redactor | None = None
 
 
 class Delivery:
@@ -498,7 +502,7 @@ class _Attempt:
 
     def _failed(self, exc: BaseException, runtime: float) -> Ended:
         plan = self.plan
-        einfo = ExceptionInfo(exc)
+        einfo = ExceptionInfo(exc, self._secrets())
         error = einfo.record()
         self._call_hook("on_failure", exc, self.id, self.args, self.kwargs, einfo)
         if task_failure.receivers:
@@ -572,7 +576,7 @@ class _Attempt:
 
     def _retried(self, retry: Retry, runtime: float) -> Ended:
         reason = retry.exc if isinstance(retry.exc, BaseException) else retry
-        einfo = ExceptionInfo(reason)
+        einfo = ExceptionInfo(reason, self._secrets())
         outcome = Retried(
             run_at=_due(retry, self.settings.clock.now()),
             error=einfo.record(),
@@ -604,7 +608,7 @@ class _Attempt:
             logging.INFO,
             "Task %s[%s] replaced in %.3fs: %s",
             runtime,
-            line(exc.sig),
+            exc.sig.get("task") if isinstance(exc.sig, Mapping) else line(exc.sig),
             outcome="replaced",
             runtime=runtime,
         )
@@ -618,7 +622,7 @@ class _Attempt:
         Put back, it is due at once, and that counts as no retry. Otherwise it failed, but
         by its own will: neither `on_failure` nor `task_failure` hears of it, as in Celery.
         """
-        error = ExceptionInfo(exc).record()
+        error = ExceptionInfo(exc, self._secrets()).record()
         outcome: Outcome
         if exc.requeue:
             now = self.settings.clock.now()
@@ -640,7 +644,7 @@ class _Attempt:
         if self.context.is_eager:
             raise exc
         self._internal_error("Task %s[%s] failed outside of its code", exc)
-        return Ended(Failed(ExceptionInfo(exc).record()), exc=exc)
+        return Ended(Failed(ExceptionInfo(exc, self._secrets()).record()), exc=exc)
 
     # What every end has
 
@@ -687,8 +691,17 @@ class _Attempt:
                 request=self.context,
                 exception=exc,
                 traceback=exc.__traceback__,
-                einfo=ExceptionInfo(exc),
+                einfo=ExceptionInfo(exc, self._secrets()),
             )
+
+    def _secrets(self) -> set[str]:
+        """Return the texts in the arguments that are not to be shown. Not for every
+        attempt: all of the arguments are looked through."""
+        redactor, task = self.settings.redactor, self.plan.task
+        if redactor is None:
+            return set()
+        named = getattr(task, "parameters", ()), getattr(task, "sensitive", ())
+        return redactor.secrets(self.args, self.kwargs, *named)
 
     def _trail(self) -> str | None:
         trail = self.context.trail
@@ -709,22 +722,27 @@ class _Attempt:
             return
         if runtime is None:
             runtime = self._runtime()
-        logger.log(
-            level,
-            text,
-            self.context.shadow or self.plan.task.name,
-            self.id,
-            *values,
-            exc_info=exc_info,
-            extra={
-                "task": self.plan.task.name,
-                "task_id": self.id,
-                "attempt": self.context.retries + self.context.deliveries,
-                "queue": self.packed[3],
-                "outcome": outcome,
-                "duration_ms": round(runtime * 1000, 3),
-            },
+        extra = {
+            "task": self.plan.task.name,
+            "task_id": self.id,
+            "attempt": self.context.retries + self.context.deliveries,
+            "queue": self.packed[3],
+            "outcome": outcome,
+            "duration_ms": round(runtime * 1000, 3),
+        }
+        name = self.context.shadow or self.plan.task.name
+        secrets = set() if outcome == "succeeded" else self._secrets()
+        if not secrets:
+            logger.log(level, text, name, self.id, *values, exc_info=exc_info, extra=extra)
+            return
+        shown = [hide(value, secrets) if type(value) is str else value for value in values]
+        args = (name, self.id, *shown)
+        record = logger.makeRecord(
+            logger.name, level, __file__, 0, text, args, None, None, extra
         )
+        if exc_info is not None:  # as text: a handler would format the exception itself
+            record.exc_text = ExceptionInfo(exc_info, secrets).traceback
+        logger.handle(record)
 
 
 def _position(one: InputTuple) -> int:

@@ -12,11 +12,13 @@ from __future__ import annotations
 import json
 import sys
 import traceback as tracebacks
+from collections.abc import Collection
 from types import ModuleType
 from typing import Any, Final
 
 from liteq import exceptions
 from liteq.exceptions import DecodeError, TaskFailed
+from liteq.redaction import hide
 
 __all__ = ["ERROR_TEXT_LIMIT", "chord_error", "describe", "read", "rebuild"]
 
@@ -25,8 +27,10 @@ _PLAIN: Final = (str, int, float, bool, type(None))
 _HEAP_TYPE: Final = 1 << 9  # Py_TPFLAGS_HEAPTYPE: set for every class written in Python
 
 
-def describe(exc: BaseException, *, traceback: str | None = None) -> bytes:
-    """Return the record of an exception.
+def describe(
+    exc: BaseException, *, traceback: str | None = None, secrets: Collection[str] = ()
+) -> bytes:
+    """Return the record of an exception, without these secret texts.
 
     The traceback is taken from the exception unless text is given. Both it and the
     message are cut in the middle to `ERROR_TEXT_LIMIT` characters.
@@ -37,11 +41,13 @@ def describe(exc: BaseException, *, traceback: str | None = None) -> bytes:
     record: dict[str, Any] = {
         "type": kind.__qualname__,
         "module": kind.__module__,
-        "message": _cut(_text(exc)),
-        "traceback": _cut(traceback),
+        "message": _cut(hide(_text(exc), secrets)),
+        "traceback": _cut(hide(traceback, secrets)),
     }
     if all(isinstance(arg, _PLAIN) for arg in exc.args):
-        record["args"] = [_cut(a) if isinstance(a, str) else a for a in exc.args]
+        record["args"] = [
+            _cut(hide(arg, secrets)) if isinstance(arg, str) else arg for arg in exc.args
+        ]
     try:
         return json.dumps(record).encode()
     except ValueError:  # an integer of more digits than Python is willing to print

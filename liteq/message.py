@@ -137,6 +137,10 @@ class Message(NamedTuple):
     keywords: tuple[str | None, ...] | None = None  # by input: the argument that it becomes
     signature: str | None = None  # see `signing`; last, since it covers all before it
 
+    def __repr__(self) -> str:
+        # Not the fields: bodies hold secrets, and a repr ends up in logs and tracebacks.
+        return f"<Message {self.task}[{self.id}]: {len(self.body)} bytes in {self.queue}>"
+
     def pack(self) -> Packed:
         """Return the message as a tuple in the order of `PACKED_FIELDS`."""
         rest = self[_HOT:]

@@ -18,6 +18,7 @@ __all__ = [
     "NAMES",
     "Redactor",
     "Secret",
+    "default",
     "hide",
     "is_secret_setting",
     "mask_url",
@@ -59,7 +60,7 @@ NAMES: Final = (
 
 _TEXT_LIMIT: Final = 1024  # characters of a repr, as Celery's resultrepr_maxsize
 _DEPTH: Final = 16  # levels of a value that are shown
-_LEAST_SECRET: Final = 4  # characters: a shorter text would be hidden in any other word
+_LEAST_SECRET: Final = 6  # characters: a shorter text would be hidden in any other word
 _PLAIN: Final = (int, float, complex, bool, type(None))
 # Modules whose values say nothing but themselves in their repr.
 _HARMLESS: Final = frozenset({"datetime", "decimal", "uuid", "zoneinfo", "pathlib", "enum"})
@@ -130,6 +131,23 @@ class Redactor:
             return repr(HIDDEN)
         writer.write(value, _DEPTH)
         return writer.text()
+
+    def source(self, value: Any, name: object = None) -> str:
+        """Return an argument as source text, as `repr` does, what is secret in it hidden.
+        Of other objects than plain data the class itself says what it shows."""
+        if _safely(self._hides, value, name):
+            return repr(HIDDEN)
+        if isinstance(value, str):
+            return repr(mask_url(value))
+        kind = type(value)
+        if kind is dict:
+            pairs = (f"{key!r}: {self.source(one, key)}" for key, one in value.items())
+            return f"{{{', '.join(pairs)}}}"
+        if kind is list or (kind is tuple and value):
+            members = ", ".join(map(self.source, value))
+            end = "," if kind is tuple and len(value) == 1 else ""
+            return f"[{members}]" if kind is list else f"({members}{end})"
+        return repr(value) if _fields(value) is None else self.text(value)
 
     def arguments(
         self,
@@ -233,6 +251,12 @@ class Redactor:
         members = value if isinstance(value, Mapping) else _fields(value)
         for key, member in (members or {}).items():
             self._gather(member, key, found, depth - 1, is_secret=is_secret)
+
+
+@lru_cache(maxsize=1)
+def default() -> Redactor:
+    """Return the one that knows the names in `NAMES` alone, where no app is at hand."""
+    return Redactor()
 
 
 def hide(text: str, secrets: Iterable[str]) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from liteq.current import get_current_app
 from liteq.ids import new_id
+from liteq.redaction import default
 from liteq.result import AsyncResult, EagerResult
 from liteq.stamping import StampingVisitor, stamped
 
@@ -336,10 +337,12 @@ class Signature(dict[str, Any], Generic[R]):
         return AsyncResult(id, task_name=self.task, app=self.app)
 
     def reprcall(self, *args: Any) -> str:
-        """Return the call as source text, `args` in front."""
+        """Return the call as source text, `args` in front, what is secret by its name or
+        type hidden."""
         given, kwargs, _ = self.merge(args)
-        shown = [repr(arg) for arg in given]
-        shown += [f"{name}={value!r}" for name, value in kwargs.items()]
+        redactor = default()
+        shown = [redactor.source(arg) for arg in given]
+        shown += [f"{name}={redactor.source(value, name)}" for name, value in kwargs.items()]
         return f"{self.task}({', '.join(shown)})"
 
     def __repr__(self) -> str:

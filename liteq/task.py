@@ -659,8 +659,8 @@ class Task(Generic[P, R]):
         if announced:
             from liteq import publishing  # late: few have receivers
 
-            again = changed._replace(retries=message.retries + 1)
-            changed = publishing.announce([again])[0]._replace(retries=message.retries)
+            retried = changed._replace(retries=message.retries + 1)
+            changed = publishing.announce([retried])[0]._replace(retries=message.retries)
         if (signer := self.app.signer) is not None:
             changed = signer.sign(changed)
         pairs = zip(PACKED_FIELDS, message.pack(), changed.pack(), strict=True)

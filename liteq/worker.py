@@ -336,6 +336,7 @@ class Worker:
             clock=self.app.clock,
             signer=self.app.signer,
             max_body_size=conf.task_max_body_size,
+            redactor=self.app.redactor,
         )
         own_process = self._has_processes()
         if own_process and start_method != "fork":

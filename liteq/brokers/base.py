@@ -105,6 +105,9 @@ class Lease(NamedTuple):
     packed: Packed
     inputs: tuple[Input, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"<Lease {self.task}[{self.id}]: delivery {self.delivery}>"  # not the body
+
     @property
     def id(self) -> str:
         id: str = self.packed[0]
@@ -177,6 +180,9 @@ class Record(NamedTuple):
     # failed without having run, since what it waited for did not end as it was to.
     revoked: str | None
     workflow: str | None = None  # the id of the workflow that it is a node of
+
+    def __repr__(self) -> str:
+        return f"<Record {self.packed[1]}[{self.id}]: {self.state}>"  # not the body
 
     @property
     def message(self) -> Message:

@@ -226,10 +226,11 @@ def _fields(entry: PeriodicEntry, count: int) -> dict[str, Any]:
     if entry.last_run_at is not None:
         fields["last_run_at"] = entry.last_run_at.isoformat(timespec="seconds")
     if made is not None:
+        redactor = Session.current().app.redactor
         fields.update(
             call=made.call,
-            args=list(made.args),
-            kwargs=made.kwargs,
+            args=redactor.value(list(made.args)),
+            kwargs=redactor.value(made.kwargs),
             options=made.options,
             catch_up=made.catch_up,
             overlap=made.overlap,

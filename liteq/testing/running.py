@@ -231,6 +231,7 @@ def _executor(app: Liteq) -> Executor:
             clock=app.clock,
             signer=app.signer,
             max_body_size=conf.task_max_body_size,
+            redactor=app.redactor,
         ),
     )
 
