@@ -225,6 +225,9 @@ class Entry:
         due, seconds = self.schedule.is_due(datetime.fromtimestamp(last, UTC))
         return bool(due), float(seconds)
 
+    def __repr__(self) -> str:
+        return f"<Entry {self.name}: {self.call}>"  # not the fields: they may hold secrets
+
     # What
 
     def compose(self, app: Liteq, due: float) -> Any:
