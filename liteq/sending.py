@@ -283,7 +283,8 @@ class Sender:
             from liteq import publishing  # late: few have receivers
 
             messages = publishing.announce(messages)
-        if (signer := self.rules().signer) is not None:
+        rules = self._rules or self.rules()  # they were looked at when these were made
+        if (signer := rules.signer) is not None:
             messages = [signer.sign(message) for message in messages]
         return messages
 
