@@ -233,7 +233,7 @@ def test_the_signals_of_a_replaced_call_are_those_of_an_ignored_one(
 
     assert seen == [("become", "IGNORED"), ("add", "SUCCESS")]
     assert "replaced in" in caplog.text
-    assert "add(1, 2)" in caplog.text
+    assert "add(1, 2)" not in caplog.text  # arguments may hold secrets
 
 
 def test_those_that_are_sent_in_its_place_are_announced(
