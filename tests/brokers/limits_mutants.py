@@ -145,3 +145,12 @@ LIMIT_MUTANTS: dict[str, Callable[[Patch], None]] = {
         override_forgets_who_waits,
     )
 }
+
+# Each takes seconds: what `make test` throws; `LITEQ_STORM=1` throws all of them.
+QUICK = (
+    "slots never freed",
+    "slots not counted",
+    "one limit is enough",
+    "stale settle frees a slot",
+    "lines stay shut",
+)

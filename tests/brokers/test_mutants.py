@@ -18,7 +18,7 @@ from world import FakeClock, Store
 
 from brokers import test_contract, test_limits, test_unique, test_workflows
 from brokers.limits_model import LimitsMachine
-from brokers.limits_mutants import LIMIT_MUTANTS
+from brokers.limits_mutants import LIMIT_MUTANTS, QUICK
 from brokers.model import BrokerMachine
 from brokers.mutants import MUTANTS, Mutant
 
@@ -42,7 +42,7 @@ def test_a_broken_broker_is_caught(
 
 
 @pytest.mark.parametrize("number", SEEDS)
-@pytest.mark.parametrize("name", LIMIT_MUTANTS)
+@pytest.mark.parametrize("name", LIMIT_MUTANTS if os.environ.get("LITEQ_STORM") else QUICK)
 def test_a_broker_that_keeps_no_limits_is_caught(
     name: str, number: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from world import FakeClock, Store, enlist, make
 from liteq import failure
 from liteq.brokers import sqlite
 from liteq.brokers.base import Broker, Lease, Mailbox
+from liteq.limits import Limit, write
 from liteq.message import GATHER, Edge, Graph, Message, Workflow
 from liteq.outcome import (
     Failed,
@@ -488,3 +489,58 @@ def test_no_verb_of_a_tasks_way_scans_a_table(
         and not FIRST_ROW.fullmatch(sql)
     ]
     assert scans == []
+
+
+def test_limits_are_kept_without_scanning_or_sorting(
+    planner: Planner, broker: Broker, clock: FakeClock
+) -> None:
+    limits = [
+        Limit("rate", interval=5.0),
+        Limit("one", most=1),
+        Limit("own", interval=1.0, per_worker=True),
+    ]
+    broker.declare_limits({"shop.charge": limits[:2], "shop.other": limits[2:]})
+    keyed = [write([("rate", key), ("one", key)]) for key in ("x", "y", "x", "y", "x")]
+    worker = enlist(broker)
+
+    def way() -> None:
+        broker.enqueue([make(limits=text) for text in keyed])
+        broker.enqueue([make(), make("shop.other"), make("shop.other")])
+        leases = broker.claim(worker, ["default"], 20)
+        clock.advance(6)
+        ends = [(lease, Succeeded(b"1")) for lease in leases]
+        broker.step(worker, settlements=ends, queues=["default"], limit=20)
+        clock.advance(1)
+        broker.step(worker, queues=["default"], limit=20, tasks=frozenset({"shop.other"}))
+
+    statements = planner.plans(way)
+    found = [
+        (sql, line)
+        for sql, plan in statements.items()
+        for line in plan
+        if (line.startswith("SCAN") or "TEMP B-TREE" in line)
+        and not BOUNDED.fullmatch(line)
+        and not FIRST_ROW.fullmatch(sql)
+        and not re.search(r"FROM (limits|limited)\b", sql)  # what is declared: read whole
+        and "EXISTS(SELECT 1 FROM line INDEXED BY line_ready" not in sql  # the first will do
+    ]
+    assert found == []
+    assert any("line_ready" in line for plan in statements.values() for line in plan)
+
+
+def test_a_store_without_limits_runs_no_statement_for_them(
+    planner: Planner, broker: Broker
+) -> None:
+    worker = enlist(broker)
+    broker.enqueue([make(), make()])
+
+    def way() -> None:
+        leases = broker.claim(worker, ["default"], 2)
+        broker.step(worker, settlements=[(lease, Succeeded(b"1")) for lease in leases])
+
+    words = re.compile(r"(FROM|INTO|UPDATE) (line|gate|bucket|slot|closed|limits|limited)\b")
+    statements = [sql for sql in planner.plans(way) if words.search(sql)]
+
+    assert [sql.partition(",")[0] for sql in statements] == [
+        "SELECT EXISTS(SELECT 1 FROM worker WHERE id = ?1 AND stopped_at IS NULL)"
+    ]
