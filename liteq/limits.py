@@ -66,11 +66,6 @@ class Limit(NamedTuple):
     most: int | None = None
     per_worker: bool = False
 
-    @property
-    def is_rate(self) -> bool:
-        """Whether it says nothing of how many run at once."""
-        return self.most is None
-
 
 class LimitInfo(NamedTuple):
     """A limit as the store knows it: as code declares it, and as an operator overrides it

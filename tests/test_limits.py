@@ -286,24 +286,6 @@ def test_a_worker_declares_the_limits_of_its_tasks(app: Liteq) -> None:
     assert info.declared == Limit("shop.mail:rate", 6.0)
 
 
-def test_a_rate_can_be_overridden_by_the_name_of_the_task(app: Liteq) -> None:
-    limits = [Limit("a:concurrency", most=1), Limit("api", 1.0)]
-    app.broker.declare_limits({"a": limits, "b": ()})
-
-    assert app.broker.override_rate("a", "30/m") == "api"
-    assert app.broker.override_rate("b", 4) == "b:rate"
-    found = {info.name: info.override for info in app.broker.limits()}
-
-    assert found == {
-        "a:concurrency": None,
-        "api": Limit("api", 2.0),
-        "b:rate": Limit("b:rate", 0.25),
-    }
-    assert app.broker.override_rate("a", "0") == "api"
-    with pytest.raises(ValueError, match="no rate"):
-        app.broker.override_rate("a", "soon")
-
-
 @pytest.mark.parametrize("ignores", [False, True])
 def test_a_worker_can_ignore_rates(app: Liteq, ignores: bool) -> None:
     app.conf.worker_disable_rate_limits = ignores

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from liteq.brokers.searching import Found, Search
 from liteq.clock import Clock, system_clock
-from liteq.limits import Limit, LimitInfo, RateLimit, rate_limit_of
+from liteq.limits import Limit, LimitInfo
 from liteq.message import Edge, Message, Packed, Workflow
 from liteq.outcome import Outcome
 
@@ -70,7 +70,6 @@ State: TypeAlias = Literal[
 ]
 FINAL_STATES: Final[frozenset[State]] = frozenset({"succeeded", "failed", "revoked", "ignored"})
 
-_NONE: Final = Limit("")
 _UNSTARTED: Final[tuple[State, ...]] = ("queued", "limited", "scheduled", "parked")
 
 RevokeAnswer: TypeAlias = Literal["revoked", "signalled", "running", "settled", "unknown"]
@@ -649,24 +648,6 @@ class Broker(ABC):
     @abstractmethod
     def limits(self) -> list[LimitInfo]:
         """Return all limits, declared or overridden, by name."""
-
-    def override_rate(self, task: str, rate: RateLimit) -> str:
-        """Override the rate of a task at once and for every worker, and return the limit's
-        name: of the rate that the task declares (if there are several, the first by name),
-        else one that it is under from now on. "0" and None: it may run at any rate.
-
-        Raises `ValueError` or `TypeError` for what is no rate.
-        """
-        name = next(
-            (
-                info.name
-                for info in self.limits()
-                if task in info.tasks and (info.declared or info.in_force or _NONE).is_rate
-            ),
-            f"{task}:rate",
-        )
-        self.override_limit(name, rate_limit_of(name, rate), task=task)
-        return name
 
     # Looking
 
