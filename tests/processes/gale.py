@@ -98,6 +98,7 @@ class Gale(Storm):
         source = (folder / "storm_app.py").read_text()
         source += MORE_TASKS.replace("{ledger!r}", repr(str(self.ledger)))
         (folder / "storm_app.py").write_text(source)
+        self.app.conf.task_publish_retry = False  # it repeats what was not answered itself
         self.expected: dict[str, Expected] = {}
         self.acknowledged: list[Call] = []
         self.unanswered: list[Call] = []
@@ -131,6 +132,7 @@ class Gale(Storm):
         self._send(self._one(ms))
 
     def _send(self, call: Call) -> None:
+        self._resume()  # or one that was stopped in a transaction would hold up each call
         try:
             call.send()
         except BrokerUnavailable:
