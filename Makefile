@@ -38,7 +38,7 @@ bench: $(VENV)/.run  ## measure beside Celery, Dramatiq, Huey, RQ … (BENCH_ARG
 
 storm: $(VENV)/.dev  ## minutes of random kills: what the promises are worth
 	LITEQ_STORM=1 $(BIN)/python -m pytest --timeout=3600 \
-	  tests/processes tests/power tests/on_redis tests/brokers/test_model.py tests/brokers/test_mutants.py \
+	  tests/processes tests/power tests/on_redis tests/brokers \
 	  tests/test_beat_storm.py tests/test_canvas_model.py tests/test_fuzz.py tests/test_walltime.py $(PYTEST_ARGS)
 
 docs: $(VENV)/.docs  ## build the documentation into docs/_build
