@@ -677,11 +677,10 @@ class BrokerMachine(RuleBasedStateMachine):
         failed = [e for e in self.entries.values() if e.state == "failed"]
         found = [failed[n % len(failed)] if failed else self.pick(n) for n in picks]
         chosen = {entry.id: entry for entry in found if entry}
-        failed = [
-            entry
-            for entry in chosen.values()
-            if entry.state == "failed" and not entry.upstream and not entry.policy
-        ]
+        failed = []
+        for entry in chosen.values():
+            if entry.state == "failed" and not entry.upstream and not entry.policy:
+                failed += [entry] if self.may_restart(entry, failed) else []
 
         redriven = self.broker.redrive(chosen)
 
@@ -690,6 +689,10 @@ class BrokerMachine(RuleBasedStateMachine):
             self.refresh(entry, "waiting" if entry.unmet else "ready")
             entry.run_at, entry.expires_at = 0.0, None
         self.undo(failed)
+
+    def may_restart(self, entry: Entry, restarted: list[Entry]) -> bool:
+        """Whether nothing keeps a failed entry from a fresh start, beside these others."""
+        return True
 
     def refresh(self, entry: Entry, state: str) -> None:
         entry.state, entry.dead, entry.upstream, entry.revoking = state, False, False, False

@@ -14,10 +14,13 @@ from typing import Any
 
 import pytest
 
+from brokers.model import BrokerMachine
+from brokers.model_unique import UniqueMachine
 from liteq.brokers import (
     enqueueing,
     following,
     limiting,
+    queueing,
     redriving,
     settling,
     sqlite,
@@ -41,6 +44,7 @@ class Mutant:
     apply: Callable[[Patch], None]
     # The model finds most; these contract tests find what the model does not look at.
     found_by: tuple[str, ...] = ()
+    model: type[BrokerMachine] = BrokerMachine
 
 
 def swap(patch: Patch, module: Any, names: tuple[str, ...], old: str, new: str) -> None:
@@ -454,7 +458,57 @@ def a_key_is_held_by_nobody(patch: Patch) -> None:
     patch.setattr(uniqueness, "_HOLDER", f"SELECT * FROM ({uniqueness._HOLDER}) WHERE 0")
 
 
+def key_free_at_the_start(patch: Patch) -> None:
+    swap(patch, sqlite, ("_CLAIM",), "SET state = 3, ", "SET state = 3, unique_key = NULL, ")
+
+
+def key_lost_with_the_worker(patch: Patch) -> None:
+    swap(patch, settling, ("_REQUEUE",), "state = 1, ", "state = 1, unique_key = NULL, ")
+
+
+def key_not_taken_again(patch: Patch) -> None:
+    swap(patch, redriving, ("_RESTART",), "ltrim(unique_key, '-')", "NULL")
+
+
+def second_arguments_forgotten(patch: Patch) -> None:
+    patch.setattr(uniqueness, "_renew", lambda *_: None)
+
+
+def no_turn_after_the_end(patch: Patch) -> None:
+    swap(patch, following, ("_TURN",), "pending > 1", "pending > 0")
+
+
+def pause_forgotten(patch: Patch) -> None:
+    patch.setattr(queueing, "unpaused", lambda db, queues: queues)
+
+
 MUTANTS = (
+    Mutant("a key is free at the start", 13, key_free_at_the_start, model=UniqueMachine),
+    Mutant(
+        "a key is lost with its worker",
+        13,
+        key_lost_with_the_worker,
+        found_by=("test_a_reclaim_keeps_the_key",),
+    ),
+    Mutant(
+        "a redrive takes no key",
+        13,
+        key_not_taken_again,
+        found_by=("test_a_redrive_takes_the_key_again",),
+    ),
+    Mutant(
+        "the second arguments are forgotten",
+        13,
+        second_arguments_forgotten,
+        found_by=("test_what_waits_takes_the_new_arguments_and_keeps_its_place",),
+    ),
+    Mutant(
+        "what replaces a running one never starts",
+        13,
+        no_turn_after_the_end,
+        found_by=("test_what_replaces_a_running_one_starts_when_that_has_ended",),
+    ),
+    Mutant("a pause is forgotten", 7, pause_forgotten, model=UniqueMachine),
     Mutant("no fence", 3, no_fence),
     Mutant("no fence on success", 3, no_fence_on_success),
     Mutant("token reused", 3, token_reused),

@@ -36,7 +36,7 @@ def test_a_broken_broker_is_caught(
     if mutant.found_by:
         caught = all(contract_fails(name, tmp_path) for name in mutant.found_by)
     else:
-        caught = model_fails(number)
+        caught = model_fails(number, mutant.model)
 
     assert caught, f"nothing notices a broker that breaks promise {mutant.promise}"
 
