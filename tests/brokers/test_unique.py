@@ -15,6 +15,7 @@ from world import FakeClock, Store, enlist, make
 from liteq import failure
 from liteq.brokers.base import Broker, Record, Schedule
 from liteq.exceptions import AlreadyEnqueued, DuplicateTask
+from liteq.limits import Limit, write
 from liteq.message import Edge, Message, Workflow
 from liteq.outcome import (
     Failed,
@@ -367,6 +368,25 @@ def test_a_replaced_message_can_change_its_queue(broker: Broker) -> None:
     broker.enqueue([unique(on_conflict="replace", queue="mail", priority=5)])
 
     assert broker.counts() == {"mail": {"queued": 1}}
+
+
+def test_one_that_waits_for_a_limit_is_replaced_and_waits_again(broker: Broker) -> None:
+    broker.declare_limits({"shop.charge": (Limit("one", most=1),)})
+    limits = write([("one", "")])
+    first, second = (unique(b"[[%d], {}]" % n, limits=limits) for n in (1, 2))
+    running = make(limits=limits, priority=9)
+    broker.enqueue([running])
+    broker.enqueue([first])
+    worker = enlist(broker)
+    [lease] = broker.claim(worker, ["default"], 5)
+    assert broker.claim(worker, ["default"], 5) == ()
+
+    broker.enqueue([second._replace(on_conflict="replace")])
+
+    assert broker.claim(worker, ["default"], 5) == ()
+    broker.settle(worker, lease, Succeeded(b"1"))
+    [after] = broker.claim(worker, ["default"], 5)
+    assert (after.id, after.message.body) == (first.id, b"[[2], {}]")
 
 
 def test_the_first_call_made_again_is_recognised_after_it_was_replaced(broker: Broker) -> None:
