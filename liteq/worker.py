@@ -30,7 +30,7 @@ from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from liteq import __version__, cpus, failure, signals
+from liteq import cpus, failure, signals
 from liteq.autoscale import Autoscaler
 from liteq.brokers.base import HELLO, MAIL, ORDERS, Broker, Lease, Mailbox, Note, Step
 from liteq.exceptions import (
@@ -60,6 +60,7 @@ from liteq.pool import (
 )
 from liteq.runner import RunnerFactory, job, read_answer, read_report
 from liteq.shares import Shares, split_weights
+from liteq.steered import Steered
 from liteq.steering import Steering
 from liteq.telling import Teller
 from liteq.turns import step_in_turns
@@ -97,7 +98,7 @@ class Notifier(Protocol):
     def extend_timeout(self, seconds: float) -> None: ...
 
 
-class Worker:
+class Worker(Steered):
     """Runs the tasks of an app until it is told to stop.
 
     `queues`: names to consume (None: those of `task_queues`, or the default queue), with a
@@ -389,17 +390,6 @@ class Worker:
             )
         self._next_beat = time.monotonic() + self._beat_interval()
 
-    def _details(self) -> dict[str, Any]:
-        """Return what the others may know of this worker."""
-        return {
-            "pool": self.pool_kind,
-            "app": self.app.main or "",
-            "version": __version__,
-            "control": self._steering.allowed,
-            "processed": self.settled,
-            "load": round(os.getloadavg()[0], 2),
-        }
-
     def _leave(self) -> None:
         """Sign off, with no child left and whatever was unfinished given back.
 
@@ -415,7 +405,7 @@ class Worker:
             if self._settlements:
                 self._broker.step(self.id, settlements=self._settlements)
             if self._teller.heard:
-                self._teller.offline(active=0, processed=self.settled)
+                self._teller.offline(active=0, processed=self.totals.total())
                 self._teller.flush(self._broker)
             self._broker.unregister(self.id)
         except BrokerError as exc:
@@ -611,7 +601,9 @@ class Worker:
         accepted = sum(step.accepted)
         self.settled += accepted
         if settlements:
-            self.totals.update([lease.packed[1] for lease, _ in settlements])
+            self.totals.update(
+                [lease.packed[1] for lease, end in settlements if type(end) is not Released]
+            )
         if self._teller.heard:
             for (lease, outcome), taken in zip(settlements, step.accepted, strict=True):
                 if taken:
@@ -815,90 +807,6 @@ class Worker:
         if MAIL in words:
             self._mail = self._orders = True
         self._look = True
-
-    # Steered and watched from afar
-
-    @property
-    def held(self) -> Mapping[int, Lease]:
-        """The leases that the pool has, by the numbers of their jobs."""
-        return self._leases
-
-    def running(self) -> dict[int, int]:
-        """Return the numbers of the jobs that run now, with the pid of each one's process."""
-        return {} if self.pool is None else self.pool.running()
-
-    def consume(self, queues: tuple[str, ...]) -> None:
-        """Consume these queues from now on. Call from the worker's loop, as the others."""
-        self.queues = queues
-        self._look = True
-        self._next_beat = 0.0  # which tells the others
-
-    def resize(self, concurrency: int) -> None:
-        """Have so many children from now on."""
-        assert self.pool is not None
-        self.concurrency = concurrency
-        self.pool.resize(concurrency)
-        self._look = True
-        self._next_beat = 0.0
-
-    def autoscale(self, most: int, least: int) -> None:
-        """Keep between `least` and `most` children from now on."""
-        self.autoscaler = Autoscaler(most, least, self.app.conf.worker_autoscale_keepalive)
-
-    def roll(self) -> bool:
-        """Replace the child processes; False if there are none."""
-        if self.pool is None or not self._has_processes():
-            return False
-        self._roll(self.pool)
-        return True
-
-    def limit_time(self, task: str, soft: float | None, hard: float | None) -> None:
-        """Run a task within these limits from now on, unless its message says otherwise."""
-        self._overridden[task] = (soft, hard)
-        self._limits.pop(task, None)
-
-    def enable_events(self, *, on: bool) -> bool:
-        """Send events, or send none; return whether that is a change."""
-        changed = self._teller.enabled != on
-        self._teller.enabled = on
-        self._orders = True
-        return changed
-
-    def tell_heartbeat(self) -> None:
-        """Send the heartbeat event now, if somebody listens."""
-        if self._teller.heard:
-            self._tell_beat(force=True)
-            self._teller.flush(self._broker)
-
-    def _read_mail(self) -> None:
-        """Obey the commands that were left, and post the replies."""
-        letters = self._broker.collect(self.id)
-        self._mail = False
-        if replies := self._steering.obey(letters):
-            self._broker.post(replies)
-
-    def _scale(self, scaler: Autoscaler, now: float) -> None:
-        """Have as many children as there is work for."""
-        busy, size = len(self._leases), self.concurrency
-        if scaler.wants_work(size, busy, now):
-            more = self._broker.claimable(self.queues, scaler.most - size)
-            wanted = scaler.grown(size, more, now)
-        else:
-            wanted = scaler.shrunk(size, busy, now)
-        if wanted != size:
-            logger.info("autoscale: from %d to %d children", size, wanted)
-            self.resize(wanted)
-
-    def _tell(self, pool: Pool) -> None:
-        """Say what has happened since the last turn of the loop."""
-        leases = self._leases
-        self._teller.running(leases[key] for key in pool.running() if key in leases)
-        self._tell_beat()
-        self._teller.flush(self._broker)
-
-    def _tell_beat(self, *, force: bool = False) -> None:
-        active, now = len(self._leases), time.monotonic()
-        self._teller.beat(now, active=active, processed=self.settled, force=force)
 
     # Stopping
 

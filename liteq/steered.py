@@ -1,0 +1,157 @@
+"""The part of a worker that is steered and watched from afar.
+
+What is public here is for commands, which the worker's own loop runs: see `steering`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from liteq import __version__
+from liteq.autoscale import Autoscaler
+from liteq.brokers.base import Broker, Lease
+from liteq.pool import Pool
+from liteq.telling import Teller
+
+if TYPE_CHECKING:
+    from liteq.app import Liteq
+    from liteq.steering import Steering
+
+__all__ = ["Steered"]
+
+logger = logging.getLogger("liteq.worker")
+
+
+class Steered:
+    """What a worker does for commands and for who listens. All of it is called by the
+    thread that runs the worker's loop."""
+
+    app: Liteq
+    id: int
+    queues: tuple[str, ...]
+    concurrency: int
+    pool: Pool | None
+    pool_kind: str
+    totals: Counter[str]
+    autoscaler: Autoscaler | None
+    _broker: Broker
+    _steering: Steering
+    _teller: Teller
+    _leases: dict[int, Lease]
+    _limits: dict[str, tuple[float | None, float | None]]
+    _overridden: dict[str, tuple[float | None, float | None]]
+    _look: bool
+    _orders: bool
+    _mail: bool
+    _next_beat: float
+
+    @abstractmethod
+    def _has_processes(self) -> bool:
+        """Tell whether the pool has child processes."""
+
+    @abstractmethod
+    def _roll(self, pool: Pool) -> None:
+        """Replace them."""
+
+    # By commands
+
+    @property
+    def held(self) -> Mapping[int, Lease]:
+        """The leases that the pool has, by the numbers of their jobs."""
+        return self._leases
+
+    def running(self) -> dict[int, int]:
+        """Return the numbers of the jobs that run now, with the pid of each one's process."""
+        return {} if self.pool is None else self.pool.running()
+
+    def consume(self, queues: tuple[str, ...]) -> None:
+        """Consume these queues from now on. Call from the worker's loop, as the others."""
+        self.queues = queues
+        self._look = True
+        self._next_beat = 0.0  # which tells the others
+
+    def resize(self, concurrency: int) -> None:
+        """Have so many children from now on."""
+        assert self.pool is not None
+        self.concurrency = concurrency
+        self.pool.resize(concurrency)
+        self._look = True
+        self._next_beat = 0.0
+
+    def autoscale(self, most: int, least: int) -> None:
+        """Keep between `least` and `most` children from now on."""
+        self.autoscaler = Autoscaler(most, least, self.app.conf.worker_autoscale_keepalive)
+
+    def roll(self) -> bool:
+        """Replace the child processes; False if there are none."""
+        if self.pool is None or not self._has_processes():
+            return False
+        self._roll(self.pool)
+        return True
+
+    def limit_time(self, task: str, soft: float | None, hard: float | None) -> None:
+        """Run a task within these limits from now on, unless its message says otherwise."""
+        self._overridden[task] = (soft, hard)
+        self._limits.pop(task, None)
+
+    def enable_events(self, *, on: bool) -> bool:
+        """Send events, or send none; return whether that is a change."""
+        changed = self._teller.enabled != on
+        self._teller.enabled = on
+        self._orders = True
+        return changed
+
+    def tell_heartbeat(self) -> None:
+        """Send the heartbeat event now, if somebody listens."""
+        if self._teller.heard:
+            self._tell_beat(force=True)
+            self._teller.flush(self._broker)
+
+    # In the loop
+
+    def _read_mail(self) -> None:
+        """Obey the commands that were left, and post the replies."""
+        letters = self._broker.collect(self.id)
+        self._mail = False
+        if replies := self._steering.obey(letters):
+            self._broker.post(replies)
+
+    def _scale(self, scaler: Autoscaler, now: float) -> None:
+        """Have as many children as there is work for."""
+        busy, size = len(self._leases), self.concurrency
+        if scaler.wants_work(size, busy, now):
+            more = self._broker.claimable(self.queues, scaler.most - size)
+            wanted = scaler.grown(size, more, now)
+        else:
+            wanted = scaler.shrunk(size, busy, now)
+        if wanted != size:
+            logger.info("autoscale: from %d to %d children", size, wanted)
+            self.resize(wanted)
+
+    def _tell(self, pool: Pool) -> None:
+        """Say what has happened since the last turn of the loop."""
+        leases = self._leases
+        self._teller.running(leases[key] for key in pool.running() if key in leases)
+        self._tell_beat()
+        self._teller.flush(self._broker)
+
+    def _tell_beat(self, *, force: bool = False) -> None:
+        active, now = len(self._leases), time.monotonic()
+        self._teller.beat(now, active=active, processed=self.totals.total(), force=force)
+
+    def _details(self) -> dict[str, Any]:
+        """Return what the others may know of this worker."""
+        return {
+            "pool": self.pool_kind,
+            "app": self.app.main or "",
+            "version": __version__,
+            "control": self._steering.allowed,
+            "processed": self.totals.total(),
+            "load": round(os.getloadavg()[0], 2),
+        }
