@@ -315,7 +315,7 @@ def test_without_a_listener_a_worker_makes_not_one_statement_more(tmp_path: Path
     for n in range(100):
         add.delay(n)
     made: list[str] = []
-    connection = broker._database._take_handle().connection()
+    connection = broker._database._handle().connection()
     connection.trace_v2(apsw.SQLITE_TRACE_STMT, lambda event: made.append(event["sql"]))
     worker = Worker(app, pool="solo", concurrency=1, burst=True, install_signals=False)
     worker.run()
