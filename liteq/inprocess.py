@@ -49,6 +49,7 @@ __all__ = ["AsyncioPool", "SoloPool", "ThreadPool"]
 
 log = logging.getLogger("liteq.pool")
 
+MOST_THREADS = 10_000  # of an asyncio pool: it starts as many as run at once, and may grow
 CANCEL_AGAIN = 1.0  # seconds until a coroutine that swallowed its cancellation gets another
 
 
@@ -552,7 +553,7 @@ class AsyncioPool(_InProcess):
         try:
             with asyncio.Runner() as runner:
                 loop = runner.get_loop()
-                self._threads = ThreadPoolExecutor(self._target, "liteq-sync")
+                self._threads = ThreadPoolExecutor(MOST_THREADS, "liteq-sync")
                 self._ended = asyncio.Event()
                 self._spare.append(self._make_runner())
                 self._loop = loop

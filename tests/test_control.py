@@ -279,6 +279,21 @@ def test_a_pool_grows_and_shrinks(app: Liteq, start: Start) -> None:
     wait_until(lambda: app.broker.workers()[0].concurrency == 1)
 
 
+@pytest.mark.parametrize("pool", ["threads", "asyncio"])
+def test_what_a_pool_has_grown_by_is_used(app: Liteq, start: Start, pool: str) -> None:
+    together = threading.Barrier(3)
+
+    @app.task(name="shop.meet")
+    def meet() -> int:
+        return together.wait(20)
+
+    start(hostname="one@here", pool=pool)
+    app.control.pool_grow(2, reply=True, timeout=10)
+    results = [meet.delay() for _ in range(3)]
+
+    assert sorted(one.get(timeout=20) for one in results) == [0, 1, 2]
+
+
 def test_autoscale_can_be_switched_on(app: Liteq, start: Start) -> None:
     worker = start(hostname="one@here")
 
