@@ -194,10 +194,14 @@ class Database:
         if self.identity is None:
             return
         if (why := self._lost()) is not None:
-            self.close()
-            self.identity = None
-            self._prepared = False
+            self.forget()
             raise StoreLost(f"{self.path} {why}")
+
+    def forget(self) -> None:
+        """Let go of the file, so that the next use opens the one that is there then."""
+        self.close()
+        self.identity = None
+        self._prepared = False
 
     def _lost(self) -> str | None:
         try:

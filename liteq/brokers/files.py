@@ -18,7 +18,15 @@ from typing import Any, Final
 
 from liteq.exceptions import BrokerError, ImproperlyConfigured
 
-__all__ = ["DATABASE", "guard", "make_file", "make_folder", "refuse_network_filesystem"]
+__all__ = [
+    "DATABASE",
+    "filesystem_of",
+    "guard",
+    "is_network_filesystem",
+    "make_file",
+    "make_folder",
+    "refuse_network_filesystem",
+]
 
 DATABASE: Final = "store.db"
 _SHARED_MEMORY: Final = f"{DATABASE}-shm"
@@ -66,15 +74,15 @@ def make_file(path: Path) -> None:
         os.close(fd)
 
 
-def refuse_network_filesystem(folder: Path, mounts: str = "/proc/self/mountinfo") -> None:
-    """Raise `ImproperlyConfigured` where WAL's shared memory cannot work.
+def filesystem_of(folder: Path, mounts: str = "/proc/self/mountinfo") -> str:
+    """Return the kind of file system that a folder is on ("ext4"), "" if it is not known.
 
     `mounts` is Linux's table of mounts; without one nothing can be said.
     """
     try:
         lines = Path(mounts).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return
+        return ""
     real = os.path.realpath(folder)
     best, kind = "", ""
     for line in lines:
@@ -83,11 +91,22 @@ def refuse_network_filesystem(folder: Path, mounts: str = "/proc/self/mountinfo"
         inside = real == point or real.startswith(point.rstrip("/") + "/")
         if inside and len(point) >= len(best):
             best, kind = point, after.split()[0]
-    if kind in _REMOTE or (kind.startswith("fuse.") and kind != "fuse.ext4"):
+    return kind
+
+
+def is_network_filesystem(kind: str) -> bool:
+    return kind in _REMOTE or (kind.startswith("fuse.") and kind != "fuse.ext4")
+
+
+def refuse_network_filesystem(folder: Path, mounts: str = "/proc/self/mountinfo") -> None:
+    """Raise `ImproperlyConfigured` where WAL's shared memory cannot work."""
+    kind = filesystem_of(folder, mounts)
+    if is_network_filesystem(kind):
         raise ImproperlyConfigured(
-            f"{real} is on a {kind} file system, where SQLite's WAL loses commits: put the "
-            "store on a local disk, or use a redis:// broker for several machines "
-            "(allow_network_filesystem=True in broker_transport_options overrides this)"
+            f"{os.path.realpath(folder)} is on a {kind} file system, where SQLite's WAL loses "
+            "commits: put the store on a local disk, or use a redis:// broker for several "
+            "machines (allow_network_filesystem=True in broker_transport_options overrides "
+            "this)"
         )
 
 

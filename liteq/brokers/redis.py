@@ -217,6 +217,16 @@ class RedisBroker(RedisMail):
             return "nothing is persisted: a restart of the server loses every message"
         return "snapshots only: a restart of the server loses what came since the last one"
 
+    def facts(self) -> dict[str, Any]:
+        """Return figures of the server and of this store: see `redis_facts`."""
+        from liteq.brokers.redis_facts import facts  # late: for who operates a store
+
+        found = facts(self._link.ask, self._prefix)
+        for counted in self.counts().values():
+            for state, number in counted.items():
+                found["states"][state] = found["states"].get(state, 0) + number
+        return {"url": self.url, "persistence": self.persistence(), **found}
+
     # Calls
 
     def _call(

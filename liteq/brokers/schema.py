@@ -14,10 +14,10 @@ import apsw
 
 from liteq.exceptions import SchemaError
 
-__all__ = ["STATE_CODES", "VERSION", "ensure"]
+__all__ = ["APPLICATION_ID", "STATE_CODES", "VERSION", "ensure"]
 
 VERSION: Final = 3
-_APPLICATION_ID: Final = 0x6C746571  # "lteq"
+APPLICATION_ID: Final = 0x6C746571  # "lteq"
 
 # The numbers stand in the partial indexes below, and in files: never change one.
 STATE_CODES: Final = {
@@ -306,7 +306,7 @@ def _upgrade(db: apsw.Connection, found: int) -> None:
         if db.execute("SELECT count(*) FROM sqlite_schema").get:
             raise SchemaError("the file is an SQLite database of another program")
         db.execute(_CREATE)
-        db.pragma("application_id", _APPLICATION_ID)
+        db.pragma("application_id", APPLICATION_ID)
     for version in range(max(found, 1), VERSION):
         db.execute(_MIGRATIONS[version])
     db.pragma("user_version", VERSION)

@@ -68,6 +68,7 @@ from liteq.outcome import (
 )
 
 if TYPE_CHECKING:
+    from liteq.brokers.keeping import Keeper
     from liteq.brokers.moving import Shelf
 
 __all__ = ["SqliteBroker"]
@@ -1157,6 +1158,12 @@ class SqliteBroker(SqliteMail):
         from liteq.brokers.moving_sqlite import SqliteShelf  # late: for one command
 
         return SqliteShelf(self._database, self.get, self.clock.now)
+
+    def keeper(self) -> Keeper:
+        """Return who looks after the store's file: backups, checks, figures."""
+        from liteq.brokers.keeping import Keeper  # late: for who operates a store
+
+        return Keeper(self._database)
 
     def close(self) -> None:
         self._database.close()

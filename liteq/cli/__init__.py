@@ -32,6 +32,12 @@ COMMANDS = {
     "dead": ("liteq.cli.dead", "Look after dead letters: messages that nothing could run."),
     "events": ("liteq.cli.events", "Print what tasks and workers do, while they do it."),
     "inspect": ("liteq.cli.inspect", "Ask workers what they are doing."),
+    "db": ("liteq.cli.db", "Look after the store: schema, soundness, backups, size."),
+    "dead": ("liteq.cli.dead", "Look after dead letters: messages that nothing could run."),
+    "doctor": (
+        "liteq.cli.doctor",
+        "Look for what is wrong with the installation, the settings and the store.",
+    ),
     "ls": ("liteq.cli.listing", "List tasks, the latest first."),
     "metrics": (
         "liteq.cli.metrics",

@@ -1,0 +1,194 @@
+"""`liteq db`: look after the store's file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from liteq.cli.filters import yes_option
+from liteq.cli.front import Exit, Failure, Group, Session, as_json, ask, print_json
+from liteq.cli.output import print_facts
+
+if TYPE_CHECKING:
+    from liteq.brokers.keeping import Keeper
+
+__all__ = ["db"]
+
+# What does on Redis what the command does to a file.
+_ON_REDIS = {
+    "backup": "the server keeps it: BGSAVE writes a snapshot (dump.rdb) to copy; or, with all "
+    "workers stopped, `liteq migrate --from URL --to sqlite:///backup.liteq` copies it",
+    "restore": "stop the server, put its dump.rdb or appendonlydir back, start it; or "
+    "`liteq migrate --from sqlite:///backup.liteq --to URL` fills an empty one",
+    "vacuum": "it frees memory by itself; `MEMORY PURGE` on the server gives pages back",
+}
+
+
+@click.group(cls=Group)
+def db() -> None:
+    """Look after the store: schema, soundness, backups, size.
+
+    The store is that of the app, or of -b URL, for which no app is imported.
+    """
+
+
+@db.command("migrate")
+@as_json
+def db_migrate(as_json: bool) -> None:
+    """Bring the store to the schema of this liteq.
+
+    Whoever opens a store does this by itself; here it is done at a time of your choice.
+    Processes of the version before go on working. Also checks that the store is readable.
+    """
+    broker = _broker()
+    if (keeper := _keeper(broker)) is not None:
+        before, after = keeper.migrate()
+    else:
+        from liteq.brokers.redis_link import KEYS_VERSION
+
+        broker.check()
+        before = after = KEYS_VERSION
+    if as_json:
+        print_json({"before": before, "after": after})
+    elif before is None:
+        click.echo(f"made a new store, schema version {after}")
+    elif before == after:
+        click.echo(f"schema version {after}: nothing to do")
+    else:
+        click.echo(f"schema version {before} is now {after}")
+
+
+@db.command("check")
+@click.option("--full", is_flag=True, help="Compare the indexes with the tables as well.")
+@as_json
+def db_check(full: bool, as_json: bool) -> int:
+    """Check that the store is sound. Ends with 1 if it is not.
+
+    Workers may go on meanwhile. On Redis: that the server answers, and what it survives.
+    """
+    broker = _broker()
+    if (keeper := _keeper(broker)) is not None:
+        if keeper.version() is None:
+            raise Failure(f"there is no store at {keeper.path}", Exit.NOT_FOUND)
+        found = keeper.check(full=full)
+    else:
+        broker.check()
+        found = []
+        Session.current().note(broker.persistence())
+    if as_json:
+        print_json({"ok": not found, "problems": found})
+    else:
+        click.echo("\n".join(found) or "ok")
+    if found:
+        raise Failure("the store is damaged: stop all workers and restore a backup")
+    return Exit.OK
+
+
+@db.command("backup")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--force", is_flag=True, help="Replace the file if it is there.")
+@as_json
+def db_backup(file: Path, force: bool, as_json: bool) -> None:
+    """Copy the store to FILE while workers go on.
+
+    The copy is the store at one moment, checked, readable by you alone. Prints its size.
+    """
+    keeper = _needs_file("backup")
+    if keeper.version() is None:
+        raise Failure(f"there is no store at {keeper.path}", Exit.NOT_FOUND)
+    size = keeper.backup(file, force=force)
+    if as_json:
+        print_json({"file": str(file), "bytes": size})
+    else:
+        click.echo(f"{file}: {_size(size)}")
+
+
+@db.command("restore")
+@click.argument("file", type=click.Path(path_type=Path))
+@yes_option
+def db_restore(file: Path, yes: bool) -> None:
+    """Make the store what it was in the backup FILE, all workers stopped.
+
+    What it holds until now is kept beside it. What ran at the time of the backup runs
+    again, and so does all that ended after it.
+    """
+    keeper = _needs_file("restore")
+    from liteq.brokers.keeping import workers_alive
+
+    if not workers_alive(keeper.folder):
+        ask(f"Replace what {keeper.path} holds with {file}?", yes=yes)
+    aside = keeper.restore(file)
+    again = _broker().reclaim()
+    click.echo(f"restored {keeper.path}; {again} that ran are queued again")
+    if aside is not None:
+        Session.current().note(f"what it held is in {aside}")
+
+
+@db.command("vacuum")
+@click.option("--full", is_flag=True, help="Write the file anew, all workers stopped.")
+@as_json
+def db_vacuum(full: bool, as_json: bool) -> None:
+    """Give space that is free back to the disk, while workers go on.
+
+    Workers do it themselves, a little at a time.
+    """
+    before, after = _needs_file("vacuum").vacuum(full=full)
+    if as_json:
+        print_json({"before": before, "after": after})
+    else:
+        click.echo(f"{_size(before)} before, {_size(after)} now")
+
+
+@db.command("stats")
+@as_json
+def db_stats(as_json: bool) -> None:
+    """Print figures of the store: sizes, and how many messages are in which state."""
+    broker = _broker()
+    keeper = _keeper(broker)
+    figures: dict[str, Any] = keeper.stats() if keeper is not None else broker.facts()
+    if as_json:
+        print_json(figures)
+        return
+    for name in ("database", "free", "wal", "memory"):
+        if name in figures:
+            figures[name] = _size(figures[name])
+    states = figures.pop("states", {})
+    print_facts({name: f"{v:,}" if type(v) is int else v for name, v in figures.items()})
+    print_facts({state: f"{number:,}" for state, number in states.items()}, indent="  ")
+
+
+def _broker() -> Any:
+    """Return the store of -b, without importing an app, or that of the app."""
+    session = Session.current()
+    url = session.options.get("broker")
+    if url and not session.options.get("app") and session.owns_process:
+        from liteq.brokers import connect
+
+        return connect(url)
+    return session.app.broker
+
+
+def _keeper(broker: Any) -> Keeper | None:
+    """Return who looks after the file, None for a store on a server."""
+    if not hasattr(broker, "keeper"):
+        return None
+    keeper: Keeper = broker.keeper()
+    return keeper
+
+
+def _needs_file(word: str) -> Keeper:
+    broker = _broker()
+    if (keeper := _keeper(broker)) is None:
+        raise Failure(f"{broker.url} is on a server: {_ON_REDIS[word]}", Exit.USAGE)
+    return keeper
+
+
+def _size(count: int) -> str:
+    size = float(count)
+    for unit in ("bytes", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"

@@ -1,0 +1,68 @@
+"""`liteq doctor`: look for what is wrong, and say what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from liteq.cli.front import Exit, Failure, Session, as_json, command, print_json
+from liteq.cli.output import shown
+
+if TYPE_CHECKING:
+    from liteq.doctor import Finding
+
+__all__ = ["doctor"]
+
+_COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
+
+
+@command()
+@click.option("--full", is_flag=True, help="Check a large store as a whole, too.")
+@as_json
+def doctor(full: bool, as_json: bool) -> int:
+    """Look for what is wrong with the installation, the settings and the store.
+
+    Each line says ok, warn or fail, and what to do. Changes nothing. Ends with 1 if
+    anything fails. With -b URL and no app, looks at that store alone.
+    """
+    findings = list(_findings(Session.current(), full=full))
+    if as_json:
+        print_json([finding._asdict() for finding in findings])
+    else:
+        width = max(len(finding.name) for finding in findings)
+        for finding in findings:
+            level = click.style(f"{finding.level:<4}", fg=_COLOURS[finding.level])
+            click.echo(f"{level}  {finding.name:<{width}}  {shown(finding.what)}")
+            if finding.advice:
+                click.echo(
+                    f"{'':6}{'':{width}}  {click.style('→', dim=True)} {shown(finding.advice)}"
+                )
+        counts = [sum(f.level == level for f in findings) for level in _COLOURS]
+        click.echo("{} ok, {} warn, {} fail".format(*counts), err=True)
+    return Exit.FAILED if any(finding.level == "fail" for finding in findings) else Exit.OK
+
+
+def _findings(session: Session, *, full: bool) -> Iterator[Finding]:
+    from liteq.brokers import connect
+    from liteq.doctor import Finding, examine
+    from liteq.exceptions import LiteqError
+
+    url = session.options.get("broker")
+    app = None
+    try:
+        app = session.app
+    except Failure as exc:
+        if not url:
+            yield Finding(
+                "app", "fail", exc.message.strip(), "name it with -A, or a store with -b"
+            )
+    else:
+        yield Finding("app", "ok", f"{app.main or 'unnamed'}, {session.find().reference}")
+    broker = None
+    try:
+        broker = app.broker if app is not None else connect(url) if url else None
+    except LiteqError as exc:
+        yield Finding("store", "fail", str(exc), "correct broker_url")
+    yield from examine(broker, app, full=full)
