@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from liteq.brokers.base import Broker
     from liteq.clock import Clock
 
-__all__ = ["connect", "scheme_of"]
+__all__ = ["connect", "scheme_of", "sqlite_target"]
 
 _MODULES: Final = {
     "sqlite": ("liteq.brokers.sqlite", "SqliteBroker"),
@@ -121,7 +121,7 @@ def connect(
         raise ImproperlyConfigured(_refusal(url, scheme))
     module, name = _MODULES[scheme]
     kind = getattr(import_module(module), name)
-    target, given = (url, {}) if module.endswith("redis") else _sqlite_target(url)
+    target, given = (url, {}) if module.endswith("redis") else sqlite_target(url)
     settings = _known(kind, {**(options or {}), **given})
     if clock is not None:
         settings["clock"] = clock
@@ -129,7 +129,7 @@ def connect(
     return broker
 
 
-def _sqlite_target(url: str) -> tuple[str | None, dict[str, str]]:
+def sqlite_target(url: str) -> tuple[str | None, dict[str, str]]:
     """Return the folder (None: in memory) and the options that a URL or path names."""
     _, colon, rest = url.partition("://")
     if not colon:

@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from liteq.config import mask_url
 from liteq.exceptions import ImproperlyConfigured
+from liteq.redaction import mask_url
 
 __all__ = ["Place", "parse"]
 

@@ -38,6 +38,10 @@ COMMANDS = {
         "liteq.cli.doctor",
         "Look for what is wrong with the installation, the settings and the store.",
     ),
+    "health": (
+        "liteq.cli.health",
+        "Tell whether a worker of this host lives, without importing the app.",
+    ),
     "ls": ("liteq.cli.listing", "List tasks, the latest first."),
     "metrics": (
         "liteq.cli.metrics",

@@ -7,7 +7,6 @@ one of them must not reach the terminal of who looks. Control characters are sho
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -63,6 +62,8 @@ def _escaped(character: str, *, lines: bool) -> str:
 
 def print_json(value: Any) -> None:
     """Print one JSON document. What JSON has no word for is shown by its repr."""
+    import json  # late: what prints no JSON starts sooner without
+
     text = json.dumps(value, indent=2, ensure_ascii=False, default=repr)
     # JSON escapes the C0 controls itself; the others can stand in a string only.
     click.echo(

@@ -1,0 +1,81 @@
+"""`liteq health`: does a worker live here? For the probes of containers."""
+
+from __future__ import annotations
+
+import socket
+
+import click
+
+from liteq.cli.front import Exit, Session, as_json, command, print_json
+from liteq.cli.output import shown
+
+__all__ = ["health"]
+
+
+@command()
+@click.argument("check", type=click.Choice(["live", "ready"]), default="ready")
+@click.option(
+    "--max-age",
+    type=click.FloatRange(min=1),
+    default=60.0,
+    show_default=True,
+    metavar="SEC",
+    help="How old a worker's last heartbeat may be.",
+)
+@click.option("--any-host", is_flag=True, help="A worker of any host will do.")
+@as_json
+def health(check: str, max_age: float, any_host: bool, as_json: bool) -> int:
+    """Tell whether a worker of this host lives, without importing the app.
+
+    `ready`: its heartbeat is in the store, and not old. `live`: the same, but a store that
+    cannot be reached is no reason to restart a worker, and ends with 0. The store is -b,
+    LITEQ_BROKER_URL, [tool.liteq], or the one *.liteq folder here.
+
+    Ends with 0, with 5 if no worker lives, with 6 if the store cannot be reached.
+
+    \b
+    liteq health live -b sqlite:////data/shop.liteq
+    """
+    from liteq.exceptions import BrokerError
+    from liteq.health import pulses, store_url
+
+    session = Session.current()
+    url, options = store_url(session.options.get("broker"))
+    here = socket.gethostname()
+    try:
+        found = [one for one in pulses(url, options) if any_host or one.hostname == here]
+    except BrokerError as exc:
+        if check == "ready":
+            raise
+        session.note(f"{exc}; whether a worker lives is not known")
+        if as_json:
+            print_json({"ok": True, "check": check, "workers": [], "store": str(exc)})
+        return Exit.OK
+    good = [one for one in found if one.alive and one.age <= max_age]
+    if as_json:
+        workers = [
+            {
+                "name": w.name,
+                "hostname": w.hostname,
+                "pid": w.pid,
+                "age": w.age,
+                "alive": w.alive,
+            }
+            for w in found
+        ]
+        print_json({"ok": bool(good), "check": check, "workers": workers})
+    for one in () if as_json else good:
+        click.echo(f"{shown(one.name)}  pid {one.pid}  heartbeat {one.age:.1f} s ago")
+    if good:
+        return Exit.OK
+    where = "anywhere" if any_host else f"on {here}"
+    why = "no worker is registered"
+    if found:
+        last = min(found, key=lambda one: (not one.alive, one.age))
+        why = (
+            f"the last heartbeat, of {last.name}, is {last.age:.0f} s old"
+            if last.alive
+            else f"{last.name} has died"
+        )
+    click.echo(f"liteq: no live worker {where}: {shown(why)}", err=True)
+    return Exit.NO_WORKER

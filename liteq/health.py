@@ -1,0 +1,179 @@
+"""Whether a worker lives, asked so cheaply that a container may ask every few seconds.
+
+Nothing of the app is imported and nothing is written: the heartbeats are read where they
+are, with apsw alone or over a plain socket. (Importing an app in each probe has cost others
+seconds of processor time a minute.) A Redis that needs TLS or Sentinel is asked through its
+client, which takes ten times as long to import as all the rest.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from liteq.brokers import scheme_of
+from liteq.clock import system_clock
+from liteq.exceptions import BrokerError, BrokerUnavailable, ImproperlyConfigured
+
+if TYPE_CHECKING:
+    from liteq.brokers.redis_url import Place
+
+__all__ = ["Pulse", "pulses", "store_url"]
+
+# Variables that have a word to say about the store beside LITEQ_BROKER_URL.
+_ELSEWHERE: Final = frozenset(
+    {"LITEQ_BROKER_TRANSPORT_OPTIONS", "LITEQ_BROKER_TRANSPORT_OPTIONS_FILE"}
+)
+_TIMEOUT: Final = 2.0  # seconds to wait for a store: a probe has little time
+
+
+class Pulse(NamedTuple):
+    """A worker that is registered. `age`: seconds since its last heartbeat; `alive`: False
+    if its process is known to be gone."""
+
+    name: str
+    hostname: str
+    pid: int
+    queues: str
+    age: float
+    alive: bool
+
+
+def store_url(given: str | None = None) -> tuple[str, Mapping[str, Any]]:
+    """Return the URL of the store and its options, from what is given, the environment, or
+    the project's file; else the one store in the working directory.
+
+    Raises `ImproperlyConfigured` if nothing says which: code is not asked.
+    """
+    url = given or os.environ.get("LITEQ_BROKER_URL")
+    if url and _ELSEWHERE.isdisjoint(os.environ):
+        return url, {}
+    from liteq.config import Settings  # late: 30 ms, which most probes can do without
+
+    settings = Settings()
+    options: Mapping[str, Any] = settings.broker_transport_options or {}
+    url = given or settings.broker_url
+    if isinstance(url, (list, tuple)):
+        url = url[0]
+    if url:
+        return str(url), options
+    found = sorted(path for path in Path.cwd().glob("*.liteq") if (path / "store.db").exists())
+    if len(found) == 1:
+        return str(found[0]), options
+    raise ImproperlyConfigured(
+        f"which store? {len(found) or 'none'} of the folders *.liteq in {Path.cwd()} could be "
+        "it: name it with -b or LITEQ_BROKER_URL (the app is not imported here)"
+    )
+
+
+def pulses(url: str, options: Mapping[str, Any] | None = None) -> list[Pulse]:
+    """Return the workers of a store. Raises `BrokerError` if it cannot be read."""
+    options = options or {}
+    if scheme_of(url) in ("sqlite", "memory"):
+        return _in_folder(url)
+    from liteq.brokers.redis_url import parse
+
+    place = parse(url)
+    if place.tls is None and place.service is None:
+        return _on_server(place, options)
+    return _through_client(url, options)
+
+
+def _in_folder(url: str) -> list[Pulse]:
+    import apsw
+
+    from liteq.brokers import sqlite_target
+    from liteq.brokers.liveness import LockFiles, boot_id
+
+    target, _ = sqlite_target(url)
+    if target is None:
+        raise BrokerError("a store in memory is seen by its own process alone")
+    folder = Path(os.path.realpath(target))
+    path = folder / "store.db"
+    if not path.exists():
+        raise BrokerUnavailable(f"there is no store at {path}: no worker has begun")
+    try:
+        # Not read-only: without a writer at hand, SQLite could not read the WAL.
+        with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)) as db:
+            db.set_busy_timeout(int(_TIMEOUT * 1000))
+            rows = db.execute(
+                "SELECT id, name, hostname, pid, queues, boot, beat_at FROM worker "
+                "INDEXED BY worker_alive WHERE stopped_at IS NULL"
+            ).fetchall()
+    except apsw.Error as exc:
+        raise BrokerUnavailable(f"{path} cannot be read: {exc}") from exc
+    locks, boot, now = LockFiles(folder / "workers"), boot_id(), system_clock.steady()
+    return [
+        Pulse(
+            name,
+            host,
+            pid,
+            queues,
+            max(0.0, now - beat_at),
+            born == boot and not locks.is_dead(f"{id}.lock"),
+        )
+        for id, name, host, pid, queues, born, beat_at in rows
+    ]
+
+
+def _on_server(place: Place, options: Mapping[str, Any]) -> list[Pulse]:
+    from liteq.brokers.redis_wire import Reader, ServerError, command
+
+    name = options.get("namespace") or place.options.get("namespace") or "default"
+    prefix = f"{options.get('global_keyprefix', '')}{{liteq:{name}}}:"
+    try:
+        with closing(_connect(place)) as connection:
+            reader = Reader(connection)
+
+            def ask(*words: Any) -> Any:
+                connection.sendall(command(words))
+                return reader.reply()
+
+            if place.password is not None:
+                ask("AUTH", *filter(None, (place.username,)), place.password)
+            if place.db:
+                ask("SELECT", place.db)
+            shift = float(ask("HGET", f"{prefix}meta", "shift") or 0)
+            beats = ask("ZRANGE", f"{prefix}workers", 0, -1, "WITHSCORES")
+            seconds, micro = ask("TIME")
+            now = float(seconds) + float(micro) / 1e6 - shift
+            found = []
+            for id, beat_at in zip(beats[::2], beats[1::2], strict=True):
+                words = ("name", "hostname", "pid", "queues")
+                fields = ask("HMGET", f"{prefix}worker:{id.decode()}", *words)
+                who, host, pid, queues = ((field or b"").decode() for field in fields)
+                age = max(0.0, now - float(beat_at))
+                found.append(Pulse(who, host, int(pid or 0), queues, age, alive=True))
+            return found
+    except ServerError as exc:
+        raise BrokerUnavailable(f"{place} refused: {exc}") from exc
+    except OSError as exc:
+        raise BrokerUnavailable(f"{place} cannot be reached: {exc}") from exc
+
+
+def _connect(place: Place) -> socket.socket:
+    if place.path is None:
+        return socket.create_connection(place.hosts[0], _TIMEOUT)
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(_TIMEOUT)
+    connection.connect(place.path)
+    return connection
+
+
+def _through_client(url: str, options: Mapping[str, Any]) -> list[Pulse]:
+    from liteq.brokers import connect
+
+    timeouts = {"socket_timeout": _TIMEOUT, "socket_connect_timeout": _TIMEOUT}
+    broker = connect(url, {**options, **timeouts})
+    began = time.monotonic()
+    workers = broker.workers()
+    took = time.monotonic() - began
+    return [
+        Pulse(w.name, w.hostname, w.pid, ",".join(w.queues), w.beat_age + took, alive=True)
+        for w in workers
+    ]
