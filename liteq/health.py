@@ -9,7 +9,6 @@ client, which takes ten times as long to import as all the rest.
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Mapping
 from contextlib import closing
@@ -21,6 +20,8 @@ from liteq.clock import system_clock
 from liteq.exceptions import BrokerError, BrokerUnavailable, ImproperlyConfigured
 
 if TYPE_CHECKING:
+    import socket
+
     from liteq.brokers.redis_url import Place
 
 __all__ = ["Pulse", "pulses", "store_url"]
@@ -101,7 +102,7 @@ def _in_folder(url: str) -> list[Pulse]:
         # Not read-only: without a writer at hand, SQLite could not read the WAL.
         with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)) as db:
             db.set_busy_timeout(int(_TIMEOUT * 1000))
-            rows = db.execute(
+            rows: list[Any] = db.execute(
                 "SELECT id, name, hostname, pid, queues, boot, beat_at FROM worker "
                 "INDEXED BY worker_alive WHERE stopped_at IS NULL"
             ).fetchall()
@@ -157,6 +158,8 @@ def _on_server(place: Place, options: Mapping[str, Any]) -> list[Pulse]:
 
 
 def _connect(place: Place) -> socket.socket:
+    import socket  # late: for a server only
+
     if place.path is None:
         return socket.create_connection(place.hosts[0], _TIMEOUT)
     connection = socket.socket(socket.AF_UNIX)

@@ -22,7 +22,7 @@ from liteq.brokers.connection import Database, fetch_all, fetch_one
 from liteq.brokers.files import DATABASE
 from liteq.brokers.liveness import LockFiles
 from liteq.brokers.schema import STATE_CODES
-from liteq.exceptions import BrokerError, SchemaError
+from liteq.exceptions import BrokerError, ImproperlyConfigured, SchemaError
 
 __all__ = ["Keeper", "Reclaimed", "workers_alive"]
 
@@ -73,14 +73,18 @@ class Keeper:
         """Write a copy of the store as it is at one moment to a file; return its bytes.
 
         The copy is checked, private (0600), one file without a WAL, and there as a whole or
-        not at all. Raises `BrokerError` if the target is there, unless with `force`.
+        not at all. Raises `ImproperlyConfigured` if the target is there, unless with `force`.
         """
         if target.is_dir():
-            raise BrokerError(f"{target} is a folder: name the file that the backup is to be")
+            raise ImproperlyConfigured(
+                f"{target} is a folder: name the file that the backup is to be"
+            )
         if target.exists() and not force:
-            raise BrokerError(f"{target} is there already: name another file, or use --force")
+            raise ImproperlyConfigured(
+                f"{target} is there already: name another file, or use --force"
+            )
         if target.resolve().parent == self.folder:
-            raise BrokerError(
+            raise ImproperlyConfigured(
                 f"{target} is in the store's own folder: a backup belongs on another disk"
             )
         partial = target.with_name(f".{target.name}.partial")
@@ -111,7 +115,8 @@ class Keeper:
         kept, None if there was no store.
 
         What ran at the time of the backup is given back by the caller's next `reclaim()`.
-        Raises `BrokerError` while a worker lives, and for what is no sound backup.
+        Raises `BrokerError` while a worker lives, or if the backup is damaged, and
+        `ImproperlyConfigured` for what is no backup.
         """
         if alive := workers_alive(self.folder):
             raise BrokerError(
@@ -119,7 +124,7 @@ class Keeper:
                 f"(they hold {', '.join(alive[:3])})"
             )
         if not backup.is_file():
-            raise BrokerError(f"there is no backup {backup}")
+            raise ImproperlyConfigured(f"there is no backup {backup}")
         with self._opened(str(backup)) as source:
             _refuse_foreign(source, str(backup))
             _refuse_damage(source, str(backup))
@@ -293,9 +298,9 @@ def _refuse_foreign(db: apsw.Connection, path: str) -> None:
         mine = db.pragma("application_id") == schema.APPLICATION_ID
         version = db.pragma("user_version")
     except apsw.Error as exc:
-        raise BrokerError(f"{path} is no backup of a liteq store: {exc}") from exc
+        raise ImproperlyConfigured(f"{path} is no backup of a liteq store: {exc}") from exc
     if not mine:
-        raise BrokerError(f"{path} is no backup of a liteq store")
+        raise ImproperlyConfigured(f"{path} is no backup of a liteq store")
     if version > schema.VERSION:
         raise SchemaError(
             f"the backup {path} has schema version {version}, made by a later liteq, and this "

@@ -25,23 +25,26 @@ __all__ = ["cli", "main", "status_of"]
 # Where each command is, and its help in a line: `liteq --help` imports none of them.
 COMMANDS = {
     "beat": ("liteq.cli.beat", "Send periodic tasks when they are due, until stopped."),
-    "cancel": ("liteq.cli.steer", "Revoke tasks that have not ended."),
     "call": ("liteq.cli.tasks", "Call a task by its name and print the id."),
+    "cancel": ("liteq.cli.steer", "Revoke tasks that have not ended."),
+    "completion": (
+        "liteq.cli.completion",
+        "Print a script that completes liteq's words in a shell.",
+    ),
     "config": ("liteq.cli.about", "Print every setting with its value and its source."),
     "control": ("liteq.cli.control", "Change workers while they run."),
-    "dead": ("liteq.cli.dead", "Look after dead letters: messages that nothing could run."),
-    "events": ("liteq.cli.events", "Print what tasks and workers do, while they do it."),
-    "inspect": ("liteq.cli.inspect", "Ask workers what they are doing."),
     "db": ("liteq.cli.db", "Look after the store: schema, soundness, backups, size."),
     "dead": ("liteq.cli.dead", "Look after dead letters: messages that nothing could run."),
     "doctor": (
         "liteq.cli.doctor",
         "Look for what is wrong with the installation, the settings and the store.",
     ),
+    "events": ("liteq.cli.events", "Print what tasks and workers do, while they do it."),
     "health": (
         "liteq.cli.health",
         "Tell whether a worker of this host lives, without importing the app.",
     ),
+    "inspect": ("liteq.cli.inspect", "Ask workers what they are doing."),
     "ls": ("liteq.cli.listing", "List tasks, the latest first."),
     "metrics": (
         "liteq.cli.metrics",
@@ -63,10 +66,8 @@ COMMANDS = {
     ),
     "shell": ("liteq.cli.about", "Open a Python prompt with the app and its tasks."),
     "show": ("liteq.cli.show", "Show a task: its arguments, its attempts, its result."),
-    "status": (
-        "liteq.cli.status",
-        "Show the workers: alive, stuck or dead, and what they do.",
-    ),
+    "status": ("liteq.cli.status", "Show the workers: alive, stuck or dead, and what they do."),
+    "systemd": ("liteq.cli.systemd", "Print systemd units for the worker, and for beat."),
     "version": ("liteq.cli.about", "Print the version."),
     "watch": ("liteq.cli.watching", "Follow a task to its end, with a bar of its progress."),
     "worker": ("liteq.cli.worker", "Run tasks until stopped."),

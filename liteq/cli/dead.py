@@ -14,6 +14,7 @@ from liteq.cli.front import (
     Session,
     as_json,
     ask,
+    completing,
     names,
     print_json,
     print_table,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["dead"]
 
 _dry_run = click.option("--dry-run", is_flag=True, help="Count them, and do nothing.")
-_ids = click.argument("ids", nargs=-1, metavar="[ID]...")
+_ids = click.argument("ids", nargs=-1, metavar="[ID]...", shell_complete=completing("ids"))
 
 
 @click.group(cls=Group)
@@ -78,7 +79,7 @@ def dead_list(limit: int, before: int | None, as_json: bool, **wanted: Any) -> N
 
 
 @dead.command("show")
-@click.argument("id")
+@click.argument("id", shell_complete=completing("ids"))
 @click.option("--raw", is_flag=True, help="Show the bytes of the body, secrets and all.")
 @as_json
 def dead_show(id: str, raw: bool, as_json: bool) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from liteq.cli.front import Session, ask
+from liteq.cli.front import Session, ask, completing
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -189,8 +189,18 @@ def need(ids: Sequence[str], wanted: dict[str, Any], *, everything: bool) -> Non
 
 def _common() -> tuple[Callable[[F], F], ...]:
     return (
-        click.option("-Q", "--queue", metavar="NAME", help="Of this queue."),
         click.option(
-            "-t", "--task", metavar="NAME", help="Of this name; * and ? stand for others."
+            "-Q",
+            "--queue",
+            metavar="NAME",
+            help="Of this queue.",
+            shell_complete=completing("queues"),
+        ),
+        click.option(
+            "-t",
+            "--task",
+            metavar="NAME",
+            help="Of this name; * and ? stand for others.",
+            shell_complete=completing("tasks"),
         ),
     )

@@ -32,6 +32,7 @@ __all__ = [
     "as_json",
     "ask",
     "command",
+    "completing",
     "names",
     "print_json",
     "print_table",
@@ -301,6 +302,17 @@ def names(text: str) -> list[str]:
 def as_json(function: F) -> F:
     """Add `--json` to a command that reads."""
     return click.option("--json", "as_json", is_flag=True, help="One JSON document.")(function)
+
+
+def completing(what: str) -> Callable[..., Any]:
+    """Return what completes an argument in a shell: "ids", "queues" or "tasks"."""
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> Any:
+        from liteq.cli import completion  # late: a shell's TAB alone needs it
+
+        return getattr(completion, f"complete_{what}")(ctx, param, incomplete)
+
+    return complete
 
 
 def ask(question: str, *, yes: bool) -> None:

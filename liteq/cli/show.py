@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from liteq.cli.front import Session, as_json, command, print_json
+from liteq.cli.front import Session, as_json, command, completing, print_json
 from liteq.cli.output import STATE_COLOURS, ago, moment, print_facts, shown, span
 
 __all__ = ["print_task", "show", "with_moments"]
 
 
 @command()
-@click.argument("id")
+@click.argument("id", shell_complete=completing("ids"))
 @click.option("--no-traceback", is_flag=True, help="Leave the tracebacks out.")
 @as_json
 def show(id: str, no_traceback: bool, as_json: bool) -> None:

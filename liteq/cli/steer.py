@@ -8,12 +8,12 @@ from typing import Any
 import click
 
 from liteq.cli.filters import by_what, need, resolved, search_for, sure, yes_option
-from liteq.cli.front import Exit, Failure, Session, command
+from liteq.cli.front import Exit, Failure, Session, command, completing
 
 __all__ = ["cancel", "retry"]
 
 _dry_run = click.option("--dry-run", is_flag=True, help="Count them, and do nothing.")
-_ids = click.argument("ids", nargs=-1, metavar="[ID]...")
+_ids = click.argument("ids", nargs=-1, metavar="[ID]...", shell_complete=completing("ids"))
 
 
 @command()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from liteq.cli.front import Exit, Failure, Session, as_json, command, print_json
+from liteq.cli.front import Exit, Failure, Session, as_json, command, completing, print_json
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -44,7 +44,7 @@ def seconds_or_moment(text: str) -> float | datetime:
 
 
 @command()
-@click.argument("name")
+@click.argument("name", shell_complete=completing("tasks"))
 @click.option(
     "-a", "--args", type=json_list, metavar="JSON", default="[]", help="Positional arguments."
 )
@@ -99,7 +99,7 @@ def call(
 
 
 @command()
-@click.argument("id")
+@click.argument("id", shell_complete=completing("ids"))
 @click.option("--wait", type=click.FloatRange(min=0), metavar="SEC", help="Wait for its end.")
 @click.option("--traceback", "with_traceback", is_flag=True, help="Show the error's traceback.")
 @click.option("-t", "--task", hidden=True)

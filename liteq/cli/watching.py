@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from liteq.cli.front import Exit, Session, command
+from liteq.cli.front import Exit, Session, command, completing
 from liteq.cli.output import STATE_COLOURS, shown, span
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _SPINNER: Final = "|/-\\"
 
 
 @command()
-@click.argument("id")
+@click.argument("id", shell_complete=completing("ids"))
 @click.option(
     "--timeout", type=click.FloatRange(min=0), metavar="SEC", help="Give up after this long."
 )

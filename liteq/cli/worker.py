@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from liteq.cli.front import VERSION, Session, command, names
+from liteq.cli.front import VERSION, Session, command, completing, names
 from liteq.cli.pidfile import holding
 
 if TYPE_CHECKING:
@@ -107,6 +107,7 @@ _OPTIONS = [
         type=names,
         metavar="A,B",
         envvar="LITEQ_QUEUES",
+        shell_complete=completing("queues"),
         help="Consume these queues only; high:3,low:1 in turns, by weight.",
     ),
     click.option(

@@ -1,0 +1,107 @@
+"""`liteq completion`, and what a shell is told: commands, options, queues, tasks, ids.
+
+Nothing of the app is imported at a press of TAB: queues, names of tasks and ids come from
+the store that `health` would ask, the latest that it has. Where no store is found, or it is
+slow to answer, there is nothing to complete, and no error either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+from click.shell_completion import CompletionItem
+
+from liteq.cli.front import Session, command
+
+if TYPE_CHECKING:
+    from liteq.brokers.base import Broker
+
+__all__ = ["complete_ids", "complete_queues", "complete_tasks", "completion"]
+
+SHELLS: Final = ("bash", "zsh", "fish")
+_LOOKED_AT: Final = 500
+_ASKED: Final = {"socket_timeout": 0.5, "socket_connect_timeout": 0.5, "busy_timeout": 0.2}
+
+
+@command()
+@click.argument("shell", type=click.Choice(SHELLS))
+def completion(shell: str) -> None:
+    """Print a script that completes liteq's words in a shell.
+
+    \b
+    eval "$(liteq completion bash)"               in ~/.bashrc
+    eval "$(liteq completion zsh)"                in ~/.zshrc
+    liteq completion fish > ~/.config/fish/completions/liteq.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    from liteq.cli import cli
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    click.echo(kind(cli, {}, "liteq", "_LITEQ_COMPLETE").source())
+
+
+def complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    """Complete the id of a task that the store has."""
+
+    def ids(broker: Broker) -> list[CompletionItem]:
+        if incomplete:
+            return [CompletionItem(id) for id in broker.complete(incomplete, 20)]
+        from liteq.brokers.searching import Search
+
+        return [
+            CompletionItem(one.id, help=f"{one.task} {one.state}")
+            for one in islice(broker.find(Search()), 20)
+        ]
+
+    return _from_store(ctx, ids)
+
+
+def complete_tasks(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    """Complete the name of a task, of those that were sent lately."""
+
+    def names(broker: Broker) -> list[CompletionItem]:
+        from liteq.brokers.searching import Search
+
+        found = {one.task for one in islice(broker.find(Search()), _LOOKED_AT)}
+        return [CompletionItem(name) for name in sorted(found) if name.startswith(incomplete)]
+
+    return _from_store(ctx, names)
+
+
+def complete_queues(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    """Complete the name of a queue that has work or a worker; of several, the last."""
+    before, comma, last = incomplete.rpartition(",")
+
+    def names(broker: Broker) -> list[CompletionItem]:
+        found = {*broker.counts(), *(name for w in broker.workers() for name in w.queues)}
+        return [
+            CompletionItem(before + comma + name)
+            for name in sorted(found)
+            if name.startswith(last)
+        ]
+
+    return _from_store(ctx, names)
+
+
+def _from_store(
+    ctx: click.Context, look: Callable[[Broker], list[CompletionItem]]
+) -> list[CompletionItem]:
+    from liteq.brokers import connect
+    from liteq.exceptions import LiteqError
+    from liteq.health import store_url
+
+    given = ctx.find_root().ensure_object(Session).options.get("broker")
+    try:
+        url, options = store_url(given)
+        broker = connect(url, {**options, **_ASKED})
+        try:
+            return look(broker)
+        finally:
+            broker.close()
+    except LiteqError:
+        return []  # no place for an error: the line is still being written

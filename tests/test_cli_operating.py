@@ -1,0 +1,748 @@
+"""`liteq db`, `doctor`, `health`, `systemd` and `completion`, as who operates a store meets
+them; and what holds of every command there is."""
+
+from __future__ import annotations
+
+import configparser
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import apsw
+import click
+import pytest
+import redis.asyncio  # noqa: F401 (or each command here would import it anew)
+import redis_server
+from terminal import Here, Project
+
+from liteq import doctor as examining
+from liteq import health
+from liteq.brokers import keeping
+from liteq.brokers.keeping import workers_alive
+from liteq.brokers.redis import RedisBroker
+from liteq.brokers.sqlite import SqliteBroker
+from liteq.cli import cli
+from liteq.cli.front import EXIT_CODES, Exit
+from liteq.discovery import find_app
+from liteq.exceptions import BrokerError, BrokerUnavailable, ImproperlyConfigured, SchemaError
+from liteq.message import Message
+from liteq.outcome import Succeeded
+
+
+def enqueue(broker: Any, number: int, **fields: Any) -> list[str]:
+    ids = [f"m{n}" for n in range(number)]
+    broker.enqueue([Message(id, "tasks.add", b"[[1,2],{}]", **fields) for id in ids])
+    return ids
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SqliteBroker]:
+    broker = SqliteBroker(tmp_path / "store", durability="normal")
+    yield broker
+    broker.close()
+
+
+# Backups
+
+
+def test_a_backup_is_a_whole_store_of_its_own(store: SqliteBroker, tmp_path: Path) -> None:
+    ids = enqueue(store, 3)
+    target = tmp_path / "backup" / "store.db"
+    target.parent.mkdir()
+
+    size = store.keeper().backup(target)
+
+    assert target.stat().st_size == size
+    assert target.stat().st_mode & 0o777 == 0o600
+    assert os.listdir(target.parent) == ["store.db"]
+    db = apsw.Connection(str(target), flags=apsw.SQLITE_OPEN_READONLY)
+    assert [id for (id,) in db.execute("SELECT id FROM message ORDER BY seq")] == ids
+    assert db.pragma("journal_mode") == "delete"
+    db.close()
+
+
+def test_a_backup_does_not_replace_a_file_and_leaves_none_half(
+    store: SqliteBroker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enqueue(store, 1)
+    target = tmp_path / "kept"
+    target.write_text("precious")
+
+    with pytest.raises(ImproperlyConfigured, match="is there already"):
+        store.keeper().backup(target)
+    with pytest.raises(ImproperlyConfigured, match="belongs on another disk"):
+        store.keeper().backup(tmp_path / "store" / "copy.db")
+    with pytest.raises(ImproperlyConfigured, match="is a folder"):
+        store.keeper().backup(tmp_path)
+
+    def break_off(*_: Any) -> None:
+        raise BrokerError("the disk is gone")
+
+    monkeypatch.setattr(keeping, "_copy", break_off)
+    with pytest.raises(BrokerError, match="the disk is gone"):
+        store.keeper().backup(target, force=True)
+    assert target.read_text() == "precious"
+    assert sorted(os.listdir(tmp_path)) == ["kept", "store"]
+
+
+@pytest.mark.process
+def test_backups_under_load_are_each_one_moment(store: SqliteBroker, tmp_path: Path) -> None:
+    writer = """
+import sys
+from liteq.brokers.sqlite import SqliteBroker
+from liteq.message import Message
+broker = SqliteBroker(sys.argv[1], durability="normal")
+n = 0
+while True:
+    broker.enqueue([Message(f"{n}-{part}", "t", b"[[],{}]") for part in range(5)])
+    if n == 0:
+        print("begun", flush=True)
+    n += 1
+"""
+    words = [sys.executable, "-c", writer, str(store.folder)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        counts = []
+        try:
+            for n in range(5):
+                store.keeper().backup(tmp_path / f"{n}.db")
+                db = apsw.Connection(str(tmp_path / f"{n}.db"))
+                assert db.pragma("quick_check") == "ok"
+                counts.append(db.execute("SELECT count(*) FROM message").get)
+                db.close()
+        finally:
+            process.kill()
+
+    assert all(count % 5 == 0 for count in counts), "half a transaction"
+    assert counts == sorted(counts)
+    assert counts[-1] > counts[0]
+
+
+def test_a_restore_brings_back_what_was_and_gives_back_what_ran(
+    store: SqliteBroker, tmp_path: Path
+) -> None:
+    enqueue(store, 3)
+    worker = store.register("w", ["default"], 1, {})
+    first, second = store.claim(worker, ["default"], 2)
+    store.settle(worker, second, Succeeded(b"1"))
+    store.keeper().backup(tmp_path / "b.db")
+    store.settle(worker, first, Succeeded(b"1"))
+    store.unregister(worker)
+    other = SqliteBroker(tmp_path / "store")  # a program that goes on while it is restored
+    other.enqueue([Message("late", "t", b"[[],{}]")])
+
+    aside = store.keeper().restore(tmp_path / "b.db")
+    again = store.reclaim()
+
+    assert again == 1
+    states = {id: record.state for id, record in other.get(["m0", "m1", "m2"]).items()}
+    assert states == {"m0": "queued", "m1": "succeeded", "m2": "queued"}
+    assert other.get(["late"]) == {}
+    other.enqueue([Message("after", "t", b"[[],{}]")])
+    assert store.get(["after"]).keys() == {"after"}
+    assert not store.settle(worker, first, Succeeded(b"stale"))
+    assert aside is not None
+    kept = apsw.Connection(str(aside))
+    assert kept.execute("SELECT count(*) FROM message WHERE id = 'late'").get == 1
+    kept.close()
+    assert store.keeper().check() == []
+    other.close()
+
+
+def test_a_restore_refuses_while_a_worker_lives(store: SqliteBroker, tmp_path: Path) -> None:
+    enqueue(store, 1)
+    store.keeper().backup(tmp_path / "b.db")
+    other = SqliteBroker(tmp_path / "store")
+    worker = other.register("w", ["default"], 1, {})
+
+    assert workers_alive(tmp_path / "store") == [f"{worker}.lock"]
+    with pytest.raises(BrokerError, match=r"stop the workers of .* first: 1 live"):
+        store.keeper().restore(tmp_path / "b.db")
+    with pytest.raises(BrokerError, match="1 workers live"):
+        store.keeper().vacuum(full=True)
+
+    other.unregister(worker)
+    store.keeper().restore(tmp_path / "b.db")
+    other.close()
+
+
+def test_a_damaged_store_makes_way_for_a_restored_one(
+    store: SqliteBroker, tmp_path: Path
+) -> None:
+    ids = enqueue(store, 200)
+    store.keeper().backup(tmp_path / "b.db")
+    store.close()
+    with open(tmp_path / "store" / "store.db", "r+b") as file:
+        file.seek(4096)
+        file.write(b"\xff" * 60_000)
+
+    assert store.keeper().check() != []
+    aside = store.keeper().restore(tmp_path / "b.db")
+
+    assert aside is not None
+    assert aside.exists()
+    assert len(store.get(ids)) == 200
+    assert store.keeper().check(full=True) == []
+
+
+def test_what_is_no_backup_is_refused(store: SqliteBroker, tmp_path: Path) -> None:
+    enqueue(store, 1)
+    (tmp_path / "text").write_text("no database" * 100)
+    foreign = apsw.Connection(str(tmp_path / "foreign"))
+    foreign.execute("CREATE TABLE t(a)")
+    foreign.close()
+    store.keeper().backup(tmp_path / "later")
+    later = apsw.Connection(str(tmp_path / "later"))
+    later.pragma("user_version", 99)
+    later.close()
+
+    for name, why in (
+        ("text", "no backup"),
+        ("foreign", "no backup"),
+        ("absent", "there is no"),
+    ):
+        with pytest.raises(ImproperlyConfigured, match=why):
+            store.keeper().restore(tmp_path / name)
+    with pytest.raises(SchemaError, match="made by a later liteq"):
+        store.keeper().restore(tmp_path / "later")
+    assert store.get(["m0"]).keys() == {"m0"}
+
+
+def test_a_vacuum_gives_space_back(store: SqliteBroker) -> None:
+    ids = [f"big{n}" for n in range(300)]
+    store.enqueue([Message(id, "t", b'["%s"]' % (b"x" * 9000)) for id in ids])
+    store.purge()
+
+    before, after = store.keeper().vacuum()
+    assert after < before / 5
+    assert store.keeper().vacuum(full=True).after <= after
+    assert store.keeper().stats()["free"] == 0
+
+
+def test_a_check_finds_what_hangs_in_the_air(store: SqliteBroker) -> None:
+    enqueue(store, 1)
+    store._database.write(
+        lambda db: db.execute(
+            "INSERT INTO attempt(message, number, outcome, ended_at) VALUES (77, 1, 'x', 0)"
+        ),
+        durable=False,
+    )
+
+    assert store.keeper().check() == ["1 attempts of messages that are gone"]
+
+
+# The commands of db
+
+
+def test_db_is_used_as_a_user_would(here: Here, tmp_path: Path) -> None:
+    assert here("db", "check").returncode == 3
+    assert here.ok("db", "migrate").startswith("made a new store, schema version ")
+    assert here.ok("db", "migrate").endswith(": nothing to do")
+    id = here.ok("call", "tasks.add", "-a", "[1, 2]")
+    file = tmp_path / "b.db"
+
+    assert here.ok("db", "backup", str(file)).startswith(f"{file}: ")
+    assert here("db", "backup", str(file)).returncode == 2
+    assert json.loads(here.ok("db", "backup", str(file), "--force", "--json"))["bytes"] > 4096
+    here.ok("purge", "-f")
+    refused = here("db", "restore", str(file), stdin="n\n")
+    restored = here("db", "restore", str(file), "-y")
+    stats = json.loads(here.ok("db", "stats", "--json"))
+
+    assert refused.returncode == 1
+    assert "Replace what" in refused.stderr
+    assert "what it held is in" in restored.stderr
+    assert [row["id"] for row in json.loads(here.ok("ls", "--json"))] == [id]
+    assert stats["states"] == {"queued": 1}
+    assert here.ok("db", "check", "--full") == "ok"
+    assert json.loads(here.ok("db", "check", "--json")) == {"ok": True, "problems": []}
+    assert re.fullmatch(r"[\d.]+ KiB before, [\d.]+ KiB now", here.ok("db", "vacuum"))
+    assert "queued  1" in here.ok("db", "stats")
+
+
+def test_a_damaged_store_ends_a_check_with_1(here: Here, tmp_path: Path) -> None:
+    here.ok("call", "tasks.add", "-a", "[1, 2]")
+    here.forget()
+    (path,) = tmp_path.glob("*.liteq")
+    with open(path / "store.db", "r+b") as file:
+        file.seek(8192)
+        file.write(b"\x55" * 30_000)
+
+    done = here("db", "check")
+    examined = here("doctor")
+
+    assert done.returncode == examined.returncode == 1
+    assert "restore a backup" in done.stderr
+    assert re.search(r"^fail  \w+", examined.stdout, re.MULTILINE)
+
+
+def test_on_redis_db_says_what_does_it_instead(
+    project: Project, here: Here, tmp_path: Path
+) -> None:
+    redis_server.require()
+    url = redis_server.shared()
+
+    for word, hint in (
+        ("backup x", "BGSAVE"),
+        ("restore x -y", "dump.rdb"),
+        ("vacuum", "MEMORY"),
+    ):
+        done = here("db", *word.split(), "-b", url)
+        assert done.returncode == 2
+        assert hint in done.stderr
+    assert here.ok("db", "check", "-b", url) == "ok"
+    assert here.ok("db", "migrate", "-b", url).endswith("nothing to do")
+    stats = json.loads(here.ok("db", "stats", "-b", url, "--json"))
+    assert stats["version"].split()[0] in ("redis", "valkey")
+    assert abs(stats["clock_skew"]) < 5
+
+
+# doctor
+
+
+def findings(here: Here, *words: str) -> dict[str, dict[str, str]]:
+    done = here("doctor", "--json", *words)
+    return {found["name"]: found for found in json.loads(done.stdout)}
+
+
+def test_a_doctor_finds_nothing_in_a_sound_project(here: Here) -> None:
+    empty = here("doctor")
+    here.ok("call", "tasks.add", "-a", "[1, 2]")
+    here.burst()
+    done = here("doctor")
+    found = findings(here)
+
+    assert empty.returncode == done.returncode == 0
+    assert "made at the first call" in empty.stdout
+    assert all(line.startswith("ok ") for line in done.stdout.splitlines()), done.stdout
+    assert re.fullmatch(r"\d+ ok, 0 warn, 0 fail\n", done.stderr)
+    for name in ("file system", "locking", "disk", "schema", "integrity", "wal", "sqlite"):
+        assert found[name]["level"] == "ok"
+
+
+def test_a_doctor_says_what_waits_in_vain(here: Here) -> None:
+    here.ok("call", "tasks.add", "-a", "[1, 2]", "--queue", "lonely")
+    broker = find_app("tasks").app.broker
+    broker.enqueue([Message("strange", "other.task", b"[[],{}]")])
+    broker.enqueue([Message("broken", "tasks.add", b"{", "b")])
+    worker = broker.register("w", ["default"], 1, {})
+    broker.claim(worker, ["default"], tasks=frozenset({"tasks.add"}))
+    broker.unregister(worker)
+    here.forget()
+    find_app("tasks").app.run_until_empty(queues=["b"])
+
+    found = findings(here)
+
+    assert found["queues"]["what"] == "no worker consumes default, lonely"
+    assert found["queues"]["advice"] == "liteq worker -Q default,lonely"
+    assert "other.task" in found["parked"]["what"]
+    assert found["dead letters"] == {
+        "name": "dead letters",
+        "level": "warn",
+        "what": "1",
+        "advice": "look at them: `liteq dead list`",
+    }
+    assert here("doctor").returncode == 0
+
+
+def test_a_doctor_fails_what_cannot_be_relied_on(
+    project: Project, here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here.ok("call", "tasks.add", "-a", "[1, 2]")
+    here.forget()
+    (folder,) = tmp_path.glob("*.liteq")
+    folder.chmod(0o777)
+    open_to_all = here("doctor")
+    assert open_to_all.returncode == 1
+    assert f"chmod 700 {folder}" in open_to_all.stdout
+    folder.chmod(0o700)
+
+    monkeypatch.setattr(examining, "filesystem_of", lambda folder: "nfs4")
+    assert "on nfs4, where SQLite's WAL loses commits" in here("doctor").stdout
+    monkeypatch.undo()
+
+    project.write("tasks.py", "1/0")
+    monkeypatch.chdir(project.folder)
+    broken = here("doctor")
+    assert broken.returncode == 1
+    assert "ZeroDivisionError" in broken.stdout
+
+
+def test_a_doctor_looks_at_redis(here: Here, tmp_path: Path) -> None:
+    redis_server.require()
+    url = f"{redis_server.shared()}&namespace={redis_server.namespace_of(tmp_path)}"
+
+    found = findings(here, "-b", url)
+    gone = here("doctor", "-b", "redis://127.0.0.1:1")
+
+    assert found["redis"]["level"] == "ok"
+    assert found["eviction"]["level"] == "ok"
+    assert found["clock"]["level"] == "ok"
+    assert found["persistence"]["level"] in ("ok", "warn")
+    assert found["queues"]["level"] == "ok"
+    assert gone.returncode == 1
+    assert "cannot be reached" in gone.stdout
+    assert "start the server, or correct the URL" in gone.stdout
+
+
+@pytest.mark.parametrize(
+    ("facts", "name", "level", "advice"),
+    [
+        ({"version": "redis 6.0.9"}, "redis", "fail", "6.2 or later is needed"),
+        ({"version": "valkey 8.1.0"}, "redis", "ok", ""),
+        ({"persistence": "nothing is persisted"}, "persistence", "warn", "appendonly yes"),
+        ({"last_save": "err"}, "persistence", "fail", "the server's log"),
+        ({"policy": "allkeys-lru"}, "eviction", "warn", "noeviction"),
+        ({"memory": 95, "maxmemory": 100}, "memory", "warn", "raise maxmemory"),
+        ({"clock_skew": -7.0}, "clock", "warn", "NTP"),
+    ],
+)
+def test_a_doctor_judges_a_server(
+    facts: dict[str, Any], name: str, level: str, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis_server.require()
+    broker = RedisBroker(redis_server.shared(), namespace="doctor")
+    whole = {
+        "persistence": "append-only file",
+        "policy": "noeviction",
+        "version": "redis 7.2.0",
+        "clock_skew": 0.0,
+        **facts,
+    }
+    monkeypatch.setattr(broker, "facts", lambda: whole)
+
+    found = [one for one in examining.examine(broker) if one.name == name]
+
+    assert found[-1].level == level
+    assert advice in found[-1].advice
+    broker.close()
+
+
+# health
+
+
+def test_a_worker_is_healthy_while_it_lives_and_beats(
+    store: SqliteBroker, here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"sqlite://{tmp_path / 'store'}"
+    store.counts()
+    nobody = here("health", "-b", url)
+    worker = store.register("w@host", ["default"], 1, {})
+    ready = here("health", "ready", "-b", url)
+    live = json.loads(here.ok("health", "live", "-b", url, "--json"))
+    later = health.system_clock.steady() + 90
+    monkeypatch.setattr(health.system_clock, "steady", lambda: later)
+    stale = here("health", "-b", url)
+    fresh = here("health", "-b", url, "--max-age", "120")
+    store.unregister(worker)
+    gone = here("health", "-b", url)
+
+    assert nobody.returncode == stale.returncode == gone.returncode == 5
+    assert nobody.stderr == (
+        f"liteq: no live worker on {socket.gethostname()}: no worker is registered\n"
+    )
+    assert ready.stdout.startswith(f"w@host  pid {os.getpid()}  heartbeat ")
+    assert live["ok"] is True
+    assert live["workers"][0]["pid"] == os.getpid()
+    assert re.search(r"heartbeat, of w@host, is (89|90) s old", stale.stderr)
+    assert fresh.returncode == ready.returncode == 0
+
+
+@pytest.mark.process
+def test_a_killed_worker_is_dead_at_once(here: Here, tmp_path: Path) -> None:
+    script = """
+import os, sys
+from liteq.brokers.sqlite import SqliteBroker
+SqliteBroker(sys.argv[1]).register("w", ["default"], 1, {})
+os.kill(os.getpid(), 9)
+"""
+    folder = tmp_path / "store"
+    subprocess.run([sys.executable, "-c", script, str(folder)], check=False)
+
+    done = here("health", "live", "-b", str(folder))
+
+    assert done.returncode == 5
+    assert "w has died" in done.stderr
+
+
+def test_a_store_out_of_reach_is_no_reason_to_restart_a_worker(
+    here: Here, tmp_path: Path
+) -> None:
+    for url in (str(tmp_path / "absent"), "redis://127.0.0.1:1/0"):
+        ready, live = here("health", "-b", url), here("health", "live", "-b", url)
+        assert ready.returncode == 6
+        assert live.returncode == 0
+        assert "whether a worker lives is not known" in live.stderr
+    assert not (tmp_path / "absent").exists()
+
+
+def test_health_of_workers_on_redis_is_read_over_a_plain_socket(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis_server.require()
+    url = redis_server.shared()
+    namespace = redis_server.namespace_of(tmp_path)
+    broker = RedisBroker(url, namespace=namespace)
+    worker = broker.register("w@host", ["a", "b"], 1, {})
+
+    (pulse,) = health.pulses(url, {"namespace": namespace})
+    (same,) = health._through_client(url, {"namespace": namespace})
+    done = here("health", "-b", f"{url}&namespace={namespace}")
+    with pytest.raises(BrokerUnavailable, match="cannot be reached"):
+        health.pulses("redis://127.0.0.1:1/0", {})
+
+    assert (pulse.name, pulse.hostname, pulse.pid) == ("w@host", same.hostname, os.getpid())
+    assert pulse.age < 30
+    assert done.stdout.startswith("w@host  pid ")
+    broker.unregister(worker)
+    assert health.pulses(url, {"namespace": namespace}) == []
+    broker.close()
+
+
+def test_health_imports_neither_the_app_nor_its_machinery(
+    project: Project, store: SqliteBroker
+) -> None:
+    store.counts()
+    project.write("tasks.py", "raise SystemExit('the app was imported')")
+    code = (
+        "import sys\nfrom liteq.cli import main\n"
+        f"main(['health', '-b', {str(store.folder)!r}])\n"
+        "heavy = {'liteq.app', 'liteq.config', 'liteq.brokers.sqlite', 'logging', 'redis',\n"
+        "         'tasks', 'asyncio', 'multiprocess', 'json', 'rich'}\n"
+        "print('HEAVY', sorted(heavy & set(sys.modules)))\n"
+    )
+
+    assert project.python(code).endswith("HEAVY []")
+
+
+def test_health_finds_the_store_that_is_there(
+    here: Here, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    which = here("health")
+    here.ok("call", "tasks.add", "-a", "[1, 2]")
+    assert here("health").returncode == 5
+    project.write("liteq.toml", 'broker_url = "sqlite:///nowhere/x.liteq"')
+    assert "there is no store at /nowhere/x.liteq/store.db" in here("health").stderr
+    monkeypatch.setenv("LITEQ_BROKER_URL", "memory://")
+    assert here("health").returncode == 6
+
+    assert which.returncode == 2
+    assert "name it with -b or LITEQ_BROKER_URL" in which.stderr
+
+
+# systemd
+
+
+def test_units_are_printed_for_the_app(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LITEQ_BROKER_URL", "sqlite:///srv/100%/shop.liteq")
+    monkeypatch.setenv("LITEQ_RESULT_BACKEND", "")
+    text = here.ok("systemd", "--user", "shop", "-Q", "mail", "-c", "3", "--grace", "40")
+    unit = configparser.ConfigParser(strict=False, interpolation=None)
+    unit.optionxform = str  # type: ignore[assignment, method-assign]
+    unit.read_string(text)
+
+    service = unit["Service"]
+    assert text.startswith("# shop-worker.service\n")
+    assert service["ExecStart"].endswith(" worker -A tasks:app --grace 40 -Q mail -c 3")
+    assert service["Type"] == "notify"
+    assert service["TimeoutStopSec"] == "75"
+    assert service["User"] == "shop"
+    assert service["RestartPreventExitStatus"] == "2 7 8"
+    assert 'Environment="LITEQ_BROKER_URL=sqlite:///srv/100%%/shop.liteq"' in text
+
+
+def test_units_hold_no_secret(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LITEQ_BROKER_URL", "redis://user:swordfish@host/0")
+
+    text = here.ok("systemd")
+
+    assert "swordfish" not in text
+    assert "# LITEQ_BROKER_URL has a secret: put it into EnvironmentFile=" in text
+
+
+def test_units_are_written_for_instances_and_beat(here: Here, tmp_path: Path) -> None:
+    out = tmp_path / "units"
+    written = here.ok("systemd", "--template", "--beat", "-o", str(out), "--name", "x")
+
+    assert written.splitlines() == [f"{out}/x-worker@.service", f"{out}/x-beat.service"]
+    assert "-Q %i\n" in (out / "x-worker@.service").read_text()
+    assert " beat -A tasks:app\n" in (out / "x-beat.service").read_text()
+    assert here("systemd", "--template", "-Q", "a").returncode == 2
+
+
+def test_units_are_right_for_systemd(here: Here, tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("no systemd here")
+    user = os.environ.get("USER", "root")
+    here.ok("systemd", "--beat", "-o", str(tmp_path), "--name", "x", "--user", user)
+    for file in ("x-worker.service", "x-beat.service"):
+        words = ["systemd-analyze", "verify", str(tmp_path / file)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert file not in done.stderr, done.stderr
+
+
+# Completion
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_completion_script_is_printed(here: Here, shell: str, tmp_path: Path) -> None:
+    text = here.ok("completion", shell)
+
+    assert f"_LITEQ_COMPLETE={shell}_complete" in text
+    if (program := shutil.which(shell)) is not None:
+        file = tmp_path / "script"
+        file.write_text(text)
+        subprocess.run([program, "-n", str(file)], check=True)
+
+
+def completed(project: Project, line: str) -> list[str]:
+    """Return what bash is told when TAB is pressed at the end of this line."""
+    words = line.split(" ")
+    done = project(
+        _LITEQ_COMPLETE="bash_complete", COMP_WORDS=line, COMP_CWORD=str(len(words) - 1)
+    )
+    return [found.partition(",")[2] for found in done.stdout.splitlines() if found]
+
+
+@pytest.mark.process
+def test_commands_options_and_what_the_store_has_are_completed(project: Project) -> None:
+    broker = SqliteBroker(project.folder / "shop.liteq", durability="normal")
+    enqueue(broker, 2, queue="mail")
+    broker.enqueue([Message("x", "shop.charge", b"[[],{}]", "default")])
+    broker.close()
+    project.write("tasks.py", "raise SystemExit('the app was imported')")
+
+    assert completed(project, "liteq wo") == ["worker", "workflow"]
+    assert "--since" in completed(project, "liteq ls --si")
+    assert completed(project, "liteq show m") == ["m0", "m1"]
+    assert completed(project, "liteq ls -Q ") == ["default", "mail"]
+    assert completed(project, "liteq worker -Q default,m") == ["default,mail"]
+    assert completed(project, "liteq call sh") == ["shop.charge"]
+    assert completed(project, "liteq -b redis://127.0.0.1:1 show m") == []
+
+
+# Errors
+
+
+def test_an_error_is_one_line_and_its_traceback_is_for_who_asks(here: Here) -> None:
+    plain = here("ls", "-b", "redis://127.0.0.1:1")
+    verbose = here("-v", "ls", "-b", "redis://127.0.0.1:1")
+
+    assert plain.returncode == verbose.returncode == 6
+    assert len(plain.stderr.splitlines()) == 1
+    assert "Traceback (most recent call last)" in verbose.stderr
+    assert verbose.stderr.endswith(plain.stderr)
+
+
+# Tables
+
+
+@pytest.mark.process
+def test_a_terminal_gets_a_drawn_table_and_a_pipe_a_plain_one(
+    project: Project, here: Here
+) -> None:
+    here.ok("call", "tasks.add", "-a", "[1, 2]")
+    here.forget()
+    environ = {**project.environ, "COLUMNS": "160", "TERM": "xterm"}
+    environ.pop("NO_COLOR")
+
+    def at_terminal(**more: str) -> str:
+        reading, writing = os.openpty()
+        words = [sys.executable, "-m", "liteq", "ls"]
+        env = environ | more
+        subprocess.run(words, cwd=project.folder, env=env, stdout=writing, check=True)
+        os.close(writing)
+        text = b""
+        while True:
+            try:
+                some = os.read(reading, 65_536)
+            except OSError:  # the end, at a terminal
+                break
+            if not some:
+                break
+            text += some
+        os.close(reading)
+        return text.decode()
+
+    drawn, plain = at_terminal(), at_terminal(NO_COLOR="1")
+
+    assert "─" in drawn
+    assert "\x1b[1m" in drawn
+    assert "\x1b" not in plain
+    assert "─" not in plain
+    assert "─" not in here.ok("ls")
+
+
+# All commands
+
+
+def commands() -> Iterator[tuple[str, click.Command]]:
+    """Yield every command there is and its words."""
+    todo: list[tuple[str, click.Command]] = [("", cli)]
+    while todo:
+        words, command = todo.pop()
+        yield words, command
+        if isinstance(command, click.Group):
+            context = click.Context(command)
+            for name in command.list_commands(context):
+                found = command.get_command(context, name)
+                assert found is not None
+                todo.append((f"{words} {name}".strip(), found))
+
+
+def visible() -> set[str]:
+    return {words for words, command in ALL if not command.hidden}
+
+
+ALL = sorted(commands(), key=lambda one: one[0])
+# What only shows something gives it as JSON, too. These print a script, a log or a screen.
+READERS = re.compile(
+    r"ls|show|result|queues|config|report|doctor|health|inspect.*|status|"
+    r"(.* )?(list|show|stats|check)"
+)
+
+
+@pytest.mark.parametrize(("words", "command"), ALL, ids=[words or "liteq" for words, _ in ALL])
+def test_every_command_explains_itself(here: Here, words: str, command: click.Command) -> None:
+    done = here(*words.split(), "--help")
+
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert command.help
+    first = command.help.splitlines()[0]
+    assert first.endswith(".")
+    assert len(first) <= 80
+    assert first[0].isupper()
+    for param in command.params:
+        if isinstance(param, click.Option) and not param.hidden and param.help is not None:
+            assert param.help.endswith((".", ")", "]", "…", "d", "e")), param.name
+    flags = {flag for param in command.params for flag in (*param.opts, *param.secondary_opts)}
+    if READERS.fullmatch(words) and not command.hidden:
+        assert "--json" in flags, "a command that reads has no --json"
+    assert {"-A", "-b", "-q", "-v"} <= flags, "no global options"
+
+
+def test_the_reference_has_every_command_and_no_other() -> None:
+    page = (Path(__file__).parent.parent / "docs/reference/cli.md").read_text()
+    shown = {found.strip() for found in re.findall(r"\{liteq-help\}(.*)$", page, re.MULTILINE)}
+    assert shown == visible()
+
+
+def test_the_exit_codes_are_documented_in_one_place_each() -> None:
+    page = (Path(__file__).parent.parent / "docs/reference/exit-codes.md").read_text()
+    for code in Exit:
+        assert re.search(rf"^\| {code:d} \|", page, re.MULTILINE), code
+        if code != Exit.INTERRUPTED:
+            assert re.search(rf"^  {code:d} +\S", EXIT_CODES, re.MULTILINE), code
+
+
+def test_the_list_of_exit_codes_ends_the_first_help(here: Here) -> None:
+    assert EXIT_CODES.splitlines()[1] in here.ok("--help")
