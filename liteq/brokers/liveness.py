@@ -14,9 +14,10 @@ import os
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from liteq.brokers.base import WorkerInfo
+if TYPE_CHECKING:
+    from liteq.brokers.base import WorkerInfo  # the probes of `liteq.health` go without
 
 __all__ = ["LockFiles", "boot_id", "lock_name", "present"]
 
