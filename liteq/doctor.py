@@ -357,13 +357,22 @@ def _version(text: str | None) -> tuple[Level, str, str]:
 def _work(broker: Broker) -> Iterator[Finding]:
     workers = broker.workers()
     counts = broker.counts()
-    silent = [w.name for w in workers if w.beat_age > broker.lease_timeout / 2]
-    if silent:
+    known = broker.roster()
+    stuck = [f"{worker.name} (pid {worker.pid})" for worker in known if worker.state == "stuck"]
+    died = [worker.name for worker in known if worker.state == "dead"]
+    if stuck:
         yield Finding(
             "workers",
             "warn",
-            f"{len(silent)} of {len(workers)} give no sign: {_some(silent)}",
+            f"{len(workers)} live, {len(stuck)} give no sign: {_some(stuck)}",
             "stopped or stuck? `kill -USR1` their processes prints their stacks",
+        )
+    elif died:
+        yield Finding(
+            "workers",
+            "warn",
+            f"{len(workers)} live, died lately: {_some(died)}",
+            "start them again; see their logs for why",
         )
     else:
         yield Finding("workers", "ok", f"{len(workers)} live")

@@ -21,6 +21,7 @@ import pytest
 import redis.asyncio  # noqa: F401 (or each command here would import it anew)
 import redis_server
 from terminal import Here, Project
+from world import FakeClock
 
 from liteq import doctor as examining
 from liteq import health
@@ -351,6 +352,22 @@ def test_a_doctor_says_what_waits_in_vain(here: Here) -> None:
         "advice": "look at them: `liteq dead list`",
     }
     assert here("doctor").returncode == 0
+
+
+def test_a_doctor_tells_the_stuck_from_the_live(tmp_path: Path, clock: FakeClock) -> None:
+    broker = SqliteBroker(tmp_path / "store", clock=clock)
+    broker.register("w@host", ["default"], 1, {})
+
+    def workers() -> tuple[str, str]:
+        [found] = [one for one in examining.examine(broker) if one.name == "workers"]
+        return found.level, found.what
+
+    live = workers()
+    clock.advance(broker.lease_timeout + 1)
+
+    assert live == ("ok", "1 live")
+    assert workers() == ("warn", f"0 live, 1 give no sign: w@host (pid {os.getpid()})")
+    broker.close()
 
 
 def test_a_doctor_fails_what_cannot_be_relied_on(
