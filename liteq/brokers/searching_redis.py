@@ -1,7 +1,7 @@
 """Searching a Redis store: a script for each slice of each place where messages are.
 
 Most places are in the order of arrival. What is delayed, parked or running is in another
-and is looked through as a whole, the latest `_HELD` of it at a time.
+and is looked through as a whole, to hold the latest of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from liteq.brokers.searching import Found, Search, latest_first
 __all__ = ["complete", "find"]
 
 _SLICE: Final = 200  # messages that one script looks at: less than a millisecond
-_HELD: Final = 10_000
+_SLICE_OUT_OF_ORDER: Final = 1_000  # of which most are not even read
 _ENDED: Final = "SFRI"
 
 Call = Callable[..., list[bytes | None]]
@@ -85,25 +85,38 @@ def _walk(call: Call, place: Place, search: Search, before: int | None) -> Itera
         yield from sorted(found, reverse=True)
 
 
+# Most callers want a screenful, and whoever wants all takes more at a time.
+_HELD: Final = (100, 1_000, 10_000)
+
+
 def _sorted(call: Call, place: Place, search: Search, before: int | None) -> Iterator[Found]:
     kind, key, letters = place
 
-    def whole() -> Iterator[Found]:
+    sizes = iter(_HELD)
+    size = next(sizes)
+    while True:
+        latest: list[Found] = []
         following: str | None = "0"
         while following is not None:
-            following, found = _look(call, kind, key, following, letters, search)
-            yield from (one for one in found if before is None or one.number < before)
-
-    while True:
-        found = nlargest(_HELD, whole())
-        yield from found
-        if len(found) < _HELD:
+            least = latest[-1].number if len(latest) == size else None
+            following, found = _look(call, kind, key, following, letters, search, least)
+            latest += (one for one in found if before is None or one.number < before)
+            latest = nlargest(size, latest)
+        yield from latest
+        if len(latest) < size:
             return
-        before = found[-1].number
+        before = latest[-1].number
+        size = next(sizes, size)
 
 
 def _look(
-    call: Call, kind: str, key: str, following: str, letters: str, search: Search
+    call: Call,
+    kind: str,
+    key: str,
+    following: str,
+    letters: str,
+    search: Search,
+    above: int | None = None,
 ) -> tuple[str | None, list[Found]]:
     fields = Fields(
         call(
@@ -111,7 +124,7 @@ def _look(
             kind,
             key,
             following,
-            _SLICE,
+            _SLICE_OUT_OF_ORDER if kind == "u" else _SLICE,
             letters,
             search.queue,
             search.task,
@@ -121,6 +134,7 @@ def _look(
             search.reason,
             search.died_since,
             search.died_until,
+            above,
         )
     )
     behind = fields.one()

@@ -101,12 +101,13 @@ def test_many_in_all_places_are_found_once_and_in_order(
     if small:
         for module, name in (
             (searching_redis, "_SLICE"),
-            (searching_redis, "_HELD"),
+            (searching_redis, "_SLICE_OUT_OF_ORDER"),
             (searching_sqlite, "_WALKED"),
             (searching_sqlite, "_GIVEN"),
         ):
             monkeypatch.setattr(module, name, 3)
         monkeypatch.setattr(searching_sqlite, "_SORTED", 8)
+        monkeypatch.setattr(searching_redis, "_HELD", (2, 3))
     worker = enlist(broker, "a", "b")
     made = []
     for n in range(48):

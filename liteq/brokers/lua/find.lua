@@ -8,7 +8,7 @@
 --           another attempt (which is then neither q nor d)
 --      [9]  the queue     [10] the task, a pattern of * and ?     [11] enqueued since, [12] until
 --      [13] "1" for dead letters only     [14] a text in why     [15] died since, [16] until;
---           each "" for any
+--           each "" for any     [17] of u and r: only numbers above this one
 -- Answers   where to go on ("-" if that was all); for each: number, id, task, queue, letter
 
 local place, key, from, most = ARGV[4], P .. ARGV[5], ARGV[6], tonumber(ARGV[7])
@@ -16,6 +16,7 @@ local letters, queue, pattern = given(ARGV[8]), given(ARGV[9]), given(ARGV[10])
 local since, till = tonumber(ARGV[11]), tonumber(ARGV[12])
 local dead, reason = given(ARGV[13]), given(string.lower(ARGV[14]))
 local died_since, died_till = tonumber(ARGV[15]), tonumber(ARGV[16])
+local above = tonumber(ARGV[17])
 local BAND = 17592186044416  -- see `rank` in ends.lua
 
 -- Compare with a pattern by going back to the last star only: no pattern takes long.
@@ -43,6 +44,7 @@ end
 
 local found = {}
 local function look(id)
+  if above and tonumber(call('HGET', P .. 'm:' .. id, 'n') or 0) <= above then return end
   local n, g, s, r, Q, X, Z =
     unpack(call('HMGET', P .. 'm:' .. id, 'n', 'g', 's', 'r', 'Q', 'X', 'Z'))
   if not n then return end
