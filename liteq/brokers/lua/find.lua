@@ -89,7 +89,8 @@ elseif place == 'q' then  -- the latest of each priority, down to where one gave
   end
   if least >= 0 then following = least end
 elseif place == 'u' then
-  local some = call('ZRANGE', key, from, tonumber(from) + most - 1)
+  -- From behind: what is due last has mostly come last, and the rest is then passed over.
+  local some = call('ZREVRANGE', key, from, tonumber(from) + most - 1)
   for _, id in ipairs(some) do look(id) end
   if #some == most then following = tonumber(from) + most end
 else
