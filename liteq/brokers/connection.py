@@ -52,7 +52,7 @@ T = TypeVar("T")
 
 _GATE: Final = "gate"
 _SAFE_SQLITE: Final = (3, 51, 3)  # earlier ones can corrupt a WAL that two connections reset
-_WAL_BACKSTOP: Final = 4_000  # pages (16 MiB): a producer checkpoints only beyond this
+_WAL_BACKSTOP: Final = 4_000  # pages (16 MiB): others than workers checkpoint beyond this
 _RESERVE: Final = 32 * 1024 * 1024  # bytes of disk kept for settling when producers fill it
 
 
@@ -84,6 +84,7 @@ class Database:
         self.allow_network_filesystem = allow_network_filesystem
         self.identity: tuple[int, int] | None = None
         self.wal_pages = 0
+        self.wal_limit = _WAL_BACKSTOP
         self._local = threading.local()
         self._handles: weakref.WeakSet[_Handle] = weakref.WeakSet()
         self._memory = _Handle(self) if folder is None else None
@@ -136,9 +137,11 @@ class Database:
                     if not db.get_autocommit():
                         db.execute("ROLLBACK")
                     raise
-                return answer
             finally:
                 handle.leave_gate()
+            if self.wal_pages > self.wal_limit:
+                handle.shorten_wal()
+            return answer
         except apsw.Error as exc:
             raise self._translate(handle, exc) from exc
         finally:
@@ -159,9 +162,12 @@ class Database:
             handle.pass_gate()
             try:
                 db.execute(sql, bindings)
-                return db.changes()
+                changed = db.changes()
             finally:
                 handle.leave_gate()
+            if self.wal_pages > self.wal_limit:
+                handle.shorten_wal()
+            return changed
         except apsw.Error as exc:
             raise self._translate(handle, exc) from exc
         finally:
@@ -466,6 +472,24 @@ class _Handle:
             else:
                 return
 
+    def shorten_wal(self) -> None:
+        """Move the WAL into the database: no worker has.
+
+        Most of it while others go on writing: under the gate, all of them would wait for
+        megabytes and two syncs. The rest under the gate, for only when all has been
+        moved does the next writer begin the WAL anew.
+        """
+        # Should a reader keep us from it: try again a thousand pages later, not each time.
+        self.database.wal_limit = self.database.wal_pages + 1_000
+        db = self.connection()
+        with contextlib.suppress(apsw.BusyError):  # another process is at it
+            db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            self.pass_gate()
+            try:
+                db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            finally:
+                self.leave_gate()
+
     def leave_gate(self) -> None:
         if self.gate >= 0:
             fcntl.flock(self.gate, fcntl.LOCK_UN)
@@ -503,8 +527,8 @@ class _WalHook:
     def __call__(self, db: apsw.Connection, _name: str, pages: int) -> int:
         if (database := self._database()) is not None:
             database.wal_pages = pages
-        if pages > _WAL_BACKSTOP and pages % 1000 < 8:  # no worker has kept the WAL short
-            db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            if pages < _WAL_BACKSTOP:
+                database.wal_limit = _WAL_BACKSTOP
         return apsw.SQLITE_OK
 
 

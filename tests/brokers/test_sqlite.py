@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -1145,3 +1146,69 @@ def test_a_settle_that_failed_anywhere_may_be_repeated(
         return failed
 
     assert fail_everywhere(disk, attempt) > 1
+
+
+# The WAL, where no worker keeps it short
+
+
+class Interrupting(apsw.VFS):
+    """A file system that does something, once, in the middle of a checkpoint: when it syncs
+    the database."""
+
+    def __init__(self) -> None:
+        self.then: Callable[[], object] | None = None
+        self.base = apsw.vfs_names()[0]
+        super().__init__("interrupting", self.base, makedefault=True)
+
+    def xOpen(self, name: Any, flags: Any) -> apsw.VFSFile:  # noqa: N802 (SQLite's name)
+        vfs = self
+
+        class File(apsw.VFSFile):
+            def __init__(self) -> None:
+                path = name.filename() if isinstance(name, apsw.URIFilename) else name
+                self.database = bool(path) and path.endswith("store.db")
+                super().__init__(vfs.base, name, flags)
+
+            def xSync(self, flags: int) -> None:  # noqa: N802
+                then = vfs.then
+                if self.database and then is not None:
+                    vfs.then = None
+                    then()
+                super().xSync(flags)
+
+        return File()
+
+
+def test_others_send_on_while_one_moves_the_wal(
+    tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "_WAL_BACKSTOP", 20)
+    sent = []
+    with contextlib.ExitStack() as stack:
+        disk = Interrupting()
+        stack.callback(disk.unregister)
+        store = Store("sqlite", tmp_path, clock)
+        broker, other = (
+            stack.enter_context(contextlib.closing(store.open(busy_timeout=0.2)))
+            for _ in range(2)
+        )
+        other.enqueue([make()])
+        disk.then = lambda: sent.append(other.enqueue([make()]))
+        for _ in range(30):
+            broker.enqueue([make()])
+
+    assert len(sent) == 1
+
+
+def test_producers_alone_keep_the_wal_short(
+    tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "_WAL_BACKSTOP", 100)
+    brokers = [Store("sqlite", tmp_path, clock).open() for _ in range(3)]
+    for turn in range(600):
+        brokers[turn % 3].enqueue([make()])
+    pages = (tmp_path / "store" / "store.db-wal").stat().st_size // 4096
+    for broker in brokers:
+        broker.close()
+
+    assert pages < 200
