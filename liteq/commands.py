@@ -9,8 +9,6 @@ the letter was signed with it, lately, for this worker, and for the first time.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -252,6 +250,8 @@ class Keys:
         return fields
 
     def _is_signed(self, signature: str, about: str, body: bytes) -> bool:
+        import hmac  # late: it brings OpenSSL, which nobody needs who signs nothing
+
         given = signature.encode("latin-1", "replace")
         return any(
             hmac.compare_digest(self._sign(key, about, body).encode(), given)
@@ -260,7 +260,9 @@ class Keys:
 
     @staticmethod
     def _sign(key: bytes, about: str, body: bytes) -> str:
-        return hmac.new(key, about.encode() + b"\0" + body, hashlib.sha256).hexdigest()
+        import hmac
+
+        return hmac.new(key, about.encode() + b"\0" + body, "sha256").hexdigest()
 
 
 class Tickets:

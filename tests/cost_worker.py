@@ -23,7 +23,7 @@ from liteq.prefork import ProcessPool
 from liteq.worker import Worker
 
 calls: Counter[str] = Counter()
-HEAVY = ("dill", "multiprocess", "redis", "croniter", "asyncio", "click")  # none is needed
+HEAVY = ("dill", "multiprocess", "redis", "croniter", "asyncio", "click", "hmac")
 _IN = ("recv", "recv_into", "recvfrom", "recvmsg")
 _OUT = ("send", "sendall", "sendto", "sendmsg")
 
