@@ -11,6 +11,7 @@ envelope of a later version is refused, not guessed at.
 import json
 from collections.abc import Mapping
 from json.encoder import encode_basestring_ascii as _quoted
+from operator import is_
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from liteq.exceptions import DecodeError
@@ -160,17 +161,18 @@ _Rest: TypeAlias = tuple[Any, ...]  # the fields that the envelope holds
 
 # The members of a group differ in the envelope by their index alone: what is around it in
 # the last one written is written again as it was.
-_last: tuple[_Rest, _Rest, str, str] = ((), (), "", "")
+_last: tuple[_Rest, _Rest, str, str] = ((object(),), (object(),), "", "")
 
 
 def _envelope_of(rest: _Rest) -> str:
     global _last
     index = rest[_INDEX]
-    if index is None:
+    if index is None or any(rest[at] is not None for at in _MAPPINGS):
         return f'{{{_parts(rest, _NAMES, _DEFAULTS)}"v":{VERSION}}}'
     before, behind = rest[:_INDEX], rest[_INDEX + 1 :]
     known_before, known_behind, head, tail = _last
-    if behind != known_behind or before != known_before:
+    # The same objects, not equal ones: 1 and True are equal, and written differently.
+    if not (all(map(is_, behind, known_behind)) and all(map(is_, before, known_before))):
         head = _parts(before, _NAMES[:_INDEX], _DEFAULTS[:_INDEX])
         tail = _parts(behind, _NAMES[_INDEX + 1 :], _DEFAULTS[_INDEX + 1 :])
         _last = (before, behind, head, tail)
@@ -200,6 +202,7 @@ _HOT: Final = PACKED_FIELDS.index("envelope")  # how many fields have a place of
 _DEFAULTS: Final = tuple(Message._field_defaults.values())[-(len(Message._fields) - _HOT) :]
 _NAMES: Final = Message._fields[_HOT:]
 _INDEX: Final = _NAMES.index("group_index")
+_MAPPINGS: Final = tuple(map(_NAMES.index, ("headers", "properties", "stamps")))  # may change
 _ENVELOPE_NAMES: Final = frozenset(_NAMES)
 
 

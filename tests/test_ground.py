@@ -187,12 +187,36 @@ messages = st.builds(
     gather=st.none() | texts,
     node=st.none() | texts,
     keywords=st.none() | st.lists(st.none() | texts, max_size=3).map(tuple),
+    limits=st.none() | texts,
+    unique_key=st.none() | texts,
+    errback=st.booleans(),
+    on_conflict=st.none() | texts,
+    unique_for=instants,
+    max_wait=instants,
+    signature=st.none() | texts,
 )
 
 
 @given(messages)
 def test_unpacking_a_packed_message_gives_the_same_message(message: Message) -> None:
     assert Message.unpack(message.pack()) == message
+
+
+@pytest.mark.parametrize("headers", [({"x": 1}, {"x": True}), ({"x": 0.0}, {"x": -0.0})])
+def test_what_is_packed_behind_an_equal_message_is_itself(
+    headers: tuple[dict[str, Any], dict[str, Any]],
+) -> None:
+    for each in headers:
+        message = Message("i", "t", b"", group_index=1, headers=each)
+        assert repr(Message.unpack(message.pack()).headers) == repr(each)
+
+
+def test_headers_that_were_changed_are_packed_anew() -> None:
+    headers = {"x": 1}
+    message = Message("i", "t", b"", group_index=1, headers=headers)
+    message.pack()
+    headers["x"] = 2
+    assert Message.unpack(message.pack()).headers == {"x": 2}
 
 
 @given(messages)
