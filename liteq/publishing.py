@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from liteq.calls import plain
 from liteq.context import Context
-from liteq.message import Message
+from liteq.message import GATHER, Message
 from liteq.serializers import loads_call, registered
 from liteq.signals import after_task_publish, before_task_publish
 
@@ -39,14 +39,16 @@ _OURS: Final = frozenset(
 
 
 def announce(messages: Sequence[Message]) -> list[Message]:
-    """Send `before_task_publish` for each message, and return them with what receivers
-    changed: custom headers, `shadow`, and the priority in `properties`."""
-    return [_announce(message) for message in messages]
+    """Send `before_task_publish` for each task, and return the messages with what
+    receivers changed: custom headers, `shadow`, and the priority in `properties`."""
+    return [message if message.task == GATHER else _announce(message) for message in messages]
 
 
 def report(messages: Sequence[Message]) -> None:
-    """Send `after_task_publish` for each message."""
+    """Send `after_task_publish` for each task."""
     for message in messages:
+        if message.task == GATHER:
+            continue
         after_task_publish.send(
             sender=message.task,
             headers=_headers(message),

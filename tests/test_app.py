@@ -19,6 +19,7 @@ from world import FakeClock
 
 from liteq import Liteq, Queue, Task, current_app, current_task, shared_task
 from liteq.brokers import connect
+from liteq.canvas import chord
 from liteq.exceptions import (
     AlwaysEagerIgnored,
     BrokerUnavailable,
@@ -789,6 +790,25 @@ def test_receivers_see_a_message_before_and_after_it_is_sent(app: Liteq) -> None
     ]
     sent = record(app, result.id).message
     assert (sent.headers, sent.priority) == ({"trace": "t1"}, 6)
+
+
+def test_receivers_see_the_tasks_of_a_workflow_and_nothing_else(app: Liteq) -> None:
+    seen: list[tuple[str, Any]] = []
+
+    @before_task_publish.connect
+    def before(sender: Any, body: Any, **kw: Any) -> None:
+        seen.append(("before", body[0]))
+
+    @after_task_publish.connect
+    def after(sender: Any, body: Any, **kw: Any) -> None:
+        seen.append(("after", body[0]))
+
+    task = app.task(add)
+    chord([task.s(1, 2), task.s(3, 4)], task.si(5, 6)).delay()
+
+    assert sorted(seen) == [
+        (when, args) for when in ("after", "before") for args in [(1, 2), (3, 4), (5, 6)]
+    ]
 
 
 class Unreachable:

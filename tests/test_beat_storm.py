@@ -19,6 +19,8 @@ from liteq.brokers.base import Broker
 from liteq.brokers.sqlite import SqliteBroker
 from liteq.schedules import crontab
 
+pytestmark = pytest.mark.no_cover  # coverage triples the time
+
 STORM = bool(os.environ.get("LITEQ_STORM"))
 LATE = 5.0  # seconds that failing over may take
 

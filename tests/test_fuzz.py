@@ -33,7 +33,10 @@ fuzz = settings(
     max_examples=20_000 if STORM else 40,
     phases=list(Phase) if STORM else [Phase.explicit, Phase.generate],
 )
-pytestmark = pytest.mark.timeout(3600 if STORM else 60)
+pytestmark = [
+    pytest.mark.timeout(3600 if STORM else 60),
+    pytest.mark.no_cover,
+]  # coverage triples the time
 
 values = st.recursive(
     st.none()

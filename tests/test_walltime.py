@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 from liteq.schedules import crontab, schedule
 from liteq.walltime import next_instant, zone_name, zone_of
 
+pytestmark = pytest.mark.no_cover  # coverage triples the time
+
 STORM = bool(os.environ.get("LITEQ_STORM"))
 FROM, TO = (int(datetime(year, 1, 1, tzinfo=UTC).timestamp()) for year in (2020, 2036))
 MINUTE, HOUR, DAY = 60, 3_600, 86_400

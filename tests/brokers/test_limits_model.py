@@ -10,6 +10,8 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from brokers.limits_model import LimitsMachine
 
+pytestmark = pytest.mark.no_cover  # coverage triples the time
+
 STORM = bool(os.environ.get("LITEQ_STORM"))
 EXAMPLES = {"memory": 60, "sqlite": 15, "redis": 20}
 

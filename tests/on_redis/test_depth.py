@@ -21,7 +21,11 @@ from liteq.ids import new_ids
 from liteq.message import Message
 from liteq.outcome import Succeeded
 
-pytestmark = [pytest.mark.redis, pytest.mark.timeout(1_800)]
+pytestmark = [
+    pytest.mark.redis,
+    pytest.mark.timeout(1_800),
+    pytest.mark.no_cover,
+]  # coverage triples the time
 
 STORM: Final = bool(os.environ.get("LITEQ_STORM"))
 DEPTH: Final = 1_000_000 if STORM else 10_000
