@@ -11,7 +11,7 @@ from liteq.message import GATHER, Message
 from liteq.serializers import loads_call, registered
 from liteq.signals import after_task_publish, before_task_publish
 
-__all__ = ["announce", "report"]
+__all__ = ["announce", "announce_retry", "report"]
 
 _OURS: Final = frozenset(
     {
@@ -41,7 +41,16 @@ _OURS: Final = frozenset(
 def announce(messages: Sequence[Message]) -> list[Message]:
     """Send `before_task_publish` for each task, and return the messages with what
     receivers changed: custom headers, `shadow`, and the priority in `properties`."""
-    return [message if message.task == GATHER else _announce(message) for message in messages]
+    return [
+        message if message.task == GATHER else _announce(message, _call(message))
+        for message in messages
+    ]
+
+
+def announce_retry(message: Message, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Message:
+    """Do the same for the next attempt of a task, whose arguments may be nowhere but
+    here: a call that is run in place has no body."""
+    return _announce(message, (args, kwargs))
 
 
 def report(messages: Sequence[Message]) -> None:
@@ -52,13 +61,13 @@ def report(messages: Sequence[Message]) -> None:
         after_task_publish.send(
             sender=message.task,
             headers=_headers(message),
-            body=_body(message),
+            body=_body(*_call(message)),
             exchange="",
             routing_key=message.queue,
         )
 
 
-def _announce(message: Message) -> Message:
+def _announce(message: Message, call: tuple[tuple[Any, ...], dict[str, Any]]) -> Message:
     headers = _headers(message)
     properties: dict[str, Any] = {
         "correlation_id": message.id,
@@ -68,7 +77,7 @@ def _announce(message: Message) -> Message:
     }
     before_task_publish.send(
         sender=message.task,
-        body=_body(message),
+        body=_body(*call),
         exchange="",
         routing_key=message.queue,
         headers=headers,
@@ -111,7 +120,10 @@ def _headers(message: Message) -> dict[str, Any]:
     }
 
 
-def _body(message: Message) -> tuple[Any, ...]:
-    args, kwargs = loads_call(message.body, message.content_type, registered())
+def _call(message: Message) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return loads_call(message.body, message.content_type, registered())
+
+
+def _body(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
     embed = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
     return args, kwargs, embed

@@ -649,8 +649,8 @@ class Task(Generic[P, R]):
         ):
             return {}
         changed = message
+        again = self._arguments_again(request, args, kwargs)
         if args is not None or kwargs is not None:
-            again = self._arguments_again(request, args, kwargs)
             body = serializers.dumps_call(*again, message.content_type)
             # These arguments hold what its links gave it: not to be prepended once more.
             changed = changed._replace(body=body, immutable=True, keywords=None)
@@ -660,7 +660,9 @@ class Task(Generic[P, R]):
             from liteq import publishing  # late: few have receivers
 
             retried = changed._replace(retries=message.retries + 1)
-            changed = publishing.announce([retried])[0]._replace(retries=message.retries)
+            changed = publishing.announce_retry(retried, *again)._replace(
+                retries=message.retries
+            )
         if (signer := self.app.signer) is not None:
             changed = signer.sign(changed)
         pairs = zip(PACKED_FIELDS, message.pack(), changed.pack(), strict=True)

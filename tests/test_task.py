@@ -26,6 +26,7 @@ from liteq.exceptions import (
     Retry,
 )
 from liteq.message import Message
+from liteq.signals import before_task_publish
 
 
 @pytest.fixture
@@ -1065,6 +1066,26 @@ def test_nobody_waits_for_a_time_in_a_call_that_is_run_in_place(app: Liteq) -> N
 
     assert result.get() == 1
     assert seen == [1, 1, -1]
+
+
+def test_receivers_see_the_retries_of_a_call_that_is_run_in_place(app: Liteq) -> None:
+    seen: list[Any] = []
+
+    @before_task_publish.connect
+    def before(headers: Any, body: Any, **kw: Any) -> None:
+        seen.append((headers["retries"], *body[:2]))
+        headers["trace"] = "t1"
+
+    @app.task(bind=True)
+    def twice(self: BoundTask, things: object, *, last: bool) -> Any:
+        if not self.request.retries:
+            raise self.retry(countdown=1)
+        return (self.request.headers or {}).get("trace")
+
+    thing = object()  # nothing that could be sent: it stays here
+
+    assert twice.apply((thing,), {"last": True}).get() == "t1"
+    assert seen == [(1, (thing,), {"last": True})]
 
 
 def test_eager_mode_runs_calls_in_place_as_if_they_had_been_sent(app: Liteq) -> None:
