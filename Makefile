@@ -17,7 +17,9 @@ demo: $(VENV)/.run  ## the main job on real input, about ten seconds
 	@$(BIN)/python examples/stdlib_census.py
 
 test: check redis-server  ## all that CI runs: check, then the tests with branch coverage
-	$(BIN)/python -m pytest -n auto --cov --cov-report=term $(PYTEST_ARGS)
+	@$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -n auto $(PYTEST_ARGS)
+	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report
 
 .PHONY: redis-server
 redis-server:  # its tests need one: where Debian's can be had, it is

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,20 @@ _calm: dict[str, Any] = {
 settings.register_profile("quick", derandomize=True, max_examples=60, database=None, **_calm)
 settings.register_profile("storm", max_examples=3_000, **_calm)
 settings.load_profile("storm" if os.environ.get("LITEQ_STORM") else "quick")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Pause the measuring of branches for what is marked `untraced`."""
+    coverage = sys.modules.get("coverage")
+    tracing = coverage and coverage.Coverage.current()
+    if not tracing or item.get_closest_marker("untraced") is None:
+        return (yield)
+    tracing.stop()
+    try:
+        return (yield)
+    finally:
+        tracing.start()
 
 
 @pytest.fixture

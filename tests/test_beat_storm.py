@@ -19,7 +19,7 @@ from liteq.brokers.base import Broker
 from liteq.brokers.sqlite import SqliteBroker
 from liteq.schedules import crontab
 
-pytestmark = pytest.mark.no_cover  # coverage triples the time
+pytestmark = pytest.mark.untraced
 
 STORM = bool(os.environ.get("LITEQ_STORM"))
 LATE = 5.0  # seconds that failing over may take

@@ -29,7 +29,7 @@ from liteq.executor import Delivery, Executor, ExecutorSettings
 from liteq.ids import new_id
 from liteq.outcome import Lost
 
-pytestmark = pytest.mark.no_cover  # coverage triples the time
+pytestmark = pytest.mark.untraced
 
 EXAMPLES = settings.default.max_examples // 3 if os.environ.get("LITEQ_STORM") else 30
 MOST = 40  # calls in a workflow

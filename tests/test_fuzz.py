@@ -35,8 +35,8 @@ fuzz = settings(
 )
 pytestmark = [
     pytest.mark.timeout(3600 if STORM else 60),
-    pytest.mark.no_cover,
-]  # coverage triples the time
+    pytest.mark.untraced,
+]
 
 values = st.recursive(
     st.none()

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from liteq.schedules import crontab, schedule
 from liteq.walltime import next_instant, zone_name, zone_of
 
-pytestmark = pytest.mark.no_cover  # coverage triples the time
+pytestmark = pytest.mark.untraced
 
 STORM = bool(os.environ.get("LITEQ_STORM"))
 FROM, TO = (int(datetime(year, 1, 1, tzinfo=UTC).timestamp()) for year in (2020, 2036))

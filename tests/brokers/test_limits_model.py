@@ -10,7 +10,7 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from brokers.limits_model import LimitsMachine
 
-pytestmark = pytest.mark.no_cover  # coverage triples the time
+pytestmark = pytest.mark.untraced
 
 STORM = bool(os.environ.get("LITEQ_STORM"))
 EXAMPLES = {"memory": 60, "sqlite": 15, "redis": 20}

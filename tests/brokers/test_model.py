@@ -11,7 +11,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from brokers.model import BrokerMachine
 from brokers.model_unique import UniqueMachine
 
-pytestmark = pytest.mark.no_cover  # coverage triples the time
+pytestmark = pytest.mark.untraced
 
 STORM = bool(os.environ.get("LITEQ_STORM"))
 EXAMPLES = {"memory": 120, "sqlite": 25, "redis": 25}

@@ -22,7 +22,7 @@ from brokers.limits_mutants import LIMIT_MUTANTS, QUICK
 from brokers.model import BrokerMachine
 from brokers.mutants import MUTANTS, Mutant
 
-pytestmark = pytest.mark.no_cover  # coverage triples the time
+pytestmark = pytest.mark.untraced
 
 MODULES = (test_contract, test_limits, test_unique, test_workflows)
 SEEDS = (0, 1, 2, 3, 4) if os.environ.get("LITEQ_STORM") else (None,)

@@ -24,8 +24,8 @@ from liteq.outcome import Succeeded
 pytestmark = [
     pytest.mark.redis,
     pytest.mark.timeout(1_800),
-    pytest.mark.no_cover,
-]  # coverage triples the time
+    pytest.mark.untraced,
+]
 
 STORM: Final = bool(os.environ.get("LITEQ_STORM"))
 DEPTH: Final = 1_000_000 if STORM else 10_000

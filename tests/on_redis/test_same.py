@@ -28,7 +28,7 @@ from liteq.outcome import (
     Succeeded,
 )
 
-pytestmark = [pytest.mark.redis, pytest.mark.no_cover]  # coverage triples the time
+pytestmark = [pytest.mark.redis, pytest.mark.untraced]
 
 RUNS = 400 if os.environ.get("LITEQ_STORM") else 20
 STEPS = 60
