@@ -28,6 +28,7 @@ __all__ = [
     "Pairs",
     "Rate",
     "RateLimit",
+    "allowed_text",
     "declared",
     "key_text",
     "limits_by_task",
@@ -277,6 +278,21 @@ def rate_limit_of(name: str, rate: Any) -> Limit:
     if found is None or found.interval is None:
         return Limit(name)
     return Limit(name, found.interval, found.burst, per_worker=found.scope == "worker")
+
+
+def allowed_text(limit: Limit) -> str:
+    """Return what a limit allows, as it is written in code: "100/m;burst=20", or for a
+    concurrency its number."""
+    if limit.most is not None:
+        return str(limit.most)
+    if limit.interval is None:
+        return "no limit"
+    counts = [(seconds / limit.interval, unit) for unit, seconds in _PERIODS.items()]
+    some = [found for found in counts if found[0] >= 1] or counts[-1:]
+    whole = [found for found in some if abs(found[0] - round(found[0])) < 1e-6 * found[0]]
+    number, unit = (whole or some)[0]
+    burst = f";burst={limit.burst}" if limit.burst > 1 else ""
+    return f"{number:.10g}/{unit}{burst}"
 
 
 def limits_by_task(tasks: Mapping[str, Any]) -> dict[str, tuple[Limit, ...]]:

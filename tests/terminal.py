@@ -79,6 +79,30 @@ class Project:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
+    def at_terminal(self, *words: str, **environ: str) -> str:
+        """Run a command whose output is a terminal; return what it wrote there."""
+        reading, writing = os.openpty()
+        env = self.environ | {"COLUMNS": "160", "TERM": "xterm"} | environ
+        env = {name: value for name, value in env.items() if value}
+        try:
+            with subprocess.Popen(
+                [sys.executable, "-m", "liteq", *words],
+                cwd=self.folder, env=env, stdin=writing, stdout=writing, stderr=writing,
+            ):  # fmt: skip
+                os.close(writing)
+                text = b""
+                while True:
+                    try:
+                        some = os.read(reading, 65_536)
+                    except OSError:  # the end, at a terminal
+                        break
+                    if not some:
+                        break
+                    text += some
+        finally:
+            os.close(reading)
+        return text.decode()
+
     def python(self, code: str) -> str:
         done = subprocess.run(
             [sys.executable, "-c", code],

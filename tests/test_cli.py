@@ -243,6 +243,84 @@ def test_a_failure_ends_with_1_and_its_error_on_stderr(here: Here) -> None:
     assert document["error"] == {"type": "ValueError", "message": "no stock"}
 
 
+ODD = (
+    JOBS
+    + """
+
+@app.task
+def keys():
+    return {1: {3, 2}, (1, 2): float("inf")}
+
+
+@app.task
+def red():
+    return "\x1b[31mred"
+
+
+@app.task
+def stolen():
+    raise ValueError("\x1b[2Jgone")
+"""
+)
+
+
+def test_a_result_that_json_has_no_word_for_is_json_all_the_same(
+    project: Project, here: Here
+) -> None:
+    project.write("tasks.py", ODD)
+    id = here.ok("call", "tasks.keys")
+    here.burst()
+
+    line, document = here.ok("result", id), here.ok("result", id, "--json")
+
+    expected = {"1": [2, 3], "(1, 2)": "inf"}
+    assert json.loads(line) == json.loads(document)["result"] == expected
+
+
+def test_a_result_steers_no_terminal_and_is_as_it_is_in_a_pipe(
+    project: Project, here: Here
+) -> None:
+    project.write("tasks.py", ODD)
+    red, stolen = here.ok("call", "tasks.red"), here.ok("call", "tasks.stolen")
+    here.burst()
+
+    piped = here.ok("result", red)
+    error = here("result", stolen, "--traceback").stderr
+    here.forget()
+
+    assert piped == "\x1b[31mred"
+    assert "\x1b" not in error
+    assert "ValueError: \\x1b[2Jgone" in error
+    assert project.at_terminal("result", red) == "\\x1b[31mred\r\n"
+    assert project.at_terminal("result", stolen) == "ValueError: \\x1b[2Jgone\r\n"
+
+
+def test_the_beginning_of_an_id_will_do_for_its_result(here: Here) -> None:
+    id = here.ok("call", "tasks.add", "-a", "[1, 2]")
+    here.burst()
+
+    assert here.ok("result", id[:13]) == "3"
+
+
+def test_a_store_named_on_the_command_line_that_is_new_is_said_to_be(here: Here) -> None:
+    first = here("ls", "-b", "shoop.liteq")
+    again = here("ls", "-b", "shoop.liteq")
+    looked = here("db", "stats", "-b", "other.liteq")
+
+    assert "there was no store in" in first.stderr
+    assert "there was no store" not in again.stderr
+    assert looked.returncode == 3
+    assert "there is no store at" in looked.stderr
+
+
+@pytest.mark.parametrize("verb", ["show", "run", "pause", "resume", "remove"])
+def test_a_periodic_task_that_is_not_there_ends_with_3(here: Here, verb: str) -> None:
+    done = here("schedule", verb, "nightly")
+
+    assert done.returncode == 3
+    assert "no periodic entry 'nightly'" in done.stderr
+
+
 def test_an_unknown_id_ends_with_3_at_once(here: Here) -> None:
     done = here("result", "0199-nothing", "--wait", "20")
     assert "never sent, expired or forgotten" in done.stderr
@@ -305,7 +383,7 @@ def test_queues_are_counted_and_purged(here: Here) -> None:
     assert counted["slow"]["queued"] == 2
     assert table[0].split()[:2] == ["queue", "queued"]
     assert "Delete 2 messages of slow?" in refused.stderr
-    assert refused.stderr.endswith("nothing was deleted\n")
+    assert refused.stderr.endswith("nothing was done\n")
     assert refused.returncode == 1
     assert purged.stdout == "2\n"
     assert here.ok("purge", "-f", "-X", "default") == "0"
@@ -336,10 +414,39 @@ def test_a_queue_is_paused_resumed_and_purged_by_name(here: Here) -> None:
     here.ok("call", "tasks.add", "-a", "[1, 2]", "--queue", "mail")
     refused = here("queues", "purge", "mail", stdin="n\n")
     assert refused.returncode == 1
-    assert "Delete 1 messages of mail?" in refused.stderr
+    assert "Delete 1 message of mail?" in refused.stderr
     assert here.ok("queues", "purge", "mail", "-f") == "1"
     assert here("queues", "pause").returncode == 2
     assert here("queues", "pauze", "mail").returncode == 2
+
+
+def test_how_long_the_first_in_line_has_waited_is_for_a_monitor(here: Here) -> None:
+    here.ok("call", "tasks.add", "-a", "[1, 2]", "--queue", "mail")
+
+    listed = {one["queue"]: one["latency"] for one in json.loads(here.ok("queues", "--json"))}
+    told = json.loads(here.ok("queues", "latency", "--json"))
+    patient = here("queues", "latency", "mail", "--max", "600")
+    late = here("queues", "latency", "--max", "0")
+
+    assert here.ok("queues", "list").splitlines()[0] == here.ok("queues").splitlines()[0]
+    assert listed["mail"] > 0
+    assert {one["queue"] for one in told} == {"default", "mail"}
+    assert patient.returncode == 0
+    assert patient.stdout.split()[:3] == ["queue", "latency", "mail"]
+    assert late.returncode == 1
+    assert re.fullmatch(r"liteq: waits too long: mail for [\d.]+ m?s\n", late.stderr)
+
+
+def test_nobody_to_ask_is_no_answer_and_says_what_to_do(here: Here) -> None:
+    here.ok("call", "tasks.add", "-a", "[1, 2]")
+
+    done = here("purge")
+
+    assert done.returncode == 1
+    assert done.stderr.endswith(
+        "liteq: nothing was done: nobody is there to ask; --yes answers it\n"
+    )
+    assert here.ok("purge", "--yes") == "1"
 
 
 def test_dead_letters_are_listed_shown_redriven_and_purged(here: Here) -> None:
@@ -368,7 +475,7 @@ def test_dead_letters_are_listed_shown_redriven_and_purged(here: Here) -> None:
     assert here.ok("dead", "redrive", "--all", "-y") == second
     here.burst()
     assert here("dead", "purge", stdin="n\n").returncode == 1
-    assert here("dead", "purge").returncode == 130
+    assert here("dead", "purge").returncode == 1
     assert here.ok("dead", "purge", "-f") == "2"
     assert here.ok("dead", "list", "--json") == "[]"
 

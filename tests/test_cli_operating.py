@@ -668,28 +668,8 @@ def test_a_terminal_gets_a_drawn_table_and_a_pipe_a_plain_one(
 ) -> None:
     here.ok("call", "tasks.add", "-a", "[1, 2]")
     here.forget()
-    environ = {**project.environ, "COLUMNS": "160", "TERM": "xterm"}
-    environ.pop("NO_COLOR")
 
-    def at_terminal(**more: str) -> str:
-        reading, writing = os.openpty()
-        words = [sys.executable, "-m", "liteq", "ls"]
-        env = environ | more
-        subprocess.run(words, cwd=project.folder, env=env, stdout=writing, check=True)
-        os.close(writing)
-        text = b""
-        while True:
-            try:
-                some = os.read(reading, 65_536)
-            except OSError:  # the end, at a terminal
-                break
-            if not some:
-                break
-            text += some
-        os.close(reading)
-        return text.decode()
-
-    drawn, plain = at_terminal(), at_terminal(NO_COLOR="1")
+    drawn, plain = project.at_terminal("ls", NO_COLOR=""), project.at_terminal("ls")
 
     assert "─" in drawn
     assert "\x1b[1m" in drawn
@@ -720,10 +700,11 @@ def visible() -> set[str]:
 
 
 ALL = sorted(commands(), key=lambda one: one[0])
-# What only shows something gives it as JSON, too. These print a script, a log or a screen.
+# What only reads gives JSON, too. Not: a prompt, a script to source, a unit, a page for
+# Prometheus, one word.
 READERS = re.compile(
-    r"ls|show|result|queues|config|report|doctor|health|inspect.*|status|"
-    r"(.* )?(list|show|stats|check)"
+    r"ls|show|result|queues|limits|config|report|doctor|health|inspect|control|status|watch|"
+    r"events|.* (list|show|stats|check|latency)"
 )
 
 
@@ -738,19 +719,76 @@ def test_every_command_explains_itself(here: Here, words: str, command: click.Co
     assert first.endswith(".")
     assert len(first) <= 80
     assert first[0].isupper()
-    for param in command.params:
-        if isinstance(param, click.Option) and not param.hidden and param.help is not None:
-            assert param.help.endswith((".", ")", "]", "…", "d", "e")), param.name
+    assert first in " ".join(done.stdout.split())
+    own = [
+        param
+        for param in command.params[: len(command.own)]  # type: ignore[attr-defined]
+        if isinstance(param, click.Option) and not param.hidden
+    ]
+    for param in own:
+        assert param.help or param.metavar or param.show_default, param.name
+        assert not (param.help or ".").endswith((",", ":", " ")), param.name
+    # An example, or so little that its options say it all.
+    example = re.search(
+        r"^ +(liteq |eval )", done.stdout.partition("Options:")[0], re.MULTILINE
+    )
+    assert example or len(own) <= 6 or command.hidden, "no example"
     flags = {flag for param in command.params for flag in (*param.opts, *param.secondary_opts)}
     if READERS.fullmatch(words) and not command.hidden:
         assert "--json" in flags, "a command that reads has no --json"
     assert {"-A", "-b", "-q", "-v"} <= flags, "no global options"
 
 
+def test_a_group_shows_the_whole_first_line_of_each_of_its_commands(here: Here) -> None:
+    for words, command in ALL:
+        if isinstance(command, click.Group):
+            text = " ".join(here.ok(*words.split(), "--help").split())
+            context = click.Context(command)
+            for name in command.list_commands(context):
+                found = command.get_command(context, name)
+                assert found is not None
+                assert found.hidden or (found.help or "").splitlines()[0] in text
+
+
+# What each command that reads is called with; those that need a worker are elsewhere.
+READING = (
+    *("ls", "queues", "queues list", "queues latency", "limits", "limits list"),
+    *("dead list", "schedule list", "workflow list", "db stats", "db check", "report"),
+    *("status", "config", "doctor", "inspect --list", "control --list"),
+    *("show ID", "result ID", "watch ID --timeout 0", "workflow show WORKFLOW"),
+)
+
+
+def test_what_a_reading_command_gives_as_json_is_json(here: Here, project: Project) -> None:
+    project.write("flow.py", "from tasks import add, app\n(add.s(1, 2) | add.s(3)).delay()\n")
+    id = here.ok("call", "tasks.add", "-a", "[1, 2]")
+    here.burst()
+    project.python("import flow")
+    [flow] = json.loads(here.ok("workflow", "list", "--json"))
+    named = {"ID": id, "WORKFLOW": flow["id"]}
+
+    for words in READING:
+        done = here(*(named.get(word, word) for word in words.split()), "--json")
+        assert json.loads(done.stdout) is not None, words
+    read = {re.sub(" [-A-Z].*", "", words) for words in READING}
+    needing = {"dead show", "schedule show", "events", "health"}  # each has tests of its own
+    asking = {"inspect", "control"}
+    assert {words for words in visible() if READERS.fullmatch(words)} == (
+        read | needing | asking
+    )
+
+
 def test_the_reference_has_every_command_and_no_other() -> None:
     page = (Path(__file__).parent.parent / "docs/reference/cli.md").read_text()
     shown = {found.strip() for found in re.findall(r"\{liteq-help\}(.*)$", page, re.MULTILINE)}
     assert shown == visible()
+
+
+def test_the_guide_names_every_command() -> None:
+    docs = Path(__file__).parent.parent / "docs"
+    guide = (docs / "guide/command-line.md").read_text()
+    for words in visible() - {""}:
+        assert re.search(rf"\bliteq {words.split()[0]}\b", guide), words
 
 
 def test_the_exit_codes_are_documented_in_one_place_each() -> None:

@@ -21,6 +21,7 @@ from liteq.cli.output import ago, shown, span
 from liteq.discovery import find_app
 from liteq.ids import new_id
 from liteq.message import Message
+from liteq.operating import UNFINISHED
 from liteq.outcome import Failed, Succeeded
 
 TASKS = """
@@ -382,6 +383,33 @@ def test_many_are_handled_in_batches(
     assert here.ok("cancel", "--all", "-y") == "20 revoked"
 
 
+def test_what_waits_for_its_next_attempt_is_unfinished() -> None:
+    assert states("unfinished") == UNFINISHED
+
+
+def test_a_workflow_and_a_schedule_steer_no_terminal(
+    app: Callable[[], Liteq], here: Here
+) -> None:
+    from liteq import Graph
+
+    shop = app()
+    flow = Graph(EVIL)
+    flow.add(EVIL, shop.tasks["tasks.log"].s(EVIL))
+    id = flow.delay().id
+    shop.run_until_empty()
+    shop.schedules.add("night", "tasks.log", 3600.0, args=[EVIL], options={"queue": "q"})
+
+    for words in (
+        ["workflow", "show", id],
+        ["workflow", "list"],
+        ["schedule", "show", "night"],
+    ):
+        done = here(*words)
+        assert done.returncode == 0, done.stderr
+        assert r"\x1b[31mred\x07\u202egnp" in done.stdout, words
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", done.stdout), words
+
+
 # watch
 
 
@@ -439,6 +467,10 @@ def test_a_watch_hears_each_report_and_ends_with_its_time(
     assert last.state == "succeeded"
     assert next(following, "over") == "over"
     assert here.ok("watch", id) == "succeeded"
+    [line] = here.ok("watch", id, "--json").splitlines()
+    assert (
+        json.loads(line).items() >= {"id": id, "state": "succeeded", "progress": None}.items()
+    )
 
 
 def _changed(following: Iterator[Any]) -> Any:
@@ -460,7 +492,7 @@ def test_times_and_states_are_read() -> None:
     assert hour - week == pytest.approx(604_800 - 3600, abs=5)
     assert moment_ago("2026-01-31T08:00+01:00") == 1769842800
     assert states("FAILURE,queued") == {"failed", "queued"}
-    assert len(states("unfinished")) == 6
+    assert len(states("unfinished")) == 7
 
 
 def test_control_characters_are_shown_as_what_they_are() -> None:

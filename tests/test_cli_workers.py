@@ -10,6 +10,8 @@ from collections.abc import Callable
 import pytest
 from terminal import TASKS, Here, Project, Running, wait_until
 
+from liteq.cli.front import Exit
+
 pytestmark = pytest.mark.process
 
 STEERED = (
@@ -65,9 +67,13 @@ def test_workers_are_shown_and_how_they_are(here: Here, worker: Running) -> None
 
 
 def test_a_stuck_and_a_dead_worker_are_named(here: Here, worker: Running) -> None:
-    worker.process.send_signal(signal.SIGSTOP)
     try:
-        stuck = here("status", "-t", "0.3")
+        while True:
+            worker.process.send_signal(signal.SIGSTOP)
+            stuck = here("status", "-t", "0.3")
+            if stuck.returncode != Exit.BROKER:
+                break  # else it was stopped in the middle of a transaction: not meant here
+            worker.process.send_signal(signal.SIGCONT)
         asked = here("inspect", "ping", "-t", "0.3")
         as_json = here("inspect", "ping", "-t", "0.3", "--json")
     finally:
@@ -99,9 +105,29 @@ def test_the_screen_is_drawn_so_often(here: Here, worker: Running) -> None:
 
     text = here.ok("status", "--watch", "--times", "2", "--interval", "0.1")
 
-    assert text.count("1 of 1 workers alive") == 2
+    assert text.count("1 of 1 workers alive, 0 tasks held, 0.0 run a second") == 2
     assert re.search(r"nobody +1", text)
     assert here("status", "--watch", "--json").returncode == 2
+
+
+def test_a_look_shows_what_runs_over_the_screen_of_a_terminal(
+    here: Here, project: Project, worker: Running
+) -> None:
+    id = here.ok("call", "tasks.hold")
+    wait_until(lambda: json.loads(here.ok("ls", "-s", "running", "--json")))
+    here.ok("queues", "pause", "high")
+    words = ["status", "--watch", "--times", "1"]
+
+    text = here.ok(*words)
+    drawn = project.at_terminal(*words, NO_COLOR="").replace("\r\n", "\n")
+
+    assert re.search(rf"{id}  tasks.hold +default +one@here +[\d.]+ ", text)
+    assert re.search(r"high .* paused", text)
+    enter, leave = "\x1b[?1049h\x1b[?25l\x1b[?7l", "\x1b[?7h\x1b[?25h\x1b[?1049l"
+    assert drawn.startswith(f"{enter}\x1b[H")
+    kept = drawn.partition(leave)[2]  # the last look stays when the screen is given back
+    assert id in kept
+    assert "\x1b[32malive" in kept
 
 
 def test_workers_are_asked(here: Here, worker: Running) -> None:

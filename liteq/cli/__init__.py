@@ -45,6 +45,10 @@ COMMANDS = {
         "Tell whether a worker of this host lives, without importing the app.",
     ),
     "inspect": ("liteq.cli.inspect", "Ask workers what they are doing."),
+    "limits": (
+        "liteq.cli.limits",
+        "Show the limits of rate and concurrency; change them while all runs.",
+    ),
     "ls": ("liteq.cli.listing", "List tasks, the latest first."),
     "metrics": (
         "liteq.cli.metrics",
@@ -154,6 +158,7 @@ def status_of(exc: exceptions.LiteqError) -> Exit:
             exceptions.UnknownTaskId()
             | exceptions.UnknownWorkflow()
             | exceptions.QueueNotFound()
+            | exceptions.ScheduleNotFound()
         ):
             return Exit.NOT_FOUND
         case exceptions.NotRegistered():

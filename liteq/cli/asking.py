@@ -67,13 +67,23 @@ def _commands(kind: str) -> dict[str, ControlCommand]:
     return {name: one for name, one in Panel.meta.items() if one.kind == kind}
 
 
-def list_commands(kind: str, more: Mapping[str, tuple[str, str]] | None = None) -> None:
+def list_commands(
+    kind: str, more: Mapping[str, tuple[str, str]] | None = None, *, as_json: bool = False
+) -> None:
     """Print the commands of a kind, and `more` (name: signature, help)."""
     rows = {
         name: (one.signature or "", one.help)
         for name, one in _commands(kind).items()
         if not name.startswith("dump_")
     } | dict(more or {})
+    if as_json:
+        print_json(
+            [
+                {"command": name, "arguments": signature, "help": help}
+                for name, (signature, help) in sorted(rows.items())
+            ]
+        )
+        return
     width = max(len(f"{name} {signature}") for name, (signature, _) in rows.items())
     for name, (signature, help) in sorted(rows.items()):
         click.echo(f"{f'{name} {signature}'.rstrip():<{width}}  {help}")

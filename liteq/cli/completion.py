@@ -19,7 +19,13 @@ from liteq.cli.front import Session, command
 if TYPE_CHECKING:
     from liteq.brokers.base import Broker
 
-__all__ = ["complete_ids", "complete_queues", "complete_tasks", "completion"]
+__all__ = [
+    "complete_ids",
+    "complete_limits",
+    "complete_queues",
+    "complete_tasks",
+    "completion",
+]
 
 SHELLS: Final = ("bash", "zsh", "fish")
 _LOOKED_AT: Final = 500
@@ -69,6 +75,16 @@ def complete_tasks(ctx: click.Context, param: click.Parameter, incomplete: str) 
 
         found = {one.task for one in islice(broker.find(Search()), _LOOKED_AT)}
         return [CompletionItem(name) for name in sorted(found) if name.startswith(incomplete)]
+
+    return _from_store(ctx, names)
+
+
+def complete_limits(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    """Complete the name of a limit that workers have declared."""
+
+    def names(broker: Broker) -> list[CompletionItem]:
+        found = [known.name for known in broker.limits()]
+        return [CompletionItem(name) for name in found if name.startswith(incomplete)]
 
     return _from_store(ctx, names)
 

@@ -42,11 +42,11 @@ def control(name: str | None, words: tuple[str, ...], listing: bool, **options: 
     liteq control pool_grow 2 -d liteq@web1
     liteq control autoscale 10 2
     liteq control add_consumer high
-    liteq control rate_limit tasks.mail 10/m
+    liteq control rate_limit tasks.mail 10/m       (liteq limits shows it)
     liteq control shutdown
     """
     if listing:
-        list_commands("control", IN_STORE)
+        list_commands("control", IN_STORE, as_json=options["as_json"])
         return Exit.OK
     if name is None:
         raise click.UsageError("name a command, or say --list")

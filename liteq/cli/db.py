@@ -31,6 +31,10 @@ def db() -> None:
     """Look after the store: schema, soundness, backups, size.
 
     The store is that of the app, or of -b URL, for which no app is imported.
+
+    \b
+    liteq db backup /backup/shop.db            while workers go on
+    liteq db check -b sqlite:///shop.liteq
     """
 
 
@@ -146,7 +150,8 @@ def db_vacuum(full: bool, as_json: bool) -> None:
 def db_stats(as_json: bool) -> None:
     """Print figures of the store: sizes, and how many messages are in which state."""
     broker = _broker()
-    keeper = _keeper(broker)
+    if (keeper := _keeper(broker)) is not None and keeper.version() is None:
+        raise Failure(f"there is no store at {keeper.path}", Exit.NOT_FOUND)
     figures: dict[str, Any] = keeper.stats() if keeper is not None else broker.facts()
     if as_json:
         print_json(figures)

@@ -36,6 +36,10 @@ def dead() -> None:
 
     A message is kept as a dead letter when its process died too often, when its body cannot
     be read, or when no worker knew its task for too long.
+
+    \b
+    liteq dead list
+    liteq dead redrive --reason 'unknown task'     counts them, and asks
     """
 
 
@@ -49,7 +53,11 @@ def dead() -> None:
 )
 @as_json
 def dead_list(limit: int, before: int | None, as_json: bool, **wanted: Any) -> None:
-    """List them, the latest first."""
+    """List them, the latest first.
+
+    \b
+    liteq dead list --reason 'unknown task' --since 2h
+    """
     from liteq.operating import latest
 
     session = Session.current()
@@ -111,6 +119,10 @@ def dead_redrive(
     """Give dead letters a fresh start, with no delivery counted; print their ids.
 
     By what they have in common: they are counted first, and a question is asked.
+
+    \b
+    liteq dead redrive 01a1fd00-99f0
+    liteq dead redrive --reason 'unknown task' --dry-run
     """
     from liteq import operating
 
@@ -159,6 +171,10 @@ def dead_drop(
     """Delete dead letters for good; print how many there were.
 
     By what they have in common: they are counted first, and a question is asked.
+
+    \b
+    liteq dead drop 01a1fd00-99f0
+    liteq dead drop --older-than 30d --yes
     """
     from liteq import operating
 

@@ -26,6 +26,10 @@ def doctor(full: bool, as_json: bool) -> int:
 
     Each line says ok, warn or fail, and what to do. Changes nothing. Ends with 1 if
     anything fails. With -b URL and no app, looks at that store alone.
+
+    \b
+    liteq doctor
+    liteq doctor --json -b redis://db1/0
     """
     findings = list(_findings(Session.current(), full=full))
     if as_json:

@@ -30,10 +30,11 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-STATES: Final = (
-    *("waiting", "scheduled", "queued", "limited", "parked", "running", "retrying"),
-    *("succeeded", "failed", "revoked", "ignored"),
+UNFINISHED: Final = (
+    *("waiting", "scheduled", "queued", "limited"),
+    *("parked", "running", "retrying"),
 )
+STATES: Final = (*UNFINISHED, "succeeded", "failed", "revoked", "ignored")
 # What each of Celery's states may be in the store.
 CELERY_STATES: Final = {
     "PENDING": ("waiting", "scheduled", "queued", "limited", "parked"),
@@ -53,7 +54,7 @@ def states(text: str) -> frozenset[str]:
     found: set[str] = set()
     for word in filter(None, (part.strip() for part in text.split(","))):
         if word.lower() == "unfinished":
-            found.update(STATES[:6])
+            found.update(UNFINISHED)
         elif word.upper() in CELERY_STATES:
             found.update(CELERY_STATES[word.upper()])
         elif word.lower() in STATES:

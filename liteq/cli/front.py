@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -63,9 +63,9 @@ Exit codes:
   0      done
   1      the task or the operation failed
   2      wrong usage or configuration
-  3      not found: a task's id, a queue, a setting
+  3      not found: a task's id, a queue, a limit, a setting
   4      unknown task name
-  5      no live worker
+  5      no live worker (health)
   6      the store cannot be reached, or is locked
   7      the app was not found or cannot be imported
   8      the store's schema is too new or too old
@@ -174,6 +174,8 @@ class Session:
         return find_app(spec)
 
     def _configure(self, app: Liteq) -> None:
+        if broker := self.options.get("broker"):
+            self._say_if_new(broker)
         if config := self.options.get("config"):
             app.config_from_object(config)
         app.conf.override(
@@ -182,6 +184,17 @@ class Session:
                 "result_backend": self.options.get("result_backend"),
             }
         )
+
+    def _say_if_new(self, url: str) -> None:
+        """Say that a store named on the command line is not there: it may be misspelt."""
+        from liteq.brokers import scheme_of, sqlite_target
+        from liteq.exceptions import ImproperlyConfigured
+
+        with suppress(ImproperlyConfigured):  # it is said when it is opened
+            if scheme_of(url) == "sqlite":
+                folder, _ = sqlite_target(url)
+                if folder is not None and not os.path.exists(os.path.join(folder, "store.db")):
+                    self.note(f"there was no store in {folder} yet: it is a new one")
 
 
 @contextmanager
@@ -255,14 +268,7 @@ class Command(click.Command):
         return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        for title, params in (
-            ("Options", [param for param in self.own if isinstance(param, click.Option)]),
-            ("Global options, also before the command", self.get_params(ctx)[len(self.own) :]),
-        ):
-            rows = [row for param in params if (row := param.get_help_record(ctx))]
-            if rows:
-                with formatter.section(title):
-                    formatter.write_dl(rows)
+        _format_options(self, self.own, ctx, formatter)
 
 
 class Group(click.Group):
@@ -272,7 +278,22 @@ class Group(click.Group):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.own = list(self.params)
         self.params += _global_options()
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the commands with the whole first line of their help."""
+        rows = [
+            (name, (found.help or "").splitlines()[0])
+            for name in self.list_commands(ctx)
+            if (found := self.get_command(ctx, name)) is not None and not found.hidden
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        self.format_commands(ctx, formatter)
+        _format_options(self, self.own, ctx, formatter)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -284,6 +305,24 @@ class Group(click.Group):
             advice = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
             ctx.fail(f"there is no command {args[0]!r}.{advice}")
         return super().resolve_command(ctx, args)
+
+
+def _format_options(
+    made: click.Command,
+    own: list[click.Parameter],
+    ctx: click.Context,
+    formatter: click.HelpFormatter,
+) -> None:
+    """Write a command's own options before the global ones."""
+    rest = "Global options, also before the command" if ctx.parent else "Options"
+    for title, params in (
+        ("Options", [param for param in own if isinstance(param, click.Option)]),
+        (rest, made.get_params(ctx)[len(own) :]),
+    ):
+        rows = [row for param in params if (row := param.get_help_record(ctx))]
+        if rows:
+            with formatter.section(title):
+                formatter.write_dl(rows)
 
 
 def command(**attributes: Any) -> Callable[[Callable[..., Any]], click.Command]:
@@ -305,7 +344,8 @@ def as_json(function: F) -> F:
 
 
 def completing(what: str) -> Callable[..., Any]:
-    """Return what completes an argument in a shell: "ids", "queues" or "tasks"."""
+    """Return what completes an argument in a shell: "ids", "limits", "queues" or
+    "tasks"."""
 
     def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> Any:
         from liteq.cli import completion  # late: a shell's TAB alone needs it
@@ -317,8 +357,17 @@ def completing(what: str) -> Callable[..., Any]:
 
 def ask(question: str, *, yes: bool) -> None:
     """Ask on the terminal, unless that was answered by an option. No ends the command
-    with exit code 1."""
-    if not yes and not click.confirm(question, err=True):
+    with exit code 1, and so does nobody to ask."""
+    if yes:
+        return
+    try:
+        agreed = click.confirm(shown(question), err=True)
+    except click.Abort:
+        if sys.stdin.isatty():
+            raise  # a ^C
+        click.echo(err=True)
+        raise Failure("nothing was done: nobody is there to ask; --yes answers it") from None
+    if not agreed:
         raise Failure("nothing was done")
 
 
@@ -335,7 +384,7 @@ def _show_warnings_in_one_line() -> None:
         line: str | None = None,
     ) -> None:
         if file is None and issubclass(category, LiteqWarning):
-            print(f"liteq: {message}", file=sys.stderr)  # noqa: T201 (stderr, as warnings do)
+            print(f"liteq: {shown(message)}", file=sys.stderr)  # noqa: T201 (stderr, as warnings do)
         else:
             show(message, category, filename, lineno, file, line)
 

@@ -30,7 +30,7 @@ def inspect(name: str | None, words: tuple[str, ...], listing: bool, **options: 
     liteq inspect stats --json
     """
     if listing:
-        list_commands("inspect")
+        list_commands("inspect", as_json=options["as_json"])
         return Exit.OK
     if name is None:
         raise click.UsageError("name a command, or say --list")

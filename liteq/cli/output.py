@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time
+from math import isfinite
 from typing import Any, Final
 
 import click
@@ -18,7 +19,9 @@ import click
 __all__ = [
     "STATE_COLOURS",
     "ago",
+    "json_text",
     "moment",
+    "plain_table",
     "print_facts",
     "print_json",
     "print_table",
@@ -61,16 +64,54 @@ def _escaped(character: str, *, lines: bool) -> str:
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON document. What JSON has no word for is shown by its repr."""
+    """Print one JSON document."""
+    click.echo(json_text(value, indent=2))
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """Return a value as JSON that any reader takes, and that steers no terminal.
+
+    Times are ISO 8601, sets are lists, what JSON has no word for is its repr.
+    """
     import json  # late: what prints no JSON starts sooner without
 
-    text = json.dumps(value, indent=2, ensure_ascii=False, default=repr)
-    # JSON escapes the C0 controls itself; the others can stand in a string only.
-    click.echo(
-        _CONTROL.sub(
-            lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text
+    try:
+        text = json.dumps(
+            value, indent=indent, ensure_ascii=False, allow_nan=False, default=_plainer
         )
+    except (TypeError, ValueError):  # keys that are no text, or NaN: seldom
+        text = json.dumps(_plain(value), indent=indent, ensure_ascii=False, default=_plainer)
+    # JSON escapes the C0 controls itself; the others can stand in a string only.
+    return _CONTROL.sub(
+        lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text
     )
+
+
+def _plainer(value: Any) -> Any:
+    """Return what JSON has no word for as something that it has."""
+    match value:
+        case date() | time():
+            return value.isoformat()
+        case set() | frozenset():
+            return sorted(value, key=repr)
+    return repr(value)
+
+
+def _plain(value: Any) -> Any:
+    """Return a value with its keys and numbers such as JSON has them."""
+    match value:
+        case Mapping():
+            return {
+                key if isinstance(key, str | int | bool | None) else repr(key): _plain(one)
+                for key, one in value.items()
+            }
+        case list() | tuple():
+            return [_plain(one) for one in value]
+        case set() | frozenset():
+            return _plain(_plainer(value))
+        case float() if not isfinite(value):
+            return repr(value)
+    return value
 
 
 def print_table(
@@ -81,11 +122,17 @@ def print_table(
     `colours` gives the colour of a column's values. At a terminal, rich draws the table if
     it is installed; a pipe is always given plain text.
     """
-    lines = [[shown(row.get(column)) for column in columns] for row in rows]
-    numeric = [_is_numeric(line[at] for line in lines) for at in range(len(columns))]
-    styles = [(colours or {}).get(column, lambda _: None) for column in columns]
-    if not _with_rich(columns, lines, numeric, styles):
-        _print_plain(columns, lines, numeric, styles)
+    table = _prepared(columns, rows, colours)
+    if not _with_rich(columns, *table):
+        for line in _plainly(columns, *table):
+            click.echo(line)
+
+
+def plain_table(
+    columns: Sequence[str], rows: Iterable[Mapping[str, Any]], colours: Colours | None = None
+) -> list[str]:
+    """Return the lines of `print_table()` as they are without rich, colours included."""
+    return _plainly(columns, *_prepared(columns, rows, colours))
 
 
 def print_facts(facts: Mapping[str, Any], *, indent: str = "") -> None:
@@ -127,25 +174,37 @@ def ago(seconds: float | None, now: float) -> str:
     return f"in {span(seconds - now)}" if seconds > now + 1 else f"{span(now - seconds)} ago"
 
 
+def _prepared(
+    columns: Sequence[str], rows: Iterable[Mapping[str, Any]], colours: Colours | None
+) -> tuple[list[list[str]], list[bool], list[Callable[[Any], str | None]]]:
+    """Return the texts of a table; and of each column whether it has numbers, and what
+    gives the colour of a text."""
+    lines = [[shown(row.get(column)) for column in columns] for row in rows]
+    numeric = [_is_numeric(line[at] for line in lines) for at in range(len(columns))]
+    return lines, numeric, [(colours or {}).get(column, lambda _: None) for column in columns]
+
+
 def _is_numeric(texts: Iterable[str]) -> bool:
     return all(text.replace(".", "", 1).isdigit() for text in texts if text)
 
 
-def _print_plain(
+def _plainly(
     columns: Sequence[str],
     lines: Sequence[Sequence[str]],
     numeric: Sequence[bool],
     styles: Sequence[Callable[[Any], str | None]],
-) -> None:
+) -> list[str]:
     widths = [max(map(len, column)) for column in zip(columns, *lines, strict=True)]
+    drawn = []
     for number, line in enumerate((columns, *lines)):
         out = []
         for text, width, right, style in zip(line, widths, numeric, styles, strict=True):
             pad = " " * (width - len(text))
             colour = style(text) if number else None
-            cell = click.style(text, bold=not number, fg=colour) if text else text
+            cell = click.style(text, bold=not number or None, fg=colour) if text else text
             out.append(pad + cell if right else cell + pad)
-        click.echo("  ".join(out).rstrip())
+        drawn.append("  ".join(out).rstrip())
+    return drawn
 
 
 def _with_rich(

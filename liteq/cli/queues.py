@@ -7,15 +7,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from liteq.cli.front import (
+    Exit,
     Failure,
     Group,
     Session,
     as_json,
+    ask,
     command,
+    completing,
     names,
     print_json,
     print_table,
 )
+from liteq.cli.output import span
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -34,12 +38,28 @@ def queues(ctx: click.Context, as_json: bool) -> None:
 
     Without a command: the unfinished messages of each by state, its limit, and its dead
     letters. Latency is how many seconds the first in line has been ready to run.
+
+    \b
+    liteq queues
+    liteq queues pause mail slow
+    liteq queues latency --max 60        for a monitor: ends with 1 if it is more
     """
     if ctx.invoked_subcommand is not None:
         return
     session = Session.current()
     ctx.color = session.colour
     session.enter()
+    _list(session, as_json=as_json)
+
+
+@queues.command("list")
+@as_json
+def queues_list(as_json: bool) -> None:
+    """Show the queues, as `liteq queues` does."""
+    _list(Session.current(), as_json=as_json)
+
+
+def _list(session: Session, *, as_json: bool) -> None:
     rows = _rows(session.app)
     if as_json:
         print_json(rows)
@@ -73,7 +93,39 @@ def _rows(app: Liteq) -> list[dict[str, Any]]:
     return rows
 
 
-_named = click.argument("names", nargs=-1, required=True, metavar="NAME...")
+@queues.command("latency")
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=completing("queues"))
+@click.option(
+    "--max",
+    "most",
+    type=click.FloatRange(min=0),
+    metavar="SEC",
+    help="End with 1 if one of them is above this.",
+)
+@as_json
+def queues_latency(names: tuple[str, ...], most: float | None, as_json: bool) -> int:
+    """Print how many seconds the first in line of each queue has been ready to run."""
+    session = Session.current()
+    known = {info.name: info.latency or 0.0 for info in session.app.queues()}
+    waits = {
+        name: round(known.get(name, 0.0), 3)
+        for name in names or sorted({*known, *session.app.select_queues()})
+    }
+    rows = [{"queue": name, "latency": seconds} for name, seconds in waits.items()]
+    if as_json:
+        print_json(rows)
+    else:
+        print_table(("queue", "latency"), rows)
+    late = {name: seconds for name, seconds in waits.items() if seconds > (most or 0.0)}
+    if most is not None and late:
+        told = ", ".join(f"{name} for {span(seconds)}" for name, seconds in late.items())
+        raise Failure(f"waits too long: {told}", Exit.FAILED)
+    return Exit.OK
+
+
+_named = click.argument(
+    "names", nargs=-1, required=True, metavar="NAME...", shell_complete=completing("queues")
+)
 
 
 @queues.command("pause")
@@ -121,6 +173,10 @@ def purge(force: bool, chosen: list[str] | None, excluded: list[str] | None) -> 
     """Delete the messages that wait.
 
     Prints how many there were. What runs is left alone. It cannot be undone.
+
+    \b
+    liteq purge                          counts them, and asks
+    liteq purge -Q mail,slow --yes
     """
     broker = Session.current().app.broker
     _purge(sorted(set(chosen or broker.counts()) - set(excluded or ())), force=force)
@@ -135,11 +191,7 @@ def _purge(emptied: list[str], *, force: bool) -> None:
         for state, number in counts.get(name, {}).items()
         if state in WAITING
     )
-    if not force and waiting:
-        _ask(f"Delete {waiting} messages of {', '.join(emptied)}?")
+    if waiting:
+        few = f"{waiting:,} message{'' if waiting == 1 else 's'}"
+        ask(f"Delete {few} of {', '.join(emptied)}?", yes=force)
     click.echo(broker.purge(emptied))
-
-
-def _ask(question: str) -> None:
-    if not click.confirm(question, err=True):
-        raise Failure("nothing was deleted")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from liteq.cli.front import Group, Session, as_json, print_json, print_table
+from liteq.cli.output import json_text, shown
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -231,7 +232,7 @@ def _fields(entry: PeriodicEntry, count: int) -> dict[str, Any]:
             call=made.call,
             args=redactor.value(list(made.args)),
             kwargs=redactor.value(made.kwargs),
-            options=made.options,
+            options=redactor.value(made.options),
             catch_up=made.catch_up,
             overlap=made.overlap,
         )
@@ -253,8 +254,8 @@ def _text(value: Any) -> str:
         case bool():
             return "yes" if value else "no"
         case str():
-            return value
-    return json.dumps(value, ensure_ascii=False, default=repr)
+            return shown(value)
+    return json_text(value)
 
 
 def _moment(when: datetime | None) -> str:

@@ -21,6 +21,10 @@ def show(id: str, no_traceback: bool, as_json: bool) -> None:
     """Show a task: its arguments, its attempts, its result.
 
     The beginning of an id will do, if no other begins so. Secrets are hidden.
+
+    \b
+    liteq show 01a1fd0b-d381
+    liteq show ID --json | jq '.attempts[-1].error.traceback'
     """
     from liteq.operating import describe, resolve
 

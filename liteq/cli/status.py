@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 import sys
 import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from liteq.cli.front import Exit, Failure, Session, as_json, command
-from liteq.cli.output import print_json, print_table, shown, span
+from liteq.cli.output import plain_table, print_json, print_table, shown, span
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -29,6 +34,9 @@ COLUMNS: Final = (
     "uptime",
     "version",
 )
+_RUNNING: Final = 15  # tasks that a look shows, those that run the longest
+_PACE: Final = 15.0  # seconds over which the pace is taken
+_LOOKED_AT: Final = 500  # of so many
 COLOURS: Final = {"alive": "green", "stuck": "yellow", "dead": "red"}
 
 
@@ -62,7 +70,8 @@ def status(
 
     Every worker is asked. One whose process is there and does not answer, or whose
     heartbeat is old, is stuck; a dead one is shown for an hour, or until its name is taken.
-    Exit code 69 means that none is alive.
+    Exit code 69 means that none is alive. With --watch the queues are shown as well, and
+    what runs the longest.
 
     \b
     liteq status
@@ -126,26 +135,98 @@ def _print(found: list[WorkerStatus]) -> None:
 
 
 def _watch(app: Liteq, timeout: float, interval: float, times: int | None) -> int:
-    """Show workers and queues in turn: over the screen at a terminal, else one after the
-    other."""
+    """Show workers, queues and what runs: over the screen at a terminal, else one look after
+    the other."""
     looks = 0
-    while True:
-        found = app.control.status(timeout)
-        counts = app.broker.counts()
-        if sys.stdout.isatty():
-            click.clear()
-        alive = sum(one.state == "alive" for one in found)
-        click.echo(
-            f"{time.strftime('%H:%M:%S')}  {alive} of {len(found)} workers alive, "
-            f"{sum(one.info.leases for one in found)} tasks held\n"
-        )
-        _print(found)
-        if counts:
-            click.echo()
-            states = sorted({state for states in counts.values() for state in states})
-            rows = [{"queue": name, **counts[name]} for name in sorted(counts)]
-            print_table(("queue", *states), rows)
-        looks += 1
-        if times is not None and looks >= times:
-            return Exit.OK if alive else Exit.UNAVAILABLE
-        time.sleep(interval)
+    alive = 0
+    # Workers tell with their heartbeats, each few seconds, how many tasks they have run.
+    past: deque[tuple[float, dict[str, int]]] = deque(maxlen=1 + math.ceil(_PACE / interval))
+    with suppress(KeyboardInterrupt), _screen(Session.current().colour) as draw:
+        while True:
+            found = app.control.status(timeout)
+            alive = sum(one.state == "alive" for one in found)
+            past.append((time.monotonic(), _run_by(found)))
+            held = sum(one.info.leases for one in found)
+            tasks = (
+                f"{held} task{'' if held == 1 else 's'} held, {_pace(past):,.1f} run a second"
+            )
+            head = f"{alive} of {len(found)} workers alive, {tasks}"
+            draw([f"{time.strftime('%H:%M:%S')}  {head}", "", *_sections(app, found)])
+            looks += 1
+            if times is not None and looks >= times:
+                break
+            time.sleep(interval)
+    return Exit.OK if alive else Exit.UNAVAILABLE
+
+
+def _run_by(found: list[WorkerStatus]) -> dict[str, int]:
+    return {one.name: int(one.info.details.get("processed") or 0) for one in found}
+
+
+def _pace(past: Sequence[tuple[float, dict[str, int]]]) -> float:
+    """Return how many tasks were run a second between the first look and the last."""
+    (began, before), (ended, after) = past[0], past[-1]
+    more = sum(max(0, after[name] - before[name]) for name in after if name in before)
+    return more / (ended - began) if ended > began else 0.0
+
+
+def _sections(app: Liteq, found: list[WorkerStatus]) -> Iterator[str]:
+    """Yield the lines of a look: the workers, the queues, and what runs the longest."""
+    yield from plain_table(COLUMNS, map(_row, found), {"state": COLOURS.get})
+    queues = app.queues()
+    if queues:
+        states = sorted({state for info in queues for state in info.counts})
+        rows = [
+            {
+                "queue": info.name,
+                **info.counts,
+                "latency": span(info.latency),
+                "dead": info.dead or None,
+                "paused": "paused" if info.paused else None,
+            }
+            for info in queues
+        ]
+        yield ""
+        yield from plain_table(("queue", *states, "latency", "dead", "paused"), rows)
+    running = app.broker.browse("running", limit=_LOOKED_AT)
+    if running:
+        now = app.broker.clock.now()
+        running.sort(key=lambda one: one.started_at or now)
+        rows = [
+            {
+                "running": one.id,
+                "task": one.message.task,
+                "queue": one.message.queue,
+                "worker": one.worker,
+                "for": span(max(0.0, now - (one.started_at or now))),
+            }
+            for one in running[:_RUNNING]
+        ]
+        yield ""
+        yield from plain_table(("running", "task", "queue", "worker", "for"), rows)
+
+
+@contextmanager
+def _screen(colour: bool | None) -> Iterator[Callable[[list[str]], None]]:
+    """Give what draws lines: over a terminal's screen, whose content comes back at the end;
+    else, and last, they are printed."""
+    if not sys.stdout.isatty():
+        yield lambda lines: click.echo("\n".join(lines), color=colour)
+        return
+    last: list[str] = []
+
+    def draw(lines: list[str]) -> None:
+        last[:] = [click.unstyle(line) for line in lines] if colour is False else lines
+        rows = shutil.get_terminal_size().lines
+        # Line by line over what is there: nothing flickers. Long lines are cut, not folded.
+        text = "".join(f"{line}\x1b[K\n" for line in last[: rows - 1])
+        sys.stdout.write(f"\x1b[H{text}\x1b[J")
+        sys.stdout.flush()
+
+    sys.stdout.write("\x1b[?1049h\x1b[?25l\x1b[?7l")  # a screen of its own, without a cursor
+    try:
+        yield draw
+    finally:
+        sys.stdout.write("\x1b[?7h\x1b[?25h\x1b[?1049l")
+        sys.stdout.write("".join(f"{line}\n" for line in last))
+        sys.stdout.flush()

@@ -61,7 +61,12 @@ def retry(
 @click.option("--all", "everything", is_flag=True, help="All that have not ended.")
 @click.option("--terminate", is_flag=True, help="End what runs, too.")
 @click.option(
-    "--signal", "name", default="SIGTERM", show_default=True, help="With --terminate."
+    "--signal",
+    "name",
+    metavar="NAME",
+    default="SIGTERM",
+    show_default=True,
+    help="With --terminate.",
 )
 @_dry_run
 @yes_option

@@ -62,7 +62,9 @@ WantedBy=multi-user.target
 @click.option("--name", metavar="NAME", help="Of the service.  [default: the app's]")
 @click.option("--user", metavar="NAME", help="Who runs it.  [default: you]")
 @click.option("-Q", "--queues", metavar="A,B", help="The worker consumes these queues only.")
-@click.option("-c", "--concurrency", type=click.IntRange(min=1), metavar="N")
+@click.option(
+    "-c", "--concurrency", type=click.IntRange(min=1), metavar="N", help="Tasks at once."
+)
 @click.option(
     "--grace",
     type=click.FloatRange(min=0),

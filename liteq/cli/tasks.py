@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from liteq.cli.front import Exit, Failure, Session, as_json, command, completing, print_json
+from liteq.cli.output import json_text, shown
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -114,16 +116,18 @@ def result(
     """Print the result of a task.
 
     A task that failed ends with code 1 and its error on stderr, an id that the store does
-    not know with 3, a task that has not ended with 124.
+    not know with 3, a task that has not ended with 124. The beginning of an id will do, if
+    no other begins so.
+
+    \b
+    liteq result 01a1fd0b-d381
+    liteq result ID --wait 10 --json | jq .result
     """
+    from liteq.operating import resolve
+
     app = Session.current().app
-    if not app.broker.get([id]):
-        raise Failure(
-            f"no task has the id {id!r}: never sent, expired or forgotten", Exit.NOT_FOUND
-        )
-    return _show(
-        app.AsyncResult(id), wait=wait or 0.0, document=as_json, with_traceback=with_traceback
-    )
+    made = app.AsyncResult(resolve(app.broker, id))
+    return _show(made, wait=wait or 0.0, document=as_json, with_traceback=with_traceback)
 
 
 def _show(made: AsyncResult[Any], *, wait: float, document: bool, with_traceback: bool) -> int:
@@ -152,9 +156,14 @@ def _show(made: AsyncResult[Any], *, wait: float, document: bool, with_traceback
         click.echo(f"liteq: {made.id} has not ended: {_standing(made)}", err=True)
     elif failed:
         trace = made.traceback if with_traceback else None
-        click.echo((trace or f"{type(value).__name__}: {value}").rstrip(), err=True)
+        text = trace or f"{type(value).__name__}: {value}"
+        click.echo(shown(text.rstrip(), lines=True), err=True)
+    elif not isinstance(value, str):
+        click.echo(json_text(value))
+    elif sys.stdout.isatty():
+        click.echo(shown(value, lines=True))
     else:
-        click.echo(value if isinstance(value, str) else json.dumps(value, default=repr))
+        click.echo(value, color=True)  # as it is: click would take escapes out of it
     if not ready:
         return Exit.TIMEOUT
     return Exit.FAILED if failed else Exit.OK

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from liteq.cli.front import Exit, Session, command, completing
-from liteq.cli.output import STATE_COLOURS, shown, span
+from liteq.cli.output import STATE_COLOURS, json_text, moment, shown, span
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -26,19 +26,24 @@ _SPINNER: Final = "|/-\\"
 @click.option(
     "--timeout", type=click.FloatRange(min=0), metavar="SEC", help="Give up after this long."
 )
-def watch(id: str, timeout: float | None) -> int:
+@click.option("--json", "as_json", is_flag=True, help="Each change as JSON in a line.")
+def watch(id: str, timeout: float | None, as_json: bool) -> int:
     """Follow a task to its end, with a bar of its progress.
 
     The bar shows what the task reports with `self.progress(done, total)` or
     `update_state(state="PROGRESS", meta={"current": …, "total": …})`; away from a terminal,
     each change is a line. The exit code is 0 if it succeeded, 1 if not, 124 if it has not
     ended in time.
+
+    \b
+    liteq watch 01a1fd0b-d381 --timeout 60
     """
     from liteq.operating import error_of, follow, resolve
 
     app = Session.current().app
     id = resolve(app.broker, id)
-    screen: _Screen = (_Bar if sys.stderr.isatty() else _Lines)(app)
+    kind = _Documents if as_json else _Bar if sys.stderr.isatty() else _Lines
+    screen: _Screen = kind(app)
     deadline = None if timeout is None else time.monotonic() + timeout
     last: Record | None = None
     for record in follow(app.broker, id):
@@ -104,6 +109,31 @@ class _Lines(_Screen):
         self._last = told
         percent = "" if part is None else f"  {part:.0%}"
         click.echo(f"{record.state}{percent}{f'  {shown(text)}' if text else ''}")
+
+
+class _Documents(_Screen):
+    """A JSON document in a line for each change."""
+
+    def __init__(self, app: Liteq) -> None:
+        super().__init__(app)
+        self._last: Any = None
+
+    def show(self, record: Record) -> None:
+        told: dict[str, Any] = {
+            "id": record.id,
+            "task": record.message.task,
+            "state": record.state,
+            "progress": None,
+            "started": moment(record.started_at),
+            "settled": moment(record.settled_at),
+            "worker": record.worker,
+        }
+        if record.state == "running" and record.note is not None:
+            progress = self.app.AsyncResult(record.id).progress
+            told["progress"] = None if progress is None else progress._asdict()
+        if told != self._last:
+            self._last = told
+            click.echo(json_text(told))
 
 
 class _Bar(_Screen):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -14,9 +12,11 @@ from liteq.cli.front import (
     Group,
     Session,
     as_json,
+    completing,
     print_json,
     print_table,
 )
+from liteq.cli.output import STATE_COLOURS, moment, shown
 
 if TYPE_CHECKING:
     from liteq.brokers.base import Broker, Node, WorkflowInfo
@@ -24,16 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["workflow"]
 
-_COLOURS: Final[Mapping[str, str]] = {
-    "succeeded": "green",
-    "failed": "red",
-    "revoked": "magenta",
-    "ignored": "magenta",
-    "running": "cyan",
-    "retrying": "yellow",
-    "parked": "yellow",
-    "limited": "yellow",
-}
 _WIDEST: Final = 60  # characters of a name with its branches, before columns give way
 
 
@@ -47,7 +37,9 @@ def workflow() -> None:
 
 
 @workflow.command("list")
-@click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True)
+@click.option(
+    "-n", "--limit", type=click.IntRange(min=1), default=50, show_default=True, metavar="N"
+)
 @as_json
 def workflow_list(limit: int, as_json: bool) -> None:
     """List them, the latest first."""
@@ -57,11 +49,14 @@ def workflow_list(limit: int, as_json: bool) -> None:
         return
     for row in rows:
         row["done"] = f"{row['done']}/{row['total']}"
-    print_table(("id", "name", "state", "done", "failed", "created"), rows)
+    columns = ("id", "name", "state", "done", "failed", "created")
+    print_table(columns, rows, {"state": STATE_COLOURS.get})
+    if not rows:
+        Session.current().note("there is no workflow")
 
 
 @workflow.command("show")
-@click.argument("id")
+@click.argument("id", shell_complete=completing("ids"))
 @click.option("--all", "everything", is_flag=True, help="Draw every branch of a large group.")
 @as_json
 def workflow_show(id: str, everything: bool, as_json: bool) -> None:
@@ -72,9 +67,9 @@ def workflow_show(id: str, everything: bool, as_json: bool) -> None:
     from liteq.cli.drawing import BRANCHES, draw
 
     app = Session.current().app
-    shown = app.workflow(id)
-    known = shown.info
-    nodes, edges = shown.graph()
+    made = app.workflow(id)
+    known = made.info
+    nodes, edges = made.graph()
     if as_json:
         print_json(
             {
@@ -84,17 +79,17 @@ def workflow_show(id: str, everything: bool, as_json: bool) -> None:
             }
         )
         return
-    progress = shown.progress
+    progress = made.progress
     failed = f", {progress.failed:,} failed" if progress.failed else ""
-    state = click.style(known.state, fg=_COLOURS.get(known.state), bold=True)
-    title = f"{known.name or 'workflow'} {known.id}  {state}"
+    state = click.style(known.state, fg=STATE_COLOURS.get(known.state), bold=True)
+    title = f"{shown(known.name or 'workflow')} {known.id}  {state}"
     click.echo(f"{title}  {progress.done:,} of {progress.total:,} done{failed}")
     lines = draw(nodes, edges, branches=None if everything else BRANCHES)
     _print_tree(app.broker, lines)
 
 
 @workflow.command("cancel")
-@click.argument("id")
+@click.argument("id", shell_complete=completing("ids"))
 @click.option("--terminate", is_flag=True, help="End what runs, too.")
 def workflow_cancel(id: str, terminate: bool) -> None:
     """Revoke all of its tasks that have not ended.
@@ -112,7 +107,7 @@ def workflow_cancel(id: str, terminate: bool) -> None:
 
 
 @workflow.command("retry")
-@click.argument("id")
+@click.argument("id", shell_complete=completing("ids"))
 def workflow_retry(id: str) -> int:
     """Run the tasks that failed again, and what waited for them after that.
 
@@ -136,18 +131,20 @@ def _row(known: WorkflowInfo) -> dict[str, Any]:
         "done": sum(known.counts.get(state, 0) for state in FINAL_STATES),
         "total": sum(known.counts.values()),
         "failed": known.counts.get("failed", 0),
-        "created": _moment(known.created_at),
+        "created": moment(known.created_at),
     }
 
 
 def _node(node: Node) -> dict[str, Any]:
-    times = {"started_at": _moment(node.started_at), "settled_at": _moment(node.settled_at)}
+    times = {"started_at": moment(node.started_at), "settled_at": moment(node.settled_at)}
     return {**node._asdict(), **times}
 
 
 def _print_tree(broker: Broker, lines: list[Line]) -> None:
     errors = _errors(broker, [line.node for line in lines if line.node is not None])
-    texts = [line.prefix + (line.node.name if line.node else line.remark) for line in lines]
+    texts = [
+        line.prefix + shown(line.node.name if line.node else line.remark) for line in lines
+    ]
     drawn = zip(texts, lines, strict=True)
     width = max((len(t) for t, line in drawn if line.node and len(t) <= _WIDEST), default=0)
     states = max((len(_state(line.node)) for line in lines if line.node), default=0)
@@ -157,9 +154,9 @@ def _print_tree(broker: Broker, lines: list[Line]) -> None:
             click.echo(click.style(text, dim=True))
             continue
         word = _state(node)
-        state = click.style(word, fg=_COLOURS.get(node.state)) + " " * (states - len(word))
+        state = click.style(word, fg=STATE_COLOURS.get(node.state)) + " " * (states - len(word))
         took = _took(node)
-        told = f"  {errors[node.id]}" if node.id in errors else ""
+        told = f"  {shown(errors[node.id])}" if node.id in errors else ""
         click.echo(f"{text:<{width}}  {state}  {took:>8}  {node.id}{told}".rstrip())
 
 
@@ -185,9 +182,3 @@ def _errors(broker: Broker, nodes: list[Node]) -> dict[str, str]:
             fields = failure.read(record.result)
             told[id] = line(f"{fields['type']}: {fields['message']}")[:100]
     return told
-
-
-def _moment(seconds: float | None) -> str | None:
-    if seconds is None:
-        return None
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
