@@ -478,6 +478,9 @@ class Liteq:
     def close(self) -> None:
         """Close the store. The app may be used again."""
         if self._broker is not None:
+            from liteq import waiting  # late: who waits for nothing needs none of it
+
+            waiting.close(self._broker)
             self._broker.close()
 
     # Sending

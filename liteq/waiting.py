@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary, finalize
@@ -240,7 +240,8 @@ class _Post:
         self._pid = os.getpid()
         self._spare: list[Mailbox] = []  # append and pop are atomic among threads
         self.reported: set[str] = set()
-        # With the broker, or with the process: an address left behind is a file for ever.
+        # At the latest with the broker or the process: an address left behind is a file
+        # for ever.
         finalize(broker, _close_own, self._spare, self._pid)
 
     def borrow(self, broker: Broker) -> Mailbox:
@@ -258,6 +259,12 @@ class _Post:
             self._spare.append(mailbox)
         else:
             mailbox.close()
+
+    def close(self) -> None:
+        """Close the mailboxes that nobody waits at; later waiters open others."""
+        while self._pid == os.getpid() and self._spare:
+            with suppress(IndexError):  # another thread has borrowed the last one
+                self._spare.pop().close()
 
 
 class _LoopPost:
@@ -347,6 +354,12 @@ def _post(broker: Broker) -> _Post:
         with _lock:
             found = _posts.setdefault(broker, _Post(broker))
     return found
+
+
+def close(broker: Broker) -> None:
+    """Close what is kept open for waiters at a broker; it may be used again."""
+    if (post := _posts.get(broker)) is not None:
+        post.close()
 
 
 def _loop_post(broker: Broker) -> _LoopPost:

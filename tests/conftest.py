@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 import redis_server
@@ -31,18 +31,49 @@ settings.register_profile("storm", max_examples=3_000, **_calm)
 settings.load_profile("storm" if os.environ.get("LITEQ_STORM") else "quick")
 
 
+# Branches are measured in the process of the tests, and in the processes that a test starts
+# if it is marked `traced`: to be measured costs each process a third of a second.
+
+_processes_too: Final = os.environ.get("COVERAGE_PROCESS_CONFIG")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    global _forks_too
+    _forks_too = item.get_closest_marker("traced") is not None
+    if _processes_too is not None:
+        if _forks_too:
+            os.environ["COVERAGE_PROCESS_CONFIG"] = _processes_too
+        else:
+            os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """Pause the measuring of branches for what is marked `untraced`."""
-    coverage = sys.modules.get("coverage")
-    tracing = coverage and coverage.Coverage.current()
-    if not tracing or item.get_closest_marker("untraced") is None:
+    tracing = _tracing()
+    if tracing is None or item.get_closest_marker("untraced") is None:
         return (yield)
     tracing.stop()
     try:
         return (yield)
     finally:
         tracing.start()
+
+
+def _tracing() -> Any:
+    coverage = sys.modules.get("coverage")
+    return coverage and coverage.Coverage.current()
+
+
+def _in_a_fork() -> None:
+    # It would write all that its parent has measured, which takes seconds.
+    tracing = _tracing()
+    if tracing is not None and not _forks_too:
+        tracing.stop()
+
+
+_forks_too = True
+os.register_at_fork(after_in_child=_in_a_fork)
 
 
 @pytest.fixture

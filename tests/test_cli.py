@@ -23,7 +23,7 @@ from liteq.discovery import find_app
 from liteq.ids import new_id
 from liteq.message import Message
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.traced]
 
 
 # Words

@@ -12,7 +12,7 @@ from terminal import TASKS, Here, Project, Running, wait_until
 
 from liteq.cli.front import Exit
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.traced]
 
 STEERED = (
     TASKS

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import redis_server
 from api import app_in_memory, forget_current
 
 from liteq import Liteq
 from liteq.exceptions import ImproperlyConfigured
+
+pytestmark = pytest.mark.traced
 
 SCRIPT = """
 import os, sys
@@ -138,3 +143,39 @@ def test_an_app_of_a_module_is_imported_by_its_worker(
         shop_mod.app.close()
         del sys.modules["shop_mod"]
         forget_current()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("kind", ["sqlite", "memory", "redis"])
+def test_a_closed_app_leaves_no_file_open(kind: str, tmp_path: Path) -> None:
+    def files() -> set[tuple[str, str]]:
+        found = set()
+        for name in os.listdir("/proc/self/fd"):
+            with suppress(FileNotFoundError):  # the one that lists them
+                found.add((name, os.readlink(f"/proc/self/fd/{name}")))
+        return found
+
+    match kind:
+        case "sqlite":
+            url = f"sqlite:///{tmp_path}/{'long' * 30}/store"  # beyond a socket's address
+        case "memory":
+            url = "memory://"
+        case _:
+            redis_server.require()
+            url = f"{redis_server.shared()}&namespace={redis_server.namespace_of(tmp_path)}"
+    app = Liteq("shop", broker=url)
+
+    @app.task
+    def double(n: int) -> int:
+        return 2 * n
+
+    gc.collect()
+    before = files()
+    with app.worker(concurrency=2, pool="threads"):
+        assert double.delay(2).get(timeout=10) == 4
+    app.close()
+    assert not files() - before
+    with app.worker(concurrency=1, pool="solo"):  # it may be used again
+        assert double.delay(3).get(timeout=10) == 6
+    app.close()
+    assert not files() - before

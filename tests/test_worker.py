@@ -343,17 +343,15 @@ def test_a_result_that_cannot_be_stored_fails_its_task_with_its_path(app: Liteq)
 
 def test_hundreds_of_coroutines_run_at_once(app: Liteq) -> None:
     together = 300
-    inside = 0
-    most = 0
+    inside: list[asyncio.Event] = []
 
     @app.task
     async def work() -> int:
-        nonlocal inside, most
-        inside += 1
-        most = max(most, inside)
-        while most < together:  # noqa: ASYNC110 (each looks for itself)
-            await asyncio.sleep(0.005)
-        inside -= 1
+        inside.append(gone := asyncio.Event())
+        if len(inside) == together:
+            for event in inside:
+                event.set()
+        await gone.wait()
         return 1
 
     with running(app, pool="asyncio", concurrency=together):

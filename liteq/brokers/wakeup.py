@@ -59,7 +59,7 @@ class Post:
     ) -> SocketMailbox:
         """Open a mailbox. Where sockets cannot be had it polls instead."""
         name = f"{kind_of(worker, beat=beat)}{os.getpid()}-{next(self._names)}"
-        return SocketMailbox(self._address(name), name, poll_interval)
+        return SocketMailbox(self._address, name, poll_interval)
 
     def wake_workers(self, word: str = "", *, but: int | None = None) -> None:
         """Tell every worker that there may be work, or (`HELLO`) a new worker; `but` is the
@@ -104,10 +104,14 @@ class Post:
                 self._send(name, b"")
 
     def close(self) -> None:
-        """Close the sending socket; the next wake-up opens another."""
+        """Close the sending socket and the folder; the next wake-up opens them again."""
         sender, self._socket = self._socket, None
         if sender is not None:
             sender.close()
+        with self._lock:
+            directory, self._directory, self._base = self._directory, -1, None
+        if directory >= 0:
+            os.close(directory)
 
     def _send(self, name: str, data: bytes) -> None:
         address = self._address(name)
@@ -181,11 +185,14 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 class SocketMailbox(Mailbox):
     """A mailbox that other processes reach through a socket file."""
 
-    def __init__(self, address: str | None, name: str, poll_interval: float) -> None:
+    def __init__(
+        self, address_of: Callable[[str], str | None], name: str, poll_interval: float
+    ) -> None:
         self.name = name
         self.poll_interval = poll_interval
-        self._address = address
+        self._address_of = address_of  # it may change: see `Post.close()`
         self._socket: socket.socket | None = None
+        address = address_of(name)
         if address is None:
             return
         receiver = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -225,9 +232,9 @@ class SocketMailbox(Mailbox):
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-            if self._address is not None:
-                with contextlib.suppress(OSError):
-                    os.unlink(self._address)
+            with contextlib.suppress(OSError):
+                if (address := self._address_of(self.name)) is not None:
+                    os.unlink(address)
 
 
 class LocalMailbox(Mailbox):

@@ -15,7 +15,7 @@ from world import wait_until
 
 from on_redis.proxy import Proxy
 
-pytestmark = [pytest.mark.redis, pytest.mark.process]
+pytestmark = [pytest.mark.redis, pytest.mark.process, pytest.mark.traced]
 
 KEPT = ("appendonly yes", "appendfsync always")
 OpenShop = Callable[..., Shop]

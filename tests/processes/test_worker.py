@@ -27,7 +27,7 @@ from liteq.exceptions import (
 )
 from processes.shop import Shop, is_running, pause
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.traced]
 
 OpenShop = Callable[..., Shop]
 
