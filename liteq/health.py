@@ -1,9 +1,9 @@
 """Whether a worker lives, asked so cheaply that a container may ask every few seconds.
 
 Nothing of the app is imported and nothing is written: the heartbeats are read where they
-are, with apsw alone or over a plain socket. (Importing an app in each probe has cost others
-seconds of processor time a minute.) A Redis that needs TLS or Sentinel is asked through its
-client, which takes ten times as long to import as all the rest.
+are, with apsw alone (`liteq.pulse`) or over a plain socket. (Importing an app in each probe
+has cost others seconds of processor time a minute.) A Redis that needs TLS or Sentinel is
+asked through its client, which takes ten times as long to import as all the rest.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from liteq.brokers import scheme_of
 from liteq.clock import system_clock
 from liteq.exceptions import BrokerError, BrokerUnavailable, ImproperlyConfigured
+from liteq.pulse import beats
 
 if TYPE_CHECKING:
     import socket
@@ -89,7 +90,6 @@ def _in_folder(url: str) -> list[Pulse]:
     import apsw
 
     from liteq.brokers import sqlite_target
-    from liteq.brokers.liveness import LockFiles, boot_id
 
     target, _ = sqlite_target(url)
     if target is None:
@@ -99,27 +99,9 @@ def _in_folder(url: str) -> list[Pulse]:
     if not path.exists():
         raise BrokerUnavailable(f"there is no store at {path}: no worker has begun")
     try:
-        # Not read-only: without a writer at hand, SQLite could not read the WAL.
-        with closing(apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)) as db:
-            db.set_busy_timeout(int(_TIMEOUT * 1000))
-            rows: list[Any] = db.execute(
-                "SELECT id, name, hostname, pid, queues, boot, beat_at FROM worker "
-                "INDEXED BY worker_alive WHERE stopped_at IS NULL"
-            ).fetchall()
+        return [Pulse(*told) for told in beats(str(folder), system_clock.steady())]
     except apsw.Error as exc:
         raise BrokerUnavailable(f"{path} cannot be read: {exc}") from exc
-    locks, boot, now = LockFiles(folder / "workers"), boot_id(), system_clock.steady()
-    return [
-        Pulse(
-            name,
-            host,
-            pid,
-            queues,
-            max(0.0, now - beat_at),
-            born == boot and not locks.is_dead(f"{id}.lock"),
-        )
-        for id, name, host, pid, queues, born, beat_at in rows
-    ]
 
 
 def _on_server(place: Place, options: Mapping[str, Any]) -> list[Pulse]:

@@ -8,10 +8,11 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ import click
 import pytest
 import redis.asyncio  # noqa: F401 (or each command here would import it anew)
 import redis_server
-from terminal import Here, Project
+from terminal import Here, Project, Running
 from world import FakeClock
 
 from liteq import doctor as examining
-from liteq import health
+from liteq import health, pulse
 from liteq.brokers import keeping
 from liteq.brokers.keeping import workers_alive
 from liteq.brokers.redis import RedisBroker
@@ -538,6 +539,51 @@ def test_health_imports_neither_the_app_nor_its_machinery(
     )
 
     assert project.python(code).endswith("HEAVY []")
+
+
+@pytest.mark.process
+def test_a_probe_that_finds_a_worker_needs_no_command_line(
+    project: Project, start: Callable[..., Running], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = start("worker", "-P", "solo", "-n", "w@here")
+    worker.wait_for("ready ")
+    folder = project.folder / "shop.liteq"
+    code = (
+        "import sys\nbefore = set(sys.modules)\nfrom liteq.__main__ import main\n"
+        "status = main()\n"
+        "heavy = {'click', 're', 'typing', 'pathlib', 'json', 'enum', 'liteq.cli'}\n"
+        "print(status, sorted(heavy & set(sys.modules) - before))\n"
+    )
+    project.write("probe.py", code)
+
+    def probe(*words: str, **environ: str) -> list[str]:
+        done = subprocess.run(
+            # -S: what a site's own files import is no doing of ours
+            [sys.executable, "-S", "probe.py", "health", *words],
+            cwd=project.folder,
+            env=project.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environ,
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        return done.stdout.splitlines()
+
+    for words, environ in (
+        (["-b", str(folder)], {}),
+        (["live", "--broker", f"sqlite://{folder}"], {}),
+        (["ready"], {"LITEQ_BROKER_URL": f"sqlite:///{folder}"}),
+    ):
+        told, end = probe(*words, **environ)
+        assert re.fullmatch(rf"w@here  pid {worker.process.pid}  heartbeat [\d.]+ s ago", told)
+        assert end == "0 []"
+
+    # What is said otherwise is the command's to say.
+    assert not pulse.quick_answer(["-b", str(folder), "--json"])
+    assert not pulse.quick_answer(["-b", str(folder / "not")])
+    assert not pulse.quick_answer(["-b", "redis://127.0.0.1:1/0"])
+    assert not pulse.quick_answer(["-b"])
+    assert not pulse.quick_answer([])
+    worker.end(signal.SIGKILL)
+    assert not pulse.quick_answer(["-b", str(folder)])
+    assert project("health", "-b", str(folder)).returncode == 5
 
 
 def test_health_finds_the_store_that_is_there(

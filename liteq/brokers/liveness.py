@@ -14,22 +14,14 @@ import os
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
+
+from liteq.pulse import boot_id, is_free
 
 if TYPE_CHECKING:
     from liteq.brokers.base import WorkerInfo  # the probes of `liteq.health` go without
 
 __all__ = ["LockFiles", "boot_id", "lock_name", "present"]
-
-_BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
-
-
-def boot_id() -> str:
-    """Return a text that changes when the host is booted ("" where none is known)."""
-    try:
-        return Path(_BOOT_ID).read_text(encoding="ascii").strip()
-    except OSError:
-        return ""
 
 
 def lock_name(worker: int) -> str:
@@ -88,19 +80,7 @@ class LockFiles:
 
     def is_dead(self, name: str) -> bool:
         """Return whether nobody holds the lock."""
-        if name in self._held:
-            return False
-        try:
-            fd = os.open(self.folder / name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            return True
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        finally:
-            os.close(fd)
-        return True
+        return name not in self._held and is_free(os.path.join(self.folder, name))
 
     def _drop_inherited(self) -> None:
         """Close the copies a forked child got: while one is open, the lock outlives us."""

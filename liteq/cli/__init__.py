@@ -7,6 +7,7 @@ and the store when it runs, so `liteq --help` and completion answer at once.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -121,7 +122,13 @@ def main(argv: Sequence[str] | None = None, *, app: Liteq | None = None) -> int:
     """
     session = Session(app)
     try:
-        status = cli.main(argv, prog_name="liteq", standalone_mode=False, obj=session)
+        status = cli.main(
+            argv,
+            prog_name="liteq",
+            standalone_mode=False,
+            obj=session,
+            terminal_width=_help_width(),
+        )
     except click.ClickException as exc:
         if session.verbose and exc.__cause__ is not None:
             _show_traceback(exc)
@@ -136,6 +143,15 @@ def main(argv: Sequence[str] | None = None, *, app: Liteq | None = None) -> int:
         click.echo(f"liteq: {shown(exc, lines=True)}", err=True)
         return status_of(exc)
     return int(status or 0)
+
+
+def _help_width() -> int:
+    """Return how wide help is written: click would import `shutil` for that, 5 ms more."""
+    try:
+        columns = int(os.environ.get("COLUMNS") or os.get_terminal_size(1).columns)
+    except (ValueError, OSError):
+        columns = 80
+    return max(min(columns, 80) - 2, 50)
 
 
 def _show_traceback(exc: BaseException) -> None:

@@ -8,6 +8,7 @@ import click
 
 from liteq.cli.front import Exit, Session, as_json, command, print_json
 from liteq.cli.output import shown
+from liteq.pulse import MAX_AGE
 
 __all__ = ["health"]
 
@@ -17,7 +18,7 @@ __all__ = ["health"]
 @click.option(
     "--max-age",
     type=click.FloatRange(min=1),
-    default=60.0,
+    default=MAX_AGE,
     show_default=True,
     metavar="SEC",
     help="How old a worker's last heartbeat may be.",

@@ -1,0 +1,121 @@
+"""Whether a worker of this machine lives, asked of its store and the kernel alone.
+
+For the probe of a container, which asks every few seconds: nothing is imported here but apsw
+and what Python has loaded anyway (`typing` alone would double the time that it takes).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sys
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from typing import Any, Final
+
+__all__ = ["beats", "boot_id", "is_free", "quick_answer"]
+
+MAX_AGE: Final = 60.0  # seconds that the last heartbeat of a worker may be old
+_TIMEOUT: Final = 2_000  # milliseconds to wait for a store: a probe has little time
+_STEADY: Final = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", 0))
+_BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
+
+
+def boot_id() -> str:
+    """Return a text that changes when the host is booted ("" where none is known)."""
+    try:
+        with open(_BOOT_ID, encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def is_free(lock: str) -> bool:
+    """Return whether nobody holds the lock of this file: whoever held it is gone."""
+    try:
+        fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def beats(folder: str, now: float) -> Iterator[tuple[str, str, int, str, float, bool]]:
+    """Yield name, host, process id, queues, the heartbeat's age in seconds, and whether it
+    lives, of each worker registered in the store of a folder.
+
+    `now` is the steady time of this boot. Raises `apsw.Error` if the store cannot be read.
+    """
+    import apsw
+
+    # Not read-only: without a writer at hand, SQLite could not read the WAL.
+    db = apsw.Connection(os.path.join(folder, "store.db"), flags=apsw.SQLITE_OPEN_READWRITE)
+    try:
+        db.set_busy_timeout(_TIMEOUT)
+        rows: list[Any] = db.execute(
+            "SELECT id, name, hostname, pid, queues, boot, beat_at FROM worker "
+            "INDEXED BY worker_alive WHERE stopped_at IS NULL"
+        ).fetchall()
+    finally:
+        db.close()
+    boot = boot_id()
+    for id, name, host, pid, queues, born, beat_at in rows:
+        alive = born == boot and not is_free(os.path.join(folder, "workers", f"{id}.lock"))
+        yield name, host, pid, queues, max(0.0, now - beat_at), alive
+
+
+def quick_answer(words: Sequence[str]) -> bool:
+    """Answer `liteq health` with these words behind it, if all is well and nothing has to be
+    said but that; else return False: the command itself knows what is to be said.
+
+    Quick are a check and a store in a folder that is named by `-b` or LITEQ_BROKER_URL.
+    """
+    url = os.environ.get("LITEQ_BROKER_URL")
+    if any(name.startswith("LITEQ_BROKER_TRANSPORT_OPTIONS") for name in os.environ):
+        return False
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        if word in ("-b", "--broker") and left:
+            url = left.pop(0)
+        elif word not in ("live", "ready"):
+            return False
+    folder = _folder(url or "")
+    if folder is None:
+        return False
+    import apsw
+
+    here, now = os.uname().nodename, time.clock_gettime(_STEADY)
+    try:
+        good = [
+            f"{name}  pid {pid}  heartbeat {age:.1f} s ago\n"
+            for name, host, pid, _, age, alive in beats(folder, now)
+            if alive and host == here and age <= MAX_AGE
+        ]
+    except (apsw.Error, OSError):
+        return False
+    if not good or not all(line[:-1].isprintable() for line in good):
+        return False
+    sys.stdout.write("".join(good))
+    return True
+
+
+def _folder(url: str) -> str | None:
+    """Return the folder of a store that this names, None if it may be something else."""
+    scheme, colon, path = url.partition("://")
+    if not colon:
+        path = url
+    elif scheme != "sqlite" or "?" in path or "%" in path:
+        return None
+    if colon and path.startswith("//"):  # as SQLAlchemy writes an absolute path
+        path = path[1:]
+    path = os.path.realpath(path)
+    return path if os.path.exists(os.path.join(path, "store.db")) else None
