@@ -465,7 +465,7 @@ def test_a_worker_is_healthy_while_it_lives_and_beats(
 
     assert nobody.returncode == stale.returncode == gone.returncode == 5
     assert nobody.stderr == (
-        f"liteq: no live worker on {socket.gethostname()}: no worker is registered\n"
+        f"liteq: no live worker on {socket.gethostname()}: no worker is registered ({url})\n"
     )
     assert ready.stdout.startswith(f"w@host  pid {os.getpid()}  heartbeat ")
     assert live["ok"] is True
@@ -722,6 +722,20 @@ def test_a_terminal_gets_a_drawn_table_and_a_pipe_a_plain_one(
     assert "\x1b" not in plain
     assert "─" not in plain
     assert "─" not in here.ok("ls")
+
+
+@pytest.mark.process
+def test_a_narrow_terminal_gets_no_word_in_pieces(project: Project, here: Here) -> None:
+    id = here.ok("call", "tasks.add", "-a", "[1, 2]")
+    here.forget()
+
+    listed = project.at_terminal("ls", COLUMNS="80")
+    queues = project.at_terminal("queues", COLUMNS="80").replace("\r\n", "\n")
+
+    assert re.search(rf"^{id}  queued +tasks\.add +default +", listed, re.MULTILINE)
+    head = queues.splitlines()[0].split()
+    assert head == ["queue", "queued", "running", "workers", "latency"]  # no column of zeros
+    assert len(here.ok("queues").splitlines()[0].split()) == 13
 
 
 # All commands

@@ -62,4 +62,4 @@ def _skew(ask: Callable[..., Any]) -> float:
     before = time.time()
     seconds, micro = ask("TIME")
     ours = (before + time.time()) / 2
-    return round(float(seconds) + float(micro) / 1e6 - ours, 3)
+    return round(float(seconds) + float(micro) / 1e6 - ours, 3) + 0.0  # no -0.0

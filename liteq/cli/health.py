@@ -39,6 +39,7 @@ def health(check: str, max_age: float, any_host: bool, as_json: bool) -> int:
     """
     from liteq.exceptions import BrokerError
     from liteq.health import pulses, store_url
+    from liteq.redaction import mask_url
 
     session = Session.current()
     url, options = store_url(session.options.get("broker"))
@@ -70,6 +71,7 @@ def health(check: str, max_age: float, any_host: bool, as_json: bool) -> int:
     if good:
         return Exit.OK
     where = "anywhere" if any_host else f"on {here}"
+    store = mask_url(url)
     why = "no worker is registered"
     if found:
         last = min(found, key=lambda one: (not one.alive, one.age))
@@ -78,5 +80,5 @@ def health(check: str, max_age: float, any_host: bool, as_json: bool) -> int:
             if last.alive
             else f"{last.name} has died"
         )
-    click.echo(f"liteq: no live worker {where}: {shown(why)}", err=True)
+    click.echo(f"liteq: no live worker {where}: {shown(why)} ({shown(store)})", err=True)
     return Exit.NO_WORKER

@@ -43,6 +43,9 @@ STATE_COLOURS: Final[Mapping[str, str]] = {
     "limited": "yellow",
 }
 
+_GAP: Final = 2  # between two columns
+_LEAST: Final = 20  # of a last column that is folded
+
 # C0 and C1 controls, and the marks that reorder or hide text (Unicode's Bidi_Control, BOM).
 _CONTROL: Final = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
@@ -224,10 +227,20 @@ def _with_rich(
         from rich.text import Text
     except ImportError:
         return False
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False)
-    for column, right in zip(columns, numeric, strict=True):
-        # What is to be copied stays whole; long texts fold.
-        whole = column in ("id", "state", "number", "queue")
+    console = Console(file=sys.stdout, highlight=False, markup=False)
+    widths = [max(map(len, column)) for column in zip(columns, *lines, strict=True)]
+    if sum(widths[:-1]) + _GAP * (len(widths) - 1) + min(widths[-1], _LEAST) > console.width:
+        return False  # words cut into pieces are worse than lines that the terminal folds
+    table = Table(
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+        header_style="bold",
+        show_edge=False,
+    )
+    for number, (column, right) in enumerate(zip(columns, numeric, strict=True), start=1):
+        # The last one is the text that may be long; it folds. What is to be copied does not.
+        whole = number < len(columns)
         table.add_column(
             column, justify="right" if right else "left", no_wrap=whole, overflow="fold"
         )
@@ -238,5 +251,5 @@ def _with_rich(
                 for text, style in zip(line, styles, strict=True)
             )
         )
-    Console(file=sys.stdout, highlight=False, markup=False).print(table)
+    console.print(table)
     return True

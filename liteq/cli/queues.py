@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,6 +29,7 @@ __all__ = ["purge", "queues"]
 
 WAITING = ("queued", "limited", "scheduled", "parked")  # what a purge deletes
 STATES = ("queued", "running", "scheduled", "retrying", "waiting", "parked", "limited")
+ALWAYS = ("queue", "queued", "running", "workers")
 
 
 @click.group(cls=Group, invoke_without_command=True)
@@ -69,7 +71,10 @@ def _list(session: Session, *, as_json: bool) -> None:
         row["dead"] = row["dead"] or None
         if row["latency"] is not None:
             row["latency"] = f"{row['latency']:.1f}"
-    print_table(tuple(rows[0]), rows)
+    columns = tuple(rows[0])
+    if sys.stdout.isatty():  # there width is dear: what is nowhere is left out
+        columns = tuple(c for c in columns if c in ALWAYS or any(row[c] for row in rows))
+    print_table(columns, rows)
 
 
 def _rows(app: Liteq) -> list[dict[str, Any]]:
