@@ -103,7 +103,8 @@ def arguments_of(command: ControlCommand, words: tuple[str, ...]) -> dict[str, A
         try:
             found[name] = word.lower() in ("1", "true", "yes") if kind is bool else kind(word)
         except ValueError as exc:
-            raise click.UsageError(f"{command.name}: {name}: {exc}") from exc
+            what = "whole number" if kind is int else "number" if kind is float else "value"
+            raise click.UsageError(f"{command.name}: {name}: {word!r} is no {what}") from exc
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 import click
@@ -80,7 +81,7 @@ def events(
         from liteq.events.snapshot import evcam  # late: it is another command, in truth
 
         with suppress(TimeoutError):
-            evcam(camera, frequency, app=app, limit=limit, timeout=timeout)
+            evcam(_camera(camera), frequency, app=app, limit=limit, timeout=timeout)
         return Exit.OK
     receiver = app.events.Receiver()
     count = 0
@@ -99,6 +100,15 @@ def events(
             if limit is not None and count >= limit:
                 break
     return Exit.OK
+
+
+def _camera(where: str) -> Any:
+    """Return the class that is at "module:Class"."""
+    module, _, name = where.replace(":", ".").rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, ValueError, AttributeError) as exc:
+        raise click.UsageError(f"--camera {where}: {exc}; name it as module:Class") from exc
 
 
 def _line(event: dict[str, Any], *, dump: bool, as_json: bool) -> str:

@@ -21,13 +21,17 @@ def migrate(source: str, target: str) -> None:
     copied, and counted at the end. The store that is left stays as it is. A message that
     the other has already is left as it is there: after an interruption, do it again. What
     is sent meanwhile to the store that is left stays there, until it is done again.
+
+    \b
+    liteq migrate --from sqlite:///shop.liteq --to redis://db1:6379/0
     """
     from liteq.brokers import connect
     from liteq.brokers.moving import move
 
     here, there = connect(source), connect(target)
     total = 0
-    with click.progressbar(length=1, label="messages", file=sys.stderr) as bar:
+    away = not sys.stderr.isatty()
+    with click.progressbar(length=1, label="messages", file=sys.stderr, hidden=away) as bar:
         for done, total in move(here, there):
             bar.length = max(total, 1)
             bar.update(done - bar.pos)
