@@ -8,7 +8,6 @@ number that is missing tells a slow reader how many it has missed.
 from __future__ import annotations
 
 import json
-from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Final, Literal
 
@@ -19,16 +18,16 @@ from liteq.brokers.base import (
     EVENTS_KEPT_FOR,
     LETTERS_KEPT,
     MAIL,
-    Broker,
     Events,
     Letter,
     Mailbox,
     WorkerInfo,
 )
-from liteq.brokers.connection import Database, fetch_all, fetch_one
-from liteq.brokers.liveness import LockFiles, lock_name, present
+from liteq.brokers.base_sqlite import SqliteStore
+from liteq.brokers.connection import fetch_all, fetch_one
+from liteq.brokers.liveness import lock_name, present
 from liteq.brokers.queueing import unpaused
-from liteq.brokers.wakeup import LocalMailbox, Post, SocketMailbox, kind_of
+from liteq.brokers.wakeup import LocalMailbox, SocketMailbox, kind_of
 
 __all__ = ["SqliteMail"]
 
@@ -42,22 +41,8 @@ _ROSTER: Final = (
 _LAST_EVENT: Final = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'event'"
 
 
-class SqliteMail(Broker):
+class SqliteMail(SqliteStore):
     """The part of an SQLite store that carries letters and events."""
-
-    _database: Database
-    _locks: LockFiles | None
-    _post: Post | None
-    _local: dict[str, LocalMailbox]
-    _boot: str
-
-    @abstractmethod
-    def _wake(self, address: str, ids: list[str]) -> None:
-        """Wake one mailbox."""
-
-    @abstractmethod
-    def _wake_workers(self, word: str = "", *, but: int | None = None) -> None:
-        """Wake all workers but one."""
 
     # Letters
 

@@ -25,6 +25,7 @@ from liteq.brokers import (
     settling,
     sqlite,
     uniqueness,
+    upkeep_sqlite,
 )
 from liteq.brokers.base import Lease
 from liteq.brokers.following import Following
@@ -451,7 +452,7 @@ def starts_are_not_charged(patch: Patch) -> None:
 
 def slots_are_never_free_again(patch: Patch) -> None:
     patch.setattr(settling, "free_slots", lambda db, seq: False)
-    patch.setattr(sqlite, "free_slots", lambda db, seq: False)
+    patch.setattr(upkeep_sqlite, "free_slots", lambda db, seq: False)
 
 
 def a_key_is_held_by_nobody(patch: Patch) -> None:

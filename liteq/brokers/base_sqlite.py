@@ -1,0 +1,134 @@
+"""What every part of the SQLite store stands on: its file, its clock, its wake-ups."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+from liteq.brokers.base import (
+    DEFAULT_MAX_DELIVERIES,
+    Broker,
+    Mailbox,
+)
+from liteq.brokers.connection import Database
+from liteq.brokers.following import Following
+from liteq.brokers.lengths import Lengths
+from liteq.brokers.limiting import NO_BOOK
+from liteq.brokers.liveness import LockFiles, boot_id
+from liteq.brokers.wakeup import LocalMailbox, Post, kind_of
+from liteq.clock import Clock, system_clock
+from liteq.exceptions import ImproperlyConfigured
+from liteq.ids import new_token
+from liteq.message import PACKED_FIELDS
+
+__all__ = ["AMONG", "PACKED", "SqliteStore"]
+
+PACKED: Final = ", ".join(PACKED_FIELDS)
+AMONG: Final = "(SELECT value FROM json_each(?))"  # one argument, however many values
+
+
+class SqliteStore(Broker):
+    """What the parts of an SQLite store have in common. `SqliteBroker` says what the
+    arguments mean."""
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str] | None,
+        *,
+        clock: Clock = system_clock,
+        durability: str = "full",
+        lease_timeout: float = 60.0,
+        max_deliveries: int = DEFAULT_MAX_DELIVERIES,
+        busy_timeout: float = 5.0,
+        max_size: int | None = None,
+        max_length: int | None = None,
+        max_lengths: Mapping[str, int] | None = None,
+        unknown_expires: float = 86_400.0,
+        poll_interval: float = 0.5,
+        allow_network_filesystem: bool = False,
+        tokens: Callable[[], int] = new_token,
+    ) -> None:
+        if durability not in ("full", "normal"):
+            raise ImproperlyConfigured(
+                f'durability must be "full" or "normal", not {durability!r} ("off" would let '
+                "one process's power loss corrupt the file for all)"
+            )
+        self.clock = clock
+        self.durable = durability == "full"
+        self.lease_timeout = lease_timeout
+        self.max_deliveries = max_deliveries
+        self.unknown_expires = unknown_expires
+        self.poll_interval = poll_interval
+        self._lengths = Lengths(max_length, max_lengths)
+        self.folder = Path(os.path.realpath(folder)) if folder is not None else None
+        self._tokens = tokens
+        self._boot = boot_id()
+        self._database = Database(
+            self.folder,
+            busy_timeout=busy_timeout,
+            max_size=max_size,
+            allow_network_filesystem=allow_network_filesystem,
+        )
+        self._locks = LockFiles(self.folder / "workers") if self.folder else None
+        self._post = Post(self.folder / "wake") if self.folder else None
+        self._local: dict[str, LocalMailbox] = {}
+        self._local_lock = threading.Lock()
+        self._claims: dict[int, str] = {}
+        self._book = NO_BOOK
+        self._doubtful: dict[int, set[int]] = {}  # by worker: tokens of claims that failed
+
+    def __repr__(self) -> str:
+        return f"<SqliteBroker {self.folder or 'in memory'}>"
+
+    # Wake-ups
+
+    def _announce(self, following: Following, *, but: int | None = None) -> None:
+        """Send the wake-ups that a committed transaction owes, to all workers but one."""
+        if following.queued:
+            self._wake_workers(but=but)
+        for address, ids in following.woken.items():
+            self._wake(address, ids)
+
+    def _wake_workers(self, word: str = "", *, but: int | None = None) -> None:
+        if self._post is not None:
+            self._post.wake_workers(word, but=but)
+            return
+        own = None if but is None else kind_of(but)
+        for mailbox in list(self._local.values()):
+            if mailbox.name.startswith("w") and not (own and mailbox.name.startswith(own)):
+                mailbox.put([word])
+
+    def _wake(self, address: str, ids: list[str]) -> None:
+        if self._post is not None:
+            self._post.wake(address, ids)
+        elif (mailbox := self._local.get(address)) is not None:
+            mailbox.put(ids)
+
+    def mailbox(self, worker: int | None = None, *, beat: bool = False) -> Mailbox:
+        if self._post is not None:
+            self.check()
+            self._database.prepare()
+            return self._post.open(self.poll_interval, worker, beat=beat)
+        kind = kind_of(worker, beat=beat)
+        with self._local_lock:
+            name = f"{kind}{new_token()}"
+            mailbox = LocalMailbox(name, self.poll_interval, self._forget_mailbox)
+            self._local[name] = mailbox
+        return mailbox
+
+    def _forget_mailbox(self, name: str) -> None:
+        with self._local_lock:
+            self._local.pop(name, None)
+
+    # The file
+
+    def check(self) -> None:
+        self._database.check()
+
+    def close(self) -> None:
+        self._database.close()
+        if self._post is not None:
+            self._post.close()

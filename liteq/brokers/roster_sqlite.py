@@ -1,0 +1,233 @@
+"""Who is alive, in SQL: workers, their heartbeats and locks, and what the dead had leased."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import apsw
+
+from liteq.brokers.base import (
+    HELLO,
+    Lease,
+    WorkerInfo,
+)
+from liteq.brokers.base_sqlite import PACKED, SqliteStore
+from liteq.brokers.connection import fetch_all
+from liteq.brokers.following import Following
+from liteq.brokers.liveness import lock_name
+from liteq.brokers.settling import SLICE, Settling
+from liteq.outcome import (
+    Lost,
+    Released,
+)
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["SqliteRoster", "leases_of"]
+
+
+class SqliteRoster(SqliteStore):
+    """The part of an SQLite store that knows who is alive."""
+
+    def register(
+        self, name: str, queues: Sequence[str], concurrency: int, details: Mapping[str, Any]
+    ) -> int:
+        row = (
+            name,
+            socket.gethostname(),
+            os.getpid(),
+            self._boot,
+            json.dumps(list(queues)),
+            concurrency,
+            json.dumps(dict(details)),
+            self.clock.now(),
+            self.clock.steady(),
+        )
+
+        def insert(db: apsw.Connection) -> int:
+            db.execute(
+                "INSERT INTO worker(name, hostname, pid, boot, queues, concurrency, details, "
+                "started_at, beat_at) VALUES (?,?,?,?,?,?,?,?,?)",
+                row,
+            )
+            worker = db.last_insert_rowid()
+            if self._locks is not None:
+                self._locks.hold(lock_name(worker))
+            return worker
+
+        worker = self._database.write(insert, durable=False)
+        if self._post is not None:
+            self._post.prune()
+        self._wake_workers(HELLO)  # the others learn whose death to watch for
+        return worker
+
+    def beat(
+        self,
+        worker: int,
+        details: Mapping[str, Any] | None = None,
+        *,
+        queues: Sequence[str] | None = None,
+        concurrency: int | None = None,
+    ) -> bool:
+        self.check()
+        beat_at = self.clock.steady()
+        text = None if details is None else json.dumps(dict(details))
+        names = None if queues is None else json.dumps(list(queues))
+
+        def update(db: apsw.Connection) -> bool:
+            db.execute(
+                "UPDATE worker SET beat_at = ?, details = coalesce(?, details), "
+                "queues = coalesce(?, queues), concurrency = coalesce(?, concurrency) "
+                "WHERE id = ? AND stopped_at IS NULL",
+                (beat_at, text, names, concurrency, worker),
+            )
+            return bool(db.changes())
+
+        alive = self._database.write(update, durable=False)
+        if not alive and self._locks is not None:
+            self._locks.release(lock_name(worker))
+        return alive
+
+    def unregister(self, worker: int) -> None:
+        now = self.clock.now()
+
+        def release(db: apsw.Connection) -> Following:
+            settling = Settling(db, now, self.max_deliveries)
+            for lease in leases_of(db, worker, None):
+                # What it did with them is unknown: where acks_late is off, never again.
+                early = not lease.packed[10]
+                gone = Lost("its worker left without settling it") if early else Released()
+                settling.settle([(lease, gone)])
+            db.execute(
+                "UPDATE worker SET stopped_at = ?, ended = 'left' "
+                "WHERE id = ? AND stopped_at IS NULL",
+                (now, worker),
+            )
+            return settling.following
+
+        following = self._database.write(release, durable=False)
+        if self._locks is not None:
+            self._locks.release(lock_name(worker))
+        self._announce(following)
+
+    def reclaim(self, worker: int | None = None) -> int:
+        now, steady = self.clock.now(), self.clock.steady()
+        total = 0
+        for found in self._dead_workers(worker, steady):
+            while taken := self._reclaim_slice(found, now):
+                total += taken
+            self._bury(found, now)
+        return total
+
+    def _dead_workers(self, caller: int | None, steady: float) -> list[int]:
+        rows = self._database.read(
+            lambda db: fetch_all(
+                db,
+                "SELECT id, boot, beat_at FROM worker INDEXED BY worker_alive "
+                "WHERE stopped_at IS NULL",
+            )
+        )
+        # If our own heartbeat is old, the whole machine may have been asleep: the others
+        # then get as long as we took before their silence counts against them.
+        own = next((beat for id, _, beat in rows if id == caller), steady)
+        oversleep = steady - own > self.lease_timeout / 2
+        dead = []
+        for id, boot, beat_at in rows:
+            if id == caller:
+                continue
+            silent = steady - beat_at > self.lease_timeout and not oversleep
+            locks = self._locks
+            if boot != self._boot or silent or (locks and locks.is_dead(lock_name(id))):
+                dead.append(id)
+        return dead
+
+    def _reclaim_slice(self, dead: int, now: float) -> int:
+        reason = "the worker process died while the task ran"
+
+        def take(db: apsw.Connection) -> tuple[Following, int]:
+            settling = Settling(db, now, self.max_deliveries)
+            leases = leases_of(db, dead, SLICE)
+            settling.settle([(lease, Lost(reason)) for lease in leases])
+            # From here on the worker, should it live after all, must register anew.
+            db.execute(
+                "UPDATE worker SET stopped_at = ?, ended = 'died' "
+                "WHERE id = ? AND stopped_at IS NULL",
+                (now, dead),
+            )
+            return settling.following, len(leases)
+
+        following, taken = self._database.write(take, durable=False)
+        self._announce(following)
+        return taken
+
+    def _bury(self, dead: int, now: float) -> None:
+        self._database.write(
+            lambda db: db.execute(
+                "UPDATE worker SET stopped_at = ?, ended = 'died' "
+                "WHERE id = ? AND stopped_at IS NULL",
+                (now, dead),
+            ),
+            durable=False,
+        )
+        # While the process lives, its lock goes on telling so: it is stuck, and not dead.
+        if self._locks is not None and self._locks.is_dead(lock_name(dead)):
+            self._locks.remove(lock_name(dead))
+
+    def workers(self) -> list[WorkerInfo]:
+        steady = self.clock.steady()
+        rows = self._database.read(
+            lambda db: fetch_all(
+                db,
+                "SELECT id, name, hostname, pid, queues, concurrency, started_at, beat_at, "
+                "details, boot FROM worker INDEXED BY worker_alive WHERE stopped_at IS NULL "
+                "ORDER BY id",
+            )
+        )
+        alive = []
+        for id, name, host, pid, queues, concurrency, started_at, beat_at, text, boot in rows:
+            if boot != self._boot or steady - beat_at > self.lease_timeout:
+                continue
+            if self._locks is not None and self._locks.is_dead(lock_name(id)):
+                continue
+            alive.append(
+                WorkerInfo(
+                    id=id,
+                    name=name,
+                    hostname=host,
+                    pid=pid,
+                    queues=tuple(json.loads(queues)),
+                    concurrency=concurrency,
+                    started_at=started_at,
+                    beat_age=max(0.0, steady - beat_at),
+                    details=json.loads(text),
+                )
+            )
+        return alive
+
+    def peers(self) -> list[int]:
+        if self._locks is None or not hasattr(os, "pidfd_open"):
+            return []
+        descriptors = []
+        for info in self.workers():
+            if info.pid == os.getpid() or info.hostname != socket.gethostname():
+                continue
+            try:
+                descriptors.append(os.pidfd_open(info.pid))
+            except OSError:
+                continue  # gone, or in another pid namespace: its lock still tells
+        return descriptors
+
+
+def leases_of(db: apsw.Connection, worker: int, limit: int | None) -> list[Lease]:
+    rows = fetch_all(
+        db,
+        f"SELECT seq, token, deliveries, {PACKED} FROM message INDEXED BY message_running "
+        "WHERE state = 3 AND worker = ? LIMIT ?",
+        (worker, -1 if limit is None else limit),
+    )
+    return [Lease(row[0], row[1], row[2], row[3:]) for row in rows]

@@ -1,0 +1,229 @@
+"""What is put into the store, and taken out of it, past the queues: outcomes stored by hand,
+purges, and the sweep that deletes what has had its time.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import apsw
+
+from liteq.brokers import workflows
+from liteq.brokers.base import (
+    EVENTS_KEPT_FOR,
+)
+from liteq.brokers.base_sqlite import AMONG
+from liteq.brokers.connection import fetch_all, fetch_one
+from liteq.brokers.enqueueing import ENQUEUE, row_of
+from liteq.brokers.following import Following, revocation
+from liteq.brokers.limiting import free_slots, tidy
+from liteq.brokers.mail_sqlite import SqliteMail
+from liteq.brokers.schema import STATE_CODES
+from liteq.brokers.settling import SLICE, Settling
+from liteq.brokers.uniqueness import end_periods
+from liteq.message import Message
+
+if TYPE_CHECKING:
+    from liteq.brokers.keeping import Keeper
+    from liteq.brokers.moving import Shelf
+
+__all__ = ["SqliteUpkeep"]
+
+
+class SqliteUpkeep(SqliteMail):
+    """The part of an SQLite store that deletes what has had its time."""
+
+    def store(
+        self,
+        id: str,
+        state: str,
+        value: bytes | None,
+        *,
+        task: str = "",
+        expires: float | None = 86400.0,
+    ) -> None:
+        now = self.clock.now()
+        code = {
+            "SUCCESS": STATE_CODES["succeeded"],
+            "FAILURE": STATE_CODES["failed"],
+            "REVOKED": STATE_CODES["revoked"],
+            "IGNORED": STATE_CODES["ignored"],
+        }.get(state)
+        message = Message(id, task, b"[[],{}]", result_expires=expires)
+
+        def write(db: apsw.Connection) -> Following:
+            following = Following(db, now)
+            db.execute(ENQUEUE, row_of(message.pack(), 1, now))
+            seq, held = fetch_one(db, "SELECT seq, state FROM message WHERE id = ?", (id,))
+            if held >= STATE_CODES["succeeded"]:
+                return following
+            if code is None:
+                db.execute(
+                    "UPDATE message SET note_state = ?, note = ? WHERE seq = ?",
+                    (state, value, seq),
+                )
+                return following
+            db.execute(
+                "UPDATE message SET state = ?, result = ?, settled_at = ?, delete_at = ?, "
+                "token = NULL WHERE seq = ?",
+                (code, value, now, None if expires is None else now + expires, seq),
+            )
+            following.queued = free_slots(db, seq)
+            match state:
+                case "SUCCESS":
+                    following.succeeded(seq, id, value or b"null")
+                case "FAILURE":
+                    following.failed(seq, id, value or revocation("failed"))
+                case "REVOKED":
+                    following.revoked(seq, id, "revoked")
+                case _:
+                    following.ignored(seq, id)
+            following.follow_all()
+            return following
+
+        self._announce(self._database.write(write, durable=self.durable))
+
+    def forget(self, ids: Iterable[str]) -> None:
+        wanted = json.dumps(list(ids))
+
+        def delete(db: apsw.Connection) -> None:
+            rows = fetch_all(
+                db,
+                f"SELECT seq, id FROM message WHERE state >= 6 AND id IN {AMONG}",
+                (wanted,),
+            )
+            end_periods(db, [id for _, id in rows])
+            _delete(db, [seq for seq, _ in rows])
+
+        self._database.write(delete, durable=self.durable)
+
+    def purge(self, queues: Sequence[str] | None = None, *, dead: bool = False) -> int:
+        names = None if queues is None else json.dumps(list(queues))
+        places = ["dead"] if dead else ["queued", "scheduled", "parked", "limited"]
+        return sum(self._purge(place, names) for place in places)
+
+    def _purge(self, place: str, queues: str | None) -> int:
+        """Delete what one partial index holds, in slices: a million rows at once would
+        hold the write lock for seconds."""
+        where = "dead IS NOT NULL" if place == "dead" else f"state = {STATE_CODES[place]:d}"
+        sql = f"SELECT seq, id FROM message INDEXED BY message_{place} WHERE {where}"
+        bindings: tuple[Any, ...] = ()
+        if queues is not None:
+            sql += " AND queue IN (SELECT value FROM json_each(?))"
+            bindings = (queues,)
+        now = self.clock.now()
+
+        def delete(db: apsw.Connection) -> tuple[Following, int]:
+            following = Following(db, now)
+            found = fetch_all(db, f"{sql} LIMIT {SLICE}", bindings)
+            for seq, id in found:
+                following.purged(seq, id)
+            end_periods(db, [id for _, id in found])
+            following.follow_all()
+            _delete(db, [seq for seq, _ in found])
+            return following, len(found)
+
+        total = 0
+        while True:
+            following, count = self._database.write(delete, durable=self.durable)
+            self._announce(following)
+            total += count
+            if count < SLICE:
+                return total
+
+    def maintain(self) -> bool:
+        now = self.clock.now()
+
+        def due(db: apsw.Connection) -> bool:
+            return bool(
+                fetch_one(
+                    db,
+                    "SELECT EXISTS(SELECT 1 FROM message WHERE delete_at <= ?1) "
+                    "OR EXISTS(SELECT 1 FROM message WHERE expires_at IS NOT NULL "
+                    "AND expires_at <= ?1 AND state IN (1, 2, 4)) "
+                    "OR EXISTS(SELECT 1 FROM message WHERE expires_at IS NOT NULL "
+                    "AND expires_at <= ?1 AND state = 5) "
+                    "OR EXISTS(SELECT 1 FROM bucket WHERE free_at <= ?1 - 60) "
+                    "OR EXISTS(SELECT 1 FROM message WHERE state = 4 AND parked_at <= ?2) "
+                    "OR EXISTS(SELECT 1 FROM worker WHERE stopped_at <= ?3) "
+                    "OR EXISTS(SELECT 1 FROM letter WHERE expires_at <= ?1) "
+                    "OR EXISTS(SELECT 1 FROM listener WHERE until <= ?1) "
+                    "OR EXISTS(SELECT 1 FROM event WHERE emitted_at <= ?4) "
+                    "OR EXISTS(SELECT 1 FROM period WHERE until <= ?1)",
+                    (
+                        now,
+                        now - self.unknown_expires,
+                        now - 7 * 86_400,
+                        now - EVENTS_KEPT_FOR,
+                    ),
+                )
+            )
+
+        def sweep(db: apsw.Connection) -> Following:
+            settling = Settling(db, now, self.max_deliveries)
+            _delete(db, _seqs(db, f"delete_at <= ? ORDER BY delete_at LIMIT {SLICE}", (now,)))
+            for states in ("IN (1, 2, 4)", "= 5"):
+                late = "expires_at IS NOT NULL AND expires_at <= ?"
+                for (seq,) in fetch_all(
+                    db,
+                    f"SELECT seq FROM message WHERE {late} AND state {states} LIMIT {SLICE}",
+                    (now,),
+                ):
+                    settling.following.revoke(seq, "expired")
+            tidy(db, now)
+            settling.give_up_parked(now - self.unknown_expires)
+            settling.following.follow_all()
+            self._forget_workers(db, now - 7 * 86_400)
+            self._sweep_mail(db, now)
+            db.execute(
+                "DELETE FROM period WHERE unique_key IN (SELECT unique_key FROM period "
+                f"WHERE until <= ? LIMIT {SLICE})",
+                (now,),
+            )
+            if db.pragma("freelist_count") > 4096:
+                fetch_all(db, f"PRAGMA incremental_vacuum({SLICE})")
+            return settling.following
+
+        more = self._database.read(due)
+        if more:
+            self._announce(self._database.write(sweep, durable=False))
+        if self._database.wal_pages > 1000:
+            self._database.checkpoint(truncate=self._database.wal_pages > 4096)
+        return more
+
+    def shelf(self) -> Shelf:
+        """Return the store as something to be moved (see `moving`)."""
+        from liteq.brokers.moving_sqlite import SqliteShelf  # late: for one command
+
+        return SqliteShelf(self._database, self.get, self.clock.now)
+
+    def keeper(self) -> Keeper:
+        """Return who looks after the store's file: backups, checks, figures."""
+        from liteq.brokers.keeping import Keeper  # late: for who operates a store
+
+        return Keeper(self._database)
+
+
+def _delete(db: apsw.Connection, seqs: Sequence[int]) -> None:
+    """Delete messages and all that hangs on them."""
+    keys = [(seq,) for seq in seqs]
+    touched = {
+        workflow
+        for key in keys
+        for (workflow,) in fetch_all(
+            db, "DELETE FROM message WHERE seq = ? RETURNING workflow", key
+        )
+    }
+    db.executemany("DELETE FROM attempt WHERE message = ?", keys)
+    db.executemany("DELETE FROM input WHERE target = ?", keys)
+    db.executemany("DELETE FROM edge WHERE source = ?", keys)
+    db.executemany("DELETE FROM edge WHERE target = ?", keys)  # numbers are used again
+    db.executemany("DELETE FROM waiter WHERE message = ?", keys)
+    workflows.delete_empty(db, touched - {None})
+
+
+def _seqs(db: apsw.Connection, where: str, bindings: Sequence[Any]) -> list[int]:
+    found = fetch_all(db, f"SELECT seq FROM message WHERE {where}", bindings)
+    return [seq for (seq,) in found]
