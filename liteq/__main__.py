@@ -8,17 +8,31 @@ from __future__ import annotations
 
 import sys
 
+TYPE_CHECKING = False  # typing's own would be imported with it
+if TYPE_CHECKING:
+    from liteq.health import Pulse
+
 
 def main() -> int:
     """Run the program's own command line, and return its exit code."""
     if sys.argv[1:2] == ["health"]:
         from liteq.pulse import quick_answer
 
-        if quick_answer(sys.argv[2:]):
+        if quick_answer(sys.argv[2:], _on_server):
             return 0
     from liteq.cli import main  # late: 80 ms
 
     return main()
+
+
+def _on_server(url: str) -> list[Pulse]:
+    from liteq.exceptions import BrokerError, ImproperlyConfigured
+    from liteq.health import pulses
+
+    try:
+        return pulses(url)
+    except (BrokerError, ImproperlyConfigured):
+        return []  # the command says it
 
 
 if __name__ == "__main__":

@@ -13,8 +13,10 @@ import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from typing import Any, Final
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from typing import Any, Final, TypeAlias
+
+    Beat: TypeAlias = tuple[str, str, int, str, float, bool]
 
 __all__ = ["beats", "boot_id", "is_free", "quick_answer"]
 
@@ -48,7 +50,7 @@ def is_free(lock: str) -> bool:
     return True
 
 
-def beats(folder: str, now: float) -> Iterator[tuple[str, str, int, str, float, bool]]:
+def beats(folder: str, now: float) -> Iterator[Beat]:
     """Yield name, host, process id, queues, the heartbeat's age in seconds, and whether it
     lives, of each worker registered in the store of a folder.
 
@@ -72,11 +74,12 @@ def beats(folder: str, now: float) -> Iterator[tuple[str, str, int, str, float, 
         yield name, host, pid, queues, max(0.0, now - beat_at), alive
 
 
-def quick_answer(words: Sequence[str]) -> bool:
+def quick_answer(words: Sequence[str], on_server: Callable[[str], Iterable[Beat]]) -> bool:
     """Answer `liteq health` with these words behind it, if all is well and nothing has to be
     said but that; else return False: the command itself knows what is to be said.
 
-    Quick are a check and a store in a folder that is named by `-b` or LITEQ_BROKER_URL.
+    Quick are a check, and a store that is named by `-b` or LITEQ_BROKER_URL. `on_server`
+    gives what `beats()` gives, of a store with such a URL; nothing if it cannot be reached.
     """
     url = os.environ.get("LITEQ_BROKER_URL")
     if any(name.startswith("LITEQ_BROKER_TRANSPORT_OPTIONS") for name in os.environ):
@@ -88,24 +91,33 @@ def quick_answer(words: Sequence[str]) -> bool:
             url = left.pop(0)
         elif word not in ("live", "ready"):
             return False
-    folder = _folder(url or "")
-    if folder is None:
+    if url is None:
         return False
-    import apsw
-
-    here, now = os.uname().nodename, time.clock_gettime(_STEADY)
-    try:
-        good = [
-            f"{name}  pid {pid}  heartbeat {age:.1f} s ago\n"
-            for name, host, pid, _, age, alive in beats(folder, now)
-            if alive and host == here and age <= MAX_AGE
-        ]
-    except (apsw.Error, OSError):
-        return False
+    here = os.uname().nodename
+    good = [
+        f"{name}  pid {pid}  heartbeat {age:.1f} s ago\n"
+        for name, host, pid, _, age, alive in _beats(url, on_server)
+        if alive and host == here and age <= MAX_AGE
+    ]
     if not good or not all(line[:-1].isprintable() for line in good):
         return False
     sys.stdout.write("".join(good))
     return True
+
+
+def _beats(url: str, on_server: Callable[[str], Iterable[Beat]]) -> Iterable[Beat]:
+    """Return the heartbeats in a store, nothing if they cannot be had in a quick way."""
+    if url.startswith(("redis", "unix:", "valkey")):
+        return on_server(url)
+    folder = _folder(url)
+    if folder is None:
+        return ()
+    import apsw
+
+    try:
+        return list(beats(folder, time.clock_gettime(_STEADY)))
+    except (apsw.Error, OSError):
+        return ()
 
 
 def _folder(url: str) -> str | None:

@@ -26,6 +26,7 @@ from world import FakeClock
 
 from liteq import doctor as examining
 from liteq import health, pulse
+from liteq.__main__ import main as quick_main
 from liteq.brokers import keeping
 from liteq.brokers.keeping import workers_alive
 from liteq.brokers.redis import RedisBroker
@@ -513,6 +514,9 @@ def test_health_of_workers_on_redis_is_read_over_a_plain_socket(
 
     (pulse,) = health.pulses(url, {"namespace": namespace})
     (same,) = health._through_client(url, {"namespace": namespace})
+    monkeypatch.setattr(sys, "argv", ["liteq", "health", "-b", f"{url}&namespace={namespace}"])
+    assert quick_main() == 0
+    quick = here.capfd.readouterr().out
     done = here("health", "-b", f"{url}&namespace={namespace}")
     with pytest.raises(BrokerUnavailable, match="cannot be reached"):
         health.pulses("redis://127.0.0.1:1/0", {})
@@ -520,6 +524,7 @@ def test_health_of_workers_on_redis_is_read_over_a_plain_socket(
     assert (pulse.name, pulse.hostname, pulse.pid) == ("w@host", same.hostname, os.getpid())
     assert pulse.age < 30
     assert done.stdout.startswith("w@host  pid ")
+    assert quick.split("heartbeat")[0] == done.stdout.split("heartbeat")[0]
     broker.unregister(worker)
     assert health.pulses(url, {"namespace": namespace}) == []
     broker.close()
@@ -576,13 +581,19 @@ def test_a_probe_that_finds_a_worker_needs_no_command_line(
         assert end == "0 []"
 
     # What is said otherwise is the command's to say.
-    assert not pulse.quick_answer(["-b", str(folder), "--json"])
-    assert not pulse.quick_answer(["-b", str(folder / "not")])
-    assert not pulse.quick_answer(["-b", "redis://127.0.0.1:1/0"])
-    assert not pulse.quick_answer(["-b"])
-    assert not pulse.quick_answer([])
+    refused: list[str] = []
+
+    def quick(*words: str) -> bool:
+        return pulse.quick_answer(words, lambda url: refused.append(url) or ())  # type: ignore[func-returns-value]
+
+    assert not quick("-b", str(folder), "--json")
+    assert not quick("-b", str(folder / "not"))
+    assert not quick("-b", "redis://127.0.0.1:1/0")
+    assert not quick("-b")
+    assert not quick()
+    assert refused == ["redis://127.0.0.1:1/0"]
     worker.end(signal.SIGKILL)
-    assert not pulse.quick_answer(["-b", str(folder)])
+    assert not quick("-b", str(folder))
     assert project("health", "-b", str(folder)).returncode == 5
 
 
