@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, tzinfo
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -121,7 +121,7 @@ class Sender:
         if rules.always_eager:
             return await off_loop(self._eager_call, task, args, kwargs, options)
         messages, edges = self._compose(rules, task, args, kwargs, options)
-        stands = await off_loop(self.send, messages, edges, options)
+        stands = await self.asend(messages, edges, options)
         return self._result(messages[0], options, stands)
 
     def call_named(self, name: str, args: Args, kwargs: Kwargs, options: Options) -> Any:
@@ -133,7 +133,7 @@ class Sender:
     async def acall_named(self, name: str, args: Args, kwargs: Kwargs, options: Options) -> Any:
         """Send a call like `call_named()`, the store off the event loop."""
         messages, edges = self._compose_named(name, args, kwargs, options)
-        stands = await off_loop(self.send, messages, edges, options)
+        stands = await self.asend(messages, edges, options)
         return self._result(messages[0], options, stands)
 
     def call_many(
@@ -210,7 +210,8 @@ class Sender:
         composed = self._compose_workflow(sig, args, kwargs, options)
         if self.rules().always_eager:
             return await off_loop(self._run_workflow, composed)
-        await off_loop(self._send_workflow, composed, options)
+        if composed.messages:
+            await self.asend(composed.messages, composed.edges, options, composed.workflow)
         return composed.result
 
     def apply_workflow(
@@ -261,20 +262,50 @@ class Sender:
         When the store cannot be reached it tries again, as `task_publish_retry_policy`
         says; that is safe, since a message that is there already is left as it is.
         """
-        if workflow is None and edges:
-            workflow = Workflow(messages[0].id, f"{messages[0].task} with links")
+        workflow = workflow or _linked(messages, edges)
         messages = self.ready(messages)
         try:
             stands = self.app.broker.enqueue(messages, edges, workflow)
         except BrokerUnavailable as exc:
             stands = self._send_again(messages, edges, workflow, options or {}, exc)
+        if self._tells():
+            self._tell(messages, stands)
+        return stands
+
+    async def asend(
+        self,
+        messages: Sequence[Message],
+        edges: Sequence[Edge] = (),
+        options: Mapping[str, Any] | None = None,
+        workflow: Workflow | None = None,
+    ) -> Mapping[str, str]:
+        """Store messages like `send()`, while the event loop goes on. Receivers of signals
+        run off the loop."""
+        workflow = workflow or _linked(messages, edges)
+        if signals.before_task_publish.receivers:
+            messages = await off_loop(self.ready, messages)
+        else:
+            messages = self.ready(messages)
+        try:
+            stands = await self.app.broker.aenqueue(messages, edges, workflow)
+        except BrokerUnavailable as exc:
+            stands = await self._asend_again(messages, edges, workflow, options or {}, exc)
+        if self._tells():
+            await off_loop(self._tell, messages, stands)
+        return stands
+
+    def _tells(self) -> bool:
+        return bool(signals.after_task_publish.receivers) or self.rules().sends_events
+
+    def _tell(self, messages: Sequence[Message], stands: Mapping[str, str]) -> None:
+        """Say what was stored to whoever wants to hear of it."""
+        stored = [one for one in messages if one.id not in stands]
         if signals.after_task_publish.receivers:
             from liteq import publishing  # late: few have receivers
 
-            publishing.report([one for one in messages if one.id not in stands])
+            publishing.report(stored)
         if self.rules().sends_events:
-            self.app.events.sent([one for one in messages if one.id not in stands])
-        return stands
+            self.app.events.sent(stored)
 
     def ready(self, messages: Sequence[Message]) -> Sequence[Message]:
         """Return messages as they are stored: shown to the receivers of
@@ -296,24 +327,47 @@ class Sender:
         options: Mapping[str, Any],
         error: BrokerUnavailable,
     ) -> Mapping[str, str]:
+        for pause in self._pauses(options):
+            time.sleep(pause)
+            try:
+                return self.app.broker.enqueue(messages, edges, workflow)
+            except BrokerUnavailable as exc:
+                error = exc
+        raise error
+
+    async def _asend_again(
+        self,
+        messages: Sequence[Message],
+        edges: Sequence[Edge],
+        workflow: Workflow | None,
+        options: Mapping[str, Any],
+        error: BrokerUnavailable,
+    ) -> Mapping[str, str]:
+        import asyncio  # late: whoever awaits this has it
+
+        for pause in self._pauses(options):
+            await asyncio.sleep(pause)
+            try:
+                return await self.app.broker.aenqueue(messages, edges, workflow)
+            except BrokerUnavailable as exc:
+                error = exc
+        raise error
+
+    def _pauses(self, options: Mapping[str, Any]) -> Iterator[float]:
+        """Give the seconds before each further try, as the call or the settings say."""
         conf = self.app.conf
         wanted = options.get("retry")
         if not (conf.task_publish_retry if wanted is None else wanted):
-            raise error
+            return
         policy = {**conf.task_publish_retry_policy, **(options.get("retry_policy") or {})}
         most = policy.get("max_retries", 3)
         pause = policy.get("interval_start", 0.0)
         tries = 0
         while most is None or tries < most:
             tries += 1
-            time.sleep(pause)
+            yield pause
             step, longest = policy.get("interval_step", 0.2), policy.get("interval_max", 1.0)
             pause = min(pause + step, longest)
-            try:
-                return self.app.broker.enqueue(messages, edges, workflow)
-            except BrokerUnavailable as exc:
-                error = exc
-        raise error
 
     # A call and what follows it
 
@@ -544,6 +598,10 @@ class Sender:
             checks_arguments=bool(task.typing),
             keys=keys,
         )
+
+
+def _linked(messages: Sequence[Message], edges: Sequence[Edge]) -> Workflow | None:
+    return Workflow(messages[0].id, f"{messages[0].task} with links") if edges else None
 
 
 def _arguments(args: Args, kwargs: Kwargs) -> tuple[Sequence[Any], Mapping[str, Any]]:

@@ -87,19 +87,19 @@ async def asettled(
     timeout: float | None = None,  # noqa: ASYNC109 (what it means is said below)
     on_look: Callable[[], Any] | None = None,
 ) -> AsyncIterator[Record]:
-    """Yield records like `settled()`, on the running event loop, without a thread.
-    (`on_look` is called off the loop.)"""
+    """Yield records like `settled()`, on the running event loop, without a thread of its
+    own. (`on_look` is called off the loop.)"""
     wait = _Wait(broker, ids, timeout, None)
-    post = _loop_post(broker)
+    post = await _loop_post(broker)
     with post.registered(wait.missing) as bell:
-        found = await off_loop(_watch, broker, wait.missing, post.mailbox)
+        found = await _awatch(broker, wait.missing, post.mailbox)
         while True:
             for record in wait.arrived(found):
                 yield record
             if not wait.missing:
                 return
             woken = await bell.wait(wait.pause(post.mailbox))
-            found = await off_loop(_look, broker, wait, post.mailbox, woken)
+            found = await _alook(broker, wait, post.mailbox, woken)
             if on_look is not None and not found:
                 await off_loop(on_look)
 
@@ -163,9 +163,13 @@ class _Wait:
             )
         times = [r.packed[6] for r in records.values() if r.state != "running"]
         self.expiry = min((t for t in times if t is not None), default=None)
-        if not self.warned and time.monotonic() - self.start > WORKER_MISSING_AFTER:
-            self.warned = True
-            _warn_without_worker(self.broker, records)
+
+    def is_long(self) -> bool:
+        """Tell, once, whether it is time to ask for a worker."""
+        if self.warned or time.monotonic() - self.start <= WORKER_MISSING_AFTER:
+            return False
+        self.warned = True
+        return True
 
     def _names(self) -> str:
         names = list(self.missing)
@@ -190,6 +194,31 @@ def _look(broker: Broker, wait: _Wait, mailbox: Mailbox, woken: set[str]) -> dic
     for ids in _slices(wait.missing):
         records.update(broker.get(ids))
     wait.seen({**records, **found})
+    if wait.is_long():
+        _warn_without_worker(broker, records)
+    return {**_ended(broker, records), **found}
+
+
+async def _alook(
+    broker: Broker, wait: _Wait, mailbox: Mailbox, woken: set[str]
+) -> dict[str, Record]:
+    """Look as `_look()` does. What is rare, and no part of a wait that is woken in time,
+    goes off the loop whatever the store."""
+    if woken and "" not in woken:
+        wait.looks += 1
+        return _ended(broker, await broker.aget(tuple(wait.missing.keys() & woken)))
+    found: dict[str, Record] = {}
+    if not woken:
+        await off_loop(broker.check)
+        await off_loop(mailbox.mend)
+        if wait.looks:
+            found = await _awatch(broker, wait.missing, mailbox)
+    records: dict[str, Record] = {}
+    for ids in _slices(wait.missing):
+        records.update(await broker.aget(ids))
+    wait.seen({**records, **found})
+    if wait.is_long():
+        await off_loop(_warn_without_worker, broker, records)
     return {**_ended(broker, records), **found}
 
 
@@ -203,6 +232,13 @@ def _watch(broker: Broker, ids: Iterable[str], mailbox: Mailbox) -> dict[str, Re
     found: dict[str, Record] = {}
     for some in _slices(ids):
         found.update(broker.watch(some, mailbox))
+    return found
+
+
+async def _awatch(broker: Broker, ids: Iterable[str], mailbox: Mailbox) -> dict[str, Record]:
+    found: dict[str, Record] = {}
+    for some in _slices(ids):
+        found.update(await broker.awatch(some, mailbox))
     return found
 
 
@@ -270,8 +306,8 @@ class _Post:
 class _LoopPost:
     """The one mailbox at which all waiters of an event loop are woken."""
 
-    def __init__(self, broker: Broker, loop: asyncio.AbstractEventLoop) -> None:
-        self.mailbox = broker.mailbox()
+    def __init__(self, mailbox: Mailbox, loop: asyncio.AbstractEventLoop) -> None:
+        self.mailbox = mailbox
         self._bells: dict[str, set[_Bell]] = {}
         if self.mailbox.fileno() >= 0:
             loop.add_reader(self.mailbox.fileno(), self._receive)
@@ -362,7 +398,7 @@ def close(broker: Broker) -> None:
         post.close()
 
 
-def _loop_post(broker: Broker) -> _LoopPost:
+async def _loop_post(broker: Broker) -> _LoopPost:
     import asyncio  # late: whoever awaits this has it
 
     loop = asyncio.get_running_loop()
@@ -370,7 +406,12 @@ def _loop_post(broker: Broker) -> _LoopPost:
         posts = _loop_posts.setdefault(loop, WeakKeyDictionary())
     found = posts.get(broker)
     if found is None:
-        found = posts[broker] = _LoopPost(broker, loop)
+        mailbox = await off_loop(broker.mailbox)  # it may have to connect
+        found = posts.get(broker)
+        if found is not None:  # another coroutine was quicker
+            mailbox.close()
+            return found
+        found = posts[broker] = _LoopPost(mailbox, loop)
     return found
 
 

@@ -269,12 +269,14 @@ def test_a_callback_is_called_for_each_as_it_ends(app: Liteq) -> None:
     worker = world.enlist(app.broker)
     a, b = app.broker.claim(worker, ("default",), 2)
     app.broker.settle(worker, b, ok("b"))
-    timer = threading.Timer(0.05, app.broker.settle, (worker, a, ok("a")))
-    timer.start()
     seen: list[Any] = []
 
-    returned = sent.group.get(callback=lambda id, value: seen.append((id, value)), timeout=20)
-    timer.join()
+    def callback(id: str, value: Any) -> None:
+        seen.append((id, value))
+        if id == b.id:  # only now the other ends
+            app.broker.settle(worker, a, ok("a"))
+
+    returned = sent.group.get(callback=callback, timeout=20)
 
     assert returned is None
     assert seen == [(b.id, "b"), (a.id, "a")]

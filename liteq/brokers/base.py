@@ -14,6 +14,7 @@ from liteq.brokers.searching import Found, Search
 from liteq.clock import Clock, system_clock
 from liteq.limits import Limit, LimitInfo
 from liteq.message import Edge, Message, Packed, Workflow
+from liteq.offload import off_loop
 from liteq.outcome import Outcome
 
 __all__ = [
@@ -357,6 +358,9 @@ class Mailbox(ABC):
     def wait(self, timeout: float | None) -> set[str]:
         """Block until a wake-up or for `timeout` seconds; return what `receive()` does."""
 
+    def mend(self) -> None:  # noqa: B027 (most have nothing that can break)
+        """Listen again, if a lost connection has made the mailbox deaf. May block."""
+
     @abstractmethod
     def close(self) -> None:
         """Give the address up."""
@@ -455,6 +459,16 @@ class Broker(ABC):
         over all producers that know it, and binds them alone: what a settle, a `fire()` or
         a redrive puts into a queue is never refused. Nothing is stored then.
         """
+
+    async def aenqueue(
+        self,
+        messages: Sequence[Message],
+        edges: Sequence[Edge] = (),
+        workflow: Workflow | None = None,
+    ) -> Mapping[str, str]:
+        """Do what `enqueue()` does, and let the running event loop go on meanwhile. As of
+        all coroutines of a store: a call that is cancelled may have taken effect."""
+        return await off_loop(self.enqueue, messages, edges, workflow)
 
     @abstractmethod
     def step(
@@ -667,6 +681,10 @@ class Broker(ABC):
     def get(self, ids: Sequence[str]) -> dict[str, Record]:
         """Return the records of those ids that are in the store."""
 
+    async def aget(self, ids: Sequence[str]) -> dict[str, Record]:
+        """Do what `get()` does, and let the running event loop go on meanwhile."""
+        return await off_loop(self.get, ids)
+
     @abstractmethod
     def attempts(self, id: str) -> list[Attempt]:
         """Return the attempts of a message that did not succeed, oldest first."""
@@ -769,6 +787,10 @@ class Broker(ABC):
         Returns the records of those that are settled now: looking and registering are
         one step, so no settle falls between them. Ids unknown to the store are skipped.
         """
+
+    async def awatch(self, ids: Sequence[str], mailbox: Mailbox) -> dict[str, Record]:
+        """Do what `watch()` does, and let the running event loop go on meanwhile."""
+        return await off_loop(self.watch, ids, mailbox)
 
     @abstractmethod
     def mailbox(self, worker: int | None = None, *, beat: bool = False) -> Mailbox:

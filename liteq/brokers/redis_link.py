@@ -36,12 +36,12 @@ from liteq.exceptions import (
 )
 from liteq.ids import new_id
 
-__all__ = ["KEYS_VERSION", "Link", "Script", "script"]
+__all__ = ["FIRST_PAUSE", "KEYS_VERSION", "TRIES", "Link", "Script", "call_of", "script"]
 
 KEYS_VERSION: Final = 2  # of the keys' names and what they hold
 
-_TRIES: Final = 4
-_FIRST_PAUSE: Final = 0.02  # seconds; twice that before each further try, and jitter
+TRIES: Final = 4
+FIRST_PAUSE: Final = 0.02  # seconds; twice that before each further try, and jitter
 _SPARE: Final = 16  # connections kept open for the next calls
 _FOLDER: Final = Path(__file__).parent / "lua"
 
@@ -81,6 +81,12 @@ class Script:
 def script(name: str) -> Script:
     """Return the script of this name, read once."""
     return Script(name)
+
+
+def call_of(wanted: Script, prefix: str, arguments: Sequence[Any]) -> bytes:
+    """Return the command that calls a script which the server knows."""
+    count, body = strings((1, prefix, *arguments))
+    return b"*%d\r\n$7\r\nEVALSHA\r\n$40\r\n%b\r\n%b" % (count + 2, wanted.sha, body)
 
 
 @cache
@@ -132,7 +138,7 @@ class Link:
         self.prefix = prefix
         self.store_id: str | None = None
         self.server: dict[str, str] = {}  # what it says of its memory and persistence
-        self._options: dict[str, Any] = {
+        self.options: dict[str, Any] = {
             "db": place.db,
             "username": place.username,
             "password": place.password,
@@ -143,8 +149,8 @@ class Link:
             "protocol": 2,
             "client_name": client_name,
         }
-        self._timeout = timeout
-        self._keepalive = keepalive
+        self.timeout = timeout
+        self.keepalive = keepalive
         self._replicas = replicas
         self._replica_timeout = replica_timeout
         self._spare: list[_Wire] = []  # append and pop are atomic among threads
@@ -167,11 +173,8 @@ class Link:
         for have it when this returns.
         """
         wanted = script(name)
-        count, body = strings((1, self.prefix, *arguments))
-        known = b"*%d\r\n$7\r\nEVALSHA\r\n$40\r\n%b\r\n%b" % (count + 2, wanted.sha, body)
-        wait = b""
-        if durable and self._replicas:
-            wait = command(("WAIT", self._replicas, int(self._replica_timeout * 1000)))
+        known = call_of(wanted, self.prefix, arguments)
+        wait = self.waiting() if durable else b""
         fields: list[bytes | None] = self._repeat(
             lambda wire: self._run(wire, known, wanted, wait)
         )
@@ -189,21 +192,30 @@ class Link:
             wire.exchange(command(("SCRIPT", "LOAD", wanted.text)), 1)
             [data] = wire.exchange(known, 1)
         if wait:
-            [taken_over] = wire.exchange(wait, 1)
-            if taken_over < self._replicas:
-                raise BrokerUnavailable(
-                    f"{taken_over} of {self._replicas} replicas of {self.place} had it after "
-                    f"{self._replica_timeout:g} s: it is on the master, and may be lost with it"
-                )
+            self.check_replicas(wire.exchange(wait, 1)[0])
         return unpack(data)
+
+    def waiting(self) -> bytes:
+        """Return the command that waits for the replicas; b"" if none are waited for."""
+        if not self._replicas:
+            return b""
+        return command(("WAIT", self._replicas, int(self._replica_timeout * 1000)))
+
+    def check_replicas(self, taken_over: int) -> None:
+        """Raise `BrokerUnavailable` if too few replicas had the call in time."""
+        if taken_over < self._replicas:
+            raise BrokerUnavailable(
+                f"{taken_over} of {self._replicas} replicas of {self.place} had it after "
+                f"{self._replica_timeout:g} s: it is on the master, and may be lost with it"
+            )
 
     def ask(self, *words: str) -> Any:
         """Send a plain command and return its reply. Raises `ServerError` as well."""
         return self._repeat(lambda wire: wire.exchange(command(words), 1)[0])
 
     def _repeat(self, attempt: Callable[[_Wire], Any]) -> Any:
-        deadline = time.monotonic() + self._timeout * 2
-        pause = _FIRST_PAUSE
+        deadline = time.monotonic() + self.timeout * 2
+        pause = FIRST_PAUSE
         tries = 0
         while True:
             tries += 1
@@ -212,7 +224,13 @@ class Link:
                 wire = self._take()
                 result = attempt(wire)
             except ServerError as exc:
-                error = self._refused(exc, wire)
+                error, usable = self.refusal(exc)
+                if usable and wire is not None:
+                    self._give_back(wire)
+                elif wire is not None:
+                    wire.close()
+                if not usable:
+                    self._discard_spare()
             except BrokerUnavailable:  # of its replicas: asking again may take as long
                 assert wire is not None
                 self._give_back(wire)
@@ -221,56 +239,55 @@ class Link:
                 if wire is not None:
                     wire.close()
                 self._discard_spare()
-                error = self._unreachable(exc)
+                error = self.unreachable(exc)
             except BaseException:
                 if wire is not None:  # interrupted between the call and its answer
                     wire.close()
                 raise
             else:
                 self._give_back(wire)
-                if self.failing_since is not None:
-                    self._recovered()
+                self.answered()
                 return result
             if not isinstance(error, BrokerUnavailable):
                 raise error
-            if self.failing_since is None:
-                self.failing_since = time.monotonic()
-            if tries >= _TRIES or time.monotonic() + pause > deadline:
+            self.failed()
+            if tries >= TRIES or time.monotonic() + pause > deadline:
                 raise error
             if tries > 1:  # at once the first time: a connection that had been cut long ago
                 time.sleep(pause * random.uniform(0.5, 1.5))
                 pause *= 2
 
-    def _recovered(self) -> None:
-        since, self.failing_since = self.failing_since, None
+    def failed(self) -> None:
+        """Note that the server could not be reached, or could not serve."""
+        if self.failing_since is None:
+            self.failing_since = time.monotonic()
+
+    def answered(self) -> None:
+        """Note that it serves: an outage, if there was one, is over."""
+        since = self.failing_since
         if since is not None:
+            self.failing_since = None
             self.recovered_at = time.monotonic()
             self.failed_for = self.recovered_at - since
 
-    def _refused(self, exc: ServerError, wire: _Wire | None) -> BrokerError:
-        """Return what a server's error means, having dropped a connection that is no use.
-        `wire` is None if it was said to the greeting of a new one."""
+    def refusal(self, exc: ServerError) -> tuple[BrokerError, bool]:
+        """Return what a server's error means, and whether its connections are of use still:
+        if another server may be the master by now, the next call is to ask who is."""
         code = exc.code
         if code == "MOVED":
             host, _, port = exc.rest.rpartition(" ")[2].rpartition(":")
             self._moved = (host or self.place.hosts[0][0], int(port))
         if code in _LATER or code == "MOVED":
-            # Another server may be the master by now, so the next call asks who is.
-            if wire is not None:
-                wire.close()
-            self._discard_spare()
-            return BrokerUnavailable(f"{self.place} cannot serve now: {exc}")
-        if wire is not None:
-            self._give_back(wire)
+            return BrokerUnavailable(f"{self.place} cannot serve now: {exc}"), False
         if code == "OOM":
-            return QueueFull(f"{self.place} has no memory for new messages: {exc}")
+            return QueueFull(f"{self.place} has no memory for new messages: {exc}"), True
         if code in ("NOPERM", "NOAUTH", "WRONGPASS"):
-            return BrokerError(
-                f"{self.place} does not let this user do what liteq needs: {exc}"
-            )
-        return BrokerError(f"{self.place} refused a call: {exc}")
+            said = f"{self.place} does not let this user do what liteq needs: {exc}"
+            return BrokerError(said), True
+        return BrokerError(f"{self.place} refused a call: {exc}"), True
 
-    def _unreachable(self, exc: BaseException) -> BrokerError:
+    def unreachable(self, exc: BaseException) -> BrokerError:
+        """Return what it means that a connection failed."""
         if isinstance(exc, AuthenticationError):
             return BrokerError(f"{self.place} does not know this user or password: {exc}")
         self._moved = None
@@ -283,22 +300,25 @@ class Link:
         place = self.place
         if place.path is not None:
             kind: Any = UnixDomainSocketConnection
-            connection: Any = kind(place.path, **self._options)
+            connection: Any = kind(place.path, **self.options)
         else:
-            host, port = self._moved or self._master()
+            host, port = self.address()
             kind = Connection if place.tls is None else SSLConnection
             connection = kind(
                 host=host,
                 port=port,
-                socket_keepalive=self._keepalive,
+                socket_keepalive=self.keepalive,
                 **(place.tls or {}),
-                **self._options,
+                **self.options,
             )
         connection.connect()
         return connection
 
-    def _master(self) -> tuple[str, int]:
+    def address(self) -> tuple[str, int]:
+        """Return where the server is; with sentinels, they are asked."""
         place = self.place
+        if self._moved is not None:
+            return self._moved
         if place.service is None:
             return place.hosts[0]
         said = []
@@ -316,7 +336,7 @@ class Link:
     def _ask_sentinel(self, host: str, port: int) -> list[bytes] | None:
         place = self.place
         options = {
-            **self._options,
+            **self.options,
             "db": 0,
             "username": place.sentinel_username,
             "password": place.sentinel_password,
@@ -357,11 +377,20 @@ class Link:
 
     def _greet(self, wire: _Wire) -> None:
         """Learn which store and what server this is; refuse what would lose messages."""
-        opening = script("open")
+        [data] = wire.exchange(self.opening(), 1)
+        self.accept(unpack(data))
+        if not self.server:
+            self.server = self._describe(wire)
+            self._refuse_eviction()
+
+    def opening(self) -> bytes:
+        """Return the first command on a connection: which store is this?"""
         arguments = (self.prefix, "", "", "", new_id(), KEYS_VERSION)
-        call = command(("EVAL", opening.text, 1, *arguments))
-        [data] = wire.exchange(call, 1)
-        id, version = unpack(data)
+        return command(("EVAL", script("open").text, 1, *arguments))
+
+    def accept(self, answer: Sequence[bytes | None]) -> None:
+        """Take its answer. Raises `SchemaError` if the store is not of this version."""
+        id, version = answer
         assert id is not None
         if int(version or 0) < KEYS_VERSION:
             raise SchemaError(
@@ -375,9 +404,11 @@ class Link:
                 f"liteq, and this one reads up to {KEYS_VERSION}: upgrade liteq here"
             )
         self.store_id = id.decode()
+
+    def meet(self) -> None:
+        """Learn what the server is, and refuse one that would lose messages."""
         if not self.server:
-            self.server = self._describe(wire)
-            self._refuse_eviction()
+            self.ask("PING")
 
     @staticmethod
     def _describe(wire: _Wire) -> dict[str, str]:

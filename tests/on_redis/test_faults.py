@@ -17,7 +17,7 @@ from world import enlist, make, wait_until
 from liteq import failure
 from liteq.brokers.base import HELLO, Broker, Lease, Schedule
 from liteq.brokers.redis import RedisBroker
-from liteq.brokers.redis_link import script
+from liteq.brokers.redis_link import KEYS_VERSION, script
 from liteq.brokers.redis_wire import ServerError
 from liteq.exceptions import (
     BrokerError,
@@ -212,12 +212,12 @@ def test_a_claim_that_was_never_answered_is_given_back_by_the_next(
     message = make()
     broker.enqueue([message])
     lose(proxy, "step")
-    broker._link._timeout = 0.0  # no time for another try
+    broker._link.timeout = 0.0  # no time for another try
     with pytest.raises(BrokerUnavailable):
         broker.claim(worker, ["default"])
     lost = direct.get([message.id])[message.id]
 
-    broker._link._timeout = 0.5
+    broker._link.timeout = 0.5
     (lease,) = broker.claim(worker, ["default"])
 
     assert lost.state == "running"
@@ -231,10 +231,10 @@ def test_a_settle_that_was_never_answered_was_no_lost_lease(
     worker = enlist(broker)
     lease = held(broker, worker)
     lose(proxy, "step")
-    broker._link._timeout = 0.0
+    broker._link.timeout = 0.0
     with pytest.raises(BrokerUnavailable):
         broker.settle(worker, lease, Succeeded(b"1"))
-    broker._link._timeout = 0.5
+    broker._link.timeout = 0.5
 
     assert broker.settle(worker, lease, Succeeded(b"1"))
     assert not broker.settle(worker, lease, Succeeded(b"1"))
@@ -534,15 +534,30 @@ def test_a_server_that_deletes_keys_when_it_is_full_is_refused(
     broker.close()
 
 
-def test_a_store_of_a_later_version_is_refused(
-    direct: RedisBroker, server: RedisServer
+@pytest.mark.parametrize(
+    ("version", "advice"),
+    [
+        (KEYS_VERSION - 1, "`liteq migrate`.* or use another namespace"),
+        (KEYS_VERSION + 1, "made by a later liteq.*upgrade liteq"),
+    ],
+)
+def test_a_store_of_another_version_is_refused_and_left_as_it_is(
+    direct: RedisBroker, server: RedisServer, version: int, advice: str
 ) -> None:
-    direct.check()
+    direct.enqueue([make()])
     direct.close()
-    server.say("HSET", f"{direct._prefix}meta", "version", "9")
+    server.say("HSET", f"{direct._prefix}meta", "version", str(version))
+    before = sorted_keys(server)
 
-    with pytest.raises(SchemaError, match="version 9"):
-        direct.enqueue([make()])
+    for verb in (lambda: direct.enqueue([make()]), lambda: enlist(direct), direct.counts):
+        with pytest.raises(SchemaError, match=f"version {version}.*{advice}"):
+            verb()
+    assert sorted_keys(server) == before
+
+
+def sorted_keys(server: RedisServer) -> list[Any]:
+    found: Any = server.say("KEYS", "*")
+    return sorted(found)
 
 
 def test_an_emptied_server_is_noticed(direct: RedisBroker, server: RedisServer) -> None:

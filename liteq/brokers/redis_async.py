@@ -1,0 +1,233 @@
+"""Calls to a Redis server from coroutines, over the client library's asyncio connections.
+
+The scripts, the words of a call and the meaning of an error are those of `redis_link`. Here is
+only what waits: a connection of the running event loop, and a pause before the next try.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import Any, Final, TypeVar
+from weakref import WeakSet
+
+from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
+from redis.exceptions import RedisError
+
+from liteq.brokers.redis_link import FIRST_PAUSE, TRIES, Link, Script, call_of, script
+from liteq.brokers.redis_wire import ServerError, command, unpack
+from liteq.exceptions import BrokerUnavailable
+from liteq.offload import off_loop
+
+__all__ = ["AsyncLink"]
+
+T = TypeVar("T")
+
+_MOST: Final = 16  # connections of one event loop; further calls wait for one
+
+
+class _Wire:
+    """One connection of an event loop."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    async def exchange(self, data: bytes) -> Any:
+        """Send a command; return its reply: bytes, None or an int. Raises `ServerError`."""
+        self._connection._writer.write(data)
+        reader: asyncio.StreamReader = self._connection._reader
+        try:
+            line = await reader.readuntil(b"\r\n")
+            kind, rest = line[:1], line[1:-2]
+            if kind == b"$" and rest != b"-1":
+                return (await reader.readexactly(int(rest) + 2))[:-2]
+        except asyncio.IncompleteReadError as exc:
+            raise ConnectionError("the server closed the connection") from exc
+        if kind == b"-":
+            raise ServerError(rest.decode(errors="replace"))
+        if kind == b":":
+            return int(rest)
+        if kind in (b"+", b"$"):
+            return rest if kind == b"+" else None
+        raise ConnectionError(f"what answers is no Redis server: {line[:50]!r}")
+
+    def close(self) -> None:
+        """Close at once. What is written and not answered is an unknown outcome."""
+        writer = self._connection._writer
+        if writer is not None:
+            writer.transport.abort()
+            self._connection._close()
+
+
+class _Loop:
+    """The connections that one event loop has, and how many more it may open."""
+
+    def __init__(self, forget: Callable[[], object]) -> None:
+        self.spare: list[_Wire] = []
+        self.room = asyncio.Semaphore(_MOST)
+        self._forget = forget
+        self._keeper: AsyncGenerator[None, None] | None = None
+
+    async def keep(self) -> None:
+        """Have the connections closed when the loop ends: it closes its generators then,
+        and tells nobody else."""
+        if self._keeper is None:
+            self._keeper = self._until_the_end()
+            await anext(self._keeper)
+
+    async def _until_the_end(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            self._forget()
+            self.close()
+            await asyncio.sleep(0)  # in which the transports let go of their sockets
+
+    def close(self) -> None:
+        while self.spare:
+            self.spare.pop().close()
+
+
+class AsyncLink:
+    """The way of coroutines to the store of a `Link`, whose settings and memory of
+    outages it shares."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._loops: dict[asyncio.AbstractEventLoop, _Loop] = {}
+        _links.add(self)
+
+    async def call(
+        self, name: str, arguments: Sequence[Any], *, durable: bool = False
+    ) -> list[bytes | None]:
+        """Call a script like `Link.call()`. A call that is cancelled may have run."""
+        wanted = script(name)
+        known = call_of(wanted, self._link.prefix, arguments)
+        wait = self._link.waiting() if durable else b""
+        return await self._repeat(lambda wire: self._run(wire, known, wanted, wait))
+
+    async def _run(
+        self, wire: _Wire, known: bytes, wanted: Script, wait: bytes
+    ) -> list[bytes | None]:
+        try:
+            data = await wire.exchange(known)
+        except ServerError as exc:
+            if exc.code != "NOSCRIPT":
+                raise
+            await wire.exchange(command(("SCRIPT", "LOAD", wanted.text)))
+            data = await wire.exchange(known)
+        if wait:
+            self._link.check_replicas(await wire.exchange(wait))
+        return unpack(data)
+
+    async def _repeat(self, attempt: Callable[[_Wire], Awaitable[T]]) -> T:
+        link, here = self._link, self._here()
+        deadline = time.monotonic() + link.timeout * 2
+        pause = FIRST_PAUSE
+        tries = 0
+        async with here.room:
+            while True:
+                tries += 1
+                wire: _Wire | None = None
+                try:
+                    wire = here.spare.pop() if here.spare else await self._open(here)
+                    async with asyncio.timeout(link.timeout):
+                        result = await attempt(wire)
+                except ServerError as exc:
+                    error, usable = link.refusal(exc)
+                    if usable and wire is not None:
+                        here.spare.append(wire)
+                    elif wire is not None:
+                        wire.close()
+                        here.close()
+                except BrokerUnavailable:  # of its replicas: asking again may take as long
+                    assert wire is not None
+                    here.spare.append(wire)
+                    raise
+                except (OSError, RedisError) as exc:  # a time-out is an OSError
+                    if wire is not None:
+                        wire.close()
+                    here.close()
+                    error = link.unreachable(exc)
+                except BaseException:
+                    if wire is not None:  # cancelled between the call and its answer
+                        wire.close()
+                    raise
+                else:
+                    here.spare.append(wire)
+                    link.answered()
+                    return result
+                if not isinstance(error, BrokerUnavailable):
+                    raise error
+                link.failed()
+                if tries >= TRIES or time.monotonic() + pause > deadline:
+                    raise error
+                if tries > 1:  # at once the first time: a connection cut long ago
+                    await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+                    pause *= 2
+
+    def _here(self) -> _Loop:
+        loop = asyncio.get_running_loop()
+        here = self._loops.get(loop)
+        if here is None:
+            for other in [one for one in self._loops if one.is_closed()]:
+                self._loops.pop(other, None)
+            here = self._loops[loop] = _Loop(lambda: self._loops.pop(loop, None))
+        return here
+
+    async def _open(self, here: _Loop) -> _Wire:
+        link = self._link
+        place, options = link.place, link.options
+        if not link.server:  # once in a process, and so is not worth a second way
+            await off_loop(link.meet)
+        connection: Any
+        if place.path is not None:
+            connection = UnixDomainSocketConnection(path=place.path, **options)
+        else:
+            host, port = await off_loop(link.address) if place.service else link.address()
+            kind = Connection if place.tls is None else SSLConnection
+            connection = kind(
+                host=host,
+                port=port,
+                socket_keepalive=link.keepalive,
+                **(place.tls or {}),
+                **options,
+            )
+        await here.keep()
+        await connection.connect()
+        wire = _Wire(connection)
+        try:
+            async with asyncio.timeout(link.timeout):
+                link.accept(unpack(await wire.exchange(link.opening())))
+        except BaseException:
+            wire.close()
+            raise
+        return wire
+
+    def close(self) -> None:
+        """Close what no call is using; the next one connects again. From any thread."""
+        for loop, here in list(self._loops.items()):
+            with contextlib.suppress(RuntimeError):  # a loop that has ended meanwhile
+                loop.call_soon_threadsafe(here.close)
+
+    def _forget_inherited(self) -> None:
+        _inherited.append(self._loops)
+        self._loops = {}
+
+
+_links: WeakSet[AsyncLink] = WeakSet()
+# The loops and connections of the process that forked this one. They are kept and never
+# touched: to close one here would take it out of the selector that the parent still uses.
+_inherited: list[object] = []
+
+
+def _after_fork_in_child() -> None:
+    for link in list(_links):
+        link._forget_inherited()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
