@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -92,6 +94,42 @@ def test_a_stuck_and_a_dead_worker_are_named(here: Here, worker: Running) -> Non
     assert "one@here is dead: its process" in dead.stderr
 
 
+def test_workers_are_named_where_the_store_takes_no_question(
+    here: Here, project: Project, start: Callable[..., Running]
+) -> None:
+    project.write(
+        "tasks.py",
+        TASKS.replace(
+            'Liteq("shop")',
+            'Liteq("shop", broker_transport_options={"busy_timeout": 0.3})',
+        ),
+    )
+    worker = start("worker", "-P", "solo", "-n", "one@here")
+    worker.wait_for("ready ")
+    code = (
+        "import apsw\ndb = apsw.Connection('shop.liteq/store.db')\n"
+        "db.set_busy_timeout(10_000)\ndb.execute('BEGIN IMMEDIATE')\n"
+        "print('held', flush=True)\ninput()\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=project.folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as holder:  # fmt: skip
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        done = here("status")
+        as_json = here("status", "--json")
+        watched = here("status", "--watch", "--times", "1")
+        holder.kill()
+
+    assert done.returncode == as_json.returncode == Exit.BROKER
+    assert "one@here" in done.stdout
+    assert "one@here" in watched.stdout
+    assert "was locked by others" in watched.stdout
+    assert json.loads(as_json.stdout)[0]["name"] == "one@here"
+    assert "store.db was locked by others for 0.3 s" in done.stderr
+
+
 def test_without_workers_the_exit_code_is_69(here: Here) -> None:
     for words in (["status"], ["inspect", "active"], ["control", "pool_grow"]):
         done = here(*words)
@@ -108,6 +146,14 @@ def test_the_screen_is_drawn_so_often(here: Here, worker: Running) -> None:
     assert text.count("1 of 1 workers alive, 0 tasks held, 0.0 run a second") == 2
     assert re.search(r"nobody +1", text)
     assert here("status", "--watch", "--json").returncode == 2
+
+
+def test_a_live_screen_outlasts_a_server_that_is_away(here: Here) -> None:
+    words = ("status", "--watch", "--times", "2", "--interval", "0.1")
+    done = here(*words, "-b", "redis://127.0.0.1:1/0")
+
+    assert done.returncode == 69
+    assert done.stdout.count("redis://127.0.0.1:1/0 cannot be reached") == 2
 
 
 def test_a_look_shows_what_runs_over_the_screen_of_a_terminal(

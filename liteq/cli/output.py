@@ -204,7 +204,8 @@ def _plainly(
         for text, width, right, style in zip(line, widths, numeric, styles, strict=True):
             pad = " " * (width - len(text))
             colour = style(text) if number else None
-            cell = click.style(text, bold=not number or None, fg=colour) if text else text
+            plain = not text or (number and colour is None)
+            cell = text if plain else click.style(text, bold=not number or None, fg=colour)
             out.append(pad + cell if right else cell + pad)
         drawn.append("  ".join(out).rstrip())
     return drawn

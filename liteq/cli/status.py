@@ -15,6 +15,7 @@ import click
 
 from liteq.cli.front import Exit, Failure, Session, as_json, command
 from liteq.cli.output import plain_table, print_json, print_table, shown, span
+from liteq.exceptions import BrokerError
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -83,7 +84,7 @@ def status(
         if as_json:
             raise click.UsageError("--watch is for people: call it again for more --json")
         return _watch(app, timeout, interval, times)
-    found = app.control.status(timeout)
+    found, trouble = _asked(app, timeout)
     if as_json:
         print_json([_facts(one) for one in found])
     elif found:
@@ -93,9 +94,20 @@ def status(
             click.echo(
                 f"liteq: {shown(one.name)} is {one.state}: {shown(one.reason)}", err=True
             )
+    if trouble is not None:
+        raise trouble
     if not any(one.state == "alive" for one in found):
         raise Failure("no worker is alive", Exit.UNAVAILABLE)
     return Exit.OK
+
+
+def _asked(app: Liteq, timeout: float) -> tuple[list[WorkerStatus], BrokerError | None]:
+    """Return how the workers are. Where nothing can be written into the store, since one of
+    them was stopped in the middle of that, nobody can be asked: heartbeats can be read."""
+    try:
+        return app.control.status(timeout), None
+    except BrokerError as exc:
+        return app.control.status(0), exc
 
 
 def _facts(one: WorkerStatus) -> dict[str, Any]:
@@ -143,20 +155,27 @@ def _watch(app: Liteq, timeout: float, interval: float, times: int | None) -> in
     past: deque[tuple[float, dict[str, int]]] = deque(maxlen=1 + math.ceil(_PACE / interval))
     with suppress(KeyboardInterrupt), _screen(Session.current().colour) as draw:
         while True:
-            found = app.control.status(timeout)
-            alive = sum(one.state == "alive" for one in found)
-            past.append((time.monotonic(), _run_by(found)))
-            held = sum(one.info.leases for one in found)
-            tasks = (
-                f"{held} task{'' if held == 1 else 's'} held, {_pace(past):,.1f} run a second"
-            )
-            head = f"{alive} of {len(found)} workers alive, {tasks}"
-            draw([f"{time.strftime('%H:%M:%S')}  {head}", "", *_sections(app, found)])
+            try:
+                found, trouble = _asked(app, timeout)
+                past.append((time.monotonic(), _run_by(found)))
+                alive = sum(one.state == "alive" for one in found)
+                lines = [_head(found, _pace(past)), *([shown(trouble)] if trouble else [])]
+                lines += ["", *_sections(app, found)]
+            except BrokerError as exc:  # the next look may find it again
+                alive, lines = 0, [shown(exc)]
+            draw([f"{time.strftime('%H:%M:%S')}  {lines[0]}", *lines[1:]])
             looks += 1
             if times is not None and looks >= times:
                 break
             time.sleep(interval)
     return Exit.OK if alive else Exit.UNAVAILABLE
+
+
+def _head(found: list[WorkerStatus], pace: float) -> str:
+    alive = sum(one.state == "alive" for one in found)
+    held = sum(one.info.leases for one in found)
+    tasks = f"{held} task{'' if held == 1 else 's'} held, {pace:,.1f} run a second"
+    return f"{alive} of {len(found)} workers alive, {tasks}"
 
 
 def _run_by(found: list[WorkerStatus]) -> dict[str, int]:
