@@ -143,15 +143,23 @@ local function read(id)  -- what a claim needs of a message; `what`: of those th
   return m
 end
 
+-- Numbers as text: Lua makes it by way of a float's digits, which takes as long as a lookup in
+-- the store, and most are the same.
+local size_of = setmetatable({}, {__index = function(known, number)
+  local text = string.format('%d', number)
+  known[number] = text
+  return text
+end})
+
 local function put_leases(leases)
   put(#leases)
   for _, m in ipairs(leases) do
     local head = m.n .. ' ' .. m.d
     if m.more then head = head .. ' +' end
-    sizes[filled + 1], data[filled + 1] = #head, head
-    sizes[filled + 2], data[filled + 2] = #m.id, m.id
-    sizes[filled + 3], data[filled + 3] = #m.g, m.g
-    sizes[filled + 4], data[filled + 4] = #m.b, m.b
+    sizes[filled + 1], data[filled + 1] = size_of[#head], head
+    sizes[filled + 2], data[filled + 2] = size_of[#m.id], m.id
+    sizes[filled + 3], data[filled + 3] = size_of[#m.g], m.g
+    sizes[filled + 4], data[filled + 4] = size_of[#m.b], m.b
     filled = filled + 4
     if m.more then
       put(m.u) put(m.x) put(m.L) put(m.U) put(m.e)
@@ -424,7 +432,11 @@ end
 
 -- Take the first `wanted` of these sources, in the order of their scores.
 local function first_of(sources, wanted)
-  if #sources == 1 then return call('ZPOPMIN', sources[1], wanted) end
+  if #sources == 1 then  -- twice as fast as ZPOPMIN, which writes out the scores
+    local ids = call('ZRANGE', sources[1], 0, wanted - 1)
+    if #ids > 0 then call('ZREMRANGEBYRANK', sources[1], 0, #ids - 1) end
+    return ids
+  end
   local found = {}
   for _, key in ipairs(sources) do
     local some = call('ZRANGE', key, 0, wanted - 1, 'WITHSCORES')
@@ -434,7 +446,7 @@ local function first_of(sources, wanted)
   local chosen = {}
   for i = 1, math.min(wanted, #found) do
     call('ZREM', found[i][3], found[i][1])
-    chosen[2 * i - 1], chosen[2 * i] = found[i][1], found[i][2]
+    chosen[i] = found[i][1]
   end
   return chosen
 end
@@ -472,7 +484,7 @@ if limit > 0 and alive then
     end
     if wanted > 0 then
       local found = first_of(sources, wanted)
-      for i = 1, #found, 2 do batch[#batch + 1] = read(found[i]) end
+      for i = 1, #found do batch[i] = read(found[i]) end
     else
       batch[1] = try(line, read, is_useless)
     end
@@ -510,7 +522,7 @@ if limit > 0 and alive then
         call('ZADD', P .. 'q:' .. queue, rank(what.p, tonumber(m.n)), m.id)
         if m.s == 'p' then call('HSET', key, 's', 'q') end
       else
-        m.d = m.d + 1
+        m.d = size_of[m.d + 1]
         call('HSET', key, 's', 'r', 'k', mine .. m.d .. since)
         if m.x then call('ZREM', P .. 'expiry', m.id) end
         if m.r then call('ZREM', P .. 'retrying', m.id) end
