@@ -41,12 +41,12 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 
 
 class SettingsTable(Directive):
-    """The settings of one kind, "used" or "accepted", from the table in `liteq.config`."""
+    """The settings of one kind, "used" or "accepted", from the table in `liteq.settings`."""
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
-        from liteq.config import SETTINGS
+        from liteq.settings import SETTINGS
 
         self.state.document.settings.env.note_reread()  # the page may be older than the code
         rows = [row for row in SETTINGS.values() if row.kind == self.arguments[0]]

@@ -61,7 +61,6 @@ if TYPE_CHECKING:
     from liteq.canvas import subtask as subtask
     from liteq.canvas import xmap as xmap
     from liteq.canvas import xstarmap as xstarmap
-    from liteq.config import Queue as Queue
     from liteq.current import current_app as current_app
     from liteq.current import current_task as current_task
     from liteq.limits import Concurrency as Concurrency
@@ -69,6 +68,7 @@ if TYPE_CHECKING:
     from liteq.redaction import Secret as Secret
     from liteq.result import AsyncResult as AsyncResult
     from liteq.result import allow_join_result as allow_join_result
+    from liteq.settingvalues import Queue as Queue
     from liteq.task import AsyncTask as AsyncTask
     from liteq.task import BoundTask as BoundTask
     from liteq.task import Task as Task
@@ -81,7 +81,7 @@ _HOMES = {
     "Concurrency": "limits",
     "Graph": "canvas",
     "Liteq": "app",
-    "Queue": "config",
+    "Queue": "settingvalues",
     "Rate": "limits",
     "Secret": "redaction",
     "Signature": "canvas",

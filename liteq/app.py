@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar, ov
 
 from liteq import brokers, context, current, names, signals
 from liteq.builtin import builtin_tasks
+from liteq.callers import outside
 from liteq.canvas import Signature, signature
 from liteq.clock import Clock, system_clock
-from liteq.config import Settings, outside
+from liteq.config import Settings
 from liteq.definition import (
     check_options,
     is_same_function,

@@ -19,8 +19,8 @@ from types import ModuleType
 from typing import Any, TypeGuard, TypeVar
 
 from liteq.app import Liteq
-from liteq.config import project_options
 from liteq.exceptions import ImproperlyConfigured, LiteqError
+from liteq.settingsources import project_options
 
 __all__ = [
     "AppBroken",

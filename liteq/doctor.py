@@ -110,7 +110,7 @@ def _descriptors() -> Finding:
 
 
 def _settings(app: Liteq) -> Iterator[Finding]:
-    from liteq.config import SETTINGS
+    from liteq.settings import SETTINGS
 
     try:
         table = app.conf.table(with_defaults=False)

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, Final, TypeAlias
 
-from liteq.config import Queue
 from liteq.exceptions import ImproperlyConfigured, QueueNotFound
+from liteq.settingvalues import Queue
 
 __all__ = ["Route", "Router"]
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary, finalize
 
 from liteq.brokers.base import Broker, Mailbox, Record
-from liteq.config import outside
+from liteq.callers import outside
 from liteq.exceptions import LiteqWarning, TimeoutError, UnknownTaskId
 from liteq.offload import off_loop
 

@@ -15,8 +15,12 @@ from typing import Any
 
 import pytest
 
-from liteq.config import SETTINGS, Queue, Settings, mask_url, project_options
+from liteq.config import Settings
 from liteq.exceptions import ConfigWarning, ImproperlyConfigured
+from liteq.redaction import mask_url
+from liteq.settings import SETTINGS
+from liteq.settingsources import project_options
+from liteq.settingvalues import Queue
 
 
 @pytest.fixture

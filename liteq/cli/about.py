@@ -44,7 +44,7 @@ def config(names: tuple[str, ...], as_json: bool) -> None:
     liteq config
     liteq config broker_url result_expires
     """
-    from liteq.config import mask_url
+    from liteq.redaction import mask_url
 
     app = Session.current().app
     conf = app.conf

@@ -363,8 +363,8 @@ def log_as_set(app: Liteq) -> None:
 
 def store_of(app: Liteq) -> str:
     """Return where the app's store is: an absolute path, or a URL without its password."""
-    from liteq.config import mask_url
     from liteq.exceptions import LiteqError
+    from liteq.redaction import mask_url
 
     folder = None
     with suppress(LiteqError):  # a URL that nothing here can open is shown as it is
@@ -423,7 +423,7 @@ def _apply_settings(app: Liteq, settings: tuple[str, ...], options: Mapping[str,
 
 def _setting(token: str) -> tuple[str, str]:
     """Read `worker_name=value`, or `name=value` of a setting that begins with worker_."""
-    from liteq.config import SETTINGS
+    from liteq.settings import SETTINGS
 
     key, equals, value = token.partition("=")
     if not equals:

@@ -1,0 +1,194 @@
+"""Where settings come from: the environment, the project's file, an object."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import Any, Final
+
+from liteq.callers import outside
+from liteq.exceptions import ConfigWarning, ImproperlyConfigured
+from liteq.settings import OLD_NAMES, SETTINGS, close_name, new_name
+
+__all__ = ["environment", "from_object", "imported", "project_options"]
+
+# Short names that LITEQ_… may also go by.
+_SHORT: Final[Mapping[str, str]] = {
+    "LITEQ_RESULT_URL": "result_backend",
+    "LITEQ_EAGER": "task_always_eager",
+    "LITEQ_CONCURRENCY": "worker_concurrency",
+    "LITEQ_POOL": "worker_pool",
+    "LITEQ_LOG_LEVEL": "worker_log_level",
+    "LITEQ_LOG_FORMAT": "worker_log_format",
+}
+
+# The only ones that Celery itself reads from the environment.
+_CELERY_ENVIRONMENT: Final = (
+    "CELERY_BROKER_URL",
+    "CELERY_BROKER_READ_URL",
+    "CELERY_BROKER_WRITE_URL",
+    "CELERY_RESULT_BACKEND",
+)
+
+_PREFIXES: Final = ("CELERY_", "CELERYD_", "CELERYBEAT_", "LITEQ_")
+
+
+def environment(environ: Mapping[str, str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield what the environment sets, one layer per variable, the weakest first.
+
+    `LITEQ_BROKER_URL_FILE` names a file that holds the value (a Docker secret).
+    """
+    for variable in _CELERY_ENVIRONMENT:
+        if value := environ.get(variable):
+            yield f"environment ({variable})", {str(new_name(variable)): value}
+    # Sorted, so that the short names come in a fixed order; full names win over them.
+    ours = sorted(v for v in environ if v.startswith("LITEQ_"))
+    for variable in sorted(ours, key=lambda v: v not in _SHORT):
+        name = _SHORT.get(variable) or _setting_of(variable)
+        if name is not None:
+            yield f"environment ({variable})", {name: environ[variable]}
+        elif variable.endswith("_FILE") and (name := _setting_of(variable[:-5])):
+            yield f"environment ({variable})", {name: _file(variable, environ[variable])}
+        elif close := close_name(variable[6:], 0.85):
+            warnings.warn(
+                f"unknown environment variable {variable}: did you mean LITEQ_{close.upper()}?",
+                ConfigWarning,
+                stacklevel=outside(),
+            )
+
+
+def _setting_of(variable: str) -> str | None:
+    name = variable.removeprefix("LITEQ_").lower()
+    return name if name in SETTINGS else None
+
+
+def _file(variable: str, path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read().strip()
+    except (OSError, UnicodeError) as exc:
+        raise ImproperlyConfigured(f"{variable} = {path!r} cannot be read: {exc}") from exc
+
+
+def project_options(directory: str | None = None) -> tuple[dict[str, Any], str | None]:
+    """Return `[tool.liteq]` of the nearest pyproject.toml, or a liteq.toml, and its path.
+
+    Looks in the directory (None: the current one) and upwards, and stops at the first
+    file of either name. Nothing is parsed that does not mention liteq. Raises
+    `ImproperlyConfigured` if the file is no valid TOML.
+    """
+    here = os.path.abspath(directory or os.curdir)
+    while True:
+        for file in ("liteq.toml", "pyproject.toml"):
+            path = os.path.join(here, file)
+            try:
+                with open(path, "rb") as stream:
+                    content = stream.read()
+            except OSError:
+                continue
+            return _project_table(content, path)
+        parent = os.path.dirname(here)
+        if parent == here:
+            return {}, None
+        here = parent
+
+
+def _project_table(content: bytes, path: str) -> tuple[dict[str, Any], str | None]:
+    own = path.endswith("liteq.toml")
+    if not own and b"liteq" not in content:
+        return {}, None
+    import tomllib  # late: only where there is something to read
+
+    try:
+        document = tomllib.loads(content.decode())
+    except ValueError as exc:
+        raise ImproperlyConfigured(f"{path} is no valid TOML: {exc}") from exc
+    table = document if own else document.get("tool", {}).get("liteq")
+    return (table, path) if isinstance(table, dict) else ({}, None)
+
+
+def imported(name: str, *, silent: bool) -> Any:
+    """Return the module or, for `module:attribute`, the object; None if it is not there
+    and that is allowed. The current directory counts, as for `python -m`."""
+    import importlib
+
+    module, _, attribute = name.partition(":")
+    before = list(sys.path)
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(module)
+    except ModuleNotFoundError as exc:
+        missing = exc.name or ""
+        if not (module == missing or module.startswith(f"{missing}.")):
+            raise  # it is there, and misses something itself
+        if silent:
+            return None
+        raise ImproperlyConfigured(
+            f"the configuration module {module!r} does not exist (looked in {here} and on "
+            "the Python path)"
+        ) from exc
+    finally:
+        if sys.path[:1] == [here] and before[:1] != [here]:
+            sys.path.remove(here)
+    for part in attribute.split(".") if attribute else ():
+        found = getattr(found, part)
+    return found
+
+
+def from_object(obj: Any, namespace: str | None) -> dict[str, Any]:
+    """Return the settings in an object, under their names in the table."""
+    if isinstance(obj, Mapping):
+        items = dict(obj)
+    else:
+        items = {key: getattr(obj, key) for key in dir(obj) if not key.startswith("_")}
+    if namespace:
+        return _in_namespace(items, namespace)
+    settings: dict[str, Any] = {}
+    old: dict[str, str] = {}
+    for key, value in items.items():
+        name = new_name(key)
+        if name is None:
+            if _looks_like_setting(key, value, certain=isinstance(obj, Mapping)):
+                settings[key] = value
+            continue
+        settings[name] = value
+        if key != name:
+            old[key] = name
+    new = [key for key in items if key in SETTINGS]
+    if old and new:
+        renames = "\n".join(f"  {key} -> {name}" for key, name in sorted(old.items()))
+        raise ImproperlyConfigured(
+            "the configuration mixes new names of settings "
+            f"({', '.join(sorted(new)[:5])}{', …' if len(new) > 5 else ''}) with old ones. "
+            f"Rename the old ones, or give config_from_object() a namespace:\n{renames}"
+        )
+    return settings
+
+
+def _in_namespace(items: Mapping[str, Any], namespace: str) -> dict[str, Any]:
+    prefix = namespace.rstrip("_").upper() + "_"
+    settings: dict[str, Any] = {}
+    for key, value in items.items():
+        if key.upper().startswith(prefix):
+            name = key[len(prefix) :].lower()
+            settings[name if name in SETTINGS else OLD_NAMES.get(key.upper(), name)] = value
+    return settings
+
+
+def _looks_like_setting(key: str, value: Any, *, certain: bool) -> bool:
+    """Tell whether an unknown name was meant as a setting.
+
+    In a dict it was. A module also holds imports, helpers and Django's own settings, so
+    there a name must have Celery's prefix, or come close to a setting's.
+    """
+    if key.startswith(_PREFIXES):
+        return True
+    if certain:
+        return not key.isupper()
+    if isinstance(value, ModuleType | type | FunctionType | BuiltinFunctionType):
+        return False
+    return not key.isupper() and close_name(key, 0.85) is not None
