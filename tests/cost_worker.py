@@ -1,8 +1,8 @@
 """A worker that counts what it does, run by test_cost.py in a process of its own.
 
 `python cost_worker.py FOLDER NUMBER [FAULT]` runs so many tasks in one child and prints, as
-JSON, how often parent and child called what costs a trip into the kernel, or pickled. It
-counts the calls of C functions, which `sys.setprofile` reports, so nothing is replaced.
+JSON, how often parent and child called what costs a trip into the kernel, or pickled, and how
+many Python functions. It counts what `sys.setprofile` reports, so nothing is replaced.
 `FAULT` puts in what the guard is there to find.
 """
 
@@ -29,6 +29,8 @@ _OUT = ("send", "sendall", "sendto", "sendmsg")
 
 
 def count(frame: FrameType, event: str, function: Any) -> None:
+    if event == "call":
+        calls["frames"] += 1
     if event != "c_call":
         return
     name, owner = function.__name__, getattr(function, "__self__", None)
