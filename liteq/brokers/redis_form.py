@@ -67,6 +67,7 @@ LETTERS: Final[dict[str, str]] = {
 }
 PACKED_COUNT: Final = 8  # fields that a packed message is answered as
 RECORD_FIELDS: Final = 23
+MOST_AT_ONCE: Final = 50_000  # messages of a graph; a server says BUSY after five seconds
 _IGNORED_KEPT: Final = 3600.0  # seconds an unwanted result is kept, against repetitions
 _PLACES: Final = {name: at for at, name in enumerate(PACKED_FIELDS)}
 _REPLACE: Final = frozenset(PACKED_FIELDS) - {"id"}
@@ -298,8 +299,15 @@ def graph_arguments(
     edges: Iterable[Edge | tuple[str, str, str, int]],
     workflow: tuple[str, str] | None = None,
 ) -> list[Any]:
-    """Return the arguments of a graph: see `lua/enter.lua`."""
+    """Return the arguments of a graph: see `lua/enter.lua`. Raises `InvalidTaskError` if it
+    is so large that the server would answer nobody for seconds."""
     found = list(messages)
+    if len(found) > MOST_AT_ONCE:
+        raise InvalidTaskError(
+            f"{len(found):,} messages in one step are too many for Redis, which would answer "
+            f"nobody meanwhile: send {MOST_AT_ONCE:,} at most, in several workflows, or as "
+            "single calls with enqueue_many()"
+        )
     arguments: list[Any] = [*(workflow or ("", "")), len(found)]
     for packed in found:
         arguments += _message_arguments(packed)

@@ -24,6 +24,7 @@ from liteq.exceptions import (
     BrokerUnavailable,
     DecodeError,
     ImproperlyConfigured,
+    InvalidTaskError,
     QueueFull,
     SchemaError,
     StoreLost,
@@ -553,6 +554,17 @@ def test_a_store_of_another_version_is_refused_and_left_as_it_is(
         with pytest.raises(SchemaError, match=f"version {version}.*{advice}"):
             verb()
     assert sorted_keys(server) == before
+
+
+def test_a_graph_that_would_hold_the_server_is_refused(
+    direct: RedisBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("liteq.brokers.redis_form.MOST_AT_ONCE", 3)
+    direct.enqueue([make() for _ in range(3)])
+
+    with pytest.raises(InvalidTaskError, match=r"4 messages in one step .* send 3 at most"):
+        direct.enqueue([make() for _ in range(4)])
+    assert direct.counts()["default"]["queued"] == 3
 
 
 def sorted_keys(server: RedisServer) -> list[Any]:

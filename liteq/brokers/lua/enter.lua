@@ -186,6 +186,13 @@ local function enter(graph, there)
     list[#list + 1] = id
   end
   local workflow = graph.workflow
+  local fields, at
+  local function also(name, value)
+    if value then
+      fields[at + 1], fields[at + 2] = name, value
+      at = at + 2
+    end
+  end
   for _, m in ipairs(graph.messages) do
     if new[m.id] == m then
       number = number + 1
@@ -199,15 +206,7 @@ local function enter(graph, there)
       else
         state = line_up(id, m.q, m.p, number, m.u, m.x, m.L, place_in)
       end
-      local fields = {'n', n, 's', state, 'g', m.g, 'b', m.b,
-        'Q', NOW_TEXT}
-      local at = 10
-      local function also(name, value)
-        if value then
-          fields[at + 1], fields[at + 2] = name, value
-          at = at + 2
-        end
-      end
+      at, fields = 10, {'n', n, 's', state, 'g', m.g, 'b', m.b, 'Q', NOW_TEXT}
       also('u', m.u)
       also('x', m.x)
       also('L', m.L)
