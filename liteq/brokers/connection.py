@@ -345,9 +345,7 @@ class _Handle:
     def open(self) -> apsw.Connection:
         database = self.database
         database.prepare()
-        # One thread at a time has the lock of this handle, and no cursor outlives its hold:
-        # SQLite's own mutexes would be taken for nothing, for a tenth of what a step takes.
-        flags = apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_NOMUTEX
+        flags = apsw.SQLITE_OPEN_READWRITE
         if database.folder is None:
             flags |= apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_MEMORY
         else:

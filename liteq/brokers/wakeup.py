@@ -42,7 +42,6 @@ class Post:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._path = os.fspath(folder)  # for each call: a Path would make its text anew
         self._names = itertools.count()
         self._forget()
         _posts.add(self)
@@ -137,7 +136,7 @@ class Post:
     def _worker_names(self) -> tuple[str, ...]:
         """Return the workers' mailboxes, read anew when the folder has changed."""
         try:
-            stamp = os.stat(self._path).st_mtime_ns
+            stamp = os.stat(self.folder).st_mtime_ns
         except FileNotFoundError:
             return ()
         if stamp == self._stamp:
