@@ -105,6 +105,7 @@ class _Wire:
         self.socket = connection._sock
         self.reader = Reader(self.socket)
         self.pid = os.getpid()
+        _open.add(self)
 
     def exchange(self, data: bytes, replies: int) -> list[Any]:
         self.socket.sendall(data)
@@ -112,6 +113,7 @@ class _Wire:
 
     def close(self) -> None:
         # In a forked child the library closes its copy and leaves the connection alone.
+        _open.discard(self)
         self.connection.disconnect()
 
 
@@ -344,13 +346,13 @@ class Link:
         kind = Connection if place.tls is None else SSLConnection
         connection: Any = kind(host=host, port=port, **(place.tls or {}), **options)
         connection.connect()
+        wire = _Wire(connection)
         try:
-            wire = _Wire(connection)
             question = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", place.service)
             [found] = wire.exchange(command(question), 1)
             return found  # type: ignore[no-any-return]
         finally:
-            connection.disconnect()
+            wire.close()
 
     def _take(self) -> _Wire:
         while self._spare:
@@ -460,9 +462,14 @@ class Link:
 
 
 _links: weakref.WeakSet[Link] = weakref.WeakSet()
+_open: weakref.WeakSet[_Wire] = weakref.WeakSet()  # connections, of all threads
 
 
 def _after_fork_in_child() -> None:
+    # Those in use by threads that do not exist here, too: the server would believe a
+    # connection open that its owner has closed, for as long as the child lives.
+    for wire in list(_open):
+        wire.close()
     for link in list(_links):
         link._forget_inherited()
 

@@ -8,6 +8,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -348,6 +350,26 @@ def test_a_forked_child_uses_a_connection_of_its_own(server: RedisServer) -> Non
     for fd in (read, write):
         os.close(fd)
     mailbox.close()
+    broker.close()
+
+
+def test_a_forked_child_keeps_no_connection_of_any_thread(server: RedisServer) -> None:
+    broker = RedisBroker(server.url)
+    broker.counts()
+    with ThreadPoolExecutor(1) as thread:
+        lent = thread.submit(
+            broker._link._take
+        ).result()  # as if it were in the middle of a call
+        broker.counts()
+        inode = os.readlink(f"/proc/self/fd/{lent.socket.fileno()}")
+        child = os.fork()
+        if child == 0:
+            held = {os.path.realpath(fd) for fd in Path("/proc/self/fd").iterdir()}
+            os._exit(any(inode in path for path in held))
+        assert os.waitpid(child, 0)[1] == 0
+
+    broker._link._give_back(lent)
+    broker.counts()  # the parent's own goes on
     broker.close()
 
 
