@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import shutil
 import signal
@@ -922,6 +923,41 @@ def test_a_store_in_use_may_not_be_copied_as_files(
         pytest.raises(BrokerError, match="backup"),
     ):
         archive.add(folder)
+
+
+HOLDS_A_LOCK = """
+import fcntl, sys
+with open(sys.argv[1], "r+b") as file:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, 128)  # byte 128: who is connected
+    except BlockingIOError:
+        print("locked")
+"""
+
+
+def test_what_is_refused_takes_no_lock_from_the_store(
+    broker: Broker, folder: Path, tmp_path: Path
+) -> None:
+    # To close any descriptor of a file drops all of the process's locks on it.
+    broker.enqueue([make()])
+    shm = folder / f"{DATABASE}-shm"
+
+    def is_locked() -> bool:
+        command = [sys.executable, "-S", "-c", HOLDS_A_LOCK, str(shm)]
+        return subprocess.check_output(command, env=uncovered()) == b"locked\n"
+
+    for attempt in (
+        lambda: sqlite3.connect(folder / DATABASE),
+        lambda: shm.read_bytes(),
+        lambda: shutil.copy(shm, tmp_path / "copy"),
+    ):
+        with pytest.raises(BrokerError):
+            attempt()
+    assert is_locked()
+
+    libc = ctypes.CDLL(None)  # past the guard: or the test would show nothing
+    libc.close(libc.open(os.fsencode(shm), os.O_RDONLY))
+    assert not is_locked()
 
 
 def test_a_relative_path_does_not_fool_the_guard(
