@@ -1,7 +1,8 @@
 """Random damage: whatever bytes a message, a result or a record is made of, who reads them
 gets a value or one of liteq's errors, and nothing that they name is imported or called.
 
-`LITEQ_STORM=1` makes it a hundred thousand cases.
+`LITEQ_STORM=1` makes it two hundred thousand cases; `LITEQ_FUZZ` is the number of those that
+come without Hypothesis, and are timed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,11 @@ import json
 import logging
 import os
 import sys
+import time
+import tracemalloc
+from collections import Counter
 from collections.abc import Iterator
+from random import Random
 from typing import Any
 
 import pytest
@@ -104,6 +109,10 @@ def app() -> Iterator[Liteq]:
         @app.task(name="shop.take", bind=True)
         def take(self: Any, *args: Any, **kwargs: Any) -> str:
             return repr((self.request.headers, self.request.stamps, args, kwargs))
+
+        @app.task(name="shop.count")
+        def count(items: list[Any]) -> int:
+            return len(items)
 
         yield app
     logging.getLogger("liteq.executor").disabled = False
@@ -215,3 +224,98 @@ def test_a_random_list_is_read_or_refused(data: bytes) -> None:
     except DecodeError:
         return
     assert parts.pack(found) is not None
+
+
+# Each in its time and its room
+
+
+CASES = int(os.environ.get("LITEQ_FUZZ", 100_000 if STORM else 300))
+QUICKLY = 0.05  # seconds of processor time for one case
+ROOM = 30  # times the bytes of a body at most, while it is read
+
+WHOLE = (
+    dumps_call([1, "two", b"three", (4, {5}), None, 1.5, 2**70], {"k": [True, {"x": "é"}]}),
+    b'[[{"__liteq__":["datetime","2026-03-29T02:30:00+00:00"]},{"__liteq__":["set",[3]]},'
+    b'{"__liteq__":["decimal","1.10"]},{"__liteq__":["dict",[[1,2]]]}],{"k":null}]',
+    b'[[{"__liteq__":["enum","antigravity","system","x"]}],{"__liteq__":["model","os","x",{}]}]',
+)
+ENVELOPE = (
+    f'{{"root_id":"r","parent_id":"p","headers":{{"a": 1}},"shadow":"s","stamps":{{"x":"y"}},'
+    f'"stamped_headers":["x"],"immutable":true,"keywords":["k", null],"v":{VERSION}}}'
+).encode()
+RECORD = failure.describe(KeyError("k", 1, None))
+
+
+def damage(data: bytes, dice: Random) -> bytes:
+    """Change, lose, double or put in some bytes."""
+    damaged = bytearray(data)
+    for _ in range(dice.randint(1, 3)):
+        at = dice.randrange(len(damaged) + 1)
+        match dice.randrange(5):
+            case 0 if at < len(damaged):
+                damaged[at] ^= 1 << dice.randrange(8)
+            case 1:
+                del damaged[at:]
+            case 2:
+                del damaged[at : at + dice.randint(1, 8)]
+            case 3:
+                damaged[at:at] = dice.randbytes(dice.randint(1, 8))
+            case 4:
+                damaged[at:at] = damaged[at : at + dice.randint(1, 30)]
+    return bytes(damaged)
+
+
+def test_damage_is_met_in_time(app: Liteq) -> None:
+    dice = Random(1)
+    ends: Counter[str] = Counter()
+    slow: list[bytes] = []
+
+    def body(data: bytes) -> str:
+        return type(run(app, Message(new_id(), "shop.take", data))).__name__
+
+    def envelope(data: bytes) -> str:
+        text = data.decode(errors="surrogateescape").encode(errors="replace").decode()
+        forged = forge(HOSTILE[0]._replace(body=b"[[1], {}]", envelope=text), "shop.take")
+        return type(run(app, forged)).__name__
+
+    def record(data: bytes) -> str:
+        try:
+            return type(failure.rebuild(data)).__name__
+        except DecodeError:
+            return "DecodeError"
+
+    for number in range(CASES):
+        meet, whole = (
+            (body, WHOLE[number % len(WHOLE)]),
+            (envelope, ENVELOPE),
+            (record, RECORD),
+        )[dice.randrange(3)]
+        data = damage(whole, dice)
+        for _ in range(3):  # the collector may come in between
+            began = time.thread_time()
+            end = meet(data)
+            if time.thread_time() - began < QUICKLY:
+                break
+        else:
+            slow.append(data)
+        ends[f"{meet.__name__} {end}"] += 1
+
+    assert slow == []
+    assert not sys.modules.keys() & {*TEMPTING}, "something was imported"
+    assert {"body Succeeded", "body Failed", "envelope Failed"} <= ends.keys()
+    assert {"record DecodeError", "record KeyError"} <= ends.keys()
+
+
+@pytest.mark.parametrize("unit", [b"[],", b"{},", b'"",', b"0,", b'{"__liteq__":["set",[]]},'])
+def test_a_body_needs_no_more_room_than_a_multiple_of_its_size(app: Liteq, unit: bytes) -> None:
+    limit = 50_000
+    body = b"[[[" + (unit * (limit // len(unit) - 10)).rstrip(b",") + b"]],{}]"
+    message = Message(new_id(), "shop.count", body)
+    run(app, message._replace(body=b"[[[]],{}]"))
+    tracemalloc.start()
+    try:
+        assert isinstance(run(app, message), Succeeded)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < ROOM * limit, f"{most / limit:.1f} times"

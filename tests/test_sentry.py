@@ -16,7 +16,7 @@ import world
 from api import forget_current
 from sentry_sdk.transport import Transport
 
-from liteq import Liteq
+from liteq import Liteq, signals
 from liteq.contrib.sentry import LiteqIntegration
 from liteq.executor import Executor, ExecutorSettings
 from liteq.inline import InlineWorker, attempt_with
@@ -51,8 +51,14 @@ def kept(request: pytest.FixtureRequest) -> Iterator[Kept]:
         traces_sample_rate=1.0,
         **getattr(request, "param", {}),
     )
+    LiteqIntegration.setup_once()  # Sentry calls it once for a process
     yield transport
-    sentry_sdk.init()
+    # Nothing of it stays with the tests that come after in this process.
+    for signal in vars(signals).values():
+        if isinstance(signal, signals.Signal):
+            signal.disconnect(dispatch_uid="liteq.sentry")
+    sentry_sdk.get_client().close()
+    sentry_sdk.get_global_scope().set_client(None)
 
 
 @pytest.fixture
@@ -87,8 +93,10 @@ def run(app: Liteq) -> None:
             pass
 
 
-def test_a_failure_is_one_event_with_the_tasks_name_and_id(kept: Kept, app: Liteq) -> None:
-    logging.getLogger("liteq").setLevel(logging.INFO)
+def test_a_failure_is_one_event_with_the_tasks_name_and_id(
+    kept: Kept, app: Liteq, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="liteq")
     first, second = app.tasks["fail"].delay(), app.tasks["fail"].delay()
     run(app)
     events = kept.of()

@@ -34,6 +34,7 @@ from power.recorder import STRATEGIES, Disk, Event, Recorder
 STORM = bool(os.environ.get("LITEQ_STORM"))
 IMAGES = 5_000 if STORM else 400
 STEPS = 600 if STORM else 150
+SEEDS = 3  # of which each takes its share of the images
 ERROR = failure.describe(ValueError("no"))
 
 
@@ -195,24 +196,36 @@ def what_is_wrong(run: Run, folder: Path, images: int) -> list[str]:
     return wrong
 
 
-@pytest.mark.parametrize("seed", range(3))
+def say(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    """Show the figures of a storm."""
+    if STORM:
+        with capsys.disabled():
+            print(f"\n  {text}")
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
 def test_after_a_power_loss_the_store_is_as_after_one_of_its_steps(
-    disk: Recorder, tmp_path: Path, seed: int
+    disk: Recorder, tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Run(tmp_path, disk, seed)
     for _ in range(STEPS):
         run.step()
+    images = -(-IMAGES // SEEDS)
 
-    wrong = what_is_wrong(run, tmp_path, IMAGES // 3)
+    wrong = what_is_wrong(run, tmp_path, images)
 
     run.close()
+    say(capsys, f"{images} images of {len(disk.log)} events: {len(wrong)} are wrong")
     assert len({*run.contents}) > STEPS / 3  # the run did something
     assert any(event.file == DATABASE and event.what == "sync" for event in disk.log)
     assert wrong == []
 
 
 def test_a_store_that_does_not_sync_is_caught(
-    disk: Recorder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    disk: Recorder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def off(handle: _Handle, durable: bool) -> None:
         handle.connection().pragma("synchronous", "OFF")
@@ -223,9 +236,12 @@ def test_a_store_that_does_not_sync_is_caught(
     for _ in range(STEPS):
         run.step()
 
-    wrong = what_is_wrong(run, tmp_path, min(IMAGES, 500))
+    images = min(IMAGES, 500)
+
+    wrong = what_is_wrong(run, tmp_path, images)
 
     run.close()
+    say(capsys, f"{len(wrong)} of {images} images are wrong without syncs, as they should be")
     assert any("lost" in one for one in wrong)
     assert any("damaged" in one or "half" in one for one in wrong)
 
@@ -313,7 +329,9 @@ def rows(store: Path) -> dict[str, int]:
         db.close()
 
 
-def test_what_any_of_several_processes_was_told_survives_a_power_loss(tmp_path: Path) -> None:
+def test_what_any_of_several_processes_was_told_survives_a_power_loss(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     log = record(tmp_path, producers=3, each=100 if STORM else 20)
     chance = random.Random(1)
     disk, at = Disk(), 0
@@ -335,6 +353,7 @@ def test_what_any_of_several_processes_was_told_survives_a_power_loss(tmp_path: 
 
         assert acknowledged <= found.keys(), f"lost at event {point}"
         assert all(found[id] != 6 or id in started for id in found)
+    say(capsys, f"{len(cuts)} images of {len(log)} events of 4 processes: none is wrong")
     assert len(acknowledged) == 3 * (100 if STORM else 20)
 
 
