@@ -27,7 +27,6 @@ KILLS = 0.02 if STORM else 0.0  # for each look at the children
 
 BUSY = """
 import threading, warnings
-warnings.simplefilter("ignore", DeprecationWarning)  # of forks among threads: that is the test
 
 def links():
     for fd in os.listdir("/proc/self/fd"):
@@ -38,7 +37,6 @@ def links():
 
 BORN_WITH = set(links())
 
-@signals.worker_process_init.connect(weak=False)
 def born(**_):
     BORN_WITH.clear()
     BORN_WITH.update(links())
@@ -55,10 +53,14 @@ def use_the_store():
         app.broker.counts()
         time.sleep(0.001)
 
-@signals.worker_ready.connect(weak=False)
 def ready(**_):
     for _ in range(3):
         threading.Thread(target=use_the_store, daemon=True).start()
+
+if os.getpid() != TESTS:  # the tests import this module too, and have workers of their own
+    warnings.simplefilter("ignore", DeprecationWarning)  # forks among threads: that is the test
+    signals.worker_process_init.connect(born, weak=False)
+    signals.worker_ready.connect(ready, weak=False)
 """
 
 
@@ -68,7 +70,9 @@ def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shop]:
     if request.param == "redis":
         space = redis_server.namespace_of(tmp_path)
         url = f"{redis_server.shared()}&namespace={space}"
-    opened = Shop(tmp_path, BUSY, url=url, task_max_deliveries=1_000)
+    opened = Shop(
+        tmp_path, f"TESTS = {os.getpid()}\n{BUSY}", url=url, task_max_deliveries=1_000
+    )
     yield opened
     opened.close()
 
