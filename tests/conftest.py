@@ -17,6 +17,7 @@ import world
 from hypothesis import HealthCheck, settings
 from terminal import here, project, start  # noqa: F401 (fixtures)
 
+from liteq import signals
 from liteq.brokers.base import Broker
 
 BROKERS = ("sqlite", "memory", "redis")  # a new broker is entered here and in world.Store
@@ -74,6 +75,19 @@ def _in_a_fork() -> None:
 
 _forks_too = True
 os.register_at_fork(after_in_child=_in_a_fork)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Iterator[Any]:
+    """Leave no receiver of a signal to the next test: many import a module of tasks that
+    connects some for good."""
+    every = [one for one in vars(signals).values() if isinstance(one, signals.Signal)]
+    before = [list(signal.receivers) for signal in every]
+    try:
+        return (yield)
+    finally:
+        for signal, receivers in zip(every, before, strict=True):
+            signal.receivers[:] = receivers
 
 
 @pytest.fixture
