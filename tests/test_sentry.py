@@ -16,7 +16,7 @@ import world
 from api import forget_current
 from sentry_sdk.transport import Transport
 
-from liteq import Liteq, signals
+from liteq import Liteq
 from liteq.contrib.sentry import LiteqIntegration
 from liteq.executor import Executor, ExecutorSettings
 from liteq.inline import InlineWorker, attempt_with
@@ -53,10 +53,7 @@ def kept(request: pytest.FixtureRequest) -> Iterator[Kept]:
     )
     LiteqIntegration.setup_once()  # Sentry calls it once for a process
     yield transport
-    # Nothing of it stays with the tests that come after in this process.
-    for signal in vars(signals).values():
-        if isinstance(signal, signals.Signal):
-            signal.disconnect(dispatch_uid="liteq.sentry")
+    # Nothing of it stays with the tests that come after; its receivers go as all do.
     sentry_sdk.get_client().close()
     sentry_sdk.get_global_scope().set_client(None)
 

@@ -33,7 +33,7 @@ __all__ = ["SqliteUpkeep"]
 
 
 class SqliteUpkeep(SqliteMail):
-    """The part of an SQLite store that deletes what has had its time."""
+    """The part of an SQLite store that takes and deletes what no worker settles."""
 
     def store(
         self,

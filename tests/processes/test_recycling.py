@@ -27,6 +27,7 @@ KILLS = 0.02 if STORM else 0.0  # for each look at the children
 
 BUSY = """
 import threading, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # of forks among threads: that is the test
 
 def links():
     for fd in os.listdir("/proc/self/fd"):
@@ -37,6 +38,7 @@ def links():
 
 BORN_WITH = set(links())
 
+@signals.worker_process_init.connect(weak=False)
 def born(**_):
     BORN_WITH.clear()
     BORN_WITH.update(links())
@@ -53,14 +55,10 @@ def use_the_store():
         app.broker.counts()
         time.sleep(0.001)
 
+@signals.worker_ready.connect(weak=False)
 def ready(**_):
     for _ in range(3):
         threading.Thread(target=use_the_store, daemon=True).start()
-
-if os.getpid() != TESTS:  # the tests import this module too, and have workers of their own
-    warnings.simplefilter("ignore", DeprecationWarning)  # forks among threads: that is the test
-    signals.worker_process_init.connect(born, weak=False)
-    signals.worker_ready.connect(ready, weak=False)
 """
 
 

@@ -6,10 +6,9 @@ the write-ahead log and the store itself. `LITEQ_STORM=1` does it for twenty min
 store (`LITEQ_SOAK` for another number of minutes; below twenty, a line through the noise says
 little).
 
-Each process collects its garbage every five seconds, which also empties CPython's free
-lists: it keeps up to 2,000 tuples of each of twenty sizes for later, 4 MiB at most, and takes
-hours to fill them. (`tuple(generator)` and `_replace` give more than they take.) What is
-left to grow is what something holds on to.
+It fails so far (docs/guide/guarantees.md has the figures). Part of what it finds are
+CPython's free lists: up to 2,000 tuples of each of twenty sizes are kept for later, 4 MiB
+at most, which takes hours to fill and which a collection of garbage empties.
 """
 
 from __future__ import annotations
@@ -44,18 +43,6 @@ WAL = 64.0  # MiB
 STORE = 1.25  # times the size that it had after the warm-up
 
 TASKS = """
-import gc
-collected = time.monotonic()
-
-def collect_garbage(**_):
-    global collected
-    if time.monotonic() > collected + 5:
-        gc.collect()
-        collected = time.monotonic()
-
-for one in (signals.heartbeat_sent, signals.task_postrun, signals.before_task_publish):
-    one.connect(collect_garbage, weak=False)  # in the parent, the children, and the beat
-
 @app.task
 def plain(n):
     note(n)
