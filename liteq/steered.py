@@ -14,10 +14,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from liteq import __version__
+from liteq.attempts import Attempts
 from liteq.autoscale import Autoscaler
 from liteq.brokers.base import Broker, Lease
 from liteq.pool import Pool
 from liteq.telling import Teller
+from liteq.timelimits import TimeLimits
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -38,14 +40,12 @@ class Steered:
     concurrency: int
     pool: Pool | None
     pool_kind: str
-    totals: Counter[str]
     autoscaler: Autoscaler | None
     _broker: Broker
     _steering: Steering
     _teller: Teller
-    _leases: dict[int, Lease]
-    _limits: dict[str, tuple[float | None, float | None]]
-    _overridden: dict[str, tuple[float | None, float | None]]
+    _attempts: Attempts
+    _time_limits: TimeLimits
     _look: bool
     _orders: bool
     _mail: bool
@@ -64,7 +64,22 @@ class Steered:
     @property
     def held(self) -> Mapping[int, Lease]:
         """The leases that the pool has, by the numbers of their jobs."""
-        return self._leases
+        return self._attempts.leases
+
+    @property
+    def totals(self) -> Counter[str]:
+        """How many attempts were settled, by task."""
+        return self._attempts.totals
+
+    @property
+    def settled(self) -> int:
+        """How many outcomes the store has taken."""
+        return self._attempts.settled
+
+    @property
+    def refused(self) -> int:
+        """How many it has refused, since the lease was lost."""
+        return self._attempts.refused
 
     def running(self) -> dict[int, int]:
         """Return the numbers of the jobs that run now, with the pid of each one's process."""
@@ -97,8 +112,7 @@ class Steered:
 
     def limit_time(self, task: str, soft: float | None, hard: float | None) -> None:
         """Run a task within these limits from now on, unless its message says otherwise."""
-        self._overridden[task] = (soft, hard)
-        self._limits.pop(task, None)
+        self._time_limits.override(task, soft, hard)
 
     def enable_events(self, *, on: bool) -> bool:
         """Send events, or send none; return whether that is a change."""
@@ -124,7 +138,7 @@ class Steered:
 
     def _scale(self, scaler: Autoscaler, now: float) -> None:
         """Have as many children as there is work for."""
-        busy, size = len(self._leases), self.concurrency
+        busy, size = len(self.held), self.concurrency
         if scaler.wants_work(size, busy, now):
             more = self._broker.claimable(self.queues, scaler.most - size)
             wanted = scaler.grown(size, more, now)
@@ -136,13 +150,13 @@ class Steered:
 
     def _tell(self, pool: Pool) -> None:
         """Say what has happened since the last turn of the loop."""
-        leases = self._leases
+        leases = self.held
         self._teller.running(leases[key] for key in pool.running() if key in leases)
         self._tell_beat()
         self._teller.flush(self._broker)
 
     def _tell_beat(self, *, force: bool = False) -> None:
-        active, now = len(self._leases), time.monotonic()
+        active, now = len(self.held), time.monotonic()
         self._teller.beat(now, active=active, processed=self.totals.total(), force=force)
 
     def _details(self) -> dict[str, Any]:

@@ -8,10 +8,6 @@
 The store's connection is this loop's own; the children of a prefork pool never see it.
 When the store cannot be reached, settlements wait here and are tried again; when the
 lease is lost meanwhile, the store refuses them, and `refused` counts it.
-
-In the pool a job has a number of this loop's own. A message's key will not do: a worker
-that was given up for dead may be given the same message again while its first run of it
-still goes on.
 """
 
 from __future__ import annotations
@@ -20,17 +16,15 @@ import contextlib
 import logging
 import os
 import selectors
-import signal
 import socket
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from liteq import cpus, failure, signals
+from liteq import cpus, signals
+from liteq.attempts import Attempts, Settlements
 from liteq.autoscale import Autoscaler
 from liteq.brokers.base import HELLO, MAIL, ORDERS, Broker, Lease, Mailbox, Note, Step
 from liteq.exceptions import (
@@ -38,32 +32,27 @@ from liteq.exceptions import (
     BrokerUnavailable,
     ImproperlyConfigured,
     QueueFull,
-    TimeLimitExceeded,
 )
 from liteq.executor import ExecutorSettings, TaskLike
 from liteq.limits import limits_by_task
 from liteq.notices import Notices
-from liteq.outcome import Failed, Lost, Outcome, Released, Revoked, Succeeded
-from liteq.plan import is_async
+from liteq.peers import Peers
 from liteq.pool import (
     Broken,
-    Done,
-    Event,
-    Job,
-    LostJob,
     Pool,
     PoolOptions,
     Ready,
-    Reported,
     Returned,
     make_pool,
 )
-from liteq.runner import RunnerFactory, job, read_answer, read_report
+from liteq.runner import RunnerFactory
 from liteq.shares import Shares, split_weights
 from liteq.steered import Steered
 from liteq.steering import Steering
 from liteq.telling import Teller
+from liteq.timelimits import TimeLimits
 from liteq.turns import step_in_turns
+from liteq.wishes import COLD, WARM, Wishes, dump_stacks
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -168,15 +157,12 @@ class Worker(Steered):
         self.id = 0
         self.pid = os.getpid()
         self.started = time.monotonic()
-        self.totals: Counter[str] = Counter()  # attempts settled, by task
-        self.settled = 0
-        self.refused = 0
         self.announced = False  # where the log is, somebody else says that it is ready
         self.unfinished = False  # tasks that were given back run on, in threads
         self.pool: Pool | None = None
         self._broker: Broker = app.broker
         self._mailbox: Mailbox | None = None
-        self._peers: list[int] = []
+        self._peers = Peers(app.broker)
         self._notices = Notices(
             self,
             lambda: app.tasks,
@@ -186,37 +172,31 @@ class Worker(Steered):
         )
         self._steering = Steering(self)
         self._teller = Teller(app, self.hostname)
-        self._jobs = 0
-        self._leases: dict[int, Lease] = {}  # by the number of the job
-        self._settlements: list[tuple[Lease, Outcome]] = []
-        self._notes: list[tuple[Lease, Note]] = []
-        self._terminating: dict[int, str] = {}  # by number: what was asked for
-        self._signals_sent: dict[str, int] = {}  # by id, to those whose end is not settled yet
-        self._limits: dict[str, tuple[float | None, float | None]] = {}
+        self._time_limits = TimeLimits(lambda: app.tasks, self.soft_time_limit, self.time_limit)
+        self._attempts = Attempts(
+            self._time_limits,
+            self._notices,
+            self._steering,
+            self._teller,
+            app.broker.max_deliveries,
+        )
         self._tasks: frozenset[str] = frozenset()
-        self._overridden: dict[str, tuple[float | None, float | None]] = {}  # time limits
         self._ready = 0
         self._is_ready = False
         self._look = True  # the store may hold something claimable
         self._orders = False  # and word that one of our runs is to be ended
         self._mail = False  # commands wait for us
-        self._reclaim_now = False  # a worker of this host may have died
-        self._watch_peers = True
         self._given_up = False  # we were, by the others
         self._next_due: float | None = None
         self._next_beat = self._next_upkeep = self._next_look = self._next_watchdog = 0.0
         self._pause = 0.0
         self._try_again = 0.0
         self._ignores_rates: bool = app.conf.worker_disable_rate_limits
-        self._wanted_stop = 0  # 1: warm, 2: cold
-        self._stop_signal = "SIGTERM"
-        self._stopping = 0
+        self._wishes = Wishes()
+        self._stopping = 0  # as wished: WARM or COLD
         self._deadline: float | None = None  # of the stop's present stage
         self._exit_code = 0
         self._selector: selectors.BaseSelector
-        self._wake_read: socket.socket
-        self._wake_write: socket.socket | None = None  # until it runs
-        self._hang_up = self._dump_wanted = False
         self._has_terminal = os.isatty(0)
         self._keeper: _Keeper | None = None
         self._companion: Companion | None = None
@@ -232,7 +212,7 @@ class Worker(Steered):
             self._open()
             stack.callback(self._close)
             if self.install_signals:
-                stack.enter_context(self._signals())
+                stack.enter_context(self._wishes.by_signals())
             stack.callback(self._leave)
             self._start()
             try:
@@ -247,15 +227,14 @@ class Worker(Steered):
 
     def stop(self, *, cold: bool = False) -> None:
         """Stop from any thread: finish what runs (warm), or give it back now (cold)."""
-        self._wanted_stop = max(self._wanted_stop, 2 if cold else 1)
-        self._nudge()
+        self._wishes.ask_to_stop(COLD if cold else WARM)
+        self._wishes.nudge()
 
     def _open(self) -> None:
         self._selector = selectors.DefaultSelector()
-        self._wake_read, self._wake_write = socket.socketpair()
-        self._selector.register(
-            self._wake_read, selectors.EVENT_READ, lambda _: self._wake_read.recv(4096)
-        )
+        self._wishes.open()
+        wake_up = self._wishes.wake_up
+        self._selector.register(wake_up, selectors.EVENT_READ, lambda _: wake_up.recv(4096))
 
     def _serve_metrics(self, where: str) -> None:
         from liteq.metrics import Tally, WorkerCollector, exposition  # late: few ask for them
@@ -295,7 +274,7 @@ class Worker(Steered):
             # children from being forked with the store's pages in memory.
             self._broker.close()
         self.pool.start(self._selector)
-        self._warn_of_limits(self.pool)
+        self._time_limits.warn(self.pool)
 
     def _make_companion(self) -> Companion:
         from liteq.companion import Companion  # late: for `-B` alone
@@ -352,25 +331,6 @@ class Worker(Steered):
     def _broker_in_memory(self) -> bool:
         return getattr(self._broker, "folder", True) is None
 
-    def _warn_of_limits(self, pool: Pool) -> None:
-        """Say at the start which time limits this pool will not keep."""
-        soft, hard = [], []
-        for name, task in self.app.tasks.items():
-            limits = self._limits_of(name)
-            killable = pool.can_hard and (pool.kind != "asyncio" or is_async(task.run))
-            if limits[0] is not None and not pool.can_soft:
-                soft.append(name)
-            if limits[1] is not None and not killable:
-                hard.append(name)
-        for kind, limited in (("soft", soft), ("hard", hard)):
-            if limited:
-                logger.warning(
-                    "the %s pool cannot enforce the %s time limit of: %s. The prefork pool can",
-                    pool.kind,
-                    kind,
-                    ", ".join(sorted(limited)),
-                )
-
     def _register(self) -> None:
         # Before the first claim: what is declared holds for what has been waiting.
         self._broker.declare_limits(limits_by_task(self.app.tasks))
@@ -398,12 +358,12 @@ class Worker(Steered):
         """
         if self.pool is not None and self.pool.alive():
             self.pool.stop(kill=True)
-            self._take_events(self.pool.take())
+            self._take_events(self.pool)
         if not self.id or self._exit_code == EXIT_STORE:
             return
         try:
-            if self._settlements:
-                self._broker.step(self.id, settlements=self._settlements)
+            if unsettled := self._attempts.settlements:
+                self._broker.step(self.id, settlements=unsettled)
             if self._teller.heard:
                 self._teller.offline(active=0, processed=self.totals.total())
                 self._teller.flush(self._broker)
@@ -416,15 +376,13 @@ class Worker(Steered):
             self._keeper.stop()
         if self._companion is not None:
             self._companion.join()
-        for fd in self._peers:
-            os.close(fd)
+        self._peers.close()
         if self._endpoint is not None:
             self._endpoint.close()
         if self._mailbox is not None:
             self._close_mailbox()
         self._selector.close()
-        self._wake_read.close()
-        self._forget_wake_up()
+        self._wishes.close()
 
     def _close_mailbox(self) -> None:
         mailbox = self._mailbox
@@ -440,9 +398,9 @@ class Worker(Steered):
         pool = self.pool
         assert pool is not None
         while True:
-            if self._wanted_stop > self._stopping:
+            if self._wishes.stop > self._stopping:
                 self._begin_stop(pool)
-            self._take_events(pool.take())
+            self._take_events(pool)
             self._step(pool)
             if self._teller.heard:
                 self._tell(pool)
@@ -459,29 +417,30 @@ class Worker(Steered):
         It also brings the orders to end a run, so it is made for them alone, too: when
         every child is busy, and during a warm stop.
         """
+        attempts = self._attempts
+        settlements, notes = attempts.settlements, attempts.notes
         limit = 0
         # What is settled may be what others wait for: they are claimed in the same step.
-        if (self._look or self._settlements) and not self._stopping and self._ready:
+        if (self._look or settlements) and not self._stopping and self._ready:
             limit = pool.capacity()
-        asking = self._orders and (self._leases or self._teller.heard)
-        if not (limit or self._settlements or self._notes or asking):
+        asking = self._orders and (attempts.leases or self._teller.heard)
+        if not (limit or settlements or notes or asking):
             return
         now = time.monotonic()
         if now < self._try_again:
             return
-        settlements, notes = self._settlements, self._notes
         try:
             step = self._ask(settlements, notes, limit)
         except (BrokerUnavailable, QueueFull) as exc:
             self._postpone(exc, now)
             return
-        self._settlements, self._notes = [], []
+        attempts.settlements, attempts.notes = [], []
         self._pause = self._try_again = 0.0
         self._orders = False
         self._mail = self._mail or step.mail
         if step.heard or self._teller.heard:
             self._teller.learn(heard=step.heard)
-        self._count(settlements, step)
+        attempts.count(settlements, step)
         if self._tally is not None:
             self._tally.settled(settlements, step.accepted, self._broker.max_deliveries)
             self._tally.claimed(step.leases, self._broker.clock.now())
@@ -489,7 +448,7 @@ class Worker(Steered):
         if limit:
             self._look = len(step.leases) >= limit
         if step.leases:
-            self._hand_out(pool, step.leases)
+            attempts.hand_out(pool, step.leases)
         for lease, why in step.aside:
             if self._tally is not None and why == "expired":
                 self._tally.expired(lease)
@@ -497,13 +456,13 @@ class Worker(Steered):
             if why == "expired" and self._teller.heard:
                 self._teller.revoked(lease.id, terminated=False, signum=None, expired=True)
         if step.terminate:
-            self._terminate(pool, step.terminate)
+            attempts.terminate(pool, step.terminate)
         if not step.alive:
             self._given_up = True
 
     def _ask(
         self,
-        settlements: Sequence[tuple[Lease, Outcome]],
+        settlements: Settlements,
         notes: Sequence[tuple[Lease, Note]],
         limit: int,
     ) -> Step:
@@ -524,102 +483,17 @@ class Worker(Steered):
             limit=limit,
         )
 
-    def _hand_out(self, pool: Pool, leases: Sequence[Lease]) -> None:
-        number = self._jobs
-        heard = bool(signals.task_received.receivers)
-        told = self._teller.heard
-        for lease in leases:
-            number += 1
-            self._leases[number] = lease
-            if heard:
-                self._notices.received(lease)
-            if told:
-                self._teller.received(lease)
-            pool.submit(_new(Job, (number, job(lease), *self._limits_for(lease))))
-        self._jobs = number
-
-    def _take_events(self, events: list[Event]) -> None:
-        for event in events:
+    def _take_events(self, pool: Pool) -> None:
+        for event in self._attempts.take(pool.take()):
             match event:
-                case Done(key, payload):
-                    self._settle(key, read_answer(payload))
-                case Reported(key, payload):
-                    lease = self._leases.get(key)
-                    if lease is not None:
-                        self._notes.append((lease, read_report(payload)))
-                case Returned(key):
-                    self._settle(key, Released())
+                case Returned():
                     self._look = True
-                case LostJob():
-                    self._settle(event.key, self._explain(event))
                 case Ready():
                     self._child_ready()
                 case Broken(reason):
                     logger.critical("stopping: %s", reason)
                     self._exit_code = EXIT_BROKEN
-                    self._wanted_stop = max(self._wanted_stop, 1)
-
-    def _settle(self, key: int, outcome: Outcome) -> None:
-        lease = self._leases.pop(key)
-        if self._terminating:
-            self._terminating.pop(key, None)
-        self._settlements.append((lease, outcome))
-        if type(outcome) is not Succeeded:
-            self._notice(lease, outcome)
-
-    def _notice(self, lease: Lease, outcome: Outcome) -> None:
-        """Say what the child that ended the attempt has not said."""
-        match outcome:
-            case Failed(dead=str(reason)):
-                self._notices.undecodable(lease, reason)
-            case Revoked("expired"):
-                self._notices.expired(lease)
-
-    def _explain(self, event: LostJob) -> Outcome:
-        """Return the outcome of an attempt that its process did not live to tell."""
-        lease = self._leases[event.key]
-        match event.kind:
-            case "time_limit":
-                limit = self._limits_for(lease)[1] or 0.0
-                self._notices.timed_out(lease, limit)
-                return Failed(failure.describe(TimeLimitExceeded(limit)), limit)
-            case "terminated" if event.key in self._terminating:
-                signum = self._signals_sent[lease.id] = _number(self._terminating[event.key])
-                self._notices.terminated(lease, signum)
-                return Revoked("terminated")
-            case "terminated" if lease.packed[10]:
-                return Released()
-            case "terminated":  # acks_late is off: it may have been started
-                reason = "the worker was stopped before the task had ended"
-                self._notices.lost(lease, reason, self._broker.max_deliveries)
-                return Lost(reason)
-            case _:
-                self._notices.lost(lease, event.reason, self._broker.max_deliveries)
-                return Lost(event.reason)
-
-    def _count(self, settlements: list[tuple[Lease, Outcome]], step: Step) -> None:
-        accepted = sum(step.accepted)
-        self.settled += accepted
-        if settlements:
-            self.totals.update(
-                [lease.packed[1] for lease, end in settlements if type(end) is not Released]
-            )
-        if self._teller.heard:
-            for (lease, outcome), taken in zip(settlements, step.accepted, strict=True):
-                if taken:
-                    self._teller.ended(lease, outcome, self._signals_sent.pop(lease.id, None))
-        elif self._signals_sent:
-            self._signals_sent.clear()
-        if accepted == len(settlements):
-            return
-        for (lease, _), taken in zip(settlements, step.accepted, strict=True):
-            if not taken:
-                self.refused += 1
-                logger.warning(
-                    "the outcome of %s[%s] was refused: this worker had lost the lease",
-                    lease.task,
-                    lease.id,
-                )
+                    self._wishes.ask_to_stop(WARM)
 
     def _postpone(self, exc: BrokerError, now: float) -> None:
         """Keep everything and try again later: every call to the store may be repeated."""
@@ -636,32 +510,6 @@ class Worker(Steered):
         self._register()
         self._given_up = False
         self._look = True
-
-    def _terminate(self, pool: Pool, wanted: Mapping[int, str]) -> None:
-        """End the runs of these messages, each with the signal that was asked for."""
-        for number, lease in list(self._leases.items()):
-            name = wanted.get(lease.key)
-            if name is None or self._terminating.get(number) == name:
-                continue
-            asked, name = name, self._steering.signal_of(name, lease.id)
-            if name is None:
-                self._terminating[number] = asked  # it is not looked at again
-                continue
-            self._terminating[number] = asked  # another signal than before is sent as well
-            logger.info(
-                "ending Task %s[%s], attempt %d, with %s",
-                lease.task,
-                lease.id,
-                lease.delivery,
-                name,
-            )
-            if not pool.terminate(number, _number(name)):
-                logger.warning(
-                    "the %s pool cannot end Task %s[%s]: it runs on",
-                    pool.kind,
-                    lease.task,
-                    lease.id,
-                )
 
     def _child_ready(self) -> None:
         self._ready += 1
@@ -692,7 +540,7 @@ class Worker(Steered):
         """Return how long to sleep: until the first thing that is due."""
         now = time.monotonic()
         timers = pool.tick(now)
-        if self._wanted_stop > self._stopping:
+        if self._wishes.stop > self._stopping:
             return 0
         wake_at = min(self._next_beat, self._next_upkeep, self._next_look)
         if self._try_again > now:
@@ -700,7 +548,7 @@ class Worker(Steered):
         elif (
             self._given_up
             or self._mail
-            or self._settlements
+            or self._attempts.settlements
             or (self._look and not self._stopping and pool.capacity())
         ):
             return 0
@@ -717,8 +565,8 @@ class Worker(Steered):
 
     def _keep_house(self, now: float) -> None:
         """Do what is due by the clock."""
-        if self._hang_up or self._dump_wanted:
-            self._obey_signals()
+        if self._wishes.hang_up or self._wishes.stacks:
+            self._obey()
         if self._next_due is not None and self._next_due <= self._broker.clock.now():
             self._next_due = None  # the next claim tells what comes after it
             self._look = True
@@ -731,7 +579,7 @@ class Worker(Steered):
             except (BrokerUnavailable, QueueFull) as exc:
                 self._postpone(exc, now)
         if self._deadline is not None and now >= self._deadline:
-            self._wanted_stop = 2
+            self._wishes.ask_to_stop(COLD)
         if self._companion is not None and not self._stopping:
             self._companion.look_after(now)
         notify = self.notify
@@ -749,10 +597,10 @@ class Worker(Steered):
             self._scale(self.autoscaler, now)
         if now >= self._next_beat:
             self._beat(now)
-        if self._reclaim_now:
+        if self._peers.died:
             self._reclaim()
-        if self._watch_peers:
-            self._find_peers()
+        if self._peers.look:
+            self._peers.find(self._selector)
         if now >= self._next_upkeep:
             if self._ageing is not None:
                 self._broker.age(self.queues, self._ageing)
@@ -768,7 +616,7 @@ class Worker(Steered):
         ):
             self._come_back()
         self._next_beat = now + self._beat_interval()
-        self._reclaim_now = True
+        self._peers.died = True  # on another host, where only missing heartbeats show it
         signals.heartbeat_sent.send(sender=self)
 
     # The others
@@ -777,31 +625,13 @@ class Worker(Steered):
         if taken := self._broker.reclaim(self.id):
             logger.warning("took back %s of workers that died", _count("message", taken))
             self._look = True
-        self._reclaim_now = False
-
-    def _find_peers(self) -> None:
-        """Watch the processes of the other workers: their death wakes this loop."""
-        self._forget_peers()
-        self._peers = self._broker.peers()
-        for fd in self._peers:
-            self._selector.register(fd, selectors.EVENT_READ, self._on_peer_death)
-        self._watch_peers = False
-
-    def _forget_peers(self) -> None:
-        for fd in self._peers:
-            self._selector.unregister(fd)
-            os.close(fd)
-        self._peers = []
-
-    def _on_peer_death(self, _mask: int) -> None:
-        self._forget_peers()  # or the dead one would wake us until it is taken care of
-        self._watch_peers = self._reclaim_now = True
+        self._peers.died = False
 
     def _on_wake_up(self, _mask: int) -> None:
         assert self._mailbox is not None
         words = self._mailbox.receive()
         if HELLO in words:
-            self._watch_peers = True
+            self._peers.look = True
         if ORDERS in words:
             self._orders = True
         if MAIL in words:
@@ -811,11 +641,11 @@ class Worker(Steered):
     # Stopping
 
     def _begin_stop(self, pool: Pool) -> None:
-        warm = self._wanted_stop == 1
-        self._stopping = self._wanted_stop
+        warm = self._wishes.stop == WARM
+        self._stopping = self._wishes.stop
         signals.worker_shutting_down.send(
             sender=self.hostname,
-            sig=self._stop_signal,
+            sig=self._wishes.signal,
             how="Warm" if warm else "Cold",
             exitcode=self._exit_code,
         )
@@ -842,77 +672,42 @@ class Worker(Steered):
             pool.stop(kill=True)
 
     def _is_over(self, pool: Pool) -> bool:
+        attempts = self._attempts
         if self._stopping:
-            if self._stopping == 2 and self._try_again and self._is_late():
+            if self._stopping == COLD and self._try_again and self._is_late():
                 logger.critical(
                     "stopping: the store could not be reached, so %s not recorded; "
                     "another worker will find out and start them again",
-                    _count("outcome", len(self._settlements)),
+                    _count("outcome", len(attempts.settlements)),
                 )
                 self._exit_code = EXIT_STORE
                 return True
-            return not (pool.alive() or self._leases or self._settlements)
-        if self.burst and self._ready and not (self._look or self._leases or self._settlements):
-            self._wanted_stop = max(self._wanted_stop, 1)
+            return not (pool.alive() or attempts.leases or attempts.settlements)
+        unfinished = self._look or attempts.leases or attempts.settlements
+        if self.burst and self._ready and not unfinished:
+            self._wishes.ask_to_stop(WARM)
         return False
 
     def _is_late(self) -> bool:
         return self._deadline is not None and time.monotonic() >= self._deadline
 
-    # Signals
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Turn signals into wishes that the loop obeys.
-
-        The handlers set flags only: Python runs them between any two instructions of the
-        loop. The wake-up descriptor ends the selector's sleep.
-        """
-        handlers: dict[int, Callable[[int, FrameType | None], None]] = {
-            signal.SIGTERM: self._on_stop_signal,
-            signal.SIGINT: self._on_stop_signal,
-            signal.SIGQUIT: partial(self._on_stop_signal, cold=True),
-            signal.SIGHUP: self._on_hang_up,
-            signal.SIGUSR1: self._on_dump,
-        }
-        assert self._wake_write is not None
-        self._wake_write.setblocking(False)
-        old_fd = signal.set_wakeup_fd(self._wake_write.fileno(), warn_on_full_buffer=False)
-        old = {number: signal.signal(number, handle) for number, handle in handlers.items()}
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
-            signal.set_wakeup_fd(old_fd)
-
-    def _on_stop_signal(
-        self, number: int, _frame: FrameType | None, *, cold: bool = False
-    ) -> None:
-        self._stop_signal = signal.Signals(number).name
-        self._wanted_stop = 2 if cold or self._wanted_stop else 1
-
-    def _on_hang_up(self, _number: int, _frame: FrameType | None) -> None:
-        self._hang_up = True
-
-    def _on_dump(self, _number: int, _frame: FrameType | None) -> None:
-        self._dump_wanted = True
-
-    def _obey_signals(self) -> None:
+    def _obey(self) -> None:
+        """Do what signals have asked for, other than to stop."""
         assert self.pool is not None
-        if self._hang_up:
-            self._hang_up = False
+        wishes = self._wishes
+        if wishes.hang_up:
+            wishes.hang_up = False
             if self._has_terminal and not os.isatty(0):
                 logger.warning("stopping: the terminal was closed")
-                self._stop_signal = "SIGHUP"
+                wishes.signal = "SIGHUP"
                 self.stop()
             elif self._has_processes():
                 self._roll(self.pool)
             else:
                 logger.warning("the %s pool has no children to replace", self.pool_kind)
-        if self._dump_wanted:
-            self._dump_wanted = False
-            self._dump(self.pool)
+        if wishes.stacks:
+            wishes.stacks = False
+            dump_stacks(self.pool)
 
     def _roll(self, pool: Pool) -> None:
         logger.warning("replacing all children, one at a time")
@@ -922,28 +717,9 @@ class Worker(Steered):
         if self.notify is not None:
             self.notify.ready()
 
-    def _dump(self, pool: Pool) -> None:
-        """Write the stacks of this process and its children to standard error."""
-        import faulthandler  # late: for this one signal
-
-        children = [pid for pid in pool.pids() if pid != os.getpid()]
-        header = f"Stacks of worker {os.getpid()}"
-        if children:
-            header += f" and its children {', '.join(map(str, children))}"
-        os.write(2, f"{header}\n\n".encode())
-        if children:
-            faulthandler.dump_traceback(file=2)  # a pool without children includes us
-        pool.dump()
-
-    def _nudge(self) -> None:
-        if self._wake_write is not None:
-            with contextlib.suppress(OSError):  # it is over, or has been woken enough
-                self._wake_write.send(b"!")
-
     def _forget_wake_up(self) -> None:
         """Close, in a child, the descriptors of ours that the selector does not know."""
-        if self._wake_write is not None:
-            self._wake_write.close()
+        self._wishes.forget()
         if self._companion is not None:
             self._companion.forget()
 
@@ -962,32 +738,8 @@ class Worker(Steered):
     def _known_tasks(self) -> frozenset[str]:
         if len(self._tasks) != len(self.app.tasks):
             self._tasks = frozenset(self.app.tasks)
-            self._limits.clear()
+            self._time_limits.look_again()
         return self._tasks
-
-    def _limits_of(self, name: str) -> tuple[float | None, float | None]:
-        """Return the soft and the hard limit that a task has here, in seconds, unless its
-        message says otherwise: the task's own, else the worker's."""
-        found = self._limits.get(name) or self._overridden.get(name)
-        if found is None:
-            task = self.app.tasks.get(name)
-            found = self._limits[name] = (
-                getattr(task, "soft_time_limit", None) or self.soft_time_limit,
-                getattr(task, "time_limit", None) or self.time_limit,
-            )
-        return found
-
-    def _limits_for(self, lease: Lease) -> tuple[float | None, float | None]:
-        """Return the soft and the hard limit of one run."""
-        packed = lease.packed
-        limits = self._limits.get(packed[1]) or self._limits_of(packed[1])
-        if packed[8] is None and packed[9] is None:
-            return limits
-        soft, hard = limits
-        return (
-            soft if packed[9] is None else packed[9],
-            hard if packed[8] is None else packed[8],
-        )
 
 
 class _Keeper:
@@ -1066,11 +818,6 @@ def _node_name(name: str | None) -> str:
     for mark, value in (("%h", host), ("%n", short), ("%d", domain)):
         text = text.replace(mark, value)
     return text if "@" in text else f"{text}@{host}"
-
-
-def _number(name: str) -> int:
-    """Return a signal's number: of `SIGTERM`, if this system has none of that name."""
-    return int(getattr(signal, name, signal.SIGTERM))
 
 
 def _count(noun: str, number: int) -> str:

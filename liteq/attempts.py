@@ -1,0 +1,193 @@
+"""The attempts that a worker's pool has, and what became of them.
+
+A lease is handed to the pool as a job, under a number of this worker's own. A message's key
+will not do: a worker that was given up for dead may be given the same message again while
+its first run of it still goes on.
+
+What ends stays here until the store has taken it, and is offered again if it could not.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final
+
+from liteq import failure, signals
+from liteq.brokers.base import Lease, Note, Step
+from liteq.exceptions import TimeLimitExceeded
+from liteq.notices import Notices
+from liteq.outcome import Failed, Lost, Outcome, Released, Revoked, Succeeded
+from liteq.pool import Done, Event, Job, LostJob, Pool, Reported, Returned
+from liteq.runner import job, read_answer, read_report
+from liteq.telling import Teller
+from liteq.timelimits import TimeLimits
+
+if TYPE_CHECKING:
+    from liteq.steering import Steering
+
+__all__ = ["Attempts", "Settlements"]
+
+logger = logging.getLogger("liteq.worker")
+
+Settlements = list[tuple[Lease, Outcome]]
+
+_new: Final = tuple.__new__  # a third of what Job(...) costs, for each message
+
+
+class Attempts:
+    """Those of one worker. `max_deliveries` is what is said of a message that was lost."""
+
+    def __init__(
+        self,
+        limits: TimeLimits,
+        notices: Notices,
+        steering: Steering,
+        teller: Teller,
+        max_deliveries: int,
+    ) -> None:
+        self._time_limits = limits
+        self._notices = notices
+        self._steering = steering
+        self._teller = teller
+        self._max_deliveries = max_deliveries
+        self._jobs = 0
+        self.leases: dict[int, Lease] = {}  # by the number of the job
+        self.settlements: Settlements = []  # not yet in the store
+        self.notes: list[tuple[Lease, Note]] = []  # nor these
+        self.totals: Counter[str] = Counter()  # settled, by task
+        self.settled = 0
+        self.refused = 0
+        self._terminating: dict[int, str] = {}  # by number: what was asked for
+        self._signals_sent: dict[str, int] = {}  # by id, to those whose end is not settled yet
+
+    def hand_out(self, pool: Pool, leases: Sequence[Lease]) -> None:
+        number = self._jobs
+        limits_of = self._time_limits.of_run
+        heard = bool(signals.task_received.receivers)
+        told = self._teller.heard
+        for lease in leases:
+            number += 1
+            self.leases[number] = lease
+            if heard:
+                self._notices.received(lease)
+            if told:
+                self._teller.received(lease)
+            pool.submit(_new(Job, (number, job(lease), *limits_of(lease))))
+        self._jobs = number
+
+    def take(self, events: Sequence[Event]) -> list[Event]:
+        """Take in what the pool says; return what is not of an attempt, or needs others."""
+        others: list[Event] = []
+        for event in events:
+            match event:
+                case Done(key, payload):
+                    self._settle(key, read_answer(payload))
+                case Reported(key, payload):
+                    lease = self.leases.get(key)
+                    if lease is not None:
+                        self.notes.append((lease, read_report(payload)))
+                case Returned(key):
+                    self._settle(key, Released())
+                    others.append(event)
+                case LostJob():
+                    self._settle(event.key, self._explain(event))
+                case _:
+                    others.append(event)
+        return others
+
+    def _settle(self, key: int, outcome: Outcome) -> None:
+        lease = self.leases.pop(key)
+        if self._terminating:
+            self._terminating.pop(key, None)
+        self.settlements.append((lease, outcome))
+        if type(outcome) is not Succeeded:
+            self._notice(lease, outcome)
+
+    def _notice(self, lease: Lease, outcome: Outcome) -> None:
+        """Say what the child that ended the attempt has not said."""
+        match outcome:
+            case Failed(dead=str(reason)):
+                self._notices.undecodable(lease, reason)
+            case Revoked("expired"):
+                self._notices.expired(lease)
+
+    def _explain(self, event: LostJob) -> Outcome:
+        """Return the outcome of an attempt that its process did not live to tell."""
+        lease = self.leases[event.key]
+        match event.kind:
+            case "time_limit":
+                limit = self._time_limits.of_run(lease)[1] or 0.0
+                self._notices.timed_out(lease, limit)
+                return Failed(failure.describe(TimeLimitExceeded(limit)), limit)
+            case "terminated" if event.key in self._terminating:
+                signum = self._signals_sent[lease.id] = _number(self._terminating[event.key])
+                self._notices.terminated(lease, signum)
+                return Revoked("terminated")
+            case "terminated" if lease.packed[10]:
+                return Released()
+            case "terminated":  # acks_late is off: it may have been started
+                reason = "the worker was stopped before the task had ended"
+                self._notices.lost(lease, reason, self._max_deliveries)
+                return Lost(reason)
+            case _:
+                self._notices.lost(lease, event.reason, self._max_deliveries)
+                return Lost(event.reason)
+
+    def count(self, settlements: Settlements, step: Step) -> None:
+        """Count what the store has taken of these, and say what it has refused."""
+        accepted = sum(step.accepted)
+        self.settled += accepted
+        if settlements:
+            self.totals.update(
+                [lease.packed[1] for lease, end in settlements if type(end) is not Released]
+            )
+        if self._teller.heard:
+            for (lease, outcome), taken in zip(settlements, step.accepted, strict=True):
+                if taken:
+                    self._teller.ended(lease, outcome, self._signals_sent.pop(lease.id, None))
+        elif self._signals_sent:
+            self._signals_sent.clear()
+        if accepted == len(settlements):
+            return
+        for (lease, _), taken in zip(settlements, step.accepted, strict=True):
+            if not taken:
+                self.refused += 1
+                logger.warning(
+                    "the outcome of %s[%s] was refused: this worker had lost the lease",
+                    lease.task,
+                    lease.id,
+                )
+
+    def terminate(self, pool: Pool, wanted: Mapping[int, str]) -> None:
+        """End the runs of these messages, each with the signal that was asked for."""
+        for number, lease in list(self.leases.items()):
+            name = wanted.get(lease.key)
+            if name is None or self._terminating.get(number) == name:
+                continue
+            asked, name = name, self._steering.signal_of(name, lease.id)
+            if name is None:
+                self._terminating[number] = asked  # it is not looked at again
+                continue
+            self._terminating[number] = asked  # another signal than before is sent as well
+            logger.info(
+                "ending Task %s[%s], attempt %d, with %s",
+                lease.task,
+                lease.id,
+                lease.delivery,
+                name,
+            )
+            if not pool.terminate(number, _number(name)):
+                logger.warning(
+                    "the %s pool cannot end Task %s[%s]: it runs on",
+                    pool.kind,
+                    lease.task,
+                    lease.id,
+                )
+
+
+def _number(name: str) -> int:
+    """Return a signal's number: of `SIGTERM`, if this system has none of that name."""
+    return int(getattr(signal, name, signal.SIGTERM))
