@@ -61,6 +61,15 @@ def broker(proxy: Proxy) -> Iterator[RedisBroker]:
 
 
 @pytest.fixture
+def patient(proxy: Proxy) -> Iterator[RedisBroker]:
+    """A broker behind that line that only an answer that is lost makes ask again: none that
+    is late."""
+    opened = RedisBroker(proxy.url, socket_timeout=60)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
 def direct(server: RedisServer) -> Iterator[RedisBroker]:
     """A broker that sees the same store by another way."""
     opened = RedisBroker(server.url)
