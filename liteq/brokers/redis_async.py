@@ -35,6 +35,7 @@ class _Wire:
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
+        _open.add(self)
 
     async def exchange(self, data: bytes) -> Any:
         """Send a command; return its reply: bytes, None or an int. Raises `ServerError`."""
@@ -57,10 +58,19 @@ class _Wire:
 
     def close(self) -> None:
         """Close at once. What is written and not answered is an unknown outcome."""
+        _open.discard(self)
         writer = self._connection._writer
         if writer is not None:
             writer.transport.abort()
             self._connection._close()
+
+    def leave(self, nothing: int) -> None:
+        """Put the descriptor `nothing` in place of the connection's, in a forked child: the
+        server would believe it open as long as the child lives. The transport is not told:
+        it would take the number out of the selector that the parent still uses."""
+        writer = self._connection._writer
+        if writer is not None and (number := writer.get_extra_info("socket").fileno()) >= 0:
+            os.dup2(nothing, number, inheritable=False)
 
 
 class _Loop:
@@ -220,12 +230,19 @@ class AsyncLink:
 
 
 _links: WeakSet[AsyncLink] = WeakSet()
-# The loops and connections of the process that forked this one. They are kept and never
-# touched: to close one here would take it out of the selector that the parent still uses.
+_open: WeakSet[_Wire] = WeakSet()  # connections, of all loops, also those in use
+# The loops and connections of the process that forked this one. They are kept, and never
+# closed: see `_Wire.leave`.
 _inherited: list[object] = []
 
 
 def _after_fork_in_child() -> None:
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for wire in list(_open):
+        wire.leave(nothing)
+        _inherited.append(wire)
+    _open.clear()
+    os.close(nothing)
     for link in list(_links):
         link._forget_inherited()
 

@@ -290,6 +290,8 @@ class Link:
 
     def unreachable(self, exc: BaseException) -> BrokerError:
         """Return what it means that a connection failed."""
+        if isinstance(exc.__cause__, RedisError):  # which the asyncio client says in its words
+            exc = exc.__cause__
         if isinstance(exc, AuthenticationError):
             return BrokerError(f"{self.place} does not know this user or password: {exc}")
         self._moved = None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -9,10 +12,13 @@ from pathlib import Path
 
 import pytest
 import redis_server
-from redis_server import RedisServer
+from redis_server import RedisServer, free_port
+from world import wait_until
 
 from liteq.brokers.redis import RedisBroker
 from on_redis.proxy import Proxy
+
+DOCS = Path(__file__).parents[2] / "docs" / "guide" / "many-machines.md"
 
 
 @pytest.fixture
@@ -75,3 +81,60 @@ def direct(server: RedisServer) -> Iterator[RedisBroker]:
     opened = RedisBroker(server.url)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def certificates(folder: Path) -> Path:
+    """A folder with ca.pem, and key.pem and cert.pem for localhost."""
+    if shutil.which("openssl") is None:
+        if os.environ.get("CI"):
+            pytest.fail("openssl is not installed")
+        pytest.skip("openssl is not installed")
+    place = folder / "tls"
+    place.mkdir()
+    new = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    named = ["-addext", "subjectAltName=DNS:localhost"]
+    files = ["-keyout", "key.pem", "-out", "cert.pem"]
+    subprocess.run(
+        [*new, "-nodes", "-days", "2", "-subj", "/CN=localhost", *named, *files],
+        cwd=place,
+        check=True,
+        capture_output=True,
+    )
+    return place
+
+
+@pytest.fixture
+def replica(start: Callable[..., RedisServer]) -> tuple[RedisServer, RedisServer]:
+    master = start("repl-diskless-sync-delay 0", port=free_port())
+    follower = start(f"replicaof 127.0.0.1 {master.port}", port=free_port())
+    wait_until(lambda: b"master_link_status:up" in bytes(follower.say("INFO", "replication")))  # type: ignore[arg-type]
+    return master, follower
+
+
+@pytest.fixture
+def sentinel(
+    replica: tuple[RedisServer, RedisServer], start: Callable[..., RedisServer]
+) -> tuple[RedisServer, str]:
+    """A sentinel that knows both servers, and the URL of what it watches: the first of the
+    sentinels that this names is not there."""
+    port = free_port()
+    watcher = start(
+        f"sentinel monitor shop 127.0.0.1 {replica[0].port} 1",
+        "sentinel down-after-milliseconds shop 200",
+        "sentinel failover-timeout shop 1000",
+        port=port,
+        sentinel=True,
+    )
+    wait_until(lambda: b"slaves=1" in bytes(watcher.say("INFO", "sentinel")))  # type: ignore[arg-type]
+    return watcher, f"redis+sentinel://127.0.0.1:1,127.0.0.1:{port}/shop/0"
+
+
+def acl_of_the_docs() -> str:
+    """Return the line that makes the user `liteq`, whose password is then "secret"."""
+    (line,) = [
+        line.strip()
+        for line in DOCS.read_text(encoding="utf-8").splitlines()
+        if line.strip().startswith("user liteq ")
+    ]
+    return line.replace("<password>", "secret")

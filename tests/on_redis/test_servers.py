@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,11 +16,11 @@ from liteq.brokers.redis_wire import ServerError
 from liteq.exceptions import BrokerError, BrokerUnavailable, ImproperlyConfigured
 from liteq.message import Edge
 from liteq.outcome import Failed, Retried, Succeeded
+from on_redis.conftest import acl_of_the_docs
 
 pytestmark = pytest.mark.redis
 
 Start = Callable[..., RedisServer]
-DOCS = Path(__file__).parents[2] / "docs" / "guide" / "many-machines.md"
 
 
 def use(broker: RedisBroker) -> None:
@@ -121,27 +118,6 @@ def test_a_clock_that_was_set_takes_no_lease(start: Start) -> None:
 # TLS
 
 
-@pytest.fixture
-def certificates(folder: Path) -> Path:
-    """A folder with ca.pem, and key.pem and cert.pem for localhost."""
-    if shutil.which("openssl") is None:
-        if os.environ.get("CI"):
-            pytest.fail("openssl is not installed")
-        pytest.skip("openssl is not installed")
-    place = folder / "tls"
-    place.mkdir()
-    new = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-    named = ["-addext", "subjectAltName=DNS:localhost"]
-    files = ["-keyout", "key.pem", "-out", "cert.pem"]
-    subprocess.run(
-        [*new, "-nodes", "-days", "2", "-subj", "/CN=localhost", *named, *files],
-        cwd=place,
-        check=True,
-        capture_output=True,
-    )
-    return place
-
-
 def test_a_server_with_tls_is_used_and_its_certificate_is_checked(
     start: Start, certificates: Path
 ) -> None:
@@ -165,15 +141,6 @@ def test_a_server_with_tls_is_used_and_its_certificate_is_checked(
 
 
 # Users
-
-
-def acl_of_the_docs() -> str:
-    (line,) = [
-        line.strip()
-        for line in DOCS.read_text(encoding="utf-8").splitlines()
-        if line.strip().startswith("user liteq ")
-    ]
-    return line.replace("<password>", "secret")
 
 
 def test_the_user_of_the_docs_may_do_what_liteq_needs_and_no_more(start: Start) -> None:
@@ -203,14 +170,6 @@ def test_a_user_that_may_not_see_info_works_all_the_same(start: Start) -> None:
 # Replicas and Sentinel
 
 
-@pytest.fixture
-def replica(start: Start) -> tuple[RedisServer, RedisServer]:
-    master = start("repl-diskless-sync-delay 0", port=free_port())
-    follower = start(f"replicaof 127.0.0.1 {master.port}", port=free_port())
-    wait_until(lambda: b"master_link_status:up" in bytes(follower.say("INFO", "replication")))  # type: ignore[arg-type]
-    return master, follower
-
-
 def test_replicated_means_that_a_replica_has_it(
     replica: tuple[RedisServer, RedisServer],
 ) -> None:
@@ -232,25 +191,15 @@ def test_replicated_means_that_a_replica_has_it(
 
 
 def test_after_a_failover_the_new_master_is_used(
-    replica: tuple[RedisServer, RedisServer], start: Start
+    replica: tuple[RedisServer, RedisServer], sentinel: tuple[RedisServer, str]
 ) -> None:
     master, follower = replica
-    port = free_port()
-    sentinel = start(
-        f"sentinel monitor shop 127.0.0.1 {master.port} 1",
-        "sentinel down-after-milliseconds shop 200",
-        "sentinel failover-timeout shop 1000",
-        port=port,
-        sentinel=True,
-    )
-    url = f"redis+sentinel://127.0.0.1:1,127.0.0.1:{port}/shop/0"
-    broker = RedisBroker(url, durability="replicated", replica_timeout=2.0)
+    broker = RedisBroker(sentinel[1], durability="replicated", replica_timeout=2.0)
     worker = enlist(broker)
     mailbox = broker.mailbox(worker)
     messages = [make() for _ in range(10)]
     broker.enqueue(messages)
-    wait_until(lambda: b"slaves=1" in bytes(sentinel.say("INFO", "sentinel")))  # type: ignore[arg-type]
-    broker = RedisBroker(url)  # the new master will have no replica
+    broker = RedisBroker(sentinel[1])  # the new master will have no replica
 
     master.kill()
 
