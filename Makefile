@@ -18,7 +18,7 @@ demo: $(VENV)/.run  ## the main job on real input, about ten seconds
 
 test: check redis-server  ## all that CI runs: check, then the tests with branch coverage
 	@$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n auto $(PYTEST_ARGS)
+	$(BIN)/coverage run -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
 	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report
 
 .PHONY: redis-server

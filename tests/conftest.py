@@ -14,7 +14,7 @@ from typing import Any, Final
 import pytest
 import redis_server
 import world
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, is_hypothesis_test, settings
 from terminal import here, project, start  # noqa: F401 (fixtures)
 
 from liteq import signals
@@ -33,7 +33,9 @@ settings.load_profile("storm" if os.environ.get("LITEQ_STORM") else "quick")
 
 
 # Branches are measured in the process of the tests, and in the processes that a test starts
-# if it is marked `traced`: to be measured costs each process a third of a second.
+# if it is marked `traced`: to be measured costs each process a third of a second. Where a test
+# walks the same branches again, nothing is measured: in a random one (or one marked
+# `untraced`), and with the store in memory, whose code is that of the file.
 
 _processes_too: Final = os.environ.get("COVERAGE_PROCESS_CONFIG")
 
@@ -52,13 +54,21 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     tracing = _tracing()
-    if tracing is None or item.get_closest_marker("untraced") is None:
+    if tracing is None or not _is_untraced(item):
         return (yield)
     tracing.stop()
     try:
         return (yield)
     finally:
         tracing.start()
+
+
+def _is_untraced(item: pytest.Item) -> bool:
+    if not isinstance(item, pytest.Function):
+        return False
+    in_memory = "callspec" in vars(item) and "memory" in item.callspec.params.values()
+    random = is_hypothesis_test(item.obj)
+    return in_memory or random or item.get_closest_marker("untraced") is not None
 
 
 def _tracing() -> Any:

@@ -272,6 +272,7 @@ def test_reports_come_before_the_answer_in_order(start: Any, kind: str) -> None:
 
 
 @KINDS
+@pytest.mark.untraced
 @pytest.mark.parametrize("seed", range(3))
 def test_every_key_ends_once_and_returned_ones_did_not_run(
     start: Any, kind: str, seed: int

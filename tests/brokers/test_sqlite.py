@@ -39,6 +39,8 @@ from liteq.exceptions import (
 from liteq.message import GATHER, PACKED_FIELDS, Edge, Graph, Message, Workflow
 from liteq.outcome import Failed, Ignored, Replaced, Revoked, Succeeded
 
+STORM = bool(os.environ.get("LITEQ_STORM"))
+
 ERROR = failure.describe(ValueError("no"))
 
 TESTS = str(Path(__file__).parent.parent)
@@ -556,7 +558,7 @@ print(message.id, flush=True)
 @pytest.mark.process
 def test_many_processes_may_open_a_new_store_at_once(store: Store) -> None:
     script = f"import sys; sys.path.insert(0, {TESTS!r})\n{OPEN_AT_ONCE}"
-    for turn in range(3):
+    for turn in range(10 if STORM else 1):
         folder = store.folder / str(turn)
         folder.mkdir()
         processes = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -37,7 +38,8 @@ sys.stdin.readline()
 made = [tasks.alone.delay("same") for _ in range({calls})]
 print(sum(not one.duplicate for one in made))
 """
-CALLS = 500  # of each of four producers: they race for one key 2,000 times
+STORM = bool(os.environ.get("LITEQ_STORM"))
+CALLS = 2_000 if STORM else 200  # of each of four producers, which race for one key
 
 
 @pytest.fixture(params=["sqlite", "redis"])

@@ -27,7 +27,7 @@ from liteq.exceptions import (
 )
 from processes.shop import Shop, is_running, pause
 
-pytestmark = [pytest.mark.process, pytest.mark.traced]
+pytestmark = pytest.mark.process
 
 OpenShop = Callable[..., Shop]
 
@@ -48,6 +48,7 @@ def open_shop(tmp_path: Path) -> Iterator[OpenShop]:
 # How a worker stops
 
 
+@pytest.mark.traced
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_warm_stop_finishes_what_runs_and_leaves_nothing(
     open_shop: OpenShop, signum: int
@@ -91,6 +92,7 @@ def test_stops_under_load_cost_no_message_and_no_second_start(open_shop: OpenSho
     assert sorted(int(words[1]) for words in shop.notes("tick")) == list(range(800))
 
 
+@pytest.mark.traced
 def test_after_the_grace_period_another_worker_starts_what_ran(open_shop: OpenShop) -> None:
     shop = open_shop()
     result = shop.hold()
@@ -108,6 +110,7 @@ def test_after_the_grace_period_another_worker_starts_what_ran(open_shop: OpenSh
     assert result.get(timeout=10) == ["hold", 1]
 
 
+@pytest.mark.traced
 @pytest.mark.parametrize("signums", [(signal.SIGTERM, signal.SIGINT), (signal.SIGQUIT,)])
 def test_a_second_signal_or_quit_gives_back_at_once(
     open_shop: OpenShop, signums: tuple[int, ...]
@@ -157,6 +160,7 @@ def test_a_cold_stop_never_lets_an_early_acknowledged_task_start_again(
         result.get(timeout=1)
 
 
+@pytest.mark.traced
 def test_a_hang_up_replaces_all_children_and_loses_no_task(open_shop: OpenShop) -> None:
     shop = open_shop()
     held = shop.hold()
@@ -175,6 +179,7 @@ def test_a_hang_up_replaces_all_children_and_loses_no_task(open_shop: OpenShop) 
     assert shop.stop(worker) == 0
 
 
+@pytest.mark.traced
 def test_a_worker_stops_when_its_terminal_is_closed(open_shop: OpenShop) -> None:
     shop = open_shop()
     master, slave = os.openpty()
@@ -208,6 +213,7 @@ TERMINAL_OWNER = (
 )
 
 
+@pytest.mark.traced
 def test_usr1_writes_the_stacks_of_the_worker_and_its_children(open_shop: OpenShop) -> None:
     shop = open_shop()
     shop.hold()
@@ -287,6 +293,7 @@ def test_an_early_acknowledged_task_is_never_started_again(open_shop: OpenShop) 
     assert len(shop.starts()) == 1
 
 
+@pytest.mark.traced
 def test_a_killed_worker_is_survived_by_nobody_and_succeeded_at_once(
     open_shop: OpenShop,
 ) -> None:
@@ -427,6 +434,7 @@ def test_terminate_ends_that_run_and_no_other_though_no_child_is_free(
     assert len(shop.starts("a")) == 1
 
 
+@pytest.mark.traced
 def test_terminate_is_heard_during_a_warm_stop(open_shop: OpenShop) -> None:
     shop = open_shop()
     result = shop.hold()
@@ -442,6 +450,7 @@ def test_terminate_is_heard_during_a_warm_stop(open_shop: OpenShop) -> None:
     assert worker.wait(20) == 0
 
 
+@pytest.mark.traced
 def test_a_run_that_ignores_one_signal_is_sent_the_next(open_shop: OpenShop) -> None:
     shop = open_shop("""
 @app.task
@@ -548,6 +557,7 @@ def hoard():
     assert shop.tasks.pid.delay().get(timeout=10) != hoarder
 
 
+@pytest.mark.traced
 @pytest.mark.parametrize(
     ("source", "flags", "said"),
     [
@@ -606,6 +616,7 @@ async def later(n):
     assert shop.left_behind() == []
 
 
+@pytest.mark.traced
 def test_spawned_children_are_like_the_worker(open_shop: OpenShop) -> None:
     shop = open_shop("@app.task\ndef limit():\n    return app.conf.task_time_limit\n")
     for name in ("more", "extra"):
@@ -628,6 +639,7 @@ def test_spawned_children_are_like_the_worker(open_shop: OpenShop) -> None:
 # The store
 
 
+@pytest.mark.traced
 @pytest.mark.parametrize("replaced", [False, True])
 def test_a_store_that_is_deleted_or_replaced_ends_the_worker_with_6(
     open_shop: OpenShop, replaced: bool
@@ -713,6 +725,7 @@ def test_a_worker_outlasts_a_disk_that_takes_nothing(open_shop: OpenShop) -> Non
     assert shop.tasks.add.delay(1, 2).get(timeout=10) == 3
 
 
+@pytest.mark.traced
 def test_a_worker_told_to_stop_does_not_wait_for_ever_for_the_store(
     open_shop: OpenShop, locker: Callable[[Shop], subprocess.Popen[bytes]]
 ) -> None:
@@ -752,6 +765,7 @@ def test_a_full_store_refuses_callers_and_is_worked_off(open_shop: OpenShop) -> 
 # The heart
 
 
+@pytest.mark.traced
 def test_a_worker_stopped_beyond_its_lease_comes_back_under_a_new_id(
     open_shop: OpenShop,
 ) -> None:
@@ -781,6 +795,7 @@ def test_a_worker_stopped_beyond_its_lease_comes_back_under_a_new_id(
     assert shop.stop(worker) == 0
 
 
+@pytest.mark.traced
 def test_a_solo_worker_keeps_the_lease_of_a_task_longer_than_it(open_shop: OpenShop) -> None:
     shop = open_shop(worker_lease_timeout=0.5)
     shop.start("-c", "1", "-Q", "other", name="other")
@@ -832,6 +847,7 @@ def gone():
 """
 
 
+@pytest.mark.traced
 def test_signals_are_sent_when_and_where_celery_sends_them(open_shop: OpenShop) -> None:
     shop = open_shop(RECEIVERS)
     broken = make("tasks.add", b"?")
