@@ -265,8 +265,7 @@ def test_a_job_comes_back_with_its_answer_and_run_time(start: Any, kind: str) ->
 def test_reports_come_before_the_answer_in_order(start: Any, kind: str) -> None:
     loop = start(kind)
     loop.ready(CHILDREN[kind])
-    loop.pool.submit(job(1, "say", 100))
-    loop.end_of(1)
+    loop.run("say", 100)
     news = [e for e in loop.events if not isinstance(e, Ready)]
     assert news[:-1] == [Reported(1, b"%d" % n) for n in range(100)]
 
