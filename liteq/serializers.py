@@ -18,16 +18,23 @@ a named tuple as a tuple, a bytearray as bytes, a tzinfo that is not a ZoneInfo 
 
 from __future__ import annotations
 
-import enum
 import json
-import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final, NoReturn
 
 from liteq import jsonlimits
 from liteq.exceptions import ContentDisallowed, DecodeError, EncodeError, ImproperlyConfigured
-from liteq.names import is_main, module_name
-from liteq.redaction import Secret
+from liteq.tagging import (
+    MARK,
+    MAX_DEPTH,
+    SCALARS,
+    cut,
+    json_text,
+    register_type,
+    revive,
+    revive_tree,
+    tagged,
+)
 
 __all__ = [
     "MAX_DEPTH",
@@ -42,18 +49,10 @@ __all__ = [
     "unregister",
 ]
 
-MARK: Final = "__liteq__"
-
-# How deep values may be nested. One level takes up to four in JSON, and the C parser counts
-# them against the interpreter's recursion limit (1,000) from wherever it is called.
-MAX_DEPTH: Final = 128
-
 _MOST_LEVELS: Final = 4 * MAX_DEPTH + 8  # of JSON
 
-_SCALARS: Final = frozenset({str, int, float, bool, type(None)})
-_PLAIN: Final = _SCALARS | {list, dict}
+_PLAIN: Final = SCALARS | {list, dict}
 _JSON_ONLY: Final = ("json",)
-_WIDEST_INT: Final = 63  # bits; wider ones are tagged, since text of them may be refused
 
 
 # Writing
@@ -79,10 +78,10 @@ def dumps_call(
         content_type == "json"
         and not kwargs
         and type(args) is tuple
-        and _SCALARS.issuperset(map(type, args))
+        and SCALARS.issuperset(map(type, args))
     ):
         try:
-            return _json_text((args, {})).encode()  # most calls are as simple as this
+            return json_text((args, {})).encode()  # most calls are as simple as this
         except ValueError:
             pass
     args = list(args)
@@ -122,30 +121,6 @@ def loads_call(
 
 # JSON at C speed
 
-# The encoder object is kept: `json.dumps` with options makes a new one at every call.
-# Without `markers` it does not look for cycles; the depth limit finds those.
-_text_encoder = json.JSONEncoder(
-    ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
-)
-_make_encoder: Any = getattr(json.encoder, "c_make_encoder", None)  # None outside CPython
-_c_encoder: Any = _make_encoder and _make_encoder(
-    None,  # markers
-    _text_encoder.default,
-    json.encoder.encode_basestring,
-    None,  # indent
-    ":",
-    ",",
-    False,  # sort_keys
-    False,  # skipkeys
-    False,  # allow_nan
-)
-
-
-def _json_text(value: Any) -> str:
-    if _c_encoder is None:
-        return _text_encoder.encode(value)
-    return "".join(_c_encoder(value, 0))
-
 
 def _json_bytes(value: Any, roots: tuple[str, ...], parts: Any) -> bytes:
     """Return JSON for a value, plain or not.
@@ -154,13 +129,13 @@ def _json_bytes(value: Any, roots: tuple[str, ...], parts: Any) -> bytes:
     """
     kind = type(value)
     try:
-        if kind in _SCALARS or (kind in _PLAIN and _is_plain(value, MAX_DEPTH - 1)):
-            return _json_text(value).encode()
+        if kind in SCALARS or (kind in _PLAIN and _is_plain(value, MAX_DEPTH - 1)):
+            return json_text(value).encode()
     except ValueError:
         pass  # nan, infinity, an enormous integer or a lone surrogate: to be tagged
     except RecursionError:
         pass  # close to the interpreter's limit already: the slow way names the place
-    return _json_text(_tagged(roots, parts)).encode()
+    return json_text(tagged(roots, parts)).encode()
 
 
 def _is_plain(value: Any, depth: int) -> bool:
@@ -175,7 +150,7 @@ def _is_plain(value: Any, depth: int) -> bool:
             return False
         value = value.values()
     kinds = set(map(type, value))
-    if kinds <= _SCALARS:
+    if kinds <= SCALARS:
         return True
     if depth == 0 or not kinds <= _PLAIN:
         return False
@@ -209,524 +184,7 @@ def _json_value(data: bytes) -> Any:
     return value
 
 
-# Everything else, tagged
-
-
-class _Unknown(Exception):
-    """A value no tag is known for; the path grows from the inside out as this rises."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.path: list[str] = []
-
-
-def _tagged(roots: tuple[str, ...], parts: Any) -> Any:
-    """Return the plain tree for a value, or for a list of the two halves of a call.
-
-    Raises `EncodeError`, naming where in the value the trouble is.
-    """
-    root = roots[0]
-    try:
-        if len(roots) == 1:
-            return _tag(parts, MAX_DEPTH)
-        tree = [_tag_list(parts[0], MAX_DEPTH)]
-        root = roots[1]
-        tree.append(_tag(parts[1], MAX_DEPTH))
-        return tree
-    except _Unknown as exc:
-        path = root + "".join(reversed(exc.path))
-        if len(path) > 200:
-            path = f"{path[:120]}…{path[-60:]}"
-        raise EncodeError(f"{path}: {exc.reason}") from exc.__cause__
-    except RecursionError as exc:  # called from deep inside the user's own recursion
-        raise EncodeError(f"{root}: nested too deep to be serialised") from exc
-
-
-def _tag(value: Any, depth: int) -> Any:
-    kind = type(value)
-    if kind is bool or value is None:
-        return value
-    if kind is str:
-        return value if _is_unicode(value) else _mark("str", _base64_of_text(value))
-    if kind is int:
-        if value.bit_length() <= _WIDEST_INT:
-            return value
-        return _mark("int", hex(value))
-    if kind is float:
-        return value if value - value == 0 else _mark("float", repr(value))
-    if depth == 0:
-        raise _Unknown(
-            f"nested deeper than {MAX_DEPTH} levels, or contains itself; "
-            "pass a flatter value, or an id to look it up by"
-        )
-    write = _writers.get(kind) or _find_writer(kind)
-    return write(value, depth - 1)
-
-
-def _mark(tag: str, *payload: Any) -> dict[str, Any]:
-    return {MARK: [tag, *payload]}
-
-
-def _tag_list(values: Iterable[Any], depth: int) -> list[Any]:
-    tagged: list[Any] = []
-    try:
-        for value in values:
-            tagged.append(_tag(value, depth))  # noqa: PERF401 (its length is the index)
-    except _Unknown as exc:
-        exc.path.append(f"[{len(tagged)}]")
-        raise
-    return tagged
-
-
-def _tag_dict(value: Mapping[Any, Any], depth: int) -> dict[str, Any]:
-    if set(map(type, value)) <= {str} and MARK not in value and all(map(_is_unicode, value)):
-        return _tag_fields(value.items(), depth, "[{!r}]")
-    pairs = []
-    for key, member in value.items():
-        try:
-            tagged_key = _tag(key, depth)
-        except _Unknown as exc:
-            exc.path.append(f" key {_short(key)}")
-            raise
-        try:
-            pairs.append([tagged_key, _tag(member, depth)])
-        except _Unknown as exc:
-            exc.path.append(f"[{_short(key)}]")
-            raise
-    return _mark("dict", pairs)
-
-
-def _tag_fields(items: Iterable[tuple[str, Any]], depth: int, segment: str) -> dict[str, Any]:
-    tagged = {}
-    for name, member in items:
-        try:
-            tagged[name] = _tag(member, depth)
-        except _Unknown as exc:
-            exc.path.append(segment.format(name))
-            raise
-    return tagged
-
-
-def _tag_set(tag: str) -> Callable[[Any, int], Any]:
-    def write(value: Any, depth: int) -> Any:
-        # Sorted, so that the same call has the same bytes in every process: the store
-        # tells a repeated enqueue from a clash of ids by them.
-        return _mark(tag, sorted(_tag_list(value, depth), key=_json_text))
-
-    return write
-
-
-def _tag_datetime(value: Any, depth: int) -> Any:
-    zone = getattr(value.tzinfo, "key", None)
-    payload = [value.isoformat()]
-    if value.fold or isinstance(zone, str):
-        payload.append(value.fold)
-    if isinstance(zone, str):
-        payload.append(zone)
-    return _mark("time" if not hasattr(value, "year") else "datetime", *payload)
-
-
-def _tag_enum(value: enum.Enum, depth: int) -> Any:
-    module, name = _class_name(type(value))
-    if isinstance(value, enum.Flag):
-        return _mark("flag", module, name, _tag(value.value, depth))
-    return _mark("enum", module, name, value.name)
-
-
-def _tag_dataclass(value: Any, depth: int) -> Any:
-    import dataclasses  # late: 10 ms, which whoever has such a value has spent already
-
-    kind = type(value)
-    module, name = _class_name(kind)
-    try:
-        object.__new__(kind)
-    except TypeError as exc:  # it inherits from dict, Exception or the like
-        raise _Unknown(
-            f"dataclass {name} extends a built-in type, so it cannot be rebuilt: {exc}"
-        ) from None
-    items = [
-        (field.name, getattr(value, field.name))
-        for field in dataclasses.fields(value)
-        if hasattr(value, field.name)
-    ]
-    return _mark("dataclass", module, name, _pairs(items, depth))
-
-
-def _tag_model(value: Any, depth: int) -> Any:
-    """Write a pydantic model: its fields as they are, and which of them were set."""
-    module, name = _class_name(type(value))
-    items = [(field, value.__dict__[field]) for field in type(value).model_fields]
-    items += (value.model_extra or {}).items()
-    was_set = sorted(value.model_fields_set)
-    return _mark("pydantic", module, name, _pairs(items, depth), was_set)
-
-
-def _pairs(items: list[tuple[str, Any]], depth: int) -> list[list[Any]]:
-    return [[key, value] for key, value in _tag_fields(items, depth, ".{}").items()]
-
-
-def _class_name(kind: type) -> tuple[str, str]:
-    """Return the module and name by which a reader will find a class.
-
-    Raises `_Unknown` for a class that no other process could find.
-    """
-    module, name = module_name(kind), kind.__qualname__
-    if "<locals>" in name:
-        raise _Unknown(
-            f"object of type {name} is not serialisable: its class is defined inside a "
-            "function, where no other process can find it; move it to the module's level"
-        )
-    return module, name
-
-
-def _is_unicode(text: str) -> bool:
-    """Tell whether UTF-8 can carry a text. Lone surrogates (from `os.fsdecode`) it cannot."""
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _base64(data: Any) -> str:
-    import binascii  # late: a library to load, for bytes alone
-
-    return binascii.b2a_base64(data, newline=False).decode()
-
-
-def _base64_of_text(text: str) -> str:
-    return _base64(text.encode("utf-8", "surrogatepass"))
-
-
-# Writers by type. Types of modules that may not be imported go by name: a value of type
-# UUID exists only where `uuid` is loaded, and importing it here would slow every start.
-_writers: dict[type, Callable[[Any, int], Any]] = {
-    list: _tag_list,
-    dict: _tag_dict,
-    tuple: lambda value, depth: _mark("tuple", _tag_list(value, depth)),
-    set: _tag_set("set"),
-    frozenset: _tag_set("frozenset"),
-    bytes: lambda value, _: _mark("bytes", _base64(value)),
-    bytearray: lambda value, _: _mark("bytes", _base64(value)),
-    memoryview: lambda value, _: _mark("bytes", _base64(value.tobytes())),
-    complex: lambda value, depth: _mark(
-        "complex", _tag(value.real, depth), _tag(value.imag, depth)
-    ),
-    Secret: lambda value, depth: _mark("secret", _tag(value.reveal(), depth)),
-}
-_writers_by_name: Final[dict[str, Callable[[Any, int], Any]]] = {
-    "datetime.datetime": _tag_datetime,
-    "datetime.time": _tag_datetime,
-    "datetime.date": lambda value, _: _mark("date", value.isoformat()),
-    "datetime.timedelta": lambda value, _: _mark(
-        "timedelta", value.days, value.seconds, value.microseconds
-    ),
-    "decimal.Decimal": lambda value, _: _mark("decimal", str(value)),
-    "uuid.UUID": lambda value, _: _mark("uuid", str(value)),
-    **{
-        f"{module}.{name}": lambda value, depth: _mark(
-            "path", type(value).__name__, _tag(str(value), depth)
-        )
-        for module in ("pathlib", "pathlib._local")  # 3.13 defined them in the latter
-        for name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
-    },
-}
-
-
-def _find_writer(kind: type) -> Callable[[Any, int], Any]:
-    """Return the writer for a type that is not in the table of exact ones."""
-    writer = _writers_by_name.get(f"{kind.__module__}.{kind.__qualname__}")
-    if writer is not None:
-        _writers[kind] = writer
-        return writer
-    if issubclass(kind, enum.Enum):
-        return _tag_enum
-    if hasattr(kind, "__dataclass_fields__"):
-        return _tag_dataclass
-    if _is_model(kind):
-        return _tag_model
-    for base, as_base in _BASES:
-        if issubclass(kind, base):
-            return lambda value, depth: _tag(as_base(value), depth + 1)
-    if issubclass(kind, Mapping):
-        return lambda value, depth: _tag_dict(dict(value), depth)
-    hint = ""
-    if hasattr(kind, "pk") or hasattr(kind, "_meta") or hasattr(kind, "id"):
-        hint = "pass its id and load it in the task, or "
-    elif issubclass(kind, BaseException):
-        hint = "pass str(exc), or "
-    raise _Unknown(
-        f"object of type {kind.__qualname__} is not serialisable: {hint}pass plain data, a "
-        "dataclass or a pydantic model, or teach it with liteq.serializers.register_type()"
-    )
-
-
-# How to see a value of a subclass as its base without calling the subclass's methods.
-_BASES: Final[tuple[tuple[type, Callable[[Any], Any]], ...]] = (
-    (str, str.__str__),
-    (int, int.__int__),
-    (float, float.__float__),
-    (bytes, lambda value: bytes.join(b"", [value])),
-    (tuple, lambda value: tuple(tuple.__iter__(value))),
-    (list, lambda value: list(list.__iter__(value))),
-    (dict, lambda value: dict(dict.items(value))),
-    (set, lambda value: set(set.__iter__(value))),
-    (frozenset, lambda value: frozenset(frozenset.__iter__(value))),
-)
-
-
-def _is_model(kind: type) -> bool:
-    pydantic = sys.modules.get("pydantic")
-    base = getattr(pydantic, "BaseModel", None)
-    return isinstance(base, type) and issubclass(kind, base) and hasattr(kind, "model_fields")
-
-
-def _short(value: Any) -> str:
-    text = repr(value) if type(value) in _SCALARS else f"<{type(value).__name__}>"
-    return text if len(text) <= 40 else text[:40] + "…"
-
-
 # And back
-
-
-def _revive(found: dict[str, Any]) -> Any:
-    """Return the value that a JSON object stands for, itself if it has no tag.
-
-    The parser calls this for every object, the inner ones first.
-    """
-    if MARK not in found:
-        return found
-    content = found[MARK]
-    if len(found) != 1 or type(content) is not list or not content:
-        raise DecodeError(f"damaged value: {MARK} is no list, or not alone")
-    tag, *payload = content
-    reader = _readers.get(tag) if type(tag) is str else None
-    if reader is None:
-        raise DecodeError(
-            f"unknown type tag {_cut(tag)}: written by a later liteq, or by register_type() "
-            "in another process; call it here too"
-        )
-    try:
-        return reader(*payload)
-    except DecodeError:
-        raise
-    except Exception as exc:
-        raise DecodeError(f"damaged {tag}: {type(exc).__name__}: {_cut(exc, str)}") from exc
-
-
-def _revive_tree(tree: Any) -> Any:
-    """Do for a tree of another format what the JSON parser does as it goes."""
-    if type(tree) is list:
-        return [_revive_tree(member) for member in tree]
-    if type(tree) is dict:
-        return _revive({key: _revive_tree(member) for key, member in tree.items()})
-    return tree
-
-
-def _cut(value: Any, show: Callable[[Any], str] = repr) -> str:
-    text = show(value)
-    return text if len(text) <= 100 else text[:100] + "…"
-
-
-def _text(value: Any) -> str:
-    """Return the value if it is text; constructors would make text of anything."""
-    if type(value) is not str:
-        raise TypeError(f"text expected, not {type(value).__name__}")
-    return value
-
-
-def _read_int(text: str) -> int:
-    return int(_text(text), 16)
-
-
-def _read_float(text: str) -> float:
-    if text not in ("nan", "inf", "-inf"):
-        raise ValueError(f"not a special float: {text!r}")
-    return float(text)
-
-
-def _read_text(text: str) -> str:
-    return _read_bytes(text).decode("utf-8", "surrogatepass")
-
-
-def _read_bytes(text: str) -> bytes:
-    import binascii  # late: a library to load, for bytes alone
-
-    try:
-        return binascii.a2b_base64(_text(text), strict_mode=True)
-    except binascii.Error as exc:
-        raise DecodeError(f"damaged bytes: {exc}") from exc
-
-
-def _read_dict(pairs: Any) -> dict[Any, Any]:
-    return {key: value for key, value in pairs}  # noqa: C416 (checks that they are pairs)
-
-
-def _read_datetime(text: str, fold: int = 0, zone: str | None = None) -> Any:
-    from datetime import datetime  # late, like all below: only for who sends such values
-
-    return _in_zone(datetime.fromisoformat(text), fold, zone)
-
-
-def _read_time(text: str, fold: int = 0, zone: str | None = None) -> Any:
-    from datetime import time
-
-    return _in_zone(time.fromisoformat(text), fold, zone)
-
-
-def _in_zone(value: Any, fold: int, zone: str | None) -> Any:
-    """Return a datetime or time with its fold, and in its zone by name if this host
-    knows it; else it keeps the UTC offset it was written with."""
-    if zone is not None:
-        from zoneinfo import ZoneInfo
-
-        try:
-            return value.replace(tzinfo=ZoneInfo(zone), fold=fold)
-        except (ValueError, OSError, LookupError):
-            pass
-    return value.replace(fold=fold) if fold else value
-
-
-def _read_date(text: str) -> Any:
-    from datetime import date
-
-    return date.fromisoformat(text)
-
-
-def _read_timedelta(days: int, seconds: int, microseconds: int) -> Any:
-    from datetime import timedelta
-
-    return timedelta(days, seconds, microseconds)
-
-
-def _read_decimal(text: str) -> Any:
-    from decimal import Decimal
-
-    return Decimal(_text(text))
-
-
-def _read_uuid(text: str) -> Any:
-    from uuid import UUID
-
-    return UUID(text)
-
-
-def _read_path(kind: str, text: str) -> Any:
-    import pathlib
-
-    if kind in ("PurePosixPath", "PureWindowsPath"):
-        pure: type[pathlib.PurePath] = getattr(pathlib, kind)
-        return pure(text)
-    return pathlib.Path(text)  # PosixPath and WindowsPath: whichever this host has
-
-
-def _read_enum(module: str, name: str, member: str) -> Any:
-    kind = _find_class(module, name)
-    if not issubclass(kind, enum.Enum):
-        raise DecodeError(f"{module}.{name} is no Enum")
-    try:
-        return kind.__members__[member]
-    except KeyError:
-        raise DecodeError(f"{module}.{name} has no member {_cut(member)}") from None
-
-
-def _read_flag(module: str, name: str, value: int) -> Any:
-    kind = _find_class(module, name)
-    if not issubclass(kind, enum.Flag) or type(value) is not int:
-        raise DecodeError(f"{module}.{name} is no Flag")
-    known = kind._value2member_map_.get(value)
-    if known is not None:
-        return known
-    # A combination is made by the class's _missing_, which is run only if it is enum's own.
-    if getattr(kind._missing_, "__func__", None) is not _FLAG_MISSING:
-        raise DecodeError(f"{module}.{name} has a _missing_ of its own, so {value} is unknown")
-    return kind(value)
-
-
-_FLAG_MISSING: Final = enum.Flag.__dict__["_missing_"].__func__
-
-
-def _read_dataclass(module: str, name: str, pairs: Any) -> Any:
-    """Make an instance of a dataclass by setting its fields, without running its code.
-
-    A field that the class has gained since takes its default; one that it has lost is
-    dropped: old and new code share a store while a release is rolled out.
-    """
-    import dataclasses  # late: 10 ms, which whoever has such a class has spent already
-
-    kind = _find_class(module, name)
-    if not dataclasses.is_dataclass(kind):
-        raise DecodeError(f"{module}.{name} is no dataclass")
-    values = _read_dict(pairs)
-    instance = object.__new__(kind)
-    for field in dataclasses.fields(kind):
-        if field.name in values:
-            value = values[field.name]
-        elif field.default is not dataclasses.MISSING:
-            value = field.default
-        elif field.default_factory in _SAFE_FACTORIES:
-            value = field.default_factory()
-        elif not field.init:
-            continue
-        else:
-            raise DecodeError(f"the value of {module}.{name}.{field.name} is missing")
-        object.__setattr__(instance, field.name, value)
-    return instance
-
-
-_SAFE_FACTORIES: Final = (list, dict, set, tuple, frozenset, str, int)
-
-
-def _read_model(module: str, name: str, pairs: Any, was_set: list[str]) -> Any:
-    """Make a pydantic model without validating it: it was valid when it was written."""
-    kind = _find_class(module, name)
-    if not _is_model(kind):
-        raise DecodeError(f"{module}.{name} is no pydantic model")
-    construct = sys.modules["pydantic"].BaseModel.model_construct.__func__
-    return construct(kind, _fields_set=set(was_set), **_read_dict(pairs))
-
-
-def _find_class(module: str, qualname: str) -> type[Any]:
-    """Return a class of a module that is imported already; nothing is ever imported.
-
-    `vars()`, not `getattr()`: a module's `__getattr__` could import or run something.
-    """
-    for place in (module, "__main__") if is_main(module) else (module,):
-        found: Any = sys.modules.get(place)
-        for part in qualname.split("."):
-            found = getattr(found, "__dict__", {}).get(part)
-        if isinstance(found, type):
-            return found
-    imported = "" if module in sys.modules else f" (module {_cut(module)} is not imported)"
-    raise DecodeError(f"no class {_cut(f'{module}.{qualname}')} in this process{imported}")
-
-
-_readers: dict[str, Callable[..., Any]] = {
-    "str": _read_text,
-    "int": _read_int,
-    "float": _read_float,
-    "complex": complex,
-    "bytes": _read_bytes,
-    "tuple": tuple,
-    "set": set,
-    "frozenset": frozenset,
-    "secret": Secret,
-    "dict": _read_dict,
-    "datetime": _read_datetime,
-    "time": _read_time,
-    "date": _read_date,
-    "timedelta": _read_timedelta,
-    "decimal": _read_decimal,
-    "uuid": _read_uuid,
-    "path": _read_path,
-    "enum": _read_enum,
-    "flag": _read_flag,
-    "dataclass": _read_dataclass,
-    "pydantic": _read_model,
-}
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -735,23 +193,9 @@ def _refuse_constant(name: str) -> NoReturn:
 
 # `scan_once` is the C parser itself: no search for blanks around the value.
 _decoder: Any = json.JSONDecoder(parse_constant=_refuse_constant)
-_tag_decoder: Any = json.JSONDecoder(parse_constant=_refuse_constant, object_hook=_revive)
+_tag_decoder: Any = json.JSONDecoder(parse_constant=_refuse_constant, object_hook=revive)
 _scan: Callable[[str, int], tuple[Any, int]] = _decoder.scan_once
 _scan_tagged: Callable[[str, int], tuple[Any, int]] = _tag_decoder.scan_once
-
-
-def register_type(
-    kind: type, tag: str, encode: Callable[[Any], Any], decode: Callable[[Any], Any]
-) -> None:
-    """Teach the tagged formats a type: `encode` makes a value they know, `decode` undoes it.
-
-    Both sides must register it under the same tag; only exact instances of the class are
-    written with it. Raises `ValueError` for a tag that is taken.
-    """
-    if tag in _readers and _writers.get(kind) is None:
-        raise ValueError(f"the type tag {tag!r} is taken")
-    _readers[tag] = decode
-    _writers[kind] = lambda value, depth: _mark(tag, _tag(encode(value), depth))
 
 
 # Other formats
@@ -845,7 +289,7 @@ def _accepted(name: str, accept: Collection[str] | None) -> _Format:
     found = _formats.get(name)
     if found is None or not (found.name in accept or found.content_type in accept):
         raise ContentDisallowed(
-            f"refused to read content of type {_cut(name)}: accept_content allows only "
+            f"refused to read content of type {cut(name)}: accept_content allows only "
             f"{', '.join(map(str, accept)) or 'nothing'}"
         )
     return found
@@ -857,7 +301,7 @@ def _guarded(error: type[Exception], name: str, fun: Callable[..., Any], *args: 
     except (EncodeError, DecodeError):
         raise
     except Exception as exc:
-        raise error(f"{name}: {type(exc).__name__}: {_cut(exc, str)}") from exc
+        raise error(f"{name}: {type(exc).__name__}: {cut(exc, str)}") from exc
 
 
 def _module(of: _Format) -> Any:
@@ -872,7 +316,7 @@ def _module(of: _Format) -> Any:
 
 
 def _tree(value: Any, roots: tuple[str, ...], parts: Any) -> Any:
-    return _tagged(roots, parts)
+    return tagged(roots, parts)
 
 
 def _pickle_bytes(value: Any, roots: tuple[str, ...], parts: Any) -> bytes:
@@ -897,7 +341,7 @@ def _msgpack_bytes(value: Any, roots: tuple[str, ...], parts: Any) -> bytes:
 def _msgpack_value(data: bytes) -> Any:
     msgpack = _module(_format("msgpack"))
     return _guarded(
-        DecodeError, "msgpack", lambda: _revive_tree(msgpack.unpackb(data, raw=False))
+        DecodeError, "msgpack", lambda: revive_tree(msgpack.unpackb(data, raw=False))
     )
 
 
@@ -909,7 +353,7 @@ def _yaml_bytes(value: Any, roots: tuple[str, ...], parts: Any) -> bytes:
 
 def _yaml_value(data: bytes) -> Any:
     yaml = _module(_format("yaml"))
-    return _guarded(DecodeError, "yaml", lambda: _revive_tree(yaml.safe_load(data)))
+    return _guarded(DecodeError, "yaml", lambda: revive_tree(yaml.safe_load(data)))
 
 
 _formats: dict[str, _Format] = {}

@@ -119,7 +119,7 @@ def anchors(page: Path) -> set[str]:
 def test_every_page_is_in_the_table_of_contents() -> None:
     docs = ROOT / "docs"
     index = (docs / "index.md").read_text()
-    listed = set(re.findall(r"^((?:guide|reference)/\S+|scaling)$", index, re.M))
+    listed = set(re.findall(r"^((?:guide|reference)/\S+|scaling|profile)$", index, re.M))
     found = {str(p.relative_to(docs).with_suffix("")) for p in PAGES if docs in p.parents}
     assert listed == found - {"index"}
 

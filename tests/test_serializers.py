@@ -26,7 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from world import uncovered
 
-from liteq import serializers
+from liteq import serializers, tagging
 from liteq.exceptions import (
     ContentDisallowed,
     DecodeError,
@@ -226,7 +226,7 @@ json_values = st.recursive(
 )
 
 
-@given(st.sampled_from(sorted(serializers._readers)), st.lists(json_values, max_size=4))
+@given(st.sampled_from(sorted(tagging.readers)), st.lists(json_values, max_size=4))
 def test_a_forged_tag_is_a_value_or_a_decode_error(tag: str, payload: list[Any]) -> None:
     with suppress(DecodeError):
         loads(json.dumps({MARK: [tag, *payload]}).encode())
@@ -568,7 +568,7 @@ def test_a_program_may_register_a_type() -> None:
         with pytest.raises(ValueError, match="taken"):
             serializers.register_type(range, "tuple", list, list)
     finally:
-        del serializers._writers[SimpleNamespace], serializers._readers["ns"]
+        del tagging.writers[SimpleNamespace], tagging.readers["ns"]
 
 
 def test_reading_json_needs_no_heavy_module() -> None:
