@@ -86,6 +86,9 @@ class Reader:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._left = b""
+        # One buffer for ever: one for each read, cut to what has come, would leave holes
+        # between what stays, and the heap would grow around them.
+        self._buffer = memoryview(bytearray(_CHUNK))
 
     def reply(self) -> Any:
         """Return one reply: bytes, None, an int or a list of these. Raises `ServerError`
@@ -134,7 +137,7 @@ class Reader:
         return data
 
     def _receive(self) -> bytes:
-        data = self._socket.recv(_CHUNK)
-        if not data:
+        size = self._socket.recv_into(self._buffer)
+        if not size:
             raise ConnectionError("the server closed the connection")
-        return data
+        return bytes(self._buffer[:size])

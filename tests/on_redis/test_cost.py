@@ -8,6 +8,8 @@ bound and say why in its comment.
 from __future__ import annotations
 
 import hashlib
+import socket
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -20,6 +22,7 @@ from world import enlist, make
 from liteq.brokers.base import Lease
 from liteq.brokers.redis import RedisBroker
 from liteq.brokers.redis_link import script
+from liteq.brokers.redis_wire import Reader
 from liteq.outcome import Succeeded
 
 pytestmark = pytest.mark.redis
@@ -165,3 +168,22 @@ def assert_grows(few: Cost, many: Cost, *, each: int) -> None:
     """The second batch is twice the first: it may take so many more commands for each."""
     more = many.called - few.called
     assert more <= each * (BATCHES[1] - BATCHES[0]), f"{few} grew to {many}"
+
+
+# What an answer costs this process
+
+
+def test_reading_an_answer_takes_memory_for_that_answer_alone() -> None:
+    # 64 KiB for each read, cut to what had come, left holes in the heap: a worker's parent
+    # grew by 4 MiB an hour.
+    ours, servers = socket.socketpair()
+    with ours, servers:
+        reader = Reader(ours)
+        servers.sendall(b"$700\r\n" + b"x" * 700 + b"\r\n")
+        tracemalloc.start()
+        try:
+            assert reader.reply() == b"x" * 700
+            most = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert most < 10_000
