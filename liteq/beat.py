@@ -35,6 +35,7 @@ from liteq.exceptions import (
     QueueFull,
     SchedulingError,
 )
+from liteq.garbage import Collector
 from liteq.ids import new_token
 from liteq.schedules import schedule
 
@@ -363,6 +364,8 @@ class Service:
         self.life = life
         self.install_signals = install_signals
         self.on_ready = on_ready
+        # One that answers signals, or hangs on a socket, has a process to itself.
+        self._garbage = Collector() if install_signals or life is not None else None
         self._wants_stop = False
         self._pause = 0.0
         self._started = False
@@ -396,9 +399,13 @@ class Service:
             init = signals.beat_embedded_init if self.embedded else signals.beat_init
             init.send(sender=self)
             stack.callback(self._close)
+            if self._garbage is not None:
+                self._garbage.begin()
             try:
                 while not self._is_told_to_stop():
                     wait = self._tick()
+                    if self._garbage is not None:
+                        self._garbage.collect_if_due()
                     if polls:
                         wait = min(wait, mailbox.poll_interval)
                     ready = selector.select(0 if self._is_told_to_stop() else wait)

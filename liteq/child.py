@@ -18,6 +18,7 @@ import contextlib
 import ctypes
 import faulthandler
 import fcntl
+import gc
 import logging
 import os
 import signal
@@ -31,6 +32,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Final, NamedTuple
 
+from liteq.garbage import Collector
 from liteq.poolbase import Runner
 
 __all__ = [
@@ -60,6 +62,8 @@ _HEAD: Final = JOB.size
 _unpack: Final = JOB.unpack_from
 _frame: Final = FRAME.pack
 
+_timeval: Final = struct.Struct("@ll").pack  # seconds, microseconds
+
 _PR_SET_PDEATHSIG: Final = 1
 _PAGE_KIB: Final = os.sysconf("SC_PAGE_SIZE") // 1024
 
@@ -80,9 +84,14 @@ def child_main(
     links: Links,
     forget: Callable[[], None] | None,
 ) -> None:
-    """Be a child: never returns. `forget` closes what a fork inherited."""
+    """Be a child: never returns. `forget` closes what a fork inherited.
+
+    What is here is frozen: collecting garbage would touch, and so copy, what a forked child
+    shares with its parent.
+    """
     status = 1
     try:
+        gc.freeze()
         _become_child(links, forget)
         _Child(factory, links).serve()
         status = 0
@@ -185,6 +194,8 @@ class _Child:
         self._sending = False  # by the main thread
         self._late = False  # the soft limit passed while it was sending
         self._ours = True
+        self._garbage = Collector()
+        self._impatient = False  # no longer than until garbage is to be collected
 
     def serve(self) -> None:
         """Run jobs until the parent ends the channel."""
@@ -195,27 +206,52 @@ class _Child:
         runner.start()
         self._send(READY, 0, b"")
         receive = self._jobs.recv
-        while packet := receive(PACKET + _HEAD):
+        while True:
+            try:
+                packet = receive(PACKET + _HEAD)
+            except BlockingIOError:  # no job for long: what the last ones left goes now
+                self._garbage.collect()
+                self._wait_at_most(0)
+                continue
+            if not packet:
+                break
             key, length = _unpack(packet)
             payload = packet[_HEAD:]
             if len(payload) < length:
                 payload = self._receive_rest(payload, length)
             if key == PING:
                 self._send(PONG, 0, b"")
-            else:
-                self._run(runner, key, payload)
+            elif self._run(runner, key, payload) >= self._garbage.due:
+                self._garbage.collect()
+            elif not self._impatient:
+                self._wait_at_most(self._garbage.every)
         runner.stop()
+
+    def _wait_at_most(self, seconds: float) -> None:
+        """Let a wait for the next job end after so long, or last for ever (0).
+
+        The kernel does it: it costs a job nothing. An idle child wakes up once, to collect,
+        and then sleeps until there is a job. The parent never waits at its copy.
+        """
+        self._impatient = seconds > 0
+        limit = _timeval(int(seconds), int(seconds % 1 * 1e6))
+        self._jobs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
 
     def _receive_rest(self, payload: bytes, length: int) -> bytes:
         parts = [payload]
         missing = length - len(payload)
         while missing:
-            part = self._jobs.recv(PACKET)
+            try:
+                part = self._jobs.recv(PACKET)
+            except BlockingIOError:  # the parent is stopped, or busy: the rest will come
+                continue
             parts.append(part)
             missing -= len(part)
         return b"".join(parts)
 
-    def _run(self, runner: Runner, key: int, payload: bytes) -> None:
+    def _run(self, runner: Runner, key: int, payload: bytes) -> float:
+        """Run a job and answer; return when it ended."""
+
         def report(data: bytes) -> None:
             if self._ours:
                 self._report(key, data)
@@ -225,12 +261,13 @@ class _Child:
         self._key = key
         answer = runner.run(payload, report)
         self._key = None
-        runtime = time.perf_counter() - began
+        ended = time.perf_counter()
         if not self._ours:
             # The task forked, and this is the copy, back from what was meant to be one
             # task's code. It must neither answer for the original nor take its jobs.
             _leave(0)
-        self._send(DONE, key, answer, runtime)
+        self._send(DONE, key, answer, ended - began)
+        return ended
 
     def _report(self, key: int, data: bytes) -> None:
         """Send word of a job. An interrupt must not come in the middle of the frame."""

@@ -10,6 +10,7 @@ end, and any number of such workers may run: their beats agree by the store.
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -180,6 +181,7 @@ class Companion:
 
     def _be_beat(self, life: socket.socket, mask: set[Any]) -> NoReturn:
         """Be the beat's process, which must never return into the worker's code."""
+        gc.freeze()  # collecting must not touch, and so copy, what is the worker's
         status = 1
         try:
             signal.set_wakeup_fd(-1)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import logging
 import math
 import os
@@ -116,7 +115,6 @@ class ProcessPool(Pool):
     def start(self, selector: selectors.BaseSelector) -> None:
         self._context = _context(self._options.start_method)
         self._selector = selector
-        gc.collect()  # once, for all the children that will inherit what is here
         self._start_missing(self._now())
 
     def capacity(self) -> int:
@@ -289,8 +287,8 @@ class ProcessPool(Pool):
             return []  # it rides alone
         taken = set()
         try:
-            while packet := child.inbox.recv(PACKET + JOB.size, socket.MSG_DONTWAIT):
-                taken.add(JOB.unpack_from(packet)[0])
+            while child.inbox.recv_into(self._buffer, 0, socket.MSG_DONTWAIT):
+                taken.add(JOB.unpack_from(self._buffer)[0])
         except BlockingIOError:
             pass
         if not taken:
@@ -556,8 +554,7 @@ class ProcessPool(Pool):
         """Start one process.
 
         Signals are blocked meanwhile: between the fork and the reset of its handlers the
-        child would run the parent's. The parent's objects are frozen, so that the child's
-        collections do not touch, and so copy, the memory that it shares.
+        child would run the parent's.
         """
         fork = self._options.start_method == "fork"
         child, links = _connect(self._options)
@@ -568,8 +565,6 @@ class ProcessPool(Pool):
             name=f"liteq-{self._serial}",
         )
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() if fork else ())
-        if fork:
-            gc.freeze()
         try:
             process.start()
         except BaseException:
@@ -578,8 +573,6 @@ class ProcessPool(Pool):
             links.life.close()
             raise
         finally:
-            if fork:
-                gc.unfreeze()
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         links.answers.close()
         links.life.close()

@@ -34,6 +34,7 @@ from liteq.exceptions import (
     QueueFull,
 )
 from liteq.executor import ExecutorSettings, TaskLike
+from liteq.garbage import Collector
 from liteq.limits import limits_by_task
 from liteq.notices import Notices
 from liteq.peers import Peers
@@ -198,6 +199,8 @@ class Worker(Steered):
         self._exit_code = 0
         self._selector: selectors.BaseSelector
         self._has_terminal = os.isatty(0)
+        # A process whose signals are not ours is a program's, and so is its memory.
+        self._garbage = Collector() if install_signals else None
         self._keeper: _Keeper | None = None
         self._companion: Companion | None = None
         self._tally: Tally | None = None  # unless metrics are asked for
@@ -273,6 +276,8 @@ class Worker(Steered):
             # Every connection is closed for the fork anyway; doing it here keeps the
             # children from being forked with the store's pages in memory.
             self._broker.close()
+        if self._garbage is not None:
+            self._garbage.begin()
         self.pool.start(self._selector)
         self._time_limits.warn(self.pool)
 
@@ -407,6 +412,8 @@ class Worker(Steered):
             if self._is_over(pool):
                 break
             timeout = self._timeout(pool)
+            if self._garbage is not None:  # now nothing is left to settle or hand out
+                self._garbage.collect_if_due()
             for key, mask in self._selector.select(timeout):
                 key.data(mask)
             self._keep_house(time.monotonic())

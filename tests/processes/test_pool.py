@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import gc
 import marshal
 import os
 import random
@@ -20,8 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from world import wait_until
 
-from liteq.child import PACKET
+from liteq import garbage
+from liteq.child import PACKET, Links, _Child
 from liteq.pool import (
     Broken,
     Done,
@@ -210,6 +213,27 @@ def raise_system_exit(arg: Any, report: Report) -> None:
     raise SystemExit(3)
 
 
+class Litter:
+    """A cycle, which says when it is gone."""
+
+    def __init__(self, path: str) -> None:
+        self.me, self.path = self, path
+
+    def __del__(self) -> None:
+        Path(self.path).touch()
+
+
+def litter(arg: str, report: Report) -> int:
+    """Leave a cycle behind, and return how many collections there have been."""
+    gc.set_threshold(0)  # Python collects nothing by itself
+    Litter(arg)
+    return full_collections()
+
+
+def full_collections() -> int:
+    return int(gc.get_stats()[2]["collections"])
+
+
 def hold_the_gil(arg: float, report: Report) -> None:
     ctypes.PyDLL(None).usleep(int(arg * 1e6))
 
@@ -242,6 +266,8 @@ OPS: dict[str, Callable[[Any, Report], Any]] = {
     "reports": report_and_finish,
     "leave": raise_system_exit,
     "gil": hold_the_gil,
+    "litter": litter,
+    "collections": lambda arg, report: full_collections(),
 }
 
 
@@ -1201,3 +1227,56 @@ def test_make_pool_knows_its_kinds() -> None:
     assert make_pool("prefork", TinyRunner, PoolOptions()).kind == "prefork"
     with pytest.raises(Exception, match="no pool 'gevent'"):
         make_pool("gevent", TinyRunner, PoolOptions())
+
+
+# Garbage
+
+
+def waits_at_most(pool: ProcessPool) -> bool:
+    """Tell whether the pool's child will wake up without a job."""
+    (child,) = pool._children
+    return any(child.inbox.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16))
+
+
+def test_an_idle_child_collects_what_its_job_left_and_then_sleeps(
+    start: Callable[..., Loop], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(garbage, "EVERY", 0.2)
+    loop = start(1)
+    loop.ready(1)
+    assert not waits_at_most(loop.pool)  # it has done nothing yet
+    for key in (1, 2):
+        left = tmp_path / f"gone-{key}"
+        before = marshal.loads(loop.run("litter", str(left), key))
+        wait_until(left.exists)
+        wait_until(lambda: not waits_at_most(loop.pool))
+        assert marshal.loads(loop.run("collections", key=key + 10)) > before
+
+
+def test_a_busy_child_collects_between_two_jobs(
+    start: Callable[..., Loop], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(garbage, "EVERY", 0.0)
+    loop = start(1)
+    loop.run("litter", str(tmp_path / "gone"), 1)
+    assert marshal.loads(loop.run("collections", key=2)) >= 1
+    assert (tmp_path / "gone").exists()
+
+
+class Stalling:
+    """A socket on which the rest of a long payload is late."""
+
+    def __init__(self, *said: bytes | None) -> None:
+        self.said = list(said)
+
+    def recv(self, size: int) -> bytes:
+        said = self.said.pop(0)
+        if said is None:
+            raise BlockingIOError
+        return said
+
+
+def test_a_long_payload_that_is_late_is_waited_for() -> None:
+    links: Any = Links(Stalling(None, b"cd", None, b"ef"), None, None, 0, False, False)
+    child = _Child(TinyRunner, links)
+    assert child._receive_rest(b"ab", 6) == b"abcdef"
