@@ -21,7 +21,7 @@ import socket
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
-from weakref import WeakSet
+from weakref import ref
 
 from liteq import failure
 from liteq.brokers.base import (
@@ -191,7 +191,7 @@ class RedisBroker(RedisMail):
         # A clock that a test moves goes with every call; the system's stays at home.
         self._server_time = clock is system_clock
         self._birth: Birth | None = None
-        self._mailboxes: WeakSet[RedisMailbox] = WeakSet()
+        self._mailboxes: list[ref[RedisMailbox]] = []  # of workers, of which there is one
         self._doubtful: dict[int, set[int]] = {}  # by worker: tokens of claims that failed
         self._digests: dict[int, tuple[Collection[str], str]] = {}  # by worker
         self._steady: dict[int, tuple[float, float]] = {}  # by worker: ours, the server's
@@ -345,8 +345,9 @@ class RedisBroker(RedisMail):
         return known[1]
 
     def _mend_mailboxes(self) -> None:
-        for mailbox in list(self._mailboxes):
-            mailbox.mend()
+        for found in self._mailboxes:
+            if (mailbox := found()) is not None:
+                mailbox.mend()
 
     # Who is alive
 
@@ -765,7 +766,8 @@ class RedisBroker(RedisMail):
         listening = None if worker is None else lambda: self._call("idle", worker)
         mailbox = RedisMailbox(self._link, name, channels, self.poll_interval, listening)
         if worker is not None:
-            self._mailboxes.add(mailbox)
+            alive = [found for found in self._mailboxes if found() is not None]
+            self._mailboxes = [*alive, ref(mailbox)]
         return mailbox
 
     def store(

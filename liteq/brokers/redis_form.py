@@ -7,8 +7,10 @@ that Lua reckons with. What Lua never looks at, six options of a message, share 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from itertools import islice
+from operator import length_hint
 from typing import Any, Final, NamedTuple
 
 from liteq import failure
@@ -96,19 +98,14 @@ class Fields:
     """The fields of an answer, taken one after the other."""
 
     def __init__(self, fields: Sequence[Field]) -> None:
-        self._fields = fields
-        self._at = 0
+        self._left = iter(fields)
+        self.one: Callable[[], Field] = self._left.__next__  # a step takes many: no frame each
 
     def more(self) -> bool:
-        return self._at < len(self._fields)
-
-    def one(self) -> Field:
-        self._at += 1
-        return self._fields[self._at - 1]
+        return length_hint(self._left) > 0
 
     def some(self, count: int) -> Sequence[Field]:
-        self._at += count
-        return self._fields[self._at - count : self._at]
+        return tuple(islice(self._left, count))
 
     def bytes(self) -> bytes:
         return self.one() or b""
@@ -117,7 +114,7 @@ class Fields:
         return self.bytes().decode()
 
     def number(self) -> int:
-        return int(self.bytes())
+        return int(self.one() or b"")
 
 
 # Messages

@@ -72,7 +72,10 @@ class Script:
         names = needs.removeprefix("-- Needs: ").split()
         if names != ["nothing"]:
             parts = [(_FOLDER / f"{part}.lua").read_text(encoding="utf-8") for part in names]
-            text = "\n".join([_constants(), *parts, text])
+            # A call makes all functions anew. In one function more, they find the locals of
+            # the first part at once; at the same level Lua goes through a list for each.
+            within = ["return (function()", *parts[1:], text, "end)()"]
+            text = "\n".join([_constants(), parts[0], *within])
         self.text = text.encode()
         self.sha = hashlib.sha1(self.text, usedforsecurity=False).hexdigest().encode()
 

@@ -51,6 +51,7 @@ class RedisMailbox(Mailbox):
         self._connection: Any = None
         self._socket: Any = None
         self._buffer = b""
+        self._encrypted = False
         self._missed = False
         self._try_at = 0.0
         self._closed = False
@@ -77,6 +78,8 @@ class RedisMailbox(Mailbox):
                 woken.add("")  # something may have been missed
                 break
             self._buffer += data
+            if len(data) < _CHUNK and not self._encrypted:
+                break  # that was all: what comes now makes the descriptor readable again
         self._take(woken)
         return woken
 
@@ -119,6 +122,8 @@ class RedisMailbox(Mailbox):
             connection.disconnect()
             raise
         self._connection, self._socket = connection, sock
+        # Of what TLS has received, there may be more than it gave, with nothing to select.
+        self._encrypted = isinstance(sock, ssl.SSLSocket)
         if self._listening is not None:
             self._listening()
 
