@@ -34,6 +34,7 @@ from liteq.exceptions import (
     LiteqError,
     QueueFull,
     SchedulingError,
+    SchemaError,
 )
 from liteq.garbage import Collector
 from liteq.ids import new_token
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from liteq.app import Liteq
 
 __all__ = [
+    "EXIT_SCHEMA",
     "EXIT_STORE",
     "Beat",
     "BeatLazyFunc",
@@ -56,6 +58,7 @@ __all__ = [
 logger = logging.getLogger("liteq.beat")
 
 EXIT_STORE: Final = 6  # the store is gone or damaged
+EXIT_SCHEMA: Final = 8  # another liteq has made it too new for this one
 
 GRACE: Final = 1.0  # seconds that the leader has to fire before a standby does
 PATIENCE: Final = 3.0  # seconds after which it does so even where the lease is another's
@@ -379,7 +382,8 @@ class Service:
 
     def run(self) -> int:
         """Run until stopped; return the process's exit code: 0 after a stop that was asked
-        for, `EXIT_STORE` if the store is gone or damaged. May be called once.
+        for, `EXIT_STORE` if the store is gone or damaged, `EXIT_SCHEMA` if it has become
+        too new. May be called once.
         """
         with contextlib.ExitStack() as stack:
             woken, self._wake_write = socket.socketpair()
@@ -417,7 +421,7 @@ class Service:
                         self.engine.wake()
             except BrokerError as exc:  # trying again will not help: deleted, damaged
                 logger.critical("the beat stops: %s", exc)
-                return EXIT_STORE
+                return EXIT_SCHEMA if isinstance(exc, SchemaError) else EXIT_STORE
         return 0
 
     def stop(self) -> None:

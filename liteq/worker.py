@@ -32,6 +32,7 @@ from liteq.exceptions import (
     BrokerUnavailable,
     ImproperlyConfigured,
     QueueFull,
+    SchemaError,
 )
 from liteq.executor import ExecutorSettings, TaskLike
 from liteq.garbage import Collector
@@ -61,12 +62,13 @@ if TYPE_CHECKING:
     from liteq.metrics import Tally
     from liteq.scraping import Endpoint
 
-__all__ = ["EXIT_BROKEN", "EXIT_STORE", "Worker"]
+__all__ = ["EXIT_BROKEN", "EXIT_SCHEMA", "EXIT_STORE", "Worker"]
 
 logger = logging.getLogger("liteq.worker")
 
 EXIT_BROKEN: Final = 1  # the pool could not keep children alive
 EXIT_STORE: Final = 6  # the store is gone, damaged, or out of reach at the end
+EXIT_SCHEMA: Final = 8  # another liteq has made the store too new for this one
 
 _new: Final = tuple.__new__  # a third of what Job(...) costs, for each message
 _UPKEEP: Final = 2.0  # seconds between two slices of upkeep when there is nothing to do
@@ -210,7 +212,7 @@ class Worker(Steered):
 
     def run(self) -> int:
         """Run until stopped; return the process's exit code: 0 after a stop that was
-        asked for, `EXIT_BROKEN` or `EXIT_STORE`. May be called once."""
+        asked for, `EXIT_BROKEN`, `EXIT_STORE` or `EXIT_SCHEMA`. May be called once."""
         with contextlib.ExitStack() as stack:
             self._open()
             stack.callback(self._close)
@@ -222,7 +224,7 @@ class Worker(Steered):
                 self._loop()
             except BrokerError as exc:  # trying again will not help: deleted, damaged
                 logger.critical("stopping: %s", exc)
-                self._exit_code = EXIT_STORE
+                self._exit_code = EXIT_SCHEMA if isinstance(exc, SchemaError) else EXIT_STORE
             finally:
                 signals.worker_shutdown.send(sender=self)
         logger.info("%s has stopped", self.hostname)
@@ -364,7 +366,7 @@ class Worker(Steered):
         if self.pool is not None and self.pool.alive():
             self.pool.stop(kill=True)
             self._take_events(self.pool)
-        if not self.id or self._exit_code == EXIT_STORE:
+        if not self.id or self._exit_code in (EXIT_STORE, EXIT_SCHEMA):
             return
         try:
             if unsettled := self._attempts.settlements:

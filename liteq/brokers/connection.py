@@ -12,6 +12,10 @@ Each rule here is a way in which SQLite queues have lost data:
 - A gate, an `flock` on a file of its own, is taken around each short write transaction.
   SQLite's own waiting is a random back-off under which one of eight writers was starved
   for seconds.
+- Who upgrades the store writes its version into the gate before the commit. Whoever finds
+  another there than it last did looks whether it may still use the store: a transaction
+  of a process that is too old for it is never begun, and none of its reads is believed.
+  (To ask SQLite each time takes ten times as long as those few bytes: 7 us.)
 """
 
 from __future__ import annotations
@@ -43,6 +47,7 @@ from liteq.exceptions import (
     BrokerUnavailable,
     ImproperlyConfigured,
     QueueFull,
+    SchemaError,
     StoreLost,
 )
 
@@ -102,10 +107,12 @@ class Database:
             db = handle.connection()
             db.execute("BEGIN")
             try:
-                return body(db)
+                answer = body(db)
             finally:
                 if not db.get_autocommit():
                     db.execute("COMMIT")
+            handle.check_version()  # afterwards: it was upgraded before the snapshot, or not
+            return answer
         except apsw.Error as exc:
             raise self._translate(handle, exc) from exc
         finally:
@@ -305,6 +312,11 @@ class Database:
                 f"the store {where} cannot be used now ({exc}); whether the last step was "
                 "written is unknown, and repeating it is safe"
             )
+        if isinstance(exc, apsw.SQLError):  # a later version may have renamed what we look for
+            try:
+                handle.check_version()
+            except SchemaError as refusal:
+                return refusal
         return exc
 
     def handles(self) -> list[_Handle]:
@@ -341,6 +353,7 @@ class _Handle:
         self.durable: bool | None = None
         self.limited: bool | None = None
         self.gate = -1
+        self.version = b""  # what the gate said when the store was found usable
 
     def open(self) -> apsw.Connection:
         database = self.database
@@ -358,10 +371,11 @@ class _Handle:
             # The timeout and the gate come first: setting WAL mode on a new file, which
             # several processes may do at once, takes locks as well.
             db.set_busy_timeout(int(database.busy_timeout * 1000))
-            self.pass_gate()
+            self._enter_gate()
             try:
                 self._configure(db)
-                schema.ensure(db)
+                schema.ensure(db, self._announce)
+                self.version = self._announced()
             finally:
                 self.leave_gate()
         except BaseException:
@@ -442,11 +456,35 @@ class _Handle:
         return max(1, min(limits))
 
     def pass_gate(self) -> None:
-        """Wait for our turn to write, at most `busy_timeout` seconds.
+        """Wait for our turn to write, at most `busy_timeout` seconds. Raises `SchemaError`
+        if the store has become too new for this process."""
+        if self.gate < 0:
+            return
+        self._enter_gate()
+        if self._announced() != self.version:
+            try:
+                self.check_version()
+            except BaseException:
+                self.leave_gate()
+                raise
 
-        `flock` has no timeout, so a taken gate is tried again after pauses that grow
-        shorter with age: who has waited longest tries most often.
-        """
+    def check_version(self) -> None:
+        """Raise `SchemaError` if the store has become too new for this process."""
+        if self.gate < 0 or (announced := self._announced()) == self.version:
+            return
+        schema.refuse_later(self.connection())
+        self.version = announced
+
+    def _announced(self) -> bytes:
+        return os.pread(self.gate, 16, 0) if self.gate >= 0 else b""
+
+    def _announce(self) -> None:
+        if self.gate >= 0:
+            os.pwrite(self.gate, b"%d\n" % schema.VERSION, 0)
+
+    def _enter_gate(self) -> None:
+        """`flock` has no timeout, so a taken gate is tried again after pauses that grow
+        shorter with age: who has waited longest tries most often."""
         if self.gate < 0:
             return
         try:
@@ -484,7 +522,7 @@ class _Handle:
         db = self.connection()
         with contextlib.suppress(apsw.BusyError):  # another process is at it
             db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-            self.pass_gate()
+            self._enter_gate()
             try:
                 db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
             finally:

@@ -382,7 +382,9 @@ class RedisBroker(RedisMail):
         before = self._steady.get(worker)
         now = self.clock.steady()
         expected = "" if before is None else before[1] + (now - before[0])
-        alive, *rest = self._call("beat", worker, text, expected, names, concurrency)
+        version, alive, *rest = self._call("beat", worker, text, expected, names, concurrency)
+        if version is not None:  # none: the server was emptied
+            self._link.refuse_other(version)
         if alive != b"1":
             self._steady.pop(worker, None)
             self._digests.pop(worker, None)
@@ -814,7 +816,9 @@ class RedisBroker(RedisMail):
 
     def check(self) -> None:
         self._link.ask("PING")
-        found = (self._call("open", new_id(), KEYS_VERSION)[0] or b"").decode()
+        answer = self._call("open", new_id(), KEYS_VERSION)
+        self._link.accept(answer)
+        found = (answer[0] or b"").decode()
         first, self._first_id = self._first_id, found
         if first is not None and first != found:
             raise StoreLost(

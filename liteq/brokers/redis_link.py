@@ -399,6 +399,11 @@ class Link:
         """Take its answer. Raises `SchemaError` if the store is not of this version."""
         id, version = answer
         assert id is not None
+        self.refuse_other(version)
+        self.store_id = id.decode()
+
+    def refuse_other(self, version: bytes | None) -> None:
+        """Raise `SchemaError` if this is not the version of the keys that we know."""
         if int(version or 0) < KEYS_VERSION:
             raise SchemaError(
                 f"the store in {self.place} has version {int(version or 0)}, which no released "
@@ -410,7 +415,6 @@ class Link:
                 f"the store in {self.place} has version {int(version or 0)}, made by a later "
                 f"liteq, and this one reads up to {KEYS_VERSION}: upgrade liteq here"
             )
-        self.store_id = id.decode()
 
     def meet(self) -> None:
         """Learn what the server is, and refuse one that would lose messages."""

@@ -3,18 +3,20 @@
 A version change is additive: old processes go on working on the new schema, because
 every statement names its columns. `user_version` is the schema's version; the row
 `readable_by` in `meta` is the oldest liteq schema that may still use the file. A file
-that asks for a later one is refused, never guessed at.
+that asks for a later one is refused, never guessed at, and a process that has it open
+while its version is raised is told to look again (see `connection.py`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import apsw
 
 from liteq.exceptions import SchemaError
 
-__all__ = ["APPLICATION_ID", "STATE_CODES", "VERSION", "ensure"]
+__all__ = ["APPLICATION_ID", "STATE_CODES", "VERSION", "ensure", "refuse_later"]
 
 VERSION: Final = 3
 APPLICATION_ID: Final = 0x6C746571  # "lteq"
@@ -276,32 +278,45 @@ CREATE INDEX closed_until ON closed(until);
 }
 
 
-def ensure(db: apsw.Connection) -> None:
+def ensure(db: apsw.Connection, announce: Callable[[], None]) -> None:
     """Bring the store to this version, in one transaction that others wait for.
 
-    Raises `SchemaError` if the file belongs to a later liteq, or to something else.
+    `announce` is called in it: it is to make those who have the store open look at its
+    version again. Raises `SchemaError` if the file belongs to a later liteq, or to
+    something else.
     """
-    if db.pragma("user_version") == VERSION:
+    if db.pragma("user_version") >= VERSION:
+        refuse_later(db)
         return
     db.execute("BEGIN IMMEDIATE")
     try:
-        _upgrade(db, db.pragma("user_version"))
+        found = db.pragma("user_version")
+        if found < VERSION:
+            if found > 0:
+                announce()
+            _upgrade(db, found)
         db.execute("COMMIT")
     except BaseException:
         if not db.get_autocommit():
             db.execute("ROLLBACK")
         raise
+    refuse_later(db)  # another was quicker, and may be of a later version
+
+
+def refuse_later(db: apsw.Connection) -> None:
+    """Raise `SchemaError` if the store asks for a later version than this."""
+    found = db.pragma("user_version")
+    if found <= VERSION:
+        return
+    needed = db.execute("SELECT value FROM meta WHERE name = 'readable_by'").get
+    if needed is None or needed > VERSION:
+        raise SchemaError(
+            f"the store has schema version {found}, made by a later liteq, and this one "
+            f"reads up to {VERSION}: upgrade liteq here"
+        )
 
 
 def _upgrade(db: apsw.Connection, found: int) -> None:
-    if found > VERSION:
-        needed = db.execute("SELECT value FROM meta WHERE name = 'readable_by'").get
-        if needed is None or needed > VERSION:
-            raise SchemaError(
-                f"the store has schema version {found}, made by a later liteq, and this one "
-                f"reads up to {VERSION}: upgrade liteq here"
-            )
-        return
     if found == 0:
         if db.execute("SELECT count(*) FROM sqlite_schema").get:
             raise SchemaError("the file is an SQLite database of another program")

@@ -11,8 +11,10 @@ import datetime as dt
 import random
 import uuid
 from collections import Counter
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import apsw
 import pytest
@@ -20,9 +22,10 @@ from world import FakeClock, Store, enlist, make
 
 from liteq import failure, parts
 from liteq.brokers import schema
-from liteq.brokers.base import Lease
+from liteq.brokers.base import Broker, Lease
 from liteq.brokers.connection import Database
 from liteq.brokers.files import DATABASE
+from liteq.exceptions import SchemaError
 from liteq.message import PACKED_FIELDS, Message
 from liteq.outcome import Succeeded
 from liteq.serializers import loads_call
@@ -212,3 +215,86 @@ def test_what_an_earlier_version_wrote_is_read() -> None:
         ("error", b"{}"),
         ("list", b"r1:2"),
     ]
+
+
+VERBS: dict[str, Callable[[Broker, int, Lease], Any]] = {
+    "enqueue": lambda broker, *_: broker.enqueue([make()]),
+    "enqueue several": lambda broker, *_: broker.enqueue([make(), make()]),
+    "claim": lambda broker, worker, _: broker.claim(worker, ["default"]),
+    "settle": lambda broker, worker, lease: broker.settle(worker, lease, Succeeded(b"1")),
+    "beat": lambda broker, worker, _: broker.beat(worker),
+    "get": lambda broker, _, lease: broker.get([lease.id]),
+    "counts": lambda broker, *_: broker.counts(),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("change", ["", "; ALTER TABLE message RENAME TO item"])
+def test_a_process_that_has_the_store_open_is_refused_when_it_becomes_too_new_for_it(
+    tmp_path: Path,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+    change: str,
+) -> None:
+    broker = Store("sqlite", tmp_path, clock).open()
+    worker = enlist(broker)
+    broker.enqueue([make(), make()])
+    (lease,) = broker.claim(worker, ["default"])
+    broker.counts()
+    upgrade(
+        tmp_path / "store",
+        monkeypatch,
+        f"UPDATE meta SET value = {LATER} WHERE name = 'readable_by'{change}",
+    )
+    before = rows(tmp_path / "store")
+
+    for _ in range(2):
+        with pytest.raises(SchemaError, match=f"version {LATER}, .* this one reads up to"):
+            VERBS[verb](broker, worker, lease)
+
+    assert rows(tmp_path / "store") == before
+    broker.close()
+
+
+def test_a_process_that_has_the_store_open_goes_on_when_it_may_still_use_it(
+    tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = Store("sqlite", tmp_path, clock).open()
+    worker = enlist(broker)
+    broker.enqueue([make()])
+    (lease,) = broker.claim(worker, ["default"])
+    upgrade(tmp_path / "store", monkeypatch, "ALTER TABLE message ADD COLUMN later TEXT")
+
+    for verb in VERBS.values():
+        verb(broker, worker, lease)
+
+    assert broker.get([lease.id])[lease.id].state == "succeeded"
+    broker.close()
+
+
+LATER = schema.VERSION + 1
+
+
+def upgrade(folder: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    """Upgrade a store as a liteq of the version after this one would."""
+    with monkeypatch.context() as patch:
+        patch.setattr(schema, "VERSION", LATER)
+        patch.setitem(schema._MIGRATIONS, LATER - 1, change)
+        database = Database(folder)
+        database.read(lambda db: db.execute("SELECT 1"))
+        database.close()
+
+
+def rows(folder: Path) -> list[Any]:
+    """Return all that stands in the table of messages and in the one of workers."""
+    db = apsw.Connection(str(folder / DATABASE))
+    try:
+        names = [
+            name
+            for (name,) in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
+        ]
+        messages = "item" if "item" in names else "message"
+        return [db.execute(f"SELECT * FROM {name}").fetchall() for name in (messages, "worker")]
+    finally:
+        db.close()

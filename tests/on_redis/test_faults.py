@@ -582,6 +582,18 @@ def test_a_store_of_another_version_is_refused_and_left_as_it_is(
     assert sorted_keys(server) == before
 
 
+def test_a_worker_notices_by_its_heartbeat_that_the_store_became_too_new_for_it(
+    direct: RedisBroker, server: RedisServer
+) -> None:
+    worker = enlist(direct)
+    assert direct.beat(worker)
+    server.say("HSET", f"{direct._prefix}meta", "version", str(KEYS_VERSION + 1))
+
+    for verb in (lambda: direct.beat(worker), direct.check):
+        with pytest.raises(SchemaError, match=f"version {KEYS_VERSION + 1}.*upgrade liteq"):
+            verb()
+
+
 def test_a_graph_that_would_hold_the_server_is_refused(
     direct: RedisBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:

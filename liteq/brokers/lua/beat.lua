@@ -3,7 +3,7 @@
 -- ARGV[4]   worker     [5]  details, "" if there is no news
 --      [6]  what the steady time should be by the worker's own clock, "" if it cannot tell
 --      [7]  queues (JSON)     [8]  concurrency; "" if there is no news
--- Answers   1, or 0 if it was given up; the steady time
+-- Answers   the version of the keys; 1, or 0 if it was given up; the steady time
 --
 -- Redis has no clock but the wall clock, which may be set. The keeper of a heartbeat knows by
 -- its own clock how long ago the last one was: if the server's says something that is more
@@ -11,7 +11,9 @@
 -- which worker notices first: for all the others it is right again then.
 
 write_when_full()
-local shift = tonumber(call('HGET', P .. 'meta', 'shift') or '0')
+local meta = call('HMGET', P .. 'meta', 'version', 'shift')
+put(meta[1])
+local shift = tonumber(meta[2] or '0')
 local steady = STEADY
 if ARGV[2] == '' then
   steady = steady - shift
