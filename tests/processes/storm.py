@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,12 +102,14 @@ class Storm:
 
     # Workers
 
-    def start_worker(self, name: str = "w", concurrency: int = 2) -> subprocess.Popen[bytes]:
+    def start_worker(
+        self, name: str = "w", concurrency: int = 2, *, env: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "liteq", "worker", "-A", "storm_app"]
         command += ["-c", str(concurrency), "-n", f"{name}@storm", "-l", "warning"]
         log = (self.folder / f"{name}.log").open("ab")
         worker = subprocess.Popen(
-            command, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
+            command, cwd=self.folder, stdout=log, stderr=log, start_new_session=True, env=env
         )
         log.close()
         self.workers.append(worker)
