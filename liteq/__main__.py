@@ -6,6 +6,7 @@ alone takes longer to import than all the rest of that answer.
 
 from __future__ import annotations
 
+import gc
 import sys
 
 TYPE_CHECKING = False  # typing's own would be imported with it
@@ -15,13 +16,21 @@ if TYPE_CHECKING:
 
 def main() -> int:
     """Run the program's own command line, and return its exit code."""
+    # Nothing of what is imported becomes garbage before the end: not to look through it on
+    # the way and at the exit is a fifth of the time that a short command takes.
+    collects = gc.isenabled()
+    gc.disable()
     if sys.argv[1:2] == ["health"]:
         from liteq.pulse import quick_answer
 
         if quick_answer(sys.argv[2:], _on_server):
+            gc.freeze()
             return 0
     from liteq.cli import main  # late: 80 ms
 
+    gc.freeze()
+    if collects:
+        gc.enable()
     return main()
 
 

@@ -45,6 +45,7 @@ class Collector:
         falls apart later, nothing is collected.
         """
         if gc.isenabled():
+            gc.unfreeze()  # what the command line has frozen, without a look at it
             gc.collect()
             gc.freeze()
 

@@ -12,7 +12,6 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from liteq.brokers import scheme_of
@@ -55,7 +54,9 @@ def store_url(given: str | None = None) -> tuple[str, Mapping[str, Any]]:
     url = given or os.environ.get("LITEQ_BROKER_URL")
     if url and _ELSEWHERE.isdisjoint(os.environ):
         return url, {}
-    from liteq.config import Settings  # late: 30 ms, which most probes can do without
+    from pathlib import Path  # late, like the next: what most probes can do without
+
+    from liteq.config import Settings  # 30 ms
 
     settings = Settings()
     options: Mapping[str, Any] = settings.broker_transport_options or {}
@@ -94,12 +95,12 @@ def _in_folder(url: str) -> list[Pulse]:
     target, _ = sqlite_target(url)
     if target is None:
         raise BrokerError("a store in memory is seen by its own process alone")
-    folder = Path(os.path.realpath(target))
-    path = folder / "store.db"
-    if not path.exists():
+    folder = os.path.realpath(target)
+    path = os.path.join(folder, "store.db")
+    if not os.path.exists(path):
         raise BrokerUnavailable(f"there is no store at {path}: no worker has begun")
     try:
-        return [Pulse(*told) for told in beats(str(folder), system_clock.steady())]
+        return [Pulse(*told) for told in beats(folder, system_clock.steady())]
     except apsw.Error as exc:
         raise BrokerUnavailable(f"{path} cannot be read: {exc}") from exc
 

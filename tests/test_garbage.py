@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from api import app_in_memory
+from world import uncovered
 
 from liteq import Liteq, garbage
 from liteq.garbage import EVERY, SHARE, Collector
@@ -144,3 +148,30 @@ def test_a_worker_that_has_the_process_collects_between_its_steps(
         gc.unfreeze()
     assert len(full) > 1
     assert cycles[0]() is None  # and the last one, maybe, goes with the program
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_the_command_line_looks_for_no_garbage_while_it_is_imported(before: bool) -> None:
+    # A fifth of what `liteq --help` takes; what comes after is collected as ever.
+    code = (
+        "import gc, sys\n"
+        f"gc.{'enable' if before else 'disable'}()\n"
+        "looks = []\n"
+        "def look(phase, facts):\n"
+        "    if 'click' in sys.modules and not gc.get_freeze_count():\n"
+        "        looks.append(facts)\n"
+        "gc.callbacks.append(look)\n"
+        "from liteq.__main__ import main\n"
+        "sys.argv = ['liteq', 'version']\n"
+        "assert main() == 0\n"
+        "print(len(looks), gc.get_freeze_count() > 0, gc.isenabled())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=uncovered() | {"PYTHONPATH": str(Path(garbage.__file__).parent.parent)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=20,
+    )
+    assert done.stdout.split()[-3:] == ["0", "True", str(before)]
