@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -11,16 +10,15 @@ from liteq.brokers.base import (
     EVENTS_KEPT,
     EVENTS_KEPT_FOR,
     LETTERS_KEPT,
-    Broker,
     Events,
     Letter,
     Mailbox,
     WorkerInfo,
 )
+from liteq.brokers.base_redis import RedisStore, address
 from liteq.brokers.liveness import present
 from liteq.brokers.redis_form import Fields
 from liteq.brokers.redis_liveness import Birth, is_dead, own_birth
-from liteq.brokers.redis_mailbox import RedisMailbox
 
 __all__ = ["RedisMail", "Row"]
 
@@ -56,18 +54,8 @@ class Row:
         )
 
 
-class RedisMail(Broker):
+class RedisMail(RedisStore):
     """The part of a Redis store that carries letters and events."""
-
-    @abstractmethod
-    def _call(
-        self, name: str, *arguments: Any, durable: bool = False, word: object = ""
-    ) -> list[bytes | None]:
-        """Call a script."""
-
-    @abstractmethod
-    def _once(self, name: str, *arguments: Any) -> list[bytes | None]:
-        """Call a script that does nothing more when it is called again."""
 
     # Letters
 
@@ -86,9 +74,7 @@ class RedisMail(Broker):
     # Events
 
     def listen(self, mailbox: Mailbox, seconds: float) -> int:
-        if not isinstance(mailbox, RedisMailbox):
-            raise TypeError(f"not a mailbox of this store: {mailbox!r}")
-        return Fields(self._call("listen", mailbox.name, seconds)).number()
+        return Fields(self._call("listen", address(mailbox), seconds)).number()
 
     def emit(self, events: Sequence[bytes]) -> bool:
         return self._once("emit", EVENTS_KEPT, EVENTS_KEPT_FOR, *events)[0] == b"1"

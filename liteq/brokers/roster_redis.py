@@ -1,0 +1,152 @@
+"""Who is alive, in Lua: workers, their heartbeats, and what the dead had leased."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from liteq.brokers.base import Lease, WorkerInfo
+from liteq.brokers.base_redis import SLICE, RedisStore
+from liteq.brokers.mail_redis import Row
+from liteq.brokers.redis_form import PACKED_COUNT, Fields, packed_of
+from liteq.brokers.redis_liveness import is_dead, own_birth, watch
+from liteq.outcome import Lost, Outcome, Released
+
+__all__ = ["RedisRoster"]
+
+_DIED: Final = "the worker process died while the task ran"
+
+
+class RedisRoster(RedisStore):
+    """The part of a Redis store that knows who is alive."""
+
+    def register(
+        self, name: str, queues: Sequence[str], concurrency: int, details: Mapping[str, Any]
+    ) -> int:
+        birth = self._birth = own_birth()
+        fields = {
+            "name": name,
+            "hostname": socket.gethostname(),
+            "pid": birth.pid,
+            "boot": birth.boot,
+            "space": birth.space,
+            "birth": birth.started,
+            "queues": json.dumps(list(queues)),
+            "concurrency": concurrency,
+            "details": json.dumps(dict(details)),
+        }
+        pairs = [part for pair in fields.items() for part in pair]
+        return Fields(self._once("register", *pairs)).number()
+
+    def beat(
+        self,
+        worker: int,
+        details: Mapping[str, Any] | None = None,
+        *,
+        queues: Sequence[str] | None = None,
+        concurrency: int | None = None,
+    ) -> bool:
+        text = "" if details is None else json.dumps(dict(details))
+        names = "" if queues is None else json.dumps(list(queues))
+        before = self._steady.get(worker)
+        now = self.clock.steady()
+        expected = "" if before is None else before[1] + (now - before[0])
+        version, alive, *rest = self._call("beat", worker, text, expected, names, concurrency)
+        if version is not None:  # none: the server was emptied
+            self._link.refuse_other(version)
+        if alive != b"1":
+            self._steady.pop(worker, None)
+            self._digests.pop(worker, None)
+            return False
+        self._steady[worker] = (self.clock.steady(), float(rest[0] or 0))
+        return True
+
+    def unregister(self, worker: int) -> None:
+        reason = "its worker left without settling it"
+
+        def end(lease: Lease) -> Outcome:  # what it did with them is unknown
+            return Released() if lease.packed[10] else Lost(reason)
+
+        self._take_back(worker, "gone", end)
+        for kept in (self._steady, self._digests, self._doubtful):
+            kept.pop(worker, None)
+
+    def reclaim(self, worker: int | None = None) -> int:
+        return sum(
+            self._take_back(id, "dead", lambda _: Lost(_DIED))
+            for id in self._dead_workers(worker)
+        )
+
+    def _take_back(self, worker: int, how: str, end: Callable[[Lease], Outcome]) -> int:
+        """Stop a worker, and end the leases that it holds, each fenced, in slices."""
+        total = 0
+        while True:
+            fields = Fields(self._call("condemn", worker, how, SLICE))
+            leases = []
+            for _ in range(fields.number()):
+                key, token, delivery = fields.number(), fields.number(), fields.number()
+                leases.append(Lease(key, token, delivery, packed_of(fields.some(PACKED_COUNT))))
+            if leases:
+                step = self.step(worker, settlements=[(lease, end(lease)) for lease in leases])
+                total += sum(step.accepted)
+            if len(leases) < SLICE:
+                return total
+
+    def _dead_workers(self, caller: int | None) -> list[int]:
+        rows = self._worker_rows()
+        own = next((age for info, age in rows if info is not None and info.id == caller), 0.0)
+        # If our own heartbeat is old, this machine may have been asleep; if the server could
+        # not be reached, nobody could beat. The others get as long before their silence
+        # counts.
+        lenient = own > self.lease_timeout / 2 or self._was_out_of_reach()
+        dead = []
+        for entry, age in rows:
+            if entry is None:
+                dead.append(int(age))  # gone already, and its leases left behind
+            elif entry.id != caller and (
+                (age > self.lease_timeout and not lenient) or self._is_seen_dead(entry)
+            ):
+                dead.append(entry.id)
+        return dead
+
+    def _was_out_of_reach(self) -> bool:
+        link = self._link
+        patience = self.lease_timeout / 2
+        return (
+            link.failed_for > patience / 2 and time.monotonic() < link.recovered_at + patience
+        )
+
+    def _worker_rows(self) -> list[tuple[Row | None, float]]:
+        fields = Fields(self._call("workers"))
+        rows: list[tuple[Row | None, float]] = []
+        while fields.more():
+            id, *rest = fields.some(12)
+            if rest[0] is None:
+                rows.append((None, float(id or 0)))
+            else:
+                rows.append((Row(int(id or 0), rest), float(rest[-1] or 0)))
+        return rows
+
+    def _is_seen_dead(self, row: Row) -> bool:
+        own = self._birth or own_birth()
+        return own.near(row.birth) and is_dead(row.birth)
+
+    def workers(self) -> list[WorkerInfo]:
+        alive = []
+        for row, age in self._worker_rows():
+            if row is None or age > self.lease_timeout or self._is_seen_dead(row):
+                continue
+            alive.append(row.info(max(0.0, age)))
+        return sorted(alive)
+
+    def peers(self) -> list[int]:
+        own = own_birth()
+        found = [
+            watch(row.birth)
+            for row, _ in self._worker_rows()
+            if row is not None and row.birth.pid != own.pid and own.near(row.birth)
+        ]
+        return [fd for fd in found if fd is not None]
