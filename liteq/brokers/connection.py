@@ -113,7 +113,7 @@ class Database:
                     db.execute("COMMIT")
             handle.check_version()  # afterwards: it was upgraded before the snapshot, or not
             return answer
-        except apsw.Error as exc:
+        except (apsw.Error, UnicodeDecodeError) as exc:
             raise self._translate(handle, exc) from exc
         finally:
             handle.lock.release()
@@ -149,7 +149,7 @@ class Database:
             if self.wal_pages > self.wal_limit:
                 handle.shorten_wal()
             return answer
-        except apsw.Error as exc:
+        except (apsw.Error, UnicodeDecodeError) as exc:
             raise self._translate(handle, exc) from exc
         finally:
             handle.lock.release()
@@ -175,7 +175,7 @@ class Database:
             if self.wal_pages > self.wal_limit:
                 handle.shorten_wal()
             return changed
-        except apsw.Error as exc:
+        except (apsw.Error, UnicodeDecodeError) as exc:
             raise self._translate(handle, exc) from exc
         finally:
             handle.lock.release()
@@ -286,7 +286,7 @@ class Database:
             guard(self.path)
             self._prepared = True
 
-    def _translate(self, handle: _Handle, exc: apsw.Error) -> Exception:
+    def _translate(self, handle: _Handle, exc: Exception) -> Exception:
         """Return liteq's error for SQLite's, closing the connection if it may be sick."""
         where = self.path
         if isinstance(exc, apsw.FullError):
@@ -299,7 +299,8 @@ class Database:
             return BrokerBusy(
                 f"the store {where} was locked by others for {self.busy_timeout:g} s"
             )
-        if isinstance(exc, (apsw.CorruptError, apsw.NotADBError)):
+        # SQLite does not look into texts, so one of its rows may hold what is none.
+        if isinstance(exc, (apsw.CorruptError, apsw.NotADBError, UnicodeDecodeError)):
             handle.close()
             return BrokerError(
                 f"the store {where} is damaged ({exc}): stop all workers and restore a backup"

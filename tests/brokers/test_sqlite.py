@@ -347,6 +347,19 @@ print(lost, len(acknowledged))
 
 
 @pytest.mark.process
+@pytest.mark.parametrize("column", ["task", "queue"])
+def test_a_text_that_is_none_is_damage(store: Store, folder: Path, column: str) -> None:
+    broker = store.open()
+    worker = enlist(broker)
+    broker.enqueue([make()])
+    alter(folder, f"UPDATE message SET {column} = CAST(x'64ff' AS TEXT)")
+
+    verbs = {"task": lambda: broker.claim(worker, ["default"]), "queue": broker.counts}
+    with pytest.raises(BrokerError, match=r"is damaged .*: stop all workers and restore"):
+        verbs[column]()
+    broker.close()
+
+
 def test_a_commit_of_a_forked_child_is_never_lost(tmp_path: Path) -> None:
     assert run(LOST_COMMITS, tmp_path, 20).split() == ["0", "10"]
 
