@@ -291,13 +291,15 @@ class Mixed(Gale):
         return counts
 
     def longest_wait(self) -> float:
-        """Return how long a call took at most while another version came in."""
-        return max(
+        """Return how long a call took at most while another version came in; 0.0 if there
+        was none then."""
+        waits = (
             took
             for took, end in self.waits
             for began, ready in self.upgraded
             if end - took < ready and end > began
         )
+        return max(waits, default=0.0)
 
     def close(self) -> None:
         for sender in self.senders:
