@@ -6,6 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 PYTEST_ARGS ?=
 BENCH_ARGS  ?=
+WORKERS ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)')  # one in three waits
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench storm docs clean
@@ -18,7 +19,7 @@ demo: $(VENV)/.run  ## the main job on real input, about ten seconds
 
 test: check redis-server  ## all that CI runs: check, then the tests with branch coverage
 	@$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n auto --dist worksteal $(PYTEST_ARGS)
+	$(BIN)/coverage run -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 	@$(BIN)/coverage combine --quiet && $(BIN)/coverage report
 
 .PHONY: redis-server

@@ -328,12 +328,14 @@ def _upgrade(db: apsw.Connection, found: int) -> None:
             raise SchemaError("the file is an SQLite database of another program")
         db.execute(_CREATE)
         db.pragma("application_id", APPLICATION_ID)
+    bring = apsw.Connection.execute if found == 0 else _migrate
     for version in range(max(found, 1), VERSION):
-        _migrate(db, _MIGRATIONS[version])
+        bring(db, _MIGRATIONS[version])
     db.pragma("user_version", VERSION)
 
 
 def _migrate(db: apsw.Connection, script: str) -> None:
+    """Run a script on a store that may hold much."""
     done = 0
     for found in _ADD_COLUMN.finditer(script):
         db.execute(script[done : found.start()])

@@ -492,10 +492,15 @@ def test_an_idle_pool_wakes_nobody(start: Any) -> None:
     for key in range(10):
         loop.run("echo", b"", key)
     loop.turn(0.02)
+    wait_until(lambda: all(map(sleeps, loop.pool.pids())))
     switches = [context_switches(pid) for pid in loop.pool.pids()]
     assert loop.pool.tick(time.monotonic()) is None
     assert loop.selector.select(0.5) == []
     assert [context_switches(pid) for pid in loop.pool.pids()] == switches
+
+
+def sleeps(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
 
 def context_switches(pid: int) -> list[str]:
