@@ -354,7 +354,7 @@ class _Handle:
         self.durable: bool | None = None
         self.limited: bool | None = None
         self.gate = -1
-        self.version = b""  # what the gate said when the store was found usable
+        self.version: bytes | None = None  # what the gate said when that was found to be so
 
     def open(self) -> apsw.Connection:
         database = self.database
@@ -376,7 +376,7 @@ class _Handle:
             try:
                 self._configure(db)
                 schema.ensure(db, self._announce)
-                self.version = self._announced()
+                self.version = None
             finally:
                 self.leave_gate()
         except BaseException:
@@ -459,25 +459,21 @@ class _Handle:
     def pass_gate(self) -> None:
         """Wait for our turn to write, at most `busy_timeout` seconds. Raises `SchemaError`
         if the store has become too new for this process."""
-        if self.gate < 0:
-            return
         self._enter_gate()
-        if self._announced() != self.version:
-            try:
-                self.check_version()
-            except BaseException:
-                self.leave_gate()
-                raise
+        try:
+            self.check_version()
+        except BaseException:
+            self.leave_gate()
+            raise
 
     def check_version(self) -> None:
         """Raise `SchemaError` if the store has become too new for this process."""
-        if self.gate < 0 or (announced := self._announced()) == self.version:
+        if self.gate < 0 or (announced := os.pread(self.gate, 16, 0)) == self.version:
             return
-        schema.refuse_later(self.connection())
-        self.version = announced
-
-    def _announced(self) -> bytes:
-        return os.pread(self.gate, 16, 0) if self.gate >= 0 else b""
+        found = schema.refuse_later(self.connection())
+        # Otherwise an upgrade is under way, or has failed: nobody will announce it again.
+        if announced in (b"", b"%d\n" % found):
+            self.version = announced
 
     def _announce(self) -> None:
         if self.gate >= 0:

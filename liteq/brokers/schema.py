@@ -309,17 +309,18 @@ def ensure(db: apsw.Connection, announce: Callable[[], None]) -> None:
     refuse_later(db)  # another was quicker, and may be of a later version
 
 
-def refuse_later(db: apsw.Connection) -> None:
-    """Raise `SchemaError` if the store asks for a later version than this."""
-    found = db.pragma("user_version")
-    if found <= VERSION:
-        return
-    needed = db.execute("SELECT value FROM meta WHERE name = 'readable_by'").get
-    if needed is None or needed > VERSION:
-        raise SchemaError(
-            f"the store has schema version {found}, made by a later liteq, and this one "
-            f"reads up to {VERSION}: upgrade liteq here"
-        )
+def refuse_later(db: apsw.Connection) -> int:
+    """Return the version that the store has. Raises `SchemaError` if it asks for a later one
+    than this."""
+    found: int = db.pragma("user_version")
+    if found > VERSION:
+        needed = db.execute("SELECT value FROM meta WHERE name = 'readable_by'").get
+        if needed is None or needed > VERSION:
+            raise SchemaError(
+                f"the store has schema version {found}, made by a later liteq, and this one "
+                f"reads up to {VERSION}: upgrade liteq here"
+            )
+    return found
 
 
 def _upgrade(db: apsw.Connection, found: int) -> None:

@@ -275,6 +275,42 @@ def test_a_process_that_has_the_store_open_goes_on_when_it_may_still_use_it(
     broker.close()
 
 
+@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("reopened", [False, True])
+def test_who_looked_during_an_upgrade_or_after_one_that_failed_is_refused_after_it(
+    tmp_path: Path,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+    reopened: bool,
+) -> None:
+    broker = Store("sqlite", tmp_path, clock).open()
+    worker = enlist(broker)
+    broker.enqueue([make(), make()])
+    (lease,) = broker.claim(worker, ["default"])
+    real, ours = schema._upgrade, schema.VERSION
+    change = f"UPDATE meta SET value = {LATER} WHERE name = 'readable_by'"
+
+    def watched(db: apsw.Connection, found: int) -> None:
+        real(db, found)
+        with monkeypatch.context() as patch:
+            patch.setattr(schema, "VERSION", ours)
+            assert broker.counts() == {"default": {"queued": 1, "running": 1}}
+
+    with pytest.raises(apsw.SQLError):
+        upgrade(tmp_path / "store", monkeypatch, f"{change}; SELECT no_such_function()")
+    if reopened:
+        broker.close()  # the connection that is opened next finds what the failed one said
+    broker.counts()
+    broker.beat(worker)
+    monkeypatch.setattr(schema, "_upgrade", watched)
+    upgrade(tmp_path / "store", monkeypatch, change)
+
+    with pytest.raises(SchemaError, match=f"version {LATER}, .* this one reads up to"):
+        VERBS[verb](broker, worker, lease)
+    broker.close()
+
+
 LATER = schema.VERSION + 1
 
 
