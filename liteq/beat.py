@@ -403,7 +403,7 @@ class Service:
             init = signals.beat_embedded_init if self.embedded else signals.beat_init
             init.send(sender=self)
             stack.callback(self._close)
-            if self._garbage is not None:
+            if self._garbage is not None and self.life is None:  # else it froze at its fork
                 self._garbage.begin()
             try:
                 while not self._is_told_to_stop():

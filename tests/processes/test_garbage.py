@@ -36,10 +36,14 @@ def parent_leaves(**_):
 @signals.beat_embedded_init.connect
 def beat_leaves(**_):
     Frame("beat")
+    gc.callbacks.append(lambda *_: note("looked", len(gc.get_objects())))
 
 @app.task
 def frozen():
     return gc.get_freeze_count()
+
+# A beat that sleeps leaves no garbage and collects none: this one wakes.
+app.conf.beat_schedule = {"often": {"task": frozen.name, "schedule": 0.2}}
 """
 
 
@@ -60,5 +64,7 @@ def test_cycles_are_gone_soon_in_parent_child_and_beat(shop: Shop) -> None:
     wait_until(lambda: len(gone()) == 3, within=20)
     assert gone()["parent"] == worker.pid
     assert {gone()["child"], gone()["beat"]} == set(children_of(worker.pid))
-    # What was there before the fork is not touched in a child, and so not copied.
+    # What was there before the fork is not touched in a child or the beat, and so not copied.
     assert shop.tasks.frozen.delay().get(timeout=20) > 10_000
+    looked_at = [int(objects) for name, objects in shop.notes("looked")]
+    assert 0 < max(looked_at) < 20_000
