@@ -15,6 +15,7 @@ import redis_server
 from redis_server import RedisServer, free_port
 from world import wait_until
 
+from liteq import Liteq
 from liteq.brokers.redis import RedisBroker
 from on_redis.proxy import Proxy
 
@@ -48,6 +49,19 @@ def start(folder: Path) -> Iterator[Callable[..., RedisServer]]:
 def server(start: Callable[..., RedisServer]) -> RedisServer:
     """A server of the test's own, which it may kill."""
     return start()
+
+
+@pytest.fixture
+def app(server: RedisServer) -> Iterator[Liteq]:
+    """An app on that server, with one task."""
+    made = Liteq("shop", broker=server.url, set_as_current=False)
+
+    @made.task(name="shop.double")
+    def double(number: int) -> int:
+        return 2 * number
+
+    yield made
+    made.close()
 
 
 @pytest.fixture

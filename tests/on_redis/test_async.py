@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,18 +22,6 @@ from liteq.waiting import _loop_post, asettled
 from on_redis.proxy import Proxy
 
 pytestmark = pytest.mark.redis
-
-
-@pytest.fixture
-def app(server: RedisServer) -> Iterator[Liteq]:
-    made = Liteq("shop", broker=server.url, set_as_current=False)
-
-    @made.task(name="shop.double")
-    def double(number: int) -> int:
-        return 2 * number
-
-    yield made
-    made.close()
 
 
 class Threads:

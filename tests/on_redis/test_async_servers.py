@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -189,18 +189,6 @@ def _has(server: RedisServer, broker: RedisBroker, id: str) -> bool:
 
 
 # Who forks
-
-
-@pytest.fixture
-def app(server: RedisServer) -> Iterator[Liteq]:
-    made = Liteq("shop", broker=server.url, set_as_current=False)
-
-    @made.task(name="shop.double")
-    def double(number: int) -> int:
-        return 2 * number
-
-    yield made
-    made.close()
 
 
 def fork(child: Callable[[], bool]) -> int:
