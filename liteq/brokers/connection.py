@@ -369,16 +369,11 @@ class _Handle:
             )
         db = apsw.Connection(database.path, flags=flags)
         try:
-            # The timeout and the gate come first: setting WAL mode on a new file, which
-            # several processes may do at once, takes locks as well.
+            # The timeout comes first: to open a file whose last user died takes locks, too.
             db.set_busy_timeout(int(database.busy_timeout * 1000))
-            self._enter_gate()
-            try:
-                self._configure(db)
-                schema.ensure(db, self._announce)
-                self.version = None
-            finally:
-                self.leave_gate()
+            self._configure(db)
+            self._make(db)
+            self.version = None
         except BaseException:
             db.close()
             self._close_gate()
@@ -394,12 +389,6 @@ class _Handle:
     def _configure(self, db: apsw.Connection) -> None:
         # Every pragma liteq relies on is set here: a host's connection hooks ran before.
         if self.database.folder is not None:
-            if db.pragma("page_count") == 0:
-                db.pragma("auto_vacuum", "INCREMENTAL")
-            if (mode := db.pragma("journal_mode", "WAL")) != "wal":
-                raise ImproperlyConfigured(
-                    f"{self.database.path}: WAL mode was refused (journal_mode is {mode})"
-                )
             db.set_wal_hook(_WalHook(self.database))
         # A plan must not hang on bound values: with them it does, and apsw's rebinding makes
         # SQLite compile such a statement anew at each run (a claim: 144 us against 15).
@@ -409,6 +398,28 @@ class _Handle:
         db.pragma("trusted_schema", 0)
         db.pragma("journal_size_limit", 64 * 1024 * 1024)
         db.pragma("foreign_keys", 0)
+
+    def _make(self, db: apsw.Connection) -> None:
+        """Make the file into a store of this version, if it is none.
+
+        That is a matter of one process at a time. A store that is made is opened without a
+        turn at the gate, for who was stopped there must keep nobody from reading.
+        """
+        in_file = self.database.folder is not None
+        if in_file and db.pragma("journal_mode") == "wal" and schema.is_made(db):
+            return
+        self._enter_gate()
+        try:
+            if in_file:
+                if db.pragma("page_count") == 0:
+                    db.pragma("auto_vacuum", "INCREMENTAL")
+                if (mode := db.pragma("journal_mode", "WAL")) != "wal":
+                    raise ImproperlyConfigured(
+                        f"{self.database.path}: WAL mode was refused (journal_mode is {mode})"
+                    )
+            schema.ensure(db, self._announce)
+        finally:
+            self.leave_gate()
 
     def connection(self) -> apsw.Connection:
         """Return the connection, which `_take_handle()` has opened."""

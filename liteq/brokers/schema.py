@@ -17,7 +17,7 @@ import apsw
 
 from liteq.exceptions import SchemaError
 
-__all__ = ["APPLICATION_ID", "STATE_CODES", "VERSION", "ensure", "refuse_later"]
+__all__ = ["APPLICATION_ID", "STATE_CODES", "VERSION", "ensure", "is_made", "refuse_later"]
 
 VERSION: Final = 3
 APPLICATION_ID: Final = 0x6C746571  # "lteq"
@@ -291,8 +291,7 @@ def ensure(db: apsw.Connection, announce: Callable[[], None]) -> None:
     version again. Raises `SchemaError` if the file belongs to a later liteq, or to
     something else.
     """
-    if db.pragma("user_version") >= VERSION:
-        refuse_later(db)
+    if is_made(db):
         return
     db.execute("BEGIN IMMEDIATE")
     try:
@@ -307,6 +306,12 @@ def ensure(db: apsw.Connection, announce: Callable[[], None]) -> None:
             db.execute("ROLLBACK")
         raise
     refuse_later(db)  # another was quicker, and may be of a later version
+
+
+def is_made(db: apsw.Connection) -> bool:
+    """Tell whether this is a store of this version, or of one that this liteq can use.
+    Raises `SchemaError` if it is of another."""
+    return refuse_later(db) >= VERSION
 
 
 def refuse_later(db: apsw.Connection) -> int:

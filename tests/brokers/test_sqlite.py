@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import os
 import shutil
 import signal
+import socket
 import sqlite3
 import stat
 import subprocess
@@ -22,7 +24,7 @@ import pytest
 from world import FakeClock, Store, enlist, make, uncovered
 
 from liteq import failure, parts
-from liteq.brokers import connection, following, schema
+from liteq.brokers import connection, following, schema, wakeup
 from liteq.brokers.base import Broker
 from liteq.brokers.connection import DATABASE, Database, refuse_network_filesystem
 from liteq.brokers.sqlite import SqliteBroker
@@ -537,6 +539,31 @@ def test_a_mailbox_in_a_store_whose_folder_is_gone_is_refused(folder: Path) -> N
 # Threads
 
 
+def test_two_threads_whose_first_wake_ups_meet_share_a_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[socket.socket] = []
+    meet = threading.Barrier(2)
+    real = socket.socket
+
+    def make_socket(family: int, kind: int) -> socket.socket:
+        made.append(real(family, kind))
+        with contextlib.suppress(threading.BrokenBarrierError):  # nobody else makes one
+            meet.wait(timeout=0.2)
+        return made[-1]
+
+    monkeypatch.setattr(wakeup.socket, "socket", make_socket)
+    post = wakeup.Post(tmp_path)
+    threads = [threading.Thread(target=post.wake, args=("r1", ["x"])) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    post.close()
+
+    assert [one.fileno() for one in made] == [-1]
+
+
 def test_threads_that_end_leave_no_descriptor_behind(broker: Broker) -> None:
     broker.enqueue([make()])
 
@@ -667,6 +694,25 @@ def test_a_writer_that_does_not_let_go_is_reported(store: Store, folder: Path) -
 
 
 # A full store
+
+
+def test_who_holds_the_gate_keeps_nobody_from_opening_and_reading(
+    store: Store, folder: Path
+) -> None:
+    one = store.open()
+    one.enqueue([make("a")])
+    gate = os.open(folder / "gate", os.O_RDWR)
+    fcntl.flock(gate, fcntl.LOCK_EX)  # as a process that was stopped in a transaction does
+
+    try:
+        other = store.open(busy_timeout=0.05)
+        assert other.counts() == one.counts()
+        with pytest.raises(BrokerBusy, match="another process has been writing"):
+            other.enqueue([make("b")])
+        other.close()
+    finally:
+        os.close(gate)
+    one.close()
 
 
 def test_a_full_store_refuses_work_and_still_settles_it(store: Store) -> None:
