@@ -117,10 +117,7 @@ class Post:
         address = self._address(name)
         if address is None:
             return
-        sender = self._socket
-        if sender is None:
-            sender = self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            sender.setblocking(False)
+        sender = self._socket or self._open_socket()
         try:
             sender.sendto(data, address)
         except BlockingIOError:
@@ -132,6 +129,14 @@ class Post:
                 os.unlink(address)
         except OSError:
             pass  # no room for one more datagram: polling is the backstop
+
+    def _open_socket(self) -> socket.socket:
+        with self._lock:
+            if self._socket is None:  # another thread may have been quicker
+                made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+                made.setblocking(False)
+                self._socket = made
+            return self._socket
 
     def _worker_names(self) -> tuple[str, ...]:
         """Return the workers' mailboxes, read anew when the folder has changed."""
