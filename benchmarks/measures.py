@@ -7,6 +7,7 @@ A part yields the values as it comes by them, so that what fails takes nothing e
 from __future__ import annotations
 
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -42,6 +43,7 @@ class Scale(NamedTuple):
     imports: int = 7
     depths: tuple[int, ...] = (1_000, 100_000, 1_000_000)
     history: int = 5_000_000
+    patience: float = 120.0  # seconds for one workflow
     limit: float = 400.0  # seconds for one part of one system
 
 
@@ -217,7 +219,13 @@ def running(system: System, scale: Scale, redis: Redis) -> Iterator[Values]:
         }
         for row, (kind, size) in works.items():
             site.forget()
-            took = site.drive("canvas", kind=kind, size=size) if size else None
+            if not size:
+                continue
+            try:
+                took = site.drive("canvas", within=scale.patience, kind=kind, size=size)
+            except subprocess.TimeoutExpired:
+                yield {f"{row} at least": scale.patience}
+                return  # what the worker is still at would be in the way of the next
             if took is not None:
                 if kind == "chord":
                     site.starts(size)

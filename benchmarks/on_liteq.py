@@ -16,9 +16,17 @@ from liteq.outcome import Succeeded
 from liteq.result import AsyncResult
 
 folder = os.environ["BENCH_FOLDER"]
-app = Liteq("bench", broker=os.environ.get("BENCH_REDIS") or f"sqlite:///{folder}/store")
-if "BENCH_REDIS" not in os.environ:
-    app.conf.broker_transport_options = {"durability": os.environ["BENCH_DURABILITY"]}
+
+
+def _another() -> Liteq:
+    """Return an app on the store, with connections of its own."""
+    made = Liteq("bench", broker=os.environ.get("BENCH_REDIS") or f"sqlite:///{folder}/store")
+    if "BENCH_REDIS" not in os.environ:
+        made.conf.broker_transport_options = {"durability": os.environ["BENCH_DURABILITY"]}
+    return made
+
+
+app = _another()
 noop = app.task(name="noop")(record)
 sleeper = app.task(name="sleeper")(slow)
 computer = app.task(name="computer")(busy)
@@ -114,11 +122,12 @@ def remember(number: int) -> None:
         pass
 
 
-def cost(number: int, batch: int = 20) -> tuple[float, float, float, float]:
+def cost(number: int, batch: int = 20, workers: int = 1) -> tuple[float, float, float, float]:
     """Return the CPU µs of a `delay()`, of claiming and settling one message in batches, the
     p99 of a step that does that for a batch, and what of the second Redis takes besides. As
-    many are enqueued as are settled, so that the store keeps its depth."""
-    for _ in range(batch):
+    many are enqueued as are settled, so that the store keeps its depth. Several workers take
+    turns, each with a connection of its own."""
+    for _ in range(batch * workers):
         enqueue(0)
     start = time.process_time()
     for _ in range(number):
@@ -126,22 +135,29 @@ def cost(number: int, batch: int = 20) -> tuple[float, float, float, float]:
     enqueued = time.process_time() - start
 
     queues, tasks = ["default"], {"noop"}
-    worker = app.broker.register("bench", queues, 1, {})
-    leases = app.broker.claim(worker, queues, batch, tasks)
+    brokers = [app.broker, *(_another().broker for _ in range(workers - 1))]
+    ours = [broker.register("bench", queues, 1, {}) for broker in brokers]
+    held = [
+        broker.claim(worker, queues, batch, tasks)
+        for broker, worker in zip(brokers, ours, strict=True)
+    ]
     took = []
     served, start = _redis_seconds(), time.process_time()
-    for _ in range(0, number, batch):
+    for turn in range(number // batch):
+        at = turn % workers
         began = time.thread_time()
-        settled = [(lease, Succeeded(b"0")) for lease in leases]
-        leases = app.broker.step(
-            worker, settlements=settled, queues=queues, limit=batch, tasks=tasks
-        ).leases
+        settled = [(lease, Succeeded(b"0")) for lease in held[at]]
+        step = brokers[at].step(
+            ours[at], settlements=settled, queues=queues, limit=batch, tasks=tasks
+        )
         took.append(time.thread_time() - began)
-        assert len(leases) == batch, leases
+        held[at] = list(step.leases)
+        assert len(held[at]) == batch, step
     claimed = time.process_time() - start
     served = _redis_seconds() - served
-    app.broker.step(worker, settlements=[(lease, Succeeded(b"0")) for lease in leases])
-    app.broker.unregister(worker)
+    for broker, worker, leases in zip(brokers, ours, held, strict=True):
+        broker.step(worker, settlements=[(lease, Succeeded(b"0")) for lease in leases])
+        broker.unregister(worker)
     app.broker.maintain()
     slowest = sorted(took)[int(len(took) * 0.99)]
     enqueued, claimed, served = (took / number * 1e6 for took in (enqueued, claimed, served))

@@ -4,7 +4,8 @@ A worker is a parent with some children. A child runs a task and hands its outco
 parent goes round and round: it takes all outcomes there are, prepares them, and takes one step
 at the store, which settles them and claims as many; then it hands those out. So rounds grow
 with the load, and what a round costs once is shared by more tasks. Steps exclude each other:
-SQLite has one writer, and Redis runs one script at a time.
+SQLite has one writer, and Redis runs one script at a time. Who finds SQLite's writer at work
+tries again after a pause; Redis takes all in turn.
 
 Everything that computes needs a core of its machine for as long as it does. What has just
 woken up goes before what has already run, as under Linux, and after a slice the next one has
@@ -33,13 +34,14 @@ Do = Generator[tuple[str, Any], None, None]
 class Costs(NamedTuple):
     """Seconds. `round_` and `step` are for each round, the others for each task in it."""
 
-    round_: float  # of the parent
+    round_: float  # of a parent that had nothing to do, and so cold caches
     handling: float  # of the parent: preparing an outcome, handing out a task
     step: float  # of the store
     settling: float  # of the store: settle one, claim one
     running: float  # of the child: read, run, answer
     waking: float  # of a child that had nothing to do
     passing: float  # no work of anybody: until one that sleeps notices what was sent to it
+    turning: float = 0.0  # of the store, for a step after one of another worker
 
 
 class Plan(NamedTuple):
@@ -54,6 +56,7 @@ class Plan(NamedTuple):
     cores: int = 2
     machines: int = 1
     server: float | None = None
+    gate: bool = False  # who finds the store taken pauses, and is not called
     stores: int = 1  # shards: workers are spread over them as well
     most_ahead: int = 64
     speed: float = 1.0  # of a core
@@ -107,6 +110,7 @@ class _Lock:
         self.held = 0.0
         self.waited = 0.0
         self.turns = 0
+        self.last: object = None  # who had it
 
     def ask(self, who: Do) -> None:
         self._queue.append((self._run.now, who))
@@ -126,6 +130,27 @@ class _Lock:
         self.waited += self._run.now - since
         self.turns += 1
         self._run.resume(who)
+
+
+class _Gate(_Lock):
+    """One at a time: who finds it taken tries again after a pause, the shorter the longer it
+    has waited, as liteq does at the store's gate."""
+
+    def __init__(self, run: _Run) -> None:
+        super().__init__(run)
+        self._random = random.Random(0)
+
+    def ask(self, who: Do) -> None:
+        self._try(self._run.now, who)
+
+    def _try(self, since: float, who: Do) -> None:
+        if self._taken_at is None:
+            self._queue.append((since, who))
+            self._next()
+            return
+        pause = max(0.0001, 0.001 - (self._run.now - since) / 10)
+        pause *= self._random.uniform(0.2, 1.0)
+        self._run.after(pause, partial(self._try, since, who))
 
 
 class _Run:
@@ -201,14 +226,19 @@ class _Worker:
     def _parent(self) -> Do:
         costs = self.costs
         yield "sleep", costs.passing
+        once = costs.round_
         while self.ended:
             ended, self.ended = self.ended, []
             number = len(ended)
-            yield "cores", (self.cores, costs.round_ + number * costs.handling)
+            yield "cores", (self.cores, once + number * costs.handling)
+            once = 0.0  # warm, it is a part of `handling`
             at_store = costs.step + number * costs.settling
             if self.plan.server is not None:
                 yield "sleep", self.plan.server / 2
             yield "lock", self.store
+            if self.store.last not in (None, self):
+                at_store += costs.turning
+            self.store.last = self
             if self.plan.server is None:
                 yield "cores", (self.cores, at_store)
             else:
@@ -228,7 +258,7 @@ def simulate(plan: Plan, costs: Costs, tasks: int = 20_000) -> Outcome:
     """Return what becomes of so many tasks, after as many tenths to get going."""
     run = _Run()
     machines = [_Cores(run, plan.cores, plan.speed) for _ in range(plan.machines)]
-    stores = [_Lock(run) for _ in range(plan.stores)]
+    stores = [(_Gate if plan.gate else _Lock)(run) for _ in range(plan.stores)]
     for number in range(plan.workers):
         cores, store = machines[number % plan.machines], stores[number % plan.stores]
         _Worker(run, plan, costs, cores, store, number).begin()

@@ -52,18 +52,19 @@ class Site:
         end_strays(but=[self._server])
         self._store.cleanup()
 
-    def python(self, *arguments: str) -> str:
-        """Run Python to its end; return what it printed."""
+    def python(self, *arguments: str, within: float | None = None) -> str:
+        """Run Python to its end; return what it printed. Raises `subprocess.TimeoutExpired`
+        if it takes more than so many seconds."""
         command, env = [str(self._bin / "python"), *arguments], self.environment
-        done = subprocess.run(command, env=env, capture_output=True)
+        done = subprocess.run(command, env=env, capture_output=True, timeout=within)
         if done.returncode:
             said = done.stderr.decode().strip().rpartition("\n")[2]
             raise RuntimeError(f"{' '.join(arguments[:4])} failed: {said}")
         return done.stdout.decode()
 
-    def drive(self, operation: str, **arguments: Any) -> Any:
+    def drive(self, operation: str, *, within: float | None = None, **arguments: Any) -> Any:
         """Have the driver do one operation; return its answer."""
-        printed = self.python(*self._driver(operation, arguments))
+        printed = self.python(*self._driver(operation, arguments), within=within)
         return json.loads(printed.rpartition("@@")[2])
 
     def drive_many(self, number: int, operation: str, **arguments: Any) -> list[Any]:
