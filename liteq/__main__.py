@@ -11,7 +11,7 @@ import sys
 
 TYPE_CHECKING = False  # typing's own would be imported with it
 if TYPE_CHECKING:
-    from liteq.health import Pulse
+    from liteq.pulse import Beat
 
 
 def main() -> int:
@@ -34,13 +34,21 @@ def main() -> int:
     return main()
 
 
-def _on_server(url: str) -> list[Pulse]:
-    from liteq.exceptions import BrokerError, ImproperlyConfigured
-    from liteq.health import pulses
+def _on_server(url: str) -> list[Beat]:
+    from liteq.brokers.redis_pulse import beats, dial, prefix_of, server_of
+    from liteq.brokers.redis_wire import ServerError
 
+    server = server_of(url)
+    if server is None:
+        return []
+    where, db, user, password, namespace = server
     try:
-        return pulses(url)
-    except (BrokerError, ImproperlyConfigured):
+        connection = dial(where)
+        try:
+            return list(beats(connection, prefix_of(namespace), db, user, password))
+        finally:
+            connection.close()
+    except (OSError, ServerError, ValueError):
         return []  # the command says it
 
 

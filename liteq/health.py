@@ -20,8 +20,6 @@ from liteq.exceptions import BrokerError, BrokerUnavailable, ImproperlyConfigure
 from liteq.pulse import beats
 
 if TYPE_CHECKING:
-    import socket
-
     from liteq.brokers.redis_url import Place
 
 __all__ = ["Pulse", "pulses", "store_url"]
@@ -106,49 +104,19 @@ def _in_folder(url: str) -> list[Pulse]:
 
 
 def _on_server(place: Place, options: Mapping[str, Any]) -> list[Pulse]:
-    from liteq.brokers.redis_wire import Reader, ServerError, command
+    from liteq.brokers.redis_pulse import beats, dial, prefix_of
+    from liteq.brokers.redis_wire import ServerError
 
     name = options.get("namespace") or place.options.get("namespace") or "default"
-    prefix = f"{options.get('global_keyprefix', '')}{{liteq:{name}}}:"
+    prefix = prefix_of(name, options.get("global_keyprefix", ""))
     try:
-        with closing(_connect(place)) as connection:
-            reader = Reader(connection)
-
-            def ask(*words: Any) -> Any:
-                connection.sendall(command(words))
-                return reader.reply()
-
-            if place.password is not None:
-                ask("AUTH", *filter(None, (place.username,)), place.password)
-            if place.db:
-                ask("SELECT", place.db)
-            shift = float(ask("HGET", f"{prefix}meta", "shift") or 0)
-            beats = ask("ZRANGE", f"{prefix}workers", 0, -1, "WITHSCORES")
-            seconds, micro = ask("TIME")
-            now = float(seconds) + float(micro) / 1e6 - shift
-            found = []
-            for id, beat_at in zip(beats[::2], beats[1::2], strict=True):
-                words = ("name", "hostname", "pid", "queues")
-                fields = ask("HMGET", f"{prefix}worker:{id.decode()}", *words)
-                who, host, pid, queues = ((field or b"").decode() for field in fields)
-                age = max(0.0, now - float(beat_at))
-                found.append(Pulse(who, host, int(pid or 0), queues, age, alive=True))
-            return found
+        with closing(dial(place.path or place.hosts[0])) as connection:
+            told = beats(connection, prefix, place.db, place.username, place.password)
+            return [Pulse(*one) for one in told]
     except ServerError as exc:
         raise BrokerUnavailable(f"{place} refused: {exc}") from exc
     except OSError as exc:
         raise BrokerUnavailable(f"{place} cannot be reached: {exc}") from exc
-
-
-def _connect(place: Place) -> socket.socket:
-    import socket  # late: for a server only
-
-    if place.path is None:
-        return socket.create_connection(place.hosts[0], _TIMEOUT)
-    connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(_TIMEOUT)
-    connection.connect(place.path)
-    return connection
 
 
 def _through_client(url: str, options: Mapping[str, Any]) -> list[Pulse]:

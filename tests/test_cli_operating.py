@@ -535,6 +535,39 @@ def test_health_of_workers_on_redis_is_read_over_a_plain_socket(
     broker.close()
 
 
+def test_a_probe_of_a_server_imports_neither_sockets_nor_typing(
+    project: Project, tmp_path: Path
+) -> None:
+    redis_server.require()
+    namespace = redis_server.namespace_of(tmp_path)
+    broker = RedisBroker(redis_server.shared(), namespace=namespace)
+    broker.register("w@here", ["a"], 1, {})
+    code = (
+        "import sys\nbefore = set(sys.modules)\nfrom liteq.__main__ import main\n"
+        "status = main()\n"
+        "heavy = {'click', 'enum', 'logging', 're', 'socket', 'typing', 'urllib'}\n"
+        "print(status, sorted(heavy & set(sys.modules) - before))\n"
+    )
+    project.write("probe.py", code)
+
+    done = subprocess.run(
+        # -S: what a site's own files import is no doing of ours
+        [sys.executable, "-S", "probe.py", "health"],
+        cwd=project.folder,
+        env=project.environ
+        | {
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "LITEQ_BROKER_URL": f"{redis_server.shared()}&namespace={namespace}",
+        },
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+
+    told, end = done.stdout.splitlines()
+    assert told.startswith(f"w@here  pid {os.getpid()}  heartbeat ")
+    assert end == "0 []"
+    broker.close()
+
+
 def test_health_imports_neither_the_app_nor_its_machinery(
     project: Project, store: SqliteBroker
 ) -> None:

@@ -13,13 +13,13 @@ Redis never loads its client.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
 
-from liteq.exceptions import ConfigWarning, ImproperlyConfigured
-
+TYPE_CHECKING = False  # like exceptions, typing is more than a probe has time for
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any, Final
+
     from liteq.brokers.base import Broker
     from liteq.clock import Clock
 
@@ -118,6 +118,8 @@ def connect(
     """
     scheme = scheme_of(url)
     if scheme not in _MODULES:
+        from liteq.exceptions import ImproperlyConfigured
+
         raise ImproperlyConfigured(_refusal(url, scheme))
     module, name = _MODULES[scheme]
     kind = getattr(import_module(module), name)
@@ -156,6 +158,8 @@ def _known(kind: type[Broker], options: Mapping[str, Any]) -> dict[str, Any]:
     for name in sorted(options.keys() - names - _OTHERS):
         if name.startswith("ssl_"):
             continue
+        from liteq.exceptions import ConfigWarning
+
         warnings.warn(
             f"broker_transport_options: {kind.__name__} has no option {name!r} "
             f"(it has {', '.join(sorted(names))})",

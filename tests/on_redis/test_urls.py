@@ -7,11 +7,14 @@ import sys
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from world import uncovered
 
 from liteq import Liteq
 from liteq.brokers import connect
 from liteq.brokers.redis import RedisBroker
+from liteq.brokers.redis_pulse import server_of
 from liteq.brokers.redis_url import parse
 from liteq.exceptions import ConfigWarning, ImproperlyConfigured
 
@@ -74,6 +77,54 @@ def test_a_url_that_makes_no_sense_is_refused_without_its_password(
         parse(secret)
 
     assert "hunter2" not in str(raised.value)
+
+
+_WORD = st.text("ab1.-/:@?&=%#;,[]+ Ü_", max_size=6)
+_NUMBER = st.integers(0, 70_000).map(str) | _WORD
+
+
+@given(
+    scheme=st.sampled_from(["redis", "valkey", "unix", "rediss", "redis+socket", "REDIS"]),
+    account=st.one_of(st.just(""), st.builds("{}:{}@".format, _WORD, _WORD)),
+    place=st.builds("{}:{}".format, _WORD, _NUMBER) | _WORD.map("/{}".format) | _WORD,
+    db=st.just("") | _NUMBER.map("/{}".format),
+    query=st.just("")
+    | st.builds("?{}={}&db={}".format, st.just("namespace") | _WORD, _WORD, _NUMBER),
+)
+def test_what_a_probe_reads_out_of_a_url_is_what_it_says(
+    scheme: str, account: str, place: str, db: str, query: str
+) -> None:
+    url = f"{scheme}://{account}{place}{db}{query}"
+    quick = server_of(url)
+    if quick is None:
+        return  # left to those who read all of them
+    found = parse(url)
+    assert quick == (
+        found.path or found.hosts[0],
+        found.db,
+        found.username,
+        found.password,
+        found.options.get("namespace", "default"),
+    )
+    assert (found.tls, found.service) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis://", (("localhost", 6379), 0, None, None, "default")),
+        ("redis://:pw@h:7/3?namespace=shop", (("h", 7), 3, None, "pw", "shop")),
+        ("valkey://me:pw@10.0.0.1", (("10.0.0.1", 6379), 0, "me", "pw", "default")),
+        ("unix:///run/r.sock?db=2", ("/run/r.sock", 2, None, None, "default")),
+        ("rediss://h", None),
+        ("redis://h:99999", None),
+        ("redis://:p%40ss@h", None),
+        ("redis://h?socket_timeout=3", None),
+        ("redis+sentinel://h/shop", None),
+    ],
+)
+def test_a_probe_reads_the_usual_urls_alone(url: str, expected: Any) -> None:
+    assert server_of(url) == expected
 
 
 def test_no_password_shows() -> None:
