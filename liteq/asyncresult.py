@@ -13,14 +13,9 @@ from collections.abc import (
     Collection,
     Generator,
     Iterable,
-    Iterator,
     Mapping,
-    Sequence,
 )
-from contextlib import contextmanager
-from contextvars import ContextVar
 from datetime import UTC, datetime
-from itertools import pairwise
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -28,15 +23,16 @@ from typing import (
     Generic,
     NamedTuple,
     NoReturn,
-    TypeAlias,
     TypeVar,
 )
 
-from liteq import context, failure, parts, serializers, states
+from liteq import failure, parts, serializers, states
 from liteq.current import get_current_app
-from liteq.exceptions import IncompleteStream, TaskRevokedError
+from liteq.exceptions import TaskRevokedError
+from liteq.joining import assert_will_not_block
 from liteq.message import GATHER
 from liteq.offload import off_loop
+from liteq.resultbase import Links, ResultBase, as_tuple, in_line
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -44,14 +40,12 @@ if TYPE_CHECKING:
     from liteq.message import Edge
 
 __all__ = [
+    "PROGRESS",
     "AsyncResult",
-    "EagerResult",
     "PastAttempt",
     "Progress",
-    "ResultBase",
-    "allow_join_result",
-    "assert_will_not_block",
-    "denied_join_result",
+    "R",
+    "detail_of",
     "read_value",
     "signal_name",
 ]
@@ -78,8 +72,6 @@ PROGRESS: Final = "PROGRESS"
 COUNT: Final = b"count"  # of a gather: its parts are read one by one
 NOTHING: Final = b"null"  # what a store hands on for a value that was not kept
 
-_joins_allowed: ContextVar[bool] = ContextVar("liteq_joins_allowed", default=False)
-
 
 class Progress(NamedTuple):
     """How far a task says it is: what `self.progress(done, total, message)` reported."""
@@ -104,83 +96,6 @@ class PastAttempt(NamedTuple):
     worker: str | None
     started_at: datetime | None
     ended_at: datetime
-
-
-class ResultBase:
-    """The root of all results."""
-
-    parent: Any = None
-
-    def ready(self) -> bool:
-        """Tell whether it has ended, in whatever way."""
-        raise NotImplementedError
-
-    def get(self, *args: Any, **kwargs: Any) -> Any:
-        """Wait for the end, and return what it ended with."""
-        raise NotImplementedError
-
-    @property
-    def children(self) -> list[Any] | None:
-        """What it led to."""
-        raise NotImplementedError
-
-    # Walking
-
-    def iterdeps(self, intermediate: bool = False) -> Iterator[tuple[Any, Any]]:
-        """Yield (parent, result) for this one and all that it led to, nearest first.
-
-        Raises `IncompleteStream` at one that is not ready, unless `intermediate` is on.
-        """
-        found: list[tuple[Any, Any]] = [(None, self)]
-        links: Links = {}
-        for parent, node in found:
-            yield parent, node
-            if node.ready():
-                found.extend((node, child) for child in node._led_to(links) or ())
-            elif not intermediate:
-                raise IncompleteStream(f"{node} is not ready")
-
-    def collect(self, intermediate: bool = False, **kwargs: Any) -> Iterator[tuple[Any, Any]]:
-        """Yield (result, value) for this one and all that it led to, waiting for each."""
-        for _, node in self.iterdeps(intermediate=intermediate):
-            yield node, node.get(**kwargs)
-
-    def get_leaf(self) -> Any:
-        """Return the value of the last that this one led to."""
-        value = None
-        for _, node in self.iterdeps():
-            value = node.get()
-        return value
-
-    def build_graph(self, intermediate: bool = False) -> dict[Any, list[Any]]:
-        """Return what led to what: this result and all that it led to, each with those
-        that it led to itself. Raises `IncompleteStream` as `iterdeps()` does."""
-        graph: dict[Any, list[Any]] = {}
-        for parent, node in self.iterdeps(intermediate=intermediate):
-            graph.setdefault(node, [])
-            if parent is not None:
-                graph[parent].append(node)
-        return graph
-
-    @property
-    def graph(self) -> dict[Any, list[Any]]:
-        """What led to what; see `build_graph()`."""
-        return self.build_graph()
-
-    def _led_to(self, links: Links) -> list[Any] | None:
-        """Return the children; `links` keeps what was read of workflows on the way."""
-        return self.children
-
-    def _line(self) -> list[Any]:
-        """Return this result and those that came before it, the nearest first. (Not by
-        recursion: a chain may have ten thousand steps.)"""
-        line: list[Any] = [self]
-        while (before := line[-1].parent) is not None:
-            line.append(before)
-        return line
-
-
-Links: TypeAlias = dict[str, dict[str, list[str]]]  # workflow: source: ids linked to it
 
 
 class AsyncResult(ResultBase, Generic[R]):
@@ -686,226 +601,6 @@ class AsyncResult(ResultBase, Generic[R]):
         )
 
 
-class EagerResult(AsyncResult[R]):
-    """The result of a call that was run in place: it is ready."""
-
-    def __init__(
-        self,
-        id: str,
-        ret_value: Any,
-        state: str,
-        traceback: str | None = None,
-        name: str | None = None,
-        *,
-        parent: ResultBase | None = None,
-        children: list[Any] | None = None,
-    ) -> None:
-        super().__init__(id, task_name=name, parent=parent)
-        self._value = ret_value
-        self._state = state
-        self._traceback = traceback
-        self._made = children
-        self._ran = False  # as a step of a workflow
-
-    def get(
-        self,
-        timeout: float | None = None,
-        propagate: bool = True,
-        interval: float = 0.5,
-        no_ack: bool = True,
-        follow_parents: bool = True,
-        callback: Callable[[str, Any], Any] | None = None,
-        on_message: Callable[..., Any] | None = None,
-        on_interval: Callable[[], Any] | None = None,
-        disable_sync_subtasks: bool = True,
-    ) -> R:
-        """Return the value, or raise what the task raised."""
-        if disable_sync_subtasks:
-            assert_will_not_block()
-        if follow_parents and propagate:
-            self._raise_for_parents()
-        return self._outcome(propagate, callback)
-
-    wait = get
-
-    async def aget(
-        self,
-        timeout: float | None = None,  # noqa: ASYNC109
-        *,
-        propagate: bool = True,
-        follow_parents: bool = True,
-    ) -> R:
-        """Return the value, or raise what the task raised."""
-        if follow_parents and propagate:
-            self._raise_for_parents()
-        return self._outcome(propagate, None)
-
-    def then(
-        self,
-        callback: Callable[[Any], Any],
-        on_error: Callable[[Any], Any] | None = None,
-        weak: bool = False,
-    ) -> AsyncResult[R]:
-        """Call `callback(result)`, or `on_error(result)` if the task failed."""
-        self._waiting.append((callback, on_error))
-        self._fire()
-        return self
-
-    def ready(self) -> bool:
-        return True
-
-    def exists(self) -> bool:
-        return True
-
-    def forget(self) -> None:
-        """Do nothing: nothing is stored."""
-
-    def revoke(
-        self,
-        connection: Any = None,
-        terminate: bool = False,
-        signal: Any = None,
-        wait: bool = False,
-        timeout: float | None = None,
-    ) -> RevokeAnswer:
-        """Show the call as revoked, as Celery does, although it was over."""
-        self._state = states.REVOKED
-        self._value = TaskRevokedError("revoked")
-        return "settled"
-
-    @property
-    def state(self) -> str:
-        return self._state
-
-    status = state
-
-    @property
-    def result(self) -> Any:
-        return self._value
-
-    info = result
-
-    @property
-    def traceback(self) -> str | None:
-        return self._traceback
-
-    @property
-    def detail(self) -> str:
-        return next((d for d, name in _STATES.items() if name == self._state), "unknown")
-
-    @property
-    def children(self) -> list[Any] | None:
-        """What the task called and what followed it, in place as well; None if nothing."""
-        return self._made
-
-    def _led_to(self, links: Links) -> list[Any] | None:
-        return self._made
-
-    @property
-    def attempts(self) -> list[PastAttempt]:
-        return []
-
-    def maybe_throw(
-        self, propagate: bool = True, callback: Callable[[str, Any], Any] | None = None
-    ) -> Any:
-        return self._outcome(propagate, callback)
-
-    maybe_reraise = maybe_throw
-
-    @property
-    def _is_known(self) -> bool:
-        return True
-
-    def _failed_by_itself(self) -> bool:
-        return self._ran
-
-    def _look(self) -> Record | None:
-        return None  # nothing about it is in the store
-
-    def _dropped(self) -> list[str]:
-        return []
-
-    def _outcome(self, propagate: bool, callback: Callable[[str, Any], Any] | None) -> R:
-        failed = self._state in states.PROPAGATE_STATES
-        if failed and propagate and isinstance(self._value, BaseException):
-            raise self._value
-        if callback is not None:
-            callback(self.id, self._value)
-        return self._value  # type: ignore[no-any-return]
-
-    def __reduce__(self) -> Any:
-        if self.parent is None:
-            return EagerResult, self._fields()
-        return in_line, ([node._alone() for node in self._line()],)
-
-    def _fields(self) -> tuple[Any, ...]:
-        return self.id, self._value, self._state, self._traceback, self._name
-
-    def _alone(self) -> AsyncResult[R]:
-        return EagerResult(*self._fields())
-
-    def __copy__(self) -> AsyncResult[R]:
-        return EagerResult(*self._fields(), parent=self.parent, children=self._made)
-
-    def __repr__(self) -> str:
-        return f"<EagerResult: {self.id}>"
-
-
-# Waiting inside a task
-
-
-@contextmanager
-def allow_join_result() -> Iterator[None]:
-    """Let `get()` wait inside a task while this context is open."""
-    token = _joins_allowed.set(True)
-    try:
-        yield
-    finally:
-        _joins_allowed.reset(token)
-
-
-@contextmanager
-def denied_join_result() -> Iterator[None]:
-    """Take an outer `allow_join_result` back while this context is open."""
-    token = _joins_allowed.set(False)
-    try:
-        yield
-    finally:
-        _joins_allowed.reset(token)
-
-
-def assert_will_not_block() -> None:
-    """Raise `RuntimeError` if a task runs here and has not allowed itself to wait."""
-    running = context.current()
-    if running is None or running.called_directly or _joins_allowed.get():
-        return
-    raise RuntimeError(
-        "result.get() inside a task can leave every process waiting for the others: "
-        "link the tasks instead, or open `with allow_join_result():` if another worker "
-        "runs them"
-    )
-
-
-# Forms
-
-
-def as_tuple(result: Any) -> Any:
-    """Return a result and those before it in the form of `result_from_tuple`."""
-    form: Any = None
-    for node in reversed(result._line()):
-        members = getattr(node, "results", None)
-        inner = None if members is None else [member.as_tuple() for member in members]
-        form = ((node.id, form), inner)
-    return form
-
-
-def in_line(nodes: Sequence[Any]) -> Any:
-    """Make each of these results the one after the next, and return the first."""
-    for node, before in pairwise(nodes):
-        node.parent = before
-    return nodes[0]
-
-
 def read_value(data: bytes, serializer: str, accept: Collection[str] | None) -> Any:
     """Return the value in serialised bytes. None has one form for all serializers: it
     stands for a value that was not kept."""
@@ -923,6 +618,11 @@ def signal_name(given: Any) -> str:
         return signals.Signals[name if name.startswith("SIG") else f"SIG{name}"].name
     except (KeyError, ValueError):
         raise ValueError(f"there is no signal {given!r} on this platform") from None
+
+
+def detail_of(state: str) -> str:
+    """Return the first detail that is shown as this state; "unknown" of one of a task's own."""
+    return next((detail for detail, name in _STATES.items() if name == state), "unknown")
 
 
 def _links(edges: Iterable[Edge]) -> dict[str, list[str]]:
