@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, overload
 
 from liteq import context, serializers
 from liteq.calls import too_large
 from liteq.ids import new_id, new_ids
-from liteq.message import Message
+from liteq.message import Alike, Message
 from liteq.options import UNIQUE_OPTIONS
 from liteq.result import AsyncResult, ResultSet
 from liteq.signatures import Signature
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["BATCH", "BulkResult", "send_calls", "send_signatures"]
 
 R = TypeVar("R")
+Alone: TypeAlias = Callable[[], Any]  # sends a call by itself, and returns its result
 
 BATCH: Final = 1_000  # messages of one transaction: about 10 ms of SQLite's write lock
 _OF_ONE: Final = ("task_id", "link", "link_error")
@@ -106,45 +108,52 @@ def send_calls(
 def send_signatures(sender: Sender, sigs: Iterable[Signature[Any]]) -> BulkResult[Any]:
     """Send many signatures; see `Liteq.enqueue_many`."""
     made = BulkResult[Any](sender.app)
-    _send(made, _messages_of(sender, sigs), sender, {})
+    _send(made, _batches(_messages_of(sender, sigs)), sender, {})
     return made
 
 
 def _send(
     made: BulkResult[Any],
-    produced: Iterator[Message | Callable[[], Any]],
+    steps: Iterable[Sequence[Message] | Alone],
     sender: Sender,
     options: Mapping[str, Any],
 ) -> None:
-    """Store messages in batches, and make the calls that travel alone, in their order."""
-    batch: list[Message] = []
-
-    def flush() -> None:
-        if batch:
-            stands = sender.send(batch, (), options)
-            items: list[Any] = [message[0] for message in batch]
+    """Store batches of messages, and make the calls that travel alone, in their order."""
+    try:
+        for step in steps:
+            if callable(step):
+                result = step()
+                made.add([getattr(result, "name", None) or ""], [result])
+                continue
+            stands = sender.send(step, (), options)
+            if isinstance(step, Alike):
+                names, items = [step.first.task] * len(step), step.ids
+            else:
+                names, items = [one.task for one in step], [one.id for one in step]
             if stands:
                 items = [
                     sender.stand_in(one, options, stands) if one.id in stands else one.id
-                    for one in batch
+                    for one in step
                 ]
-            made.add([message[1] for message in batch], items)
-            batch.clear()
-
-    try:
-        for one in produced:
-            if type(one) is Message:
-                batch.append(one)
-                if len(batch) >= BATCH:
-                    flush()
-            else:
-                flush()
-                result = one()  # type: ignore[operator]
-                made.add([getattr(result, "name", None) or ""], [result])
-        flush()
+            made.add(names, items)
     except Exception as exc:
         exc.add_note(f"enqueue_many: the first {len(made)} calls are in the store")
         raise
+
+
+def _batches(produced: Iterable[Message | Alone]) -> Iterator[Sequence[Message] | Alone]:
+    """Put messages together, but for what travels alone."""
+    batch: list[Message] = []
+    for one in produced:
+        if isinstance(one, Message):
+            batch.append(one)
+        if batch and (len(batch) >= BATCH or not isinstance(one, Message)):
+            yield batch
+            batch = []
+        if not isinstance(one, Message):
+            yield one
+    if batch:
+        yield batch
 
 
 def _calls_of(
@@ -152,43 +161,62 @@ def _calls_of(
     task: Task[..., Any],
     calls: Iterable[Sequence[Any] | Mapping[str, Any]],
     options: dict[str, Any],
-) -> Iterator[Message | Callable[[], Any]]:
+) -> Iterable[Sequence[Message] | Alone]:
     rules = sender.rules()
     if rules.always_eager:
-        for call in calls:
-            args, kwargs = _arguments(call)
-            yield partial(sender.call, task, args, kwargs, options)
-        return
+        return (partial(sender.call, task, *_arguments(call), options) for call in calls)
     defaults = sender.defaults(rules, task.name, task)
-    check = task.check_arguments if defaults.checks_arguments else None
     # With a static router, names as they are and no keys, calls differ in id and body alone.
     keyed = defaults.keys is not None or UNIQUE_OPTIONS & {*defaults.own, *options}
-    alike = rules.router.is_static and not task.has_shadow_names() and not keyed
+    if rules.router.is_static and not task.has_shadow_names() and not keyed:
+        return _alike(sender, task, calls, options)
+    return _batches(_each(sender, task, calls, options))
+
+
+def _alike(
+    sender: Sender,
+    task: Task[..., Any],
+    calls: Iterable[Sequence[Any] | Mapping[str, Any]],
+    options: dict[str, Any],
+) -> Iterator[Alike]:
+    rules = sender.rules()
+    defaults = sender.defaults(rules, task.name, task)
+    check = task.check_arguments if defaults.checks_arguments else None
     kind = options.get("serializer") or defaults.template.content_type
-    dumps, limit, new = serializers.dumps_call, rules.max_body_size, tuple.__new__
-    fields: tuple[Any, ...] | None = None
-    ids: list[str] = []
-    more = 16
+    dumps, limit = serializers.dumps_call, rules.max_body_size
+    first: Message | None = None
+    rest = iter(calls)
+    while some := list(islice(rest, BATCH)):
+        bodies: list[bytes] = []
+        for call in some:
+            args, kwargs = _arguments(call)
+            if check is not None:
+                check(args, kwargs)
+            body = dumps(args, kwargs, kind)
+            if len(body) > limit:
+                raise too_large(task.name, body, limit)
+            bodies.append(body)
+        if first is None:
+            args, kwargs = _arguments(some[0])
+            first = sender.message(
+                rules, task.name, task, args, kwargs, options, body=bodies[0]
+            )
+        yield Alike(first, new_ids(len(bodies)), bodies)
+
+
+def _each(
+    sender: Sender,
+    task: Task[..., Any],
+    calls: Iterable[Sequence[Any] | Mapping[str, Any]],
+    options: dict[str, Any],
+) -> Iterator[Message]:
+    rules = sender.rules()
+    checks = sender.defaults(rules, task.name, task).checks_arguments
     for call in calls:
         args, kwargs = _arguments(call)
-        if check is not None:
-            check(args, kwargs)
-        if not alike:
-            yield sender.message(rules, task.name, task, args, kwargs, options)
-            continue
-        body = dumps(args, kwargs, kind)
-        if len(body) > limit:
-            raise too_large(task.name, body, limit)
-        if fields is None:
-            first = sender.message(rules, task.name, task, args, kwargs, options, body=body)
-            fields = first[3:]
-            yield first
-            continue
-        if not ids:
-            ids = new_ids(more)
-            ids.reverse()
-            more = min(2 * more, BATCH)
-        yield new(Message, (ids.pop(), task.name, body, *fields))
+        if checks:
+            task.check_arguments(args, kwargs)
+        yield sender.message(rules, task.name, task, args, kwargs, options)
 
 
 def _arguments(call: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
@@ -203,9 +231,7 @@ def _arguments(call: Any) -> tuple[Sequence[Any], Mapping[str, Any]]:
     )
 
 
-def _messages_of(
-    sender: Sender, sigs: Iterable[Signature[Any]]
-) -> Iterator[Message | Callable[[], Any]]:
+def _messages_of(sender: Sender, sigs: Iterable[Signature[Any]]) -> Iterator[Message | Alone]:
     rules = sender.rules()
     running = context.current()
     for sig in sigs:

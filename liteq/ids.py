@@ -8,6 +8,7 @@ two processes that share one would give the same names.
 from __future__ import annotations
 
 import os
+import struct
 import time
 
 __all__ = ["made_at", "new_id", "new_ids", "new_token"]
@@ -40,18 +41,20 @@ def new_ids(count: int) -> list[str]:
     """
     milliseconds, nanoseconds = divmod(time.time_ns(), 1_000_000)
     first = milliseconds << 12 | (nanoseconds << 12) // 1_000_000
-    digits = os.urandom(8 * count).hex()
+    tails = _tails(count)
     ids: list[str] = []
     while len(ids) < count:
         at = first + len(ids)
         head, fraction = "%012x" % (at >> 12), at & 0xFFF
-        prefix = f"{head[:8]}-{head[8:]}-7"
+        prefix = f"{head[:8]}-{head[8:]}"
         some = min(count - len(ids), 0x1000 - fraction)
-        start = 16 * len(ids)
+        version = 0x7000 | fraction
+        thirds = (
+            struct.pack(f">{some}H", *range(version, version + some)).hex("-", 2).split("-")
+        )
         ids += [
-            f"{prefix}{fraction + n:03x}-{_VARIANT[digits[i]]}{digits[i + 1 : i + 4]}-"
-            f"{digits[i + 4 : i + 16]}"
-            for n, i in enumerate(range(start, start + 16 * some, 16))
+            f"{prefix}-{third}-{tail[:4]}-{tail[4:]}"
+            for third, tail in zip(thirds, tails[len(ids) :], strict=False)
         ]
     return ids
 
@@ -69,6 +72,14 @@ def made_at(id: str) -> float | None:
 def new_token() -> int:
     """Return a random positive 63-bit lease token (it fits an SQLite integer)."""
     return (int(_random_hex(), 16) >> 1) or 1
+
+
+def _tails(count: int) -> list[str]:
+    """Return the last 16 digits of so many ids: the variant's two bits, and random ones."""
+    noise = int.from_bytes(os.urandom(8 * count), "big")
+    noise &= int.from_bytes(b"\x3f\xff\xff\xff\xff\xff\xff\xff" * count, "big")
+    noise |= int.from_bytes(b"\x80\0\0\0\0\0\0\0" * count, "big")
+    return noise.to_bytes(8 * count, "big").hex("-", 8).split("-")
 
 
 def _random_hex() -> str:

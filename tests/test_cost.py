@@ -161,6 +161,17 @@ def test_what_is_sent_together_is_one_transaction(meter: Meter, broker: Broker) 
     assert many.written <= BATCHES[1] * 700  # measured: 577 bytes each
 
 
+def test_many_calls_of_a_task_share_their_statements(meter: Meter, tmp_path: Path) -> None:
+    add = call_of(tmp_path, "full")
+
+    cost = meter.of(lambda: add.enqueue_many((n, n) for n in range(1_000)))
+
+    # One for 25 of them, BEGIN and COMMIT: what they have in common is bound once for each.
+    assert (cost.commits, cost.syncs) == (1, 1)
+    assert cost.statements <= 1_000 / 25 + 2
+    assert cost.instructions <= 1_000 * 140  # measured: 130
+
+
 def test_a_task_is_settled_and_claimed_with_one_statement(meter: Meter, broker: Broker) -> None:
     few, many = costs_of_steps(meter, broker)
 

@@ -38,7 +38,7 @@ from liteq.brokers.schedules_redis import RedisSchedules
 from liteq.brokers.upkeep_redis import RedisUpkeep
 from liteq.exceptions import BrokerError
 from liteq.limits import Limit, LimitInfo
-from liteq.message import Edge, Message, Workflow
+from liteq.message import Edge, Message, Workflow, pack_all
 from liteq.outcome import Outcome
 
 __all__ = ["RedisBroker"]
@@ -88,7 +88,7 @@ class RedisBroker(RedisRoster, RedisSchedules, RedisRecords, RedisUpkeep):
         self, messages: Sequence[Message], edges: Sequence[Edge], workflow: Workflow | None
     ) -> tuple[str, Sequence[Any]]:
         """Return the script that stores these, and its arguments."""
-        packed = [message.pack() for message in messages]
+        packed = pack_all(messages)
         count_edges(packed, edges)
         limits = self._lengths.among({one[3] for one in packed}) if self._lengths else {}
         if len(packed) == 1 and not limits and not edges and workflow is None:

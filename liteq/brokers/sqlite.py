@@ -28,7 +28,14 @@ from liteq.brokers.base import (
 )
 from liteq.brokers.base_sqlite import PACKED
 from liteq.brokers.connection import fetch_all, fetch_one
-from liteq.brokers.enqueueing import ENQUEUE, accept_repeat, insert, prepare, row_of
+from liteq.brokers.enqueueing import (
+    ENQUEUE,
+    accept_repeat,
+    insert,
+    insert_alike,
+    prepare,
+    row_of,
+)
 from liteq.brokers.following import Following
 from liteq.brokers.limiting import Book, Lines, peek, read_book
 from liteq.brokers.records_sqlite import SqliteRecords
@@ -41,7 +48,7 @@ from liteq.brokers.uniqueness import UNIQUE
 from liteq.brokers.upkeep_sqlite import SqliteUpkeep
 from liteq.exceptions import BrokerError
 from liteq.limits import Limit, LimitInfo
-from liteq.message import PACKED_FIELDS, Edge, Message, Workflow
+from liteq.message import PACKED_FIELDS, Alike, Edge, Message, Workflow, pack_all
 from liteq.outcome import (
     Outcome,
     Released,
@@ -122,7 +129,9 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
         workflow: Workflow | None = None,
     ) -> Mapping[str, str]:
         now = self.clock.now()
-        packed = [message.pack() for message in messages]
+        if isinstance(messages, Alike) and not (edges or workflow or self._lengths):
+            return self._enqueue_alike(messages, now)
+        packed = pack_all(messages)
         limits = self._lengths.among({one[3] for one in packed}) if self._lengths else {}
         row = row_of(packed[0], 0, now) if len(packed) == 1 and not edges else None
         plain = row and workflow is None and row[_STATE] in (QUEUED, SCHEDULED)
@@ -139,6 +148,17 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
             if limits:
                 queueing.keep_lengths(db, limits, batch, new)
             following.follow_all()
+            return following, stands
+
+        following, stands = self._database.write(write, durable=self.durable, limited=True)
+        self._announce(following)
+        return stands
+
+    def _enqueue_alike(self, messages: Alike, now: float) -> Mapping[str, str]:
+        def write(db: apsw.Connection) -> tuple[Following, dict[str, str]]:
+            following, stands = Following(db, now), dict[str, str]()
+            if not insert_alike(following, messages):
+                insert(following, prepare(pack_all(messages), (), now), stands=stands)
             return following, stands
 
         following, stands = self._database.write(write, durable=self.durable, limited=True)
