@@ -87,7 +87,7 @@ class SqliteStore(Broker):
 
     def _announce(self, following: Following, *, but: int | None = None) -> None:
         """Send the wake-ups that a committed transaction owes, to all workers but one."""
-        if following.queued:
+        if following.queued or following.freed:
             self._wake_workers(but=but)
         for address, ids in following.woken.items():
             self._wake(address, ids)

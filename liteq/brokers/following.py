@@ -109,9 +109,9 @@ class End(NamedTuple):
 class Following:
     """What one transaction owes to those that wait, in the store and outside of it.
 
-    `queued` says that messages became claimable, `lined` that some of them are under limits
-    (see `limiting`), `woken` which ids are to be told to
-    which mailboxes: both are acted upon after the commit.
+    `queued` says that messages became claimable, `freed` which of those had waited for
+    others, `lined` that some are under limits (see `limiting`), `woken` which ids are to be
+    told to which mailboxes. They are acted upon after the commit.
     """
 
     def __init__(
@@ -125,6 +125,7 @@ class Following:
         self.db = db
         self.now = now
         self.queued = False
+        self.freed: list[int] = []
         self.lined = False
         self.woken: dict[str, list[str]] = {}
         self._ended: dict[int, End] = {}  # by number, in the order of their ends
@@ -228,7 +229,7 @@ class Following:
                         self._end_upstream(target, _uncalled(end), tells=False)
                 elif fires == "end":
                     self.db.execute(_TURN, (self.now, target))
-                    self.queued = True
+                    self.freed.append(target)
             for gather, arrivals in gathers.items():
                 self._gather(gather, arrivals)
         if self._settled:
@@ -247,7 +248,7 @@ class Following:
         self.db.execute(_INPUT, (target, position, end.id, end.kind, end.value))
         if self.db.changes():
             self.db.execute(_GIVE, (self.now, target))
-            self.queued = True
+            self.freed.append(target)
 
     def _end_upstream(self, target: int, end: End, *, tells: bool) -> None:
         """End what waits as what it waited for has ended."""

@@ -235,6 +235,11 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
                     due = self._next_due(db, open_queues)
             if lines.any or settling.opened:
                 due = self._look_again(lines, settling, due, claimed=limit > 0 and bool(alive))
+            if settling.following.freed:  # what is claimed here already is no news to others
+                claimed = {lease.key for lease in leases}
+                settling.following.freed = [
+                    seq for seq in settling.following.freed if seq not in claimed
+                ]
             early = any(not lease.packed[10] for lease in leases)
             return (
                 settling.following,

@@ -2049,6 +2049,29 @@ def test_a_workers_mailbox_is_woken_by_new_work(broker: Broker) -> None:
     mailbox.close()
 
 
+def test_what_a_worker_makes_claimable_and_claims_wakes_no_other(broker: Broker) -> None:
+    first, second, third = (make(id=name) for name in "abc")
+    one, other = enlist(broker), enlist(broker)
+    broker.enqueue(
+        [first, second, third],
+        [Edge("a", "b", "success", 0), Edge("b", "c", "success", 0)],
+    )
+    [lease] = broker.claim(one, ["default"])
+    broker.claim(other, ["default"])  # and found nothing: it sleeps
+    mailbox = broker.mailbox(other)
+    mailbox.receive()
+
+    step = broker.step(
+        one, settlements=[(lease, Succeeded(b"1"))], queues=["default"], limit=1
+    )
+    assert [lease.id for lease in step.leases] == ["b"]
+    assert mailbox.receive() == set()
+
+    broker.step(one, settlements=[(step.leases[0], Succeeded(b"2"))])  # and claims nothing
+    assert wait_until(lambda: mailbox.wait(0.2)) == {""}
+    mailbox.close()
+
+
 def test_a_mailbox_can_be_waited_for_with_others(broker: Broker) -> None:
     worker = enlist(broker)
     mailbox = broker.mailbox(worker)
