@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from liteq.app import Liteq as Celery
     from liteq.app import Liteq as Liteq
     from liteq.app import shared_task as shared_task
+    from liteq.asyncresult import AsyncResult as AsyncResult
     from liteq.canvas import Graph as Graph
     from liteq.canvas import Signature as Signature
     from liteq.canvas import StampingVisitor as StampingVisitor
@@ -63,18 +64,17 @@ if TYPE_CHECKING:
     from liteq.canvas import xstarmap as xstarmap
     from liteq.current import current_app as current_app
     from liteq.current import current_task as current_task
+    from liteq.joining import allow_join_result as allow_join_result
     from liteq.limits import Concurrency as Concurrency
     from liteq.limits import Rate as Rate
     from liteq.redaction import Secret as Secret
-    from liteq.result import AsyncResult as AsyncResult
-    from liteq.result import allow_join_result as allow_join_result
     from liteq.settingvalues import Queue as Queue
     from liteq.task import AsyncTask as AsyncTask
     from liteq.task import BoundTask as BoundTask
     from liteq.task import Task as Task
 
 _HOMES = {
-    "AsyncResult": "result",
+    "AsyncResult": "asyncresult",
     "AsyncTask": "task",
     "BoundTask": "task",
     "Celery": "app",
@@ -86,7 +86,7 @@ _HOMES = {
     "Secret": "redaction",
     "Signature": "canvas",
     "Task": "task",
-    "allow_join_result": "result",
+    "allow_join_result": "joining",
     "StampingVisitor": "canvas",
     "chain": "canvas",
     "chord": "canvas",

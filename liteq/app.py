@@ -21,9 +21,9 @@ from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar, overload
 
 from liteq import brokers, context, current, names, signals
+from liteq.asyncresult import AsyncResult
 from liteq.builtin import builtin_tasks
 from liteq.callers import outside
-from liteq.canvas import Signature, signature
 from liteq.clock import Clock, system_clock
 from liteq.config import Settings
 from liteq.definition import (
@@ -38,14 +38,10 @@ from liteq.offload import off_loop
 from liteq.options import TASK_WITHOUT_EFFECT, CallOptions, TaskOptions, named
 from liteq.redaction import Redactor, mask_url
 from liteq.registry import TaskRegistry
-from liteq.result import AsyncResult
-from liteq.result import GroupResult as _GroupResult  # these are properties of the app
-from liteq.result import ResultSet as _ResultSet
 from liteq.routes import Router
 from liteq.sending import Sender
 from liteq.task import AsyncTask
 from liteq.task import Task as _Task  # `Task` is a property of the app
-from liteq.workflows import Workflow
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -54,11 +50,15 @@ if TYPE_CHECKING:
 
     from liteq.brokers.base import Broker, QueueInfo
     from liteq.bulk import BulkResult
+    from liteq.canvas import Signature
     from liteq.control import Control
     from liteq.definition import BoundDecorator, Decorator
     from liteq.events import Events
     from liteq.periodic import Schedules
+    from liteq.result import GroupResult as _GroupResult  # these are properties of the app
+    from liteq.result import ResultSet as _ResultSet
     from liteq.signing import Signer
+    from liteq.workflows import Workflow
 
 __all__ = ["Liteq", "shared_task"]
 
@@ -598,6 +598,8 @@ class Liteq:
 
     def signature(self, *args: Any, **kwargs: Any) -> Signature[Any]:
         """Return a signature bound to this app; see `liteq.signature`."""
+        from liteq.canvas import signature  # late: plain calls need none
+
         kwargs["app"] = self
         return signature(*args, **kwargs)
 
@@ -611,12 +613,16 @@ class Liteq:
     @property
     def GroupResult(self) -> type[_GroupResult]:  # noqa: N802 (Celery's name)
         """The class of the results of groups, bound to this app: `restore(id)`."""
-        return self._bound(_GroupResult)
+        from liteq.result import GroupResult  # late: few programs have groups
+
+        return self._bound(GroupResult)
 
     @property
     def ResultSet(self) -> type[_ResultSet]:  # noqa: N802 (Celery's name)
         """The class of several results as one, bound to this app."""
-        return self._bound(_ResultSet)
+        from liteq.result import ResultSet  # late: few programs have groups
+
+        return self._bound(ResultSet)
 
     def _bound(self, kind: type[C]) -> type[C]:
         """Return a class of results that has this app for its own."""
@@ -629,10 +635,14 @@ class Liteq:
     def workflow(self, id: str) -> Workflow:
         """Return the workflow of this id, or to which the call of this id belongs, to look
         at and to steer."""
+        from liteq.workflows import Workflow  # late: few programs look at them
+
         return Workflow(str(id), self)
 
     def workflows(self, limit: int = 50) -> list[Workflow]:
         """Return the workflows in the store, the latest first."""
+        from liteq.workflows import Workflow  # late: few programs look at them
+
         return [Workflow(known.id, self) for known in self.broker.workflows(limit)]
 
     @property

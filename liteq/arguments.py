@@ -7,27 +7,32 @@ it costs a fraction of `inspect.Signature.bind` and gives Python's own messages.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from types import FunctionType, MethodType
+from typing import Any, Final, TypeAlias
 
 __all__ = ["Check", "compile_check"]
 
 Check: TypeAlias = Callable[..., None]
 
+_Parameter: TypeAlias = tuple[str, int, bool]  # its name, its kind, whether it has a default
 
-def compile_check(fun: Callable[..., Any], *, skip_first: bool = False) -> Check | None:
+# The kinds, numbered as in `inspect`, and the flags of code, which are Python's own.
+_POSITIONAL_ONLY, _EITHER, _VAR_POSITIONAL, _KEYWORD_ONLY, _VAR_KEYWORD = range(5)
+_STARS: Final = {_VAR_POSITIONAL: "*", _VAR_KEYWORD: "**"}
+_TAKES_ARGS: Final = 0x04
+_TAKES_KWARGS: Final = 0x08
+
+
+def compile_check(fun: Callable[..., Any]) -> Check | None:
     """Return a function that takes what `fun` takes, and raises `TypeError` otherwise.
 
-    `skip_first` leaves out a leading `self`. None if the signature cannot be known (some
-    functions written in C).
+    None if the signature cannot be known (some functions written in C).
     """
-    import inspect  # late: 6 ms, needed at a task's first call only
-
-    try:
-        parameters = list(inspect.signature(fun).parameters.values())
-    except (ValueError, TypeError):
+    parameters = _of_code(fun)
+    if parameters is None:
+        parameters = _of_signature(fun)
+    if parameters is None:
         return None
-    if skip_first and parameters and parameters[0].kind is not inspect.Parameter.VAR_POSITIONAL:
-        parameters = parameters[1:]
     scope: dict[str, Any] = {}
     source = f"def check({_head(parameters)}): pass"
     exec(compile(source, "<liteq argument check>", "exec"), scope)
@@ -36,20 +41,54 @@ def compile_check(fun: Callable[..., Any], *, skip_first: bool = False) -> Check
     return check  # type: ignore[no-any-return]
 
 
-def _head(parameters: list[Any]) -> str:
+def _of_code(fun: Callable[..., Any]) -> list[_Parameter] | None:
+    """Return the parameters of a plain function or method; None if `inspect` is to be asked,
+    which takes longer to import than a first call takes to be sent."""
+    plain = fun.__func__ if isinstance(fun, MethodType) else fun
+    # What has attributes may have a signature that is not its own (`__wrapped__`).
+    if type(plain) is not FunctionType or plain.__dict__:
+        return None
+    code = plain.__code__
+    by_position, only = code.co_argcount, code.co_posonlyargcount
+    without = by_position - len(plain.__defaults__ or ())
+    names = iter(code.co_varnames)
+    found = [
+        (next(names), _POSITIONAL_ONLY if at < only else _EITHER, at >= without)
+        for at in range(by_position)
+    ]
+    defaults = plain.__kwdefaults__ or {}
+    keywords = [next(names) for _ in range(code.co_kwonlyargcount)]
+    if code.co_flags & _TAKES_ARGS:
+        found.append((next(names), _VAR_POSITIONAL, False))
+    found += [(name, _KEYWORD_ONLY, name in defaults) for name in keywords]
+    if code.co_flags & _TAKES_KWARGS:
+        found.append((next(names), _VAR_KEYWORD, False))
+    if plain is fun:
+        return found
+    return found[1:] if by_position else None  # `self` is one of its *args, or an error
+
+
+def _of_signature(fun: Callable[..., Any]) -> list[_Parameter] | None:
+    import inspect  # late: 6 ms, for functions that are more than that
+
+    try:
+        parameters = inspect.signature(fun).parameters.values()
+    except (ValueError, TypeError):
+        return None
+    return [(p.name, int(p.kind), p.default is not p.empty) for p in parameters]
+
+
+def _head(parameters: list[_Parameter]) -> str:
     """Return the parameters as source, with None for every default."""
     head: list[str] = []
     last = None
-    for parameter in parameters:
-        kind = parameter.kind
-        if last is not None and last is parameter.POSITIONAL_ONLY and kind is not last:
+    for name, kind, has_default in parameters:
+        if last == _POSITIONAL_ONLY and kind != last:
             head.append("/")
-        if kind is parameter.KEYWORD_ONLY and last not in (kind, parameter.VAR_POSITIONAL):
+        if kind == _KEYWORD_ONLY and last not in (kind, _VAR_POSITIONAL):
             head.append("*")
-        star = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(kind, "")
-        default = "" if parameter.default is parameter.empty else "=None"
-        head.append(f"{star}{parameter.name}{default}")
+        head.append(f"{_STARS.get(kind, '')}{name}{'=None' if has_default else ''}")
         last = kind
-    if last is not None and last is parameters[-1].POSITIONAL_ONLY:
+    if last == _POSITIONAL_ONLY:
         head.append("/")
     return ", ".join(head)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from liteq.definition import make_class
-from liteq.signatures import maybe_signature
 from liteq.task import Task
 
 if TYPE_CHECKING:
@@ -43,6 +42,8 @@ def builtin_tasks(app: Liteq) -> list[Task[..., Any]]:
 def _map(app: Liteq) -> Callable[..., list[Any]]:
     def map(task: Any, it: Iterable[Any]) -> list[Any]:
         """Run a task with each item, and return the values."""
+        from liteq.canvas import maybe_signature  # late: few workers run it
+
         run = maybe_signature(task, app=app).type
         return [run(item) for item in it]
 
@@ -52,6 +53,8 @@ def _map(app: Liteq) -> Callable[..., list[Any]]:
 def _starmap(app: Liteq) -> Callable[..., list[Any]]:
     def starmap(task: Any, it: Iterable[Iterable[Any]]) -> list[Any]:
         """Run a task with each tuple of arguments, and return the values."""
+        from liteq.canvas import maybe_signature  # late: few workers run it
+
         run = maybe_signature(task, app=app).type
         return [run(*args) for args in it]
 

@@ -15,8 +15,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from liteq import context, serializers, signals
+from liteq.asyncresult import AsyncResult
 from liteq.calls import Defaults, checked_id, lifetime, merge, too_large, with_options
-from liteq.composing import Composed, compose, compose_call
 from liteq.exceptions import AlwaysEagerIgnored, BrokerUnavailable
 from liteq.ids import new_id
 from liteq.limits import Keys
@@ -24,7 +24,6 @@ from liteq.message import Edge, Message, Workflow
 from liteq.offload import off_loop
 from liteq.options import UNIQUE_OPTIONS, WITHOUT_EFFECT, checked_limits, checked_priority
 from liteq.redaction import Redactor
-from liteq.result import AsyncResult, EagerResult
 from liteq.routes import Router
 from liteq.states import IGNORED
 
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
     from liteq.app import Liteq
     from liteq.bulk import BulkResult
     from liteq.canvas import Graph, Signature
+    from liteq.composing import Composed
+    from liteq.eagerresult import EagerResult
     from liteq.signing import Signer
     from liteq.task import Task
 
@@ -185,6 +186,8 @@ class Sender:
     ) -> Composed:
         """Return the messages and edges of a signature, of whatever kind; see
         `liteq.composing.compose`. Nothing is sent."""
+        from liteq.composing import compose  # late: plain calls need none of it
+
         args, kwargs = _arguments(args, kwargs)
         return compose(self, sig, args, kwargs, options or {}, take_over=take_over)
 
@@ -410,6 +413,8 @@ class Sender:
         return [message], []
 
     def _with_links(self, message: Message, options: Options) -> _Graph:
+        from liteq.composing import compose_call  # late: few calls have links
+
         return compose_call(self, message, options.get("link"), options.get("link_error"))
 
     def _add_to_trail(
@@ -437,6 +442,8 @@ class Sender:
         """Return the result of a call that was not stored, since another has its key: that
         of the other, or one that is over and says so."""
         if message.on_conflict == "skip":
+            from liteq.eagerresult import EagerResult  # late: rare
+
             result: Any = EagerResult(message.id, None, IGNORED, name=message.task)
         else:
             kind: Any = options.get("result_cls") or AsyncResult

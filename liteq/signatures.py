@@ -11,6 +11,7 @@ given later win. These rules are Celery's. Workflows are signatures too, of the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from liteq.current import get_current_app
@@ -101,11 +102,21 @@ class Signature(dict[str, Any], Generic[R]):
         return enter
 
     @classmethod
+    def _kind(cls, name: str) -> Any:
+        """Return the class for a type name, or None. They are those of `liteq.canvas`, which
+        need not be here yet: a signature may have come out of a pickle."""
+        if "chain" not in cls.TYPES:
+            import_module("liteq.canvas")  # this door opens upwards
+        return cls.TYPES.get(name)
+
+    @classmethod
     def from_dict(cls, d: Mapping[str, Any], app: Liteq | None = None) -> Signature[Any]:
         """Return the signature that a dictionary describes."""
-        kind = cls.TYPES.get(d.get("subtask_type") or "")
+        name = d.get("subtask_type")
+        kind = cls._kind(name) if name else None
         if kind is not None and not issubclass(cls, kind):
-            return kind.from_dict(d, app=app)
+            other: Signature[Any] = kind.from_dict(d, app=app)
+            return other
         made = cls.__new__(cls)
         Signature.__init__(made, full(d), app=app)
         return made
@@ -350,7 +361,7 @@ class Signature(dict[str, Any], Generic[R]):
 
     def __or__(self, other: Signature[T]) -> chain[T]:  # type: ignore[override]
         """Return a chain of this and another: that gets the result of this."""
-        joined: chain[T] = Signature.TYPES["chain"](self, joinable(self, other))  # type: ignore[assignment]
+        joined: chain[T] = self._kind("chain")(self, joinable(self, other))
         return joined
 
     def __ror__(self, other: Any) -> Any:

@@ -21,8 +21,8 @@ from typing import (
 
 from liteq import context, serializers, signals
 from liteq.arguments import Check, compile_check
+from liteq.asyncresult import PROGRESS, AsyncResult
 from liteq.calls import Defaults, with_options
-from liteq.canvas import Signature, chunks, xmap, xstarmap
 from liteq.context import Context
 from liteq.current import current_app, get_current_app
 from liteq.exceptions import ImproperlyConfigured, MaxRetriesExceededError, Retry
@@ -31,8 +31,6 @@ from liteq.local import Proxy
 from liteq.message import PACKED_FIELDS, Message
 from liteq.offload import off_loop
 from liteq.options import CallOptions, RetryOptions, named
-from liteq.replacing import addition, joined, replacement
-from liteq.result import PROGRESS, AsyncResult, EagerResult
 from liteq.states import SUCCESS
 
 if TYPE_CHECKING:
@@ -40,6 +38,8 @@ if TYPE_CHECKING:
 
     from liteq.app import Liteq
     from liteq.bulk import BulkResult
+    from liteq.canvas import Signature, chunks, xmap, xstarmap
+    from liteq.eagerresult import EagerResult
 
 __all__ = ["AsyncTask", "BoundTask", "Task", "is_coroutine_function"]
 
@@ -287,11 +287,11 @@ class Task(Generic[P, R]):
 
     def s(self, *args: Any, **kwargs: Any) -> Signature[R]:
         """Return a signature: this call, perhaps with some arguments still to come."""
-        return Signature(self, args, kwargs, app=self.app)
+        return _signature(self, args, kwargs)
 
     def si(self, *args: P.args, **kwargs: P.kwargs) -> Signature[R]:
         """Return an immutable signature: it takes no result of what it is linked to."""
-        return Signature(self, args, kwargs, immutable=True, app=self.app)
+        return _signature(self, args, kwargs, immutable=True)
 
     def signature(
         self,
@@ -302,21 +302,27 @@ class Task(Generic[P, R]):
         **more: Any,
     ) -> Signature[R]:
         """Return a signature of this task with these arguments and options."""
-        return Signature(self, args, kwargs, options, immutable=immutable, app=self.app, **more)
+        return _signature(self, args, kwargs, options, immutable=immutable, **more)
 
     subtask = signature
 
     def map(self, it: Iterable[Any]) -> xmap[R]:
         """Return a signature of one call that runs this task with each item in turn."""
+        from liteq.canvas import xmap  # late, as in _signature()
+
         return xmap(self, it, app=self.app)
 
     def starmap(self, it: Iterable[Iterable[Any]]) -> xstarmap[R]:
         """Return a signature of one call that runs this task with each tuple of arguments
         in turn."""
+        from liteq.canvas import xstarmap  # late, as in _signature()
+
         return xstarmap(self, it, app=self.app)
 
     def chunks(self, it: Iterable[Iterable[Any]], n: int) -> chunks[R]:
         """Return a signature of many calls, `n` of them to a `starmap`."""
+        from liteq.canvas import chunks  # late, as in _signature()
+
         return chunks(self, it, n, app=self.app)
 
     def signature_from_request(
@@ -344,7 +350,7 @@ class Task(Generic[P, R]):
         if queue is not None:
             merged["queue"] = queue
         merged.update(options)
-        return Signature(self, args, kwargs, merged, app=self.app)
+        return _signature(self, args, kwargs, merged)
 
     def redacted(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, str]:
         """Return the arguments of a call as texts to be shown (Celery's `argsrepr` and
@@ -433,6 +439,9 @@ class Task(Generic[P, R]):
         swallows it; `TypeError` for what is no signature, and `ImproperlyConfigured` for
         an empty workflow or a signature that belongs to a chord already.
         """
+        from liteq.canvas import Signature  # late, as in _signature()
+        from liteq.replacing import replacement
+
         request = self.request
         message = request.message
         if message is None:
@@ -463,6 +472,8 @@ class Task(Generic[P, R]):
                 "add_to_chord() sends the call when this one has succeeded, so it cannot be "
                 "lazy: leave that out"
             )
+        from liteq.replacing import addition, joined  # late: few tasks do it
+
         added, result = addition(self.app.sender, sig, message)
         request.added = added if request.added is None else joined(request.added, added)
         return result
@@ -765,6 +776,18 @@ def _task_named(name: str) -> Any:
 
 def _inherited(cls: type, name: str) -> Any:
     return next((b.__dict__[name] for b in cls.__mro__[1:] if name in b.__dict__), None)
+
+
+def _signature(
+    task: Task[Any, R],
+    args: Iterable[Any] | None,
+    kwargs: Mapping[str, Any] | None,
+    options: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> Signature[R]:
+    from liteq.canvas import Signature  # late: a fifth of what a sender of plain calls loads
+
+    return Signature(task, args, kwargs, options, app=task.app, **more)
 
 
 def is_coroutine_function(fun: Callable[..., Any]) -> bool:

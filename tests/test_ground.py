@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from liteq import clock, exceptions, failure, outcome, parts, states
+from liteq.arguments import compile_check
 from liteq.exceptions import DecodeError, LiteqError, TaskFailed
 from liteq.ids import new_id, new_token
 from liteq.message import PACKED_FIELDS, VERSION, Edge, Graph, Message
@@ -649,3 +652,53 @@ def test_states_compare_by_precedence_not_by_spelling() -> None:
 def test_a_state_is_either_ready_or_not() -> None:
     assert not states.READY_STATES & states.UNREADY_STATES
     assert states.PROPAGATE_STATES <= states.READY_STATES
+
+
+# Arguments
+
+
+class _Methods:
+    def none(self): ...  # type: ignore[no-untyped-def]
+    def some(self, a, /, b, c=1, *rest, d, e=2, **more): ...  # type: ignore[no-untyped-def]
+    def all(*args): ...  # type: ignore[no-untyped-def]
+    def __call__(self, x): ...  # type: ignore[no-untyped-def]
+
+
+@functools.wraps(_Methods().some)
+def _wrapper(*args: Any, **kwargs: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "fun",
+    [
+        lambda: None,
+        lambda a: None,
+        lambda a, b=1: None,
+        lambda a, /: None,
+        lambda a=1, /, b=2: None,
+        lambda a, /, *, b: None,
+        lambda *args, a=1, b: None,
+        lambda a, *args, b=1, c, **kwargs: None,
+        lambda **kwargs: None,
+        _Methods().none,
+        _Methods().some,
+        _Methods().all,
+        _Methods(),
+        _Methods.some,
+        functools.partial(_Methods().some, 1),
+        _wrapper,
+    ],
+)
+def test_a_check_of_arguments_takes_what_the_function_takes(fun: Any) -> None:
+    check = compile_check(fun)
+    assert check is not None
+
+    def shape(of: Any) -> list[tuple[str, int, bool]]:
+        found = inspect.signature(of).parameters.values()
+        return [(p.name, int(p.kind), p.default is not p.empty) for p in found]
+
+    assert shape(check) == shape(fun)
+
+
+def test_a_function_without_a_signature_has_no_check() -> None:
+    assert compile_check(types.MethodType(lambda: None, 1)) is None

@@ -3,11 +3,14 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from api import app_in_memory, record
+from world import uncovered
 
 from liteq import Liteq, Signature, maybe_signature, signature, subtask
 
@@ -40,6 +43,23 @@ def test_a_signature_is_a_dictionary_with_six_keys(add: Any) -> None:
         "subtask_type": None,
         "immutable": False,
     }
+
+
+def test_a_pickled_workflow_is_one_where_no_workflow_was_made_before(add: Any) -> None:
+    pickled = pickle.dumps((add.s(1) | add.s(2), add.s(3)))
+    code = (
+        "import pickle; from liteq import Liteq; app = Liteq('there')\n"
+        f"chain, call = pickle.loads({pickled!r})\n"
+        "print(type(chain).__name__, type(call).__name__, type(call | call).__name__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=uncovered(),
+    )
+    assert done.stdout.split() == ["chain", "Signature", "chain"]
 
 
 def test_a_signature_survives_json(add: Any) -> None:

@@ -2061,9 +2061,7 @@ def test_what_a_worker_makes_claimable_and_claims_wakes_no_other(broker: Broker)
     mailbox = broker.mailbox(other)
     mailbox.receive()
 
-    step = broker.step(
-        one, settlements=[(lease, Succeeded(b"1"))], queues=["default"], limit=1
-    )
+    step = broker.step(one, settlements=[(lease, Succeeded(b"1"))], queues=["default"], limit=1)
     assert [lease.id for lease in step.leases] == ["b"]
     assert mailbox.receive() == set()
 
