@@ -7,7 +7,6 @@ It puts the parts together; sending is `liteq.sending`, making tasks `liteq.defi
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import threading
@@ -68,10 +67,6 @@ T = TypeVar("T", bound=_Task[..., Any])
 C = TypeVar("C")
 
 _DISABLED = ("disabled", "disabled://")
-
-# What liteq logs is for those who set logging up: without this, the errors of tasks would
-# be written to the standard error of a program that handles them.
-logging.getLogger("liteq").addHandler(logging.NullHandler())
 
 
 class _Settings(Settings):

@@ -9,7 +9,6 @@ What ends stays here until the store has taken it, and is offered again if it co
 
 from __future__ import annotations
 
-import logging
 import signal
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from liteq import failure, signals
 from liteq.brokers.base import Lease, Note, Step
 from liteq.exceptions import TimeLimitExceeded
+from liteq.loggers import get_logger
 from liteq.notices import Notices
 from liteq.outcome import Failed, Lost, Outcome, Released, Revoked, Succeeded
 from liteq.pool import Done, Event, Job, LostJob, Pool, Reported, Returned
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Attempts", "Settlements"]
 
-logger = logging.getLogger("liteq.worker")
+logger = get_logger("liteq.worker")
 
 Settlements = list[tuple[Lease, Outcome]]
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-import logging
 import os
 import selectors
 import signal
@@ -38,6 +37,7 @@ from liteq.exceptions import (
 )
 from liteq.garbage import Collector
 from liteq.ids import new_token
+from liteq.loggers import get_logger
 from liteq.schedules import schedule
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ __all__ = [
     "Service",
 ]
 
-logger = logging.getLogger("liteq.beat")
+logger = get_logger("liteq.beat")
 
 EXIT_STORE: Final = 6  # the store is gone or damaged
 EXIT_SCHEMA: Final = 8  # another liteq has made it too new for this one

@@ -21,13 +21,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from liteq.beat import Service
+from liteq.loggers import get_logger
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
 
 __all__ = ["Companion"]
 
-logger = logging.getLogger("liteq.beat")
+logger = get_logger("liteq.beat")
 
 _SHORTEST_PAUSE: Final = 1.0  # seconds before a beat that ended is started again
 _LONGEST_PAUSE: Final = 60.0

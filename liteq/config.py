@@ -16,7 +16,6 @@ A name that is not in the table is kept, with a `ConfigWarning` that suggests th
 
 from __future__ import annotations
 
-import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
@@ -32,8 +31,6 @@ from liteq.settingsources import environment, from_object, imported, project_opt
 from liteq.settingvalues import Unfit
 
 __all__ = ["Settings"]
-
-logger = logging.getLogger("liteq.config")
 
 _NOT_SETTINGS: Final = frozenset({"app"})  # in [tool.liteq] for the command line alone
 _CODE: Final = "code"
@@ -336,7 +333,7 @@ class Settings(MutableMapping[str, Any]):
                 self._say(_remarks(layer, layer, self._warned), source)
             for name in layer:
                 if source.startswith("environment") and sources.get(name) == _CODE:
-                    logger.info("%s from the %s overrides the value set in code", name, source)
+                    _log_override(name, source)
                 sources[name] = source
             values.update(layer)
         self._forget()
@@ -421,6 +418,13 @@ def _remarks(names: Iterable[str], values: Mapping[str, Any], warned: set[str]) 
 def _suggestion(name: str) -> str:
     close = close_name(name)
     return f": did you mean {close!r}?" if close else ""
+
+
+def _log_override(name: str, source: str) -> None:
+    from liteq.loggers import get_logger  # late: few environments say something
+
+    logger = get_logger("liteq.config")
+    logger.info("%s from the %s overrides the value set in code", name, source)
 
 
 def _fresh(default: Any) -> Any:

@@ -13,7 +13,6 @@ said ends as soon as all have answered, and who has not is named, with the reaso
 
 from __future__ import annotations
 
-import logging
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,6 +34,7 @@ from liteq.commands import (
 from liteq.exceptions import ImproperlyConfigured
 from liteq.ids import new_id
 from liteq.limits import Limit, rate_limit_of
+from liteq.loggers import get_logger
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -50,7 +50,7 @@ __all__ = [
     "inspect_command",
 ]
 
-logger = logging.getLogger("liteq.control")
+logger = get_logger("liteq.control")
 
 _TIMEOUT: Final = 1.0
 

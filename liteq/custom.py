@@ -9,7 +9,6 @@ take turns by the store's lease, so only one of them ticks at a time.
 from __future__ import annotations
 
 import heapq
-import logging
 import os
 import socket
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from liteq.entries import BeatLazyFunc
 from liteq.exceptions import ImproperlyConfigured, ScheduleError
 from liteq.ids import new_token
+from liteq.loggers import get_logger
 from liteq.schedules import maybe_schedule, schedstate
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Custom", "PersistentScheduler", "ScheduleEntry", "Scheduler", "find_scheduler"]
 
-logger = logging.getLogger("liteq.beat")
+logger = get_logger("liteq.beat")
 
 _LEASE: Final = 3.0  # seconds that a beat which ticks may be silent before another does
 _RENEW: Final = 1.0

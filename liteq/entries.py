@@ -7,7 +7,6 @@ ties it to the beats of the app that declares it: such an entry is `local`.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +23,7 @@ from liteq.exceptions import (
     NotRegistered,
     ScheduleError,
 )
+from liteq.loggers import get_logger
 from liteq.redaction import default
 from liteq.schedules import Timetable, crontab, from_spec, maybe_schedule, schedule, solar
 from liteq.task import Task
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ENTRY_KEYS", "BeatLazyFunc", "CatchUp", "Decision", "Entry", "Overlap"]
 
-logger = logging.getLogger("liteq.beat")
+logger = get_logger("liteq.beat")
 
 CatchUp: TypeAlias = Literal["one", "skip", "all"]
 Overlap: TypeAlias = Literal["allow", "skip", "queue"]

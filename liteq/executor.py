@@ -43,6 +43,7 @@ from liteq.exceptions import (
     Retry,
     TaskPredicate,
 )
+from liteq.loggers import get_logger
 from liteq.message import MAX_ENVELOPE, VERSION, Message, Packed
 from liteq.outcome import Failed, Ignored, Outcome, Retried, Revoked, Succeeded
 from liteq.plan import Plan, TaskLike, is_async
@@ -70,7 +71,7 @@ __all__ = [
     "TaskLike",
 ]
 
-logger = logging.getLogger("liteq.executor")
+logger = get_logger("liteq.executor")
 
 _new: Final = tuple.__new__  # a third of what Succeeded(...) costs, for each task
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import sys
-import traceback as tracebacks
 from collections.abc import Collection
 from types import ModuleType
 from typing import Any, Final
@@ -37,6 +36,8 @@ def describe(
     """
     kind = type(exc)
     if traceback is None:
+        import traceback as tracebacks  # late: a reader of results describes no errors
+
         traceback = "".join(tracebacks.format_exception(exc)) if exc.__traceback__ else ""
     record: dict[str, Any] = {
         "type": kind.__qualname__,

@@ -9,7 +9,6 @@ hard time limit can be kept for coroutines only, and by their cooperation.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import selectors
 import signal
@@ -22,6 +21,7 @@ from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import TYPE_CHECKING, Literal
 
+from liteq.loggers import get_logger
 from liteq.poolbase import (
     WAIT_LIMIT,
     Births,
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncioPool", "SoloPool", "ThreadPool"]
 
-log = logging.getLogger("liteq.pool")
+log = get_logger("liteq.pool")
 
 MOST_THREADS = 10_000  # of an asyncio pool: it starts as many as run at once, and may grow
 CANCEL_AGAIN = 1.0  # seconds until a coroutine that swallowed its cancellation gets another

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import IO, Any, Final, Protocol
 
 from liteq.exceptions import ImproperlyConfigured
+from liteq.loggers import get_logger
 from liteq.redaction import mask_url
 
 __all__ = [
@@ -34,8 +35,8 @@ __all__ = [
     "task_logger",
 ]
 
-logger = logging.getLogger("liteq")
-task_logger = logging.getLogger("liteq.task")
+logger = get_logger("liteq")
+task_logger = get_logger("liteq.task")
 
 # What a record may carry through `extra=…`, in the order in which JSON shows it.
 EXTRA: Final = (

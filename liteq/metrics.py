@@ -8,7 +8,6 @@ somebody asks. The number of label values is bounded: what exceeds it goes by "o
 
 from __future__ import annotations
 
-import logging
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from liteq.brokers.base import Lease
 from liteq.brokers.files import DATABASE
 from liteq.exceptions import BrokerError, ImproperlyConfigured
 from liteq.ids import made_at
+from liteq.loggers import get_logger
 from liteq.outcome import (
     Failed,
     Ignored,
@@ -43,7 +43,7 @@ __all__ = [
     "exposition",
 ]
 
-logger = logging.getLogger("liteq.metrics")
+logger = get_logger("liteq.metrics")
 
 BUCKETS: Final = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),

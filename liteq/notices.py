@@ -3,7 +3,6 @@ its parent process knows: no child lived to tell, or none ever saw them."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from liteq.brokers.base import Lease
 from liteq.context import Context
 from liteq.einfo import ExceptionInfo
 from liteq.exceptions import NotRegistered, TimeLimitExceeded, WorkerLostError
+from liteq.loggers import get_logger
 from liteq.plan import TaskLike
 from liteq.serializers import loads_call
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Notices"]
 
-logger = logging.getLogger("liteq.worker")
+logger = get_logger("liteq.worker")
 
 
 class Notices:

@@ -7,7 +7,6 @@ Entries made at run time are left alone. Whatever is written here wakes all beat
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, tzinfo
@@ -17,6 +16,7 @@ from liteq import entries
 from liteq.brokers.base import Schedule
 from liteq.entries import CatchUp, Entry, Overlap
 from liteq.exceptions import DecodeError, ImproperlyConfigured, ScheduleError, ScheduleNotFound
+from liteq.loggers import get_logger
 from liteq.result import AsyncResult
 from liteq.schedules import crontab, maybe_schedule
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PeriodicEntry", "Schedules"]
 
-logger = logging.getLogger("liteq.beat")
+logger = get_logger("liteq.beat")
 
 _OWN_OPTIONS: Final = ("catch_up", "overlap", "relative", "tz")
 

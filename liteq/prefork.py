@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import math
 import os
 import selectors
@@ -42,6 +41,7 @@ from liteq.child import (
     Links,
     child_main,
 )
+from liteq.loggers import get_logger
 from liteq.poolbase import (
     WAIT_LIMIT,
     Births,
@@ -62,7 +62,7 @@ from liteq.poolbase import (
 
 __all__ = ["ProcessPool"]
 
-log = logging.getLogger("liteq.pool")
+log = get_logger("liteq.pool")
 
 HELLO_LIMIT: Final = 10.0  # a fork that gives no sign for so long hangs on some lock
 START_LIMIT: Final = 1.0  # for an idle child to take a job: else it is stopped, or starves

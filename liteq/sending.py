@@ -7,7 +7,6 @@ app's settings, so a plain `delay()` costs little more than its body and its id.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, tzinfo
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
     AnyTask: TypeAlias = Task[..., Any]
 
 __all__ = ["Sender"]
-
-logger = logging.getLogger("liteq.app")
 
 Options: TypeAlias = dict[str, Any]
 Args: TypeAlias = Sequence[Any] | None
@@ -524,7 +521,9 @@ class Sender:
             run = None if task is None else task.run
             message = as_unique(message, merged, run, args, kwargs, now)
         if message.expires_at is not None and message.expires_at < now:
-            logger.warning(
+            from liteq.loggers import get_logger  # late: rare
+
+            get_logger("liteq.app").warning(
                 "Task %s[%s] expired %.3f s before it was sent: it will end revoked",
                 message.task,
                 message.id,

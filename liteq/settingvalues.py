@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta, tzinfo
@@ -254,6 +253,8 @@ def _queue(queue: Any, options: Any) -> Queue:
 
 
 def level(value: Any) -> Any:
+    import logging  # late: for those who set it
+
     known = logging.getLevelNamesMapping()
     if isinstance(value, int) and not isinstance(value, bool):
         return value

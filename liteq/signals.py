@@ -11,7 +11,6 @@ sends. What they raise is logged and goes no further.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, Final, TypeVar, overload
@@ -54,8 +53,6 @@ __all__ = [
 _Receiver = TypeVar("_Receiver", bound=Callable[..., Any])
 
 _VAR_KEYWORDS: Final = 0x08  # the code flag of a function that takes **kwargs (inspect's)
-
-logger = logging.getLogger("liteq.signals")
 
 
 class Connection:
@@ -193,6 +190,9 @@ class Signal:
             try:
                 answer = receiver(signal=self, sender=sender, **named)
             except Exception as exc:  # the user's code: what it raises must stop nothing
+                from liteq.loggers import get_logger  # late: a bug of the user's
+
+                logger = get_logger("liteq.signals")
                 logger.exception("Receiver %r of %s raised", receiver, self.name)
                 answer = exc
             answers.append((receiver, answer))

@@ -5,7 +5,6 @@ What is public here is for commands, which the worker's own loop runs: see `stee
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from abc import abstractmethod
@@ -17,6 +16,7 @@ from liteq import __version__
 from liteq.attempts import Attempts
 from liteq.autoscale import Autoscaler
 from liteq.brokers.base import Broker, Lease
+from liteq.loggers import get_logger
 from liteq.pool import Pool
 from liteq.telling import Teller
 from liteq.timelimits import TimeLimits
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Steered"]
 
-logger = logging.getLogger("liteq.worker")
+logger = get_logger("liteq.worker")
 
 
 class Steered:

@@ -6,7 +6,6 @@ comes back. Nothing here waits for a child: a worker whose children are all stuc
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +23,7 @@ from liteq.commands import (
     control_command,
     inspect_command,
 )
+from liteq.loggers import get_logger
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["State", "Steering"]
 
-logger = logging.getLogger("liteq.control")
+logger = get_logger("liteq.control")
 
 _REPLY_STAYS: Final = 60.0  # seconds
 _REFUSED_SHOWN: Final = 5  # letters that were passed over, of which the log tells

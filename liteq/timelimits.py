@@ -3,17 +3,17 @@ for the task, else the task's, else the worker's."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from liteq.brokers.base import Lease
+from liteq.loggers import get_logger
 from liteq.plan import is_async
 from liteq.pool import Pool
 
 __all__ = ["Limits", "TimeLimits"]
 
-logger = logging.getLogger("liteq.worker")
+logger = get_logger("liteq.worker")
 
 Limits: TypeAlias = tuple[float | None, float | None]  # soft and hard, in seconds
 

@@ -21,6 +21,7 @@ from weakref import WeakKeyDictionary, finalize
 from liteq.brokers.base import Broker, Mailbox, Record
 from liteq.callers import outside
 from liteq.exceptions import LiteqWarning, TimeoutError, UnknownTaskId
+from liteq.loggers import get_logger
 from liteq.offload import off_loop
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SLICE", "asettled", "has_ended", "settled"]
 
-logger = logging.getLogger("liteq.result")
+logger = get_logger("liteq.result")
 
 FIRST_LOOK: Final = 0.05  # seconds until an unknown id is noticed
 WORKER_MISSING_AFTER: Final = 2.0  # seconds until a queue without a worker is reported

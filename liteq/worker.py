@@ -37,6 +37,7 @@ from liteq.exceptions import (
 from liteq.executor import ExecutorSettings, TaskLike
 from liteq.garbage import Collector
 from liteq.limits import limits_by_task
+from liteq.loggers import get_logger
 from liteq.notices import Notices
 from liteq.peers import Peers
 from liteq.pool import (
@@ -64,7 +65,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EXIT_BROKEN", "EXIT_SCHEMA", "EXIT_STORE", "Worker"]
 
-logger = logging.getLogger("liteq.worker")
+logger = get_logger("liteq.worker")
 
 EXIT_BROKEN: Final = 1  # the pool could not keep children alive
 EXIT_STORE: Final = 6  # the store is gone, damaged, or out of reach at the end

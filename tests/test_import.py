@@ -7,11 +7,15 @@ from pathlib import Path
 import pytest
 from world import uncovered
 
+import liteq
+
 HEAVY = ("redis", "click", "croniter", "dateutil", "multiprocess", "dill", "asyncio", "sqlite3")
 # What a sender of plain calls has no use for: 25 ms.
 NEEDLESS = {
     "dataclasses",
     "inspect",
+    "logging",
+    "traceback",
     "liteq.canvas",
     "liteq.composing",
     "liteq.replacing",
@@ -61,13 +65,17 @@ def test_a_plain_call_is_sent_without_what_workflows_need(tmp_path: Path) -> Non
     assert modules_of(code) & NEEDLESS == set()
 
 
+def test_all_loggers_come_from_where_they_get_their_silent_handler() -> None:
+    for path in Path(liteq.__file__).parent.rglob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        assert path.name == "loggers.py" or 'logging.getLogger("' not in source, path
+
+
 def test_importing_the_package_imports_next_to_nothing() -> None:
     assert "apsw" not in loaded_by("import liteq")
 
 
 def test_every_public_name_can_be_imported() -> None:
-    import liteq
-
     for name in liteq.__all__:
         assert getattr(liteq, name) is not None
         assert name in dir(liteq)
@@ -75,7 +83,5 @@ def test_every_public_name_can_be_imported() -> None:
 
 
 def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
-    import liteq
-
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         liteq.nothing  # noqa: B018

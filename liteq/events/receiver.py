@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import socket
 import time
@@ -17,6 +16,7 @@ from liteq import current
 from liteq.events.form import encode, sent
 from liteq.events.state import State
 from liteq.exceptions import BrokerError, BrokerUnavailable
+from liteq.loggers import get_logger
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Dispatcher", "Event", "EventReceiver", "Events"]
 
-logger = logging.getLogger("liteq.events")
+logger = get_logger("liteq.events")
 
 Handler: TypeAlias = Callable[[dict[str, Any]], Any]
 
