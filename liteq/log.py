@@ -291,6 +291,8 @@ def _formatter(format: str, datefmt: str | None, *, colour: bool) -> logging.For
         raise ImproperlyConfigured(
             f"unknown log format {format!r}: use text, json, or a %-format like {TEXT_FORMAT!r}"
         )
+    if "%(processName)" in format:
+        import multiprocessing  # noqa: F401 (a record has the name from there, if it is loaded)
     try:
         return TextFormatter(format, datefmt, colour=colour)
     except ValueError as exc:

@@ -25,6 +25,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Final, Literal
 
 from liteq.child import (
@@ -41,6 +42,7 @@ from liteq.child import (
     Links,
     child_main,
 )
+from liteq.forking import Forked
 from liteq.loggers import get_logger
 from liteq.poolbase import (
     WAIT_LIMIT,
@@ -559,14 +561,10 @@ class ProcessPool(Pool):
         fork = self._options.start_method == "fork"
         child, links = _connect(self._options)
         self._serial += 1
-        process = self._context.Process(
-            target=child_main,
-            args=(self._factory, links, self._forgetter(child) if fork else None),
-            name=f"liteq-{self._serial}",
-        )
+        args = (self._factory, links, self._forgetter(child) if fork else None)
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() if fork else ())
         try:
-            process.start()
+            process = self._start_process(f"liteq-{self._serial}", *args)
         except BaseException:
             child.close()
             links.answers.close()
@@ -584,6 +582,13 @@ class ProcessPool(Pool):
         self._selector.register(
             child.sentinel, selectors.EVENT_READ, lambda mask: self._on_exit(child)
         )
+
+    def _start_process(self, name: str, *args: Any) -> Any:
+        if self._context is None:
+            return Forked(name, partial(child_main, *args))
+        process = self._context.Process(target=child_main, args=args, name=name)
+        process.start()
+        return process
 
     def _forgetter(self, newborn: _Child) -> Callable[[], None]:
         """Return what closes, in a forked child, all that belongs to the parent alone."""
@@ -791,13 +796,14 @@ class _Child:
     def _open_sentinel(self) -> int:
         """Return a descriptor that tells of the process's end.
 
-        That of `multiprocess` is a pipe, which processes forked by a task keep open
-        after the child's death; the kernel's own descriptor of the process is not fooled.
+        A pipe, as `multiprocess` has, processes forked by a task keep open after the
+        child's death; the kernel's own descriptor of the process is not fooled.
         """
         if not hasattr(os, "pidfd_open"):
             return int(self.process.sentinel)
         sentinel = os.pidfd_open(self.pid)
-        self.process._popen.finalizer()  # closes the pipes: later children inherit less
+        if not isinstance(self.process, Forked):
+            self.process._popen.finalizer()  # closes the pipes: later children inherit less
         return sentinel
 
     @property
@@ -835,16 +841,13 @@ class _Child:
 
 
 def _context(start_method: str) -> Any:
-    """Return what makes the processes.
+    """Return what makes the processes; None: they are forked.
 
-    A forked child has all it needs by the fork. Only to others is something sent, and only
-    `multiprocess` can send what a script defines; dill, which that takes, costs a worker a
-    third of its start and 4 MB.
+    Only to others is something sent, and only `multiprocess` can send what a script
+    defines; dill, which that takes, costs a worker a third of its start and 4 MB.
     """
     if start_method == "fork":
-        import multiprocessing  # late: only a prefork worker pays for it
-
-        return multiprocessing.get_context("fork")
+        return None
     import multiprocess
 
     return multiprocess.get_context(start_method)

@@ -7,6 +7,7 @@ import ctypes
 import faulthandler
 import gc
 import marshal
+import multiprocessing
 import os
 import random
 import selectors
@@ -25,6 +26,7 @@ from world import wait_until
 
 from liteq import garbage
 from liteq.child import PACKET, Links, _Child
+from liteq.forking import Forked
 from liteq.pool import (
     Broken,
     Done,
@@ -1029,6 +1031,22 @@ def test_a_task_that_forks_and_returns_twice_answers_once(start: Any) -> None:
         assert loop.run("fork", None, key) == b"answer"
     assert loop.of(Reported) == []
     assert loop.run("echo", b"sound", 9) == b"sound"
+
+
+def test_a_forked_process_has_its_name_and_tells_how_it_ended() -> None:
+    heard, said = os.pipe()
+
+    def main() -> None:
+        os.write(said, multiprocessing.current_process().name.encode())
+        os._exit(7)
+
+    child = Forked("liteq-7", main)
+    os.close(said)
+    with open(heard, "rb") as file:
+        assert file.read() == b"liteq-7"
+    assert child.exitcode == 7
+    assert child.exitcode is None  # it can be asked once
+    assert multiprocessing.current_process().name != "liteq-7"
 
 
 def test_a_child_reads_nothing_from_the_terminal(start: Any) -> None:
