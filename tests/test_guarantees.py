@@ -18,7 +18,7 @@ TEXT = (ROOT / "docs" / "guide" / "guarantees.md").read_text(encoding="utf-8")
 PROMISED = re.compile(r"^\| (\d+) \| \*\*(.+?)\.\*\* ", re.MULTILINE)
 PROVEN = re.compile(r"^\| (\d+) ([A-Z][^|]*?) \| (.*) \|$", re.MULTILINE)
 NAMED = re.compile(r"`(tests/[\w/]+\.py)::(\w+)(\*?)`")
-CONTRACT = re.compile(r"^ +(\d+)\. +\*(.+?)\.\*", re.MULTILINE)
+CONTRACT = re.compile(r"^ *(\d+)\. +\*(.+?)\.\*", re.MULTILINE)
 
 promised = {int(number): name for number, name in PROMISED.findall(TEXT)}
 proven = {int(number): (name, tests) for number, name, tests in PROVEN.findall(TEXT)}
