@@ -31,7 +31,7 @@ from liteq.brokers.redis_form import (
     graph_arguments,
     lone_arguments,
     packed_of,
-    read_lease,
+    read_leases,
 )
 from liteq.brokers.roster_redis import RedisRoster
 from liteq.brokers.schedules_redis import RedisSchedules
@@ -191,9 +191,9 @@ class RedisBroker(RedisRoster, RedisSchedules, RedisRecords, RedisUpkeep):
 
 def _read_step(fields: Fields, token: int, ends: Settlements) -> Step:
     standing, flags = fields.bytes(), fields.bytes()
-    due = fields.one()
+    due = fields.bytes()
     terminate = {fields.number(): fields.text() for _ in range(fields.number())}
-    leases = [read_lease(fields, token) for _ in range(fields.number())]
+    leases = read_leases(fields, token)
     aside: list[tuple[Lease, Literal["parked", "expired"]]] = []
     for _ in range(fields.number()):
         why = fields.bytes()
@@ -203,7 +203,7 @@ def _read_step(fields: Fields, token: int, ends: Settlements) -> Step:
     return Step(
         accepted=ends.accepted(flags),
         leases=tuple(leases),
-        next_due=None if due is None else float(due),
+        next_due=float(due) if due else None,
         terminate=terminate,
         alive=standing[:1] == b"1",
         aside=tuple(aside),

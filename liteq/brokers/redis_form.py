@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import islice
 from operator import length_hint
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from liteq import failure
 from liteq.brokers.base import Attempt, Input, Lease, Note, Record, Schedule, State
@@ -45,7 +45,7 @@ __all__ = [
     "lone_arguments",
     "packed_of",
     "read_inputs",
-    "read_lease",
+    "read_leases",
     "record_of",
     "schedule_of",
 ]
@@ -156,6 +156,7 @@ class _Given(NamedTuple):
     priority: int
     retries: int
     options: tuple[Any, ...]
+    rest: tuple[Any, ...]  # of a packed message that has nothing else, from the queue on
 
 
 @lru_cache(maxsize=1024)
@@ -172,9 +173,9 @@ def _read_given(text: bytes) -> _Given:
         int(most) if most else None,
         _number(expires),
     )
-    return _Given(
-        names[end:].decode(), names[:end].decode(), int(priority), int(retries), options
-    )
+    task, queue = names[end:].decode(), names[:end].decode()
+    rest = (queue, int(priority), None, None, int(retries), *options, None, None, None)
+    return _Given(task, queue, int(priority), int(retries), options, rest)
 
 
 def _number(text: str | bytes | None) -> float | None:
@@ -191,7 +192,7 @@ def packed_of(fields: Sequence[Field]) -> Packed:
     id, given, body, run_at, expires_at, limits, unique_key, envelope = fields
     assert id is not None
     assert given is not None
-    task, queue, priority, retries, options = _read_given(given)
+    task, queue, priority, retries, options, _ = _read_given(given)
     start = (id.decode(), task, body or b"", queue, priority)
     try:
         return (
@@ -209,36 +210,24 @@ def packed_of(fields: Sequence[Field]) -> Packed:
         return (*start, None, None, retries, *options, None, None, damage)
 
 
-def read_lease(fields: Fields, token: int) -> Lease:
-    """Return one lease of those that `lua/step.lua` puts."""
-    first = fields.some(4)
-    head, id, given, body = first
-    assert head is not None
-    assert id is not None
-    assert given is not None
-    assert body is not None
-    key, _, delivery = head.partition(b" ")
-    if delivery.endswith(b"+"):
-        packed = packed_of((*first[1:], *fields.some(PACKED_COUNT - 3)))
-        return Lease(int(key), token, int(delivery[:-1]), packed, read_inputs(fields))
-    # Most messages have nothing but these, and this is done for each.
-    task, queue, priority, retries, options = _read_given(given)
-    none = None
-    packed = (
-        id.decode(),
-        task,
-        body,
-        queue,
-        priority,
-        none,
-        none,
-        retries,
-        *options,
-        none,
-        none,
-        none,
-    )
-    return _new(Lease, (int(key), token, int(delivery), packed, ()))
+def read_leases(fields: Fields, token: int) -> list[Lease]:
+    """Return the leases that `put_leases` of `lua/plain.lua` puts."""
+    count, heads = fields.number(), iter(map(int, fields.bytes().split()))
+    each = iter(cast("Sequence[bytes]", fields.some(3 * count)))
+    last, given = b"", _Given("", "", 0, 0, (), ())
+    leases = []
+    for key, delivery, id, text, body in zip(heads, heads, each, each, each, strict=True):
+        if delivery < 0:
+            more = Fields(unpack(body))
+            packed = packed_of((id, text, *more.some(PACKED_COUNT - 2)))
+            leases.append(Lease(key, token, -delivery, packed, read_inputs(more)))
+            continue
+        # Most messages have nothing but these, and this is done for each.
+        if text != last:
+            last, given = text, _read_given(text)
+        packed = (id.decode(), given.task, body, *given.rest)
+        leases.append(_new(Lease, (key, token, delivery, packed, ())))
+    return leases
 
 
 def _check(packed: Packed) -> None:

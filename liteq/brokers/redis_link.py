@@ -69,15 +69,19 @@ class Script:
         self.name = name
         text = (_FOLDER / f"{name}.lua").read_text(encoding="utf-8")
         needs = next(line for line in text.splitlines() if line.startswith("-- Needs: "))
-        names = needs.removeprefix("-- Needs: ").split()
-        if names != ["nothing"]:
-            parts = [(_FOLDER / f"{part}.lua").read_text(encoding="utf-8") for part in names]
+        first, _, others = needs.removeprefix("-- Needs: ").partition(" | ")
+        if first != "nothing":
             # A call makes all functions anew. In one function more, they find the locals of
-            # the first part at once; at the same level Lua goes through a list for each.
-            within = ["return (function()", *parts[1:], text, "end)()"]
-            text = "\n".join([_constants(), parts[0], *within])
+            # the first parts at once; at the same level Lua goes through a list for each. What
+            # the first parts answer by themselves never makes them.
+            within = ["return (function()", *_parts(others), text, "end)()"]
+            text = "\n".join([_constants(), *_parts(first), *within])
         self.text = text.encode()
         self.sha = hashlib.sha1(self.text, usedforsecurity=False).hexdigest().encode()
+
+
+def _parts(names: str) -> list[str]:
+    return [(_FOLDER / f"{name}.lua").read_text(encoding="utf-8") for name in names.split()]
 
 
 @cache

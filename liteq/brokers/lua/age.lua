@@ -1,5 +1,5 @@
 -- Broker.age: raise the priority of what has been claimable for long.
--- Needs: base ends
+-- Needs: form base | ends
 -- ARGV[4]   the seconds that are worth one priority     [5]  how many of each at most
 --      [6…] queues
 -- Answers   how many were raised

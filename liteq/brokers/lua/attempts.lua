@@ -1,5 +1,5 @@
 -- Broker.attempts
--- Needs: base
+-- Needs: form base
 -- ARGV[4]   id
 -- Answers   its attempts: packed, of outcome, error, worker, started, ended
 

@@ -60,18 +60,8 @@ local function put(value)
     sizes[filled], data[filled] = '-', ''
   else
     if type(value) == 'number' then value = string.format('%.17g', value) end
-    sizes[filled], data[filled] = #value, value
+    sizes[filled], data[filled] = text_of[#value], value
   end
-end
-
-local function pack(...)  -- the same form, for what is kept in one value
-  local lengths, list = {}, {}
-  for i = 1, select('#', ...) do
-    local value = select(i, ...)
-    lengths[i] = value and #value or '-'
-    list[i] = value or ''
-  end
-  return table.concat(lengths, ' ') .. '\n' .. table.concat(list)
 end
 
 local function each_thousand(command, key, list)  -- `unpack` has a limit

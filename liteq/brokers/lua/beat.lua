@@ -1,5 +1,5 @@
 -- Broker.beat: a worker lives.
--- Needs: base
+-- Needs: form base
 -- ARGV[4]   worker     [5]  details, "" if there is no news
 --      [6]  what the steady time should be by the worker's own clock, "" if it cannot tell
 --      [7]  queues (JSON)     [8]  concurrency; "" if there is no news

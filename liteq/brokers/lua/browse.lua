@@ -1,5 +1,5 @@
 -- A slice of Broker.browse: which messages are in a state.
--- Needs: base
+-- Needs: form base
 -- ARGV[4]   which: dead, S, F, R, I, y retrying, w waiting, q queued, d delayed, r running,
 --           p parked, l limited
 --      [5]  the queue, "" for all (but w, q, d and l: those are looked at queue by queue)

@@ -1,5 +1,5 @@
 -- Broker.claimable: how much is claimable now.
--- Needs: base
+-- Needs: form base
 -- ARGV[4…]  queues
 -- Answers   a number
 

@@ -1,5 +1,5 @@
 -- Broker.collect: take the letters for a worker or a mailbox.
--- Needs: base
+-- Needs: form base
 -- ARGV[4]   its id or name
 -- Answers   their bytes, oldest first
 

@@ -1,5 +1,5 @@
 -- Broker.counts: unfinished messages by queue and state.
--- Needs: base length counting
+-- Needs: form base | length counting
 -- Answers   for each queue with any: its name; waiting, queued, delayed, running, parked,
 --           limited
 

@@ -1,5 +1,5 @@
 -- A slice of Broker.queues: how many dead letters there are, by queue.
--- Needs: base
+-- Needs: form base
 -- ARGV[4]   the number to go on behind     [5]  how many at most
 -- Answers   the number to go on behind, "-" if that was all; then for each queue of these:
 --           its name, how many

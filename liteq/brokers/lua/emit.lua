@@ -1,5 +1,5 @@
 -- Broker.emit: append to the stream of events, if somebody listens.
--- Needs: base
+-- Needs: form base
 -- ARGV[4]   how many are kept     [5]  for how many seconds     [6…]  events
 -- Answers   1 if somebody listens, 0 if nothing was kept
 

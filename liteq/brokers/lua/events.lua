@@ -1,5 +1,5 @@
 -- Broker.events: read on in the stream of events.
--- Needs: base
+-- Needs: form base
 -- ARGV[4]   after this number     [5]  how many at most
 -- Answers   the number of the last one read; how many are missing before the first; the events
 

@@ -1,5 +1,5 @@
 -- A slice of Broker.find: messages of one place, the latest first where they are in order.
--- Needs: base
+-- Needs: form base
 -- ARGV[4]   the place: z in the order of numbers, q queued, u in another order, r running
 --      [5]  the key of the place, below the prefix ("" of r)
 --      [6]  where to go on: for z and q the number behind which, "inf" at first; for u a rank

@@ -1,5 +1,5 @@
 -- Broker.forget: delete what is over.
--- Needs: base ends
+-- Needs: form base | ends
 -- ARGV[4…]  ids
 
 write_when_full()

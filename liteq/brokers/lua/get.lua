@@ -1,5 +1,5 @@
 -- Broker.get: the records of messages.
--- Needs: base read
+-- Needs: form base | read
 -- ARGV[4…]  ids
 -- Answers   for each that is there: its fields (see read.lua)
 

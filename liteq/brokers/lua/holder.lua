@@ -1,5 +1,5 @@
 -- Broker.holder: who holds a unique key.
--- Needs: base ends
+-- Needs: form base | ends
 -- ARGV[4]   the key
 -- Answers   the id, "-" for none
 

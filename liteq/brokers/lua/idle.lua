@@ -1,5 +1,5 @@
 -- A worker listens now: it wants to hear of new work.
--- Needs: base
+-- Needs: form base
 -- ARGV[4]   worker
 
 write_when_full()

@@ -1,5 +1,5 @@
 -- A slice of a move: the names and dates of workflows, the oldest first.
--- Needs: base
+-- Needs: form base
 -- ARGV[4…]  for each: id, name, created
 
 for i = 4, #ARGV, 3 do

@@ -1,5 +1,5 @@
 -- A slice of a move: all that is kept of messages, for `moving.py`.
--- Needs: base ends read
+-- Needs: form base | ends read
 -- ARGV[4…]  ids
 -- Answers   for each that is there: its fields (see read.lua), j, the number of edges from it,
 --           for each: letter and target, position, 1 if it is met; the number of its inputs,

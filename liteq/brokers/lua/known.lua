@@ -1,5 +1,5 @@
 -- Which tasks a worker knows, for `step.lua` to compare.
--- Needs: base
+-- Needs: form base
 -- ARGV[4]   worker     [5]  digest of the names     [6…]  the names
 --
 -- Keys: known:<worker>  set  names of tasks

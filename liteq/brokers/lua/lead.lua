@@ -1,5 +1,5 @@
 -- Broker.lead and Broker.unlead: who leads the beats.
--- Needs: base
+-- Needs: form base
 -- ARGV[4]   beat     [5]  until when, "" to give it up
 -- Answers   1 if this beat leads (or led) , 0 if another does
 --

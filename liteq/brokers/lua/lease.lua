@@ -28,7 +28,7 @@ local function wipe(m)  -- what its run reported ends with it
 end
 
 local function keep_attempt(m, name, outcome, error)
-  call('RPUSH', P .. 'a:' .. m.id, pack(outcome, error, name, m.T, NOW_TEXT))
+  call('RPUSH', P .. 'a:' .. m.id, pack({outcome, error, name, m.T, NOW_TEXT}, 5))
 end
 
 local function fail_lease(m, error, children, dead, keep)

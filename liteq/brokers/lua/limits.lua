@@ -1,5 +1,5 @@
 -- Broker.limits: what is declared and overridden.
--- Needs: base
+-- Needs: form base
 -- Answers   the number of tasks; for each: its name, what it declares; then for each override:
 --           the name, the override (see set_limits.lua)
 

@@ -1,5 +1,5 @@
 -- Broker.listen: a mailbox wants to be woken by events, or no longer.
--- Needs: base
+-- Needs: form base
 -- ARGV[4]   the mailbox     [5]  for how many seconds, 0 for no more
 -- Answers   the number of the last event
 --

@@ -1,5 +1,5 @@
 -- A slice of Broker.nodes: the messages of a workflow, and the edges between them.
--- Needs: base
+-- Needs: form base
 -- ARGV[4]   workflow     [5]  from the how many-th     [6]  to the how many-th
 -- Answers   for each node: id, task, envelope, s, V, T, Z, r, and the number of edges from it;
 --           for each: letter and target, position

@@ -1,5 +1,5 @@
 -- A slice of a move: the numbers of messages, in the order of which they move.
--- Needs: base
+-- Needs: form base
 -- ARGV[4…]  ids
 -- Answers   for each: its number, 0 if it is gone meanwhile
 

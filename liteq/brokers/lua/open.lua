@@ -1,5 +1,5 @@
 -- The first call of a connection's owner: which store is this?
--- Needs: base
+-- Needs: form base
 -- ARGV[4]   an id for the store, if it is new      [5]  the version of these keys
 -- Answers   the store's id; its version
 

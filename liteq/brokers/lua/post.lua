@@ -1,5 +1,5 @@
 -- Broker.post: leave letters for workers and mailboxes.
--- Needs: base
+-- Needs: form base
 -- ARGV[4]   how many may wait for one receiver
 --      [5…] for each: "w" for a worker or "m" for a mailbox, its id or name, bytes, seconds
 -- Answers   1 or 0 for each: whether it was left

@@ -1,5 +1,5 @@
 -- Broker.put_schedule: write an entry.
--- Needs: base
+-- Needs: form base
 -- ARGV[4]   name   [5]  entry   [6]  due ("" never)   [7]  origin   [8]  paused (1, 0)
 --      [9]  the revision it must have ("" any, 0: there is none)
 --      [10…13]  last_due, last_run, last_id ("" none), total: for the first write

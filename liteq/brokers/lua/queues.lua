@@ -1,5 +1,5 @@
 -- Broker.queues, but for the dead letters: see `dead_in.lua`.
--- Needs: base length counting
+-- Needs: form base | length counting
 -- Answers   for each queue that holds unfinished messages or is paused: its name; 1 or 0:
 --           whether it is paused; how long the first in line has been claimable, "-" if
 --           nothing is; waiting, queued, delayed, running, parked, limited

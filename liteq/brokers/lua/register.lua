@@ -1,5 +1,5 @@
 -- Broker.register: enter a worker.
--- Needs: base
+-- Needs: form base
 -- ARGV[4…]  names and values of its fields: name, hostname, pid, boot, space, birth, queues,
 --           concurrency, details
 -- Answers   the worker's id

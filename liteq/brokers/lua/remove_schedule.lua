@@ -1,5 +1,5 @@
 -- Broker.remove_schedule
--- Needs: base
+-- Needs: form base
 -- ARGV[4]   name
 -- Answers   1, or 0 if there was none
 

@@ -1,5 +1,5 @@
 -- Broker.roster: all workers that did not leave by themselves.
--- Needs: base
+-- Needs: form base
 -- ARGV[4]   for how many seconds the dead are told of
 -- Answers   for each: what workers.lua answers, the number of its leases, and when it was
 --           given up, if it was

@@ -1,5 +1,5 @@
 -- Broker.schedules
--- Needs: base
+-- Needs: form base
 -- Answers   for each entry: name, entry, due, origin, paused, last_due, last_run, last_id,
 --           total, revision
 --

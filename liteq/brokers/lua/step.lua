@@ -1,5 +1,5 @@
 -- Broker.step: settle, note and claim for one worker.
--- Needs: base ends limiting lines enter lease
+-- Needs: form plain base | ends limiting lines enter lease
 -- ARGV[4]   the worker
 --      [5]  the token of the leases that this step takes
 --      [6]  the number of tokens of claims whose answer was lost, and those: what they hold
@@ -22,10 +22,8 @@
 --        tasks that the worker knows ("*": takes any; see `known.lua`), 1 if it ignores
 --        rates, and the ids of settled messages that are under limits
 -- Answers   1 if it is alive, else 0, with an m if it has letters and an h if somebody listens
---           to events; a 1 or 0 for each settlement; when the next is due; the number of orders;
---           for each: number, signal; the number of leases; for each: number and delivery, id,
---           g, body, and if a "+" stands behind the delivery, run_at, expires_at, L, U,
---           envelope, the number of inputs, for each: position, source, letter, value; the
+--           to events; a 1 or 0 for each settlement; when the next is due, or ""; the number of
+--           orders; for each: number, signal; the leases (see `put_leases`); the
 --           number of those put aside; for each: a letter (p parked, x expired), number,
 --           delivery, the fields of a message (see `put_message`).
 --           Or only "tasks", when the worker's tasks are not known under this digest; or
@@ -143,42 +141,13 @@ local function read(id)  -- what a claim needs of a message; `what`: of those th
   return m
 end
 
--- Numbers as text: Lua makes it by way of a float's digits, which takes as long as a lookup in
--- the store, and most are the same.
-local size_of = setmetatable({}, {__index = function(known, number)
-  local text = string.format('%d', number)
-  known[number] = text
-  return text
-end})
-
-local function put_leases(leases)
-  put(#leases)
-  for _, m in ipairs(leases) do
-    local head = m.n .. ' ' .. m.d
-    if m.more then head = head .. ' +' end
-    sizes[filled + 1], data[filled + 1] = size_of[#head], head
-    sizes[filled + 2], data[filled + 2] = size_of[#m.id], m.id
-    sizes[filled + 3], data[filled + 3] = size_of[#m.g], m.g
-    sizes[filled + 4], data[filled + 4] = size_of[#m.b], m.b
-    filled = filled + 4
-    if m.more then
-      put(m.u) put(m.x) put(m.L) put(m.U) put(m.e)
-      local list = m.P and inputs(m.id) or {}
-      put(#list)
-      for _, input in ipairs(list) do
-        put(input[1]) put(input[2]) put(input[3]) put(input[4])
-      end
-    end
-  end
-end
-
 local function put_due()
   local due
   for _, queue in ipairs(open_queues) do
     local first = call('ZRANGE', P .. 'd:' .. queue, 0, 0, 'WITHSCORES')
     if first[2] and (not due or tonumber(first[2]) < tonumber(due)) then due = first[2] end
   end
-  put(has_lines() and next_opening(due) or due)
+  put(has_lines() and next_opening(due) or due or '')
 end
 
 local function put_orders()
@@ -206,7 +175,7 @@ if me[4] == ARGV[3] then
   put(me[5])
   put_due()
   put_orders()
-  put_leases(leases)
+  filled = put_leases(sizes, data, filled, text_of, pack, leases, inputs)
   put(0)
   return answer()
 end
@@ -522,7 +491,7 @@ if limit > 0 and alive then
         call('ZADD', P .. 'q:' .. queue, rank(what.p, tonumber(m.n)), m.id)
         if m.s == 'p' then call('HSET', key, 's', 'q') end
       else
-        m.d = size_of[m.d + 1]
+        m.d = text_of[m.d + 1]
         call('HSET', key, 's', 'r', 'k', mine .. m.d .. since)
         if m.x then call('ZREM', P .. 'expiry', m.id) end
         if m.r then call('ZREM', P .. 'retrying', m.id) end
@@ -554,7 +523,7 @@ put(standing)
 put(flags)
 put_due()
 put_orders()
-put_leases(leases)
+filled = put_leases(sizes, data, filled, text_of, pack, leases, inputs)
 put(#aside)
 for _, one in ipairs(aside) do
   put(one[1])

@@ -1,5 +1,5 @@
 -- Broker.watch: look, and leave an address with what has not ended.
--- Needs: base read
+-- Needs: form base | read
 -- ARGV[4]   the name of a mailbox, a "+" behind it if it is to hear of notes     [5…]  ids
 -- Answers   for each that has ended: its fields (see read.lua)
 --

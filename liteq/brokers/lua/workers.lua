@@ -1,5 +1,5 @@
 -- Broker.workers, and whom Broker.reclaim looks at.
--- Needs: base
+-- Needs: form base
 -- Answers   for each worker that is not gone: id, name, hostname, pid, boot, space, birth,
 --           queues, concurrency, details, started, seconds since its last heartbeat; and for
 --           each that is gone with leases that nobody took back yet: its id, and no more

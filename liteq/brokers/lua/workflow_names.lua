@@ -1,5 +1,5 @@
 -- A slice of a move: all workflows, the oldest first.
--- Needs: base
+-- Needs: form base
 -- Answers   for each: id, name, created
 
 for _, id in ipairs(call('ZRANGE', P .. 'workflows', 0, -1)) do

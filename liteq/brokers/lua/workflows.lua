@@ -1,5 +1,5 @@
 -- Broker.workflow and Broker.workflows: how many nodes are in which state.
--- Needs: base
+-- Needs: form base
 -- ARGV[4]   how many of the latest     [5]  or "=…" the id of one
 -- Answers   for each: id, name, created, then the number of states, and for each: letter,
 --           how many nodes ("y" for one that waits for another attempt, "u" for one that was

@@ -1,0 +1,197 @@
+-- The step that most steps are: it settles plain successes that nothing is behind, and claims
+-- messages that nothing is to be said about; or finds nothing.
+--
+-- What `step.lua` does with such a step, and nothing else. Making the functions of that script
+-- takes the server longer than all that is done here, and each local that a function takes from
+-- outside adds to it: so this one takes none. First it looks at all that the step would touch,
+-- and changes nothing; if there is anything else, it returns nothing, and the whole script runs.
+-- Arguments and answer are those of `step.lua`.
+
+-- Write leases behind the first `at` fields of an answer: their number; number and delivery of
+-- each, in one field; for each: id, g, body. If there is more to a message, a minus stands
+-- before the delivery, and in the body's place these in one: body, run_at, expires_at, L, U,
+-- envelope, the number of inputs, and for each of them position, source, letter, value.
+local function put_leases(sizes, data, at, text_of, pack, leases, inputs)
+  local heads, count_at = {}, at + 1
+  at = at + 2
+  for i, m in ipairs(leases) do
+    local body = m.b
+    heads[i] = m.n .. ' ' .. m.d
+    if m.more then
+      local list, count = {m.b, m.u, m.x, m.L, m.U, m.e, '0'}, 7
+      if m.P then
+        local given = inputs(m.id)
+        list[7] = text_of[#given]
+        for _, input in ipairs(given) do
+          list[count + 1], list[count + 2] = text_of[input[1]], input[2]
+          list[count + 3], list[count + 4] = input[3], input[4]
+          count = count + 4
+        end
+      end
+      heads[i] = m.n .. ' -' .. m.d
+      body = pack(list, count)
+    end
+    sizes[at + 1], data[at + 1] = text_of[#m.id], m.id
+    sizes[at + 2], data[at + 2] = text_of[#m.g], m.g
+    sizes[at + 3], data[at + 3] = text_of[#body], body
+    at = at + 3
+  end
+  data[count_at], data[count_at + 1] = text_of[#leases], table.concat(heads, ' ')
+  sizes[count_at], sizes[count_at + 1] = #data[count_at], #data[count_at + 1]
+  return at
+end
+
+local function plain_step(text_of, pack, put_leases)
+  local P, call, ARGV = KEYS[1], redis.call, ARGV
+  local worker, token = ARGV[4], ARGV[5]
+  if ARGV[6] ~= '0' then return end  -- claims whose answer was lost
+
+  local now = ARGV[1]
+  if now == '' then
+    local time = call('TIME')
+    now = string.format('%s.%06d', time[1], time[2])
+  end
+
+  -- What is settled.
+  local keys, values, done, numbers, count, place = {}, {}, {}, {}, 0, 7
+  local expiring, heard = {}, {}
+  for _ = 1, tonumber(ARGV[7]) do
+    local kept, fence, keep = ARGV[place + 1] == 'S', ARGV[place + 2] .. ' ', ARGV[place + 3]
+    local delete_at = keep ~= '' and string.format('%.6f', tonumber(now) + tonumber(keep))
+    local last = place + 4 + 2 * tonumber(ARGV[place + 4])
+    for at = place + 5, last, 2 do
+      local id, key = ARGV[at], P .. 'm:' .. ARGV[at]
+      local found = call('HMGET', key, 's', 'k', 'n', 'f')
+      if found[1] ~= 'r' or string.find(found[2], fence, 1, true) ~= 1 or numbers[id] then return end
+      if found[4] then
+        local more = call('HMGET', key, 'O', 'V', 'N', 'r', 'v')
+        if more[1] or more[2] or more[3] or (more[4] and not kept) then return end
+        heard[id] = more[5] or nil
+      end
+      count = count + 1
+      keys[count], values[count], done[count] = key, kept and ARGV[at + 1], id
+      numbers[id] = found[3]
+      if delete_at then
+        expiring[#expiring + 1] = delete_at
+        expiring[#expiring + 1] = id
+      end
+    end
+    place = last
+  end
+  if ARGV[place + 1] ~= '0' or ARGV[place + 2] ~= '0' then return end  -- others, and notes
+
+  -- What else there may be in its way.
+  local limit, queues, others = tonumber(ARGV[place + 3]), {}, {}
+  if limit > 500 then return end
+  local last = tonumber(ARGV[place + 4])
+  for i = 1, last do
+    local queue = ARGV[place + 4 + i]
+    queues[i] = queue
+    others[3 * i - 2], others[3 * i - 1] = P .. 'd:' .. queue, P .. 'p:' .. queue
+    others[3 * i] = P .. 'limited:' .. queue
+  end
+  place = place + 4 + last
+  local digest = ARGV[place + 1]
+  if place + 2 < #ARGV then return end  -- some are under limits
+  local me = call('HMGET', P .. 'worker:' .. worker, 'name', 'stopped', 'known', 'word', 'mail',
+    'heard')
+  if not me[1] or me[2] or me[4] == ARGV[3] then return end
+  if limit > 0 and digest ~= '*' and me[3] ~= digest then return end
+  if call('EXISTS', P .. 'orders:' .. worker, P .. 'paused', P .. 'limits:names',
+    unpack(others)) > 0 then return end
+
+  -- What is claimed.
+  local source, leases, messages, asked, tasks = nil, {}, {}, {}, {}
+  if limit > 0 then
+    for _, queue in ipairs(queues) do
+      local ids = call('ZRANGE', P .. 'q:' .. queue, 0, limit - 1)
+      if ids[1] then
+        if source then return end
+        source, leases = P .. 'q:' .. queue, ids
+      end
+    end
+  end
+  for i, id in ipairs(leases) do
+    local found = call('HMGET', P .. 'm:' .. id, 'n', 'g', 'b', 'k', 'f')
+    local m = {id = id, n = found[1], g = found[2], b = found[3], d = '1'}
+    if found[4] then  -- the third of four words is how often it was delivered
+      m.d = text_of[tonumber(string.match(found[4], '^%S+ %S+ (%S+)')) + 1]
+    end
+    if found[5] then
+      local more = call('HMGET', P .. 'm:' .. id, 'x', 'L', 'P', 'r', 'u', 'U', 'e')
+      if more[1] or more[2] or more[3] or more[4] then return end
+      m.more, m.u, m.U, m.e = true, more[5], more[6], more[7]
+    end
+    if digest ~= '*' and not asked[m.g] then
+      asked[m.g] = true
+      local size, at = string.match(m.g,
+        '^[^,]*,[^,]*,[^,]*,[^,]*,[^,]*,[^,]*,[^,]*,[^,]*,(%d+),()')
+      tasks[#tasks + 1] = string.sub(m.g, at + tonumber(size))
+    end
+    messages[i] = m
+  end
+  if tasks[1] then
+    for _, known in ipairs(call('SMISMEMBER', P .. 'known:' .. worker, unpack(tasks))) do
+      if known == 0 then return end
+    end
+  end
+
+  -- From here on it writes. The first write takes no memory (see `write_when_full`).
+  if count > 0 then
+    for i = 1, count, 1000 do
+      call('SREM', P .. 'leases:' .. worker, unpack(done, i, math.min(i + 999, count)))
+    end
+    local over = {}
+    for i, id in ipairs(done) do
+      if values[i] then
+        call('HSET', keys[i], 's', 'S', 'Z', now, 'r', values[i])
+      else
+        call('HSET', keys[i], 's', 'S', 'Z', now)
+      end
+      over[2 * i - 1], over[2 * i] = numbers[id], id
+    end
+    for i = 1, count, 1000 do
+      call('ZADD', P .. 'over:S', unpack(over, 2 * i - 1, 2 * math.min(i + 999, count)))
+    end
+    for i = 1, #expiring, 1000 do
+      call('ZADD', P .. 'expiring', unpack(expiring, i, math.min(i + 999, #expiring)))
+    end
+  end
+  if source then
+    call('ZREMRANGEBYRANK', source, 0, #leases - 1)
+    local mine, since = token .. ' ' .. worker .. ' ', ' ' .. now
+    for _, m in ipairs(messages) do
+      call('HSET', P .. 'm:' .. m.id, 's', 'r', 'k', mine .. m.d .. since)
+    end
+    call('SADD', P .. 'leases:' .. worker, unpack(leases))
+  end
+  if count == 0 and not source then call('PERSIST', P .. 'seq') end
+  local flags = string.rep('1', count)
+  call('HSET', P .. 'worker:' .. worker, 'word', ARGV[3], 'said', flags)
+  if limit > 0 then
+    local change = #leases < limit and 'SADD' or 'SREM'
+    for _, queue in ipairs(queues) do call(change, P .. 'idle:' .. queue, worker) end
+  end
+
+  -- Who waits for one of these is to hear that it ended: each once, of all of them.
+  local told = {}
+  for id, names in pairs(heard) do
+    call('HDEL', P .. 'm:' .. id, 'v')
+    for name in string.gmatch(names, '[^%s+]+') do
+      told[name] = told[name] and told[name] .. '\n' .. id or id
+    end
+  end
+  for name, ids in pairs(told) do call('PUBLISH', P .. 'mail:' .. name, ids) end
+
+  local standing = '1' .. (me[5] and 'm' or '')
+    .. (me[6] and tonumber(me[6]) > tonumber(now) and 'h' or '')
+  local sizes, data = {text_of[#standing], text_of[count], '0', '1'}, {standing, flags, '', '0'}
+  local at = put_leases(sizes, data, 4, text_of, pack, messages)
+  sizes[at + 1], data[at + 1] = '1', '0'
+  return table.concat(sizes, ' ') .. '\n' .. table.concat(data)
+end
+
+do
+  local said = plain_step(text_of, pack, put_leases)
+  if said then return said end
+end
