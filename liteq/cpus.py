@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import math
 import os
-from pathlib import Path
 
 __all__ = ["available"]
 
 
-def available(root: Path = Path("/")) -> int:
+def available(root: str | os.PathLike[str] = "/") -> int:
     """Return how many there are, 1 or more. `root` is where /proc and /sys are found."""
-    quota = _quota(root)
+    quota = _quota(os.fspath(root))
     usable = _affinity()
     return usable if quota is None else max(1, min(usable, math.ceil(quota)))
 
@@ -28,43 +27,43 @@ def _affinity() -> int:
     return os.cpu_count() or 1
 
 
-def _quota(root: Path) -> float | None:
+def _quota(root: str) -> float | None:
     """Return the least quota of the group and those it is in, in CPUs."""
     found = []
     for controllers, path in _groups(root):
         if controllers is None:
-            base, read = root / "sys/fs/cgroup", _quota_v2
+            base, read = os.path.join(root, "sys/fs/cgroup"), _quota_v2
         elif "cpu" in controllers:
-            base, read = root / "sys/fs/cgroup/cpu", _quota_v1
+            base, read = os.path.join(root, "sys/fs/cgroup/cpu"), _quota_v1
         else:
             continue
         parts = [part for part in path.split("/") if part not in ("", "..")]
         # In a container the path may be that of the host: then the mount is the group.
         for count in range(len(parts), -1, -1):
-            quota = read(base.joinpath(*parts[:count]))
+            quota = read(os.path.join(base, *parts[:count]))
             if quota is not None:
                 found.append(quota)
     return min(found, default=None)
 
 
-def _groups(root: Path) -> list[tuple[list[str] | None, str]]:
+def _groups(root: str) -> list[tuple[list[str] | None, str]]:
     """Return the groups of this process: controllers (None: version 2) and path."""
     groups: list[tuple[list[str] | None, str]] = []
-    for line in _read(root / "proc/self/cgroup").splitlines():
+    for line in _read(root, "proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         groups.append((None if number == "0" else controllers.split(","), path))
     return groups
 
 
-def _quota_v2(group: Path) -> float | None:
-    words = _read(group / "cpu.max").split()
+def _quota_v2(group: str) -> float | None:
+    words = _read(group, "cpu.max").split()
     return _share(words[0], words[1]) if len(words) == 2 else None
 
 
-def _quota_v1(group: Path) -> float | None:
+def _quota_v1(group: str) -> float | None:
     return _share(
-        _read(group / "cpu.cfs_quota_us").strip(), _read(group / "cpu.cfs_period_us").strip()
+        _read(group, "cpu.cfs_quota_us").strip(), _read(group, "cpu.cfs_period_us").strip()
     )
 
 
@@ -75,8 +74,9 @@ def _share(quota: str, period: str) -> float | None:
     return int(quota) / int(period)
 
 
-def _read(path: Path) -> str:
+def _read(folder: str, name: str) -> str:
     try:
-        return path.read_text(encoding="ascii", errors="replace")
+        with open(os.path.join(folder, name), encoding="ascii", errors="replace") as file:
+            return file.read()
     except OSError:
         return ""

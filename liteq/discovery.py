@@ -13,10 +13,8 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, NamedTuple, TypeGuard, TypeVar
 
 from liteq.app import Liteq
 from liteq.exceptions import ImproperlyConfigured, LiteqError
@@ -52,8 +50,7 @@ class AppBroken(AppNotFound):
     to their frames, and one line with a hint."""
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(NamedTuple):
     """An app, and the `module:attribute` by which another process finds it too."""
 
     app: Liteq
@@ -63,7 +60,7 @@ class Found:
 def find_app(
     given: str | None = None,
     *,
-    directory: Path | None = None,
+    directory: str | os.PathLike[str] | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Found:
     """Import and return the app.
@@ -75,22 +72,24 @@ def find_app(
 
     Raises `AppNotFound`, or `AppBroken` when the user's code raises.
     """
-    directory = (directory or Path.cwd()).absolute()
+    directory = os.path.abspath(directory or os.getcwd())
     _put_on_path(directory)
     if given:
         return load_app(given)
     if named := environ.get("LITEQ_APP"):
         return load_app(named, said_by="LITEQ_APP")
-    options, file = project_options(str(directory))
+    options, file = project_options(directory)
     if file is not None and (named := options.get("app")):
         if not isinstance(named, str):
             raise ImproperlyConfigured(f"app in {file} must be text, not {named!r}")
-        _put_on_path(Path(file).parent)
-        return load_app(named, said_by=file, directory=Path(file).parent)
+        _put_on_path(os.path.dirname(file))
+        return load_app(named, said_by=file, directory=os.path.dirname(file))
     return _search(directory)
 
 
-def load_app(spec: str, *, said_by: str = "-A", directory: Path | None = None) -> Found:
+def load_app(
+    spec: str, *, said_by: str = "-A", directory: str | os.PathLike[str] | None = None
+) -> Found:
     """Import the app that a specification names.
 
     Forms: `module`, `module:attribute`, `module:factory()`, `module.attribute`, and a
@@ -99,9 +98,9 @@ def load_app(spec: str, *, said_by: str = "-A", directory: Path | None = None) -
     package, that of its modules `app`, `celery`, `liteq` and `tasks`.
     """
     if match := _SPEC.fullmatch(spec):
-        file = (directory or Path.cwd()) / match["file"]
-        if not file.is_file():
-            raise AppNotFound(f"there is no file {str(file)!r} ({said_by} says {spec!r})")
+        file = os.path.join(directory or os.getcwd(), match["file"])
+        if not os.path.isfile(file):
+            raise AppNotFound(f"there is no file {file!r} ({said_by} says {spec!r})")
         module, attribute = _import_file(file), match["attribute"]
     else:
         name, _, attribute = spec.partition(":")
@@ -164,11 +163,13 @@ def _import_spec(name: str, attribute: str, said_by: str) -> tuple[ModuleType, s
         ) from None
 
 
-def _import_file(file: Path) -> ModuleType:
+def _import_file(file: str) -> ModuleType:
     """Import a file under the name that `import` would give it, as tasks are named by it."""
-    root, name = file.parent.resolve(), file.stem
-    while (root / "__init__.py").is_file():
-        root, name = root.parent, f"{root.name}.{name}"
+    root = os.path.realpath(os.path.dirname(file))
+    name = os.path.basename(file).removesuffix(".py")
+    while os.path.isfile(os.path.join(root, "__init__.py")):
+        root, last = os.path.split(root)
+        name = f"{last}.{name}"
     name = name.removesuffix(".__init__")
     _put_on_path(root)
     if not all(part.isidentifier() for part in name.split(".")):
@@ -182,7 +183,7 @@ def _import_file(file: Path) -> ModuleType:
     return module
 
 
-def _exec_file(file: Path, name: str) -> ModuleType:
+def _exec_file(file: str, name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None  # a .py file always has a loader
     assert spec.loader is not None
@@ -303,12 +304,13 @@ def _apps_there(module: ModuleType) -> str:
 # Looking for a module
 
 
-def _search(directory: Path) -> Found:
+def _search(directory: str) -> Found:
     looked: list[str] = []
-    for file in (directory / "tasks.py", directory / "app.py"):
-        looked.append(file.name)
+    for name in ("tasks.py", "app.py"):
+        looked.append(name)
+        file = os.path.join(directory, name)
         # A tasks.py is ours to import; an app.py may be anything, and start a server.
-        if file.is_file() and (file.name == "tasks.py" or _mentions_liteq(file)):
+        if os.path.isfile(file) and (name == "tasks.py" or _mentions_liteq(file)):
             found = _app_in(_import_file(file))
             if found is not None:
                 return found
@@ -327,20 +329,27 @@ def _search(directory: Path) -> Found:
     )
 
 
-def _apps_of_packages(directory: Path) -> Iterator[Found]:
-    for root in (directory, directory / "src"):
-        for package in sorted(root.glob("*/__init__.py")):
-            name = package.parent.name
-            modules = [package.with_name(f"{last}.py") for last in ("__init__", *SUBMODULES)]
-            if name in NOT_OURS or not any(map(_mentions_liteq, modules)):
+def _apps_of_packages(directory: str) -> Iterator[Found]:
+    for root in (directory, os.path.join(directory, "src")):
+        try:
+            names = sorted(os.listdir(root))
+        except OSError:  # it is not there, or not to be read
+            continue
+        for name in names:
+            package = os.path.join(root, name, "__init__.py")
+            if name in NOT_OURS or not os.path.isfile(package):
+                continue
+            modules = [os.path.join(root, name, f"{last}.py") for last in SUBMODULES]
+            if not any(map(_mentions_liteq, (package, *modules))):
                 continue
             if found := _app_in(_import_file(package)):
                 yield found
 
 
-def _mentions_liteq(file: Path) -> bool:
+def _mentions_liteq(file: str) -> bool:
     try:
-        return b"liteq" in file.read_bytes()
+        with open(file, "rb") as source:
+            return b"liteq" in source.read()
     except OSError:
         return False
 
@@ -348,9 +357,9 @@ def _mentions_liteq(file: Path) -> bool:
 # Words
 
 
-def _put_on_path(directory: Path) -> None:
-    if str(directory) not in sys.path:
-        sys.path.insert(0, str(directory))  # as Python does for a script
+def _put_on_path(directory: str) -> None:
+    if directory not in sys.path:
+        sys.path.insert(0, directory)  # as Python does for a script
 
 
 def _place(module: ModuleType) -> str:

@@ -96,7 +96,7 @@ def _in_thread(app: Liteq, options: dict[str, Any]) -> Iterator[Worker]:
 @contextmanager
 def _in_process(app: Liteq, options: dict[str, Any]) -> Iterator[subprocess.Popen[bytes]]:
     """Run a worker process, which ends when its standard input does: with this one."""
-    if getattr(app.broker, "folder", True) is None:
+    if getattr(app.broker, "directory", "") is None:
         raise ImproperlyConfigured(
             "a store in memory cannot be shared with other processes: use pool='threads', "
             "or a broker with an sqlite:// URL"

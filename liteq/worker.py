@@ -337,7 +337,7 @@ class Worker(Steered):
         return self.pool_kind in ("prefork", "processes")
 
     def _broker_in_memory(self) -> bool:
-        return getattr(self._broker, "folder", True) is None
+        return getattr(self._broker, "directory", "") is None
 
     def _register(self) -> None:
         # Before the first claim: what is declared holds for what has been waiting.

@@ -15,6 +15,7 @@ NEEDLESS = {
     "dataclasses",
     "inspect",
     "logging",
+    "pathlib",
     "traceback",
     "liteq.canvas",
     "liteq.composing",

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from liteq.brokers.base import (
     DEFAULT_MAX_DELIVERIES,
@@ -23,6 +22,9 @@ from liteq.clock import Clock, system_clock
 from liteq.exceptions import ImproperlyConfigured
 from liteq.ids import new_token
 from liteq.message import PACKED_FIELDS
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["AMONG", "PACKED", "SqliteStore"]
 
@@ -63,17 +65,18 @@ class SqliteStore(Broker):
         self.unknown_expires = unknown_expires
         self.poll_interval = poll_interval
         self._lengths = Lengths(max_length, max_lengths)
-        self.folder = Path(os.path.realpath(folder)) if folder is not None else None
+        self.directory = os.path.realpath(folder) if folder is not None else None
         self._tokens = tokens
         self._boot = boot_id()
         self._database = Database(
-            self.folder,
+            self.directory,
             busy_timeout=busy_timeout,
             max_size=max_size,
             allow_network_filesystem=allow_network_filesystem,
         )
-        self._locks = LockFiles(self.folder / "workers") if self.folder else None
-        self._post = Post(self.folder / "wake") if self.folder else None
+        place = self.directory
+        self._locks = LockFiles(os.path.join(place, "workers")) if place is not None else None
+        self._post = Post(os.path.join(place, "wake")) if place is not None else None
         self._local: dict[str, LocalMailbox] = {}
         self._local_lock = threading.Lock()
         self._claims: dict[int, str] = {}
@@ -81,7 +84,14 @@ class SqliteStore(Broker):
         self._doubtful: dict[int, set[int]] = {}  # by worker: tokens of claims that failed
 
     def __repr__(self) -> str:
-        return f"<SqliteBroker {self.folder or 'in memory'}>"
+        return f"<SqliteBroker {self.directory or 'in memory'}>"
+
+    @property
+    def folder(self) -> Path | None:
+        """The store's folder (`directory`); None of a store in memory."""
+        from pathlib import Path  # late: 10 ms
+
+        return Path(self.directory) if self.directory is not None else None
 
     # Wake-ups
 

@@ -28,7 +28,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import apsw
@@ -71,7 +70,7 @@ class Database:
 
     def __init__(
         self,
-        folder: Path | None,
+        folder: str | os.PathLike[str] | None,
         *,
         busy_timeout: float = 5.0,
         max_size: int | None = None,
@@ -82,8 +81,8 @@ class Database:
                 f"SQLite {apsw.sqlite_lib_version()} can corrupt a WAL file that several "
                 "processes write: install apsw 3.53 or later"
             )
-        self.folder = folder
-        self.path = str(folder / DATABASE) if folder is not None else ":memory:"
+        self.folder = os.fspath(folder) if folder is not None else None
+        self.path = os.path.join(folder, DATABASE) if folder is not None else ":memory:"
         self.busy_timeout = busy_timeout
         self.max_size = max_size
         self.allow_network_filesystem = allow_network_filesystem
@@ -282,7 +281,7 @@ class Database:
             make_folder(self.folder)
             if not self.allow_network_filesystem:
                 refuse_network_filesystem(self.folder)
-            make_file(Path(self.path))
+            make_file(self.path)
             guard(self.path)
             self._prepared = True
 
@@ -365,7 +364,9 @@ class _Handle:
         else:
             flags |= apsw.SQLITE_OPEN_NOFOLLOW
             self.gate = os.open(
-                database.folder / _GATE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+                os.path.join(database.folder, _GATE),
+                os.O_RDWR | os.O_CREAT | os.O_CLOEXEC,
+                0o600,
             )
         db = apsw.Connection(database.path, flags=flags)
         try:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from pathlib import Path
 from typing import Any, Final
 
 from liteq.exceptions import BrokerError, ImproperlyConfigured
@@ -39,9 +38,9 @@ _REMOTE: Final = frozenset(
 )
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: str) -> None:
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.makedirs(folder, mode=0o700, exist_ok=True)
     except FileExistsError:
         raise ImproperlyConfigured(
             f"the store's URL must name a folder, and {folder} is a file. liteq keeps its "
@@ -52,7 +51,7 @@ def make_folder(folder: Path) -> None:
             f"cannot create the store's folder {folder} ({exc.strerror}): give a broker URL "
             "such as sqlite:////var/lib/shop/queue that names a writable place"
         ) from exc
-    mode = stat.S_IMODE(folder.stat().st_mode)
+    mode = stat.S_IMODE(os.stat(folder).st_mode)
     if mode & 0o022:
         raise ImproperlyConfigured(
             f"the store's folder {folder} can be written by other users (mode {mode:04o}), "
@@ -60,13 +59,13 @@ def make_folder(folder: Path) -> None:
         )
 
 
-def make_file(path: Path) -> None:
+def make_file(path: str) -> None:
     """Create the database file readable by its owner only; SQLite would make it 0644,
     and its `-wal` and `-shm` get the same mode."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     except FileExistsError:
-        if path.is_symlink():
+        if os.path.islink(path):
             raise ImproperlyConfigured(f"{path} is a symbolic link, which is refused") from None
     except OSError as exc:
         raise ImproperlyConfigured(f"cannot create {path}: {exc.strerror}") from exc
@@ -74,13 +73,14 @@ def make_file(path: Path) -> None:
         os.close(fd)
 
 
-def filesystem_of(folder: Path, mounts: str = "/proc/self/mountinfo") -> str:
+def filesystem_of(folder: str | os.PathLike[str], mounts: str = "/proc/self/mountinfo") -> str:
     """Return the kind of file system that a folder is on ("ext4"), "" if it is not known.
 
     `mounts` is Linux's table of mounts; without one nothing can be said.
     """
     try:
-        lines = Path(mounts).read_text(encoding="utf-8", errors="replace").splitlines()
+        with open(mounts, encoding="utf-8", errors="replace") as file:
+            lines = file.read().splitlines()
     except OSError:
         return ""
     real = os.path.realpath(folder)
@@ -98,7 +98,9 @@ def is_network_filesystem(kind: str) -> bool:
     return kind in _REMOTE or (kind.startswith("fuse.") and kind != "fuse.ext4")
 
 
-def refuse_network_filesystem(folder: Path, mounts: str = "/proc/self/mountinfo") -> None:
+def refuse_network_filesystem(
+    folder: str | os.PathLike[str], mounts: str = "/proc/self/mountinfo"
+) -> None:
     """Raise `ImproperlyConfigured` where WAL's shared memory cannot work."""
     kind = filesystem_of(folder, mounts)
     if is_network_filesystem(kind):

@@ -49,7 +49,7 @@ class Keeper:
     def __init__(self, database: Database) -> None:
         if database.folder is None:
             raise BrokerError("a store in memory ends with its process: there is no file")
-        self.folder: Path = database.folder
+        self.folder = Path(database.folder)
         self.path = database.path
         self._database = database
 

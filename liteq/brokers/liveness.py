@@ -13,7 +13,6 @@ import fcntl
 import os
 import weakref
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from liteq.pulse import boot_id, is_free
@@ -49,16 +48,16 @@ def present(workers: Iterable[WorkerInfo]) -> list[WorkerInfo]:
 class LockFiles:
     """The lock files of one store's workers, and those that this process holds."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = os.fspath(folder)
         self._held: dict[str, int] = {}
         _all.add(self)
 
     def hold(self, name: str) -> None:
         """Take the lock of a new name; it is held until `release()` or our death."""
-        self.folder.mkdir(mode=0o700, exist_ok=True)
+        os.makedirs(self.folder, mode=0o700, exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = os.open(self.folder / name, flags, 0o600)
+        fd = os.open(os.path.join(self.folder, name), flags, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BaseException:
@@ -76,7 +75,7 @@ class LockFiles:
     def remove(self, name: str) -> None:
         """Remove the file of a worker that is gone."""
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.folder / name)
+            os.unlink(os.path.join(self.folder, name))
 
     def is_dead(self, name: str) -> bool:
         """Return whether nobody holds the lock."""

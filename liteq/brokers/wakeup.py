@@ -18,7 +18,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Final
 
 from liteq.brokers.base import Mailbox
@@ -40,8 +39,8 @@ def kind_of(worker: int | None, *, beat: bool = False) -> str:
 class Post:
     """Sends wake-ups to the mailboxes of one store."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = os.fspath(folder)
         self._names = itertools.count()
         self._forget()
         _posts.add(self)
@@ -165,8 +164,8 @@ class Post:
         return f"{self._base}/{name}" if self._base else None
 
     def _find_base(self) -> str:
-        self.folder.mkdir(mode=0o700, exist_ok=True)
-        plain = os.fspath(self.folder.absolute())
+        os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        plain = os.path.abspath(self.folder)
         if len(os.fsencode(plain)) <= _LONGEST - 40:
             return plain
         if sys.platform != "linux":

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
@@ -368,7 +367,7 @@ def store_of(app: Liteq) -> str:
 
     folder = None
     with suppress(LiteqError):  # a URL that nothing here can open is shown as it is
-        folder = getattr(app.broker, "folder", None)
+        folder = getattr(app.broker, "directory", None)
     return str(folder) if folder is not None else mask_url(app.broker_url)
 
 
@@ -432,6 +431,8 @@ def _setting(token: str) -> tuple[str, str]:
     for known in (name, f"worker_{name.lstrip('_')}"):
         if known in SETTINGS:
             return known, value
+    from difflib import get_close_matches  # late: for who has mistyped
+
     near = get_close_matches(name, SETTINGS, n=1)
     advice = f"; did you mean {near[0]!r}?" if near else ""
     raise click.UsageError(f"there is no setting {name!r}{advice}")
