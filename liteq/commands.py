@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple, TypeVar, overload
 
 __all__ = [
@@ -42,8 +41,7 @@ class Forged(Exception):
 # Which commands there are
 
 
-@dataclass(frozen=True, slots=True)
-class ControlCommand:
+class ControlCommand(NamedTuple):
     """A command that workers know. `kind`: "inspect" only looks, "control" changes.
 
     `args`: names and types of its arguments, for the command line; `variadic`: the name of

@@ -7,11 +7,10 @@ processes, `liteq.inprocess` in threads, on an event loop, or in the worker's ow
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from importlib import import_module
 from typing import Final
 
 from liteq.exceptions import ImproperlyConfigured
-from liteq.inprocess import AsyncioPool, SoloPool, ThreadPool
 from liteq.poolbase import (
     Broken,
     Done,
@@ -26,10 +25,8 @@ from liteq.poolbase import (
     Returned,
     Runner,
 )
-from liteq.prefork import ProcessPool
 
 __all__ = [
-    "AsyncioPool",
     "Broken",
     "Done",
     "Event",
@@ -37,23 +34,21 @@ __all__ = [
     "LostJob",
     "Pool",
     "PoolOptions",
-    "ProcessPool",
     "Ready",
     "Report",
     "Reported",
     "Returned",
     "Runner",
-    "SoloPool",
-    "ThreadPool",
     "make_pool",
 ]
 
-_KINDS: Final[dict[str, type[ProcessPool | ThreadPool | AsyncioPool | SoloPool]]] = {
-    "prefork": ProcessPool,
-    "processes": ProcessPool,
-    "threads": ThreadPool,
-    "asyncio": AsyncioPool,
-    "solo": SoloPool,
+# Where each is: one that is not asked for is not imported.
+_KINDS: Final = {
+    "prefork": ("liteq.prefork", "ProcessPool"),
+    "processes": ("liteq.prefork", "ProcessPool"),
+    "threads": ("liteq.inprocess", "ThreadPool"),
+    "asyncio": ("liteq.inprocess", "AsyncioPool"),
+    "solo": ("liteq.inprocess", "SoloPool"),
 }
 
 
@@ -73,5 +68,7 @@ def make_pool(kind: str, factory: Callable[[], Runner], options: PoolOptions) ->
             f"a pool needs at least one child, not {options.concurrency}"
         )
     if kind == "solo":
-        options = replace(options, concurrency=1)
-    return _KINDS[kind](factory, options)
+        options = options._replace(concurrency=1)
+    module, name = _KINDS[kind]
+    made: Pool = getattr(import_module(module), name)(factory, options)
+    return made

@@ -28,7 +28,6 @@ import signal
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 __all__ = [
@@ -157,8 +156,7 @@ class Broken(NamedTuple):
 Event: TypeAlias = Ready | Done | Reported | LostJob | Returned | Broken
 
 
-@dataclass(frozen=True, slots=True)
-class PoolOptions:
+class PoolOptions(NamedTuple):
     """How a pool is to be run.
 
     `max_lookahead`: most jobs that a child is given at once, while jobs are tiny.

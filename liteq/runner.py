@@ -10,7 +10,6 @@ from __future__ import annotations
 import marshal
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from liteq import outcome
@@ -111,7 +110,6 @@ class TaskRunner:
         self._body.interrupt()
 
 
-@dataclass
 class RunnerFactory:
     """Makes the runners of a pool, which may be in other processes: it can be pickled.
 
@@ -119,12 +117,18 @@ class RunnerFactory:
     runner made there.
     """
 
-    load: Callable[..., Mapping[str, TaskLike]]
-    reference: Sequence[Any] = ()
-    settings: ExecutorSettings = field(default_factory=ExecutorSettings)
-    own_process: bool = False
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        load: Callable[..., Mapping[str, TaskLike]],
+        reference: Sequence[Any] = (),
+        settings: ExecutorSettings | None = None,
+        *,
+        own_process: bool = False,
+    ) -> None:
+        self.load = load
+        self.reference = reference
+        self.settings = settings or ExecutorSettings()
+        self.own_process = own_process
         self._executor: Executor | None = None
 
     def __call__(self) -> TaskRunner:

@@ -7,7 +7,6 @@ comes back. Nothing here waits for a child: a worker whose children are all stuc
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from liteq import inspecting  # registers the commands that look
@@ -39,11 +38,13 @@ _REFUSED_SHOWN: Final = 5  # letters that were passed over, of which the log tel
 _ = inspecting
 
 
-@dataclass(frozen=True, slots=True)
 class State:
     """What a command gets: the worker that it is about."""
 
-    worker: Worker
+    __slots__ = ("worker",)
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
 
     @property
     def app(self) -> Liteq:

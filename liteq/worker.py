@@ -330,8 +330,8 @@ class Worker(Steered):
         if own_process and start_method != "fork":
             logs = bool(logging.getLogger().handlers)
             like = (self.app.reference(), conf.overrides(), self.include, logs)
-            return RunnerFactory(_load_tasks, like, settings, own_process)
-        return RunnerFactory(lambda: self.app.tasks, (), settings, own_process)
+            return RunnerFactory(_load_tasks, like, settings, own_process=own_process)
+        return RunnerFactory(lambda: self.app.tasks, (), settings, own_process=own_process)
 
     def _has_processes(self) -> bool:
         return self.pool_kind in ("prefork", "processes")

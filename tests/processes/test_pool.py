@@ -34,13 +34,13 @@ from liteq.pool import (
     Job,
     LostJob,
     PoolOptions,
-    ProcessPool,
     Ready,
     Report,
     Reported,
     Returned,
     make_pool,
 )
+from liteq.prefork import ProcessPool
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 
