@@ -89,12 +89,12 @@ class RedisBroker(RedisRoster, RedisSchedules, RedisRecords, RedisUpkeep):
     ) -> tuple[str, Sequence[Any]]:
         """Return the script that stores these, and its arguments."""
         packed = pack_all(messages)
-        count_edges(packed, edges)
         limits = self._lengths.among({one[3] for one in packed}) if self._lengths else {}
         if len(packed) == 1 and not limits and not edges and workflow is None:
             alone = lone_arguments(packed[0])
             if alone is not None:
                 return "enqueue_one", alone
+        count_edges(packed, edges)
         lengths = (part for limit in limits.items() for part in limit)
         return "enqueue", (len(limits), *lengths, *graph_arguments(packed, edges, workflow))
 

@@ -46,6 +46,7 @@ class RedisMailbox(Mailbox):
         self.poll_interval = poll_interval
         self._link = link
         self._channels = channels
+        self._bell = command(("message", channels[0], ""))  # most of what wakes a worker
         self._listening = listening
         self._signal = _Signal()
         self._connection: Any = None
@@ -80,7 +81,11 @@ class RedisMailbox(Mailbox):
             self._buffer += data
             if len(data) < _CHUNK and not self._encrypted:
                 break  # that was all: what comes now makes the descriptor readable again
-        self._take(woken)
+        if self._buffer == self._bell:
+            self._buffer = b""
+            woken.add("")
+        else:
+            self._take(woken)
         return woken
 
     def wait(self, timeout: float | None) -> set[str]:
