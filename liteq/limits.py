@@ -7,8 +7,6 @@ name allows is said to the store by the workers, so that a changed rate holds fo
 already as soon as a worker with the changed code starts.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -4,8 +4,6 @@ An attempt ends in exactly one outcome, and one `settle` records it. `encode()` 
 tuple of plain values for the pipe between a child and its worker; `decode()` reads it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, TypeAlias
 

@@ -21,8 +21,6 @@ No method blocks but `stop(kill=True)`, and nothing is polled: when nothing happ
 and `Returned`, whatever the children do, and a job that is `Returned` was not started.
 """
 
-from __future__ import annotations
-
 import selectors
 import signal
 import time

@@ -4,8 +4,6 @@ The values are named tuples: frozen dataclasses would add 10 ms to every `import
 and some of them are made for every task.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
