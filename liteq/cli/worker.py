@@ -10,12 +10,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
 from liteq.cli.front import VERSION, Session, command, completing, names
 from liteq.cli.pidfile import holding
+from liteq.garbage import unseen
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -272,7 +274,9 @@ def run_worker(
 
     `loglevel` is for an app whose log level nobody has set.
     """
-    from liteq.worker import Worker
+    with unseen() if session.owns_process else nullcontext():
+        import_module("liteq.discovery")  # the next to be needed, with the app
+        from liteq.worker import Worker
 
     begun = time.monotonic()
     found = session.find()
