@@ -54,6 +54,10 @@ def _be(name: str, main: Callable[[], None]) -> None:
             os.dup2(sys.stdin.fileno(), before.fileno())  # what a task starts has it, too
         if (known := sys.modules.get("multiprocessing.process")) is not None:
             known.current_process().name = name  # a log may show it
+        for util in ("multiprocessing.util", "multiprocess.util"):
+            # Else a program's proxies and queues would go on with their parent's sockets.
+            if (known := sys.modules.get(util)) is not None:
+                known._run_after_forkers()
         main()
     finally:
         os._exit(1)  # what it does when it is over, `main()` says itself

@@ -8,6 +8,7 @@ import faulthandler
 import gc
 import marshal
 import multiprocessing
+import multiprocessing.util
 import os
 import random
 import selectors
@@ -264,7 +265,15 @@ OPS: dict[str, Callable[[Any, Report], Any]] = {
     "gil": hold_the_gil,
     "litter": litter,
     "collections": lambda arg, report: full_collections(),
+    "told": lambda arg, report: TOLD.of_fork,
 }
+
+
+class Told:
+    of_fork = False
+
+
+TOLD = Told()
 
 
 def job(key: int, name: str, arg: Any = None, **limits: float) -> Job:
@@ -1041,6 +1050,15 @@ def test_a_forked_process_has_its_name_and_tells_how_it_ended() -> None:
     assert child.exitcode == 7
     assert child.exitcode is None  # it can be asked once
     assert multiprocessing.current_process().name != "liteq-7"
+
+
+def test_what_a_program_has_multiprocessing_do_after_a_fork_is_done(start: Any) -> None:
+    multiprocessing.util.register_after_fork(TOLD, lambda told: setattr(told, "of_fork", True))
+    loop = start(1)
+    loop.ready(1)
+
+    assert marshal.loads(loop.run("told")) is True
+    assert not TOLD.of_fork
 
 
 def test_a_child_reads_nothing_from_the_terminal(start: Any) -> None:
