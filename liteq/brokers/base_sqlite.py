@@ -79,7 +79,7 @@ class SqliteStore(Broker):
         self._post = Post(os.path.join(place, "wake")) if place is not None else None
         self._local: dict[str, LocalMailbox] = {}
         self._local_lock = threading.Lock()
-        self._claims: dict[int, str] = {}
+        self._candidates: dict[int, str] = {}
         self._book = NO_BOOK
         self._doubtful: dict[int, set[int]] = {}  # by worker: tokens of claims that failed
 

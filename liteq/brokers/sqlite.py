@@ -69,13 +69,21 @@ _NOTHING_STANDS: Final[Mapping[str, str]] = {}
 _new: Final = tuple.__new__  # half of what Lease(...) costs, for each message
 _STATE: Final = len(PACKED_FIELDS)  # where it stands in a row of ENQUEUE
 
-# The subquery walks the partial index in the order of promise 7 and stops at the limit.
-_CLAIM: Final = (
-    "UPDATE message SET state = 3, token = ?1, worker = ?2, started_at = ?3, "
-    "parked_at = NULL, deliveries = deliveries + 1 WHERE seq IN ({candidates}) "
-    f"RETURNING -priority, seq, deliveries, inputs, expires_at, {PACKED}"
+# A claim reads the candidates and then takes them, in one transaction: one UPDATE with
+# RETURNING reads and copies each row once more, which is a third of its time. A subquery
+# walks the partial index in the order of promise 7 and stops at the limit.
+_FIND: Final = (
+    f"SELECT -priority, seq, deliveries + 1, inputs, expires_at, {PACKED} FROM message "
+    "WHERE seq IN ({candidates})"
 )
-_CLAIM_ONE: Final = _CLAIM.format(candidates="?4")
+_TAKE: Final = (
+    "UPDATE message SET state = 3, token = ?1, worker = ?2, started_at = ?3, "
+    "parked_at = NULL, deliveries = deliveries + 1 WHERE seq IN ({candidates})"
+)
+_CLAIM_ONE: Final = (
+    _TAKE.format(candidates="?4")
+    + f" RETURNING -priority, seq, deliveries, inputs, expires_at, {PACKED}"
+)
 _QUEUED_IN: Final = (
     "SELECT * FROM (SELECT seq FROM message INDEXED BY message_queued "
     "WHERE state = 1 AND queue = ? ORDER BY priority DESC, seq LIMIT ?)"
@@ -365,20 +373,20 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
         limit: int,
     ) -> list[tuple[Any, ...]]:
         count = len(queues)
-        sql = self._claims.get(count)
-        if sql is None:
+        candidates = self._candidates.get(count)
+        if candidates is None:
             if count == 1:
                 candidates = _QUEUED_IN
             else:
                 ranked = " UNION ALL ".join([_QUEUED_IN_RANKED] * count)
                 candidates = f"SELECT seq FROM ({ranked}) ORDER BY priority DESC, seq LIMIT ?"
-            sql = self._claims[count] = _CLAIM.format(candidates=candidates)
-        bindings: list[Any] = [token, worker, now]
+            self._candidates[count] = candidates
+        bindings: list[Any] = []
         for queue in queues:
             bindings += (queue, limit)
         if count != 1:
             bindings.append(limit)
-        return fetch_all(db, sql, bindings) if count else []
+        return _take(db, candidates, bindings, (token, worker, now)) if count else []
 
     @staticmethod
     def _claim_parked(
@@ -392,15 +400,15 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
     ) -> list[tuple[Any, ...]]:
         """Claim what others have parked and this worker knows."""
         known = "" if tasks is None else "AND task IN (SELECT value FROM json_each(?)) "
-        sql = _CLAIM.format(
-            candidates="SELECT seq FROM message INDEXED BY message_parked WHERE state = 4 "
+        candidates = (
+            "SELECT seq FROM message INDEXED BY message_parked WHERE state = 4 "
             f"AND queue IN (SELECT value FROM json_each(?)) {known}"
             "ORDER BY priority DESC, seq LIMIT ?"
         )
-        names = [json.dumps(list(queues))]
+        bindings: list[Any] = [json.dumps(list(queues))]
         if tasks is not None:
-            names.append(json.dumps(sorted(tasks)))
-        return fetch_all(db, sql, (token, worker, now, *names, limit))
+            bindings.append(json.dumps(sorted(tasks)))
+        return _take(db, candidates, [*bindings, limit], (token, worker, now))
 
     @staticmethod
     def _promote(db: apsw.Connection, now: float, queues: Sequence[str]) -> None:
@@ -554,6 +562,16 @@ def _waiting_first(db: apsw.Connection, ids: Sequence[str]) -> list[str]:
             (json.dumps(ids),),
         )
     ]
+
+
+def _take(
+    db: apsw.Connection, candidates: str, bindings: Sequence[Any], marks: tuple[Any, ...]
+) -> list[tuple[Any, ...]]:
+    """Claim what `candidates` selects, marked with a token, a worker and the time."""
+    found = fetch_all(db, _FIND.format(candidates=candidates), bindings)
+    if found:
+        db.execute(_TAKE.format(candidates=candidates), (*marks, *bindings))
+    return found
 
 
 def _to_terminate(db: apsw.Connection, worker: int) -> dict[int, str]:

@@ -143,7 +143,7 @@ def retry_delay_ignored(patch: Patch) -> None:
 
 
 def expiry_ignored(patch: Patch) -> None:
-    swap(patch, sqlite, ("_CLAIM",), "inputs, expires_at, ", "inputs, NULL, ")
+    swap(patch, sqlite, ("_FIND",), "inputs, expires_at, ", "inputs, NULL, ")
 
 
 def no_delivery_limit(patch: Patch) -> None:
@@ -158,7 +158,8 @@ def no_delivery_limit(patch: Patch) -> None:
 
 
 def delivery_not_counted(patch: Patch) -> None:
-    swap(patch, sqlite, ("_CLAIM",), "deliveries = deliveries + 1", "deliveries = 1")
+    swap(patch, sqlite, ("_TAKE",), "deliveries = deliveries + 1", "deliveries = 1")
+    swap(patch, sqlite, ("_FIND",), "deliveries + 1", "1")
 
 
 def released_counts_a_delivery(patch: Patch) -> None:
@@ -460,7 +461,7 @@ def a_key_is_held_by_nobody(patch: Patch) -> None:
 
 
 def key_free_at_the_start(patch: Patch) -> None:
-    swap(patch, sqlite, ("_CLAIM",), "SET state = 3, ", "SET state = 3, unique_key = NULL, ")
+    swap(patch, sqlite, ("_TAKE",), "SET state = 3, ", "SET state = 3, unique_key = NULL, ")
 
 
 def key_lost_with_the_worker(patch: Patch) -> None:

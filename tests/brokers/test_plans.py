@@ -151,14 +151,16 @@ def test_a_claim_walks_the_queued_messages_in_order(
     planner: Planner, broker: Broker, queues: tuple[str, ...]
 ) -> None:
     worker = enlist(broker, *queues)
+    broker.enqueue([make(queue=queue) for queue in queues])
 
     plans = planner.plans(lambda: broker.claim(worker, queues, 4))
 
-    plan = plan_of(plans, "UPDATE message SET state = 3")
-    assert plan[0] == BY_KEY
-    assert plan.count(QUEUED) == len(queues)
-    # Of several queues, what each of them gives is sorted: at most `limit` rows of each.
-    assert ("USE TEMP B-TREE FOR ORDER BY" in plan) == (len(queues) > 1)
+    for statement in ("SELECT -priority, seq", "UPDATE message SET state = 3"):
+        plan = plan_of(plans, statement)
+        assert plan[0] == BY_KEY
+        assert plan.count(QUEUED) == len(queues)
+        # Of several queues, what each of them gives is sorted: at most `limit` rows of each.
+        assert ("USE TEMP B-TREE FOR ORDER BY" in plan) == (len(queues) > 1)
 
 
 def test_a_claim_looks_at_the_first_delayed_message_only(
