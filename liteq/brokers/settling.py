@@ -7,6 +7,7 @@ row, and nothing follows from it. What follows an end is the business of `Follow
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any, Final
 
 import apsw
@@ -45,6 +46,17 @@ _IGNORED: Final = STATE_CODES["ignored"]
 _SUCCEED: Final = (
     "UPDATE message SET state = ?, token = NULL, result = ?, children = ?, settled_at = ?, "
     "delete_at = ?, note_state = NULL, note = NULL WHERE seq = ? AND token = ?"
+)
+# The same for `BLOCK` of them: to begin a statement, with the cursors of all indexes that it
+# may touch, takes a third of the time of one that changes a single row.
+BLOCK: Final = 16
+_SUCCEED_BLOCK: Final = (
+    "WITH done(state, result, children, settled_at, delete_at, seq, token) AS "
+    f"(VALUES {', '.join(['(?,?,?,?,?,?,?)'] * BLOCK)}) "
+    "UPDATE message SET state = done.state, token = NULL, result = done.result, "
+    "children = done.children, settled_at = done.settled_at, delete_at = done.delete_at, "
+    "note_state = NULL, note = NULL FROM done "
+    "WHERE message.seq = done.seq AND message.token = done.token"
 )
 _FAIL: Final = (
     "UPDATE message SET state = 7, token = NULL, result = ?, children = ?, settled_at = ?, "
@@ -126,16 +138,21 @@ class Settling:
         return accepted
 
     def _succeed_all(self, settlements: Sequence[tuple[Lease, Outcome]]) -> bool:
-        """Settle the common batch, all successes, with one statement run many times.
+        """Settle the common batch, all successes, with few statements.
 
-        Running them one by one costs 4 us more each. Which of them were stale cannot be
-        told afterwards, so if any was, all is undone and False returned.
+        Which of them were stale cannot be told afterwards, so if any was, all is undone and
+        False returned.
         """
         db = self.db
         bindings = [self._success(lease, outcome) for lease, outcome in settlements]
         before = db.total_changes()
         db.execute("SAVEPOINT batch")
-        db.executemany(_SUCCEED, bindings)
+        alone = len(bindings) % BLOCK
+        db.executemany(_SUCCEED, bindings[:alone])
+        blocks = range(alone, len(bindings), BLOCK)
+        db.executemany(
+            _SUCCEED_BLOCK, [tuple(chain(*bindings[at : at + BLOCK])) for at in blocks]
+        )
         if db.total_changes() - before != len(bindings):
             db.execute("ROLLBACK TO batch")
             db.execute("RELEASE batch")

@@ -61,6 +61,7 @@ EXITS = ("_SUCCEED", "_FAIL", "_REVOKE_LEASE", "_REQUEUE")
 
 def no_fence(patch: Patch) -> None:
     swap(patch, settling, EXITS, "AND token = ?", "AND ? IS NOT NULL AND state = 3")
+    swap(patch, settling, ("_SUCCEED_BLOCK",), "AND message.token = done.token", "")
     # A retry's statement is made as it runs: take its token from the row.
     retry = Settling._retry
 
@@ -73,6 +74,10 @@ def no_fence(patch: Patch) -> None:
 
 def no_fence_on_success(patch: Patch) -> None:
     swap(patch, settling, ("_SUCCEED",), "AND token = ?", "AND ? IS NOT NULL")
+
+
+def no_fence_on_many_successes(patch: Patch) -> None:
+    swap(patch, settling, ("_SUCCEED_BLOCK",), "AND message.token = done.token", "")
 
 
 def token_reused(patch: Patch) -> None:
@@ -95,7 +100,7 @@ def tokens_repeat(patch: Patch) -> None:
 
 
 def settle_keeps_the_token(patch: Patch) -> None:
-    swap(patch, settling, ("_SUCCEED", "_FAIL"), "token = NULL, ", "")
+    swap(patch, settling, ("_SUCCEED", "_SUCCEED_BLOCK", "_FAIL"), "token = NULL, ", "")
 
 
 def stale_settle_answered_yes(patch: Patch) -> None:
@@ -513,6 +518,12 @@ MUTANTS = (
     Mutant("a pause is forgotten", 7, pause_forgotten, model=UniqueMachine),
     Mutant("no fence", 3, no_fence),
     Mutant("no fence on success", 3, no_fence_on_success),
+    Mutant(
+        "no fence on many successes",
+        3,
+        no_fence_on_many_successes,
+        found_by=("test_3_of_many_settled_at_once_the_stale_are_refused",),
+    ),
     Mutant("token reused", 3, token_reused),
     Mutant("tokens repeat after three", 3, tokens_repeat),
     Mutant("a settled lease keeps its token", 3, settle_keeps_the_token),

@@ -504,6 +504,24 @@ def test_3_a_stale_settlement_does_not_spoil_its_neighbours(
     assert step.accepted == (True, False, True)
 
 
+def test_3_of_many_settled_at_once_the_stale_are_refused(broker: Broker) -> None:
+    broker.enqueue([make() for _ in range(50)])
+    worker = enlist(broker)
+    leases = broker.claim(worker, ["default"], 50)
+    broker.settle(worker, leases[20], Released())
+    [again] = broker.claim(enlist(broker), ["default"], 50)  # it runs elsewhere now
+    assert again.id == leases[20].id
+
+    many = [(one, Succeeded(b"%d" % number)) for number, one in enumerate(leases)]
+    accepted = broker.step(worker, settlements=many).accepted
+
+    assert accepted == tuple(number != 20 for number in range(50))
+    found = broker.get([one.id for one in leases])
+    wanted = [None if number == 20 else b"%d" % number for number in range(50)]
+    assert [found[one.id].result for one in leases] == wanted
+    assert found[again.id].state == "running"
+
+
 def test_3_a_message_that_was_deleted_cannot_be_settled_again(broker: Broker) -> None:
     message = put(broker, make())
     worker = enlist(broker)
