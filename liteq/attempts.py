@@ -82,9 +82,10 @@ class Attempts:
         """Take in what the pool says; return what is not of an attempt, or needs others."""
         others: list[Event] = []
         for event in events:
+            if type(event) is Done:  # nearly all of them: `match` would ask them twice
+                self._settle(event.key, read_answer(event.payload))
+                continue
             match event:
-                case Done(key, payload):
-                    self._settle(key, read_answer(payload))
                 case Reported(key, payload):
                     lease = self.leases.get(key)
                     if lease is not None:

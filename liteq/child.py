@@ -29,6 +29,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import Final, NamedTuple
 
@@ -251,15 +252,10 @@ class _Child:
 
     def _run(self, runner: Runner, key: int, payload: bytes) -> float:
         """Run a job and answer; return when it ended."""
-
-        def report(data: bytes) -> None:
-            if self._ours:
-                self._report(key, data)
-
         self._late = False
         began = time.perf_counter()
         self._key = key
-        answer = runner.run(payload, report)
+        answer = runner.run(payload, partial(self._report, key))
         self._key = None
         ended = time.perf_counter()
         if not self._ours:
@@ -271,6 +267,8 @@ class _Child:
 
     def _report(self, key: int, data: bytes) -> None:
         """Send word of a job. An interrupt must not come in the middle of the frame."""
+        if not self._ours:
+            return
         if threading.get_ident() != self._main:
             self._send(REPORT, key, data)
             return

@@ -116,17 +116,17 @@ _KINDS: dict[str, type[Any]] = {
 
 def encode(outcome: Outcome) -> tuple[Any, ...]:
     """Return the outcome as a tuple of plain values, its kind first."""
-    wire = (type(outcome).__name__, *outcome)
-    if wire[0] == "Succeeded" and wire[4] is None:  # nearly all of them
-        return wire
-    return tuple(tuple(one) if type(one) is Graph else one for one in wire)
+    if type(outcome) is Succeeded and outcome.added is None:  # nearly all of them
+        return ("Succeeded", *outcome)
+    values = (tuple(one) if type(one) is Graph else one for one in outcome)
+    return (type(outcome).__name__, *values)
 
 
 def decode(wire: tuple[Any, ...]) -> Outcome:
     """Return the outcome that `encode()` made this tuple of."""
-    outcome: Outcome = _new(_KINDS[wire[0]], wire[1:])
     if wire[0] == "Succeeded" and wire[4] is None:
-        return outcome
+        return _new(Succeeded, wire[1:])
+    outcome: Outcome = _new(_KINDS[wire[0]], wire[1:])
     match outcome:
         case Succeeded(added=tuple(added)):
             return outcome._replace(added=Graph(*added))

@@ -110,7 +110,10 @@ def loads_call(
     body: bytes, content_type: str = "json", accept: Collection[str] | None = _JSON_ONLY
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments that `dumps_call` wrote. Raises as `loads` does."""
-    call = loads(body, content_type, accept)
+    if content_type == "json" and (accept is None or "json" in accept):
+        call = _json_value(body)
+    else:
+        call = loads(body, content_type, accept)
     if isinstance(call, (list, tuple)) and len(call) == 2:  # `match` takes twice as long
         args, kwargs = call
         is_call = isinstance(args, (list, tuple)) and isinstance(kwargs, dict)
