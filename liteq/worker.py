@@ -271,9 +271,6 @@ class Worker(Steered):
             self._companion.start()  # forked before this process has anything open
         if self.metrics is not None:
             self._serve_metrics(self.metrics)
-        self._register()
-        # Before the children exist: what a dead worker of this host held starts at once.
-        self._reclaim()
         self.pool = self._make_pool()
         if self.pool.kind == "prefork":
             # Every connection is closed for the fork anyway; doing it here keeps the
@@ -281,8 +278,14 @@ class Worker(Steered):
             self._broker.close()
         if self._garbage is not None:
             self._garbage.begin()
+        # Before the store is opened, for the same reason; and they start meanwhile.
         self.pool.start(self._selector)
         self._time_limits.warn(self.pool)
+        self._register()
+        # Before the first claim: what a dead worker of this host held starts at once.
+        self._reclaim()
+        if self.pool_kind == "solo":
+            self._keeper = _Keeper(self, self._broker, self._beat_interval())
 
     def _make_companion(self) -> Companion:
         from liteq.companion import Companion  # late: for `-B` alone
@@ -301,8 +304,6 @@ class Worker(Steered):
                 "a store in memory cannot be shared with child processes: use "
                 "pool='threads', or an sqlite:// broker"
             )
-        if self.pool_kind == "solo":
-            self._keeper = _Keeper(self, self._broker, self._beat_interval())
         conf = self.app.conf
         options = PoolOptions(
             concurrency=self.concurrency,
