@@ -148,6 +148,18 @@ def test_a_wake_up_for_one_message_takes_few_commands(
     assert cost.called <= 12  # measured: 11
 
 
+def test_what_is_delayed_costs_a_wake_up_a_look(meter: Meter, broker: RedisBroker) -> None:
+    steps = Steps(broker, 2)
+    steps.step(1)
+    steps.step(0)
+    broker.enqueue([make(run_at=4e9)])
+    send(broker, 1)
+
+    cost = meter.of(partial(steps.step, 1))
+
+    assert cost.called <= 13  # measured: 12
+
+
 def test_a_heartbeat_is_one_trip(meter: Meter, broker: RedisBroker) -> None:
     worker = enlist(broker)
     broker.beat(worker)  # loads the script

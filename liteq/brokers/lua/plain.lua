@@ -97,8 +97,19 @@ local function plain_step(text_of, pack, put_leases)
     'heard')
   if not me[1] or me[2] or me[4] == ARGV[3] then return end
   if limit > 0 and digest ~= '*' and me[3] ~= digest then return end
-  if call('EXISTS', P .. 'orders:' .. worker, P .. 'paused', P .. 'limits:names',
-    unpack(others)) > 0 then return end
+  local there, due = call('EXISTS', P .. 'orders:' .. worker, P .. 'paused', P .. 'limits:names',
+    unpack(others)), ''
+  if there > 0 then  -- what is delayed is in nobody's way until it is due
+    for _, queue in ipairs(queues) do
+      local first = call('ZRANGE', P .. 'd:' .. queue, 0, 0, 'WITHSCORES')[2]
+      if first then
+        if tonumber(first) <= tonumber(now) then return end
+        if due == '' or tonumber(first) < tonumber(due) then due = first end
+        there = there - 1
+      end
+    end
+    if there > 0 then return end
+  end
 
   -- What is claimed.
   local source, leases, messages, asked, tasks = nil, {}, {}, {}, {}
@@ -185,7 +196,8 @@ local function plain_step(text_of, pack, put_leases)
 
   local standing = '1' .. (me[5] and 'm' or '')
     .. (me[6] and tonumber(me[6]) > tonumber(now) and 'h' or '')
-  local sizes, data = {text_of[#standing], text_of[count], '0', '1'}, {standing, flags, '', '0'}
+  local sizes = {text_of[#standing], text_of[count], text_of[#due], '1'}
+  local data = {standing, flags, due, '0'}
   local at = put_leases(sizes, data, 4, text_of, pack, messages)
   sizes[at + 1], data[at + 1] = '1', '0'
   return table.concat(sizes, ' ') .. '\n' .. table.concat(data)
