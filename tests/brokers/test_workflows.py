@@ -941,6 +941,28 @@ def test_10_a_part_that_is_redriven_is_counted_once(broker: Broker) -> None:
     assert [value for _, value in listed(lease)] == [b"1", b"2", b"3"]
 
 
+def test_10_an_id_that_is_used_again_has_none_of_the_edges_it_had(broker: Broker) -> None:
+    failing, callback, behind = tasks("failing", "callback", "behind")
+    broker.enqueue(
+        [failing, callback, behind],
+        [Edge(failing.id, callback.id, "failure"), Edge(failing.id, behind.id, "success")],
+    )
+    worker = enlist(broker)
+    (lease,) = broker.claim(worker, ["default"])
+    broker.revoke([callback.id, behind.id])
+    broker.forget([callback.id, behind.id])
+    before = make("before")
+    broker.enqueue([callback, before, behind], path(before, behind))
+
+    broker.settle(worker, lease, Failed(ERROR))
+    failed = [state(broker, one) for one in (failing, callback, behind)]
+    broker.redrive([failing.id])
+
+    assert failed == ["failed", "queued", "waiting"]
+    assert state(broker, callback) == "queued"
+    assert names(work(broker, worker)) == ["failing", "callback", "before", "behind"]
+
+
 def test_10_a_list_that_was_made_is_not_changed_by_a_redrive(broker: Broker) -> None:
     members, into, body, edges = chord(2, "collect")
     broker.enqueue([*members, into, body], edges)

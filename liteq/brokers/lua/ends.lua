@@ -260,8 +260,15 @@ local function end_upstream(m, finish, tells, gather)
     gather = gather, tells = tells, silent = finish.silent})
 end
 
+-- The edge from a source, if it leads to this message: "+" once it is met. An id may be used
+-- again when its message has been deleted; edges that led to that one do not lead here.
+local function edge_from(source, m)
+  return call('HGET', P .. 'b:' .. m.id, source)
+end
+
 local function met(m, source)  -- whether this edge is met now, and was not before
-  if call('HGET', P .. 'b:' .. m.id, source) == '+' then return false end
+  local edge = edge_from(source, m)
+  if not edge or edge == '+' then return false end
   call('HSET', P .. 'b:' .. m.id, source, '+')
   return true
 end
@@ -390,7 +397,9 @@ local function follow()
             give(target, position, finish)
           else
             local m = load(target)
-            if m then end_upstream(m, finish, finish.gather and not finish.silent) end
+            if m and edge_from(finish.id, m) then
+              end_upstream(m, finish, finish.gather and not finish.silent)
+            end
           end
         elseif on == 'e' then
           take_turn(target, finish)
@@ -398,7 +407,7 @@ local function follow()
           give(target, position, finish)
         elseif on == 'f' then
           local m = load(target)
-          if m then
+          if m and edge_from(finish.id, m) then
             end_upstream(m, {state = 'R', value = revocation('upstream'), silent = true}, false)
           end
         end

@@ -40,6 +40,7 @@ local undone = {}
 -- that runs goes on, and one that somebody revoked stays revoked.
 local function recall(m, source)
   if tonumber(m.P or '0') > 0 or m.s == 'r' or m.s == 'R' or not can_lock(m) then return end
+  if not edge_from(source, m) then return end
   local over = string.find('SFI', m.s, 1, true)
   renew(m, 'w')
   call('HSET', P .. 'm:' .. m.id, 'P', '1')
