@@ -23,7 +23,22 @@ from liteq.prefork import ProcessPool
 from liteq.worker import Worker
 
 calls: Counter[str] = Counter()
-HEAVY = ("dill", "multiprocess", "redis", "croniter", "asyncio", "click", "hmac")
+HEAVY = (
+    "asyncio",
+    "click",
+    "croniter",
+    "dataclasses",
+    "dill",
+    "hmac",
+    "liteq.composing",
+    "liteq.inprocess",
+    "multiprocess",
+    "multiprocessing",
+    "pathlib",
+    "queue",
+    "redis",
+    "subprocess",
+)
 _IN = ("recv", "recv_into", "recvfrom", "recvmsg")
 _OUT = ("send", "sendall", "sendto", "sendmsg")
 
@@ -76,16 +91,22 @@ def main() -> None:
     def tally() -> dict[str, int]:
         return dict(calls)
 
+    @app.task
+    def modules() -> list[str]:
+        return list(sys.modules)
+
+    in_child = modules.apply_async(priority=9)  # the highest: before those that count
     for _ in range(int(number)):
         nothing.delay()
     last = tally.apply_async(priority=0)
-    first = tally.apply_async(priority=9)  # the highest: once the child has started
+    first = tally.apply_async(priority=9)  # once the child has started
     sys.setprofile(count)
     Worker(app, concurrency=1, burst=True).run()
     sys.setprofile(None)
     before, after = Counter(first.get(timeout=0)), Counter(last.get(timeout=0))
     loaded = [name for name in HEAVY if name in sys.modules]
-    print(json.dumps({"parent": calls, "child": after - before, "loaded": loaded}))
+    own = sorted(set(in_child.get(timeout=0)) - set(sys.modules))
+    print(json.dumps({"parent": calls, "child": after - before, "loaded": loaded, "own": own}))
 
 
 if __name__ == "__main__":
