@@ -31,6 +31,7 @@ HEAVY = (
     "dill",
     "hmac",
     "liteq.composing",
+    "liteq.events.receiver",
     "liteq.inprocess",
     "multiprocess",
     "multiprocessing",

@@ -13,7 +13,25 @@ listener came, and whatever must not be missed, is to be asked of the store.
 
 from __future__ import annotations
 
-from liteq.events.receiver import Dispatcher, Event, EventReceiver, Events
-from liteq.events.state import State
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from liteq.events.receiver import Dispatcher as Dispatcher
+    from liteq.events.receiver import Event as Event
+    from liteq.events.receiver import EventReceiver as EventReceiver
+    from liteq.events.receiver import Events as Events
+    from liteq.events.state import State as State
 
 __all__ = ["Dispatcher", "Event", "EventReceiver", "Events", "State"]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used (PEP 562): a worker, which makes events and
+    receives none, has no use for any."""
+    if name not in __all__:
+        raise AttributeError(f"module 'liteq.events' has no attribute {name!r}")
+    from importlib import import_module  # late: kept out of the namespace of the package
+
+    home = import_module("liteq.events.state" if name == "State" else "liteq.events.receiver")
+    found = getattr(home, name)
+    globals()[name] = found
+    return found
