@@ -16,6 +16,7 @@ NEEDLESS = {
     "inspect",
     "logging",
     "pathlib",
+    "random",
     "traceback",
     "liteq.canvas",
     "liteq.composing",

@@ -23,7 +23,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import random
 import threading
 import time
 import weakref
@@ -502,10 +501,12 @@ class _Handle:
             self._queue_at_gate()
 
     def _queue_at_gate(self) -> None:
+        from random import uniform  # late: 2 ms, for who has to wait anyway
+
         start = time.monotonic()
         pause = 0.001
         while True:
-            time.sleep(random.uniform(0.2, 1.0) * pause)
+            time.sleep(uniform(0.2, 1.0) * pause)
             try:
                 fcntl.flock(self.gate, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
