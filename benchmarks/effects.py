@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import struct
 import time
-from pathlib import Path
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from pathlib import Path
 
 WARM_UP = 1_000_000_000  # tasks with such numbers do not count
 ENDED = 2_000_000_000  # added to the number of a task that took its time, at its end
@@ -45,6 +47,8 @@ def busy(number: int, milliseconds: int) -> int:
 async def aslow(number: int, milliseconds: int) -> int:
     """Be slow where other tasks share the thread."""
     record(number)
+    import asyncio  # late: who runs this has it, and no other system's worker is to carry it
+
     await asyncio.sleep(milliseconds / 1000)
     record(number + ENDED)
     return number

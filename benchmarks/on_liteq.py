@@ -8,7 +8,6 @@ import time
 import apsw
 
 from benchmarks.effects import busy, record, slow
-from benchmarks.processes import cpu_seconds
 from liteq import Liteq, chain, chord
 from liteq.ids import new_id
 from liteq.message import Message
@@ -169,6 +168,8 @@ def _redis_seconds() -> float:
     if "BENCH_REDIS" not in os.environ:
         return 0.0
     from redis import Redis
+
+    from benchmarks.processes import cpu_seconds  # late: no part of what a worker carries
 
     with Redis.from_url(os.environ["BENCH_REDIS"]) as link:
         return cpu_seconds(link.info("server")["process_id"])
