@@ -436,7 +436,8 @@ def _settlement_arguments(lease: Lease, outcome: Outcome, max_deliveries: int) -
             packed = _changed(packed, {"retries": 0, **changes})
             workflow = (lease.id, lease.task) if graph.messages else None
             graphed = graph_arguments(graph.messages, graph.edges, workflow)
-            return ["G", *who, packed[5], *_renewed(packed), *graphed]
+            times = _message_arguments(packed)[8:]
+            return ["G", *who, packed[5], *_renewed(packed), *times, *graphed]
 
 
 def _added(graph: Graph | None) -> list[Any]:

@@ -580,6 +580,34 @@ def test_10_a_graph_takes_the_place_of_a_message(broker: Broker) -> None:
     assert names(work(broker, worker)) == ["two", "last", "then"]
 
 
+@pytest.mark.parametrize("waits", [True, False])
+def test_10_the_times_of_what_takes_a_place_count_from_the_end_of_its_wait(
+    broker: Broker, clock: FakeClock, waits: bool
+) -> None:
+    first = make("first")
+    broker.enqueue([first])
+    worker = enlist(broker)
+    (lease,) = broker.claim(worker, ["default"])
+    last = first._replace(task="last", countdown=10.0, expires_in=60.0)
+    new = make("new")
+    edges = tuple(map(tuple, path(new, last))) if waits else ()
+    changes = {"task": "last", "envelope": last.pack()[16]}
+
+    broker.settle(worker, lease, Replaced(changes, Graph((new.pack(),), edges)))
+    clock.advance(100)
+    (lease,) = broker.claim(worker, ["default"], 1)
+    broker.settle(worker, lease, Succeeded(b"1"))
+    ended_at = clock.now()
+    clock.advance(9)
+    early = names(broker.claim(worker, ["default"]))
+    clock.advance(2)
+    late = broker.claim(worker, ["default"])
+
+    # What waits for nothing has had its times worked out by who made it.
+    assert (early, names(late)) == (([], ["last"]) if waits else (["new"], []))
+    assert not waits or late[0].message.expires_at == ended_at + 60
+
+
 @pytest.mark.parametrize("number", [0, 3])
 def test_10_a_message_may_become_a_gather(broker: Broker, number: int) -> None:
     first, then = tasks("first", "then")

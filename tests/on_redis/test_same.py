@@ -351,7 +351,13 @@ def _drawn(broker: Broker, workflow: str) -> Any:
     nodes, edges = broker.nodes(workflow)
     found = {node.id: node for node in nodes}
     between = [edge for edge in edges if edge.source in found and edge.target in found]
-    return {**found, **{str(edge): edge for edge in between}}
+    # Their order is what counts: the place of a part that was deleted may be given again.
+    places = {
+        edge.target: sorted(e.position for e in between if e.target == edge.target)
+        for edge in between
+    }
+    drawn = [e._replace(position=places[e.target].index(e.position)) for e in between]
+    return {**found, **{str(edge): edge for edge in drawn}}
 
 
 def _plain(record: Record) -> Any:

@@ -14,8 +14,8 @@
 --        F   error, children, "=" and why it is dead, result_expires, outcome of the attempt
 --        V   why it was revoked, the error that stands for it
 --        Y   run_at, error, body, g, expires_at, L, U, envelope
---        G   run_at, and those from body on as in Y, and a graph, of the workflow that this
---            makes if there was none
+--        G   run_at, and those from body on as in Y, countdown, expires_in, and a graph, of the
+--            workflow that this makes if there was none
 --        Q   how many deliveries are not counted, "" or the error of an attempt that was lost
 --      then the number of notes; for each: id, token, state, meta
 --      then the limit, the number of queues, their names, and the digest of the names of the
@@ -65,7 +65,7 @@ for i = 1, tonumber(take()) do
     s.b, s.g, s.x = take(), take(), given(take())
     s.L, s.U, s.e = given(take()), given(take()), given(take())
     open_given(s)
-    if kind == 'G' then s.graph = read_graph() end
+    if kind == 'G' then s.C, s.D, s.graph = given(take()), given(take()), read_graph() end
   end
 end
 local notes = {}
@@ -340,6 +340,8 @@ for _, s in ipairs(settlements) do
         end
         call('HSET', key, 's', 'w', 'P', '0')
         if s.run_at then call('HSET', key, 'u', s.run_at) end
+        if s.C then call('HSET', key, 'C', s.C) end
+        if s.D then call('HSET', key, 'D', s.D) end
         call('DEL', P .. 'i:' .. s.id, P .. 'b:' .. s.id)
         wait({id = s.id, t = s.t, q = s.q, n = m.n})
         if m.W then
@@ -351,6 +353,7 @@ for _, s in ipairs(settlements) do
         enter(s.graph, {[s.id] = true})
         local now = load(s.id)
         if now.s == 'w' and now.P == '0' then
+          now.C, now.D = nil, nil  -- it waits for nothing: its times are worked out
           if s.t == GATHER then join(now) else start(now) end
         end
       end
