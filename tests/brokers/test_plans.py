@@ -18,6 +18,7 @@ from world import FakeClock, Store, enlist, make
 from liteq import failure
 from liteq.brokers import sqlite
 from liteq.brokers.base import Broker, Lease, Mailbox
+from liteq.brokers.settling import BLOCK
 from liteq.limits import Limit, write
 from liteq.message import GATHER, Edge, Graph, Message, Workflow
 from liteq.outcome import (
@@ -88,7 +89,7 @@ class Planner:
             db.exec_trace = None
         assert ran, "the verb ran no statement on this connection"
         for sql, bindings in ran.items():
-            if sql.startswith(("SELECT", "INSERT", "UPDATE", "DELETE")):
+            if sql.startswith(("SELECT", "INSERT", "UPDATE", "DELETE", "WITH")):
                 yield sql, db.execute(f"{how} {sql}", bindings).fetchall()
 
 
@@ -227,6 +228,21 @@ def test_a_settle_finds_its_message_by_key(
 
     settles = [plan for sql, plan in plans.items() if sql.startswith("UPDATE message")]
     assert settles == [[BY_KEY]]
+
+
+def test_a_block_of_successes_finds_each_message_by_key(
+    planner: Planner, broker: Broker
+) -> None:
+    broker.enqueue([make() for _ in range(BLOCK)])
+    worker, leases = claim(broker)
+
+    plans = planner.plans(
+        lambda: broker.step(worker, settlements=[(lease, Succeeded(b"1")) for lease in leases])
+    )
+
+    plan = plan_of(plans, "WITH done")
+    assert plan[-2:] == ["SCAN done", BY_KEY]
+    assert f"SCAN {BLOCK} CONSTANT ROWS" in plan
 
 
 def test_what_follows_a_settle_is_found_by_its_source(planner: Planner, broker: Broker) -> None:
