@@ -79,12 +79,17 @@ def preload(number: int, *, delay: float | None = None) -> None:
 
 
 def load(kind: str, number: int, milliseconds: int) -> None:
-    """Enqueue many tasks of a kind at once."""
+    """Enqueue many tasks of a kind, which the workers are to leave alone until `go()`."""
+    app.broker.pause("default")
     if kind == "empty":
         noop.enqueue_many((each,) for each in range(number))
     else:
         task = {"sleeping": sleeper, "computing": computer}[kind]
         task.enqueue_many((each, milliseconds) for each in range(number))
+
+
+def go() -> None:
+    app.broker.resume("default")
 
 
 def gather_workers(number: int) -> None:

@@ -7,9 +7,9 @@ with the load, and what a round costs once is shared by more tasks. Steps exclud
 SQLite has one writer, and Redis runs one script at a time. Who finds SQLite's writer at work
 tries again after a pause; Redis takes all in turn.
 
-Everything that computes needs a core of its machine for as long as it does. What has just
-woken up goes before what has already run, as under Linux, and after a slice the next one has
-its turn.
+Everything that computes needs a core of its machine for as long as it does. Cores are shared
+fairly, in slices, as under Linux: who has slept has its turn soon. The more wait for a core,
+the longer takes what is the queue's: it finds its caches cold.
 
 It is a simulation of events in virtual time, with seeded randomness: the same every time.
 """
@@ -19,13 +19,16 @@ from __future__ import annotations
 import heapq
 import random
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Hashable
 from functools import partial
 from typing import Any, Final, NamedTuple
 
 __all__ = ["Costs", "Outcome", "Plan", "simulate"]
 
-_SLICE: Final = 0.001  # seconds a core is given away for
+_SLICE: Final = 0.004  # seconds a core is given away for
+_NAP: Final = 0.001  # seconds: who has slept for less finds its caches as they were
+_FEW: Final = 0.5  # processes waiting for a core, as of one worker of two children on two
+_CROWD: Final = 5.0  # the same, beyond which nothing takes longer still
 _WORTH: Final = 0.003  # seconds of work that a child is handed at once, as LookAhead has it
 
 Do = Generator[tuple[str, Any], None, None]
@@ -34,14 +37,16 @@ Do = Generator[tuple[str, Any], None, None]
 class Costs(NamedTuple):
     """Seconds. `round_` and `step` are for each round, the others for each task in it."""
 
-    round_: float  # of a parent that had nothing to do, and so cold caches
+    round_: float  # of a parent that has slept, and so finds its caches cold
     handling: float  # of the parent: preparing an outcome, handing out a task
     step: float  # of the store
     settling: float  # of the store: settle one, claim one
     running: float  # of the child: read, run, answer
-    waking: float  # of a child that had nothing to do
+    waking: float  # of a child that has slept
     passing: float  # no work of anybody: until one that sleeps notices what was sent to it
+    calling: float = 0.0  # the same, of a store that is a server, and of its answer
     turning: float = 0.0  # of the store, for a step after one of another worker
+    crowding: float = 0.0  # share that all this takes longer for each that waits for a core
 
 
 class Plan(NamedTuple):
@@ -71,31 +76,57 @@ class Outcome(NamedTuple):
 
 
 class _Cores:
-    def __init__(self, run: _Run, number: int, speed: float) -> None:
+    """Cores of one machine, shared fairly: the next is who has had the least."""
+
+    def __init__(self, run: _Run, number: int, speed: float, crowding: float) -> None:
         self._run = run
-        self._free = number
+        self._number = self._free = number
         self._speed = speed
-        self._woken: deque[tuple[float, Do]] = deque()
-        self._others: deque[tuple[float, Do]] = deque()
+        self._crowding = crowding
+        self._waiting: list[tuple[float, int, float, Hashable, Do]] = []
+        self._had: dict[Hashable, float] = {}  # by process, in seconds of a core
+        self._left: dict[Hashable, float] = {}  # by process, of its slice
+        self._last: tuple[Hashable, float] | None = None  # who has just given its core back
+        self._least = 0.0  # of those that want one
+        self._turn = 0
         self.used = 0.0
 
-    def ask(self, seconds: float, who: Do) -> None:
-        self._woken.append((seconds / self._speed, who))
+    def ask(self, process: Hashable, ours: float, theirs: float, who: Do) -> None:
+        """Want a core for so many seconds of the queue's and of the task's own work."""
+        waiting = len(self._waiting) / self._number
+        ours *= 1 + self._crowding * max(0.0, min(waiting, _CROWD) - _FEW)
+        # Who has slept gets its turn soon, and no more than that for what it has missed.
+        had = max(self._had.get(process, 0.0), self._least - _SLICE)
+        self._had[process] = had
+        if self._last == (process, self._run.now) and self._left[process] > 0:
+            had = -1.0  # it goes on
+        else:
+            self._left[process] = _SLICE
+        self._want(had, (ours + theirs) / self._speed, process, who)
         self._give()
 
+    def _want(self, had: float, left: float, process: Hashable, who: Do) -> None:
+        self._turn += 1
+        heapq.heappush(self._waiting, (had, self._turn, left, process, who))
+
     def _give(self) -> None:
-        while self._free and (self._woken or self._others):
-            left, who = (self._woken or self._others).popleft()
-            slice_ = min(left, _SLICE)
+        while self._free and self._waiting:
+            had, _, left, process, who = heapq.heappop(self._waiting)
+            self._least = max(self._least, had)
+            slice_ = min(left, max(self._left[process], 1e-6))
             self._free -= 1
             self.used += slice_
-            self._run.after(slice_, partial(self._back, left - slice_, who))
+            self._had[process] += slice_
+            self._left[process] -= slice_
+            self._run.after(slice_, partial(self._back, left - slice_, process, who))
 
-    def _back(self, left: float, who: Do) -> None:
+    def _back(self, left: float, process: Hashable, who: Do) -> None:
         self._free += 1
         if left > 1e-12:
-            self._others.append((left, who))
+            self._left[process] = _SLICE
+            self._want(self._had[process], left, process, who)
         else:
+            self._last = process, self._run.now
             self._run.resume(who)
         self._give()
 
@@ -169,8 +200,8 @@ class _Run:
     def resume(self, who: Do) -> None:
         for what, value in who:
             if what == "cores":
-                cores, seconds = value
-                cores.ask(seconds, who)
+                cores, *wanted = value
+                cores.ask(*wanted, who)
             elif what == "sleep":
                 self.after(value, partial(self.resume, who))
             elif what == "lock":
@@ -196,6 +227,7 @@ class _Worker:
         self.busy = [False] * plan.children
         self.ended: list[int] = []  # the child of each
         self.in_round = False
+        self.rests_since = [-1.0] * (plan.children + 1)  # the last one is the parent
 
     def begin(self) -> None:
         for child in range(self.plan.children):
@@ -210,9 +242,9 @@ class _Worker:
     def _child(self, child: int) -> Do:
         plan, costs = self.plan, self.costs
         yield "sleep", costs.passing
-        waking = costs.waking
+        waking = self._cold(child, costs.waking)
         while self.held[child]:
-            yield "cores", (self.cores, waking + costs.running + plan.computing)
+            yield "cores", (self.cores, (self, child), waking + costs.running, plan.computing)
             waking = 0.0
             if plan.sleeping:
                 yield "sleep", plan.sleeping
@@ -222,42 +254,53 @@ class _Worker:
                 self.in_round = True
                 self.run.resume(self._parent())
         self.busy[child] = False
+        self.rests_since[child] = self.run.now
 
     def _parent(self) -> Do:
         costs = self.costs
         yield "sleep", costs.passing
-        once = costs.round_
+        once = self._cold(-1, costs.round_)
         while self.ended:
             ended, self.ended = self.ended, []
             number = len(ended)
-            yield "cores", (self.cores, once + number * costs.handling)
+            yield "cores", (self.cores, self, once + number * costs.handling / 2, 0.0)
             once = 0.0  # warm, it is a part of `handling`
             at_store = costs.step + number * costs.settling
-            if self.plan.server is not None:
-                yield "sleep", self.plan.server / 2
+            away = costs.calling if self.plan.server is None else self.plan.server / 2
+            if away:
+                yield "sleep", away
             yield "lock", self.store
             if self.store.last not in (None, self):
                 at_store += costs.turning
             self.store.last = self
             if self.plan.server is None:
-                yield "cores", (self.cores, at_store)
+                yield "cores", (self.cores, self, at_store, 0.0)
             else:
                 yield "sleep", at_store
             self.store.leave()
-            if self.plan.server is not None:
-                yield "sleep", self.plan.server / 2
+            if away:
+                yield "sleep", away
             self.run.rounds += 1
             self.run.done += number
             for child in ended:
                 self.held[child] += 1
                 self._start(child)
+            # The first of them begins while the others are still handed out.
+            yield "cores", (self.cores, self, number * costs.handling / 2, 0.0)
         self.in_round = False
+        self.rests_since[-1] = self.run.now
+
+    def _cold(self, who: int, seconds: float) -> float:
+        """Return what it takes one more to begin, if it has slept."""
+        return seconds if self.run.now - self.rests_since[who] > _NAP else 0.0
 
 
 def simulate(plan: Plan, costs: Costs, tasks: int = 20_000) -> Outcome:
     """Return what becomes of so many tasks, after as many tenths to get going."""
     run = _Run()
-    machines = [_Cores(run, plan.cores, plan.speed) for _ in range(plan.machines)]
+    machines = [
+        _Cores(run, plan.cores, plan.speed, costs.crowding) for _ in range(plan.machines)
+    ]
     stores = [(_Gate if plan.gate else _Lock)(run) for _ in range(plan.stores)]
     for number in range(plan.workers):
         cores, store = machines[number % plan.machines], stores[number % plan.stores]
