@@ -419,17 +419,16 @@ def test_a_task_is_followed_line_by_line_to_its_end(
 ) -> None:
     good, bad = send(app(), "export", 200), send(app(), "log", "no stock")
     watching = [start("watch", id) for id in (good, bad)]
-    waiting = [app().broker, app().broker]
-    assert waiting
+    out, other = (process.process.stdout for process in watching)
+    assert out is not None
+    assert other is not None
+    assert [out.readline(), other.readline()] == ["queued\n", "queued\n"]
 
     worker = start("worker", "-c", "1", "-l", "warning")
     ends = [process.end(None) for process in watching]
     worker.end(signal.SIGTERM)
 
-    out = watching[0].process.stdout
-    assert out is not None
     lines = out.read().splitlines()
-    assert lines[0] == "queued"
     assert lines[-1] == "succeeded"
     assert ends == [0, 1]
     assert watching[1].lines[-1] == "liteq: ValueError: no stock"

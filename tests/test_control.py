@@ -221,7 +221,7 @@ def test_the_other_commands_that_look(app: Liteq, start: Start, gate: Gate) -> N
     def ask(command: str, **options: Any) -> Any:
         return getattr(inspect, command)(**options)["one@here"]
 
-    wait_until(lambda: worker.settled == 1)
+    wait_until(lambda: worker.settled == 1, within=20)
     stats = ask("stats")
     assert stats["total"] == {"shop.hold": 1}
     assert stats["pool"]["max-concurrency"] == 1
