@@ -15,8 +15,9 @@ import platform
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, ParamSpec
 
 from benchmarks.processes import children_of, cpu_seconds, others_cpu_seconds
 from benchmarks.servers import Redis
@@ -25,6 +26,8 @@ from benchmarks.site import Site, Worker
 from benchmarks.systems import LITEQ, LITEQ_REDIS, System
 
 __all__ = ["main"]
+
+P = ParamSpec("P")
 
 # What is compared: the kind of task, its milliseconds, and how many a worker gets through.
 _KINDS: Final = (("sleeping", 20), ("computing", 4), ("empty", 0))
@@ -132,6 +135,22 @@ def _costs_of_store(system: System, redis: Redis) -> tuple[float, float, float]:
     return one - settling, settling, max(0.0, by_turns - one)
 
 
+def _undisturbed(run: Callable[P, Measured]) -> Callable[P, Measured]:
+    """Make a run again, and again, if others took more of the CPUs meanwhile than a
+    twentieth; then the run they took the least of counts."""
+
+    def repeated(*args: P.args, **kwargs: P.kwargs) -> Measured:
+        runs: list[Measured] = []
+        for _ in range(_TRIES):
+            runs.append(run(*args, **kwargs))
+            if runs[-1].cores > 0.95 * _CPUS:
+                break
+        return max(runs, key=lambda run: run.cores)
+
+    return repeated
+
+
+@_undisturbed
 def measure(
     system: System,
     redis: Redis,
@@ -141,25 +160,7 @@ def measure(
     children: int,
     seconds: float,
 ) -> Measured:
-    """Have workers run tasks of a kind for some seconds: again, and again, if others took
-    more of the CPUs meanwhile than a twentieth; then the run they took the least of counts."""
-    runs: list[Measured] = []
-    for _ in range(_TRIES):
-        runs.append(_run(system, redis, kind, milliseconds, workers, children, seconds))
-        if runs[-1].cores > 0.95 * _CPUS:
-            break
-    return max(runs, key=lambda run: run.cores)
-
-
-def _run(
-    system: System,
-    redis: Redis,
-    kind: str,
-    milliseconds: int,
-    workers: int,
-    children: int,
-    seconds: float,
-) -> Measured:
+    """Have workers run tasks of a kind for some seconds."""
     each = {
         "sleeping": milliseconds / 1000 / workers / children,
         "computing": milliseconds / 1000 / _CPUS,
