@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
+from unittest import mock
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -53,6 +54,78 @@ def test_a_call_is_in_the_store_when_delay_returns(app: Liteq) -> None:
     assert (message.task, message.queue, message.priority) == (add.name, "default", 0)
     assert json.loads(message.body) == [[1], {"y": 2}]
     assert (result.state, result.detail) == ("PENDING", "queued")
+
+
+class Tenant(Task[..., Any]):
+    """What a Celery project does to give every call a header."""
+
+    abstract = True
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        options.setdefault("headers", {})["tenant"] = "blue"
+        return super().apply_async(args, kwargs, **options)
+
+
+async def _adelay(task: Any) -> Any:
+    return await task.adelay(1)
+
+
+async def _aapply_async(task: Any) -> Any:
+    return await task.aapply_async((1,))
+
+
+@pytest.mark.parametrize(
+    "send",
+    [
+        lambda task: task.delay(1),
+        lambda task: task.apply_async((1,)),
+        lambda task: task.s(1).delay(),
+        lambda task: task.s(1).apply_async(),
+        lambda task: asyncio.run(_adelay(task)),
+        lambda task: asyncio.run(_aapply_async(task)),
+    ],
+    ids=["delay", "apply_async", "s.delay", "s.apply_async", "adelay", "aapply_async"],
+)
+def test_a_class_with_an_apply_async_of_its_own_sends_every_call(app: Liteq, send: Any) -> None:
+    @app.task(base=Tenant)
+    def work(x: int) -> None: ...
+
+    message = sent(app, send(work))
+
+    assert json.loads(message.body) == [[1], {}]
+    assert message.headers == {"tenant": "blue"}
+
+
+def test_a_class_with_both_of_its_own_is_asked_once(app: Liteq) -> None:
+    asked = []
+
+    class Both(Tenant):
+        async def aapply_async(
+            self, args: Any = None, kwargs: Any = None, **options: Any
+        ) -> Any:
+            asked.append("aapply_async")
+            return await super().aapply_async(args, kwargs, **options)
+
+        def apply_async(self, args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+            asked.append("apply_async")
+            return super().apply_async(args, kwargs, **options)
+
+    @app.task(base=Both)
+    def work(x: int) -> None: ...
+
+    asyncio.run(_adelay(work))
+
+    assert asked == ["aapply_async"]
+
+
+def test_an_apply_async_that_a_test_has_replaced_is_what_delay_calls(app: Liteq) -> None:
+    @app.task
+    def work(x: int) -> None: ...
+
+    with mock.patch.object(work, "apply_async") as apply_async:
+        work.delay(1)
+
+    apply_async.assert_called_once_with((1,), {})
 
 
 def test_the_options_of_a_task_are_those_of_its_calls(app: Liteq) -> None:
