@@ -11,7 +11,6 @@ envelope of a later version is refused, not guessed at.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from json.encoder import encode_basestring_ascii as _quoted
-from operator import is_
 from typing import Any, Final, NamedTuple, TypeAlias, overload
 
 from liteq.exceptions import DecodeError
@@ -219,12 +218,14 @@ _last: tuple[_Rest, _Rest, str, str] = ((object(),), (object(),), "", "")
 def _envelope_of(rest: _Rest) -> str:
     global _last
     index = rest[_INDEX]
-    if index is None or any(rest[at] is not None for at in _MAPPINGS):
+    if index is None or not (
+        rest[_HEADERS] is rest[_PROPERTIES] is rest[_STAMPS] is None  # they may change
+    ):
         return f'{{{_parts(rest, _NAMES, _DEFAULTS)}"v":{VERSION}}}'
     before, behind = rest[:_INDEX], rest[_INDEX + 1 :]
     known_before, known_behind, head, tail = _last
-    # The same objects, not equal ones: 1 and True are equal, and written differently.
-    if not (all(map(is_, behind, known_behind)) and all(map(is_, before, known_before))):
+    # Of fields with one type each, equal ones are written alike.
+    if behind != known_behind or before != known_before:
         head = _parts(before, _NAMES[:_INDEX], _DEFAULTS[:_INDEX])
         tail = _parts(behind, _NAMES[_INDEX + 1 :], _DEFAULTS[_INDEX + 1 :])
         _last = (before, behind, head, tail)
@@ -254,7 +255,7 @@ _HOT: Final = PACKED_FIELDS.index("envelope")  # how many fields have a place of
 _DEFAULTS: Final = tuple(Message._field_defaults.values())[-(len(Message._fields) - _HOT) :]
 _NAMES: Final = Message._fields[_HOT:]
 _INDEX: Final = _NAMES.index("group_index")
-_MAPPINGS: Final = tuple(map(_NAMES.index, ("headers", "properties", "stamps")))  # may change
+_HEADERS, _PROPERTIES, _STAMPS = map(_NAMES.index, ("headers", "properties", "stamps"))
 _ENVELOPE_NAMES: Final = frozenset(_NAMES)
 
 

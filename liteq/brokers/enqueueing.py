@@ -6,8 +6,9 @@ thousand messages is written with one statement for its messages and one for its
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, groupby
+from operator import itemgetter
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import apsw
@@ -44,11 +45,7 @@ ENQUEUE: Final = (
     f"INSERT INTO message({_PACKED}, state, pending, enqueued_at) "
     f"VALUES ({', '.join('?' * (_WIDTH + 3))}) ON CONFLICT(id) DO NOTHING"
 )
-_INSERT: Final = (
-    f"INSERT INTO message(seq, workflow, {_PACKED}, state, pending, enqueued_at) "
-    f"VALUES ({', '.join('?' * (_WIDTH + 5))}) ON CONFLICT(id) DO NOTHING"
-)
-# What many have in common is bound once for `BLOCK` of them: two values are left for each,
+# What many have in common is bound once for `BLOCK` of them: a few values are left for each,
 # where a statement of its own binds twenty, and half of its time is that.
 BLOCK: Final = 25
 _ENQUEUE_ALIKE: Final = (
@@ -57,7 +54,59 @@ _ENQUEUE_ALIKE: Final = (
     f"SELECT id, ?, body, {', '.join('?' * _WIDTH)} FROM new WHERE true "
     "ON CONFLICT(id) DO NOTHING"
 )
-_EDGE: Final = "INSERT INTO edge(source, target, fires, position) VALUES (?,?,?,?)"
+
+
+class _Insert(NamedTuple):
+    """How rows get into a table: one alone, or a block of those that differ in `own` values
+    alone, whose other values (`common`) are bound behind those."""
+
+    one: str
+    block: str
+    own: Callable[[Any], Any]
+    common: Callable[[Any], Any]
+
+    def run(self, db: apsw.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Write rows. Neighbours that are alike go in blocks."""
+        alone: list[tuple[Any, ...]] = []
+        for common, run in groupby(rows, self.common):
+            alike = list(run)
+            rest = len(alike) % BLOCK
+            alone += alike[:rest]
+            own = list(map(self.own, alike[rest:]))
+            db.executemany(
+                self.block,
+                [(*chain(*own[at : at + BLOCK]), *common) for at in range(0, len(own), BLOCK)],
+            )
+        db.executemany(self.one, alone)
+
+
+def _insert_into(table: str, columns: Sequence[str], own: Sequence[str], end: str) -> _Insert:
+    """Return how rows with these columns are inserted, of which some are each row's own."""
+    into = f"INSERT INTO {table}({', '.join(columns)})"
+    values = f"({', '.join('?' * len(own))})"
+    common = [column for column in columns if column not in own]
+    chosen = [
+        column if column in own else f"?{len(own) * BLOCK + common.index(column) + 1}"
+        for column in columns
+    ]
+    return _Insert(
+        f"{into} VALUES ({', '.join('?' * len(columns))}) {end}",
+        f"WITH new({', '.join(own)}) AS (VALUES {', '.join([values] * BLOCK)}) "
+        f"{into} SELECT {', '.join(chosen)} FROM new WHERE true {end}",
+        itemgetter(*map(columns.index, own)),
+        itemgetter(*map(columns.index, common)),
+    )
+
+
+_MESSAGES: Final = _insert_into(
+    "message",
+    ("seq", "workflow", *PACKED_FIELDS, "state", "pending", "enqueued_at"),
+    ("seq", "id", "body", "envelope"),
+    "ON CONFLICT(id) DO NOTHING",
+)
+_EDGES: Final = _insert_into(
+    "edge", ("source", "target", "fires", "position"), ("source", "position"), ""
+)
 
 
 _Edge: TypeAlias = tuple[str, str, str, int]  # an `Edge`, or one that has travelled
@@ -128,9 +177,7 @@ def insert(
     number = enter_workflow(db, workflow, following.now) if workflow is not None else None
     last = fetch_one(db, "SELECT max(seq) FROM message") or 0
     before = db.total_changes()
-    db.executemany(
-        _INSERT, [(seq, number, *row) for seq, row in enumerate(batch.rows, last + 1)]
-    )
+    _MESSAGES.run(db, [(seq, number, *row) for seq, row in enumerate(batch.rows, last + 1)])
     if db.total_changes() - before == len(batch.rows):
         new = {row[0]: seq for seq, row in enumerate(batch.rows, last + 1)}
     else:
@@ -190,7 +237,7 @@ def _insert_edges(
         if target in seqs
     ]
     if joined:
-        db.executemany(_EDGE, joined)
+        _EDGES.run(db, joined)
         following.edges_added()
 
 

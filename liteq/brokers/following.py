@@ -7,7 +7,7 @@ in those that ended `upstream` too, so that a redrive can tell what they still w
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 from typing import Any, Final, Literal, NamedTuple
 
@@ -31,12 +31,12 @@ _REVOKED: Final = STATE_CODES["revoked"]
 
 # One that ended upstream is counted down as well: what it waited for may be redriven.
 _OPEN: Final = "(state = 0 OR (state IN (7, 8) AND revoke = 'upstream'))"
-# For one that ended, or for several at once: then with a table to look them up in, which
-# for one alone would take longer than the look.
+# For one that ended, or for several at once, in the order in which they have ended: then with
+# a table to look them up in, which for one alone would take longer than the look.
 _EDGES: Final = "SELECT source, target, fires, position FROM edge WHERE source = ?"
 _EDGES_OF: Final = (
-    "SELECT source, target, fires, position FROM edge "
-    "WHERE source IN (SELECT value FROM json_each(?))"
+    "SELECT source, target, fires, position "
+    "FROM json_each(?) CROSS JOIN edge ON source = json_each.value"
 )
 NOTED: Final = "+"  # behind the address of who is to hear of notes as well
 _TELL: Final = f"SELECT address FROM waiter WHERE message = ? AND address LIKE '%{NOTED}'"
@@ -135,8 +135,13 @@ class Following:
 
     # What has ended
 
-    def succeeded(self, seq: int, id: str, value: bytes) -> None:
-        self._note(End(seq, id, _SUCCEEDED, "result", value))
+    def succeeded(self, *ends: tuple[int, str, bytes]) -> None:
+        """Note messages that have ended with these results, by their numbers and ids."""
+        if self._anything_follows():
+            for seq, id, value in ends:
+                self._ended[seq] = End(seq, id, _SUCCEEDED, "result", value)
+        if self._anyone_waits():
+            self._settled.update((seq, id) for seq, id, _ in ends)
 
     def failed(self, seq: int, id: str, error: bytes) -> None:
         self._note(End(seq, id, _FAILED, "error", error))
@@ -214,7 +219,8 @@ class Following:
         while self._ended:
             ends, self._ended = self._ended, {}
             gathers: dict[int, list[tuple[int, End]]] = {}
-            for end, target, fires, position in self._edges_of(ends):
+            for source, target, fires, position in self._of(ends, _EDGES, _EDGES_OF):
+                end = ends[source]
                 if fires == "part":
                     gathers.setdefault(target, []).append((position, end))
                 elif fires == "success":
@@ -234,15 +240,6 @@ class Following:
                 self._gather(gather, arrivals)
         if self._settled:
             self._wake_waiters()
-
-    def _edges_of(self, ends: Mapping[int, End]) -> Iterator[tuple[End, int, str, int]]:
-        """Yield what leads away from these, in the order in which they have ended."""
-        found: dict[int, list[tuple[Any, ...]]] = {seq: [] for seq in ends}
-        for edge in self._of(ends, _EDGES, _EDGES_OF):
-            found[edge[0]].append(edge)
-        for seq, edges in found.items():
-            for _, target, fires, position in edges:
-                yield ends[seq], target, fires, position
 
     def _give(self, target: int, position: int, end: End) -> None:
         self.db.execute(_INPUT, (target, position, end.id, end.kind, end.value))

@@ -124,10 +124,12 @@ class Settling:
 
     def settle(self, settlements: Sequence[tuple[Lease, Outcome]]) -> tuple[bool, ...]:
         """Record the outcome of each lease; False stands for one that had been lost."""
-        plain = len(settlements) > 1 and all(
-            type(out) is Succeeded and out.added is None for _, out in settlements
-        )
-        if plain and self._succeed_all(settlements):
+        plain = [
+            (lease, out)
+            for lease, out in settlements
+            if type(out) is Succeeded and out.added is None
+        ]
+        if 1 < len(plain) == len(settlements) and self._succeed_all(plain):
             accepted = (True,) * len(settlements)
         else:
             accepted = tuple(self._settle(lease, outcome) for lease, outcome in settlements)
@@ -137,7 +139,7 @@ class Settling:
         self.following.follow_all()
         return accepted
 
-    def _succeed_all(self, settlements: Sequence[tuple[Lease, Outcome]]) -> bool:
+    def _succeed_all(self, settlements: Sequence[tuple[Lease, Succeeded]]) -> bool:
         """Settle the common batch, all successes, with few statements.
 
         Which of them were stale cannot be told afterwards, so if any was, all is undone and
@@ -159,8 +161,9 @@ class Settling:
             return False
         db.execute("RELEASE batch")
         if not self.following.quiet():
-            for lease, outcome in settlements:
-                self._after_success(lease, outcome)
+            self.following.succeeded(
+                *[(lease.key, lease.id, out.result or b"null") for lease, out in settlements]
+            )
         return True
 
     def _settle(self, lease: Lease, outcome: Outcome) -> bool:
@@ -200,7 +203,7 @@ class Settling:
 
     def _after_success(self, lease: Lease, outcome: Outcome) -> None:
         if type(outcome) is Succeeded:
-            self.following.succeeded(lease.key, lease.id, outcome.result or b"null")
+            self.following.succeeded((lease.key, lease.id, outcome.result or b"null"))
         else:
             self.following.ignored(lease.key, lease.id)
 

@@ -73,7 +73,7 @@ class SqliteUpkeep(SqliteMail):
             following.queued = free_slots(db, seq)
             match state:
                 case "SUCCESS":
-                    following.succeeded(seq, id, value or b"null")
+                    following.succeeded((seq, id, value or b"null"))
                 case "FAILURE":
                     following.failed(seq, id, value or revocation("failed"))
                 case "REVOKED":

@@ -254,7 +254,9 @@ def callbacks_of_a_failure_hang(patch: Patch) -> None:
 
 def enqueue_overwrites(patch: Patch) -> None:
     new = "DO UPDATE SET state = excluded.state, body = excluded.body, token = NULL"
-    swap(patch, enqueueing, ("_INSERT",), "DO NOTHING", new)
+    sql = enqueueing._MESSAGES
+    one, block = (text.replace("DO NOTHING", new) for text in (sql.one, sql.block))
+    patch.setattr(enqueueing, "_MESSAGES", sql._replace(one=one, block=block))
     swap(patch, sqlite, ("ENQUEUE",), "DO NOTHING", new)
 
 
