@@ -17,16 +17,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import math
 import os
 import selectors
 import signal
 import socket
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from liteq.child import (
     DONE,
@@ -39,9 +37,9 @@ from liteq.child import (
     PONG,
     READY,
     REPORT,
-    Links,
     child_main,
 )
+from liteq.childlinks import Child, connect, kill, kill_group, signal_name
 from liteq.forking import Forked
 from liteq.loggers import get_logger
 from liteq.poolbase import (
@@ -99,14 +97,14 @@ class ProcessPool(Pool):
         self._buffer = bytearray(READ_SIZE)
         self._view = memoryview(self._buffer)
 
-        self._children: list[_Child] = []
-        self._idle: list[_Child] = []  # last in, first out; entries may be out of date
-        self._turns: deque[_Child] = deque()  # accepting children, by turns
+        self._children: list[Child] = []
+        self._idle: list[Child] = []  # last in, first out; entries may be out of date
+        self._turns: deque[Child] = deque()  # accepting children, by turns
         self._backlog: deque[Job] = deque()  # in nobody's hands yet
         self._backlog_since = 0.0
         self._events: list[Event] = []
 
-        self._to_replace: deque[_Child] = deque()  # roll(): one after the other
+        self._to_replace: deque[Child] = deque()  # roll(): one after the other
         self._births = Births()
         self._broken = False
         self._stopping = False
@@ -179,7 +177,7 @@ class ProcessPool(Pool):
     def dump(self) -> None:
         for child in self._children:
             if child.greeted:  # before that, the signal would kill it
-                _kill(child.pid, signal.SIGUSR2)
+                kill(child.pid, signal.SIGUSR2)
 
     def terminate(self, key: int, signum: int = signal.SIGTERM) -> bool:
         if self._drop_waiting(key):
@@ -192,9 +190,9 @@ class ProcessPool(Pool):
         elif signum == signal.SIGUSR1:
             self._poke(child, key)
         else:
-            child.fate = ("terminated", f"terminated by {_signal_name(signum)}")
+            child.fate = ("terminated", f"terminated by {signal_name(signum)}")
             self._retire(child)
-            _kill_group(child.pid, signum)
+            kill_group(child.pid, signum)
         self._feed()
         return True
 
@@ -228,7 +226,7 @@ class ProcessPool(Pool):
         if placed and backlog:
             self._backlog_since = self._now()
 
-    def _choose(self, job: Job) -> _Child | None:
+    def _choose(self, job: Job) -> Child | None:
         idle = self._idle
         while idle:
             child = idle.pop()
@@ -245,7 +243,7 @@ class ProcessPool(Pool):
                 return child
         return None
 
-    def _give(self, child: _Child, job: Job) -> bool:
+    def _give(self, child: Child, job: Job) -> bool:
         payload = job.payload
         size = len(payload)
         packet = _pack(job.key, size) + (payload if size <= PACKET else payload[:PACKET])
@@ -265,7 +263,7 @@ class ProcessPool(Pool):
             self._send_rest(child)
         return True
 
-    def _send_rest(self, child: _Child) -> None:
+    def _send_rest(self, child: Child) -> None:
         """Send as much of a long payload as the socket takes now."""
         try:
             while child.outgoing:
@@ -283,7 +281,7 @@ class ProcessPool(Pool):
             self._selector.unregister(child.jobs)
         child.writing = waiting
 
-    def _take_back(self, child: _Child) -> list[Job]:
+    def _take_back(self, child: Child) -> list[Job]:
         """Return the jobs that the child had not started, which it now never will."""
         if child.outgoing or (child.held and len(child.held[0].payload) > PACKET):
             return []  # it rides alone
@@ -304,13 +302,13 @@ class ProcessPool(Pool):
             self._sound_out(child)
         return back
 
-    def _sound_out(self, child: _Child) -> None:
+    def _sound_out(self, child: Child) -> None:
         """The child had not even taken its first job. No more for it until it answers."""
         child.frozen = child.blocked = True
         with contextlib.suppress(OSError):  # retired: it gets no more anyway
             child.jobs.send(JOB.pack(PING, 0))
 
-    def _now_idle(self, child: _Child) -> None:
+    def _now_idle(self, child: Child) -> None:
         if child.open:
             self._idle.append(child)
 
@@ -334,11 +332,11 @@ class ProcessPool(Pool):
 
     # Answers
 
-    def _on_answers(self, child: _Child) -> None:
+    def _on_answers(self, child: Child) -> None:
         if self._read(child) and self._backlog:
             self._feed()
 
-    def _read(self, child: _Child) -> bool:
+    def _read(self, child: Child) -> bool:
         """Take in what the child has said. False if there was nothing."""
         if child.deaf or child.dead:  # since the selector looked
             return False
@@ -364,7 +362,7 @@ class ProcessPool(Pool):
             child.wanted = _frame_size(child.partial)
         return True
 
-    def _parse(self, child: _Child, data: bytes) -> int:
+    def _parse(self, child: Child, data: bytes) -> int:
         """Act on the whole frames; return where the first that is not whole begins."""
         start = 0
         end = len(data)
@@ -404,7 +402,7 @@ class ProcessPool(Pool):
             self._next_job(child, done)
         return start
 
-    def _next_job(self, child: _Child, done: int) -> None:
+    def _next_job(self, child: Child, done: int) -> None:
         """Some jobs of the child are done; it is now at the next one, if it has any."""
         self._births.useful()
         child.left -= done
@@ -418,7 +416,7 @@ class ProcessPool(Pool):
         elif not child.held:
             self._now_idle(child)
 
-    def _on_ready(self, child: _Child, memory: int) -> None:
+    def _on_ready(self, child: Child, memory: int) -> None:
         most = self._options.max_memory_per_child
         if most is not None and memory > most:
             self._break(
@@ -435,7 +433,7 @@ class ProcessPool(Pool):
         self._roll_on()
         self._feed()
 
-    def _check_memory(self, child: _Child, memory: int) -> None:
+    def _check_memory(self, child: Child, memory: int) -> None:
         most = self._options.max_memory_per_child
         if most is not None and memory > most and not child.retiring:
             log.info("child %d has %d KiB, above %d: replaced", child.pid, memory, most)
@@ -443,14 +441,14 @@ class ProcessPool(Pool):
 
     # Time
 
-    def _watch(self, child: _Child, due: Due) -> None:
+    def _watch(self, child: Child, due: Due) -> None:
         """Do what time demands of one child."""
         if child.kill_at is not None:
             if due.reached(child.kill_at):
                 child.kill_at = None
                 if child.deaf and child.fate is None:
                     child.fate = ("died", f"the child process {child.charge}")
-                _kill_group(child.pid, signal.SIGKILL)
+                kill_group(child.pid, signal.SIGKILL)
         elif child.held:
             self._watch_job(child, due)
         elif child.retiring:
@@ -459,7 +457,7 @@ class ProcessPool(Pool):
         elif not child.ready:
             self._watch_start(child, due)
 
-    def _watch_job(self, child: _Child, due: Due) -> None:
+    def _watch_job(self, child: Child, due: Due) -> None:
         job = child.held[0]
         if not child.checked and due.reached(child.since + START_LIMIT):
             child.checked = True
@@ -472,7 +470,7 @@ class ProcessPool(Pool):
                 reason = f"hard time limit ({job.hard:g}s) exceeded"
                 child.fate = child.fate or ("time_limit", reason)
                 self._retire(child)
-                _kill_group(child.pid, signal.SIGKILL)
+                kill_group(child.pid, signal.SIGKILL)
             self._feed()
             return
         soft_due = job.soft is not None and not child.soft_done
@@ -483,7 +481,7 @@ class ProcessPool(Pool):
             self._put_back(self._take_back(child))
             self._feed()
 
-    def _watch_start(self, child: _Child, due: Due) -> None:
+    def _watch_start(self, child: Child, due: Due) -> None:
         if not child.greeted and self._options.start_method == "fork":
             if due.reached(child.born + HELLO_LIMIT):
                 log.error(
@@ -492,7 +490,7 @@ class ProcessPool(Pool):
                     child.pid,
                     HELLO_LIMIT,
                 )
-                _kill_group(child.pid, signal.SIGKILL)
+                kill_group(child.pid, signal.SIGKILL)
                 child.kill_at = due.now + KILL_LIMIT
         elif not child.warned and due.reached(child.born + SLOW_START):
             child.warned = True
@@ -506,7 +504,7 @@ class ProcessPool(Pool):
         if self._backlog and due.reached(self._backlog_since + WAIT_LIMIT):
             self._return_backlog()
 
-    def _poke(self, child: _Child, key: int) -> None:
+    def _poke(self, child: Child, key: int) -> None:
         """Tell the child that the soft limit of this job has passed.
 
         A signal cannot say which job it is for, and the child may just be done with it;
@@ -518,9 +516,9 @@ class ProcessPool(Pool):
             child.answers.send(POKE.pack(key))
         except OSError:
             return
-        _kill(child.pid, signal.SIGUSR1)
+        kill(child.pid, signal.SIGUSR1)
 
-    def _isolate(self, child: _Child, key: int) -> bool:
+    def _isolate(self, child: Child, key: int) -> bool:
         """Take back all that the child has not started, and read all it has answered.
 
         After that it holds one job at most, which it has taken, and cannot get another:
@@ -559,7 +557,7 @@ class ProcessPool(Pool):
         child would run the parent's.
         """
         fork = self._options.start_method == "fork"
-        child, links = _connect(self._options)
+        child, links = connect(self._options)
         self._serial += 1
         args = (self._factory, links, self._forgetter(child) if fork else None)
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() if fork else ())
@@ -590,7 +588,7 @@ class ProcessPool(Pool):
         process.start()
         return process
 
-    def _forgetter(self, newborn: _Child) -> Callable[[], None]:
+    def _forgetter(self, newborn: Child) -> Callable[[], None]:
         """Return what closes, in a forked child, all that belongs to the parent alone."""
 
         def forget() -> None:
@@ -605,18 +603,18 @@ class ProcessPool(Pool):
 
         return forget
 
-    def _retire(self, child: _Child) -> None:
+    def _retire(self, child: Child) -> None:
         """Give the child no more jobs. It ends when it is through with those it has."""
         child.retiring = True
         self._no_more_turns(child)
         if not child.outgoing:  # else when that is sent
             child.jobs.shutdown(socket.SHUT_WR)
 
-    def _no_more_turns(self, child: _Child) -> None:
+    def _no_more_turns(self, child: Child) -> None:
         if child in self._turns:
             self._turns.remove(child)
 
-    def _cut_off(self, child: _Child, charge: str) -> None:
+    def _cut_off(self, child: Child, charge: str) -> None:
         """The child cannot be understood any more: if it does not end, kill it.
 
         This is also the first sign of nearly every death, the second being its sentinel.
@@ -628,7 +626,7 @@ class ProcessPool(Pool):
         if child.kill_at is None:
             child.kill_at = self._now() + CUT_OFF_LIMIT
 
-    def _on_exit(self, child: _Child) -> None:
+    def _on_exit(self, child: Child) -> None:
         """A child process has ended: account for its jobs, and replace it."""
         if child.dead:
             return
@@ -646,7 +644,7 @@ class ProcessPool(Pool):
         self._roll_on()
         self._feed()
 
-    def _forget(self, child: _Child) -> None:
+    def _forget(self, child: Child) -> None:
         if not child.deaf:
             self._selector.unregister(child.answers)
         if child.writing:
@@ -656,7 +654,7 @@ class ProcessPool(Pool):
         self._no_more_turns(child)
         child.close()
 
-    def _lose(self, child: _Child, status: str) -> None:
+    def _lose(self, child: Child, status: str) -> None:
         """Report the job that died with its child: one at most, the rest was taken back."""
         kind, reason = child.fate or ("died", f"the child process ended: {status}")
         for job in child.held:
@@ -692,7 +690,7 @@ class ProcessPool(Pool):
             if child.fate is None:
                 child.fate = ("terminated", "the pool was stopped")
             child.kill_at = None
-            _kill_group(child.pid, signal.SIGKILL)
+            kill_group(child.pid, signal.SIGKILL)
         give_up = self._now() + KILL_LIMIT
         with selectors.DefaultSelector() as ends:
             for child in self._children:
@@ -705,139 +703,6 @@ class ProcessPool(Pool):
             child.dead = True
             self._forget(child)
             self._lose(child, "unknown")
-
-
-class _Child:
-    """What the parent knows of one child, and its ends of the links."""
-
-    __slots__ = (
-        "answers",
-        "blocked",
-        "born",
-        "charge",
-        "checked",
-        "dead",
-        "deaf",
-        "fate",
-        "frozen",
-        "greeted",
-        "held",
-        "inbox",
-        "jobs",
-        "kill_at",
-        "left",
-        "life",
-        "outgoing",
-        "partial",
-        "pid",
-        "process",
-        "ready",
-        "retiring",
-        "send",
-        "sentinel",
-        "since",
-        "soft_done",
-        "useful",
-        "wanted",
-        "warned",
-        "writing",
-    )
-
-    def __init__(
-        self,
-        jobs: socket.socket,
-        inbox: socket.socket,
-        answers: socket.socket,
-        life: socket.socket,
-        left: float,
-    ) -> None:
-        self.jobs = jobs
-        self.send = jobs.send
-        self.inbox = inbox  # the child's end of `jobs`, kept to take jobs back
-        self.answers = answers
-        self.life = life
-        self.process: Any = None
-        self.pid = 0
-        self.sentinel = -1  # readable when the process has ended
-
-        self.held: deque[Job] = deque()  # in the order sent: the first one runs
-        self.since = 0.0  # the first one became the first at
-        self.checked = False  # whether it has taken the first one
-        self.soft_done = False  # its soft limit was announced
-        self.left = left  # it takes so many jobs more
-        self.blocked = False  # nothing is to be put behind what it has now
-        self.outgoing: memoryview = memoryview(b"")  # rest of a long payload
-        self.writing = False  # the selector waits to send that rest
-        self.partial = bytearray()  # begin of a frame
-        self.wanted = 0  # bytes that make it whole
-
-        self.born = 0.0
-        self.greeted = False  # it runs our code
-        self.ready = False  # it takes jobs
-        self.useful = False  # it has answered for a job
-        self.warned = False
-        self.retiring = False  # it gets no more jobs
-        self.frozen = False  # it is stopped, or so busy that it does not take a job
-        self.deaf = False  # its answers are not read any more
-        self.charge = ""  # why it is to be killed, if it does not end by itself
-        self.dead = False
-        self.kill_at: float | None = None
-        self.fate: tuple[Literal["died", "time_limit", "terminated"], str] | None = None
-
-    def adopt(self, process: Any, now: float) -> None:
-        """Take charge of the process that was started for these links."""
-        self.process = process
-        self.pid = process.pid
-        self.born = now
-        with contextlib.suppress(OSError):  # it has, and runs another program, or ended
-            os.setpgid(self.pid, self.pid)  # the child does so too: either may be late
-        self.sentinel = self._open_sentinel()
-
-    def _open_sentinel(self) -> int:
-        """Return a descriptor that tells of the process's end.
-
-        A pipe, as `multiprocess` has, processes forked by a task keep open after the
-        child's death; the kernel's own descriptor of the process is not fooled.
-        """
-        if not hasattr(os, "pidfd_open"):
-            return int(self.process.sentinel)
-        sentinel = os.pidfd_open(self.pid)
-        if not isinstance(self.process, Forked):
-            self.process._popen.finalizer()  # closes the pipes: later children inherit less
-        return sentinel
-
-    @property
-    def open(self) -> bool:
-        """Whether it may be given jobs."""
-        return self.ready and not (self.frozen or self.retiring or self.deaf or self.dead)
-
-    def holds(self, key: int) -> bool:
-        return any(job.key == key for job in self.held)
-
-    def bury(self) -> str:
-        """Return how the process ended, once nothing of it and its group is left.
-
-        The group goes first: as long as its leader is not waited for, nobody else can
-        have its number.
-        """
-        if not self.retiring or self.held or self.fate is not None:
-            _kill_group(self.pid, signal.SIGKILL)
-        code = self.process.exitcode
-        if code is None:  # somebody else waited for it
-            return "exit status unknown"
-        return f"exit status {code}" if code >= 0 else _signal_name(-code)
-
-    def close_parent_ends(self) -> None:
-        self.jobs.close()
-        self.answers.close()
-        self.life.close()
-
-    def close(self) -> None:
-        self.close_parent_ends()
-        self.inbox.close()
-        if hasattr(os, "pidfd_open") and self.sentinel >= 0:
-            os.close(self.sentinel)
-            self.sentinel = -1
 
 
 def _context(start_method: str) -> Any:
@@ -853,45 +718,11 @@ def _context(start_method: str) -> Any:
     return multiprocess.get_context(start_method)
 
 
-def _connect(options: PoolOptions) -> tuple[_Child, Links]:
-    """Return the two sides of the links to a child that is yet to be born."""
-    jobs, inbox = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    answers, child_answers = socket.socketpair()
-    life, child_life = socket.socketpair()
-    jobs.setblocking(False)
-    answers.setblocking(False)
-    links = Links(
-        jobs=inbox,
-        answers=child_answers,
-        life=child_life,
-        parent=os.getpid(),
-        watch_memory=options.max_memory_per_child is not None,
-        dies_with_thread=threading.current_thread() is threading.main_thread(),
-    )
-    left = math.inf if options.max_tasks_per_child is None else options.max_tasks_per_child
-    return _Child(jobs, inbox, answers, life, left), links
-
-
 def _frame_size(partial: bytearray) -> int:
     """Return the size of the frame that begins here (of a header, if it is not whole)."""
     if len(partial) < FRAME.size:
         return FRAME.size
     return FRAME.size + int(FRAME.unpack_from(partial)[0])
-
-
-def _kill(pid: int, signum: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signum)
-
-
-def _kill_group(pid: int, signum: int) -> None:
-    """Signal a child and its sub-processes."""
-    try:
-        os.killpg(pid, signum)
-    except ProcessLookupError:
-        _kill(pid, signum)
-    except PermissionError:  # one that changed its user; the others got the signal
-        pass
 
 
 def _close(file: Any) -> None:
@@ -900,10 +731,3 @@ def _close(file: Any) -> None:
     except OSError as exc:
         if exc.errno != errno.EBADF:
             raise
-
-
-def _signal_name(signum: int) -> str:
-    try:
-        return f"signal {signum} ({signal.Signals(signum).name})"
-    except ValueError:
-        return f"signal {signum}"
