@@ -49,18 +49,24 @@ _WIDEST_INT: Final = 63  # bits; wider ones are tagged, since text of them may b
 _text_encoder = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
 )
-_make_encoder: Any = getattr(json.encoder, "c_make_encoder", None)  # None outside CPython
-_c_encoder: Any = _make_encoder and _make_encoder(
-    None,  # markers
-    _text_encoder.default,
-    json.encoder.encode_basestring,
-    None,  # indent
-    ":",
-    ",",
-    False,  # sort_keys
-    False,  # skipkeys
-    False,  # allow_nan
-)
+
+
+def _encoder_in_c() -> Any:
+    """Return the encoder that `json` makes for itself at each call; None in a Python that
+    has none, or makes it in another way: that is documented nowhere."""
+    make: Any = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:
+        return None
+    default, quoted = _text_encoder.default, json.encoder.encode_basestring
+    markers = indent = None
+    sort_keys = skipkeys = allow_nan = False
+    try:
+        return make(markers, default, quoted, indent, ":", ",", sort_keys, skipkeys, allow_nan)
+    except TypeError:
+        return None
+
+
+_c_encoder: Final = _encoder_in_c()
 
 
 def json_text(value: Any) -> str:
