@@ -288,12 +288,14 @@ def test_equal_values_have_equal_bytes_in_every_process() -> None:
     assert len(seen) == 1
 
 
-@pytest.mark.parametrize("encoder", ["None", "lambda only: None"])
-def test_a_python_whose_encoder_is_unknown_writes_the_same_bytes(encoder: str) -> None:
+@pytest.mark.parametrize("others", ["None", "lambda *given: int(*given)"])  # a TypeError
+def test_a_python_whose_encoder_is_unknown_writes_the_same_bytes(others: str) -> None:
     value = ["é\n", 1.5, None, {"a": [True, 2**40]}]
     code = (
-        f"import json.encoder; json.encoder.c_make_encoder = {encoder}\n"
-        f"from liteq.serializers import dumps; print(dumps({value!r}))"
+        "import json.encoder\n"
+        f"ours, json.encoder.c_make_encoder = json.encoder.c_make_encoder, {others}\n"
+        "from liteq.serializers import dumps\n"
+        f"json.encoder.c_make_encoder = ours; print(dumps({value!r}))"
     )
     written = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert written.stdout.decode().strip() == repr(dumps(value))
