@@ -147,6 +147,10 @@ class AsyncResult(ResultBase, Generic[R]):
         leaves the task alone. Without a timeout, an id that is not in the store raises
         `UnknownTaskId` instead of waiting for ever. Inside a task it raises
         `RuntimeError`, since waiting there can use up all of a worker's processes.
+
+        `on_message` is called with a dictionary (`status`, `result`, `task_id` …) whenever
+        the state or what `update_state()` reports has become another, at last with the
+        outcome. What is replaced before it was read is passed over.
         """
         if self.ignored:
             return None  # type: ignore[return-value]
@@ -161,6 +165,7 @@ class AsyncResult(ResultBase, Generic[R]):
                 timeout=timeout,
                 interval=interval,
                 on_look=on_interval,
+                on_change=None if on_message is None else self._teller(on_message),
             )
             for record in waiting:
                 self._keep(record)
@@ -305,7 +310,7 @@ class AsyncResult(ResultBase, Generic[R]):
     @property
     def children(self) -> list[Any] | None:
         """The calls that the task made, and what follows it (`link`, the next of a
-        chain), groups as a `GroupResult`; None if there is nothing, or before its end."""
+        chain), groups as a `GroupResult`; None before its end."""
         return self._led_to({})
 
     @property
@@ -461,6 +466,27 @@ class AsyncResult(ResultBase, Generic[R]):
         if self._waiting:
             self._fire()
 
+    def _teller(self, on_message: Callable[[dict[str, Any]], Any]) -> Callable[[Record], None]:
+        """Return what tells `on_message` of a record, in the words of Celery's messages."""
+
+        def tell(record: Record) -> None:
+            status = self._state_of(record)
+            if status == states.PENDING:
+                return  # no news: nothing has happened yet
+            error = record.result if record.state in ("failed", "retrying") else None
+            on_message(
+                {
+                    "task_id": self.id,
+                    "status": status,
+                    "result": self._result_of(record),
+                    "traceback": failure.read(error)["traceback"] if error else None,
+                    "children": self.children or [],
+                    "date_done": _time(record.settled_at),
+                }
+            )
+
+        return tell
+
     def _fire(self) -> None:
         waiting, self._waiting = self._waiting, []
         for callback, on_error in waiting:
@@ -529,7 +555,7 @@ class AsyncResult(ResultBase, Generic[R]):
             if record.workflow not in links:
                 links[record.workflow] = _links(self.app.broker.nodes(record.workflow)[1])
             ids.update(dict.fromkeys(links[record.workflow].get(self.id, ())))
-        return self._results_of(tuple(ids)) if ids else None
+        return self._results_of(tuple(ids)) if ids else []
 
     def _results_of(self, ids: tuple[str, ...]) -> list[Any]:
         records = self.app.broker.get(ids)

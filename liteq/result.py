@@ -184,14 +184,14 @@ class ResultSet(ResultBase):
         Raises what a member failed with as soon as one has, or, with `propagate` off,
         puts the exceptions in place. `timeout` (seconds) is for all of them together.
         With `callback(id, value)` that is called for each as it ends, and nothing is
-        returned. Otherwise like `AsyncResult.get`.
+        returned. `on_message` hears of the changes of each. Otherwise like `AsyncResult.get`.
         """
         if disable_sync_subtasks:
             assert_will_not_block()
-        if callback is not None:
-            for leaf in self._as_they_end(timeout, interval, on_interval):
+        if callback is not None or on_message is not None:
+            for leaf in self._as_they_end(timeout, interval, on_interval, on_message):
                 leaf._outcome(propagate, callback)
-            return None
+            return None if callback is not None else self._values(propagate)
         from liteq.waiting import settled  # late: 5 ms that a mere sender saves
 
         budget = _Budget(timeout)
@@ -256,7 +256,7 @@ class ResultSet(ResultBase):
         on_interval: Callable[[], Any] | None = None,
     ) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield (id, what is stored) of each call as it ends, the first to end first."""
-        for leaf in self._as_they_end(timeout, interval, on_interval):
+        for leaf in self._as_they_end(timeout, interval, on_interval, on_message):
             yield (
                 leaf.id,
                 {
@@ -382,17 +382,29 @@ class ResultSet(ResultBase):
         timeout: float | None,
         interval: float,
         on_interval: Callable[[], Any] | None,
+        on_message: Callable[..., Any] | None = None,
     ) -> Iterator[Any]:
         from liteq.waiting import settled  # late: 5 ms that a mere sender saves
 
         wanted = _by_id(self._read(self._open()))
         for leaf in self._leaves():
             if leaf.id not in wanted:
+                if on_message is not None and leaf._record is not None:
+                    leaf._teller(on_message)(leaf._record)
                 yield leaf
         if not wanted:
             return
+
+        def tell(record: Record) -> None:
+            wanted[record.id][0]._teller(on_message)(record)
+
         for record in settled(
-            self.app.broker, wanted, timeout=timeout, interval=interval, on_look=on_interval
+            self.app.broker,
+            wanted,
+            timeout=timeout,
+            interval=interval,
+            on_look=on_interval,
+            on_change=None if on_message is None else tell,
         ):
             for leaf in wanted[record.id]:
                 leaf._keep(record)

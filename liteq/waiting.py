@@ -54,18 +54,20 @@ def settled(
     timeout: float | None = None,
     interval: float | None = None,
     on_look: Callable[[], Any] | None = None,
+    on_change: Callable[[Record], Any] | None = None,
 ) -> Iterator[Record]:
     """Yield the record of each message as it ends, in the order in which they do.
 
     Raises `TimeoutError` after `timeout` seconds (0: looks once), and `UnknownTaskId`
     if one is not in the store and there is no timeout. `on_look` is called at each look
-    that finds nothing; `interval` shortens the pauses between looks.
+    that finds nothing, `on_change` with each record that is another than at the last look,
+    the last one included; `interval` shortens the pauses between looks.
     """
-    wait = _Wait(broker, ids, timeout, interval)
+    wait = _Wait(broker, ids, timeout, interval, on_change)
     post = _post(broker)
     mailbox = post.borrow(broker)
     try:
-        found = _watch(broker, wait.missing, mailbox)
+        found = _watch(broker, wait, mailbox)
         while True:
             yield from wait.arrived(found)
             if not wait.missing:
@@ -90,7 +92,7 @@ async def asettled(
 ) -> AsyncIterator[Record]:
     """Yield records like `settled()`, on the running event loop, without a thread of its
     own. (`on_look` is called off the loop.)"""
-    wait = _Wait(broker, ids, timeout, None)
+    wait = _Wait(broker, ids, timeout, None, None)
     post = await _loop_post(broker)
     with post.registered(wait.missing) as bell:
         found = await _awatch(broker, wait.missing, post.mailbox)
@@ -114,6 +116,7 @@ class _Wait:
         ids: Iterable[str],
         timeout: float | None,
         interval: float | None,
+        on_change: Callable[[Record], Any] | None,
     ) -> None:
         self.broker = broker
         self.missing = dict.fromkeys(ids)
@@ -123,6 +126,18 @@ class _Wait:
         self.looks = 0
         self.warned = False
         self.expiry: float | None = None  # when the next of them expires, Unix seconds
+        self.on_change = on_change
+        self._told: dict[str, tuple[Any, ...]] = {}  # by id, of what on_change was told
+
+    def tell(self, records: Mapping[str, Record]) -> Mapping[str, Record]:
+        """Tell `on_change` which of these are not what they were; return them all."""
+        if self.on_change is not None:
+            for id, record in records.items():
+                now = (record.state, record.note)
+                if self._told.get(id) != now:
+                    self._told[id] = now
+                    self.on_change(record)
+        return records
 
     def arrived(self, found: Mapping[str, Record]) -> Iterator[Record]:
         for id, record in found.items():
@@ -187,13 +202,13 @@ def _look(broker: Broker, wait: _Wait, mailbox: Mailbox, woken: set[str]) -> dic
     """
     if woken and "" not in woken:
         wait.looks += 1
-        return _ended(broker, broker.get(tuple(wait.missing.keys() & woken)))
+        return _ended(broker, wait.tell(broker.get(tuple(wait.missing.keys() & woken))))
     if not woken:
         broker.check()
-    found = _watch(broker, wait.missing, mailbox) if not woken and wait.looks else {}
+    found = _watch(broker, wait, mailbox) if not woken and wait.looks else {}
     records: dict[str, Record] = {}
     for ids in _slices(wait.missing):
-        records.update(broker.get(ids))
+        records.update(wait.tell(broker.get(ids)))
     wait.seen({**records, **found})
     if wait.is_long():
         _warn_without_worker(broker, records)
@@ -228,11 +243,12 @@ def _ended(broker: Broker, records: Mapping[str, Record]) -> dict[str, Record]:
     return {id: record for id, record in records.items() if has_ended(record, now)}
 
 
-def _watch(broker: Broker, ids: Iterable[str], mailbox: Mailbox) -> dict[str, Record]:
+def _watch(broker: Broker, wait: _Wait, mailbox: Mailbox) -> dict[str, Record]:
     """Watch in slices: the store writes each in one step, in which nothing else can."""
     found: dict[str, Record] = {}
-    for some in _slices(ids):
-        found.update(broker.watch(some, mailbox))
+    notes = wait.on_change is not None
+    for some in _slices(wait.missing):
+        found.update(wait.tell(broker.watch(some, mailbox, notes=notes)))
     return found
 
 

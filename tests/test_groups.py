@@ -218,9 +218,9 @@ def test_a_large_group_is_waited_for_at_one_place(app: Liteq) -> None:
     watched: list[str] = []
     watch = app.broker.watch
 
-    def count(ids: Any, mailbox: Any) -> Any:
+    def count(ids: Any, mailbox: Any, **options: Any) -> Any:
         watched.extend(ids)
-        return watch(ids, mailbox)
+        return watch(ids, mailbox, **options)
 
     app.broker.watch = count  # type: ignore[method-assign]
     with pytest.raises(TimeoutError):

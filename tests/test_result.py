@@ -20,7 +20,7 @@ from api import app_in_memory, claim, forget_current, settle
 from world import FakeClock
 
 from liteq import AsyncResult, BoundTask, Liteq, allow_join_result, waiting
-from liteq.brokers.base import Note
+from liteq.brokers.base import Broker, Note
 from liteq.exceptions import (
     IncompleteStream,
     StoreLost,
@@ -31,7 +31,7 @@ from liteq.exceptions import (
 )
 from liteq.failure import describe
 from liteq.outcome import Failed, Ignored, Retried, Succeeded
-from liteq.result import EagerResult, Progress, denied_join_result, result_from_tuple
+from liteq.result import EagerResult, Progress, ResultSet, denied_join_result, result_from_tuple
 
 
 @pytest.fixture
@@ -167,6 +167,57 @@ def test_a_state_of_the_tasks_own_is_shown_with_its_meta(app: Liteq, add: Any) -
 
     assert (result.state, result.info, result.progress) == ("HALF", {"n": 1}, None)
     assert not result.ready()
+
+
+def test_on_message_hears_of_each_change_until_the_end(broker: Broker) -> None:
+    app = Liteq("shop", clock=broker.clock, set_as_current=False, task_always_eager=False)
+    app.broker = broker
+    result: AsyncResult[Any] = app.send_task("add", (1, 2))
+    worker = broker.register("w1", ("default",), 1, {})
+    heard: list[dict[str, Any]] = []
+
+    def hear(message: dict[str, Any]) -> None:
+        heard.append(message)
+        match len(heard):
+            case 1:
+                broker.step(worker, notes=[(lease, Note("HALF", b'{"n": 1}'))])
+            case 2:
+                broker.step(worker, settlements=[(lease, ok(3))])
+
+    (lease,) = broker.claim(worker, ("default",))
+
+    assert result.get(timeout=10, on_message=hear) == 3
+    assert [(m["task_id"], m["status"], m["result"]) for m in heard] == [
+        (result.id, "STARTED", None),
+        (result.id, "HALF", {"n": 1}),
+        (result.id, "SUCCESS", 3),
+    ]
+    assert heard[2]["children"] == []
+    assert heard[2]["date_done"] is not None
+
+
+def test_on_message_is_told_of_a_failure_that_get_returns(app: Liteq, add: Any) -> None:
+    results = ResultSet([add.delay(1, 2), add.delay(3, 4)], app=app)
+    settle(app, ok(3))
+    settle(app, Failed(describe(KeyError("k"), traceback="tb")))
+    heard: list[Any] = []
+
+    got = results.get(timeout=10, propagate=False, on_message=heard.append)
+
+    assert got[0] == 3
+    assert isinstance(got[1], KeyError)
+    assert [(m["status"], m["traceback"]) for m in heard] == [
+        ("SUCCESS", None),
+        ("FAILURE", "tb"),
+    ]
+
+
+def test_a_call_that_made_no_other_has_an_empty_list_of_children(app: Liteq, add: Any) -> None:
+    result = add.delay(1, 2)
+    assert result.children is None
+    settle(app, ok(3))
+
+    assert result.children == []
 
 
 @pytest.mark.parametrize(
