@@ -19,7 +19,7 @@ from importlib import import_module
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar, overload
 
-from liteq import brokers, context, current, names, signals
+from liteq import brokers, context, current, djangoproject, names, signals
 from liteq.asyncresult import AsyncResult
 from liteq.builtin import builtin_tasks
 from liteq.callers import outside
@@ -143,6 +143,8 @@ class Liteq:
         self.on_after_configure = signals.Signal("on_after_configure", ("source",))
         self.on_after_finalize = signals.Signal("on_after_finalize")
         self.on_after_fork = signals.Signal("on_after_fork")
+        if task_cls is None and self.task_cls is _Task and djangoproject.is_named():
+            task_cls = "liteq.contrib.django.task:DjangoTask"
         if task_cls is not None:
             self.task_cls = task_cls  # type: ignore[misc]  # this app's own
         given = {"broker_url": broker, "include": tuple(include) if include else None}
@@ -301,7 +303,9 @@ class Liteq:
             self._discoveries.append(discover)
 
     def import_default_modules(self) -> None:
-        """Import the modules of `imports` and `include`, and what is to be discovered."""
+        """Import the modules of `imports` and `include`, and what is to be discovered. A
+        Django project that the environment names is set up before."""
+        djangoproject.set_up()
         for name in (*self.conf.imports, *self.conf.include):
             import_module(name)
         for discover in self._discoveries:

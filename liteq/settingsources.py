@@ -140,13 +140,21 @@ def imported(name: str, *, silent: bool) -> Any:
 
 
 def from_object(obj: Any, namespace: str | None) -> dict[str, Any]:
-    """Return the settings in an object, under their names in the table."""
+    """Return the settings in an object, under their names in the table.
+
+    Where nothing else says the time zone, Django's `TIME_ZONE` does, as in Celery.
+    """
     if isinstance(obj, Mapping):
         items = dict(obj)
     else:
         items = {key: getattr(obj, key) for key in dir(obj) if not key.startswith("_")}
-    if namespace:
-        return _in_namespace(items, namespace)
+    settings = _in_namespace(items, namespace) if namespace else _of_all(items, obj)
+    if isinstance(zone := items.get("TIME_ZONE"), str):
+        settings.setdefault("timezone", zone)
+    return settings
+
+
+def _of_all(items: Mapping[str, Any], obj: Any) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     old: dict[str, str] = {}
     for key, value in items.items():

@@ -1,0 +1,44 @@
+"""Tasks that can be called when a transaction of Django's is committed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from liteq.asyncresult import AsyncResult
+from liteq.ids import new_id
+from liteq.task import Task
+
+__all__ = ["DjangoTask"]
+
+
+class DjangoTask(Task[..., Any]):
+    """The class of tasks in a Django project, unless the app has another `task_cls`."""
+
+    abstract = True
+
+    def delay_on_commit(self, *args: Any, **kwargs: Any) -> AsyncResult[Any]:
+        """Send a call when the transaction that is open now is committed; at once, if none
+        is. See `apply_async_on_commit()`."""
+        return self.apply_async_on_commit(args, kwargs)
+
+    def apply_async_on_commit(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> AsyncResult[Any]:
+        """Send a call with options when the transaction that is open now is committed.
+
+        Returns its result at once, where Celery returns None; after a rollback the store
+        never hears of that id. A process that dies between the commit and the call has not
+        sent it. Arguments are checked now, and what they hold is sent as it is then.
+        """
+        from django.db import transaction  # late: a worker sets Django up before its use
+
+        if self.typing:
+            self.check_arguments(args or (), kwargs or {})
+        id = options.setdefault("task_id", new_id())
+        transaction.on_commit(partial(self.apply_async, args, kwargs, **options))
+        return AsyncResult(id, task_name=self.name, app=self.app)

@@ -1,0 +1,170 @@
+"""A Django project whose tasks were Celery's; each program in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FILES = {
+    "proj/__init__.py": """
+        from .celery import app as celery_app
+    """,
+    "proj/celery.py": """
+        import os
+        from liteq import Celery
+        os.environ.setdefault("DJANGO_SETTINGS_MODULE", "proj.settings")
+        app = Celery("proj")
+        app.config_from_object("django.conf:settings", namespace="CELERY")
+        app.autodiscover_tasks()
+    """,
+    "proj/settings.py": """
+        SECRET_KEY = "x"
+        INSTALLED_APPS = ["shop"]
+        DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "db.sqlite3"}}
+        TIME_ZONE = "America/Chicago"
+        CELERY_TASK_DEFAULT_QUEUE = "web"
+    """,
+    "shop/__init__.py": "",
+    "shop/models.py": """
+        from django.db import models
+        class Order(models.Model):
+            name = models.CharField(max_length=20)
+    """,
+    "shop/tasks.py": """
+        from liteq import shared_task
+        from .models import Order
+        @shared_task
+        def count(least=0):
+            return Order.objects.count()
+    """,
+    "found.py": """
+        from proj.celery import app
+        app.import_default_modules()
+        said = {"tasks": [n for n in app.tasks if n.startswith("shop.")],
+                "zone": str(app.timezone), "queue": app.conf.task_default_queue}
+    """,
+    "used.py": """
+        import django
+        from proj.celery import app
+        django.setup()
+        from django.db import connection, transaction
+        from shop.models import Order
+        from shop.tasks import count
+        with connection.schema_editor() as editor:
+            editor.create_model(Order)
+        said = {}
+        with transaction.atomic():
+            Order.objects.create(name="one")
+            result = count.delay_on_commit(least=1)
+            said["before"] = result.exists()
+            try:
+                count.delay_on_commit(most=1)
+            except TypeError as exc:
+                said["wrong"] = str(exc)
+        said["after"] = result.exists()
+        try:
+            with transaction.atomic():
+                lost = count.delay_on_commit()
+                raise KeyError
+        except KeyError:
+            said["rolled back"] = lost.exists()
+        said["open before"] = connection.connection is not None
+        app.run_until_empty()
+        said["open after"] = connection.connection is not None
+        said["value"] = result.get(timeout=10)
+    """,
+    "forked.py": """
+        from proj.celery import app
+        app.import_default_modules()
+        from django.db import connection, connections
+        from liteq.signals import celeryd_after_setup, worker_process_init
+        connection.ensure_connection()
+        inherited = connection.connection
+        worker_process_init.send(None)
+        said = {"child has": connection.connection is not None}
+        inherited.execute("select 1")  # the parent's goes on
+        connection.ensure_connection()
+        celeryd_after_setup.send("worker")
+        said["worker has"] = connection.connection is not None
+    """,
+    "eager.py": """
+        import django
+        from proj.celery import app
+        django.setup()
+        from django.db import connection
+        app.conf.task_always_eager = True
+        app.import_default_modules()
+        @app.task
+        def ask():
+            connection.ensure_connection()
+        ask.delay()
+        said = {"open": connection.connection is not None}
+    """,
+}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("django")
+    for name, text in FILES.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        lines = [line.removeprefix(" " * 8) for line in text.strip("\n").splitlines()]
+        path.write_text("\n".join(lines))
+    return folder
+
+
+def said(project: Path, name: str) -> Any:
+    """Run a program of the project in a process of its own; return what it says."""
+    code = f"import json, {name}; print(json.dumps({name}.said))"
+    environ = {k: v for k, v in os.environ.items() if k != "DJANGO_SETTINGS_MODULE"}
+    environ["PYTHONPATH"] = os.pathsep.join([str(project), *sys.path])
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=project,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    return json.loads(ran.stdout)
+
+
+def test_a_worker_sets_the_project_up_and_finds_the_tasks_of_its_apps(project: Path) -> None:
+    assert said(project, "found") == {
+        "tasks": ["shop.tasks.count"],
+        "zone": "America/Chicago",
+        "queue": "web",
+    }
+
+
+def test_a_call_waits_for_the_commit_and_the_connection_ends_with_the_task(
+    project: Path,
+) -> None:
+    told = said(project, "used")
+
+    assert told.pop("wrong").startswith("count() got an unexpected keyword argument 'most'")
+    assert told == {
+        "before": False,
+        "after": True,
+        "rolled back": False,
+        "open before": True,
+        "open after": False,
+        "value": 1,
+    }
+
+
+def test_no_connection_is_shared_with_a_child(project: Path) -> None:
+    assert said(project, "forked") == {"child has": False, "worker has": False}
+
+
+def test_an_eager_task_leaves_its_callers_connection_open(project: Path) -> None:
+    assert said(project, "eager") == {"open": True}
