@@ -341,6 +341,48 @@ def test_an_unknown_task_ends_with_4_and_is_not_sent(
     assert all(row["queued"] == 0 for row in json.loads(here.ok("queues", "--json")))
 
 
+INCLUDING = """
+from liteq import Liteq
+
+app = Liteq("shop", include=["included"])
+"""
+INCLUDED = """
+from app import app
+
+
+@app.task(sensitive=["card"])
+def pay(card, amount):
+    raise ValueError("no")
+"""
+
+
+@pytest.fixture
+def included(project: Project) -> None:
+    """A project whose tasks are in a module that nothing but `include` leads to."""
+    (project.folder / "tasks.py").unlink()
+    project.write("app.py", INCLUDING)
+    project.write("included.py", INCLUDED)
+
+
+def test_a_task_of_an_included_module_is_called_and_its_secrets_are_hidden(
+    included: None, here: Here
+) -> None:
+    id = here.ok("call", "included.pay", "-a", '["4111", 3]')
+
+    assert "4111" not in here.ok("show", id)
+    assert "4111" not in here.ok("show", id, "--json")
+
+    here.burst("app")
+    assert "4111" not in here.ok("show", id, "--no-traceback")
+
+
+def test_the_report_and_the_shell_know_the_tasks_of_included_modules(
+    included: None, here: Here
+) -> None:
+    assert json.loads(here.ok("report", "--json"))["tasks"] == 1
+    assert "included.pay" in here("shell", "--python", stdin="print(pay.name)\n").stdout
+
+
 def test_a_call_can_wait_for_its_result(start: Callable[..., Running], here: Here) -> None:
     start("worker", "-c", "1").wait_for("^ready")
 

@@ -74,8 +74,10 @@ def report(as_json: bool) -> None:
     """
     from liteq.cli.worker import store_of
 
-    found = Session.current().find()
+    session = Session.current()
+    found = session.find()
     app = found.app
+    session.import_tasks()
     facts: dict[str, Any] = {
         "liteq": VERSION,
         "python": f"{platform.python_implementation()} {platform.python_version()}",
@@ -105,8 +107,10 @@ def shell(ipython: bool, plain: bool) -> None:
 
     The app is `app`; each task goes by its function's name. IPython is used if installed.
     """
-    found = Session.current().find()
+    session = Session.current()
+    found = session.find()
     app = found.app
+    session.import_tasks()
     names: dict[str, Any] = {
         name.rpartition(".")[2]: task for name, task in app.tasks.own().items()
     }

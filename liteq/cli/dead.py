@@ -95,7 +95,9 @@ def dead_show(id: str, raw: bool, as_json: bool) -> None:
     from liteq.cli.show import print_task, with_moments
     from liteq.operating import describe, resolve
 
-    app = Session.current().app
+    session = Session.current()
+    app = session.app
+    session.import_tasks()  # each says itself which of its arguments are secret
     told = describe(app, resolve(app.broker, id))
     if told["dead"] is None:
         raise Failure(f"{told['id']} is no dead letter: it is {told['state']}", Exit.NOT_FOUND)

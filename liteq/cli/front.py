@@ -134,7 +134,7 @@ class Session:
             self._configure(self._found.app)
         return self._found
 
-    def import_tasks(self, include: Iterable[str]) -> None:
+    def import_tasks(self, include: Iterable[str] = ()) -> None:
         """Import all modules of tasks, as a worker needs them. Ends the command with exit
         code 7 when that fails."""
         from liteq.discovery import import_tasks

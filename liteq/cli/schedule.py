@@ -188,7 +188,7 @@ def _each(given: str, change: Callable[[Schedules, str], None], done: str) -> No
 
 def _app(session: Session) -> Liteq:
     """Return the app with all of its tasks: whether an entry's task exists is checked."""
-    session.import_tasks(())
+    session.import_tasks()
     return session.app
 
 

@@ -28,7 +28,9 @@ def show(id: str, no_traceback: bool, as_json: bool) -> None:
     """
     from liteq.operating import describe, resolve
 
-    app = Session.current().app
+    session = Session.current()
+    app = session.app
+    session.import_tasks()  # each says itself which of its arguments are secret
     told = describe(app, resolve(app.broker, id))
     if as_json:
         print_json(with_moments(told))

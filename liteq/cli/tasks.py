@@ -85,7 +85,9 @@ def call(
     app = session.app
     if exchange:
         session.note("accepted, without effect: --exchange (a queue is all that routes)")
-    _must_be_known(app, name)
+    if name not in app.tasks:
+        session.import_tasks()  # those of `include` and `autodiscover_tasks()`
+        _must_be_known(app, name)
     given = {key: value for key, value in options.items() if value is not None}
     try:
         made = app.tasks[name].apply_async(args, kwargs, **given)
