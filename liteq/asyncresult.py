@@ -14,6 +14,7 @@ from collections.abc import (
     Generator,
     Iterable,
     Mapping,
+    Sequence,
 )
 from datetime import UTC, datetime
 from typing import (
@@ -107,6 +108,9 @@ class AsyncResult(ResultBase, Generic[R]):
     """
 
     duplicate: bool = False
+    ignored: bool = False
+    _record: Record | None = None  # once it has ended
+    _waiting: Sequence[tuple[Callable[..., Any], Callable[..., Any] | None]] = ()
 
     def __init__(
         self,
@@ -120,11 +124,8 @@ class AsyncResult(ResultBase, Generic[R]):
             raise ValueError(f"a result needs the id of a task, not {id!r}")
         self.id = id
         self.parent = parent
-        self.ignored = False
         self._app = app
         self._name = task_name
-        self._record: Record | None = None  # once it has ended
-        self._waiting: list[tuple[Callable[..., Any], Callable[..., Any] | None]] = []
 
     # Waiting
 
@@ -224,7 +225,7 @@ class AsyncResult(ResultBase, Generic[R]):
     ) -> AsyncResult[R]:
         """Have `callback(result)` called as soon as this object learns of the success,
         or `on_error(result)` of a failure: at once, or in `get()` or `ready()`."""
-        self._waiting.append((callback, on_error))
+        vars(self).setdefault("_waiting", []).append((callback, on_error))
         if self._record is not None or self._peek() is not None:
             self._fire()
         return self
@@ -488,8 +489,7 @@ class AsyncResult(ResultBase, Generic[R]):
         return tell
 
     def _fire(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for callback, on_error in waiting:
+        for callback, on_error in vars(self).pop("_waiting", ()):
             if self.state in states.PROPAGATE_STATES:
                 if on_error is not None:
                     on_error(self)

@@ -80,7 +80,7 @@ class EagerResult(AsyncResult[R]):
         weak: bool = False,
     ) -> AsyncResult[R]:
         """Call `callback(result)`, or `on_error(result)` if the task failed."""
-        self._waiting.append((callback, on_error))
+        vars(self).setdefault("_waiting", []).append((callback, on_error))
         self._fire()
         return self
 
