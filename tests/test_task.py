@@ -654,7 +654,7 @@ def test_a_task_without_trail_keeps_no_children(app: Liteq) -> None:
     result = outer.delay()
     app.run_until_empty()
 
-    assert result.children is None
+    assert result.children == []
 
 
 def test_a_direct_call_has_a_request_of_its_own(app: Liteq) -> None:
