@@ -116,7 +116,8 @@ def _block(text: str) -> str:
 class TextFormatter(logging.Formatter):
     """One line per record, a traceback below it indented. Times are local, in ISO 8601.
 
-    `template` is a %-format of the logging module.
+    `template` is a %-format of the logging module. With the default one, what a task's code
+    logs names the task and its id, as liteq's own lines do in their words.
     """
 
     _COLOURS: Final = {"WARNING": "33", "ERROR": "31", "CRITICAL": "1;31", "DEBUG": "2"}
@@ -126,11 +127,16 @@ class TextFormatter(logging.Formatter):
     ) -> None:
         super().__init__(template, datefmt)
         self.colour = colour
+        self._names_task = template == TEXT_FORMAT
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as text. The record stays as it is, for other handlers."""
         shown = logging.makeLogRecord(record.__dict__)
         shown.message = record.getMessage()
+        if self._names_task and not record.name.startswith(f"{logger.name}."):
+            task_id = record.__dict__.get("task_id")
+            if task_id is not None:
+                shown.message = f"{record.__dict__.get('task')}[{task_id}]: {shown.message}"
         if self.usesTime():
             shown.asctime = self.formatTime(record, self.datefmt)
         # Escaped after formatting: the name or an extra field may hold anything too.

@@ -104,6 +104,20 @@ def test_text_has_time_level_process_logger_and_message() -> None:
     assert " INFO " in text
 
 
+def test_what_a_tasks_code_logs_names_the_task_in_the_default_form_alone() -> None:
+    known = {"task": "shop.charge", "task_id": "7"}
+    theirs = logging.makeLogRecord({"name": "shop", "msg": "paid %s", "args": (42,), **known})
+    ours = record("Task shop.charge[7] succeeded", **known)
+    outside = logging.makeLogRecord({"name": "shop", "msg": "hello"})
+
+    formatter = log.TextFormatter()
+
+    assert formatter.format(theirs).endswith(" shop: shop.charge[7]: paid 42")
+    assert formatter.format(ours).endswith(" liteq.worker: Task shop.charge[7] succeeded")
+    assert formatter.format(outside).endswith(" shop: hello")
+    assert log.TextFormatter("%(message)s").format(theirs) == "paid 42"
+
+
 def test_formatting_leaves_the_record_to_other_handlers() -> None:
     made = record("a\nb")
     log.TextFormatter().format(made)
