@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextvars import copy_context
 from datetime import datetime, timedelta
+from functools import cache
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -802,9 +803,15 @@ def _signature(
     options: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> Signature[R]:
-    from liteq.canvas import Signature  # late: a fifth of what a sender of plain calls loads
+    kind: type[Signature[R]] = _canvas().Signature
+    return kind(task.name, args, kwargs, options, task, app=task.app, **more)
 
-    return Signature(task, args, kwargs, options, app=task.app, **more)
+
+@cache
+def _canvas() -> Any:
+    from liteq import canvas  # late: a fifth of what a sender of plain calls loads
+
+    return canvas
 
 
 def _is_overridden(method: Callable[..., Any], ours: Callable[..., Any]) -> bool:
