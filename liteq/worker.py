@@ -16,7 +16,6 @@ import contextlib
 import logging
 import os
 import selectors
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -38,6 +37,7 @@ from liteq.executor import ExecutorSettings, TaskLike
 from liteq.garbage import Collector
 from liteq.limits import limits_by_task
 from liteq.loggers import get_logger
+from liteq.nodes import node_name
 from liteq.notices import Notices
 from liteq.peers import Peers
 from liteq.pool import (
@@ -144,7 +144,7 @@ class Worker(Steered):
             concurrency = autoscale[1]
         wanted = concurrency or conf.worker_concurrency or cpus.available()
         self.concurrency = 1 if self.pool_kind == "solo" else wanted
-        self.hostname = _node_name(hostname)
+        self.hostname = node_name(hostname)
         self.burst = burst
         self.grace = conf.worker_shutdown_timeout if grace is None else grace
         self.time_limit = time_limit or conf.task_time_limit
@@ -819,16 +819,6 @@ def _queues(
     if not queues:
         raise ImproperlyConfigured("the worker has no queues to consume: -X excludes them all")
     return queues
-
-
-def _node_name(name: str | None) -> str:
-    """Return the worker's name, with Celery's `%h`, `%n` and `%d` filled in."""
-    host = socket.gethostname()
-    short, _, domain = host.partition(".")
-    text = name or "liteq@%h"
-    for mark, value in (("%h", host), ("%n", short), ("%d", domain)):
-        text = text.replace(mark, value)
-    return text if "@" in text else f"{text}@{host}"
 
 
 def _count(noun: str, number: int) -> str:

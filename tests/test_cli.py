@@ -705,7 +705,8 @@ def test_a_pid_file_is_held_while_the_worker_lives(
     project: Project, start: Callable[..., Running]
 ) -> None:
     file = project.write("worker.pid", "1\n")  # left behind by a killed worker
-    worker = start("worker", "-c", "1", "--pidfile", "worker.pid")
+    files = ("--pidfile", "%n.pid", "--logfile", "%n%I.log")  # as in Celery's manuals
+    worker = start("worker", "-c", "1", "-n", "worker@%h", *files)
     worker.wait_for("^ready")
 
     held = file.read_text()
@@ -713,6 +714,7 @@ def test_a_pid_file_is_held_while_the_worker_lives(
     worker.end()
 
     assert held == f"{worker.process.pid}\n"
+    assert (project.folder / "worker.log").exists()
     assert f"a worker is running, pid {worker.process.pid}" in second.stderr
     assert second.returncode == 1
     assert not file.exists()

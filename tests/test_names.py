@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from liteq import names
+from liteq.nodes import file_of
 
 SCRIPT = """
 from liteq import names
@@ -69,3 +70,17 @@ def test_an_imported_function_goes_by_its_module() -> None:
 def test_a_callable_without_a_name_must_be_given_one() -> None:
     with pytest.raises(TypeError, match="pass name="):
         names.task_name(functools.partial(print))
+
+
+@pytest.mark.parametrize(
+    ("path", "file"),
+    [
+        ("/var/log/%n%I.log", "/var/log/mail.log"),
+        ("%p.pid", "mail@web1.example.org.pid"),
+        ("%h/%d-%i.log", "web1.example.org/example.org-0.log"),
+        ("100%%n.log", "100%n.log"),
+        ("plain.log", "plain.log"),
+    ],
+)
+def test_a_workers_files_may_bear_its_name(path: str, file: str) -> None:
+    assert file_of("mail@web1.example.org", path) == file

@@ -252,11 +252,14 @@ def worker(settings: tuple[str, ...], pidfile: str | None, **options: Any) -> in
     liteq worker --burst                  empty the queues and stop
     liteq worker worker_lease_timeout=30  change a setting
     """
+    from liteq.nodes import file_of, node_name
     from liteq.systemd import Notifier  # before the app: it must not reach its children
 
     session = Session.current()
     _mind_celery_flags(session, options)
     notify = Notifier.from_environment()
+    if pidfile:
+        pidfile = file_of(node_name(options["hostname"]), pidfile)
     with holding(pidfile) if pidfile else nullcontext():
         return run_worker(session, options, settings=settings, notify=notify)
 
@@ -422,6 +425,11 @@ def _apply_settings(app: Liteq, settings: tuple[str, ...], options: Mapping[str,
         }
     )
     app.conf.override(dict(map(_setting, settings)))
+    if app.conf.worker_logfile:
+        from liteq.nodes import file_of, node_name
+
+        node = node_name(options.get("hostname"))
+        app.conf.override({"worker_logfile": file_of(node, app.conf.worker_logfile)})
 
 
 def _setting(token: str) -> tuple[str, str]:
