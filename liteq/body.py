@@ -105,24 +105,30 @@ class Body:
             self._tokens.pop(_TOKEN, None)
 
     async def arun(self, coroutine: CoroutineType[Any, Any, Any]) -> Ending:
-        """Run a coroutine to its end as a part of the current asyncio task.
+        """Run a coroutine to its end, in a task of its own, while the current one waits.
 
-        Raises `CancelledError` if that task was cancelled from outside: then the attempt
-        is over, whatever the coroutine made of it.
+        Raises `CancelledError` if the current task was cancelled: then the attempt is
+        over, whatever the coroutine made of it. Cancellations that the coroutine brings
+        upon itself are its own affair, and those of its task only: a `TaskGroup` that failed
+        leaves one behind that nobody takes back (before Python 3.13).
         """
         asyncio = _asyncio()
-        task = asyncio.current_task()
-        assert task is not None  # a coroutine that runs has one
-        drive = _Drive(coroutine, asyncio.get_running_loop())
-        drive.task = task
+        waiter = asyncio.current_task()
+        assert waiter is not None  # a coroutine that runs has one
+        loop = asyncio.get_running_loop()
+        drive = _Drive(coroutine, loop, waiter)
+        drive.task = loop.create_task(drive.settle())
         self._tokens[_TOKEN] = drive
         try:
-            value, error = await drive.settle()
+            ending: Ending = await drive.task
+        except asyncio.CancelledError:  # before it began
+            coroutine.close()
+            raise
         finally:
             self._tokens.pop(_TOKEN, None)
-        if task.cancelling():
+        if waiter.cancelling():
             raise asyncio.CancelledError
-        return value, error
+        return ending
 
     def interrupt(self) -> bool:
         """Raise `SoftTimeLimitExceeded` in the body that runs now.
@@ -205,10 +211,15 @@ class _Drive:
     task: asyncio.Task[Any]
 
     def __init__(
-        self, coroutine: CoroutineType[Any, Any, Any], loop: asyncio.AbstractEventLoop
+        self,
+        coroutine: CoroutineType[Any, Any, Any],
+        loop: asyncio.AbstractEventLoop,
+        waiter: asyncio.Task[Any] | None = None,
     ) -> None:
+        """`waiter`: the task whose cancellation is meant for the coroutine, if any."""
         self._coroutine = coroutine
         self._loop = loop
+        self._waiter = waiter
         self._thread = threading.get_ident()
         self._is_stepping = False
         self._is_over = False
@@ -274,7 +285,10 @@ class _Drive:
         if not self._is_due:
             return error
         self._is_due = False
-        return SoftTimeLimitExceeded() if self.task.uncancel() == 0 else error
+        self.task.uncancel()
+        if self._waiter is not None and self._waiter.cancelling():
+            return error
+        return SoftTimeLimitExceeded()
 
 
 def _asyncio() -> Any:

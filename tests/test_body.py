@@ -283,6 +283,20 @@ def test_a_coroutine_goes_on_after_it_caught_the_interruption(body: Body) -> Non
         assert body.run(work()) == ("done", None)
 
 
+def test_a_coroutine_that_cancelled_itself_before_is_still_interrupted(body: Body) -> None:
+    async def work() -> None:
+        current = asyncio.current_task()
+        assert current is not None
+        current.cancel()  # as a task group leaves behind that has failed
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(20)
+        await asyncio.sleep(20)
+
+    with signals(body, 0.02):
+        _, error = body.run(work())
+    assert isinstance(error, SoftTimeLimitExceeded)
+
+
 def test_what_swallows_the_cancellation_does_not_swallow_the_interruption(body: Body) -> None:
     async def deaf() -> str:
         with contextlib.suppress(asyncio.CancelledError):
@@ -428,6 +442,20 @@ def test_a_cancellation_from_outside_is_passed_on() -> None:
 
     asyncio.run(cancel())
     assert seen == ["cancelled"]
+
+
+def test_a_cancellation_before_its_beginning_is_passed_on() -> None:
+    async def work() -> None:
+        raise AssertionError("it has begun")
+
+    async def cancel() -> None:
+        run = asyncio.create_task(Body().arun(work()))
+        await asyncio.sleep(0)
+        run.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await run
+
+    asyncio.run(cancel())
 
 
 def test_a_cancellation_goes_before_an_interruption() -> None:

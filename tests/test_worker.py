@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -357,6 +358,40 @@ def test_hundreds_of_coroutines_run_at_once(app: Liteq) -> None:
     with running(app, pool="asyncio", concurrency=together):
         results = [work.delay() for _ in range(together)]
         assert sum(result.get(timeout=20) for result in results) == together
+
+
+@pytest.mark.parametrize("pool", ["asyncio", "threads"])
+def test_what_a_coroutine_cancels_by_itself_is_its_own_affair(app: Liteq, pool: str) -> None:
+    started: list[str] = []
+
+    async def fail() -> None:
+        raise ValueError("a part has failed")
+
+    @app.task
+    async def in_parts() -> None:
+        started.append("in_parts")
+        async with asyncio.TaskGroup() as parts:
+            parts.create_task(fail())
+            parts.create_task(asyncio.sleep(1000))
+
+    @app.task
+    async def cancelled(swallow: bool) -> str:
+        started.append("cancelled")
+        current = asyncio.current_task()
+        assert current is not None
+        current.cancel()
+        with contextlib.suppress(asyncio.CancelledError if swallow else ValueError):
+            await asyncio.sleep(1000)
+        return "swallowed"
+
+    with running(app, pool=pool):
+        results = [in_parts.delay(), cancelled.delay(False), cancelled.delay(True)]
+        ends = [result.get(timeout=10, propagate=False) for result in results]
+
+    assert "unhandled errors in a TaskGroup" in str(ends[0])
+    assert "CancelledError" in str(ends[1])
+    assert ends[2] == "swallowed"
+    assert started == ["in_parts", "cancelled", "cancelled"]
 
 
 def test_a_full_worker_sleeps_although_a_message_is_due(app: Liteq) -> None:
