@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -510,6 +511,47 @@ def test_waiting_survives_a_fork(tmp_path: Path) -> None:
 
     assert os.waitstatus_to_exitcode(status) == 0
     assert app.AsyncResult("in-child").get(timeout=10) == 7
+    app.close()
+    forget_current()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_a_forked_child_closes_the_sockets_it_got(tmp_path: Path) -> None:
+    import os
+
+    def files() -> set[str]:
+        links = Path("/proc/self/fd")
+        return {link.name for link in links.iterdir() if link.exists()}
+
+    before = files()
+    folder = tmp_path / ("so long that its sockets are named by a descriptor of it " * 2)
+    app = Liteq("shop", broker=f"sqlite://{folder}")
+    task = app.task(name="work")(lambda: None)
+    with pytest.raises(TimeoutError):
+        task.delay().get(timeout=0.01)  # leaves a mailbox in the free list
+    worker = app.broker.register("w", ("default",), 1, {})
+    held = app.broker.mailbox(worker)
+    task.delay()  # opens a socket to send a wake-up by
+    ours = files() - before
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                held.close()
+                gc.collect()
+            code = 2 if told else 3 if files() & ours else 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+
+    assert ours
+    assert os.waitstatus_to_exitcode(status) == 0
+    held.receive()
+    task.delay()
+    assert held.receive()
+    held.close()
     app.close()
     forget_current()
 

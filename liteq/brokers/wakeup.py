@@ -112,6 +112,15 @@ class Post:
         if directory >= 0:
             os.close(directory)
 
+    def _drop_inherited(self) -> None:
+        """Close what a forked child got: the parent goes on with its own."""
+        sender, directory = self._socket, self._directory
+        self._forget()
+        if sender is not None:
+            sender.close()
+        if directory >= 0:
+            os.close(directory)
+
     def _send(self, name: str, data: bytes) -> None:
         address = self._address(name)
         if address is None:
@@ -175,17 +184,6 @@ class Post:
         return f"/proc/self/fd/{self._directory}"
 
 
-_posts: weakref.WeakSet[Post] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for post in list(_posts):
-        post._forget()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
 class SocketMailbox(Mailbox):
     """A mailbox that other processes reach through a socket file."""
 
@@ -209,6 +207,7 @@ class SocketMailbox(Mailbox):
             return
         receiver.setblocking(False)
         self._socket = receiver
+        _mailboxes.add(self)
 
     def fileno(self) -> int:
         return -1 if self._socket is None else self._socket.fileno()
@@ -239,6 +238,24 @@ class SocketMailbox(Mailbox):
             with contextlib.suppress(OSError):
                 if (address := self._address_of(self.name)) is not None:
                     os.unlink(address)
+
+    def _drop_inherited(self) -> None:
+        """Close what a forked child got, and leave the file: it is the parent's."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+_posts: weakref.WeakSet[Post] = weakref.WeakSet()
+_mailboxes: weakref.WeakSet[SocketMailbox] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for holder in (*_posts, *_mailboxes):
+        holder._drop_inherited()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class LocalMailbox(Mailbox):
