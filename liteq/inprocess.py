@@ -789,7 +789,8 @@ class SoloPool(_InProcess):
                 runner.interrupt()
 
         handler = signal.signal(signal.SIGALRM, on_alarm)
-        left, interval = signal.setitimer(signal.ITIMER_REAL, max(job.soft, 1e-6))
+        soft = min(max(job.soft, 1e-6), threading.TIMEOUT_MAX)  # the kernel takes no more
+        left, interval = signal.setitimer(signal.ITIMER_REAL, soft)
         try:
             return runner.run(job.payload, self._reporter(job.key))
         finally:

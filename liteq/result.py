@@ -194,12 +194,13 @@ class ResultSet(ResultBase):
             return None if callback is not None else self._values(propagate)
         from liteq.waiting import settled  # late: 5 ms that a mere sender saves
 
-        budget = _Budget(timeout)
+        since = time.monotonic()
         for step in self._steps(propagate):
             for record in settled(
                 self.app.broker,
                 step.ids,
-                timeout=budget.left(),
+                timeout=timeout,
+                since=since,
                 interval=interval,
                 on_look=_both(step.look, on_interval),
             ):
@@ -212,11 +213,11 @@ class ResultSet(ResultBase):
         """Wait like `get()`, on the running event loop."""
         from liteq.waiting import asettled  # late: 5 ms that a mere sender saves
 
-        budget = _Budget(timeout)
+        since = time.monotonic()
         steps = self._steps(propagate)
         while (step := await off_loop(next, steps, None)) is not None:
             ended = asettled(
-                self.app.broker, step.ids, timeout=budget.left(), on_look=step.look
+                self.app.broker, step.ids, timeout=timeout, since=since, on_look=step.look
             )
             async for record in ended:
                 step.keep(record)
@@ -597,20 +598,6 @@ class _Gathering(_Step):
         if failed != self._failed:
             self._failed = failed
             self._group.maybe_throw()
-
-
-class _Budget:
-    """The time that several waits have together."""
-
-    def __init__(self, timeout: float | None) -> None:
-        self._timeout = timeout
-        self._start = time.monotonic()
-
-    def left(self) -> float | None:
-        """Return how many seconds are left; None means no limit."""
-        if self._timeout is None:
-            return None
-        return max(self._start + self._timeout - time.monotonic(), 0.0)
 
 
 def result_from_tuple(given: Any, app: Liteq | None = None) -> Any:

@@ -52,18 +52,20 @@ def settled(
     ids: Iterable[str],
     *,
     timeout: float | None = None,
+    since: float | None = None,
     interval: float | None = None,
     on_look: Callable[[], Any] | None = None,
     on_change: Callable[[Record], Any] | None = None,
 ) -> Iterator[Record]:
     """Yield the record of each message as it ends, in the order in which they do.
 
-    Raises `TimeoutError` after `timeout` seconds (0: looks once), and `UnknownTaskId`
+    Raises `TimeoutError` after `timeout` seconds (0: looks once), counted from `since`, a
+    time of `time.monotonic()`, where this wait is a part of another; and `UnknownTaskId`
     if one is not in the store and there is no timeout. `on_look` is called at each look
     that finds nothing, `on_change` with each record that is another than at the last look,
     the last one included; `interval` shortens the pauses between looks.
     """
-    wait = _Wait(broker, ids, timeout, interval, on_change)
+    wait = _Wait(broker, ids, timeout, since, interval, on_change)
     post = _post(broker)
     mailbox = post.borrow(broker)
     try:
@@ -88,11 +90,12 @@ async def asettled(
     ids: Iterable[str],
     *,
     timeout: float | None = None,  # noqa: ASYNC109 (what it means is said below)
+    since: float | None = None,
     on_look: Callable[[], Any] | None = None,
 ) -> AsyncIterator[Record]:
     """Yield records like `settled()`, on the running event loop, without a thread of its
     own. (`on_look` is called off the loop.)"""
-    wait = _Wait(broker, ids, timeout, None, None)
+    wait = _Wait(broker, ids, timeout, since, None, None)
     post = await _loop_post(broker)
     with post.registered(wait.missing) as bell:
         found = await _awatch(broker, wait.missing, post.mailbox)
@@ -107,6 +110,16 @@ async def asettled(
                 await off_loop(on_look)
 
 
+def _seconds(timeout: Any) -> float:
+    try:
+        seconds = float(timeout)
+    except (TypeError, ValueError):
+        raise TypeError(f"timeout is a number of seconds, not {timeout!r}") from None
+    if seconds != seconds:  # NaN: no time would ever be past it
+        raise ValueError(f"timeout is a number of seconds, not {timeout!r}")
+    return seconds
+
+
 class _Wait:
     """What one waiter still waits for, and until when."""
 
@@ -115,13 +128,14 @@ class _Wait:
         broker: Broker,
         ids: Iterable[str],
         timeout: float | None,
+        since: float | None,
         interval: float | None,
         on_change: Callable[[Record], Any] | None,
     ) -> None:
         self.broker = broker
         self.missing = dict.fromkeys(ids)
-        self.timeout = timeout
-        self.start = time.monotonic()
+        self.timeout = None if timeout is None else _seconds(timeout)
+        self.start = time.monotonic() if since is None else since
         self.interval = interval
         self.looks = 0
         self.warned = False

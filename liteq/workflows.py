@@ -139,9 +139,9 @@ class Workflow:
         """
         from liteq.waiting import settled  # late: it is for those who wait
 
-        deadline = _Deadline(timeout)
+        since = time.monotonic()
         for ids in self._open():
-            for _ in settled(self.app.broker, ids, timeout=deadline.left()):
+            for _ in settled(self.app.broker, ids, timeout=timeout, since=since):
                 pass
         return self.state
 
@@ -154,10 +154,10 @@ class Workflow:
         """Wait like `wait()`, on the running event loop."""
         from liteq.waiting import asettled  # late: it is for those who wait
 
-        deadline = _Deadline(timeout)
+        since = time.monotonic()
         steps = self._open()
         while (ids := await off_loop(next, steps, None)) is not None:
-            async for _ in asettled(self.app.broker, ids, timeout=deadline.left()):
+            async for _ in asettled(self.app.broker, ids, timeout=timeout, since=since):
                 pass
         return await off_loop(lambda: self.state)
 
@@ -218,14 +218,6 @@ class Workflow:
 
     def __repr__(self) -> str:
         return f"<Workflow: {self._asked}>"
-
-
-class _Deadline:
-    def __init__(self, timeout: float | None) -> None:
-        self._end = None if timeout is None else time.monotonic() + timeout
-
-    def left(self) -> float | None:
-        return None if self._end is None else max(self._end - time.monotonic(), 0.0)
 
 
 def _last_first(nodes: Iterable[Node], edges: Iterable[Edge]) -> Iterator[str]:

@@ -205,9 +205,9 @@ def test_the_members_share_one_time_budget(app: Liteq, size: int) -> None:
     sent = Sent(app, size)
     began = time.monotonic()
 
-    with pytest.raises(TimeoutError):
+    with pytest.raises(TimeoutError, match=r"not ready after 0\.2 s"):
         sent.group.get(timeout=0.2)
-    with pytest.raises(TimeoutError):
+    with pytest.raises(TimeoutError, match=r"not ready after 0\.2 s"):
         asyncio.run(sent.group.aget(timeout=0.2))
 
     assert 0.4 <= time.monotonic() - began < 3

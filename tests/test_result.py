@@ -4,6 +4,7 @@ import asyncio
 import gc
 import json
 import logging
+import math
 import pickle
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import pytest
 from api import app_in_memory, claim, forget_current, settle
 from world import FakeClock
 
-from liteq import AsyncResult, BoundTask, Liteq, allow_join_result, waiting
+from liteq import AsyncResult, BoundTask, Liteq, allow_join_result, group, waiting
 from liteq.brokers.base import Broker, Note
 from liteq.exceptions import (
     IncompleteStream,
@@ -293,6 +294,17 @@ def test_get_gives_up_after_its_timeout(app: Liteq, add: Any, timeout: float) ->
 
     assert time.monotonic() - began < 2
     assert result.detail == "queued"
+
+
+@pytest.mark.parametrize("timeout", [math.nan, "soon"])
+def test_a_timeout_that_no_time_is_past_is_refused(app: Liteq, add: Any, timeout: Any) -> None:
+    single, several = add.delay(1, 2), group(add.s(1, 2), add.s(3, 4)).delay()
+
+    for wait in (single.get, several.get, app.workflow(several.id).wait):
+        with pytest.raises((TypeError, ValueError), match="timeout is a number of seconds"):
+            wait(timeout=timeout)
+    with pytest.raises((TypeError, ValueError), match="timeout is a number of seconds"):
+        asyncio.run(single.aget(timeout=timeout))
 
 
 def test_get_of_what_is_ready_needs_no_time(app: Liteq, add: Any) -> None:

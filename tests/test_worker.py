@@ -133,6 +133,13 @@ def test_a_soft_limit_is_raised_in_the_main_thread_by_an_alarm(app: Liteq) -> No
     assert result.get(timeout=1) == "cleaned up"
 
 
+def test_a_soft_limit_longer_than_an_alarm_can_be_is_none(app: Liteq) -> None:
+    result = app.task(soft_time_limit=1e12)(lambda: "done").delay()
+    app.run_until_empty()
+
+    assert result.get(timeout=1) == "done"
+
+
 def test_a_hard_limit_cancels_a_coroutine(app: Liteq) -> None:
     cancelled = threading.Event()
 

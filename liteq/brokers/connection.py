@@ -290,7 +290,8 @@ class Database:
         if isinstance(exc, apsw.FullError):
             handle.limited = None  # work out anew, next time, how much room there is
             return QueueFull(
-                f"the store {where} has no room: its size limit or the disk is full ({exc}). "
+                f"the store {where} has no room: its size limit or the disk is full, but for "
+                f"the last {_RESERVE >> 20} MiB, which are left to the workers ({exc}). "
                 "Waiting messages can still be run; free space or raise max_size"
             )
         if isinstance(exc, (apsw.BusyError, apsw.LockedError)):

@@ -251,8 +251,10 @@ _mailboxes: weakref.WeakSet[SocketMailbox] = weakref.WeakSet()
 
 
 def _after_fork_in_child() -> None:
-    for holder in (*_posts, *_mailboxes):
-        holder._drop_inherited()
+    for post in list(_posts):
+        post._drop_inherited()
+    for mailbox in list(_mailboxes):
+        mailbox._drop_inherited()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
