@@ -157,7 +157,8 @@ class Message(NamedTuple):
         Raises `DecodeError` if the envelope is damaged or of a later version.
         """
         text = packed[_HOT]
-        return cls(*packed[:_HOT], **_read_envelope(text)) if text else cls(*packed[:_HOT])
+        made: Message = _new(cls, (*packed[:_HOT], *(_rest_of(text) if text else _DEFAULTS)))
+        return made
 
 
 class Alike(Sequence[Message]):
@@ -256,7 +257,20 @@ _DEFAULTS: Final = tuple(Message._field_defaults.values())[-(len(Message._fields
 _NAMES: Final = Message._fields[_HOT:]
 _INDEX: Final = _NAMES.index("group_index")
 _HEADERS, _PROPERTIES, _STAMPS = map(_NAMES.index, ("headers", "properties", "stamps"))
-_ENVELOPE_NAMES: Final = frozenset(_NAMES)
+_REST_AT: Final = {name: number for number, name in enumerate(_NAMES)}
+
+
+def _rest_of(text: str) -> _Rest:
+    """Return the fields of an envelope, with the defaults of those that it does not hold."""
+    rest = list(_DEFAULTS)
+    fields = _read_envelope(text)
+    try:
+        for name, value in fields.items():
+            rest[_REST_AT[name]] = value
+    except KeyError:
+        unknown = sorted(fields.keys() - _REST_AT.keys())
+        raise DecodeError(f"unknown fields in the envelope: {unknown}") from None
+    return tuple(rest)
 
 
 def _read_envelope(text: str) -> dict[str, Any]:
@@ -278,8 +292,6 @@ def _read_envelope(text: str) -> dict[str, Any]:
             f"the message was written by a later liteq (envelope version {version}, "
             f"this liteq reads up to {VERSION}): upgrade this worker"
         )
-    if unknown := fields.keys() - _ENVELOPE_NAMES:
-        raise DecodeError(f"unknown fields in the envelope: {sorted(unknown)}")
     return fields
 
 
