@@ -22,7 +22,6 @@ from typing import (
     Any,
     Final,
     Generic,
-    NamedTuple,
     NoReturn,
     TypeVar,
 )
@@ -39,12 +38,11 @@ if TYPE_CHECKING:
     from liteq.app import Liteq
     from liteq.brokers.base import Record, RevokeAnswer
     from liteq.message import Edge
+    from liteq.progress import PastAttempt, Progress
 
 __all__ = [
     "PROGRESS",
     "AsyncResult",
-    "PastAttempt",
-    "Progress",
     "R",
     "detail_of",
     "read_value",
@@ -72,31 +70,6 @@ _NOTED: Final = ("running", "waiting")
 PROGRESS: Final = "PROGRESS"
 COUNT: Final = b"count"  # of a gather: its parts are read one by one
 NOTHING: Final = b"null"  # what a store hands on for a value that was not kept
-
-
-class Progress(NamedTuple):
-    """How far a task says it is: what `self.progress(done, total, message)` reported."""
-
-    done: float
-    total: float | None = None
-    message: str | None = None
-
-    @property
-    def fraction(self) -> float | None:
-        """The part that is done, from 0 to 1; None while the total is unknown."""
-        return self.done / self.total if self.total else None
-
-
-class PastAttempt(NamedTuple):
-    """One attempt of a task that did not succeed. Times are UTC."""
-
-    number: int
-    outcome: str
-    exception: BaseException | None
-    traceback: str | None
-    worker: str | None
-    started_at: datetime | None
-    ended_at: datetime
 
 
 class AsyncResult(ResultBase, Generic[R]):
@@ -279,6 +252,8 @@ class AsyncResult(ResultBase, Generic[R]):
         meta = self._loads(record.note.meta)
         if not isinstance(meta, Mapping):
             return None
+        from liteq.progress import Progress  # late: few ask, and all who send import this
+
         done = meta.get("done", meta.get("current", 0))
         return Progress(done, meta.get("total"), meta.get("message"))
 
@@ -295,6 +270,8 @@ class AsyncResult(ResultBase, Generic[R]):
     @property
     def attempts(self) -> list[PastAttempt]:
         """The attempts that did not succeed, oldest first."""
+        from liteq.progress import PastAttempt  # late: see `progress`
+
         return [
             PastAttempt(
                 number=past.number,

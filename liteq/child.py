@@ -12,8 +12,6 @@ to its parent, each a pair of Unix sockets:
 - *life* carries nothing. Its end is the end of the parent.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import faulthandler

@@ -7,8 +7,6 @@ the command (`worker_enable_remote_control`), and, where there is a `control_sec
 the letter was signed with it, lately, for this worker, and for the first time.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, TypeVar, overload

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from liteq import states
-from liteq.asyncresult import AsyncResult, PastAttempt, R, detail_of
+from liteq.asyncresult import AsyncResult, R, detail_of
 from liteq.exceptions import TaskRevokedError
 from liteq.joining import assert_will_not_block
 from liteq.resultbase import Links, ResultBase, in_line
 
 if TYPE_CHECKING:
     from liteq.brokers.base import Record, RevokeAnswer
+    from liteq.progress import PastAttempt
 
 __all__ = ["EagerResult"]
 

@@ -22,13 +22,14 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from liteq import states
-from liteq.asyncresult import PROGRESS, AsyncResult, PastAttempt, Progress, signal_name
+from liteq.asyncresult import PROGRESS, AsyncResult, signal_name
 from liteq.calls import lifetime
 from liteq.current import get_current_app
 from liteq.eagerresult import EagerResult
 from liteq.joining import allow_join_result, assert_will_not_block, denied_join_result
 from liteq.message import GATHER
 from liteq.offload import off_loop
+from liteq.progress import PastAttempt, Progress
 from liteq.resultbase import ResultBase, as_tuple, in_line
 
 if TYPE_CHECKING:

@@ -6,14 +6,16 @@ and some of them are made for every task.
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
-from liteq.brokers.searching import Found, Search
 from liteq.clock import Clock, system_clock
 from liteq.limits import Limit, LimitInfo
 from liteq.message import Edge, Message, Packed, Workflow
 from liteq.offload import off_loop
 from liteq.outcome import Outcome
+
+if TYPE_CHECKING:
+    from liteq.brokers.searching import Found, Search
 
 __all__ = [
     "DEFAULT_MAX_DELIVERIES",
@@ -694,7 +696,7 @@ class Broker(ABC):
         """Return messages in a state, oldest first; "dead" means dead letters."""
 
     @abstractmethod
-    def find(self, search: Search, *, before: int | None = None) -> Iterator[Found]:
+    def find(self, search: "Search", *, before: int | None = None) -> "Iterator[Found]":
         """Give the messages looked for, the latest first; with `before`, those that came
         before the one of that number.
 

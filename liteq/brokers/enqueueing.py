@@ -4,8 +4,6 @@ The numbers that edges join are worked out here and not looked up: a workflow of
 thousand messages is written with one statement for its messages and one for its edges.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, groupby
 from operator import itemgetter

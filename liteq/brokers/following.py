@@ -5,8 +5,6 @@ down. `pending` of a message is how many of its edges are not met yet; it is kep
 in those that ended `upstream` too, so that a redrive can tell what they still wait for.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from functools import cache
 from typing import Any, Final, Literal, NamedTuple

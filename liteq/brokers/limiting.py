@@ -21,8 +21,6 @@ first, and among those the one that has waited longest, so that keys take turns.
 Messages without limits meet none of this but a few empty partial indexes.
 """
 
-from __future__ import annotations
-
 import json
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence

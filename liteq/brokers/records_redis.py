@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import json
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from liteq.brokers.base import Attempt, Mailbox, Node, QueueInfo, Record, State, WorkflowInfo
 from liteq.brokers.base_redis import LOOK, RedisStore, address, slices
@@ -17,8 +17,10 @@ from liteq.brokers.redis_form import (
     attempt_of,
     record_of,
 )
-from liteq.brokers.searching import Found, Search
 from liteq.message import GATHER, Edge
+
+if TYPE_CHECKING:
+    from liteq.brokers.searching import Found, Search
 
 __all__ = ["RedisRecords"]
 

@@ -23,13 +23,12 @@ from liteq.brokers.base_sqlite import AMONG, PACKED, SqliteStore
 from liteq.brokers.connection import fetch_all, fetch_one
 from liteq.brokers.following import NOTED
 from liteq.brokers.schema import STATE_CODES
-from liteq.brokers.searching import Found, Search
 from liteq.brokers.uniqueness import holder
 from liteq.brokers.wakeup import LocalMailbox, SocketMailbox
 from liteq.message import GATHER, Edge
 
 if TYPE_CHECKING:
-    pass
+    from liteq.brokers.searching import Found, Search
 
 __all__ = ["SqliteRecords"]
 

@@ -6,8 +6,6 @@ free in the same statement, and nothing that dies leaves a lock behind. A key th
 for some time after the end as well has a row in `period`.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
