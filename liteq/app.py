@@ -13,15 +13,12 @@ import threading
 import warnings
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from contextvars import copy_context
-from datetime import datetime, tzinfo
+from functools import cached_property
 from importlib import import_module
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar, overload
 
 from liteq import brokers, context, current, djangoproject, names, signals
-from liteq.asyncresult import AsyncResult
-from liteq.builtin import builtin_tasks
 from liteq.callers import outside
 from liteq.clock import Clock, system_clock
 from liteq.config import Settings
@@ -33,20 +30,18 @@ from liteq.definition import (
     shared_task,
 )
 from liteq.exceptions import ConfigWarning, DuplicateTaskNameWarning, ImproperlyConfigured
-from liteq.offload import off_loop
 from liteq.options import TASK_WITHOUT_EFFECT, CallOptions, TaskOptions, named
-from liteq.redaction import Redactor, mask_url
 from liteq.registry import TaskRegistry
-from liteq.routes import Router
-from liteq.sending import Sender
 from liteq.task import AsyncTask
 from liteq.task import Task as _Task  # `Task` is a property of the app
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
+    from datetime import datetime, tzinfo
     from types import TracebackType
     from typing import Self, Unpack
 
+    from liteq.asyncresult import AsyncResult
     from liteq.brokers.base import Broker, QueueInfo
     from liteq.bulk import BulkResult
     from liteq.canvas import Signature
@@ -54,8 +49,11 @@ if TYPE_CHECKING:
     from liteq.definition import BoundDecorator, Decorator
     from liteq.events import Events
     from liteq.periodic import Schedules
+    from liteq.redaction import Redactor
     from liteq.result import GroupResult as _GroupResult  # these are properties of the app
     from liteq.result import ResultSet as _ResultSet
+    from liteq.routes import Router
+    from liteq.sending import Sender
     from liteq.signing import Signer
     from liteq.workflows import Workflow
 
@@ -130,7 +128,6 @@ class Liteq:
         self._lock = threading.RLock()  # the broker must be made once among threads
         self._tasks = TaskRegistry()
         self._broker: Broker | None = None
-        self.sender = Sender(self)
         self._said: set[str] = set()
         self._discoveries: list[Callable[[], None]] = []
         self._task_class: type[_Task[..., Any]] | None = None
@@ -267,6 +264,8 @@ class Liteq:
         with self._lock:
             if self.finalized:
                 return
+            from liteq.builtin import builtin_tasks  # late, as what sends calls
+
             self.finalized = True
             for task in builtin_tasks(self):
                 self._tasks.setdefault(task.name, task)
@@ -359,6 +358,8 @@ class Liteq:
 
     def now(self) -> datetime:
         """Return the time now, in the app's zone."""
+        from datetime import datetime  # late: a tenth of an import
+
         return datetime.fromtimestamp(self.clock.now(), self.timezone)
 
     def either(self, default_key: str, *defaults: Any) -> Any:
@@ -381,6 +382,7 @@ class Liteq:
         import platform  # late: 5 ms, and only a report needs it
 
         from liteq import __version__  # late: the package is above all its modules
+        from liteq.redaction import mask_url
 
         return (
             f"liteq {__version__} · Python {platform.python_version()} · "
@@ -485,6 +487,13 @@ class Liteq:
 
     # Sending
 
+    @cached_property
+    def sender(self) -> Sender:
+        """What makes messages of calls, and stores them."""
+        from liteq.sending import Sender  # late: a fourth of what a program loads that sends
+
+        return Sender(self)
+
     def send_task(
         self,
         name: str,
@@ -531,8 +540,7 @@ class Liteq:
 
     async def aenqueue_many(self, sigs: Iterable[Signature[Any]]) -> BulkResult[Any]:
         """Send many signatures like `enqueue_many()`, off the event loop."""
-        here = copy_context()
-        return await off_loop(here.run, self.sender.call_signatures, sigs)
+        return await self.sender.acall_signatures(sigs)
 
     # Workers from afar
 
@@ -606,6 +614,8 @@ class Liteq:
 
     def AsyncResult(self, id: str, *args: Any, **kwargs: Any) -> AsyncResult[Any]:  # noqa: N802 (Celery's name)
         """Return the result of a call by its id."""
+        from liteq.asyncresult import AsyncResult  # late: as what sends calls
+
         kwargs["app"] = self
         return AsyncResult(id, *args, **kwargs)
 
@@ -837,6 +847,8 @@ class Liteq:
             return False
         url = self.broker_url
         if _store_of(backend) != _store_of(url) and not backend.startswith(("rpc", "cache")):
+            from liteq.redaction import mask_url  # late: for this
+
             raise ImproperlyConfigured(
                 f"result_backend {mask_url(backend)!r} is another store than the broker "
                 f"{mask_url(url)!r}: liteq keeps results where the messages are. Leave it "

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from liteq.progress import PastAttempt, Progress
 
 __all__ = [
-    "PROGRESS",
     "AsyncResult",
     "R",
     "detail_of",
@@ -67,7 +66,6 @@ _STATES: Final = {
 # The states in which a state of the task's own is shown: "waiting" is that of an id which
 # was never sent, and which somebody stored a state for.
 _NOTED: Final = ("running", "waiting")
-PROGRESS: Final = "PROGRESS"
 COUNT: Final = b"count"  # of a gather: its parts are read one by one
 NOTHING: Final = b"null"  # what a store hands on for a value that was not kept
 
@@ -247,7 +245,7 @@ class AsyncResult(ResultBase, Generic[R]):
     def progress(self) -> Progress | None:
         """What the task reported last through `self.progress()`, or None."""
         record = self._look()
-        if record is None or record.note is None or record.note.state != PROGRESS:
+        if record is None or record.note is None or record.note.state != states.PROGRESS:
             return None
         meta = self._loads(record.note.meta)
         if not isinstance(meta, Mapping):

@@ -12,10 +12,9 @@ from contextvars import ContextVar, Token
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from liteq.message import Message, Packed
-
 if TYPE_CHECKING:
     from liteq.exceptions import Replaced, Retry
+    from liteq.message import Message, Packed
 
 __all__ = ["Context", "Report", "current", "pop", "push", "stack"]
 
@@ -145,6 +144,8 @@ class Context:
     def message(self) -> Message | None:
         """The message of this attempt; None in a direct call."""
         if self._message is None and self._packed is not None:
+            from liteq.message import Message  # late: who runs it has it, and none else
+
             self._message = Message.unpack(self._packed)
         return self._message
 

@@ -15,7 +15,6 @@ from typing import (
 )
 
 from liteq import current
-from liteq.limits import Declared, declared
 from liteq.local import Proxy
 from liteq.options import TASK_OPTIONS, UNIQUE_OPTIONS, TaskOptions, refuse_unknown
 from liteq.task import AsyncTask, BoundTask, Task, is_coroutine_function
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from liteq.app import Liteq
+    from liteq.limits import Declared
 
 __all__ = [
     "check_options",
@@ -162,7 +162,11 @@ def limits_of(options: Mapping[str, Any]) -> tuple[Declared, ...]:
     given = {name: options[name] for name in names if options.get(name) is not None}
     if "rate_limit" not in given:
         given.pop("rate_limit_key", None)  # the settings may have a rate
-    return declared(options.get("name") or "task", **given) if given else ()
+    if not given:
+        return ()
+    from liteq.limits import declared  # late: few tasks have any
+
+    return declared(options.get("name") or "task", **given)
 
 
 def _check_keys(fun: Callable[..., Any], options: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from liteq import states
-from liteq.asyncresult import PROGRESS, AsyncResult, signal_name
+from liteq.asyncresult import AsyncResult, signal_name
 from liteq.calls import lifetime
 from liteq.current import get_current_app
 from liteq.eagerresult import EagerResult
@@ -31,6 +31,7 @@ from liteq.message import GATHER
 from liteq.offload import off_loop
 from liteq.progress import PastAttempt, Progress
 from liteq.resultbase import ResultBase, as_tuple, in_line
+from liteq.states import PROGRESS
 
 if TYPE_CHECKING:
     from typing import Self

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import copy_context
 from datetime import UTC, tzinfo
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -145,11 +146,24 @@ class Sender:
 
         return send_calls(self, task, calls, options)
 
+    async def acall_many(
+        self,
+        task: AnyTask,
+        calls: Iterable[Sequence[Any] | Mapping[str, Any]],
+        options: Options,
+    ) -> BulkResult[Any]:
+        """Send many calls like `call_many()`, off the event loop."""
+        return await off_loop(copy_context().run, self.call_many, task, calls, options)
+
     def call_signatures(self, sigs: Iterable[Signature[Any]]) -> BulkResult[Any]:
         """Send many signatures; see `Liteq.enqueue_many`."""
         from liteq.bulk import send_signatures  # late: few programs send in bulk
 
         return send_signatures(self, sigs)
+
+    async def acall_signatures(self, sigs: Iterable[Signature[Any]]) -> BulkResult[Any]:
+        """Send many signatures like `call_signatures()`, off the event loop."""
+        return await off_loop(copy_context().run, self.call_signatures, sigs)
 
     def apply(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
@@ -32,6 +33,10 @@ _CELERY_ENVIRONMENT: Final = (
     "CELERY_BROKER_WRITE_URL",
     "CELERY_RESULT_BACKEND",
 )
+
+# How TOML writes our table: [tool.liteq] or tool.liteq.name = …, with quotes or spaces
+# perhaps. After [tool] or tool = {… it may be anywhere.
+_OUR_TABLE: Final = rb"""\btool["']?\s*(?:\.\s*["']?liteq\b|[]=])"""
 
 _PREFIXES: Final = ("CELERY_", "CELERYD_", "CELERYBEAT_", "LITEQ_")
 
@@ -77,7 +82,7 @@ def project_options(directory: str | None = None) -> tuple[dict[str, Any], str |
     """Return `[tool.liteq]` of the nearest pyproject.toml, or a liteq.toml, and its path.
 
     Looks in the directory (None: the current one) and upwards, and stops at the first
-    file of either name. Nothing is parsed that does not mention liteq. Raises
+    file of either name. A pyproject.toml that has no such table is not parsed. Raises
     `ImproperlyConfigured` if the file is no valid TOML.
     """
     here = os.path.abspath(directory or os.curdir)
@@ -98,9 +103,9 @@ def project_options(directory: str | None = None) -> tuple[dict[str, Any], str |
 
 def _project_table(content: bytes, path: str) -> tuple[dict[str, Any], str | None]:
     own = path.endswith("liteq.toml")
-    if not own and b"liteq" not in content:
+    if not own and not re.search(_OUR_TABLE, content):
         return {}, None
-    import tomllib  # late: only where there is something to read
+    import tomllib  # late: 12 ms, and to read the file takes as long again
 
     try:
         document = tomllib.loads(content.decode())

@@ -9,6 +9,7 @@ __all__ = [
     "FAILURE",
     "IGNORED",
     "PENDING",
+    "PROGRESS",
     "PROPAGATE_STATES",
     "READY_STATES",
     "RECEIVED",
@@ -31,6 +32,7 @@ REVOKED: Final = "REVOKED"
 REJECTED: Final = "REJECTED"
 RETRY: Final = "RETRY"
 IGNORED: Final = "IGNORED"
+PROGRESS: Final = "PROGRESS"  # no state of its own: what `self.progress()` has a task show
 
 READY_STATES: Final = frozenset({SUCCESS, FAILURE, REVOKED})
 UNREADY_STATES: Final = frozenset({PENDING, RECEIVED, STARTED, REJECTED, RETRY})

@@ -7,7 +7,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextvars import copy_context
-from datetime import datetime, timedelta
 from functools import cache
 from typing import (
     TYPE_CHECKING,
@@ -20,27 +19,26 @@ from typing import (
     TypeVar,
 )
 
-from liteq import context, serializers, signals
-from liteq.arguments import Check, compile_check
-from liteq.asyncresult import PROGRESS, AsyncResult
-from liteq.calls import Defaults, with_options
+from liteq import context
 from liteq.context import Context
 from liteq.current import current_app, get_current_app
 from liteq.exceptions import ImproperlyConfigured, MaxRetriesExceededError, Retry
-from liteq.limits import Declared, MaxConcurrency, RateLimit, declared
 from liteq.local import Proxy
-from liteq.message import PACKED_FIELDS, Message
-from liteq.offload import off_loop
 from liteq.options import CallOptions, RetryOptions, named
-from liteq.states import SUCCESS
+from liteq.states import PROGRESS, SUCCESS
 
 if TYPE_CHECKING:
+    from datetime import datetime, timedelta
     from typing import Unpack
 
     from liteq.app import Liteq
+    from liteq.arguments import Check
+    from liteq.asyncresult import AsyncResult
     from liteq.bulk import BulkResult
+    from liteq.calls import Defaults
     from liteq.canvas import Signature, chunks, xmap, xstarmap
     from liteq.eagerresult import EagerResult
+    from liteq.limits import Declared, MaxConcurrency, RateLimit
 
 __all__ = ["AsyncTask", "BoundTask", "Task", "is_coroutine_function"]
 
@@ -245,6 +243,8 @@ class Task(Generic[P, R]):
         if _is_overridden(self.apply_async, Task.apply_async) and not _is_overridden(
             self.aapply_async, Task.aapply_async
         ):  # a class that knows no coroutines: what it adds holds here too
+            from liteq.offload import off_loop  # late, as with what sends calls
+
             own: Callable[..., Any] = self.apply_async
             sent: AsyncResult[R] = await off_loop(
                 copy_context().run, lambda: own(args, kwargs, **given)
@@ -277,10 +277,7 @@ class Task(Generic[P, R]):
         **options: Unpack[CallOptions],
     ) -> BulkResult[R]:
         """Send many calls like `enqueue_many()`, off the event loop."""
-        here = copy_context()
-        sent: BulkResult[R] = await off_loop(
-            here.run, self.app.sender.call_many, self, calls, named(options)
-        )
+        sent: BulkResult[R] = await self.app.sender.acall_many(self, calls, named(options))
         return sent
 
     def apply(
@@ -356,8 +353,10 @@ class Task(Generic[P, R]):
         With only positional or only keyword arguments given, of the others those stay
         that do not conflict.
         """
+        from liteq.retrying import arguments_again  # late: few calls are made again
+
         request = self.request if request is None else request
-        args, kwargs = self._arguments_again(request, args, kwargs)
+        args, kwargs = arguments_again(self, request, args, kwargs)
         execution = request.as_execution_options() if request.id else {}
         merged = {k: v for k, v in execution.items() if v is not None}
         merged.pop("origin", None)
@@ -380,7 +379,12 @@ class Task(Generic[P, R]):
     @property
     def parameters(self) -> list[str]:
         """The names of the body's positional parameters."""
-        return self._names()
+        fun = getattr(self.run, "__wrapped__", self.run)  # under `filter` or `pydantic`
+        code = getattr(fun, "__code__", None)
+        if code is None:
+            return []
+        names = list(code.co_varnames[: code.co_argcount])
+        return names[1:] if hasattr(self.run, "__self__") else names
 
     # Inside a run
 
@@ -425,6 +429,7 @@ class Task(Generic[P, R]):
         the exception that is being handled, or `exc`.
         """
         from liteq.retry import exhausted, give_up  # late: few tasks are retried
+        from liteq.retrying import asked_for
 
         request = self.request
         if request.called_directly:
@@ -440,7 +445,7 @@ class Task(Generic[P, R]):
                     kwargs=request.kwargs,
                 )
             )
-        steer = self._retry(request, args, kwargs, exc, eta, countdown, dict(options))
+        steer = asked_for(self, args, kwargs, exc, eta, countdown, dict(options))
         if throw:
             raise steer
         request.retry = steer
@@ -508,6 +513,8 @@ class Task(Generic[P, R]):
         It lasts until the next one or the end of the attempt. Another task's id may be
         given; one that has ended is left alone.
         """
+        from liteq import serializers  # late: who sends no call needs none
+
         request = self.request
         task_id = task_id or request.id
         if task_id is None or state is None:
@@ -575,11 +582,15 @@ class Task(Generic[P, R]):
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> AsyncResult[R]:  # noqa: N802
         """Return the result of a call of this task by its id."""
+        from liteq.asyncresult import AsyncResult  # late, as with what sends calls
+
         return AsyncResult(task_id, task_name=self.name, app=self.app, **kwargs)
 
     def check_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Raise `TypeError` if the body does not take these."""
         if not self._checked:
+            from liteq.arguments import compile_check  # late, as with what sends calls
+
             check = compile_check(self.run)
             object.__setattr__(self, "_check", check)
             object.__setattr__(self, "_checked", True)
@@ -601,6 +612,8 @@ class Task(Generic[P, R]):
         keys = self.rate_limit_key is not None or self.concurrency_key is not None
         if self.rate_limit is None and self.max_concurrency is None and not keys:
             return ()
+        from liteq.limits import declared  # late: few tasks have any
+
         try:
             return declared(
                 self.name,
@@ -639,96 +652,6 @@ class Task(Generic[P, R]):
         is_first = not running.body_called
         running.body_called = True
         return is_first
-
-    def _retry(
-        self,
-        request: Context,
-        args: Sequence[Any] | None,
-        kwargs: Mapping[str, Any] | None,
-        exc: BaseException | None,
-        eta: datetime | None,
-        countdown: float | None,
-        options: dict[str, Any],
-    ) -> Retry:
-        """Return the `Retry` with the time and the changed fields of the message."""
-        app = self.app
-        if countdown is None and eta is None:
-            countdown = self.default_retry_delay
-        if isinstance(eta, datetime) and eta.tzinfo is None:
-            eta = eta.replace(tzinfo=app.timezone)
-        when = eta if countdown is None else countdown
-        steer = Retry(exc=exc or _handled(), when=when, is_eager=request.is_eager)
-        steer.sig = self.signature_from_request(request, args, kwargs, **options)
-        changes = self._changes(request, args, kwargs, options)
-        steer.changes = changes  # type: ignore[attr-defined]  # read by the executor
-        return steer
-
-    def _changes(
-        self,
-        request: Context,
-        args: Sequence[Any] | None,
-        kwargs: Mapping[str, Any] | None,
-        options: dict[str, Any],
-    ) -> dict[str, Any]:
-        """Return the packed fields in which the next attempt's message differs."""
-        message = request.message
-        announced = bool(signals.before_task_publish.receivers)
-        if message is None or (
-            args is None and kwargs is None and not options and not announced
-        ):
-            return {}
-        changed = message
-        again = self._arguments_again(request, args, kwargs)
-        if args is not None or kwargs is not None:
-            body = serializers.dumps_call(*again, message.content_type)
-            # These arguments hold what its links gave it: not to be prepended once more.
-            changed = changed._replace(body=body, immutable=True, keywords=None)
-        if options:
-            changed = _with_changed_options(changed, options, self.app)
-        if announced:
-            from liteq import publishing  # late: few have receivers
-
-            retried = changed._replace(retries=message.retries + 1)
-            changed = publishing.announce_retry(retried, *again)._replace(
-                retries=message.retries
-            )
-        if (signer := self.app.signer) is not None:
-            changed = signer.sign(changed)
-        pairs = zip(PACKED_FIELDS, message.pack(), changed.pack(), strict=True)
-        return {name: new for name, old, new in pairs if new != old}
-
-    def _arguments_again(
-        self,
-        request: Context,
-        args: Sequence[Any] | None,
-        kwargs: Mapping[str, Any] | None,
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments of the next attempt. Given positional ones, those inherited
-        keywords stay that the function can still take; given keywords, likewise."""
-        old_args, old_kwargs = tuple(request.args or ()), dict(request.kwargs or {})
-        if args is None and kwargs is None:
-            return old_args, old_kwargs
-        if args is None:
-            return self._fitting(old_args, dict(kwargs or {})), dict(kwargs or {})
-        if kwargs is not None:
-            return tuple(args), dict(kwargs)
-        positional = self._names()[: len(args)]
-        kept = {k: v for k, v in old_kwargs.items() if k not in positional}
-        return tuple(args), kept
-
-    def _fitting(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-        names = self._names()
-        clash = [i for i, name in enumerate(names[: len(args)]) if name in kwargs]
-        return args[: clash[0]] if clash else args
-
-    def _names(self) -> list[str]:
-        """Return the names of the body's positional parameters."""
-        fun = getattr(self.run, "__wrapped__", self.run)  # under `filter` or `pydantic`
-        code = getattr(fun, "__code__", None)
-        if code is None:
-            return []
-        names = list(code.co_varnames[: code.co_argcount])
-        return names[1:] if hasattr(self.run, "__self__") else names
 
 
 class AsyncTask(Task[P, R]):
@@ -778,15 +701,6 @@ _SENT = frozenset(
 )
 
 
-def _with_changed_options(message: Message, options: Mapping[str, Any], app: Any) -> Message:
-    base = {"queue": message.queue, **options}
-    changed = with_options(message, base, app.router, app.clock.now(), app.timezone)
-    keep: dict[str, Any] = {"run_at": message.run_at}
-    if options.get("expires") is None:
-        keep["expires_at"] = message.expires_at
-    return changed._replace(**keep)
-
-
 def _task_named(name: str) -> Any:
     """Return the current app's task, looked up when it is used: it may come later."""
     return Proxy(lambda: get_current_app().tasks[name], name=name)
@@ -831,11 +745,6 @@ async def _in_context(here: Context, run: Callable[..., Any], args: Any, kwargs:
         return await run(*args, **kwargs)
     finally:
         context.pop(token)
-
-
-def _handled() -> Exception | None:
-    handled = sys.exception()
-    return handled if isinstance(handled, Exception) else None
 
 
 def _raise(exc: BaseException) -> NoReturn:

@@ -439,6 +439,29 @@ def test_the_nearest_project_file_counts(bare: Path) -> None:
     assert conf.source_of("task_time_limit") == str(bare / "a" / "liteq.toml")
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[tool.liteq]\ntask_time_limit = 5",
+        "[ tool . liteq ] # here\ntask_time_limit = 5",
+        "['tool'.\"liteq\"]\ntask_time_limit = 5",
+        "tool.liteq.task_time_limit = 5",
+        "tool = {liteq = {task_time_limit = 5}}",
+        "[tool]\nother = 3\nliteq.task_time_limit = 5",
+    ],
+)
+def test_a_project_file_may_be_written_in_any_way(bare: Path, text: str) -> None:
+    (bare / "pyproject.toml").write_text(text)
+    assert settings(bare).task_time_limit == 5
+
+
+def test_a_project_file_without_settings_is_not_parsed(bare: Path) -> None:
+    """It takes longer than all the rest that a first call does."""
+    text = '[project]\ndependencies = ["liteq-queue>=1"]\n[tool.ruff]\nsrc = ["liteq"]\n'
+    (bare / "pyproject.toml").write_text(text + "no TOML")
+    assert settings(bare).task_time_limit is None
+
+
 def test_a_damaged_project_file_is_named(bare: Path) -> None:
     (bare / "pyproject.toml").write_text("[tool.liteq\n")
     with pytest.raises(ImproperlyConfigured, match=r"pyproject\.toml is no valid TOML"):
