@@ -97,7 +97,7 @@ def child_main(
     except BaseException:  # noqa: BLE001 (the top of a process: say why, and end)
         traceback.print_exc()
     finally:
-        _leave(status)
+        leave(status)
 
 
 def _become_child(links: Links, forget: Callable[[], None] | None) -> None:
@@ -164,8 +164,8 @@ def watch_parent(life: socket.socket) -> None:
     threading.Thread(target=watch, name="liteq-life", daemon=True).start()
 
 
-def _leave(status: int) -> None:
-    """End the process, without the exit handlers inherited from the parent.
+def leave(status: int) -> None:
+    """End this process, a copy of its parent, without the exit handlers inherited from it.
 
     They would run a second time here, and threads of the user's could hold up the end
     for ever. What was written is flushed.
@@ -259,7 +259,7 @@ class _Child:
         if not self._ours:
             # The task forked, and this is the copy, back from what was meant to be one
             # task's code. It must neither answer for the original nor take its jobs.
-            _leave(0)
+            leave(0)
         self._send(DONE, key, answer, ended - began)
         return ended
 

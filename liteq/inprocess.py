@@ -103,6 +103,7 @@ class _InProcess(Pool):
         self._events: list[Event] = []
         self._progress = 0.0  # when a job last ended, or began to wait for nobody
         self._stopping = False
+        self._pid = os.getpid()
 
     def take(self) -> list[Event]:
         events, self._events = self._events, []
@@ -124,6 +125,14 @@ class _InProcess(Pool):
     def _return(self, jobs: list[Job]) -> None:
         for job in jobs:
             self._end(job.key, Returned(job.key))
+
+    def _end_copy(self) -> None:
+        """End the process here if it is one that the job has forked: what follows a job is
+        the pool's part, and the pool is in another process."""
+        if os.getpid() != self._pid:
+            from liteq.child import leave  # rarely used
+
+            leave(0)
 
     def _broken(self, reason: str) -> None:
         self._events.append(Broken(reason))
@@ -374,6 +383,7 @@ class ThreadPool(_InProcess):
             self._tell(LostJob(job.key, f"the thread ended: {exc!r}", "died"))
             raise
         finally:
+            self._end_copy()  # before the lock, of which it has another state
             with slot.lock:
                 slot.job = None
         self._tell(Done(job.key, answer, time.perf_counter() - began))
@@ -643,9 +653,18 @@ class AsyncioPool(_InProcess):
 
         if runner.is_async(job.payload):
             run.cancellable = True
-            return await runner.arun(job.payload, report)
+            try:
+                return await runner.arun(job.payload, report)
+            finally:
+                self._end_copy()
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, runner.run, job.payload, report)
+        return await loop.run_in_executor(self._threads, self._run_plain, runner, job, report)
+
+    def _run_plain(self, runner: Runner, job: Job, report: Report) -> bytes:
+        try:
+            return runner.run(job.payload, report)
+        finally:
+            self._end_copy()
 
     def _on_hard_limit(self, run: _Run) -> None:
         assert run.job.hard is not None
@@ -777,6 +796,7 @@ class SoloPool(_InProcess):
             self._ahead.note(runtime)
             event = Done(job.key, answer, runtime)
         finally:
+            self._end_copy()
             self._running = None
         self._end(job.key, event)
 

@@ -62,7 +62,8 @@ class Wishes:
         """Turn signals into wishes meanwhile.
 
         The handlers set flags only: Python runs them between any two instructions of the
-        loop. The wake-up descriptor ends the selector's sleep.
+        loop. The wake-up descriptor ends the selector's sleep. A process that a task forks
+        in this one has the handlers too, and is no worker: see `_handle`.
         """
         handlers: dict[int, Callable[[int, FrameType | None], None]] = {
             signal.SIGTERM: self._on_stop,
@@ -74,7 +75,11 @@ class Wishes:
         assert self._wake is not None
         self._wake.setblocking(False)
         old_fd = signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
-        old = {number: signal.signal(number, handle) for number, handle in handlers.items()}
+        own = os.getpid()
+        old = {
+            number: signal.signal(number, partial(_handle, own, handle))
+            for number, handle in handlers.items()
+        }
         try:
             yield
         finally:
@@ -91,6 +96,24 @@ class Wishes:
 
     def _on_dump(self, _number: int, _frame: FrameType | None) -> None:
         self.stacks = True
+
+
+def _handle(
+    worker: int,
+    handle: Callable[[int, FrameType | None], None],
+    number: int,
+    frame: FrameType | None,
+) -> None:
+    """Handle a signal in the worker's own process; let it do in another what it does by
+    default, so that `multiprocessing` can end the processes that a task has started.
+
+    As in the children of a prefork pool, interrupts from a terminal are left to the worker.
+    """
+    if os.getpid() == worker:
+        handle(number, frame)
+    elif number != signal.SIGINT:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
 
 
 def dump_stacks(pool: Pool) -> None:

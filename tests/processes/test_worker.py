@@ -616,6 +616,53 @@ async def later(n):
     assert shop.left_behind() == []
 
 
+FORKS = """
+def ended(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+@app.task
+def leaves():
+    child = os.fork()
+    if child == 0:
+        sys.exit(3)  # the end of the attempt, which is not this process's to tell
+    return ended(child)
+
+@app.task
+async def leaves_later():
+    child = os.fork()
+    return ended(child) if child else "a copy"
+
+@app.task
+def signals_to(*numbers):
+    codes = []
+    for number in numbers:
+        ready, tell = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.write(tell, b"!")
+            time.sleep(60)
+        os.read(ready, 1)
+        os.kill(child, number)
+        codes.append(ended(child))
+    return codes
+"""
+
+
+@pytest.mark.parametrize("pool", ["threads", "asyncio", "solo"])
+def test_what_a_task_forks_in_a_worker_is_no_worker(open_shop: OpenShop, pool: str) -> None:
+    shop = open_shop(FORKS)
+    worker = shop.start("-c", "1", "-P", pool)
+
+    assert shop.tasks.leaves.delay().get(timeout=10) == 0
+    assert shop.tasks.leaves_later.delay().get(timeout=10) == 0
+    sent = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # multiprocessing sends the first
+    assert shop.tasks.signals_to.delay(*sent).get(timeout=10) == [-number for number in sent]
+    assert shop.tasks.add.delay(1, 2).get(timeout=10) == 3
+
+    assert shop.stop(worker) == 0
+    assert shop.log().count("replacing all children") == 0
+
+
 @pytest.mark.traced
 def test_spawned_children_are_like_the_worker(open_shop: OpenShop) -> None:
     shop = open_shop("@app.task\ndef limit():\n    return app.conf.task_time_limit\n")
