@@ -12,7 +12,6 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from functools import cached_property
 from importlib import import_module
 from types import FunctionType, MethodType
@@ -55,6 +54,7 @@ if TYPE_CHECKING:
     from liteq.routes import Router
     from liteq.sending import Sender
     from liteq.signing import Signer
+    from liteq.storelink import StoreLink
     from liteq.workflows import Workflow
 
 __all__ = ["Liteq", "shared_task"]
@@ -562,12 +562,16 @@ class Liteq:
             self._events = Events(self)
         return self._events
 
-    def connection(self, *args: Any, **kwargs: Any) -> AbstractContextManager[Broker]:
-        """Return a context with the store, where Celery has a connection to a broker."""
-        return nullcontext(self.broker)
+    def connection(self, *args: Any, **kwargs: Any) -> StoreLink:
+        """Return what stands for Celery's connection to a broker: a context, and
+        `ensure_connection()` for health checks. Celery's arguments are accepted."""
+        from liteq.storelink import StoreLink  # late: most programs have no need of it
+
+        return StoreLink(self.broker, self.broker_url)
 
     connection_for_read = connection
     connection_for_write = connection
+    connection_or_acquire = connection
 
     # Periodic tasks
 

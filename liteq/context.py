@@ -99,7 +99,7 @@ class Context:
     shadow = _Stored(lambda message: message.shadow)
     ignore_result = _Stored(lambda message: bool(message.ignore_result), default=False)
     replaced_task_nesting = _Stored(lambda message: message.replaced_task_nesting, default=0)
-    stamps = _Stored(lambda message: message.stamps and dict(message.stamps))
+    stamps = _Stored(lambda message: dict(message.stamps or {}))
     stamped_headers = _Stored(lambda message: message.stamped_headers)
     argsrepr = _Stored(lambda message: message.argsrepr)
     kwargsrepr = _Stored(lambda message: message.kwargsrepr)

@@ -19,6 +19,7 @@ from world import FakeClock
 
 from liteq import Liteq, Queue, Task, current_app, current_task, shared_task
 from liteq.brokers import connect
+from liteq.brokers.base import Broker
 from liteq.canvas import chord
 from liteq.exceptions import (
     AlwaysEagerIgnored,
@@ -27,6 +28,7 @@ from liteq.exceptions import (
     DuplicateTaskNameWarning,
     ImproperlyConfigured,
     NotRegistered,
+    OperationalError,
     QueueNotFound,
 )
 from liteq.signals import after_task_publish, before_task_publish, import_modules
@@ -1028,3 +1030,23 @@ def test_a_function_whose_signature_is_unknown_is_not_checked(app: Liteq) -> Non
     task.apply_async((1, 2, 3))
 
     assert task.apply((1, 2)).get() == 2
+
+
+def test_a_health_check_may_ask_for_the_connection_as_celerys_do(broker: Broker) -> None:
+    app = Liteq("shop", set_as_current=False)
+    app.broker = broker
+
+    with app.connection_for_read() as connection:
+        assert connection.ensure_connection(max_retries=3, timeout=2) is connection
+        assert connection.connected
+        assert connection.as_uri() == app.broker_url
+
+
+def test_a_connection_to_a_store_that_is_not_there_says_so() -> None:
+    app = Liteq("shop", broker="redis://:secret@127.0.0.1:1/0", set_as_current=False)
+    connection = app.connection()
+
+    with pytest.raises(OperationalError, match="cannot be reached"):
+        connection.ensure_connection()
+    assert not connection.connected
+    assert "secret" not in connection.as_uri()

@@ -50,6 +50,11 @@ def test_a_context_has_what_its_message_says() -> None:
     assert told.shadow == "nickname"
 
 
+def test_a_call_without_stamps_has_an_empty_dictionary_of_them() -> None:
+    assert request().stamps == {"colour": ["red"]}
+    assert request(MESSAGE._replace(stamps=None)).stamps == {}
+
+
 def test_a_direct_call_has_the_defaults() -> None:
     told = Context()
     assert told.called_directly
