@@ -26,6 +26,7 @@ __all__ = [
     "Graph",
     "Liteq",
     "Queue",
+    "Rate",
     "Secret",
     "Signature",
     "StampingVisitor",
@@ -41,6 +42,7 @@ __all__ = [
     "shared_task",
     "signature",
     "subtask",
+    "uuid",
     "xmap",
     "xstarmap",
 ]
@@ -72,6 +74,7 @@ if TYPE_CHECKING:
     from liteq.task import AsyncTask as AsyncTask
     from liteq.task import BoundTask as BoundTask
     from liteq.task import Task as Task
+    from liteq.utils import uuid as uuid
 
 _HOMES = {
     "AsyncResult": "asyncresult",
@@ -100,6 +103,7 @@ _HOMES = {
     "shared_task": "app",
     "signature": "canvas",
     "subtask": "canvas",
+    "uuid": "utils",
 }
 
 

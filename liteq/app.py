@@ -807,11 +807,17 @@ class Liteq:
             warnings.warn(remark, ConfigWarning, stacklevel=outside())
 
     def annotate(self, task: _Task[..., Any]) -> None:
-        """Set on a task what the setting `task_annotations` says of it."""
+        """Set on a task what the setting `task_annotations` says of it: dictionaries by the
+        task's name or `*`, or objects whose method `annotate(task)` returns one."""
         given = self.conf.task_annotations
         for rules in given if isinstance(given, (list, tuple)) else (given or {},):
-            for key in ("*", task.name):
-                for name, value in (rules.get(key) or {}).items():
+            if isinstance(rules, Mapping):
+                found = [rules.get("*"), rules.get(task.name)]
+            else:
+                any_of_them = getattr(rules, "annotate_any", None)
+                found = [any_of_them and any_of_them(), rules.annotate(task)]
+            for options in found:
+                for name, value in (options or {}).items():
                     is_method = isinstance(value, FunctionType)
                     setattr(task, name, MethodType(value, task) if is_method else value)
 

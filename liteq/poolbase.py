@@ -161,7 +161,8 @@ class PoolOptions(NamedTuple):
     `max_tasks_per_child`, `max_memory_per_child` (KiB, resident): replace a child process
     after so many jobs, or after the job that took it above so much memory.
     `start_method`: `fork` or `spawn`. `at_fork`: called first thing in a forked child, to
-    close what it must not inherit beyond what the pool and the selector hold.
+    close what it must not inherit beyond what the pool and the selector hold. `before_child`:
+    called in the parent before each child process.
     """
 
     concurrency: int = 1
@@ -170,6 +171,7 @@ class PoolOptions(NamedTuple):
     max_memory_per_child: int | None = None
     start_method: Literal["fork", "spawn"] = "fork"
     at_fork: Callable[[], None] | None = None
+    before_child: Callable[[], object] | None = None
     monotonic: Callable[[], float] = time.monotonic
 
 

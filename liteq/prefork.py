@@ -556,6 +556,8 @@ class ProcessPool(Pool):
         Signals are blocked meanwhile: between the fork and the reset of its handlers the
         child would run the parent's.
         """
+        if self._options.before_child is not None:
+            self._options.before_child()
         fork = self._options.start_method == "fork"
         child, links = connect(self._options)
         self._serial += 1

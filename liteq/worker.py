@@ -312,6 +312,7 @@ class Worker(Steered):
             max_memory_per_child=self.max_memory_per_child,
             start_method=conf.worker_pool_start_method or "fork",
             at_fork=self._forget_wake_up,
+            before_child=partial(signals.worker_before_create_process.send, self),
         )
         return make_pool(self.pool_kind, self._runners(options.start_method), options)
 

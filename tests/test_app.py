@@ -341,6 +341,22 @@ def test_settings_may_annotate_tasks(app: Liteq, form: Any) -> None:
     assert failures == [("slow", "down")]
 
 
+def test_an_object_may_annotate_tasks(app: Liteq) -> None:
+    class Slower:
+        def annotate(self, task: Any) -> dict[str, Any] | None:
+            return {"rate_limit": "1/s"} if task.name.startswith("slow.") else None
+
+    app.conf.task_annotations = (Slower(), {"*": {"max_retries": 9}})
+    slow = app.task(name="slow.one")(lambda: None)
+    quick = app.task(name="quick.one")(lambda: None)
+
+    slow.delay()
+    quick.delay()
+
+    assert (slow.rate_limit, slow.max_retries) == ("1/s", 9)
+    assert (quick.rate_limit, quick.max_retries) == (None, 9)
+
+
 def test_a_module_that_is_read_again_registers_its_tasks_again_quietly(app: Liteq) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

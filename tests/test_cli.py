@@ -314,6 +314,18 @@ def test_a_store_named_on_the_command_line_that_is_new_is_said_to_be(here: Here)
     assert "there is no store at" in looked.stderr
 
 
+@pytest.mark.parametrize(
+    ("word", "instead"), [("multi", "liteq systemd"), ("list", "liteq queues")]
+)
+def test_a_command_that_only_celery_has_is_answered_with_what_there_is(
+    word: str, instead: str, here: Here
+) -> None:
+    done = here(word, "start")
+
+    assert done.returncode == 2
+    assert f"there is no command '{word}'. In its place: {instead}" in done.stderr
+
+
 @pytest.mark.parametrize("verb", ["show", "run", "pause", "resume", "remove"])
 def test_a_periodic_task_that_is_not_there_ends_with_3(here: Here, verb: str) -> None:
     done = here("schedule", verb, "nightly")

@@ -114,6 +114,22 @@ class Shouting(str):
         return self.upper()
 
 
+class Stopped(datetime):
+    """What a test has in the place of the clock, as freezegun's."""
+
+
+class Finer(datetime):
+    """A time that holds more than a datetime does, as pandas'."""
+
+    def isoformat(self, *_: Any) -> str:  # type: ignore[override]
+        return f"{super().isoformat()}.000000001"
+
+
+def test_a_datetime_that_holds_more_than_one_is_refused() -> None:
+    with pytest.raises(EncodeError, match="type Finer is not serialisable"):
+        dumps(Finer(2030, 1, 2), "json")
+
+
 # Round trips
 
 zones = st.sampled_from(
@@ -265,6 +281,7 @@ def test_a_zone_this_host_does_not_know_leaves_its_offset() -> None:
         (defaultdict(list, {1: [2]}), {1: [2]}),
         (MappingProxyType({"a": (1,)}), {"a": (1,)}),
         (Shouting("quiet"), "quiet"),
+        (Stopped(2030, 1, 2, 3, tzinfo=UTC), datetime(2030, 1, 2, 3, tzinfo=UTC)),
         (type("Count", (int,), {})(3), 3),
         (type("Ratio", (float,), {})(0.5), 0.5),
     ],

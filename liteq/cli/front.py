@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -271,6 +271,18 @@ class Command(click.Command):
         _format_options(self, self.own, ctx, formatter)
 
 
+# Celery's commands that have no namesake here, and what there is for what they do.
+_OF_CELERY: Final = {
+    "amqp": "liteq queues, liteq purge",
+    "flower": "liteq status --watch, liteq ls, liteq metrics",
+    "graph": "liteq workflow show, liteq status",
+    "list": "liteq queues",
+    "logtool": "liteq ls -s failed, and liteq worker --log-format json",
+    "multi": "liteq systemd, which writes units for a service manager",
+    "upgrade": "nothing, for old names of settings are read; liteq config shows the new ones",
+}
+
+
 class Group(click.Group):
     """A group whose commands take the global options, and that suggests the right word."""
 
@@ -303,6 +315,8 @@ class Group(click.Group):
 
             near = get_close_matches(args[0], self.list_commands(ctx))
             advice = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+            if ctx.parent is None and args[0] in _OF_CELERY:
+                advice = f" In its place: {_OF_CELERY[args[0]]}."
             ctx.fail(f"there is no command {args[0]!r}.{advice}")
         return super().resolve_command(ctx, args)
 

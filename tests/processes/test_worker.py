@@ -879,7 +879,8 @@ def listen(name):
 
 PARENT = os.getpid()
 for name in ("worker_init", "worker_ready", "worker_shutting_down", "worker_shutdown",
-             "worker_process_init", "worker_process_shutdown", "celeryd_init",
+             "worker_before_create_process", "worker_process_init",
+             "worker_process_shutdown", "celeryd_init",
              "celeryd_after_setup", "task_received", "task_revoked", "task_rejected",
              "task_unknown", "task_failure", "task_dead"):
     listen(name)
@@ -912,7 +913,11 @@ def test_signals_are_sent_when_and_where_celery_sends_them(open_shop: OpenShop) 
     assert shop.stop(worker, signal.SIGINT) == 0
 
     said = [" ".join(words[1:]) for words in shop.notes("signal")]
-    life = [line for line in said if not line.startswith(("task_", "worker_process"))]
+    life = [
+        line
+        for line in said
+        if not line.startswith(("task_", "worker_process", "worker_before"))
+    ]
     assert life == [
         "celeryd_init",
         "worker_init",
@@ -921,7 +926,8 @@ def test_signals_are_sent_when_and_where_celery_sends_them(open_shop: OpenShop) 
         "worker_shutting_down w@shop SIGINT Warm",
         "worker_shutdown",
     ]
-    assert said.count("worker_process_init") >= 2
+    assert said.count("worker_before_create_process") >= said.count("worker_process_init") >= 2
+    assert said.index("worker_before_create_process") < said.index("worker_process_init")
     assert said.count("worker_process_shutdown") == 2
     assert "task_revoked tasks.hold True False 15 ('hold',)" in said
     assert "task_failure tasks.slow TimeLimitExceeded (7,) True" in said
