@@ -192,6 +192,14 @@ def test_a_worker_in_a_thread_is_a_fixture(pytester: pytest.Pytester) -> None:
         def test_add(liteq_worker):
             assert add.delay(2, 3).get(timeout=10) == 5
             assert pid.delay().get(timeout=10) == os.getpid()
+
+        def test_a_task_of_the_test(liteq_app, liteq_worker):
+            @liteq_app.task
+            def mul(x, y):
+                return x * y
+
+            liteq_worker.reload()  # as in Celery's manual
+            assert mul.delay(4, 4).get(timeout=10) == 16
         """,
         ini="liteq_app = shop:app",
         shop=SHOP,

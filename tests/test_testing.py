@@ -721,6 +721,15 @@ def test_a_failure_shows_what_comes_nearest(app: Liteq, t: Inline) -> None:
     ]
 
 
+def test_a_task_of_another_app_is_said_to_be_one(t: Inline) -> None:
+    other = Liteq("other", broker="memory://", set_as_current=False)
+    task = other.task(name="other.work")(lambda: None)
+    task.delay()
+
+    with pytest.raises(AssertionError, match=r"other\.work is a task of another app"):
+        t.assert_enqueued(task)
+
+
 def test_a_failure_shows_which_keyword_differs(app: Liteq, t: Inline) -> None:
     @app.task
     def mail(**kwargs: Any) -> None: ...

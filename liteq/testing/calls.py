@@ -146,7 +146,7 @@ def assert_enqueued(
         listed = _listed(found, len(found))
         raise AssertionError(f"{len(found)} enqueued, not {count}: {wanted}\n{listed}")
     if not found and count != 0:
-        raise AssertionError(_nothing_like(wanted, calls, found_app))
+        raise AssertionError(_nothing_like(wanted, calls, found_app, task))
     return found
 
 
@@ -364,7 +364,9 @@ def _near(one: float, other: float) -> bool:
 # Failures
 
 
-def _nothing_like(wanted: _Wanted, calls: list[Enqueued], app: Liteq) -> str:
+def _nothing_like(
+    wanted: _Wanted, calls: list[Enqueued], app: Liteq, task: Task[..., Any] | str
+) -> str:
     """Say that no call is as wanted, and which come nearest, those that ran among them."""
     parts = [f"nothing enqueued is: {wanted}"]
     candidates = calls + _calls_over(app, wanted.name)
@@ -380,6 +382,11 @@ def _nothing_like(wanted: _Wanted, calls: list[Enqueued], app: Liteq) -> str:
         close = difflib.get_close_matches(wanted.name, list(app.tasks), 1)
         meant = f": did you mean {close[0]!r}?" if close else ""
         parts.append(f"The app knows no task {wanted.name!r}{meant}")
+    if not isinstance(task, str) and task.app is not app:
+        parts.append(
+            f"{task.name} is a task of another app, {task.app!r}, whose calls are in a store "
+            "of its own: use inline() on that app, or name it in the ini option liteq_app"
+        )
     return "\n".join(parts)
 
 
