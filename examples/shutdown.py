@@ -25,8 +25,9 @@ from liteq import Liteq
 app = Liteq("shutdown")
 
 
-@app.task
-def work(seconds: float) -> None:
+@app.task(bind=True)
+def work(self, seconds: float) -> None:
+    self.update_state(state="WORKING")
     time.sleep(seconds)
 
 
@@ -41,19 +42,19 @@ def worker(grace: float) -> Iterator[None]:
         process.wait()
 
 
-def until_started(result):
-    while result.state == "PENDING":
+def until_working(result):
+    while result.state != "WORKING":
         time.sleep(0.01)
     return result
 
 
 if __name__ == "__main__":
     with worker(grace=10):
-        short = until_started(work.delay(0.5))
+        short = until_working(work.delay(0.5))
     print(f"grace 10 s: the short task is {short.state}")
 
     with worker(grace=0.2):
-        long = until_started(work.delay(1.0))
+        long = until_working(work.delay(1.0))
     print(f"grace 0.2 s: the long task is {long.state}, in the store as {long.detail}")
 
     with worker(grace=10):

@@ -211,6 +211,16 @@ class Loop:
     def ends(self, key: int) -> list[Ended]:
         return [e for e in self.events if isinstance(e, Ended) and e.key == key]
 
+    def begin(self, name: str, arg: Any = None, key: int = 1) -> None:
+        """Submit a job, and wait until it runs."""
+        self.pool.submit(job(key, name, arg))
+        while not self.pool.running():
+            self.until(lambda: self.pool.running() or self.ends(key))
+            for end in self.ends(key):  # starved on a busy machine
+                assert isinstance(end, Returned), end
+                self.events.remove(end)
+                self.pool.submit(job(key, name, arg))
+
     def run(self, name: str, arg: Any = None, key: int = 1, **limits: float) -> bytes:
         self.pool.submit(job(key, name, arg, **limits))
         while isinstance(end := self.end_of(key), Returned):  # starved on a busy machine
@@ -373,9 +383,10 @@ def test_soft_limits_at_the_very_end_of_jobs_never_hit_another(start: Any, kind:
 def test_a_waiting_job_can_be_terminated(start: Any, kind: str) -> None:
     loop = start(kind, 1)
     loop.ready(1)
-    loop.pool.submit(job(1, "echo", b"") if kind == "solo" else job(1, "blocked", "gate"))
-    if kind != "solo":
-        loop.until(loop.pool.running)
+    if kind == "solo":
+        loop.pool.submit(job(1, "echo", b""))
+    else:
+        loop.begin("blocked", "gate")
     loop.pool.submit(job(2, "echo", b""))
     assert loop.pool.terminate(2)
     assert loop.end_of(2).kind == "terminated"
@@ -387,8 +398,7 @@ def test_a_waiting_job_can_be_terminated(start: Any, kind: str) -> None:
 def test_a_running_job_in_a_thread_cannot_be_terminated_but_softly(start: Any) -> None:
     loop = start("threads", 1)
     loop.ready(1)
-    loop.pool.submit(job(1, "spin", 30.0))
-    loop.until(loop.pool.running)
+    loop.begin("spin", 30.0)
     assert not loop.pool.can_terminate
     assert not loop.pool.can_hard
     assert not loop.pool.terminate(1)
@@ -427,8 +437,7 @@ def test_a_stop_finishes_what_runs_and_returns_the_rest(start: Any, kind: str) -
     loop = start(kind, 1)
     loop.ready(1)
     if kind != "solo":
-        loop.pool.submit(job(1, "blocked", "gate"))
-        loop.until(loop.pool.running)
+        loop.begin("blocked", "gate")
     loop.pool.submit(job(2, "echo", b""))
     loop.pool.stop()
     assert loop.end_of(2) == Returned(2)
@@ -446,8 +455,7 @@ def test_a_stop_finishes_what_runs_and_returns_the_rest(start: Any, kind: str) -
 def test_a_cold_stop_loses_what_runs_at_once(start: Any, kind: str, name: str) -> None:
     loop = start(kind, 1)
     loop.ready(1)
-    loop.pool.submit(job(1, name, "gate"))
-    loop.until(loop.pool.running)
+    loop.begin(name, "gate")
     loop.pool.stop(kill=True)
     assert loop.pool.alive() == 0
     assert loop.end_of(1).kind == "terminated"
@@ -489,8 +497,7 @@ def test_many_coroutines_run_at_once(start: Any) -> None:
 def test_plain_functions_do_not_block_the_event_loop(start: Any) -> None:
     loop = start("asyncio", 3)
     loop.ready(1)
-    loop.pool.submit(job(1, "blocked", "gate"))
-    loop.until(loop.pool.running)
+    loop.begin("blocked", "gate")
     assert loop.run("async_echo", b"meanwhile", 2) == b"meanwhile"
     assert loop.run("thread", None, 3).startswith(b"liteq-sync")
     assert Reported(2, b"meanwhile") in loop.events
