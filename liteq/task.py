@@ -594,8 +594,15 @@ class Task(Generic[P, R]):
             check = compile_check(self.run)
             object.__setattr__(self, "_check", check)
             object.__setattr__(self, "_checked", True)
-        if self._check is not None:
+        if self._check is None:
+            return
+        try:
             self._check(*args, **kwargs)
+        except TypeError as exc:
+            advice = _about_bind(self)
+            if not advice:
+                raise
+            raise TypeError(f"{exc} ({advice})") from None
 
     def deliveries_allowed(self) -> int | None:
         """Return how often a call may be started in all when its process dies each time;
@@ -726,6 +733,18 @@ def _canvas() -> Any:
     from liteq import canvas  # late: a fifth of what a sender of plain calls loads
 
     return canvas
+
+
+def _about_bind(task: Task[..., Any]) -> str:
+    """Return what may be wrong with `bind` where a function does not take its arguments."""
+    made_of = vars(type(task)).get("__wrapped__")  # as classes are made of functions
+    code = getattr(getattr(made_of, "__func__", made_of), "__code__", None)
+    first = code.co_varnames[0] if code is not None and code.co_argcount else None
+    if isinstance(made_of, staticmethod):
+        return "its first parameter is self: is bind=True missing?" if first == "self" else ""
+    if made_of is None or first in (None, "self", "task"):
+        return ""
+    return f"bind=True gives the task itself to its first parameter, {first!r}"
 
 
 def _is_overridden(method: Callable[..., Any], ours: Callable[..., Any]) -> bool:

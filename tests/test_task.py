@@ -128,6 +128,28 @@ def test_an_apply_async_that_a_test_has_replaced_is_what_delay_calls(app: Liteq)
     apply_async.assert_called_once_with((1,), {})
 
 
+def test_a_bind_that_was_forgotten_or_is_too_much_is_said(app: Liteq) -> None:
+    @app.task
+    def unbound(self: Any, x: int) -> None: ...
+
+    @app.task(bind=True)
+    def bound(x: int) -> None: ...
+
+    @app.task(bind=True)
+    def right(self: Any, x: int) -> None: ...
+
+    with pytest.raises(
+        TypeError, match=r"'x' \(its first .* is self: is bind=True missing\?\)$"
+    ):
+        unbound.delay(1)
+    with pytest.raises(
+        TypeError, match=r"was given \(bind=True gives .* first parameter, 'x'\)$"
+    ):
+        bound.delay(1)
+    with pytest.raises(TypeError, match=r"missing 1 required positional argument: 'x'$"):
+        right.delay()
+
+
 def test_the_options_of_a_task_are_those_of_its_calls(app: Liteq) -> None:
     @app.task(
         queue="high",
