@@ -45,9 +45,11 @@ from liteq.exceptions import (
 )
 from liteq.loggers import get_logger
 from liteq.message import MAX_ENVELOPE, VERSION, Message, Packed
+from liteq.options import due_at
 from liteq.outcome import Failed, Ignored, Outcome, Retried, Revoked, Succeeded
 from liteq.plan import Plan, TaskLike, is_async
 from liteq.redaction import hide
+from liteq.retry import exhausted, give_up
 from liteq.serializers import dumps, loads, loads_call
 from liteq.signals import (
     task_failure,
@@ -435,6 +437,8 @@ class _Attempt:
         runtime = self._runtime()
         if self.plan.policy.catches(error):
             error = self._retry_by_itself(error)
+        elif isinstance(error, Retry):
+            error = self._limited(error)
         match error:
             case Retry():
                 return self._retried(error, runtime)
@@ -583,6 +587,20 @@ class _Attempt:
         if raised is not exc and raised.__context__ is None:
             raised.__context__ = exc
         return raised if isinstance(raised, BaseException) else exc
+
+    def _limited(self, retry: Retry) -> BaseException:
+        """Return a retry, or, of one that `Task.retry` has not counted, since the user made
+        it, what the task fails with when its retries are used up."""
+        most = self.plan.policy.max_retries
+        if hasattr(retry, "changes") or not exhausted(self.context.retries, most):
+            return retry
+        return give_up(
+            retry.exc if isinstance(retry.exc, BaseException) else None,
+            name=self.plan.task.name,
+            id=self.id,
+            args=self.args,
+            kwargs=self.kwargs,
+        )
 
     def _retried(self, retry: Retry, runtime: float) -> Ended:
         reason = retry.exc if isinstance(retry.exc, BaseException) else retry
@@ -777,12 +795,10 @@ def _dead(exc: BaseException, reason: str) -> Ended:
 
 
 def _due(retry: Retry, now: float) -> float:
-    """Return when a retry is to start. `Task.retry` has worked it out; a `Retry` that the
-    user made has only `when`, a naive one being UTC."""
-    due = getattr(retry, "run_at", None)
-    if due is not None:
-        return float(due)
+    """Return when a retry is to start, a naive datetime being UTC. Raises `ValueError` for
+    a time that never comes: NaN, infinity, beyond the year 9999."""
     if isinstance(retry.when, datetime):
-        when = retry.when
-        return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
-    return now + float(retry.when or 0.0)
+        due = due_at(None, retry.when, now, UTC)
+    else:
+        due = due_at(retry.when, None, now, UTC)
+    return now if due is None else due

@@ -63,6 +63,7 @@ class Plan:
         self.keeps_failed = _keeps_failed(task)
         self.track_started = bool(getattr(task, "track_started", False))
         self.policy = RetryPolicy(
+            max_retries=getattr(task, "max_retries", 3),
             autoretry_for=_classes(getattr(task, "autoretry_for", None)),
             dont_autoretry_for=_classes(getattr(task, "dont_autoretry_for", None)),
             retry_kwargs=getattr(task, "retry_kwargs", None) or {},

@@ -11,6 +11,7 @@ from liteq import serializers, signals
 from liteq.calls import with_options
 from liteq.exceptions import Retry
 from liteq.message import PACKED_FIELDS, Message
+from liteq.options import checked_seconds
 
 if TYPE_CHECKING:
     from liteq.context import Context
@@ -35,6 +36,8 @@ def asked_for(
     request = task.request
     if countdown is None and eta is None:
         countdown = task.default_retry_delay
+    if countdown is not None:
+        countdown = checked_seconds("countdown", countdown)
     if isinstance(eta, datetime) and eta.tzinfo is None:
         eta = eta.replace(tzinfo=task.app.timezone)
     when = eta if countdown is None else countdown

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -563,6 +564,34 @@ def test_a_retry_raised_by_hand_with_nonsense_fails_the_task(run: Run, sent: lis
 
     assert isinstance(run(work), Failed)
     assert "task_internal_error" in names(sent)
+
+
+@pytest.mark.parametrize("never", [math.nan, math.inf, 1e300])
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_retry_at_a_time_that_never_comes_fails_the_task(
+    run: Run, never: float, by_hand: bool
+) -> None:
+    def work(self: Any) -> None:
+        raise Retry(when=never) if by_hand else self.retry(countdown=never)
+
+    outcome = run(work, options={"bind": True})
+    assert isinstance(outcome, Failed)
+    assert error_of(outcome)["type"] == "ValueError"
+    assert "countdown" in error_of(outcome)["message"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "end"), [(None, "MaxRetriesExceededError"), (OSError("down"), "OSError")]
+)
+def test_retries_raised_by_hand_are_limited_too(run: Run, reason: Any, end: str) -> None:
+    def work() -> None:
+        raise Retry(exc=reason, when=0)
+
+    assert isinstance(run(work, options={"max_retries": 2}, retries=1), Retried)
+    assert isinstance(run(work, options={"max_retries": None}, retries=99), Retried)
+    outcome = run(work, options={"max_retries": 2}, retries=2)
+    assert isinstance(outcome, Failed)
+    assert error_of(outcome)["type"] == end
 
 
 def test_a_listed_exception_retries_the_task_by_itself(
