@@ -17,6 +17,7 @@ from liteq.limits import Keys
 from liteq.message import Message
 from liteq.options import (
     CALL_OPTIONS,
+    checked_deliveries,
     checked_limits,
     checked_priority,
     checked_seconds,
@@ -51,7 +52,7 @@ _TEXTS: Final = (
     "argsrepr",
     "kwargsrepr",
 )
-_NUMBERS: Final = ("retries", "group_index", "max_deliveries", "replaced_task_nesting")
+_NUMBERS: Final = ("retries", "group_index", "replaced_task_nesting")
 _FLAGS: Final = ("acks_late", "ignore_result", "immutable")
 _MOST_HEADERS: Final = 65_536  # bytes of headers, of stamps, of properties
 _POLICY: Final = (
@@ -157,6 +158,8 @@ def with_options(
         for name in names:
             if (value := options.get(name)) is not None:
                 changes[name] = _of_kind(kind, name, value)
+    if (deliveries := options.get("max_deliveries")) is not None:
+        changes["max_deliveries"] = checked_deliveries(deliveries)
     if "priority" in options:
         changes["priority"] = checked_priority(options["priority"])
     if "result_expires" in options:

@@ -16,7 +16,14 @@ from typing import (
 
 from liteq import current
 from liteq.local import Proxy
-from liteq.options import TASK_OPTIONS, UNIQUE_OPTIONS, TaskOptions, refuse_unknown
+from liteq.options import (
+    TASK_OPTIONS,
+    UNIQUE_OPTIONS,
+    TaskOptions,
+    checked_deliveries,
+    checked_seconds,
+    refuse_unknown,
+)
 from liteq.task import AsyncTask, BoundTask, Task, is_coroutine_function
 
 if TYPE_CHECKING:
@@ -220,3 +227,8 @@ def check_options(options: Mapping[str, Any], base: type[Any] | None = None) -> 
     retries = options.get("max_retries")
     if retries is not None and (isinstance(retries, bool) or not isinstance(retries, int)):
         raise TypeError(f"max_retries is a whole number, or None for no end, not {retries!r}")
+    checked_deliveries(options.get("max_deliveries"))
+    for name in ("default_retry_delay", "retry_backoff", "retry_backoff_max"):
+        given = options.get(name)
+        if given is not None and not (name == "retry_backoff" and isinstance(given, bool)):
+            checked_seconds(name, given)

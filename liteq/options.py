@@ -45,6 +45,7 @@ __all__ = [
 ]
 
 MAX_TIME: Final = 253_402_300_800.0  # the end of the year 9999, the last a datetime holds
+_MOST_DELIVERIES: Final = 2**31 - 1
 
 
 class RetryOptions(TypedDict, total=False):
@@ -319,6 +320,18 @@ def checked_seconds(name: str, given: Any) -> float:
     if not math.isfinite(seconds):
         raise ValueError(f"{name} is a finite number of seconds, not {given!r}")
     return seconds
+
+
+def checked_deliveries(given: Any) -> int | None:
+    """Return how often a call may be started in all; None leaves that to the store. Raises
+    `TypeError` for what is no whole number, `ValueError` for one that is not above zero."""
+    if given is None:
+        return None
+    if isinstance(given, bool) or not isinstance(given, int):
+        raise TypeError(f"max_deliveries is a whole number of starts, not {given!r}")
+    if not 1 <= given <= _MOST_DELIVERIES:
+        raise ValueError(f"max_deliveries {given} is not between 1 and {_MOST_DELIVERIES}")
+    return given
 
 
 def _limit(name: str, given: Any) -> float | None:

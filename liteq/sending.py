@@ -22,7 +22,13 @@ from liteq.ids import new_id
 from liteq.limits import Keys
 from liteq.message import Edge, Message, Workflow
 from liteq.offload import off_loop
-from liteq.options import UNIQUE_OPTIONS, WITHOUT_EFFECT, checked_limits, checked_priority
+from liteq.options import (
+    UNIQUE_OPTIONS,
+    WITHOUT_EFFECT,
+    checked_deliveries,
+    checked_limits,
+    checked_priority,
+)
 from liteq.redaction import Redactor
 from liteq.routes import Router
 from liteq.states import IGNORED
@@ -596,7 +602,7 @@ class Sender:
             soft_time_limit=soft,
             acks_late=bool(task.acks_late),
             ignore_result=bool(task.ignore_result) or not rules.keeps_results,
-            max_deliveries=task.deliveries_allowed(),
+            max_deliveries=checked_deliveries(task.deliveries_allowed()),
             result_expires=lifetime(task.result_expires),
             content_type=task.serializer or "json",
             store_errors=bool(task.store_errors_even_if_ignored),

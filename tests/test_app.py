@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import subprocess
 import sys
 import threading
@@ -275,14 +276,20 @@ def test_a_misspelt_option_of_a_task_is_an_error_that_suggests_the_right_one(
         ({"throws": int}, "throws takes classes of exceptions, not <class 'int'>"),
         ({"dont_autoretry_for": OSError()}, "dont_autoretry_for takes classes"),
         ({"max_retries": "3"}, "max_retries is a whole number, or None for no end, not '3'"),
+        ({"max_deliveries": "5"}, "max_deliveries is a whole number of starts, not '5'"),
+        ({"max_deliveries": 5.0}, r"max_deliveries is a whole number of starts, not 5\.0"),
+        ({"max_deliveries": 0}, "max_deliveries 0 is not between 1 and"),
+        ({"default_retry_delay": "soon"}, "default_retry_delay is a number of seconds"),
+        ({"retry_backoff": "2x"}, "retry_backoff is a number of seconds, not '2x'"),
+        ({"retry_backoff_max": math.nan}, "retry_backoff_max is a finite number of seconds"),
     ],
 )
 def test_options_that_matter_at_a_failure_are_checked_before_it(
     app: Liteq, options: Any, complaint: str
 ) -> None:
-    with pytest.raises(TypeError, match=complaint):
+    with pytest.raises((TypeError, ValueError), match=complaint):
         app.task(**options)
-    with pytest.raises(TypeError, match=complaint):
+    with pytest.raises((TypeError, ValueError), match=complaint):
         shared_task(**options)
 
 

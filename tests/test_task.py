@@ -203,6 +203,24 @@ def test_an_option_given_as_none_counts_as_not_given(app: Liteq) -> None:
     assert sent(app, work.apply_async(queue=None, countdown=None)).queue == "high"
 
 
+@pytest.mark.parametrize("wrong", ["5", 5.0, True, 0, -1, 2**31])
+def test_a_number_of_deliveries_that_is_none_is_refused_at_the_call(
+    app: Liteq, wrong: Any
+) -> None:
+    class Often(Task[..., Any]):
+        name = "often"
+        max_deliveries = wrong
+
+    plain = app.task(name="plain")(lambda: None)
+    for call in (
+        app.register_task(Often).delay,
+        lambda: plain.apply_async(max_deliveries=wrong),
+        lambda: app.send_task("any", max_deliveries=wrong),
+    ):
+        with pytest.raises((TypeError, ValueError), match="max_deliveries"):
+            call()
+
+
 def test_a_death_of_the_process_is_a_failure_if_the_task_says_so(app: Liteq) -> None:
     @app.task(reject_on_worker_lost=False)
     def once() -> None: ...
