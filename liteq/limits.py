@@ -45,6 +45,7 @@ Pairs: TypeAlias = tuple[tuple[str, str | None], ...]  # names and keys; None: n
 
 MAX_KEY: Final = 250  # characters
 _PERIODS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_LONGEST: Final = 100 * 365.25 * 86400.0  # seconds that a burst takes; the stores count them
 _HOW: Final = (
     'a rate is a number of starts per second, or text such as "100/m" (s, m, h or d), with '
     'a burst "100/m;burst=20", or a Rate'
@@ -106,6 +107,11 @@ class Rate:
         burst = said if burst is None else burst
         if type(burst) is not int or burst < 1:
             raise ValueError(f"burst is a whole number of 1 or more, not {burst!r}")
+        if interval is not None and burst > _LONGEST / interval:
+            raise ValueError(
+                f"{rate!r} is no rate with a burst of {burst}: to save that up would take "
+                "more than a hundred years"
+            )
         if scope not in ("global", "worker"):
             raise ValueError(f'scope is "global" or "worker", not {scope!r}')
         if scope == "worker" and key is not None:

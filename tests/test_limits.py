@@ -72,6 +72,7 @@ def test_no_rate_is_no_limit(rate: Any) -> None:
     "rate",
     [
         *("fast", "10/", "10/w", "/m", "-1", "nan", "inf", "10/m;burst=0", "10/m;burst"),
+        *(1e-300, "1/d;burst=1000000"),
         *(True, -1, [[10]], {"rate": "10/m", "bust": 1}, {"burst": 1}, b"10/m"),
     ],
 )
