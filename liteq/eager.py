@@ -126,7 +126,7 @@ def _result(message: Message, ended: Ended) -> EagerResult[Any]:
         case Revoked(reason=reason):
             value, state, traceback = TaskRevokedError(reason), states.REVOKED, None
         case Ignored():
-            value, state, traceback = ended.exc, states.IGNORED, None
+            value, state, traceback = None, states.IGNORED, None
         case outcome:
             raise AssertionError(f"an eager call cannot end as {outcome!r}")
     return EagerResult(message.id, value, state, traceback, name=message.task)

@@ -12,7 +12,7 @@ from api import forget_current, record
 
 from liteq import BoundTask, Liteq
 from liteq.canvas import chain, chord, group
-from liteq.exceptions import ChordError, EncodeError, TaskRevokedError
+from liteq.exceptions import ChordError, EncodeError, Ignore, TaskRevokedError
 from liteq.result import EagerResult, GroupResult
 
 
@@ -137,6 +137,16 @@ def test_failures_are_raised_at_the_call_if_the_settings_say_so(
         run(chain(tasks.fail.s(), tasks.note.s()))
     with pytest.raises(ValueError, match="no"):
         run(group(tasks.add.s(1, 1), tasks.fail.s()))
+
+
+def test_an_ignored_call_gives_nothing_as_in_a_worker(app: Liteq) -> None:
+    @app.task
+    def skip() -> None:
+        raise Ignore
+
+    result = skip.apply()
+
+    assert (result.state, result.get(), result.result) == ("IGNORED", None, None)
 
 
 def test_nobody_waits_for_times(app: Liteq, tasks: Tasks, run: Run) -> None:
