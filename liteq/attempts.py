@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from liteq import failure, signals
@@ -44,7 +44,7 @@ class Attempts:
         self,
         limits: TimeLimits,
         notices: Notices,
-        steering: Steering,
+        steering: Callable[[], Steering],
         teller: Teller,
         max_deliveries: int,
     ) -> None:
@@ -168,7 +168,7 @@ class Attempts:
             name = wanted.get(lease.key)
             if name is None or self._terminating.get(number) == name:
                 continue
-            asked, name = name, self._steering.signal_of(name, lease.id)
+            asked, name = name, self._steering().signal_of(name, lease.id)
             if name is None:
                 self._terminating[number] = asked  # it is not looked at again
                 continue

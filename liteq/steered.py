@@ -42,7 +42,6 @@ class Steered:
     pool_kind: str
     autoscaler: Autoscaler | None
     _broker: Broker
-    _steering: Steering
     _teller: Teller
     _attempts: Attempts
     _time_limits: TimeLimits
@@ -50,6 +49,11 @@ class Steered:
     _orders: bool
     _mail: bool
     _next_beat: float
+
+    @property
+    @abstractmethod
+    def _steering(self) -> Steering:
+        """What obeys the commands."""
 
     @abstractmethod
     def _has_processes(self) -> bool:
@@ -133,7 +137,7 @@ class Steered:
         """Obey the commands that were left, and post the replies."""
         letters = self._broker.collect(self.id)
         self._mail = False
-        if replies := self._steering.obey(letters):
+        if letters and (replies := self._steering.obey(letters)):
             self._broker.post(replies)
 
     def _scale(self, scaler: Autoscaler, now: float) -> None:
@@ -165,7 +169,7 @@ class Steered:
             "pool": self.pool_kind,
             "app": self.app.main or "",
             "version": __version__,
-            "control": self._steering.allowed,
+            "control": self.app.conf.worker_enable_remote_control,
             "processed": self.totals.total(),
             "load": round(os.getloadavg()[0], 2),
         }

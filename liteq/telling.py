@@ -9,7 +9,6 @@ dropped and counted, and the worker goes on.
 from __future__ import annotations
 
 import os
-import platform
 import signal
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
@@ -41,7 +40,7 @@ _MOST: Final = 10_000  # events of one turn of the loop
 _SOFTWARE: Final = {
     "sw_ident": "liteq",
     "sw_ver": __version__,
-    "sw_sys": platform.system(),
+    "sw_sys": os.uname().sysname,
 }
 
 

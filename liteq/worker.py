@@ -19,7 +19,7 @@ import selectors
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from liteq import cpus, signals
@@ -51,7 +51,6 @@ from liteq.pool import (
 from liteq.runner import RunnerFactory
 from liteq.shares import Shares, split_weights
 from liteq.steered import Steered
-from liteq.steering import Steering
 from liteq.telling import Teller
 from liteq.timelimits import TimeLimits
 from liteq.turns import step_in_turns
@@ -62,6 +61,7 @@ if TYPE_CHECKING:
     from liteq.companion import Companion
     from liteq.metrics import Tally
     from liteq.scraping import Endpoint
+    from liteq.steering import Steering
 
 __all__ = ["EXIT_BROKEN", "EXIT_SCHEMA", "EXIT_STORE", "Worker"]
 
@@ -174,13 +174,12 @@ class Worker(Steered):
             accept=conf.accept_content,
             signer=app.signer,
         )
-        self._steering = Steering(self)
         self._teller = Teller(app, self.hostname)
         self._time_limits = TimeLimits(lambda: app.tasks, self.soft_time_limit, self.time_limit)
         self._attempts = Attempts(
             self._time_limits,
             self._notices,
-            self._steering,
+            lambda: self._steering,
             self._teller,
             app.broker.max_deliveries,
         )
@@ -338,6 +337,12 @@ class Worker(Steered):
             like = (self.app.reference(), conf.overrides(), self.include, logs)
             return RunnerFactory(_load_tasks, like, settings, own_process=own_process)
         return RunnerFactory(lambda: self.app.tasks, (), settings, own_process=own_process)
+
+    @cached_property
+    def _steering(self) -> Steering:
+        from liteq.steering import Steering  # late: few workers are told anything
+
+        return Steering(self)
 
     def _has_processes(self) -> bool:
         return self.pool_kind in ("prefork", "processes")

@@ -30,6 +30,7 @@ HEAVY = (
     "dataclasses",
     "dill",
     "hmac",
+    "liteq.commands",
     "liteq.composing",
     "liteq.events.receiver",
     "liteq.inprocess",
@@ -39,6 +40,7 @@ HEAVY = (
     "queue",
     "redis",
     "subprocess",
+    "tomllib",
 )
 _IN = ("recv", "recv_into", "recvfrom", "recvmsg")
 _OUT = ("send", "sendall", "sendto", "sendmsg")

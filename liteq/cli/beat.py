@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import platform
+import sys
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
@@ -124,7 +124,7 @@ def _run(session: Session, options: Mapping[str, Any], notify: Any) -> int:
 def _banner(session: Session, app: Liteq, reference: str) -> None:
     count = len(app.schedules.declarations())
     session.banner(
-        f"liteq     {VERSION} · Python {platform.python_version()} · pid {os.getpid()}",
+        f"liteq     {VERSION} · Python {sys.version.split()[0]} · pid {os.getpid()}",
         f"app       {app.main or reference} ({reference})",
         f"store     {store_of(app)}",
         f"beat      {count} periodic task{'' if count == 1 else 's'} declared in code",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import sys
 import threading
 import time
@@ -459,7 +458,7 @@ def _banner(session: Session, made: Worker, reference: str) -> None:
     number = len(app.tasks.own())
     count = f"{number} task{'' if number == 1 else 's'}"
     session.banner(
-        f"liteq     {VERSION} · Python {platform.python_version()} · pid {os.getpid()}",
+        f"liteq     {VERSION} · Python {sys.version.split()[0]} · pid {os.getpid()}",
         f"app       {app.main or reference} ({reference}) · {count}",
         f"store     {store_of(app)}{_kept_by(app)}",
         f"queues    {', '.join(made.queues)} · {_size(made)} × {made.pool_kind}",
