@@ -340,18 +340,28 @@ def _apps_of_packages(directory: str) -> Iterator[Found]:
             if name in NOT_OURS or not os.path.isfile(package):
                 continue
             modules = [os.path.join(root, name, f"{last}.py") for last in SUBMODULES]
-            if not any(map(_mentions_liteq, (package, *modules))):
+            # One that has shared tasks alone is another's, and may need what that sets up.
+            if not any(map(_may_make_an_app, (package, *modules))):
                 continue
             if found := _app_in(_import_file(package)):
                 yield found
 
 
 def _mentions_liteq(file: str) -> bool:
+    return b"liteq" in _source(file)
+
+
+def _may_make_an_app(file: str) -> bool:
+    source = _source(file)
+    return b"liteq" in source and re.search(rb"\b(Liteq|Celery)\b", source) is not None
+
+
+def _source(file: str) -> bytes:
     try:
         with open(file, "rb") as source:
-            return b"liteq" in source.read()
+            return source.read()
     except OSError:
-        return False
+        return b""
 
 
 # Words

@@ -202,6 +202,14 @@ def test_packages_of_tests_are_not_run(write: Write) -> None:
         find_app()
 
 
+def test_packages_with_shared_tasks_alone_are_left_to_the_app(write: Write) -> None:
+    write("proj/celery.py")
+    for name in ("accounts", "shop"):  # Django's, which cannot be imported before its setup
+        write(f"{name}/tasks.py", "from liteq import shared_task\nraise KeyError('not yet')")
+
+    assert find_app().reference == "proj.celery:app"
+
+
 def test_several_packages_with_apps_are_a_question(write: Write) -> None:
     write("blue/tasks.py")
     write("red/tasks.py")
