@@ -220,9 +220,12 @@ class Context:
 
     def __repr__(self) -> str:
         shown = {k: v for k, v in self.__dict__.items() if not k.startswith("_")}
-        # Arguments may hold secrets, and a context ends up in logs.
-        shown.pop("args", None)
-        shown.pop("kwargs", None)
+        # Arguments may hold secrets, and a context ends up in logs; how the child tells of
+        # its progress is the worker's.
+        for name in ("args", "kwargs", "report"):
+            shown.pop(name, None)
+        if self._packed is not None:
+            shown["delivery_info"] = self.delivery_info
         return f"<Context: {shown!r}>"
 
 

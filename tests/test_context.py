@@ -50,6 +50,16 @@ def test_a_context_has_what_its_message_says() -> None:
     assert told.shadow == "nickname"
 
 
+def test_a_request_shows_itself_without_arguments_and_without_what_is_the_workers() -> None:
+    told = Context.of(MESSAGE.pack(), 2, ("secret",), {}, hostname="h", report=lambda _: None)
+
+    assert repr(told) == (
+        "<Context: {'id': 'm1', 'task': 'shop.charge', 'retries': 2, 'deliveries': 2, "
+        "'hostname': 'h', 'called_directly': False, 'delivery_info': {'exchange': '', "
+        "'routing_key': 'high', 'priority': 7, 'redelivered': True}}>"
+    )
+
+
 def test_a_call_without_stamps_has_an_empty_dictionary_of_them() -> None:
     assert request().stamps == {"colour": ["red"]}
     assert request(MESSAGE._replace(stamps=None)).stamps == {}
