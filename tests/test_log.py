@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from api import app_in_memory
 
 from liteq import log, signals
 from liteq.exceptions import ImproperlyConfigured
+from liteq.loggers import get_logger
 from liteq.utils.log import get_task_logger
 
 FORGED = "tasks.add\n2026-01-01 00:00:00.000 INFO     1 liteq: all is well"
@@ -285,3 +287,55 @@ def test_no_color_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not log._wants_colour(io.StringIO())
     monkeypatch.setenv("NO_COLOR", "1")
     assert not log._wants_colour(Terminal())
+
+
+@contextmanager
+def filtered(name: str) -> Iterator[None]:
+    """Have a filter that fails on this logger."""
+
+    def fail(record: logging.LogRecord) -> bool:
+        raise KeyError(record.msg)
+
+    logger = logging.getLogger(name)
+    logger.addFilter(fail)
+    try:
+        yield
+    finally:
+        logger.removeFilter(fail)
+
+
+def test_a_filter_that_fails_changes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with filtered("liteq.executor"):
+        get_logger("liteq.executor").error("said")
+
+    assert "KeyError: 'said'" in capsys.readouterr().err
+
+
+def test_a_closed_standard_error_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = io.StringIO()
+    handler = logging.StreamHandler(closed)
+    closed.close()
+    monkeypatch.setattr(sys, "stderr", closed)
+    logger = get_logger("liteq.executor")
+    logger.addHandler(handler)
+    try:
+        logger.error("said")
+    finally:
+        logger.removeHandler(handler)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_task_ends_as_it_does_though_its_end_cannot_be_logged(fails: bool) -> None:
+    with app_in_memory() as app, filtered("liteq.executor"):
+
+        @app.task(name="work")
+        def work() -> str:
+            if fails:
+                raise ValueError("its own")
+            return "done"
+
+        result = work.delay()
+        app.run_until_empty()
+        state = result.state
+
+    assert state == ("FAILURE" if fails else "SUCCESS")
