@@ -749,7 +749,8 @@ class Worker(Steered):
         self._forget_wake_up()
         for key in tuple(self._selector.get_map().values()):
             if isinstance(key.fileobj, int):
-                os.close(key.fileobj)
+                with contextlib.suppress(OSError):  # a mailbox has closed its own by now
+                    os.close(key.fileobj)
             else:
                 key.fileobj.close()  # type: ignore[attr-defined]  # a socket
         self._selector.close()  # not unregister(): the kernel's set is the worker's too
