@@ -53,6 +53,7 @@ _TEXTS: Final = (
     "kwargsrepr",
 )
 _NUMBERS: Final = ("retries", "group_index", "replaced_task_nesting")
+_MOST: Final = 2**31 - 1
 _FLAGS: Final = ("acks_late", "ignore_result", "immutable")
 _MOST_HEADERS: Final = 65_536  # bytes of headers, of stamps, of properties
 _POLICY: Final = (
@@ -208,12 +209,15 @@ def _listed(stamp: Any) -> list[Any]:
     return list(stamp) if isinstance(stamp, (list, tuple, set)) else [stamp]
 
 
-def _of_kind(kind: type, name: str, given: Any) -> Any:
+def _of_kind(kind: type[Any], name: str, given: Any) -> Any:
     if kind is bool:
         return bool(given)
-    if isinstance(given, kind) and not isinstance(given, bool):
-        return given
-    raise TypeError(f"{name} is {'text' if kind is str else 'a whole number'}, not {given!r}")
+    if isinstance(given, bool) or not isinstance(given, kind):
+        what = "text" if kind is str else "a whole number"
+        raise TypeError(f"{name} is {what}, not {given!r}")
+    if kind is int and not 0 <= given <= _MOST:
+        raise ValueError(f"{name} {given} is not between 0 and {_MOST}")
+    return given
 
 
 def plain(name: str, given: Any, default: Any = None) -> dict[str, Any]:

@@ -143,6 +143,10 @@ class Worker(Steered):
             self.autoscaler = Autoscaler(*autoscale, conf.worker_autoscale_keepalive)
             concurrency = autoscale[1]
         wanted = concurrency or conf.worker_concurrency or cpus.available()
+        if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1:
+            raise ImproperlyConfigured(
+                f"concurrency is how many tasks run at once, a whole number, not {wanted!r}"
+            )
         self.concurrency = 1 if self.pool_kind == "solo" else wanted
         self.hostname = node_name(hostname)
         self.burst = burst

@@ -221,6 +221,17 @@ def test_a_number_of_deliveries_that_is_none_is_refused_at_the_call(
             call()
 
 
+@pytest.mark.parametrize("wrong", [-1, 10**30])
+@pytest.mark.parametrize("option", ["retries", "group_index", "replaced_task_nesting"])
+def test_a_number_that_no_store_counts_is_refused_at_the_call(
+    app: Liteq, option: str, wrong: int
+) -> None:
+    plain = app.task(name="plain")(lambda: None)
+
+    with pytest.raises(ValueError, match=f"{option} {wrong} is not between"):
+        plain.apply_async(**{option: wrong})
+
+
 def test_a_death_of_the_process_is_a_failure_if_the_task_says_so(app: Liteq) -> None:
     @app.task(reject_on_worker_lost=False)
     def once() -> None: ...

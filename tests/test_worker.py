@@ -319,6 +319,12 @@ def test_weighted_queues_are_served_in_turns(app: Liteq) -> None:
     assert order[:80].count("low") == pytest.approx(20, abs=8)  # a look ahead is one turn
 
 
+@pytest.mark.parametrize("wrong", [1.5, float("nan"), "2", -1, True])
+def test_a_concurrency_that_is_no_number_of_tasks_is_refused(app: Liteq, wrong: Any) -> None:
+    with pytest.raises(ImproperlyConfigured, match="concurrency is how many tasks"):
+        Worker(app, concurrency=wrong)
+
+
 def test_a_weight_of_zero_is_refused(app: Liteq) -> None:
     with pytest.raises(ImproperlyConfigured, match="the weight of queue 'low'"):
         Worker(app, queues=["high:3", "low:0"])
