@@ -368,9 +368,8 @@ class Worker(Steered):
             self._close_mailbox()
         self._mailbox = self._broker.mailbox(self.id)
         if self._mailbox.fileno() >= 0:
-            self._selector.register(
-                self._mailbox.fileno(), selectors.EVENT_READ, self._on_wake_up
-            )
+            # Not its number: in a forked child the mailbox knows whether that is its own still.
+            self._selector.register(self._mailbox, selectors.EVENT_READ, self._on_wake_up)
         self._next_beat = time.monotonic() + self._beat_interval()
 
     def _leave(self) -> None:
@@ -411,7 +410,7 @@ class Worker(Steered):
         mailbox = self._mailbox
         if mailbox is not None:
             if mailbox.fileno() >= 0:
-                self._selector.unregister(mailbox.fileno())
+                self._selector.unregister(mailbox)
             mailbox.close()
             self._mailbox = None
 
@@ -753,10 +752,9 @@ class Worker(Steered):
         self._forget_wake_up()
         for key in tuple(self._selector.get_map().values()):
             if isinstance(key.fileobj, int):
-                with contextlib.suppress(OSError):  # a mailbox has closed its own by now
-                    os.close(key.fileobj)
+                os.close(key.fileobj)
             else:
-                key.fileobj.close()  # type: ignore[attr-defined]  # a socket
+                key.fileobj.close()  # type: ignore[attr-defined]  # a socket, or a mailbox
         self._selector.close()  # not unregister(): the kernel's set is the worker's too
 
     # What the app knows

@@ -663,6 +663,35 @@ def test_what_a_task_forks_in_a_worker_is_no_worker(open_shop: OpenShop, pool: s
     assert shop.log().count("replacing all children") == 0
 
 
+OPENS_AT_FORK = """
+from liteq import signals
+
+opened = []
+
+def reopen():
+    opened.extend(os.open(os.devnull, os.O_RDONLY) for _ in range(8))
+
+@signals.worker_ready.connect
+def begin(**_):
+    os.register_at_fork(after_in_child=reopen)
+
+@app.task
+def still_open():
+    return [os.readlink(f"/proc/self/fd/{number}") for number in opened]
+"""
+
+
+def test_what_a_program_opens_in_each_forked_process_stays_open(open_shop: OpenShop) -> None:
+    shop = open_shop(OPENS_AT_FORK)
+    worker = shop.start("-c", "1", "--max-tasks-per-child", "1")
+
+    assert shop.tasks.still_open.delay().get(timeout=10) == []  # forked before it was ready
+    for _ in range(2):
+        assert shop.tasks.still_open.delay().get(timeout=10) == [os.devnull] * 8
+
+    assert shop.stop(worker) == 0
+
+
 @pytest.mark.traced
 def test_spawned_children_are_like_the_worker(open_shop: OpenShop) -> None:
     shop = open_shop("@app.task\ndef limit():\n    return app.conf.task_time_limit\n")
