@@ -69,6 +69,32 @@ def test_2_what_a_killed_worker_held_runs_again_at_once(
     assert shop.stop(second) == 0
 
 
+BEATING = """
+@app.task
+def tick():
+    note("tick", os.getpid())
+
+app.conf.beat_schedule = {"tick": {"task": "tasks.tick", "schedule": 0.2}}
+"""
+
+
+def test_the_beat_of_a_worker_is_started_again(
+    open_shop: OpenShop, server: RedisServer
+) -> None:
+    shop = open_shop(server.url, BEATING)
+    worker = shop.start("-B", "-c", "1")
+    shop.wait(lambda: shop.notes("tick"), worker)
+    [[_, runner], *_] = shop.notes("tick")
+    (beat,) = set(shop.children(worker)) - {int(runner)}
+
+    os.kill(beat, signal.SIGKILL)
+    shop.wait(lambda: len(set(shop.children(worker)) - {beat}) == 2, worker)
+    before = len(shop.notes("tick"))
+    shop.wait(lambda: len(shop.notes("tick")) > before + 1, worker)
+
+    assert shop.stop(worker) == 0
+
+
 def test_a_worker_goes_on_when_its_server_is_back(
     open_shop: OpenShop, start: Callable[..., RedisServer]
 ) -> None:
