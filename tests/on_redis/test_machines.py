@@ -64,7 +64,10 @@ def machine() -> Iterator[Machine]:
 
 
 def test_a_machine_that_is_cut_off_loses_its_work_to_another_and_comes_back(
-    machine: Machine, start: Callable[..., RedisServer], tmp_path: Path
+    machine: Machine,
+    start: Callable[..., RedisServer],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     server = start(f"bind 127.0.0.1 {machine.address}", "protected-mode no", port=free_port())
     options = {"socket_timeout": 0.5, "socket_connect_timeout": 0.5}
@@ -74,6 +77,7 @@ def test_a_machine_that_is_cut_off_loses_its_work_to_another_and_comes_back(
         worker_lease_timeout=3.0,
         broker_transport_options=options,
     )
+    request.addfinalizer(shop.close)
     command = ["ip", "netns", "exec", machine.name, sys.executable, "-m", "liteq"]
     with (tmp_path / "far.log").open("ab") as log:
         far = subprocess.Popen(
@@ -101,4 +105,3 @@ def test_a_machine_that_is_cut_off_loses_its_work_to_another_and_comes_back(
     records = shop.app.broker.get([held.id])
     assert [record.state for record in records.values()] == ["succeeded"]
     assert [one.outcome for one in shop.app.broker.attempts(held.id)] == ["lost"]
-    shop.close()

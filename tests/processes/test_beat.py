@@ -189,8 +189,14 @@ def test_two_minutes_of_kills_and_pauses(beats: Beats) -> None:
 # Beside a worker
 
 
-def test_the_beat_of_a_worker_is_started_again_and_ends_with_it(tmp_path: Path) -> None:
-    shop = Shop(tmp_path, BEATING)
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Shop]:
+    opened = Shop(tmp_path, BEATING)
+    yield opened
+    opened.close()
+
+
+def test_the_beat_of_a_worker_is_started_again_and_ends_with_it(shop: Shop) -> None:
     worker = shop.start("-B", "-c", "1")
     shop.wait(lambda: len(shop.notes("tick")) > 1, worker)
     shop.wait(lambda: beat_of(shop, worker), worker)
@@ -204,11 +210,9 @@ def test_the_beat_of_a_worker_is_started_again_and_ends_with_it(tmp_path: Path) 
     worker.kill()
     worker.wait()
     wait_until(lambda: not is_running(second))
-    shop.close()
 
 
-def test_a_worker_that_stops_takes_its_beat_along(tmp_path: Path) -> None:
-    shop = Shop(tmp_path, BEATING)
+def test_a_worker_that_stops_takes_its_beat_along(shop: Shop) -> None:
     worker = shop.start("--beat", "-c", "1")
     shop.wait(lambda: shop.notes("tick"), worker)
     pid = beat_of(shop, worker)
@@ -216,7 +220,6 @@ def test_a_worker_that_stops_takes_its_beat_along(tmp_path: Path) -> None:
     assert worker.wait(20) == 0
     assert not is_running(pid)
     assert "the worker's beat" not in shop.log()
-    shop.close()
 
 
 BEATING = """
