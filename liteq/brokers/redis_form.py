@@ -86,6 +86,9 @@ _KINDS: Final[tuple[tuple[int, Any], ...]] = (
     (5, _NUMBER),
     (6, _NUMBER),
     (7, int),
+    (8, _NUMBER),
+    (9, _NUMBER),
+    (12, (int, type(None))),
     (13, _NUMBER),
 )
 Field = bytes | None

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 from world import START, FakeClock, Store, enlist, make, wait_until
 
@@ -839,6 +840,22 @@ def test_4_an_enqueue_that_is_refused_stores_nothing(broker: Broker) -> None:
 
     assert broker.get([new.id]) == {}
     assert claimed(broker, enlist(broker)) == [there.id]
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["priority", "retries", "time_limit", "soft_time_limit", "max_deliveries", "run_at"],
+)
+def test_4_a_message_with_a_text_for_a_number_is_refused_as_a_whole(
+    broker: Broker, field: str
+) -> None:
+    good, bad = make(), make(**{field: "soon"})
+
+    with pytest.raises((TypeError, apsw.ConstraintError)):
+        broker.enqueue([good, bad])
+
+    assert broker.get([good.id, bad.id]) == {}
+    assert claimed(broker, enlist(broker)) == []
 
 
 def test_4_a_retried_message_may_be_enqueued_again_as_it_was(
