@@ -8,6 +8,9 @@ PYTEST_ARGS ?=
 BENCH_ARGS  ?=
 WORKERS ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)')  # one in three waits
 
+# Thousands of processes are started: where this is set, each compiles every module anew.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench storm docs clean
 

@@ -63,7 +63,7 @@ def printed_by(code: str) -> str:
         capture_output=True,
         text=True,
         check=True,
-        env=uncovered(),
+        env=uncovered() | {"PYTHONDONTWRITEBYTECODE": ""},
     )
     return done.stdout.strip()
 
