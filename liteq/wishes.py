@@ -63,7 +63,7 @@ class Wishes:
 
         The handlers set flags only: Python runs them between any two instructions of the
         loop. The wake-up descriptor ends the selector's sleep. A process that a task forks
-        in this one has the handlers too, and is no worker: see `_handle`.
+        in this one is no worker, and has none of them.
         """
         handlers: dict[int, Callable[[int, FrameType | None], None]] = {
             signal.SIGTERM: self._on_stop,
@@ -75,16 +75,14 @@ class Wishes:
         assert self._wake is not None
         self._wake.setblocking(False)
         old_fd = signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
-        own = os.getpid()
-        old = {
-            number: signal.signal(number, partial(_handle, own, handle))
-            for number, handle in handlers.items()
-        }
+        _taken.update(handlers)
+        old = {number: signal.signal(number, handle) for number, handle in handlers.items()}
         try:
             yield
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)
+            _taken.clear()
             signal.set_wakeup_fd(old_fd)
 
     def _on_stop(self, number: int, _frame: FrameType | None, *, cold: bool = False) -> None:
@@ -98,22 +96,29 @@ class Wishes:
         self.stacks = True
 
 
-def _handle(
-    worker: int,
-    handle: Callable[[int, FrameType | None], None],
-    number: int,
-    frame: FrameType | None,
-) -> None:
-    """Handle a signal in the worker's own process; let it do in another what it does by
-    default, so that `multiprocessing` can end the processes that a task has started.
+_taken: set[int] = set()  # the signals that a worker of this process handles
 
-    As in the children of a prefork pool, interrupts from a terminal are left to the worker.
+
+def _after_fork_in_child() -> None:
+    """Let signals do in a forked process what they do by default, so that `multiprocessing`
+    can end the processes that a task has started.
+
+    The kernel does it: before a handler in Python runs, a process forked from another thread
+    than the main one may wait for long (seen with Python 3.13.0). As in the children of a
+    prefork pool, interrupts from a terminal are left to the worker.
     """
-    if os.getpid() == worker:
-        handle(number, frame)
-    elif number != signal.SIGINT:
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
+    if _taken:
+        signal.set_wakeup_fd(-1)
+    while _taken:
+        number = _taken.pop()
+        signal.signal(number, _swallow if number == signal.SIGINT else signal.SIG_DFL)
+
+
+def _swallow(_number: int, _frame: FrameType | None) -> None:
+    """Handle an interrupt, which programs that the process starts are then not to ignore."""
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def dump_stacks(pool: Pool) -> None:
