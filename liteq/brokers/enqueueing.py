@@ -1,7 +1,7 @@
 """How messages and the edges between them get into an SQLite store, in one transaction.
 
-The numbers that edges join are worked out here and not looked up: a workflow of ten
-thousand messages is written with one statement for its messages and one for its edges.
+The numbers that edges join are worked out here and not looked up. Neighbours that differ in
+little, such as the members of a group, are written in blocks: each binds what is its own.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -36,22 +36,11 @@ _QUEUED: Final = STATE_CODES["queued"]
 _SCHEDULED: Final = STATE_CODES["scheduled"]
 _LIMITED: Final = STATE_CODES["limited"]
 
-_PACKED: Final = ", ".join(PACKED_FIELDS)
 _WIDTH: Final = len(PACKED_FIELDS)
 
-ENQUEUE: Final = (
-    f"INSERT INTO message({_PACKED}, state, pending, enqueued_at) "
-    f"VALUES ({', '.join('?' * (_WIDTH + 3))}) ON CONFLICT(id) DO NOTHING"
-)
 # What many have in common is bound once for `BLOCK` of them: a few values are left for each,
 # where a statement of its own binds twenty, and half of its time is that.
 BLOCK: Final = 25
-_ENQUEUE_ALIKE: Final = (
-    f"WITH new(id, body) AS (VALUES {', '.join(['(?,?)'] * BLOCK)}) "
-    f"INSERT INTO message({_PACKED}, state, pending, enqueued_at) "
-    f"SELECT id, ?, body, {', '.join('?' * _WIDTH)} FROM new WHERE true "
-    "ON CONFLICT(id) DO NOTHING"
-)
 
 
 class _Insert(NamedTuple):
@@ -70,12 +59,16 @@ class _Insert(NamedTuple):
             alike = list(run)
             rest = len(alike) % BLOCK
             alone += alike[:rest]
-            own = list(map(self.own, alike[rest:]))
-            db.executemany(
-                self.block,
-                [(*chain(*own[at : at + BLOCK]), *common) for at in range(0, len(own), BLOCK)],
-            )
+            if rest < len(alike):
+                self.run_alike(db, list(map(self.own, alike[rest:])), common)
         db.executemany(self.one, alone)
+
+    def run_alike(
+        self, db: apsw.Connection, own: Sequence[tuple[Any, ...]], common: tuple[Any, ...]
+    ) -> None:
+        """Write whole blocks of rows: what each has for its own, and what all have."""
+        blocks = range(0, len(own), BLOCK)
+        db.executemany(self.block, [(*chain(*own[at : at + BLOCK]), *common) for at in blocks])
 
 
 def _insert_into(table: str, columns: Sequence[str], own: Sequence[str], end: str) -> _Insert:
@@ -96,11 +89,12 @@ def _insert_into(table: str, columns: Sequence[str], own: Sequence[str], end: st
     )
 
 
+_ROW: Final = (*PACKED_FIELDS, "state", "pending", "enqueued_at")
+_ONCE: Final = "ON CONFLICT(id) DO NOTHING"
+_ALIKE: Final = _insert_into("message", _ROW, ("id", "body"), _ONCE)
+ENQUEUE: Final = _ALIKE.one
 _MESSAGES: Final = _insert_into(
-    "message",
-    ("seq", "workflow", *PACKED_FIELDS, "state", "pending", "enqueued_at"),
-    ("seq", "id", "body", "envelope"),
-    "ON CONFLICT(id) DO NOTHING",
+    "message", ("seq", "workflow", *_ROW), ("seq", "id", "body", "envelope"), _ONCE
 )
 _EDGES: Final = _insert_into(
     "edge", ("source", "target", "fires", "position"), ("source", "position"), ""
@@ -216,10 +210,7 @@ def insert_alike(following: Following, messages: Alike) -> bool:
     pairs = list(zip(messages.ids, messages.bodies, strict=True))
     alone = len(pairs) % BLOCK
     db.executemany(ENQUEUE, [(id, task, body, *rest) for id, body in pairs[:alone]])
-    blocks = range(alone, len(pairs), BLOCK)
-    db.executemany(
-        _ENQUEUE_ALIKE, [(*chain(*pairs[at : at + BLOCK]), task, *rest) for at in blocks]
-    )
+    _ALIKE.run_alike(db, pairs[alone:], (task, *rest))
     following.queued = True
     return db.total_changes() - before == len(pairs)
 
