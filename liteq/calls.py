@@ -17,6 +17,7 @@ from liteq.limits import Keys
 from liteq.message import Message
 from liteq.options import (
     CALL_OPTIONS,
+    checked_count,
     checked_deliveries,
     checked_limits,
     checked_priority,
@@ -53,7 +54,6 @@ _TEXTS: Final = (
     "kwargsrepr",
 )
 _NUMBERS: Final = ("retries", "group_index", "replaced_task_nesting")
-_MOST: Final = 2**31 - 1
 _FLAGS: Final = ("acks_late", "ignore_result", "immutable")
 _MOST_HEADERS: Final = 65_536  # bytes of headers, of stamps, of properties
 _POLICY: Final = (
@@ -155,10 +155,10 @@ def with_options(
         "time_limit": hard,
         "soft_time_limit": soft,
     }
-    for names, kind in ((_TEXTS, str), (_NUMBERS, int), (_FLAGS, bool)):
+    for names, checked in ((_TEXTS, _text), (_NUMBERS, checked_count), (_FLAGS, _flag)):
         for name in names:
             if (value := options.get(name)) is not None:
-                changes[name] = _of_kind(kind, name, value)
+                changes[name] = checked(name, value)
     if (deliveries := options.get("max_deliveries")) is not None:
         changes["max_deliveries"] = checked_deliveries(deliveries)
     if "priority" in options:
@@ -193,7 +193,7 @@ def lifetime(given: float | timedelta | None) -> float | None:
 
 def checked_id(given: Any) -> str:
     """Return the id given to a call. Raises `TypeError` for what is not text."""
-    return str(_of_kind(str, "task_id", given))
+    return str(_text("task_id", given))
 
 
 def too_large(name: str, body: bytes, limit: int) -> MessageTooLarge:
@@ -209,15 +209,14 @@ def _listed(stamp: Any) -> list[Any]:
     return list(stamp) if isinstance(stamp, (list, tuple, set)) else [stamp]
 
 
-def _of_kind(kind: type[Any], name: str, given: Any) -> Any:
-    if kind is bool:
-        return bool(given)
-    if isinstance(given, bool) or not isinstance(given, kind):
-        what = "text" if kind is str else "a whole number"
-        raise TypeError(f"{name} is {what}, not {given!r}")
-    if kind is int and not 0 <= given <= _MOST:
-        raise ValueError(f"{name} {given} is not between 0 and {_MOST}")
-    return given
+def _text(name: str, given: Any) -> str:
+    if isinstance(given, str):
+        return given
+    raise TypeError(f"{name} is text, not {given!r}")
+
+
+def _flag(name: str, given: Any) -> bool:
+    return bool(given)
 
 
 def plain(name: str, given: Any, default: Any = None) -> dict[str, Any]:

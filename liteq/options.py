@@ -35,6 +35,8 @@ __all__ = [
     "CallOptions",
     "RetryOptions",
     "TaskOptions",
+    "checked_count",
+    "checked_deliveries",
     "checked_limits",
     "checked_priority",
     "checked_seconds",
@@ -45,7 +47,7 @@ __all__ = [
 ]
 
 MAX_TIME: Final = 253_402_300_800.0  # the end of the year 9999, the last a datetime holds
-_MOST_DELIVERIES: Final = 2**31 - 1
+_MOST: Final = 2**31 - 1  # of what is counted
 
 
 class RetryOptions(TypedDict, total=False):
@@ -322,16 +324,20 @@ def checked_seconds(name: str, given: Any) -> float:
     return seconds
 
 
+def checked_count(name: str, given: Any, least: int = 0) -> int:
+    """Return a count that every store holds. Raises `TypeError` for what is no whole number,
+    `ValueError` for one below the least, or beyond 2**31 - 1."""
+    if isinstance(given, bool) or not isinstance(given, int):
+        raise TypeError(f"{name} is a whole number, not {given!r}")
+    if not least <= given <= _MOST:
+        raise ValueError(f"{name} {given} is not between {least} and {_MOST}")
+    return given
+
+
 def checked_deliveries(given: Any) -> int | None:
     """Return how often a call may be started in all; None leaves that to the store. Raises
-    `TypeError` for what is no whole number, `ValueError` for one that is not above zero."""
-    if given is None:
-        return None
-    if isinstance(given, bool) or not isinstance(given, int):
-        raise TypeError(f"max_deliveries is a whole number of starts, not {given!r}")
-    if not 1 <= given <= _MOST_DELIVERIES:
-        raise ValueError(f"max_deliveries {given} is not between 1 and {_MOST_DELIVERIES}")
-    return given
+    as `checked_count()` does."""
+    return None if given is None else checked_count("max_deliveries", given, 1)
 
 
 def _limit(name: str, given: Any) -> float | None:
