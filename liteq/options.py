@@ -324,11 +324,11 @@ def checked_seconds(name: str, given: Any) -> float:
     return seconds
 
 
-def checked_count(name: str, given: Any, least: int = 0) -> int:
+def checked_count(name: str, given: Any, least: int = 0, of: str = "") -> int:
     """Return a count that every store holds. Raises `TypeError` for what is no whole number,
     `ValueError` for one below the least, or beyond 2**31 - 1."""
     if isinstance(given, bool) or not isinstance(given, int):
-        raise TypeError(f"{name} is a whole number, not {given!r}")
+        raise TypeError(f"{name} is a whole number{of}, not {given!r}")
     if not least <= given <= _MOST:
         raise ValueError(f"{name} {given} is not between {least} and {_MOST}")
     return given
@@ -337,7 +337,7 @@ def checked_count(name: str, given: Any, least: int = 0) -> int:
 def checked_deliveries(given: Any) -> int | None:
     """Return how often a call may be started in all; None leaves that to the store. Raises
     as `checked_count()` does."""
-    return None if given is None else checked_count("max_deliveries", given, 1)
+    return None if given is None else checked_count("max_deliveries", given, 1, " of starts")
 
 
 def _limit(name: str, given: Any) -> float | None:
