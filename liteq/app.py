@@ -14,21 +14,21 @@ import warnings
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from functools import cached_property
 from importlib import import_module
-from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar, overload
 
-from liteq import brokers, context, current, djangoproject, names, signals
-from liteq.callers import outside
+from liteq import context, current, djangoproject, names, signals, storesettings
+from liteq.callers import creator, outside
 from liteq.clock import Clock, system_clock
 from liteq.config import Settings
 from liteq.definition import (
+    annotate,
     check_options,
     is_same_function,
     make_class,
     name_of,
     shared_task,
 )
-from liteq.exceptions import ConfigWarning, DuplicateTaskNameWarning, ImproperlyConfigured
+from liteq.exceptions import ConfigWarning, DuplicateTaskNameWarning
 from liteq.options import TASK_WITHOUT_EFFECT, CallOptions, TaskOptions, named
 from liteq.registry import TaskRegistry
 from liteq.task import AsyncTask
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from liteq.sending import Sender
     from liteq.signing import Signer
     from liteq.storelink import StoreLink
+    from liteq.taskmodules import Discovery
     from liteq.workflows import Workflow
 
 __all__ = ["Liteq", "shared_task"]
@@ -63,31 +64,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T", bound=_Task[..., Any])
 C = TypeVar("C")
-
-_DISABLED = ("disabled", "disabled://")
-
-
-class _Settings(Settings):
-    """Settings that count their changes, so that what was worked out of them is known to
-    be stale."""
-
-    _revision = 0
-
-    @property
-    def revision(self) -> int:
-        """A number that is another one after every change. Reading it loads."""
-        if self._values is None:
-            self._load()
-        return self._revision
-
-    def _change(self, key: str, value: Any) -> None:
-        super()._change(key, value)
-        self._revision += 1
-
-    def _load(self) -> dict[str, Any]:
-        values = super()._load()
-        self._revision += 1
-        return values
 
 
 class Liteq:
@@ -118,7 +94,7 @@ class Liteq:
         clock: Clock = system_clock,
         **conf: Any,
     ) -> None:
-        module, file = _creator()
+        module, file = creator()
         self.module = module
         self.main = main or _stem(file)
         self.clock = clock
@@ -129,7 +105,7 @@ class Liteq:
         self._tasks = TaskRegistry()
         self._broker: Broker | None = None
         self._said: set[str] = set()
-        self._discoveries: list[Callable[[], None]] = []
+        self._discoveries: list[Discovery] = []
         self._task_class: type[_Task[..., Any]] | None = None
         self._bound_classes: dict[type[Any], Any] = {}
         self._schedules: Schedules | None = None
@@ -151,9 +127,7 @@ class Liteq:
             settings["result_backend"] = "disabled://" if backend is None else backend
         if not strict_typing:
             settings["strict_typing"] = False
-        self.conf: _Settings = _Settings(
-            settings, directory=self._home, on_load=self._configured
-        )
+        self.conf = Settings(settings, directory=self._home, on_load=self._configured)
         if config_source is not None:
             self.config_from_object(config_source, namespace=namespace)
         current.enter_app(self)
@@ -287,32 +261,21 @@ class Liteq:
         without such a module is passed over; one that does not exist raises
         `ModuleNotFoundError`.
         """
-
         if isinstance(packages, str):
             raise TypeError(f"autodiscover_tasks takes a list of packages, not {packages!r}")
-
-        def discover() -> None:
-            given = packages() if callable(packages) else packages
-            for package in _django_apps() if given is None else given:
-                _import_related(package, related_name)
-
         if force:
-            discover()
+            from liteq import taskmodules  # late: it is the workers that import them
+
+            taskmodules.discover(packages, related_name)
         else:
-            self._discoveries.append(discover)
+            self._discoveries.append((packages, related_name))
 
     def import_default_modules(self) -> None:
         """Import the modules of `imports` and `include`, and what is to be discovered. A
         Django project that the environment names is set up before."""
-        djangoproject.set_up()
-        for name in (*self.conf.imports, *self.conf.include):
-            import_module(name)
-        for discover in self._discoveries:
-            discover()
-        for task in self.tasks.values():
-            self.annotate(task)
-        if signals.import_modules.receivers:
-            signals.import_modules.send(sender=self)
+        from liteq import taskmodules  # late: it is the workers that import them
+
+        taskmodules.import_all(self, self._discoveries)
 
     loader_import_default_modules = import_default_modules
 
@@ -423,30 +386,13 @@ class Liteq:
     @property
     def broker_url(self) -> str:
         """The URL of the store: the setting, or the default beside the program."""
-        url = self.conf.broker_url
-        if not url:
-            return f"sqlite://{self._home}/{self.main}.liteq"
-        urls = list(url) if isinstance(url, (list, tuple)) else str(url).split(";")
-        # Celery names one URL for each sentinel; of other servers, the first is the store.
-        return ";".join(urls) if "sentinel" in urls[0].partition("://")[0] else str(urls[0])
+        return storesettings.url_of(self.conf) or f"sqlite://{self._home}/{self.main}.liteq"
 
     def select_queues(self, queues: Iterable[str] | str | None = None) -> tuple[str, ...]:
         """Return the names of queues to consume: these, else those of `task_queues`, else
         the default one. Raises `ImproperlyConfigured` for one that is not declared, if
         missing queues are not to be created."""
-        router = self.router
-        if not queues:
-            return tuple(router.queues) or (router.default_queue,)
-        wanted = queues.split(",") if isinstance(queues, str) else queues
-        wanted = tuple(dict.fromkeys(name.strip() for name in wanted if name.strip()))
-        if not self.conf.task_create_missing_queues:
-            known = {*router.queues, router.default_queue}
-            if missing := [name for name in wanted if name not in known]:
-                raise ImproperlyConfigured(
-                    f"queue {missing[0]!r} is not in task_queues ({', '.join(sorted(known))}), "
-                    "and task_create_missing_queues is off"
-                )
-        return wanted
+        return self.router.select(queues)
 
     def queues(self) -> list[QueueInfo]:
         """Return the queues that hold anything or are paused, by name: their messages by
@@ -465,12 +411,7 @@ class Liteq:
 
     def length_limit(self, queue: str) -> int | None:
         """Return how many messages may wait in a queue; None for any number."""
-        most: int | None = self._max_lengths().get(queue, self.conf.task_queue_max_length)
-        return most
-
-    def _max_lengths(self) -> dict[str, int]:
-        queues = self.conf.task_queues or ()
-        return {q.name: q.max_length for q in queues if q.max_length is not None}
+        return storesettings.length_limit(self.conf, queue)
 
     @property
     def router(self) -> Router:
@@ -809,17 +750,7 @@ class Liteq:
     def annotate(self, task: _Task[..., Any]) -> None:
         """Set on a task what the setting `task_annotations` says of it: dictionaries by the
         task's name or `*`, or objects whose method `annotate(task)` returns one."""
-        given = self.conf.task_annotations
-        for rules in given if isinstance(given, (list, tuple)) else (given or {},):
-            if isinstance(rules, Mapping):
-                found = [rules.get("*"), rules.get(task.name)]
-            else:
-                any_of_them = getattr(rules, "annotate_any", None)
-                found = [any_of_them and any_of_them(), rules.annotate(task)]
-            for options in found:
-                for name, value in (options or {}).items():
-                    is_method = isinstance(value, FunctionType)
-                    setattr(task, name, MethodType(value, task) if is_method else value)
+        annotate(task, self.conf.task_annotations)
 
     def _duplicate(self, known: _Task[..., Any], fun: Callable[..., Any]) -> _Task[..., Any]:
         if not is_same_function(known, fun):
@@ -832,39 +763,15 @@ class Liteq:
         return known
 
     def _connect(self) -> Broker:
-        url = self.broker_url
-        conf = self.conf
         _ = self.keeps_results  # a backend that cannot be is an error from the first use
-        options: dict[str, Any] = {
-            "lease_timeout": conf.worker_lease_timeout,
-            "max_deliveries": conf.task_max_deliveries,
-            "unknown_expires": conf.task_unknown_expires,
-            "max_length": conf.task_queue_max_length,
-            "max_lengths": self._max_lengths(),
-        }
-        options.update(conf.broker_transport_options or {})
         clock = None if self.clock is system_clock else self.clock
-        return brokers.connect(url, options, clock)
+        return storesettings.connect(self.conf, self.broker_url, clock)
 
     @property
     def keeps_results(self) -> bool:
         """Whether results are kept. Raises `ImproperlyConfigured` for a result
         backend that is not the broker's own store."""
-        backend = self.conf.result_backend
-        if backend is None:
-            return not self.conf.value_set_for("result_backend")
-        if backend in _DISABLED:
-            return False
-        url = self.broker_url
-        if _store_of(backend) != _store_of(url) and not backend.startswith(("rpc", "cache")):
-            from liteq.redaction import mask_url  # late: for this
-
-            raise ImproperlyConfigured(
-                f"result_backend {mask_url(backend)!r} is another store than the broker "
-                f"{mask_url(url)!r}: liteq keeps results where the messages are. Leave it "
-                "out to keep results there, or set 'disabled://' to keep none"
-            )
-        return True
+        return storesettings.keeps_results(self.conf, self.broker_url)
 
     def _configured(self, settings: Settings) -> None:
         if self._schedules is not None:
@@ -879,50 +786,8 @@ class Liteq:
             self.configuring = False
 
 
-def _creator() -> tuple[str, str | None]:
-    """Return the module that is making an app, and its file (None at a prompt)."""
-    frame = sys._getframe(2)
-    while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__", "")):
-        frame = frame.f_back
-    scope = frame.f_globals
-    file = scope.get("__file__")
-    return scope.get("__name__", "__main__"), file if isinstance(file, str) else None
-
-
-def _is_ours(module: str) -> bool:
-    return module == "liteq" or module.startswith("liteq.")
-
-
 def _stem(file: str | None) -> str:
     return os.path.splitext(os.path.basename(file))[0] if file else "liteq"
-
-
-def _store_of(url: str) -> tuple[str, str]:
-    """Return which store a URL means: databases of one server are one store."""
-    scheme = brokers.scheme_of(url)
-    _, _, rest = url.partition("://")
-    rest = (rest or url).rpartition("@")[2].partition("?")[0]
-    if scheme in ("redis", "rediss", "valkey", "valkeys"):
-        return "redis", rest.partition("/")[0]
-    return scheme, rest.rstrip("/")
-
-
-def _import_related(package: str, related_name: str | None) -> None:
-    """Import `package.related_name`, if there is one."""
-    import_module(package)
-    if not related_name:
-        return
-    name = f"{package}.{related_name}"
-    try:
-        import_module(name)
-    except ModuleNotFoundError as exc:
-        if exc.name != name:
-            raise
-
-
-def _django_apps() -> list[str]:
-    apps = sys.modules.get("django.apps")
-    return [] if apps is None else [config.name for config in apps.apps.get_app_configs()]
 
 
 def _app_again(

@@ -1,10 +1,11 @@
-"""Where, outside of liteq, a warning belongs."""
+"""Who, outside of liteq, a call of ours comes from: whose line a warning belongs to, and
+which module makes an app."""
 
 from __future__ import annotations
 
 import sys
 
-__all__ = ["outside"]
+__all__ = ["creator", "outside"]
 
 
 def outside() -> int:
@@ -16,3 +17,17 @@ def outside() -> int:
     ):
         level, frame = level + 1, frame.f_back
     return level
+
+
+def creator() -> tuple[str, str | None]:
+    """Return the module that is making what calls this, and its file (None at a prompt)."""
+    frame = sys._getframe(2)
+    while frame.f_back is not None and _is_ours(frame.f_globals.get("__name__", "")):
+        frame = frame.f_back
+    scope = frame.f_globals
+    file = scope.get("__file__")
+    return scope.get("__name__", "__main__"), file if isinstance(file, str) else None
+
+
+def _is_ours(module: str) -> bool:
+    return module == "liteq" or module.startswith("liteq.")

@@ -66,6 +66,7 @@ class Settings(MutableMapping[str, Any]):
         self._object: tuple[Any, bool, str | None] | None = None
         self._defaults: list[Mapping[str, Any] | Callable[[], Mapping[str, Any]]] = []
         self._values: dict[str, Any] | None = None  # None: to be loaded
+        self._revision = 0
         self._sources: dict[str, str] = {}
         self._warned: set[str] = set()
         for name, value in (changes or {}).items():
@@ -287,6 +288,13 @@ class Settings(MutableMapping[str, Any]):
 
     # Loading
 
+    @property
+    def revision(self) -> int:
+        """A number that is another one after every change, so that what was worked out of
+        the settings is known to be stale. Reading it loads."""
+        self._loaded()
+        return self._revision
+
     def _change(self, key: str, value: Any) -> None:
         name = new_name(key) or key
         value = _checked(name, value, _CODE)
@@ -297,6 +305,7 @@ class Settings(MutableMapping[str, Any]):
             self._values[name] = value
             self._sources[name] = _CODE
             self._show({name: value})
+        self._revision += 1
 
     def _stronger(self, name: str) -> bool:
         source = self._sources.get(name, "")
@@ -341,6 +350,7 @@ class Settings(MutableMapping[str, Any]):
         self._show(values)
         if self._on_load is not None:
             self._on_load(self)
+        self._revision += 1
         return values
 
     def _layers(self) -> Iterator[tuple[str, Mapping[str, Any]]]:

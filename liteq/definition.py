@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from types import FunctionType, MethodType
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from liteq.limits import Declared
 
 __all__ = [
+    "annotate",
     "check_options",
     "is_same_function",
     "make_class",
@@ -160,6 +162,21 @@ def _with_models(
         strict=options.get("pydantic_strict", base.pydantic_strict),
         dump=options.get("pydantic_dump_kwargs", base.pydantic_dump_kwargs),
     )
+
+
+def annotate(task: Task[..., Any], annotations: Any) -> None:
+    """Set on a task what the setting `task_annotations` says: see `Liteq.annotate`."""
+    listed = isinstance(annotations, (list, tuple))
+    for rules in annotations if listed else (annotations or {},):
+        if isinstance(rules, Mapping):
+            found = [rules.get("*"), rules.get(task.name)]
+        else:
+            any_of_them = getattr(rules, "annotate_any", None)
+            found = [any_of_them and any_of_them(), rules.annotate(task)]
+        for options in found:
+            for name, value in (options or {}).items():
+                is_method = isinstance(value, FunctionType)
+                setattr(task, name, MethodType(value, task) if is_method else value)
 
 
 def limits_of(options: Mapping[str, Any]) -> tuple[Declared, ...]:

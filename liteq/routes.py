@@ -7,7 +7,7 @@ wins. A route is a mapping of call options, or just the name of a queue.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, Final, TypeAlias
 
@@ -75,6 +75,21 @@ class Router:
                 "and task_create_missing_queues is off"
             )
         return name
+
+    def select(self, queues: Iterable[str] | str | None) -> tuple[str, ...]:
+        """Return the names of queues to consume: see `Liteq.select_queues`."""
+        if not queues:
+            return tuple(self.queues) or (self.default_queue,)
+        wanted = queues.split(",") if isinstance(queues, str) else queues
+        wanted = tuple(dict.fromkeys(name.strip() for name in wanted if name.strip()))
+        if not self._create_missing:
+            known = {*self.queues, self.default_queue}
+            if missing := [name for name in wanted if name not in known]:
+                raise ImproperlyConfigured(
+                    f"queue {missing[0]!r} is not in task_queues ({', '.join(sorted(known))}), "
+                    "and task_create_missing_queues is off"
+                )
+        return wanted
 
     def _by_routing_key(self, key: Any) -> str | None:
         if key is None:

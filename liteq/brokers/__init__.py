@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from liteq.brokers.base import Broker
     from liteq.clock import Clock
 
-__all__ = ["connect", "scheme_of", "sqlite_target"]
+__all__ = ["connect", "is_same_store", "scheme_of", "sqlite_target"]
 
 _MODULES: Final = {
     "sqlite": ("liteq.brokers.sqlite", "SqliteBroker"),
@@ -108,6 +108,11 @@ def scheme_of(url: str) -> str:
     return scheme.partition("+")[0].lower()
 
 
+def is_same_store(url: str, other: str) -> bool:
+    """Tell whether two URLs mean one store: the databases of one server are one."""
+    return _store_of(url) == _store_of(other)
+
+
 def connect(
     url: str, options: Mapping[str, Any] | None = None, clock: Clock | None = None
 ) -> Broker:
@@ -149,6 +154,15 @@ def sqlite_target(url: str) -> tuple[str | None, dict[str, str]]:
 
         path = unquote(path)
     return path, options
+
+
+def _store_of(url: str) -> tuple[str, str]:
+    scheme = scheme_of(url)
+    _, _, rest = url.partition("://")
+    rest = (rest or url).rpartition("@")[2].partition("?")[0]
+    if scheme in ("redis", "rediss", "valkey", "valkeys"):
+        return "redis", rest.partition("/")[0]
+    return scheme, rest.rstrip("/")
 
 
 def _known(kind: type[Broker], options: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,70 @@
+"""What the settings say of the store: where it is, with which options, what it keeps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from liteq import brokers
+from liteq.exceptions import ImproperlyConfigured
+
+if TYPE_CHECKING:
+    from liteq.brokers.base import Broker
+    from liteq.clock import Clock
+    from liteq.config import Settings
+
+__all__ = ["connect", "keeps_results", "length_limit", "url_of"]
+
+_DISABLED: Final = ("disabled", "disabled://")
+
+
+def url_of(conf: Settings) -> str:
+    """Return the URL of the store, "" if the settings name none."""
+    url = conf.broker_url
+    if not url:
+        return ""
+    urls = list(url) if isinstance(url, (list, tuple)) else str(url).split(";")
+    # Celery names one URL for each sentinel; of other servers, the first is the store.
+    return ";".join(urls) if "sentinel" in urls[0].partition("://")[0] else str(urls[0])
+
+
+def connect(conf: Settings, url: str, clock: Clock | None) -> Broker:
+    """Return the store at this URL, as it is set. Nothing is opened before its first use."""
+    options: dict[str, Any] = {
+        "lease_timeout": conf.worker_lease_timeout,
+        "max_deliveries": conf.task_max_deliveries,
+        "unknown_expires": conf.task_unknown_expires,
+        "max_length": conf.task_queue_max_length,
+        "max_lengths": _max_lengths(conf),
+    }
+    options.update(conf.broker_transport_options or {})
+    return brokers.connect(url, options, clock)
+
+
+def keeps_results(conf: Settings, url: str) -> bool:
+    """Tell whether the store at this URL is to keep results. Raises `ImproperlyConfigured`
+    for a result backend that is another store."""
+    backend = conf.result_backend
+    if backend is None:
+        return not conf.value_set_for("result_backend")
+    if backend in _DISABLED:
+        return False
+    if not brokers.is_same_store(backend, url) and not backend.startswith(("rpc", "cache")):
+        from liteq.redaction import mask_url  # late: for this
+
+        raise ImproperlyConfigured(
+            f"result_backend {mask_url(backend)!r} is another store than the broker "
+            f"{mask_url(url)!r}: liteq keeps results where the messages are. Leave it "
+            "out to keep results there, or set 'disabled://' to keep none"
+        )
+    return True
+
+
+def length_limit(conf: Settings, queue: str) -> int | None:
+    """Return how many messages may wait in a queue; None for any number."""
+    most: int | None = _max_lengths(conf).get(queue, conf.task_queue_max_length)
+    return most
+
+
+def _max_lengths(conf: Settings) -> dict[str, int]:
+    queues = conf.task_queues or ()
+    return {q.name: q.max_length for q in queues if q.max_length is not None}
