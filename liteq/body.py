@@ -20,6 +20,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from liteq.eventloop import run_to_end
 from liteq.exceptions import SoftTimeLimitExceeded
 
 if TYPE_CHECKING:  # 50 ms to import, and most workers run no coroutine: see `_asyncio`
@@ -153,8 +154,8 @@ class Body:
             for task in left:
                 task.cancel()
             # One that swallows the cancellation must not keep the worker from ending.
-            loop.run_until_complete(asyncio.wait(left, timeout=1.0))
-        loop.run_until_complete(loop.shutdown_asyncgens())
+            run_to_end(loop, asyncio.wait(left, timeout=1.0), lambda _: None)
+        run_to_end(loop, loop.shutdown_asyncgens(), lambda _: None)
         loop.close()
 
 

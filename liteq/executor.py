@@ -52,6 +52,7 @@ from liteq.redaction import hide
 from liteq.retry import exhausted, give_up
 from liteq.serializers import dumps, loads, loads_call
 from liteq.signals import (
+    Signal,
     task_failure,
     task_internal_error,
     task_postrun,
@@ -402,8 +403,13 @@ class _Attempt:
     def _start(self, body: Body) -> Ending:
         plan = self.plan
         if task_prerun.receivers:
-            task_prerun.send(
-                plan.task, task_id=self.id, task=plan.task, args=self.args, kwargs=self.kwargs
+            self._tell(
+                task_prerun,
+                plan.task,
+                task_id=self.id,
+                task=plan.task,
+                args=self.args,
+                kwargs=self.kwargs,
             )
         if plan.track_started:
             self._report_started()
@@ -468,7 +474,7 @@ class _Attempt:
             except BaseException as exc:  # noqa: BLE001 (the user's code)
                 self._hook_failed("on_success", exc)
         if task_success.receivers:
-            task_success.send(plan.task, result=value, runtime=runtime)
+            self._tell(task_success, plan.task, result=value, runtime=runtime)
         if logger.isEnabledFor(logging.INFO):
             self._log(
                 logging.INFO,
@@ -520,7 +526,8 @@ class _Attempt:
         error = einfo.record()
         self._call_hook("on_failure", exc, self.id, self.args, self.kwargs, einfo)
         if task_failure.receivers:
-            task_failure.send(
+            self._tell(
+                task_failure,
                 plan.task,
                 task_id=self.id,
                 exception=exc,
@@ -613,7 +620,9 @@ class _Attempt:
         )
         self._call_hook("on_retry", reason, self.id, self.args, self.kwargs, einfo)
         if task_retry.receivers:
-            task_retry.send(self.plan.task, request=self.context, reason=retry, einfo=einfo)
+            self._tell(
+                task_retry, self.plan.task, request=self.context, reason=retry, einfo=einfo
+            )
         self._log(
             logging.INFO,
             "Task %s[%s] retry: %s",
@@ -683,9 +692,16 @@ class _Attempt:
             )
         self._postrun(state, value)
 
+    def _tell(self, signal: Signal, sender: Any, **named: Any) -> None:
+        """Send a signal. In a worker nothing that a receiver raises changes how the attempt
+        ends; the program that an eager call runs in may be left from a receiver."""
+        tell = signal.send if self.context.is_eager else signal.tell
+        tell(sender, **named)
+
     def _postrun(self, state: str, value: Any) -> None:
         if task_postrun.receivers:
-            task_postrun.send(
+            self._tell(
+                task_postrun,
                 self.plan.task,
                 task_id=self.id,
                 task=self.plan.task,
@@ -711,7 +727,8 @@ class _Attempt:
     def _internal_error(self, text: str, exc: BaseException, *values: Any) -> None:
         self._log(logging.ERROR, text, *values, outcome="error", exc_info=exc)
         if task_internal_error.receivers:
-            task_internal_error.send(
+            self._tell(
+                task_internal_error,
                 self.plan.task,
                 task_id=self.id,
                 args=self.args,

@@ -21,6 +21,7 @@ from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import TYPE_CHECKING, Literal
 
+from liteq.eventloop import run_to_end
 from liteq.loggers import get_logger
 from liteq.poolbase import (
     WAIT_LIMIT,
@@ -569,7 +570,7 @@ class AsyncioPool(_InProcess):
                 self._loop = loop
                 self._tell(Ready(os.getpid()))
                 loop.call_soon(self._pull)
-                runner.run(self._until_ended())
+                run_to_end(loop, self._until_ended(), self._on_trouble)
                 for spare in self._spare:
                     _stop(spare)
                 self._threads.shutdown(wait=False)
@@ -578,6 +579,14 @@ class AsyncioPool(_InProcess):
             self._tell(Broken(f"the event loop has ended: {exc!r}"))
         self._over = True
         self._bell.ring()
+
+    def _on_trouble(self, exc: BaseException | None) -> None:
+        """Say what something that a task has left on the loop did to it. The others that run
+        there have no part in that."""
+        if exc is None:
+            log.error("something has stopped the event loop of the pool: it goes on")
+        else:
+            log.error("something that a task left on the event loop raised", exc_info=exc)
 
     async def _until_ended(self) -> None:
         if self._stopping:

@@ -25,19 +25,21 @@ logger = get_logger("liteq.worker")
 
 class Notices:
     """Speaks for one worker. `sender` is what task signals name as the consumer, `tasks`
-    gives the tasks by name, `accept` the formats in which bodies are read for receivers,
-    once `signer` has found their signatures right."""
+    gives the tasks by name, `announce` sends a signal, `accept` has the formats in which
+    bodies are read for receivers, once `signer` has found their signatures right."""
 
     def __init__(
         self,
         sender: object,
         tasks: Callable[[], Mapping[str, TaskLike]],
         *,
+        announce: Callable[..., None],
         hostname: str,
         accept: Sequence[str],
         signer: Signer | None = None,
     ) -> None:
         self._sender = sender
+        self._announce = announce
         self._tasks = tasks
         self._hostname = hostname
         self._accept = tuple(accept)
@@ -46,7 +48,7 @@ class Notices:
 
     def received(self, lease: Lease) -> None:
         """A message was claimed. Call only if the signal has receivers: it is not cheap."""
-        signals.task_received.send(self._sender, request=self._request(lease))
+        self._announce(signals.task_received, self._sender, request=self._request(lease))
 
     def parked(self, lease: Lease) -> None:
         """A message was left for a worker that knows its task. Each name is said once."""
@@ -61,7 +63,8 @@ class Notices:
                 extra=_about(lease, "parked"),
             )
         if signals.task_unknown.receivers:
-            signals.task_unknown.send(
+            self._announce(
+                signals.task_unknown,
                 self._sender,
                 message=lease.message,
                 exc=NotRegistered(reason),
@@ -123,17 +126,20 @@ class Notices:
     def undecodable(self, lease: Lease, reason: str) -> None:
         """A child could not make sense of a message, which is a dead letter now."""
         if signals.task_rejected.receivers:
-            signals.task_rejected.send(self._sender, message=lease.message, exc=None)
+            self._announce(signals.task_rejected, self._sender, message=lease.message, exc=None)
         self._dead(lease, reason)
 
     def _dead(self, lease: Lease, reason: str) -> None:
         if signals.task_dead.receivers:
-            signals.task_dead.send(self._sender, id=lease.id, name=lease.task, reason=reason)
+            self._announce(
+                signals.task_dead, self._sender, id=lease.id, name=lease.task, reason=reason
+            )
 
     def _failed(self, lease: Lease, exc: Exception) -> None:
         if signals.task_failure.receivers:
             args, kwargs = self._arguments(lease)
-            signals.task_failure.send(
+            self._announce(
+                signals.task_failure,
                 self._task(lease),
                 task_id=lease.id,
                 exception=exc,
@@ -147,7 +153,8 @@ class Notices:
         self, lease: Lease, *, terminated: bool, signum: int | None, expired: bool
     ) -> None:
         if signals.task_revoked.receivers:
-            signals.task_revoked.send(
+            self._announce(
+                signals.task_revoked,
                 self._task(lease),
                 request=self._request(lease),
                 terminated=terminated,

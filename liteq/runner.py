@@ -68,7 +68,8 @@ class TaskRunner:
         self._body = Body()
 
     def start(self) -> None:
-        """Tell the user's code that the child begins. What a receiver raises is logged."""
+        """Tell the user's code that the child begins. What a receiver raises is logged;
+        `SystemExit` ends the child, which has run nothing yet."""
         if self._own_process and worker_process_init.receivers:
             worker_process_init.send(None)
 
@@ -76,7 +77,7 @@ class TaskRunner:
         """End the event loop of this child, and tell the user's code that it ends."""
         self._body.close()
         if self._own_process and worker_process_shutdown.receivers:
-            worker_process_shutdown.send(None, pid=os.getpid(), exitcode=0)
+            worker_process_shutdown.tell(None, pid=os.getpid(), exitcode=0)
 
     def run(self, payload: bytes, report: Send) -> bytes:
         """Run a job and return the answer. Whatever the task raises is in the answer."""

@@ -6,7 +6,9 @@ A signal without receivers costs one test of an empty list; its senders write
         task_prerun.send(task, task_id=…, …)
 
 Receivers are called in the order of their connection, in the process and thread that
-sends. What they raise is logged and goes no further.
+sends. What they raise is logged and goes no further; `SystemExit` and its like go through
+where a program or a process that starts may be meant to end (`send`), and are logged where
+a worker or a task would suffer for it (`tell`).
 """
 
 from __future__ import annotations
@@ -180,23 +182,11 @@ class Signal:
         Returns pairs of receiver and what it returned, or the `Exception` it raised,
         which is logged with its traceback. `SystemExit` and its like go through.
         """
-        answers: list[tuple[Any, Any]] = []
-        for connection in list(self.receivers):
-            if not connection.hears(sender):
-                continue
-            receiver = connection.target()
-            if receiver is None:
-                continue
-            try:
-                answer = receiver(signal=self, sender=sender, **named)
-            except Exception as exc:  # the user's code: what it raises must stop nothing
-                from liteq.loggers import get_logger  # late: a bug of the user's
+        return self._send(sender, named, Exception)
 
-                logger = get_logger("liteq.signals")
-                logger.exception("Receiver %r of %s raised", receiver, self.name)
-                answer = exc
-            answers.append((receiver, answer))
-        return answers
+    def tell(self, sender: Any, **named: Any) -> list[tuple[Any, Any]]:
+        """Do what `send` does, and let nothing through: not `SystemExit` either."""
+        return self._send(sender, named, BaseException)
 
     send_robust = send  # Django's name for the same
 
@@ -206,6 +196,27 @@ class Signal:
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy as a signal without receivers: those belong to a process."""
         return Signal, (self.name, tuple(sorted(self.providing_args)))
+
+    def _send(
+        self, sender: Any, named: dict[str, Any], caught: type[BaseException]
+    ) -> list[tuple[Any, Any]]:
+        answers: list[tuple[Any, Any]] = []
+        for connection in list(self.receivers):
+            if not connection.hears(sender):
+                continue
+            receiver = connection.target()
+            if receiver is None:
+                continue
+            try:
+                answer = receiver(signal=self, sender=sender, **named)
+            except caught as exc:  # the user's code: what it raises must stop nothing
+                from liteq.loggers import get_logger  # late: a bug of the user's
+
+                logger = get_logger("liteq.signals")
+                logger.exception("Receiver %r of %s raised", receiver, self.name)
+                answer = exc
+            answers.append((receiver, answer))
+        return answers
 
     def _connect_weakly(self, key: object, sender: Any, receiver: Any) -> None:
         def forget(_: Any) -> None:

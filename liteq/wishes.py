@@ -30,6 +30,7 @@ class Wishes:
     def __init__(self) -> None:
         self.stop = 0  # WARM or COLD
         self.signal = "SIGTERM"  # that asked for the stop
+        self.exit_code = 0  # that the process is to end with, if nothing went wrong
         self.hang_up = False
         self.stacks = False
         self.wake_up: socket.socket  # to be read when it can be

@@ -23,6 +23,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from liteq import cpus, signals
+from liteq.announcing import Announcer
 from liteq.attempts import Attempts, Settlements
 from liteq.autoscale import Autoscaler
 from liteq.brokers.base import HELLO, MAIL, ORDERS, Broker, Lease, Mailbox, Note, Step
@@ -171,9 +172,12 @@ class Worker(Steered):
         self._broker: Broker = app.broker
         self._mailbox: Mailbox | None = None
         self._peers = Peers(app.broker)
+        self._wishes = Wishes()
+        self._announce = Announcer(self._wishes)
         self._notices = Notices(
             self,
             lambda: app.tasks,
+            announce=self._announce,
             hostname=self.hostname,
             accept=conf.accept_content,
             signer=app.signer,
@@ -199,7 +203,6 @@ class Worker(Steered):
         self._pause = 0.0
         self._try_again = 0.0
         self._ignores_rates: bool = app.conf.worker_disable_rate_limits
-        self._wishes = Wishes()
         self._stopping = 0  # as wished: WARM or COLD
         self._deadline: float | None = None  # of the stop's present stage
         self._exit_code = 0
@@ -230,9 +233,9 @@ class Worker(Steered):
                 logger.critical("stopping: %s", exc)
                 self._exit_code = EXIT_SCHEMA if isinstance(exc, SchemaError) else EXIT_STORE
             finally:
-                signals.worker_shutdown.send(sender=self)
+                self._announce(signals.worker_shutdown, self)
         logger.info("%s has stopped", self.hostname)
-        return self._exit_code
+        return self._exit_code or self._wishes.exit_code
 
     def stop(self, *, cold: bool = False) -> None:
         """Stop from any thread: finish what runs (warm), or give it back now (cold)."""
@@ -319,7 +322,7 @@ class Worker(Steered):
             max_memory_per_child=self.max_memory_per_child,
             start_method=conf.worker_pool_start_method or "fork",
             at_fork=self._forget_wake_up,
-            before_child=partial(signals.worker_before_create_process.send, self),
+            before_child=partial(self._announce, signals.worker_before_create_process, self),
         )
         return make_pool(self.pool_kind, self._runners(options.start_method), options)
 
@@ -551,7 +554,7 @@ class Worker(Steered):
         if self.notify is not None:
             self.notify.ready()
             self.notify.status(f"{self.concurrency} children, queues {', '.join(self.queues)}")
-        signals.worker_ready.send(sender=self)
+        self._announce(signals.worker_ready, self)
         if self.on_ready is not None:
             self.on_ready()
 
@@ -641,7 +644,7 @@ class Worker(Steered):
             self._come_back()
         self._next_beat = now + self._beat_interval()
         self._peers.died = True  # on another host, where only missing heartbeats show it
-        signals.heartbeat_sent.send(sender=self)
+        self._announce(signals.heartbeat_sent, self)
 
     # The others
 
@@ -667,8 +670,9 @@ class Worker(Steered):
     def _begin_stop(self, pool: Pool) -> None:
         warm = self._wishes.stop == WARM
         self._stopping = self._wishes.stop
-        signals.worker_shutting_down.send(
-            sender=self.hostname,
+        self._announce(
+            signals.worker_shutting_down,
+            self.hostname,
             sig=self._wishes.signal,
             how="Warm" if warm else "Cold",
             exitcode=self._exit_code,

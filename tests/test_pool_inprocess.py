@@ -9,6 +9,7 @@ import os
 import random
 import selectors
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -133,6 +134,22 @@ async def async_echo(arg: bytes, report: Report) -> bytes:
     return arg
 
 
+async def async_leave(how: str, report: Report) -> bytes:
+    loop = asyncio.get_running_loop()
+
+    async def end() -> None:
+        raise SystemExit(3) if how == "SystemExit" else KeyboardInterrupt
+
+    match how:
+        case "stop":
+            loop.stop()
+        case "callback":
+            loop.call_soon(sys.exit, 3)
+        case _:
+            LEFT.append(asyncio.create_task(end()))
+    return b"left"
+
+
 async def async_stubborn(arg: int, report: Report) -> bytes:
     for _ in range(arg):
         try:
@@ -155,6 +172,7 @@ async def async_mark(key: int, report: Report) -> bytes:
 
 RUNS: Counter[int] = Counter()
 STOPPED: list[TinyRunner] = []
+LEFT: list[asyncio.Task[None]] = []
 GATES: dict[str, threading.Event] = {}
 OPS: dict[str, Callable[[Any, Report], Any]] = {
     "echo": lambda arg, report: arg,
@@ -165,6 +183,7 @@ OPS: dict[str, Callable[[Any, Report], Any]] = {
     "mark": mark,
     "async_blocked": async_blocked,
     "async_echo": async_echo,
+    "async_leave": async_leave,
     "async_stubborn": async_stubborn,
     "async_mark": async_mark,
 }
@@ -492,6 +511,21 @@ def test_many_coroutines_run_at_once(start: Any) -> None:
     loop.until(lambda: len(loop.pool.running()) == 50)
     GATES["gate"].set()
     assert {loop.end_of(key).payload for key in range(50)} == {b"passed"}
+
+
+@pytest.mark.parametrize("how", ["SystemExit", "KeyboardInterrupt", "stop", "callback"])
+def test_what_a_coroutine_leaves_on_the_loop_cannot_end_it(
+    start: Any, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = start("asyncio", 3)
+    loop.ready(1)
+    loop.begin("async_blocked", "gate")
+    assert loop.run("async_leave", how, key=2) == b"left"
+    loop.until(lambda: "event loop" in caplog.text)
+    assert loop.run("async_echo", b"on", key=3) == b"on"
+    GATES["gate"].set()
+    assert loop.end_of(1).payload == b"passed"
+    assert loop.of(Broken) == []
 
 
 def test_plain_functions_do_not_block_the_event_loop(start: Any) -> None:

@@ -109,6 +109,20 @@ def test_a_request_to_exit_goes_through(signal: Signal) -> None:
         signal.send(None)
 
 
+def test_told_of_something_no_receiver_can_end_who_tells(
+    signal: Signal, heard: list[Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    @signal.connect
+    def receiver(**kwargs: Any) -> None:
+        raise SystemExit(3)
+
+    signal.connect(lambda **_: heard.append(1), weak=False)
+    answers = signal.tell(None)
+    assert isinstance(answers[0][1], SystemExit)
+    assert heard == [1]
+    assert "receiver" in caplog.text
+
+
 def test_a_function_nobody_holds_is_forgotten(signal: Signal, heard: list[Any]) -> None:
     def receiver(**kwargs: Any) -> None:
         heard.append(1)

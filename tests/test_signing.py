@@ -238,12 +238,19 @@ def test_a_pickle_is_not_read_before_its_signature_is(tmp_path: Any, broker: Bro
     def hear(request: Any, **_: Any) -> None:
         heard.append(request.args)
 
+    from liteq.announcing import Announcer
     from liteq.notices import Notices
+    from liteq.wishes import Wishes
 
     task_received.connect(hear)
     try:
         notices = Notices(
-            None, lambda: app.tasks, hostname="w", accept=("json", "pickle"), signer=app.signer
+            None,
+            lambda: app.tasks,
+            announce=Announcer(Wishes()),
+            hostname="w",
+            accept=("json", "pickle"),
+            signer=app.signer,
         )
         worker = world.enlist(broker)
         [lease] = broker.claim(worker, ["default"])

@@ -29,6 +29,8 @@ from liteq.exceptions import (
     SoftTimeLimitExceeded,
     TaskRevokedError,
     TimeLimitExceeded,
+    WorkerShutdown,
+    WorkerTerminate,
 )
 from liteq.worker import EXIT_STORE, Worker
 
@@ -46,11 +48,13 @@ class Heard:
         self.told: list[tuple[str, dict[str, Any]]] = []
         self._receivers: list[tuple[signals.Signal, Callable[..., None]]] = []
 
-    def listen(self, *names: str) -> None:
+    def listen(self, *names: str, raises: BaseException | None = None) -> None:
         for name in names:
 
             def receiver(_name: str = name, **kwargs: Any) -> None:
                 self.told.append((_name, kwargs))
+                if raises is not None:
+                    raise type(raises)(*raises.args)
 
             signal = getattr(signals, name)
             signal.connect(receiver, weak=False)
@@ -473,6 +477,67 @@ def test_receivers_hear_of_the_workers_life(app: Liteq, heard: Heard) -> None:
         "Warm",
         "SIGTERM",
     )
+
+
+_OF_A_TASK = ("task_received", "task_prerun", "task_postrun", "task_success", "task_failure")
+
+
+@pytest.mark.parametrize("pool", ["threads", "asyncio", "solo"])
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_no_receiver_changes_how_a_task_ends(
+    app: Liteq, heard: Heard, pool: str, kind: type[BaseException]
+) -> None:
+    if kind is SystemExit:
+        heard.listen(*_OF_A_TASK[1:], raises=kind())
+    else:
+        heard.listen(*_OF_A_TASK, "worker_ready", "heartbeat_sent", raises=kind())
+
+    @app.task
+    def double(n: int) -> int:
+        return 2 * n
+
+    @app.task
+    async def fail() -> None:
+        raise ValueError("as it is meant")
+
+    codes: list[int] = []
+    with running(app, pool=pool, codes=codes):
+        results = double.delay(4), fail.delay()
+        assert results[0].get(timeout=10) == 8
+        with pytest.raises(ValueError, match="as it is meant"):
+            results[1].get(timeout=10)
+        assert double.delay(5).get(timeout=10) == 10
+    assert codes == [0]
+    assert {"task_prerun", "task_postrun", "task_success", "task_failure"} <= set(heard.names())
+    assert [record(app, one.id).deliveries for one in results] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("order", "how", "code"),
+    [
+        (SystemExit(), "Warm", 0),
+        (WorkerShutdown(3), "Warm", 3),
+        (SystemExit("enough"), "Warm", 1),
+        (WorkerTerminate(4), "Cold", 4),
+    ],
+)
+@pytest.mark.parametrize("signal", ["task_received", "worker_ready"])
+def test_a_receiver_in_the_worker_may_end_it_in_order(
+    app: Liteq, heard: Heard, signal: str, order: SystemExit, how: str, code: int
+) -> None:
+    heard.listen(signal, raises=order)
+    heard.listen("worker_shutting_down")
+
+    @app.task
+    def work() -> int:
+        return 1
+
+    result = work.delay()
+    made = Worker(app, pool="threads", concurrency=1, install_signals=False)
+    assert made.run() == code
+    assert dict(heard.told)["worker_shutting_down"]["how"] == how
+    assert record(app, result.id).state in ("succeeded", "queued")
+    assert app.broker.workers() == []
 
 
 # A store in trouble
