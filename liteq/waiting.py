@@ -34,6 +34,7 @@ logger = get_logger("liteq.result")
 FIRST_LOOK: Final = 0.05  # seconds until an unknown id is noticed
 WORKER_MISSING_AFTER: Final = 2.0  # seconds until a queue without a worker is reported
 SLICE: Final = 500  # ids that the store is asked about at a time
+_NAMED: Final = 3  # ids that an error names
 _SPARE: Final = 8  # mailboxes kept open for the next waiters
 _POLL_START: Final = 0.005  # seconds; without wake-ups, looks start at this pace
 
@@ -142,6 +143,7 @@ class _Wait:
         self.expiry: float | None = None  # when the next of them expires, Unix seconds
         self.on_change = on_change
         self._told: dict[str, tuple[Any, ...]] = {}  # by id, of what on_change was told
+        self._last: dict[str, Record | None] = {}  # by id, of those that errors name
 
     def tell(self, records: Mapping[str, Record]) -> Mapping[str, Record]:
         """Tell `on_change` which of these are not what they were; return them all."""
@@ -168,7 +170,7 @@ class _Wait:
         if self.timeout is not None:
             left = self.start + self.timeout - time.monotonic()
             if left <= 0 and self.looks:
-                raise TimeoutError(f"not ready after {self.timeout:g} s: {self._names()}")
+                raise TimeoutError(f"not ready after {self.timeout:g} s: {self._named()}")
             pause = min(pause, max(left, 0.0))
         if self.expiry is not None:
             pause = min(pause, max(self.expiry - self.broker.clock.now(), 0.0) + 0.001)
@@ -191,6 +193,7 @@ class _Wait:
                 f"no task {unknown[0]} is in the store: it was never sent, or its result "
                 "has expired, was forgotten or is ignored; waiting for it would never end"
             )
+        self._last = {id: records.get(id) for id in self._first_missing()}
         times = [r.packed[6] for r in records.values() if r.state != "running"]
         self.expiry = min((t for t in times if t is not None), default=None)
 
@@ -201,9 +204,25 @@ class _Wait:
         self.warned = True
         return True
 
-    def _names(self) -> str:
-        names = list(self.missing)
-        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+    def _first_missing(self) -> tuple[str, ...]:
+        return tuple(islice(self.missing, _NAMED))
+
+    def _named(self) -> str:
+        """Return the first of what is waited for, each with what the last look found."""
+        said = ", ".join(self._described(id) for id in self._first_missing())
+        more = len(self.missing) - _NAMED
+        return f"{said} and {more} more" if more > 0 else said
+
+    def _described(self, id: str) -> str:
+        if id not in self._last:  # what was before it in line has ended since
+            return id
+        match self._last[id]:
+            case None:
+                return f"{id} (not in the store)"
+            case Record(state="parked", packed=packed):
+                return f"{id} (parked: its workers know no task {packed[1]!r})"
+            case record:
+                return f"{id} ({record.state})"
 
 
 def _look(broker: Broker, wait: _Wait, mailbox: Mailbox, woken: set[str]) -> dict[str, Record]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from api import app_in_memory, claim, forget_current, settle
-from world import FakeClock
+from world import FakeClock, enlist
 
 from liteq import AsyncResult, BoundTask, Liteq, allow_join_result, group, waiting
 from liteq.brokers.base import Broker, Note
@@ -432,6 +432,24 @@ def test_a_process_that_waited_leaves_no_address_behind(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
     assert list((tmp_path / "s" / "wake").iterdir()) == []
+
+
+def test_a_wait_that_is_too_long_says_where_the_call_is(app: Liteq, add: Any) -> None:
+    store = app.broker
+    later = add.apply_async((1, 2), countdown=60)
+    misspelt = app.send_task("tasks.ad", (1, 2))
+    assert not store.claim(enlist(store), ["default"], tasks=[add.name])
+
+    def said(waiting: Any) -> str:
+        with pytest.raises(TimeoutError) as caught:
+            waiting.get(timeout=0.01)
+        return str(caught.value)
+
+    assert said(later) == f"not ready after 0.01 s: {later.id} (scheduled)"
+    assert said(misspelt).endswith("(parked: its workers know no task 'tasks.ad')")
+    assert said(app.AsyncResult("nope")).endswith("nope (not in the store)")
+    many = [add.delay(n, n) for n in range(5)]
+    assert said(ResultSet(many)).endswith(f"{many[2].id} (queued) and 2 more")
 
 
 def test_a_broker_that_nobody_holds_is_let_go_after_a_wait(tmp_path: Path) -> None:

@@ -40,9 +40,9 @@ class Post:
     """Sends wake-ups to the mailboxes of one store."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self._forget()
         self.folder = os.fspath(folder)
         self._names = itertools.count()
-        self._forget()
         _posts.add(self)
 
     def _forget(self) -> None:
@@ -111,6 +111,10 @@ class Post:
             directory, self._directory, self._base = self._directory, -1, None
         if directory >= 0:
             os.close(directory)
+
+    def __del__(self) -> None:
+        # An app that was let go, unclosed, or the end of the program.
+        self.close()
 
     def _drop_inherited(self) -> None:
         """Close what a forked child got: the parent goes on with its own."""

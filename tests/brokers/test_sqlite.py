@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import gc
 import os
 import shutil
 import signal
@@ -577,6 +578,24 @@ def test_threads_that_end_leave_no_descriptor_behind(broker: Broker) -> None:
     if not Path("/proc/self/fd").exists():
         pytest.skip("needs /proc")
     first, second = use_in_threads(), use_in_threads()
+
+    assert second <= first
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+def test_a_store_that_is_let_go_unclosed_leaves_no_descriptor_behind(tmp_path: Path) -> None:
+    folder = tmp_path / ("long" * 30)  # more than the address of a socket can name
+
+    def use() -> int:
+        store = Store("sqlite", folder, FakeClock())
+        broker = store.open()
+        with contextlib.closing(broker.mailbox(1)):
+            broker.enqueue([make()])  # wakes the worker
+        del store, broker
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    first, second = use(), use()
 
     assert second <= first
 
