@@ -17,13 +17,13 @@ from liteq import failure
 from liteq.brokers.base import FINAL_STATES, Attempt, Broker, Record, State
 from liteq.brokers.searching import Found, Search
 from liteq.exceptions import LiteqError, UnknownTaskId
+from liteq.searches import UNFINISHED
 from liteq.showing import shown_call
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
 
 __all__ = [
-    "UNFINISHED",
     "cancel",
     "count",
     "describe",
@@ -35,9 +35,6 @@ __all__ = [
     "retry",
 ]
 
-UNFINISHED: Final[frozenset[State]] = frozenset(
-    {"waiting", "scheduled", "queued", "limited", "parked", "running", "retrying"}
-)
 BATCH: Final = 500
 _LARGE: Final = 2_000  # nodes of a workflow beyond which its edges are not looked through
 _INPUTS: Final = 50  # shown of what a message waits for
@@ -93,7 +90,8 @@ def cancel(
     """Revoke unfinished messages, batch by batch; yield how many became what (see
     `Broker.revoke`). `terminate`: the signal that ends those that run."""
     if isinstance(wanted, Search):
-        states = (wanted.states & UNFINISHED) if wanted.states else UNFINISHED
+        unfinished: frozenset[State] = frozenset(UNFINISHED)
+        states = (wanted.states & unfinished) if wanted.states else unfinished
         if not states:
             return
         wanted = wanted._replace(states=states)

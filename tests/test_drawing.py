@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from liteq.brokers.base import Node
-from liteq.cli.drawing import draw
+from liteq.drawing import draw
 from liteq.message import GATHER, Edge
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from liteq.cli.front import Session, ask, completing
+from liteq.searches import read_moment, read_states
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -29,58 +28,24 @@ __all__ = [
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-UNFINISHED: Final = (
-    *("waiting", "scheduled", "queued", "limited"),
-    *("parked", "running", "retrying"),
-)
-STATES: Final = (*UNFINISHED, "succeeded", "failed", "revoked", "ignored")
-# What each of Celery's states may be in the store.
-CELERY_STATES: Final = {
-    "PENDING": ("waiting", "scheduled", "queued", "limited", "parked"),
-    "STARTED": ("running",),
-    "RETRY": ("retrying",),
-    "SUCCESS": ("succeeded",),
-    "FAILURE": ("failed",),
-    "REVOKED": ("revoked",),
-    "IGNORED": ("ignored",),
-}
-_SPAN: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|d|w)")
-_UNITS: Final = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+T = TypeVar("T")
 
 
 def states(text: str) -> frozenset[str]:
-    """Read states with commas between them; "unfinished" and Celery's words are known."""
-    found: set[str] = set()
-    for word in filter(None, (part.strip() for part in text.split(","))):
-        if word.lower() == "unfinished":
-            found.update(UNFINISHED)
-        elif word.upper() in CELERY_STATES:
-            found.update(CELERY_STATES[word.upper()])
-        elif word.lower() in STATES:
-            found.add(word.lower())
-        else:
-            from difflib import get_close_matches
-
-            near = get_close_matches(word.lower(), STATES)
-            advice = f"did you mean {near[0]}?" if near else f"it is one of {', '.join(STATES)}"
-            raise click.BadParameter(f"there is no state {word!r}; {advice}")
-    return frozenset(found)
+    """Read states with commas between them: see `searches.read_states`."""
+    return _read(read_states, text)
 
 
 def moment_ago(text: str) -> float:
-    """Read a time: a span before now (30s, 15m, 2h, 7d), or ISO 8601, which without an
-    offset is in the machine's zone. Return Unix seconds."""
-    import time
+    """Read a time: see `searches.read_moment`."""
+    return _read(read_moment, text)
 
-    if match := _SPAN.fullmatch(text.strip().lower()):
-        return time.time() - float(match[1]) * _UNITS[match[2]]
+
+def _read(reader: Callable[[str], T], text: str) -> T:
     try:
-        return datetime.fromisoformat(text).astimezone().timestamp()
-    except (ValueError, OverflowError):
-        raise click.BadParameter(
-            f"{text!r} is neither a span like 30m, 2h, 7d nor a time like 2026-01-31T08:00"
-        ) from None
+        return reader(text)
+    except ValueError as exc:
+        raise click.BadParameter(str(exc)) from None
 
 
 def by_what(function: F) -> F:

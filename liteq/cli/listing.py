@@ -8,8 +8,7 @@ import click
 
 from liteq.cli.filters import by_what, search_for
 from liteq.cli.front import Session, as_json, command, print_json, print_table
-from liteq.cli.output import STATE_COLOURS, ago, moment, span
-from liteq.limits import limits_text
+from liteq.cli.output import STATE_COLOURS, ago, moment
 
 if TYPE_CHECKING:
     from liteq.brokers.base import Record
@@ -56,6 +55,8 @@ def ls(limit: int, before: int | None, as_json: bool, **wanted: Any) -> None:
 
 
 def _fields(number: int, record: Record) -> dict[str, Any]:
+    from liteq.digest import error_line
+
     message = record.message
     return {
         "number": number,
@@ -73,59 +74,21 @@ def _fields(number: int, record: Record) -> dict[str, Any]:
         "deliveries": record.deliveries,
         "dead": record.dead,
         "revoked": record.revoked,
-        "error": _error(record) or None,
+        "error": error_line(record) or None,
         "workflow": record.workflow,
     }
 
 
 def _row(record: Record, now: float) -> dict[str, Any]:
+    from liteq.digest import remark, state_of, took
+
     message = record.message
     return {
         "id": record.id,
-        "state": "dead" if record.dead is not None else record.state,
+        "state": state_of(record),
         "task": message.task,
         "queue": message.queue,
         "enqueued": ago(record.enqueued_at, now),
-        "took": _took(record, now),
-        "what": _what(record, now),
+        "took": took(record, now),
+        "what": remark(record, now),
     }
-
-
-def _took(record: Record, now: float) -> str:
-    if record.started_at is None or record.state in ("queued", "scheduled", "waiting"):
-        return ""
-    end = now if record.state == "running" else record.settled_at
-    return span(end - record.started_at) if end is not None else ""
-
-
-def _what(record: Record, now: float) -> str:
-    """Say in a few words what is worth knowing of a task in its state."""
-    message = record.message
-    match record.state:
-        case "running":
-            told = f" · {record.note.state}" if record.note else ""
-            return f"on {record.worker}{told}" if record.worker else ""
-        case "scheduled":
-            return ago(message.run_at, now)
-        case "retrying":
-            return f"{ago(message.run_at, now)}: {_error(record)}"
-        case "parked":
-            return "no worker that met it knows its task"
-        case "limited":
-            return limits_text(message.limits)
-        case "revoked":
-            return record.revoked or ""
-        case "failed":
-            return record.dead or _error(record)
-        case _:
-            return ""
-
-
-def _error(record: Record) -> str:
-    """Return the first line of an error."""
-    from liteq.einfo import line
-    from liteq.operating import error_of
-
-    if record.state not in ("failed", "retrying") or (error := error_of(record.result)) is None:
-        return ""
-    return line(f"{error['type']}: {error['message']}")[:100]

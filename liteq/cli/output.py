@@ -1,20 +1,20 @@
 """What goes to the terminal: tables, JSON, moments and spans of time, nothing that steers it.
 
 Names, arguments and errors come from a store that others write to: an escape sequence in
-one of them must not reach the terminal of who looks. Control characters are shown as
-`\\x1b`, those that turn the direction of text as `\\u202e`.
+one of them must not reach the terminal of who looks (`liteq.wording`).
 """
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, date, datetime, time
+from datetime import date, time
 from math import isfinite
 from typing import Any, Final
 
 import click
+
+from liteq.wording import CONTROL, ago, moment, shown, span
 
 __all__ = [
     "STATE_COLOURS",
@@ -46,25 +46,6 @@ STATE_COLOURS: Final[Mapping[str, str]] = {
 _GAP: Final = 2  # between two columns
 _LEAST: Final = 20  # of a last column that is folded
 
-# C0 and C1 controls, and the marks that reorder or hide text (Unicode's Bidi_Control, BOM).
-_CONTROL: Final = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
-)
-
-
-def shown(value: object, *, lines: bool = False) -> str:
-    """Return a text that is safe to print; with `lines`, its line feeds and tabs stay."""
-    text = "" if value is None else str(value)
-    if text.isprintable():
-        return text
-    return _CONTROL.sub(lambda found: _escaped(found[0], lines=lines), text)
-
-
-def _escaped(character: str, *, lines: bool) -> str:
-    if lines and character in "\n\t":
-        return character
-    return repr(character)[1:-1] if character != "\ud800" else "\\ud800"
-
 
 def print_json(value: Any) -> None:
     """Print one JSON document."""
@@ -85,7 +66,7 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
     except (TypeError, ValueError):  # keys that are no text, or NaN: seldom
         text = json.dumps(_plain(value), indent=indent, ensure_ascii=False, default=_plainer)
     # JSON escapes the C0 controls itself; the others can stand in a string only.
-    return _CONTROL.sub(
+    return CONTROL.sub(
         lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text
     )
 
@@ -145,36 +126,6 @@ def print_facts(facts: Mapping[str, Any], *, indent: str = "") -> None:
         if value is not None:
             label = click.style(f"{name:<{width}}", dim=True)
             click.echo(f"{indent}{label}  {shown(value)}".rstrip())
-
-
-def moment(seconds: float | None) -> str | None:
-    """Return a Unix time as ISO 8601 in UTC."""
-    if seconds is None:
-        return None
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
-
-
-def span(seconds: float | None) -> str:
-    """Return a duration in its largest unit that says something: 350 ms, 12 s, 3 min."""
-    if seconds is None:
-        return ""
-    if seconds < 0:
-        return f"-{span(-seconds)}"
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    for unit, size in (("d", 86_400.0), ("h", 3_600.0), ("min", 60.0)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def ago(seconds: float | None, now: float) -> str:
-    """Return how long ago a moment was, or in how long it will be."""
-    if seconds is None:
-        return ""
-    return f"in {span(seconds - now)}" if seconds > now + 1 else f"{span(now - seconds)} ago"
 
 
 def _prepared(

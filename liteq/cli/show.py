@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
 from liteq.cli.front import Session, as_json, command, completing, print_json
-from liteq.cli.output import STATE_COLOURS, ago, moment, print_facts, shown, span
+from liteq.cli.output import STATE_COLOURS, moment, print_facts, shown, span
 
 __all__ = ["print_task", "show", "with_moments"]
 
@@ -40,6 +40,8 @@ def show(id: str, no_traceback: bool, as_json: bool) -> None:
 
 def print_task(told: Mapping[str, Any], now: float, *, tracebacks: bool) -> None:
     """Print what `operating.describe()` tells."""
+    from liteq.digest import progress_text, timeline
+
     state = "dead" if told["dead"] is not None else told["state"]
     word = click.style(state, fg=STATE_COLOURS.get(state), bold=True)
     click.echo(f"{shown(told['task'])}  {told['id']}  {word}")
@@ -54,7 +56,7 @@ def print_task(told: Mapping[str, Any], now: float, *, tracebacks: bool) -> None
             "counted": ", ".join(filter(None, (retries, starts))) or None,
             "dead": told["dead"],
             "revoked": told["revoked"],
-            "progress": _progress(told["progress"]),
+            "progress": progress_text(told["progress"]),
             "workflow": told["workflow"],
             "parent": told["parent_id"],
             "result": told["result"],
@@ -67,67 +69,12 @@ def print_task(told: Mapping[str, Any], now: float, *, tracebacks: bool) -> None
             word = click.style(source["state"], fg=STATE_COLOURS.get(source["state"]))
             click.echo(f"    {source['id']}  {shown(source['name'])}  {word}")
     click.echo()
-    for when, what, trace in _timeline(told, now):
+    start = told["enqueued_at"]
+    for number, (at, what, trace) in enumerate(timeline(told, now)):
+        when = (f"+{span(max(0.0, at - start))}" if number else moment(at)) if at else ""
         click.echo(f"  {click.style(f'{when:>12}', dim=True)}  {shown(what)}")
         for line in (trace or "").rstrip().splitlines() if tracebacks else ():
             click.echo(f"{'':16}{click.style(shown(line), dim=True)}")
-
-
-def _timeline(told: Mapping[str, Any], now: float) -> Iterator[tuple[str, str, str | None]]:
-    """Yield when something happened, what, and the traceback of an error."""
-    start = told["enqueued_at"]
-
-    def after(seconds: float | None) -> str:
-        return "" if seconds is None else f"+{span(max(0.0, seconds - start))}"
-
-    yield moment(start) or "", f"enqueued, {ago(start, now)}", None
-    for attempt in told["attempts"]:
-        error = attempt["error"]
-        began = attempt["started_at"]
-        took = f" after {span(attempt['ended_at'] - began)}" if began is not None else ""
-        on = f" on {attempt['worker']}" if attempt["worker"] else ""
-        why = f": {error['type']}: {error['message']}" if error else ""
-        yield (
-            after(attempt["ended_at"]),
-            f"attempt {attempt['number']} {attempt['outcome']}{took}{on}{why}",
-            error["traceback"] if error else None,
-        )
-    on = f" on {told['worker']}" if told["worker"] else ""
-    match told["state"]:
-        case "running":
-            yield after(told["started_at"]), f"running{on}", None
-        case "scheduled" | "retrying":
-            yield after(told["run_at"]), f"due {ago(told['run_at'], now)}", None
-        case "parked":
-            yield "", "parked: no worker that met it knows its task", None
-        case "limited":
-            yield "", "limited: it waits for its turn under a rate or a concurrency", None
-        case "waiting":
-            yield "", "waiting for others", None
-        case "succeeded":
-            took = ""
-            if told["started_at"] is not None:
-                took = f" after {span(told['settled_at'] - told['started_at'])}"
-            yield after(told["settled_at"]), f"succeeded{took}{on}", None
-        case "failed" if not told["attempts"]:
-            error = told["error"] or {"type": "", "message": "", "traceback": None}
-            yield (
-                after(told["settled_at"]),
-                f"failed: {error['type']}: {error['message']}",
-                error["traceback"],
-            )
-        case "revoked" | "ignored":
-            yield after(told["settled_at"]), told["state"], None
-
-
-def _progress(progress: Mapping[str, Any] | None) -> str | None:
-    if progress is None:
-        return None
-    if progress.get("total"):
-        text = f"{progress['done']:g} of {progress['total']:g}"
-    else:
-        text = str(progress.get("done", progress["state"]))
-    return f"{text} · {progress['message']}" if progress.get("message") else text
 
 
 def with_moments(told: dict[str, Any]) -> dict[str, Any]:

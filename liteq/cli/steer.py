@@ -90,6 +90,7 @@ def cancel(
     liteq cancel -Q mail -s queued,scheduled
     """
     from liteq import operating
+    from liteq.searches import UNFINISHED
 
     broker = Session.current().app.broker
     need(ids, wanted, everything=everything)
@@ -99,8 +100,8 @@ def cancel(
             operating.cancel(broker, resolved(broker, ids), terminate=signal), Counter()
         )
     else:
-        states = wanted["states"] or operating.UNFINISHED
-        if not (states := frozenset(states) & operating.UNFINISHED):
+        states = frozenset(wanted["states"] or UNFINISHED).intersection(UNFINISHED)
+        if not states:
             raise click.UsageError("only what has not ended can be cancelled: see --state")
         search = search_for(**{**wanted, "states": states})
         counts = operating.count(broker, search)

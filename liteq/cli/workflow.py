@@ -20,7 +20,7 @@ from liteq.cli.output import STATE_COLOURS, moment, shown
 
 if TYPE_CHECKING:
     from liteq.brokers.base import Broker, Node, WorkflowInfo
-    from liteq.cli.drawing import Line
+    from liteq.drawing import Line
 
 __all__ = ["workflow"]
 
@@ -64,7 +64,7 @@ def workflow_show(id: str, everything: bool, as_json: bool) -> None:
 
     What runs one after the other has an arrow, what runs side by side is a branch.
     """
-    from liteq.cli.drawing import BRANCHES, draw
+    from liteq.drawing import BRANCHES, draw
 
     app = Session.current().app
     made = app.workflow(id)
