@@ -587,10 +587,12 @@ class _Attempt:
         """Return what `Task.retry` makes of an exception that `autoretry_for` lists:
         `Retry`, or what the task fails with when its retries are used up."""
         options = self.plan.policy.options(self.context.retries)
+        where = exc.__traceback__
         try:
             raised = self.plan.task.retry(exc=exc, **options)
         except BaseException as answer:  # noqa: BLE001 (the user's code)
             raised = answer
+        exc.__traceback__ = where  # as the body raised it: without our own frames
         if raised is not exc and raised.__context__ is None:
             raised.__context__ = exc
         return raised if isinstance(raised, BaseException) else exc

@@ -237,17 +237,60 @@ TASK_WITHOUT_EFFECT: Final[Mapping[str, str]] = {
     "retry_on_worker_lost": "a call whose process died is started again, max_deliveries times",
 }
 
+# What nobody means who has misspelt something: set by liteq, or without effect.
+_NOT_MEANT: Final = (
+    WITHOUT_EFFECT.keys()
+    | TASK_WITHOUT_EFFECT.keys()
+    | {"root_id", "parent_id", "group_id", "group_index", "retries", "replaced_task_nesting"}
+    | {"correlation_id", "app_id", "user_id", "message_id", "timestamp", "result_cls"}
+)
+
+# The words of Huey, Dramatiq and RQ, each with what it is here, of a call or of a task.
+_ELSEWHERE: Final[Mapping[str, tuple[str, ...]]] = {
+    "delay": ("countdown",),
+    "max_age": ("expires",),
+    "ttl": ("expires",),
+    "job_id": ("task_id",),
+    "job_timeout": ("time_limit",),
+    "timeout": ("time_limit",),
+    "result_ttl": ("result_expires",),
+    "queue_name": ("queue",),
+    "at_front": ("priority",),
+    "meta": ("headers",),
+    "on_success": ("link",),
+    "on_failure": ("link_error",),
+    "actor_name": ("name",),
+    "context": ("bind",),
+    "retries": ("max_retries",),
+    "retry_delay": ("default_retry_delay",),
+    "retry_when": ("autoretry_for",),
+    "min_backoff": ("retry_backoff",),
+    "max_backoff": ("retry_backoff_max",),
+    "store_results": ("ignore_result",),
+}
+
 
 def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> None:
     """Raise `TypeError` for the first name that is not known, suggesting the right one."""
     known = frozenset(known)
     for name in given:
         if name not in known:
-            import difflib  # late: 5 ms, and only an error needs it
+            raise TypeError(f"{where} has no option {name!r}{_hint(name, known, where)}")
 
-            near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise TypeError(f"{where} has no option {name!r}{hint}")
+
+def _hint(name: str, known: frozenset[str], where: str) -> str:
+    """Return what to write for an option that does not exist; "" if nothing comes near."""
+    meant = _ELSEWHERE.get(name, ())
+    near = [option for option in meant if option in known]
+    if not near and where == "a call" and name in TASK_OPTIONS:
+        return f": it is one of its task, @app.task({name}=…)"
+    if not near and where == "a task" and name in CALL_OPTIONS - _NOT_MEANT | {"task_id"}:
+        return f": it is one of a call, apply_async(…, {name}=…)"
+    if not near:
+        import difflib  # late: 5 ms, and only an error needs it
+
+        near = difflib.get_close_matches(name, sorted(known - _NOT_MEANT), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def named(options: Mapping[str, Any], **own: Any) -> dict[str, Any]:

@@ -270,6 +270,25 @@ def test_a_misspelt_option_of_a_task_is_an_error_that_suggests_the_right_one(
 
 
 @pytest.mark.parametrize(
+    ("option", "answer"),
+    [
+        ("retries", "; did you mean 'max_retries'"),  # Huey's
+        ("context", "; did you mean 'bind'"),
+        ("max_age", "; did you mean 'expires'"),  # Dramatiq's
+        ("queue_name", "; did you mean 'queue'"),
+        ("timeout", "; did you mean 'time_limit'"),  # RQ's
+        ("countdown", r": it is one of a call, apply_async\(…, countdown=…\)"),
+    ],
+)
+def test_what_other_queues_call_an_option_leads_to_ours(
+    app: Liteq, option: str, answer: str
+) -> None:
+    options: Any = {option: 1}
+    with pytest.raises(TypeError, match=f"a task has no option '{option}'{answer}"):
+        app.task(**options)(add)
+
+
+@pytest.mark.parametrize(
     ("options", "complaint"),
     [
         ({"autoretry_for": ("OSError",)}, "autoretry_for takes classes of exceptions"),

@@ -326,6 +326,15 @@ def test_a_failure_carries_the_users_traceback_alone(run: Run) -> None:
     assert "liteq/body.py" not in error["traceback"]
 
 
+def test_so_does_one_whose_retries_are_used_up(run: Run) -> None:
+    def buy() -> None:
+        raise KeyError("gone")
+
+    error = error_of(run(buy, options={"autoretry_for": (KeyError,), "max_retries": 0}))
+    assert "in buy" in error["traceback"]
+    assert "liteq/" not in error["traceback"]
+
+
 def test_the_hooks_of_a_failure_get_what_celery_gives(
     run: Run, telling: type[Telling], sent: list[Any]
 ) -> None:
