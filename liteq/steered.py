@@ -17,6 +17,7 @@ from liteq.attempts import Attempts
 from liteq.autoscale import Autoscaler
 from liteq.brokers.base import Broker, Lease
 from liteq.loggers import get_logger
+from liteq.membership import Membership
 from liteq.pool import Pool
 from liteq.telling import Teller
 from liteq.timelimits import TimeLimits
@@ -35,7 +36,6 @@ class Steered:
     thread that runs the worker's loop."""
 
     app: Liteq
-    id: int
     queues: tuple[str, ...]
     concurrency: int
     pool: Pool | None
@@ -45,10 +45,7 @@ class Steered:
     _teller: Teller
     _attempts: Attempts
     _time_limits: TimeLimits
-    _look: bool
-    _orders: bool
-    _mail: bool
-    _next_beat: float
+    _membership: Membership
 
     @property
     @abstractmethod
@@ -64,6 +61,11 @@ class Steered:
         """Replace them."""
 
     # By commands
+
+    @property
+    def id(self) -> int:
+        """The id that it is registered under, 0 before it is."""
+        return self._membership.id
 
     @property
     def held(self) -> Mapping[int, Lease]:
@@ -92,16 +94,14 @@ class Steered:
     def consume(self, queues: tuple[str, ...]) -> None:
         """Consume these queues from now on. Call from the worker's loop, as the others."""
         self.queues = queues
-        self._look = True
-        self._next_beat = 0.0  # which tells the others
+        self._membership.changed()
 
     def resize(self, concurrency: int) -> None:
         """Have so many children from now on."""
         assert self.pool is not None
         self.concurrency = concurrency
         self.pool.resize(concurrency)
-        self._look = True
-        self._next_beat = 0.0
+        self._membership.changed()
 
     def autoscale(self, most: int, least: int) -> None:
         """Keep between `least` and `most` children from now on."""
@@ -122,7 +122,7 @@ class Steered:
         """Send events, or send none; return whether that is a change."""
         changed = self._teller.enabled != on
         self._teller.enabled = on
-        self._orders = True
+        self._membership.orders = True
         return changed
 
     def tell_heartbeat(self) -> None:
@@ -131,12 +131,23 @@ class Steered:
             self._tell_beat(force=True)
             self._teller.flush(self._broker)
 
+    def details(self) -> dict[str, Any]:
+        """Return what the others may know of this worker."""
+        return {
+            "pool": self.pool_kind,
+            "app": self.app.main or "",
+            "version": __version__,
+            "control": self.app.conf.worker_enable_remote_control,
+            "processed": self.totals.total(),
+            "load": round(os.getloadavg()[0], 2),
+        }
+
     # In the loop
 
     def _read_mail(self) -> None:
         """Obey the commands that were left, and post the replies."""
-        letters = self._broker.collect(self.id)
-        self._mail = False
+        letters = self._broker.collect(self._membership.id)
+        self._membership.mail = False
         if letters and (replies := self._steering.obey(letters)):
             self._broker.post(replies)
 
@@ -162,14 +173,3 @@ class Steered:
     def _tell_beat(self, *, force: bool = False) -> None:
         active, now = len(self.held), time.monotonic()
         self._teller.beat(now, active=active, processed=self.totals.total(), force=force)
-
-    def _details(self) -> dict[str, Any]:
-        """Return what the others may know of this worker."""
-        return {
-            "pool": self.pool_kind,
-            "app": self.app.main or "",
-            "version": __version__,
-            "control": self.app.conf.worker_enable_remote_control,
-            "processed": self.totals.total(),
-            "load": round(os.getloadavg()[0], 2),
-        }

@@ -16,17 +16,16 @@ import contextlib
 import logging
 import os
 import selectors
-import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from liteq import cpus, signals
 from liteq.announcing import Announcer
 from liteq.attempts import Attempts, Settlements
 from liteq.autoscale import Autoscaler
-from liteq.brokers.base import HELLO, MAIL, ORDERS, Broker, Lease, Mailbox, Note, Step
+from liteq.brokers.base import Broker, Lease, Note, Step
 from liteq.exceptions import (
     BrokerError,
     BrokerUnavailable,
@@ -34,28 +33,19 @@ from liteq.exceptions import (
     QueueFull,
     SchemaError,
 )
-from liteq.executor import ExecutorSettings, TaskLike
 from liteq.garbage import Collector
-from liteq.limits import limits_by_task
 from liteq.loggers import get_logger
+from liteq.membership import Membership
 from liteq.nodes import node_name
 from liteq.notices import Notices
-from liteq.peers import Peers
-from liteq.pool import (
-    Broken,
-    Pool,
-    PoolOptions,
-    Ready,
-    Returned,
-    make_pool,
-)
-from liteq.runner import RunnerFactory
+from liteq.pool import Broken, Pool, Ready, Returned
 from liteq.shares import Shares, split_weights
 from liteq.steered import Steered
 from liteq.telling import Teller
 from liteq.timelimits import TimeLimits
 from liteq.turns import step_in_turns
 from liteq.wishes import COLD, WARM, Wishes, dump_stacks
+from liteq.workerpool import has_processes, pool_of
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -63,6 +53,7 @@ if TYPE_CHECKING:
     from liteq.metrics import Tally
     from liteq.scraping import Endpoint
     from liteq.steering import Steering
+    from liteq.systemd import Notifier
 
 __all__ = ["EXIT_BROKEN", "EXIT_SCHEMA", "EXIT_STORE", "Worker"]
 
@@ -72,24 +63,10 @@ EXIT_BROKEN: Final = 1  # the pool could not keep children alive
 EXIT_STORE: Final = 6  # the store is gone, damaged, or out of reach at the end
 EXIT_SCHEMA: Final = 8  # another liteq has made the store too new for this one
 
-_new: Final = tuple.__new__  # a third of what Job(...) costs, for each message
 _UPKEEP: Final = 2.0  # seconds between two slices of upkeep when there is nothing to do
 _BACKSTOP: Final = 1.0  # seconds until a lost wake-up is made good
 _LONGEST_PAUSE: Final = 5.0  # seconds between two tries to reach the store
 _LAST_TRIES: Final = 5.0  # seconds to reach it in, when all else has stopped
-
-
-class Notifier(Protocol):
-    """A service manager that wants to hear how the worker is (see `liteq.systemd`)."""
-
-    watchdog_interval: float | None
-
-    def ready(self) -> None: ...
-    def status(self, text: str) -> None: ...
-    def watchdog(self) -> None: ...
-    def reloading(self) -> None: ...
-    def stopping(self) -> None: ...
-    def extend_timeout(self, seconds: float) -> None: ...
 
 
 class Worker(Steered):
@@ -163,17 +140,17 @@ class Worker(Steered):
         self.scheduler = scheduler
         self.metrics = metrics or conf.worker_metrics_port
 
-        self.id = 0
         self.pid = os.getpid()
         self.started = time.monotonic()
         self.announced = False  # where the log is, somebody else says that it is ready
         self.unfinished = False  # tasks that were given back run on, in threads
         self.pool: Pool | None = None
         self._broker: Broker = app.broker
-        self._mailbox: Mailbox | None = None
-        self._peers = Peers(app.broker)
         self._wishes = Wishes()
         self._announce = Announcer(self._wishes)
+        self._membership = Membership(
+            self, app.broker, lambda: app.tasks, announce=self._announce
+        )
         self._notices = Notices(
             self,
             lambda: app.tasks,
@@ -194,12 +171,8 @@ class Worker(Steered):
         self._tasks: frozenset[str] = frozenset()
         self._ready = 0
         self._is_ready = False
-        self._look = True  # the store may hold something claimable
-        self._orders = False  # and word that one of our runs is to be ended
-        self._mail = False  # commands wait for us
-        self._given_up = False  # we were, by the others
         self._next_due: float | None = None
-        self._next_beat = self._next_upkeep = self._next_look = self._next_watchdog = 0.0
+        self._next_upkeep = self._next_look = self._next_watchdog = 0.0
         self._pause = 0.0
         self._try_again = 0.0
         self._ignores_rates: bool = app.conf.worker_disable_rate_limits
@@ -210,7 +183,6 @@ class Worker(Steered):
         self._has_terminal = os.isatty(0)
         # A process whose signals are not ours is a program's, and so is its memory.
         self._garbage = Collector() if install_signals else None
-        self._keeper: _Keeper | None = None
         self._companion: Companion | None = None
         self._tally: Tally | None = None  # unless metrics are asked for
         self._endpoint: Endpoint | None = None
@@ -281,7 +253,17 @@ class Worker(Steered):
             self._companion.start()  # forked before this process has anything open
         if self.metrics is not None:
             self._serve_metrics(self.metrics)
-        self.pool = self._make_pool()
+        self.pool = pool_of(
+            self.app,
+            self.pool_kind,
+            hostname=self.hostname,
+            include=self.include,
+            concurrency=self.concurrency,
+            max_tasks_per_child=self.max_tasks_per_child,
+            max_memory_per_child=self.max_memory_per_child,
+            at_fork=self._forget_wake_up,
+            before_child=partial(self._announce, signals.worker_before_create_process, self),
+        )
         if self.pool.kind == "prefork":
             # Every connection is closed for the fork anyway; doing it here keeps the
             # children from being forked with the store's pages in memory.
@@ -291,11 +273,11 @@ class Worker(Steered):
         # Before the store is opened, for the same reason; and they start meanwhile.
         self.pool.start(self._selector)
         self._time_limits.warn(self.pool)
-        self._register()
+        self._membership.join(self._selector)
         # Before the first claim: what a dead worker of this host held starts at once.
-        self._reclaim()
+        self._membership.reclaim()
         if self.pool_kind == "solo":
-            self._keeper = _Keeper(self, self._broker, self._beat_interval())
+            self._membership.keep()
 
     def _make_companion(self) -> Companion:
         from liteq.companion import Companion  # late: for `-B` alone
@@ -308,43 +290,6 @@ class Worker(Steered):
             scheduler=self.scheduler,
         )
 
-    def _make_pool(self) -> Pool:
-        if self._has_processes() and self._broker_in_memory():
-            raise ImproperlyConfigured(
-                "a store in memory cannot be shared with child processes: use "
-                "pool='threads', or an sqlite:// broker"
-            )
-        conf = self.app.conf
-        options = PoolOptions(
-            concurrency=self.concurrency,
-            max_lookahead=conf.worker_max_lookahead,
-            max_tasks_per_child=self.max_tasks_per_child,
-            max_memory_per_child=self.max_memory_per_child,
-            start_method=conf.worker_pool_start_method or "fork",
-            at_fork=self._forget_wake_up,
-            before_child=partial(self._announce, signals.worker_before_create_process, self),
-        )
-        return make_pool(self.pool_kind, self._runners(options.start_method), options)
-
-    def _runners(self, start_method: str) -> RunnerFactory:
-        conf = self.app.conf
-        settings = ExecutorSettings(
-            accept=tuple(conf.accept_content),
-            result_serializer=conf.result_serializer,
-            max_result_size=conf.task_max_body_size,
-            hostname=self.hostname,
-            clock=self.app.clock,
-            signer=self.app.signer,
-            max_body_size=conf.task_max_body_size,
-            redactor=self.app.redactor,
-        )
-        own_process = self._has_processes()
-        if own_process and start_method != "fork":
-            logs = bool(logging.getLogger().handlers)
-            like = (self.app.reference(), conf.overrides(), self.include, logs)
-            return RunnerFactory(_load_tasks, like, settings, own_process=own_process)
-        return RunnerFactory(lambda: self.app.tasks, (), settings, own_process=own_process)
-
     @cached_property
     def _steering(self) -> Steering:
         from liteq.steering import Steering  # late: few workers are told anything
@@ -352,28 +297,7 @@ class Worker(Steered):
         return Steering(self)
 
     def _has_processes(self) -> bool:
-        return self.pool_kind in ("prefork", "processes")
-
-    def _broker_in_memory(self) -> bool:
-        return getattr(self._broker, "directory", "") is None
-
-    def _register(self) -> None:
-        # Before the first claim: what is declared holds for what has been waiting.
-        self._broker.declare_limits(limits_by_task(self.app.tasks))
-        self.id = self._broker.register(
-            self.hostname,
-            self.queues,
-            self.concurrency,
-            self._details(),
-        )
-        self._mail = True  # what came before there was a mailbox to hear it by
-        if self._mailbox is not None:
-            self._close_mailbox()
-        self._mailbox = self._broker.mailbox(self.id)
-        if self._mailbox.fileno() >= 0:
-            # Not its number: in a forked child the mailbox knows whether that is its own still.
-            self._selector.register(self._mailbox, selectors.EVENT_READ, self._on_wake_up)
-        self._next_beat = time.monotonic() + self._beat_interval()
+        return has_processes(self.pool_kind)
 
     def _leave(self) -> None:
         """Sign off, with no child left and whatever was unfinished given back.
@@ -384,38 +308,26 @@ class Worker(Steered):
         if self.pool is not None and self.pool.alive():
             self.pool.stop(kill=True)
             self._take_events(self.pool)
-        if not self.id or self._exit_code in (EXIT_STORE, EXIT_SCHEMA):
+        if not self._membership.id or self._exit_code in (EXIT_STORE, EXIT_SCHEMA):
             return
         try:
             if unsettled := self._attempts.settlements:
-                self._broker.step(self.id, settlements=unsettled)
+                self._broker.step(self._membership.id, settlements=unsettled)
             if self._teller.heard:
                 self._teller.offline(active=0, processed=self.totals.total())
                 self._teller.flush(self._broker)
-            self._broker.unregister(self.id)
+            self._membership.leave()
         except BrokerError as exc:
             logger.error("could not sign off: %s", exc)  # noqa: TRY400 (the cause is said)
 
     def _close(self) -> None:
-        if self._keeper is not None:
-            self._keeper.stop()
+        self._membership.close()
         if self._companion is not None:
             self._companion.join()
-        self._peers.close()
         if self._endpoint is not None:
             self._endpoint.close()
-        if self._mailbox is not None:
-            self._close_mailbox()
         self._selector.close()
         self._wishes.close()
-
-    def _close_mailbox(self) -> None:
-        mailbox = self._mailbox
-        if mailbox is not None:
-            if mailbox.fileno() >= 0:
-                self._selector.unregister(mailbox)
-            mailbox.close()
-            self._mailbox = None
 
     # The loop
 
@@ -444,13 +356,13 @@ class Worker(Steered):
         It also brings the orders to end a run, so it is made for them alone, too: when
         every child is busy, and during a warm stop.
         """
-        attempts = self._attempts
+        attempts, membership = self._attempts, self._membership
         settlements, notes = attempts.settlements, attempts.notes
         limit = 0
         # What is settled may be what others wait for: they are claimed in the same step.
-        if (self._look or settlements) and not self._stopping and self._ready:
+        if (membership.look or settlements) and not self._stopping and self._ready:
             limit = pool.capacity()
-        asking = self._orders and (attempts.leases or self._teller.heard)
+        asking = membership.orders and (attempts.leases or self._teller.heard)
         if not (limit or settlements or notes or asking):
             return
         now = time.monotonic()
@@ -463,8 +375,8 @@ class Worker(Steered):
             return
         attempts.settlements, attempts.notes = [], []
         self._pause = self._try_again = 0.0
-        self._orders = False
-        self._mail = self._mail or step.mail
+        membership.orders = False
+        membership.mail = membership.mail or step.mail
         if step.heard or self._teller.heard:
             self._teller.learn(heard=step.heard)
         attempts.count(settlements, step)
@@ -473,7 +385,7 @@ class Worker(Steered):
             self._tally.claimed(step.leases, self._broker.clock.now())
         self._next_due = step.next_due
         if limit:
-            self._look = len(step.leases) >= limit
+            membership.look = len(step.leases) >= limit
         if step.leases:
             attempts.hand_out(pool, step.leases)
         for lease, why in step.aside:
@@ -485,7 +397,7 @@ class Worker(Steered):
         if step.terminate:
             attempts.terminate(pool, step.terminate)
         if not step.alive:
-            self._given_up = True
+            membership.given_up = True
 
     def _ask(
         self,
@@ -495,7 +407,7 @@ class Worker(Steered):
     ) -> Step:
         ask = partial(
             self._broker.step,
-            self.id,
+            self._membership.id,
             tasks=self._known_tasks() if limit else None,
             ignore_rates=self._ignores_rates,
         )
@@ -514,7 +426,7 @@ class Worker(Steered):
         for event in self._attempts.take(pool.take()):
             match event:
                 case Returned():
-                    self._look = True
+                    self._membership.look = True
                 case Ready():
                     self._child_ready()
                 case Broken(reason):
@@ -527,16 +439,6 @@ class Worker(Steered):
         self._pause = min(_LONGEST_PAUSE, max(0.05, self._pause * 2))
         self._try_again = now + self._pause
         logger.error("%s; trying again in %.2g s", exc, self._pause)
-
-    def _come_back(self) -> None:
-        """Go on under a new id, having been given up for dead.
-
-        What still runs runs on: its outcomes will be refused, one by one.
-        """
-        logger.warning("this worker had been given up for dead: it starts over")
-        self._register()
-        self._given_up = False
-        self._look = True
 
     def _child_ready(self) -> None:
         self._ready += 1
@@ -565,18 +467,19 @@ class Worker(Steered):
 
     def _timeout(self, pool: Pool) -> float | None:
         """Return how long to sleep: until the first thing that is due."""
+        membership = self._membership
         now = time.monotonic()
         timers = pool.tick(now)
         if self._wishes.stop > self._stopping:
             return 0
-        wake_at = min(self._next_beat, self._next_upkeep, self._next_look)
+        wake_at = min(membership.next_beat, self._next_upkeep, self._next_look)
         if self._try_again > now:
             wake_at = self._try_again  # until then the store is left alone
         elif (
-            self._given_up
-            or self._mail
+            membership.given_up
+            or membership.mail
             or self._attempts.settlements
-            or (self._look and not self._stopping and pool.capacity())
+            or (membership.look and not self._stopping and pool.capacity())
         ):
             return 0
         if self._next_due is not None and not self._stopping:
@@ -596,10 +499,10 @@ class Worker(Steered):
             self._obey()
         if self._next_due is not None and self._next_due <= self._broker.clock.now():
             self._next_due = None  # the next claim tells what comes after it
-            self._look = True
+            self._membership.look = True
         if now >= self._next_look:
             self._next_look = now + _BACKSTOP
-            self._look = self._orders = True
+            self._membership.look = self._membership.orders = True
         if now >= self._try_again:
             try:
                 self._keep_store(now)
@@ -616,54 +519,24 @@ class Worker(Steered):
 
     def _keep_store(self, now: float) -> None:
         """Do what is due in the store. Each call may fail, and is then made again."""
-        if self._given_up:
-            self._come_back()
-        if self._mail:
+        membership = self._membership
+        if membership.given_up:
+            membership.come_back()
+        if membership.mail:
             self._read_mail()
         if self.autoscaler is not None and self._is_ready and not self._stopping:
             self._scale(self.autoscaler, now)
-        if now >= self._next_beat:
-            self._beat(now)
-        if self._peers.died:
-            self._reclaim()
-        if self._peers.look:
-            self._peers.find(self._selector)
+        if now >= membership.next_beat:
+            membership.beat(now)
+        if membership.peers.died:
+            membership.reclaim()
+        if membership.peers.look:
+            membership.peers.find(self._selector)
         if now >= self._next_upkeep:
             if self._ageing is not None:
                 self._broker.age(self.queues, self._ageing)
             more = self._broker.maintain()
             self._next_upkeep = now + (0.05 if more else _UPKEEP)
-
-    def _beat_interval(self) -> float:
-        return self._broker.beat_interval
-
-    def _beat(self, now: float) -> None:
-        if not self._broker.beat(
-            self.id, self._details(), queues=self.queues, concurrency=self.concurrency
-        ):
-            self._come_back()
-        self._next_beat = now + self._beat_interval()
-        self._peers.died = True  # on another host, where only missing heartbeats show it
-        self._announce(signals.heartbeat_sent, self)
-
-    # The others
-
-    def _reclaim(self) -> None:
-        if taken := self._broker.reclaim(self.id):
-            logger.warning("took back %s of workers that died", _count("message", taken))
-            self._look = True
-        self._peers.died = False
-
-    def _on_wake_up(self, _mask: int) -> None:
-        assert self._mailbox is not None
-        words = self._mailbox.receive()
-        if HELLO in words:
-            self._peers.look = True
-        if ORDERS in words:
-            self._orders = True
-        if MAIL in words:
-            self._mail = self._orders = True
-        self._look = True
 
     # Stopping
 
@@ -711,7 +584,7 @@ class Worker(Steered):
                 self._exit_code = EXIT_STORE
                 return True
             return not (pool.alive() or attempts.leases or attempts.settlements)
-        unfinished = self._look or attempts.leases or attempts.settlements
+        unfinished = self._membership.look or attempts.leases or attempts.settlements
         if self.burst and self._ready and not unfinished:
             self._wishes.ask_to_stop(WARM)
         return False
@@ -768,52 +641,6 @@ class Worker(Steered):
             self._tasks = frozenset(self.app.tasks)
             self._time_limits.look_again()
         return self._tasks
-
-
-class _Keeper:
-    """Beats for a solo worker, whose only thread is busy with a task for a long time.
-
-    It only beats. Should the worker be given up for dead, it finds out by itself.
-    """
-
-    def __init__(self, worker: Worker, broker: Broker, interval: float) -> None:
-        self._worker = worker
-        self._broker = broker
-        self._interval = interval
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="liteq-heartbeat", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._over.wait(self._interval):
-            with contextlib.suppress(BrokerError):
-                self._broker.beat(self._worker.id)
-
-    def stop(self) -> None:
-        self._over.set()
-        self._thread.join()
-
-
-def _load_tasks(
-    reference: str | bytes,
-    settings: Mapping[str, Any],
-    include: Sequence[str],
-    logs: bool,  # noqa: FBT001 (a runner's reference is a tuple)
-) -> Mapping[str, TaskLike]:
-    """Return the tasks of the worker's app, in a spawned child, which has nothing of the
-    worker's: neither its app (see `liteq.reference`), nor what its command line set, nor
-    the modules it has imported, nor its log."""
-    from liteq import applog  # late: for spawned children only
-    from liteq.reference import load
-
-    app = load(reference)
-    app.conf.override(settings)
-    if logs:
-        applog.configure(app)
-    for module in include:
-        __import__(module)
-    app.import_default_modules()
-    return app.tasks
 
 
 def _weights(wanted: Sequence[str] | None) -> tuple[list[str] | None, dict[str, int]]:

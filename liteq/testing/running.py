@@ -220,20 +220,8 @@ def prepare(app: Liteq) -> None:
 
 
 def _executor(app: Liteq) -> Executor:
-    conf = app.conf
-    return Executor(
-        cast("Mapping[str, TaskLike]", app.tasks),
-        ExecutorSettings(
-            accept=tuple(conf.accept_content),
-            result_serializer=conf.result_serializer,
-            max_result_size=conf.task_max_body_size,
-            hostname=_HOSTNAME,
-            clock=app.clock,
-            signer=app.signer,
-            max_body_size=conf.task_max_body_size,
-            redactor=app.redactor,
-        ),
-    )
+    tasks = cast("Mapping[str, TaskLike]", app.tasks)
+    return Executor(tasks, ExecutorSettings.of(app, _HOSTNAME))
 
 
 def _interruptible(executor: Executor) -> Any:

@@ -1,0 +1,179 @@
+"""A worker's place among the others: registered in the store, alive, and woken by it.
+
+What the store has for the worker is known here until its loop has seen to it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import selectors
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from liteq import signals
+from liteq.announcing import Announcer
+from liteq.brokers.base import HELLO, MAIL, ORDERS, Broker, Mailbox
+from liteq.exceptions import BrokerError
+from liteq.limits import limits_by_task
+from liteq.loggers import get_logger
+from liteq.peers import Peers
+
+__all__ = ["Membership"]
+
+logger = get_logger("liteq.worker")
+
+
+class Member(Protocol):
+    """What the others may know of a worker. All of it may change while it runs."""
+
+    @property
+    def hostname(self) -> str: ...
+    @property
+    def queues(self) -> tuple[str, ...]: ...
+    @property
+    def concurrency(self) -> int: ...
+    def details(self) -> dict[str, Any]: ...
+
+
+class Membership:
+    """That of one worker, by whose loop's thread all of this is called.
+
+    `id`: 0 until it has joined. `look`: the store may hold something claimable. `orders`:
+    it may have word that a run is to be ended, or that somebody listens. `mail`: commands
+    wait. `given_up`: the others think this worker dead. `next_beat`: when it is to say
+    that it is not, by the monotonic clock.
+    """
+
+    def __init__(
+        self,
+        member: Member,
+        broker: Broker,
+        tasks: Callable[[], Mapping[str, Any]],
+        *,
+        announce: Announcer,
+    ) -> None:
+        self._member = member
+        self._broker = broker
+        self._tasks = tasks
+        self._announce = announce
+        self._selector: selectors.BaseSelector
+        self._mailbox: Mailbox | None = None
+        self._keeper: _Keeper | None = None
+        self.peers = Peers(broker)
+        self.id = 0
+        self.look = True
+        self.orders = False
+        self.mail = False
+        self.given_up = False
+        self.next_beat = 0.0
+
+    def join(self, selector: selectors.BaseSelector) -> None:
+        """Register, and be woken through this selector."""
+        self._selector = selector
+        # Before the first claim: what is declared holds for what has been waiting.
+        self._broker.declare_limits(limits_by_task(self._tasks()))
+        member = self._member
+        self.id = self._broker.register(
+            member.hostname, member.queues, member.concurrency, member.details()
+        )
+        self.mail = True  # what came before there was a mailbox to hear it by
+        self._close_mailbox()
+        self._mailbox = self._broker.mailbox(self.id)
+        if self._mailbox.fileno() >= 0:
+            # Not its number: in a forked child the mailbox knows whether that is its own still.
+            selector.register(self._mailbox, selectors.EVENT_READ, self._on_wake_up)
+        self.next_beat = time.monotonic() + self._broker.beat_interval
+
+    def keep(self) -> None:
+        """Have another thread beat as well, for a loop that long tasks hold up."""
+        self._keeper = _Keeper(self, self._broker)
+
+    def changed(self) -> None:
+        """Have the others told of a change, and the store looked at in its light."""
+        self.look = True
+        self.next_beat = 0.0
+
+    def beat(self, now: float) -> None:
+        """Say that the worker lives."""
+        member = self._member
+        if not self._broker.beat(
+            self.id, member.details(), queues=member.queues, concurrency=member.concurrency
+        ):
+            self.come_back()
+        self.next_beat = now + self._broker.beat_interval
+        self.peers.died = True  # on another host, where only missing heartbeats show it
+        self._announce(signals.heartbeat_sent, member)
+
+    def come_back(self) -> None:
+        """Go on under a new id, having been given up for dead.
+
+        What still runs runs on: its outcomes will be refused, one by one.
+        """
+        logger.warning("this worker had been given up for dead: it starts over")
+        self.join(self._selector)
+        self.given_up = False
+        self.look = True
+
+    def reclaim(self) -> None:
+        """Take back what workers that died held."""
+        if taken := self._broker.reclaim(self.id):
+            messages = "1 message" if taken == 1 else f"{taken} messages"
+            logger.warning("took back %s of workers that died", messages)
+            self.look = True
+        self.peers.died = False
+
+    def leave(self) -> None:
+        """Sign off."""
+        self._broker.unregister(self.id)
+
+    def close(self) -> None:
+        """Be woken no more."""
+        if self._keeper is not None:
+            self._keeper.stop()
+        self.peers.close()
+        self._close_mailbox()
+
+    def _on_wake_up(self, _mask: int) -> None:
+        assert self._mailbox is not None
+        words = self._mailbox.receive()
+        if HELLO in words:
+            self.peers.look = True
+        if ORDERS in words:
+            self.orders = True
+        if MAIL in words:
+            self.mail = self.orders = True
+        self.look = True
+
+    def _close_mailbox(self) -> None:
+        mailbox = self._mailbox
+        if mailbox is not None:
+            if mailbox.fileno() >= 0:
+                self._selector.unregister(mailbox)
+            mailbox.close()
+            self._mailbox = None
+
+
+class _Keeper:
+    """Beats for a solo worker, whose only thread is busy with a task for a long time.
+
+    It only beats. Should the worker be given up for dead, it finds out by itself.
+    """
+
+    def __init__(self, membership: Membership, broker: Broker) -> None:
+        self._membership = membership
+        self._broker = broker
+        self._interval = broker.beat_interval
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="liteq-heartbeat", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._over.wait(self._interval):
+            with contextlib.suppress(BrokerError):
+                self._broker.beat(self._membership.id)
+
+    def stop(self) -> None:
+        self._over.set()
+        self._thread.join()

@@ -1,0 +1,88 @@
+"""The pool of a worker: what the app's settings make of it, and what its children know."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from liteq.exceptions import ImproperlyConfigured
+from liteq.executor import ExecutorSettings, TaskLike
+from liteq.pool import Pool, PoolOptions, make_pool
+from liteq.runner import RunnerFactory
+
+if TYPE_CHECKING:
+    from liteq.app import Liteq
+
+__all__ = ["has_processes", "pool_of"]
+
+
+def has_processes(kind: str) -> bool:
+    """Tell whether this kind of pool runs tasks in child processes."""
+    return kind in ("prefork", "processes")
+
+
+def pool_of(
+    app: Liteq,
+    kind: str,
+    *,
+    hostname: str,
+    include: Sequence[str],
+    concurrency: int,
+    max_tasks_per_child: int | None,
+    max_memory_per_child: int | None,
+    at_fork: Callable[[], None],
+    before_child: Callable[[], object],
+) -> Pool:
+    """Return the pool that runs this app's tasks, not yet started.
+
+    `hostname` is the worker's, `include` the modules that it has imported; the rest is as
+    in `PoolOptions`. Raises `ImproperlyConfigured` for children that could not reach the
+    store.
+    """
+    if has_processes(kind) and getattr(app.broker, "directory", "") is None:
+        raise ImproperlyConfigured(
+            "a store in memory cannot be shared with child processes: use "
+            "pool='threads', or an sqlite:// broker"
+        )
+    conf = app.conf
+    options = PoolOptions(
+        concurrency=concurrency,
+        max_lookahead=conf.worker_max_lookahead,
+        max_tasks_per_child=max_tasks_per_child,
+        max_memory_per_child=max_memory_per_child,
+        start_method=conf.worker_pool_start_method or "fork",
+        at_fork=at_fork,
+        before_child=before_child,
+    )
+    settings = ExecutorSettings.of(app, hostname)
+    own_process = has_processes(kind)
+    if own_process and options.start_method != "fork":
+        logs = bool(logging.getLogger().handlers)
+        like = (app.reference(), conf.overrides(), include, logs)
+        runners = RunnerFactory(_load_tasks, like, settings, own_process=own_process)
+    else:
+        runners = RunnerFactory(lambda: app.tasks, (), settings, own_process=own_process)
+    return make_pool(kind, runners, options)
+
+
+def _load_tasks(
+    reference: str | bytes,
+    settings: Mapping[str, Any],
+    include: Sequence[str],
+    logs: bool,  # noqa: FBT001 (a runner's reference is a tuple)
+) -> Mapping[str, TaskLike]:
+    """Return the tasks of the worker's app, in a spawned child, which has nothing of the
+    worker's: neither its app (see `liteq.reference`), nor what its command line set, nor
+    the modules it has imported, nor its log."""
+    from liteq import applog  # late: for spawned children only
+    from liteq.reference import load
+
+    app = load(reference)
+    app.conf.override(settings)
+    if logs:
+        applog.configure(app)
+    for module in include:
+        __import__(module)
+    app.import_default_modules()
+    return app.tasks
