@@ -1,7 +1,7 @@
 """The pools by name: what a worker asks for children to run its jobs.
 
 `liteq.poolbase` says what every pool promises, `liteq.prefork` runs jobs in child
-processes, `liteq.inprocess` in threads, on an event loop, or in the worker's own thread.
+processes, `liteq.threadpool`, `liteq.asynciopool` and `liteq.solopool` in this one.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ __all__ = [
 _KINDS: Final = {
     "prefork": ("liteq.prefork", "ProcessPool"),
     "processes": ("liteq.prefork", "ProcessPool"),
-    "threads": ("liteq.inprocess", "ThreadPool"),
-    "asyncio": ("liteq.inprocess", "AsyncioPool"),
-    "solo": ("liteq.inprocess", "SoloPool"),
+    "threads": ("liteq.threadpool", "ThreadPool"),
+    "asyncio": ("liteq.asynciopool", "AsyncioPool"),
+    "solo": ("liteq.solopool", "SoloPool"),
 }
 
 
