@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from liteq import signals
-from liteq.brokers.base import Lease
+from liteq.brokers.base import Aside, Lease
 from liteq.context import Context
 from liteq.einfo import ExceptionInfo
 from liteq.exceptions import NotRegistered, TimeLimitExceeded, WorkerLostError
@@ -49,6 +49,28 @@ class Notices:
     def received(self, lease: Lease) -> None:
         """A message was claimed. Call only if the signal has receivers: it is not cheap."""
         self._announce(signals.task_received, self._sender, request=self._request(lease))
+
+    def put_aside(self, lease: Lease, why: Aside) -> None:
+        """A claim met a message that it did not take."""
+        match why:
+            case "parked":
+                self.parked(lease)
+            case "expired":
+                self.expired(lease)
+            case "damaged":
+                self.damaged(lease)
+
+    def damaged(self, lease: Lease) -> None:
+        """Another program has changed in the store what a message is."""
+        reason = "damaged in the store"
+        logger.error(
+            "Task %s[%s] was %s by another program: it is a dead letter now",
+            lease.task,
+            lease.id,
+            reason,
+            extra=_about(lease, "failed"),
+        )
+        self._dead(lease, reason)
 
     def parked(self, lease: Lease) -> None:
         """A message was left for a worker that knows its task. Each name is said once."""

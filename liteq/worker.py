@@ -391,7 +391,7 @@ class Worker(Steered):
         for lease, why in step.aside:
             if self._tally is not None and why == "expired":
                 self._tally.expired(lease)
-            (self._notices.parked if why == "parked" else self._notices.expired)(lease)
+            self._notices.put_aside(lease, why)
             if why == "expired" and self._teller.heard:
                 self._teller.revoked(lease.id, terminated=False, signum=None, expired=True)
         if step.terminate:

@@ -26,6 +26,7 @@ __all__ = [
     "LETTERS_KEPT",
     "MAIL",
     "ORDERS",
+    "Aside",
     "Attempt",
     "Broker",
     "Events",
@@ -291,6 +292,10 @@ class Schedule(NamedTuple):
     revision: int = 0
 
 
+# Why a claim took a message not for a lease, but aside.
+Aside: TypeAlias = Literal["parked", "expired", "damaged"]
+
+
 class Step(NamedTuple):
     """The answer to one `Broker.step()`.
 
@@ -300,7 +305,8 @@ class Step(NamedTuple):
     with the name of the signal asked for. `alive` is False when this worker was given up
     for dead: nothing was claimed, and it must `register()` anew. `aside` are messages
     that the claim met and did not take: "parked", since this worker does not know their
-    task, or revoked as "expired". `mail`: letters wait for this worker. `heard`: somebody
+    task, revoked as "expired", or made dead letters, since another program has "damaged"
+    what they are in the store. `mail`: letters wait for this worker. `heard`: somebody
     listens to events.
     """
 
@@ -309,7 +315,7 @@ class Step(NamedTuple):
     next_due: float | None
     terminate: Mapping[int, str]
     alive: bool = True
-    aside: tuple[tuple[Lease, Literal["parked", "expired"]], ...] = ()
+    aside: tuple[tuple[Lease, Aside], ...] = ()
     mail: bool = False
     heard: bool = False
 

@@ -17,9 +17,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Final
 
-from liteq.brokers.base import Lease, Note, RevokeAnswer, Step
+from liteq.brokers.base import Aside, Lease, Note, RevokeAnswer, Step
 from liteq.brokers.base_redis import LOOK, refusal, refuse, slices
 from liteq.brokers.graph import count_edges
 from liteq.brokers.limiting_redis import declaring, infos, overriding
@@ -189,17 +189,20 @@ class RedisBroker(RedisRoster, RedisSchedules, RedisRecords, RedisUpkeep):
         return infos(self._call("limits"))
 
 
+_WHY: Final[dict[bytes, Aside]] = {b"p": "parked", b"x": "expired", b"d": "damaged"}
+
+
 def _read_step(fields: Fields, token: int, ends: Settlements) -> Step:
     standing, flags = fields.bytes(), fields.bytes()
     due = fields.bytes()
     terminate = {fields.number(): fields.text() for _ in range(fields.number())}
     leases = read_leases(fields, token)
-    aside: list[tuple[Lease, Literal["parked", "expired"]]] = []
+    aside: list[tuple[Lease, Aside]] = []
     for _ in range(fields.number()):
         why = fields.bytes()
         key, delivery = fields.number(), fields.number()
         lease = Lease(key, token, delivery, packed_of(fields.some(PACKED_COUNT)))
-        aside.append((lease, "parked" if why == b"p" else "expired"))
+        aside.append((lease, _WHY[why]))
     return Step(
         accepted=ends.accepted(flags),
         leases=tuple(leases),

@@ -160,10 +160,24 @@ class _Given(NamedTuple):
     retries: int
     options: tuple[Any, ...]
     rest: tuple[Any, ...]  # of a packed message that has nothing else, from the queue on
+    damage: str | None = None  # an envelope that nobody can read, which says why
 
 
 @lru_cache(maxsize=1024)
 def _read_given(text: bytes) -> _Given:
+    try:
+        return _given_in(text, "strict")
+    except ValueError:  # another program wrote it
+        damage = f"damaged fields: {text!r}"
+    try:
+        given = _given_in(text, "backslashreplace")
+    except ValueError:  # a script gives no lease of it: it is only looked at
+        given = _Given("damaged", "damaged", 0, 0, (None, None, True, False, None, None), ())
+    rest = (given.queue, given.priority, None, None, given.retries, *given.options)
+    return given._replace(rest=(*rest, None, None, damage), damage=damage)
+
+
+def _given_in(text: bytes, errors: str) -> _Given:
     priority, retries, limit, soft, late, ignored, most, expires, size, names = text.split(
         b",", 9
     )
@@ -176,13 +190,21 @@ def _read_given(text: bytes) -> _Given:
         int(most) if most else None,
         _number(expires),
     )
-    task, queue = names[end:].decode(), names[:end].decode()
+    task, queue = names[end:].decode(errors=errors), names[:end].decode(errors=errors)
     rest = (queue, int(priority), None, None, int(retries), *options, None, None, None)
     return _Given(task, queue, int(priority), int(retries), options, rest)
 
 
 def _number(text: str | bytes | None) -> float | None:
     return float(text) if text else None
+
+
+def _time(text: bytes | None) -> float | None:
+    """Return a time; None if another program wrote what is none."""
+    try:
+        return _number(text)
+    except ValueError:
+        return None
 
 
 def packed_of(fields: Sequence[Field]) -> Packed:
@@ -194,9 +216,10 @@ def packed_of(fields: Sequence[Field]) -> Packed:
     """
     id, given, body, run_at, expires_at, limits, unique_key, envelope = fields
     assert id is not None
-    assert given is not None
-    task, queue, priority, retries, options, _ = _read_given(given)
+    task, queue, priority, retries, options, _, damage = _read_given(given or b"")
     start = (id.decode(), task, body or b"", queue, priority)
+    if damage is not None:
+        return (*start, None, None, retries, *options, None, None, damage)
     try:
         return (
             *start,
@@ -495,7 +518,7 @@ def record_of(fields: Sequence[Field]) -> Record:
     """Return the record of the fields that `lua/read.lua` puts."""
     letter, result, noted, meta, deliveries, enqueued, started, settled = fields[8:16]
     worker, children, dead, revoked, workflow = fields[16:21]
-    state = STATES[letter or b""]
+    state = STATES.get(letter or b"", "queued")  # what is damaged is found by its claim
     if result is not None and state in ("queued", "scheduled"):
         state = "retrying"
     told = revoked is not None and (state == "revoked" or revoked == b"upstream")
@@ -506,9 +529,9 @@ def record_of(fields: Sequence[Field]) -> Record:
         result=result,
         note=None if noted is None else Note(noted.decode(), meta or b""),
         deliveries=int(deliveries or 0),
-        enqueued_at=float(enqueued or 0),
-        started_at=_number(started),
-        settled_at=_number(settled),
+        enqueued_at=_time(enqueued) or 0.0,
+        started_at=_time(started),
+        settled_at=_time(settled),
         worker=_decoded(worker),
         children=_decoded(children),
         dead=_decoded(dead),

@@ -28,6 +28,7 @@ from liteq.brokers.redis_wire import Reader, ServerError, command, strings, unpa
 from liteq.exceptions import (
     BrokerError,
     BrokerUnavailable,
+    DecodeError,
     Ignore,
     ImproperlyConfigured,
     QueueFull,
@@ -101,7 +102,11 @@ def _constants() -> str:
     """Return the error records that scripts hand on, as Lua strings. "%s": the reason."""
     revoked = failure.describe(TaskRevokedError("%s")).decode()
     ignored = failure.describe(Ignore("the task raised Ignore: it has no result")).decode()
-    return f"local REVOKED_ERROR = [==[{revoked}]==]\nlocal IGNORED_ERROR = [==[{ignored}]==]"
+    damaged = failure.describe(DecodeError("%s")).decode()
+    return "\n".join(
+        f"local {name}_ERROR = [==[{error}]==]"
+        for name, error in (("REVOKED", revoked), ("IGNORED", ignored), ("DAMAGED", damaged))
+    )
 
 
 class _Wire:
@@ -292,6 +297,11 @@ class Link:
             return QueueFull(f"{self.place} has no memory for new messages: {exc}"), True
         if code in ("NOPERM", "NOAUTH", "WRONGPASS"):
             said = f"{self.place} does not let this user do what liteq needs: {exc}"
+            return BrokerError(said), True
+        if code == "WRONGTYPE":
+            said = (
+                f"another program has written to keys of {self.prefix}* in {self.place}: {exc}"
+            )
             return BrokerError(said), True
         return BrokerError(f"{self.place} refused a call: {exc}"), True
 

@@ -85,14 +85,14 @@ class RedisRoster(RedisStore):
         total = 0
         while True:
             fields = Fields(self._call("condemn", worker, how, SLICE))
-            leases = []
+            looked_at, leases = fields.number(), []
             for _ in range(fields.number()):
                 key, token, delivery = fields.number(), fields.number(), fields.number()
                 leases.append(Lease(key, token, delivery, packed_of(fields.some(PACKED_COUNT))))
             if leases:
                 step = self.step(worker, settlements=[(lease, end(lease)) for lease in leases])
                 total += sum(step.accepted)
-            if len(leases) < SLICE:
+            if looked_at < SLICE:
                 return total
 
     def _dead_workers(self, caller: int | None) -> list[int]:

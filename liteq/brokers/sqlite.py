@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import apsw
 
 from liteq.brokers import limiting, queueing
 from liteq.brokers.base import (
     ORDERS,
+    Aside,
     Input,
     Lease,
     Note,
@@ -222,7 +223,7 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
                 ignore_rates=ignore_rates,
             )
             leases: list[Lease] = []
-            aside: list[tuple[Lease, Literal["parked", "expired"]]] = []
+            aside: list[tuple[Lease, Aside]] = []
             if limit > 0 and alive:
                 if due is not None and due <= now:
                     self._promote(db, now, open_queues)
@@ -290,11 +291,11 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
         lines: Lines,
         *,
         parked: bool,
-    ) -> tuple[list[Lease], list[tuple[Lease, Literal["parked", "expired"]]]]:
+    ) -> tuple[list[Lease], list[tuple[Lease, Aside]]]:
         """Claim, parking unknown tasks and revoking what has expired, until the limit is
         reached or nothing is left; but put aside no more than a slice in one step."""
         leases: list[Lease] = []
-        aside: list[tuple[Lease, Literal["parked", "expired"]]] = []
+        aside: list[tuple[Lease, Aside]] = []
         now = settling.now
         named = lines.book.tasks
         lined = 0

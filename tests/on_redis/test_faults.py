@@ -514,6 +514,65 @@ def test_5_fields_that_nobody_can_read_are_no_end_of_the_worker_that_meets_them(
     assert direct.get([bad.id])[bad.id].packed == lease.packed
 
 
+_DAMAGE = [
+    ("HSET", "n", b"\xff", "its field n is \\xff"),
+    ("HDEL", "n", None, "its field n is gone"),
+    ("HSET", "g", b"abc", "its field g is abc"),
+    ("HSET", "g", b"0,0,soon,,1,0,,,7,defaultadd", "its field g is 0,0,soon,"),
+    ("HSET", "g", b"0,0,,,1,0,,,70,defaultadd", "its field g is"),
+    ("HDEL", "g", None, "its field g is gone"),
+    ("HDEL", "b", None, "its field b is gone"),
+    ("HSET", "k", b"7", "its field k is 7"),
+    ("DEL", None, None, "all its fields are gone"),
+    ("SET", None, b"hello", "its key holds a string of another program"),
+]
+
+
+@pytest.mark.parametrize("tasks", [None, ["shop.charge"]])
+@pytest.mark.parametrize("when", ["queued", "delayed", "held"])
+@pytest.mark.parametrize(("verb", "field", "value", "says"), _DAMAGE)
+def test_5_a_message_that_another_program_damaged_is_a_dead_letter(
+    direct: RedisBroker,
+    server: RedisServer,
+    when: str,
+    verb: str,
+    field: str | None,
+    value: bytes | None,
+    says: str,
+    tasks: list[str] | None,
+) -> None:
+    bad = make("shop.charge", b"[[7], {}]", run_at=1.0 if when == "delayed" else None)
+    good, after = make("shop.charge"), make("shop.thank")
+    direct.enqueue([bad, good, after], [Edge(bad.id, after.id, "failure", 0)])
+    holder = enlist(direct)
+    if when == "held":
+        direct.claim(holder, ["default"], 2)
+    words = [word for word in (field, value) if word is not None]
+    server.say(verb, f"{direct._prefix}m:{bad.id}", *words)
+    if when == "held":
+        direct.unregister(holder)
+
+    worker = enlist(direct)
+    step = direct.step(worker, queues=["default"], limit=2, tasks=tasks)
+
+    assert good.id in [lease.id for lease in step.leases]
+    if when == "held" and field == "k":  # whose it was is not known any more: it stays
+        says = says.replace("k is 7", "k is")
+    [dead] = direct.browse("dead", limit=10)
+    assert (dead.id, dead.state) == (bad.id, "failed")
+    assert dead.dead is not None
+    assert f"damaged in Redis: {says}" in dead.dead
+    assert "damaged in Redis" in str(failure.rebuild(dead.result or b""))
+    if when != "held":
+        assert [(one.id, why) for one, why in step.aside] == [(bad.id, "damaged")]
+    for lease in step.leases:
+        assert direct.settle(worker, lease, Succeeded(b"1"))
+    assert direct.get([after.id])[after.id].state != "waiting"
+    direct.unregister(worker)
+    direct.forget([bad.id])
+    assert direct.browse("dead", limit=10) == []
+
+
 def test_a_busy_server_is_asked_again(direct: RedisBroker, server: RedisServer) -> None:
     direct.check()
     server.say("CONFIG", "SET", "busy-reply-threshold", "1")

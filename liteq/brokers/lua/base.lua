@@ -75,14 +75,17 @@ local function answer()
 end
 
 -- What a message is from the start has one field, g: priority, retries, and the options, the
--- queue's length and the queue, the task. Most messages of a call have the same.
+-- queue's length and the queue, the task. Most messages of a call have the same. What is not
+-- of this form, another program wrote: it stands for nothing, and is no end of a script.
 local givens = {}
+local DAMAGED = {p = 0, y = '0', o = ',,1,0,,', q = '', t = '', damaged = true}
 local function given_of(text)
-  local found = givens[text]
+  local found = givens[text or '']
   if not found then
-    local p, y, o, size, at = string.match(text,
-      '^(%-?%d+),(%-?%d+),([^,]*,[^,]*,[^,]*,[^,]*,[^,]*,[^,]*),(%d+),()')
-    local behind = at + tonumber(size)
+    local p, y, o, size, at = string.match(text or '',
+      '^(%-?%d+),(%-?%d+),([%deinfa.+-]*,[%deinfa.+-]*,[01],[01],%d*,[%deinfa.+-]*),(%d+),()')
+    local behind = at and at + tonumber(size)
+    if not behind or behind > #text + 1 then return DAMAGED end
     found = {p = tonumber(p), y = y, o = o, q = string.sub(text, at, behind - 1),
       t = string.sub(text, behind)}
     givens[text] = found
@@ -94,7 +97,8 @@ end
 -- one that was given up, "-" for what is not known. Returns nothing if there never was one.
 local function lease_of(text)
   if not text then return nil, nil, 0, nil end
-  local token, worker, deliveries, started = string.match(text, '^(%S+) (%S+) (%S+) (%S+)$')
+  local token, worker, deliveries, started = string.match(text, '^(%S+) (%S+) (%-?%d+) (%S+)$')
+  if not token then return nil, nil, 0, nil end
   if worker == '-' then worker = nil end
   if started == '-' then started = nil end
   return token, worker, tonumber(deliveries), started

@@ -1,10 +1,10 @@
 -- A slice of Broker.reclaim and Broker.unregister: what a worker holds that is to hold nothing.
--- Needs: form base | ends lease
+-- Needs: form base | ends limiting lease bury
 -- ARGV[4]   worker
 --      [5]  "dead": it is given up now, and must register anew should it live after all;
 --           "gone": it leaves by itself; "": it is only looked at
 --      [6]  how many leases
--- Answers   the number of leases; for each: number, token, delivery, the fields of a message
+-- Answers   the number of ids looked at; the number of leases; for each: number, token, delivery, the fields of a message
 
 write_when_full()
 local worker = ARGV[4]
@@ -21,8 +21,22 @@ if ARGV[5] ~= '' and call('ZREM', P .. 'workers', worker) == 1 then
 end
 local ids = call('SRANDMEMBER', P .. 'leases:' .. worker, tonumber(ARGV[6]))
 put(#ids)
+local held = {}
 for _, id in ipairs(ids) do
-  local m = call('HMGET', P .. 'm:' .. id, 'n', 'k', 'g', 'b', 'u', 'x', 'L', 'U', 'e')
+  local m = redis.pcall('HMGET', P .. 'm:' .. id, 'n', 'k', 'g', 'b', 'u', 'x', 'L', 'U', 'e')
+  local why = damage_of(m[1], m[3], m[4], m[2] or '')
+  if why then
+    call('SREM', P .. 'leases:' .. worker, id)
+    bury(id, why)
+  else
+    held[#held + 1] = {id, m}
+  end
+end
+follow()
+ring()
+put(#held)
+for _, one in ipairs(held) do
+  local id, m = one[1], one[2]
   local token, _, deliveries = lease_of(m[2])
   put(m[1]) put(token) put(deliveries)
   put(id)

@@ -118,10 +118,11 @@ end
 local LOADED = {'s', 'n', 'g', 'b', 'k', 'f', 'r', 'W', 'K', 'x', 'u', 'O', 'v', 'V', 'P', 'C',
   'D', 'U', 'L'}
 local function load(id)
-  local found = call('HMGET', P .. 'm:' .. id, unpack(LOADED))
+  local found = redis.pcall('HMGET', P .. 'm:' .. id, unpack(LOADED))
   if not found[1] then return nil end
   local m = {id = id}
   for i, name in ipairs(LOADED) do m[name] = found[i] end
+  if not tonumber(m.n) then m.n = '0' end
   open_given(m)
   m.k, m.w, m.d, m.T = lease_of(m.k)
   return m
@@ -189,7 +190,7 @@ local function take_out(m)
 end
 
 local function give_lease_up(m)
-  call('SREM', P .. 'leases:' .. m.w, m.id)
+  call('SREM', P .. 'leases:' .. (m.w or ''), m.id)
   if m.V then call('HDEL', P .. 'orders:' .. m.w, m.n) end
 end
 

@@ -10,10 +10,10 @@ end
 -- Return the message if this lease holds it; with `all`, with all that it needs to go on.
 -- Else nil, and whether the lease ended with it.
 local function held(id, token, all)
-  local found = call('HMGET', P .. 'm:' .. id, 's', 'k', 'n', 'f')
+  local found = redis.pcall('HMGET', P .. 'm:' .. id, 's', 'k', 'n', 'f')
   if not is_of(found[2], token) then return nil, false end
-  if found[1] ~= 'r' then return nil, string.find('SFRI', found[1], 1, true) end
-  local m = {id = id, s = 'r', n = found[3]}
+  if found[1] ~= 'r' then return nil, found[1] and is_over(found[1]) end
+  local m = {id = id, s = 'r', n = tonumber(found[3]) and found[3] or '0'}
   if all or found[4] then
     local more = call('HMGET', P .. 'm:' .. id, unpack(MORE))
     for i, name in ipairs(MORE) do m[name] = more[i] end

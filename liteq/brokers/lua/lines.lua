@@ -148,6 +148,10 @@ local function try(line, read, useless)
     return nil
   end
   local m = read(head[1])
+  if m.damage then
+    leave_line(m, queue, limits)
+    return m
+  end
   local wanted = limits_of(m.what.t, limits)
   if wanted ~= limits then
     leave_line(m, queue, limits)

@@ -62,7 +62,7 @@ local function plain_step(text_of, pack, put_leases)
     for at = place + 5, last, 2 do
       local id, key = ARGV[at], P .. 'm:' .. ARGV[at]
       local found = call('HMGET', key, 's', 'k', 'n', 'f')
-      if found[1] ~= 'r' or string.find(found[2], fence, 1, true) ~= 1 or numbers[id] then return end
+      if found[1] ~= 'r' or not tonumber(found[3]) or string.find(found[2], fence, 1, true) ~= 1 or numbers[id] then return end
       if found[4] then
         local more = call('HMGET', key, 'O', 'V', 'N', 'r', 'v')
         if more[1] or more[2] or more[3] or (more[4] and not kept) then return end
@@ -123,21 +123,25 @@ local function plain_step(text_of, pack, put_leases)
     end
   end
   for i, id in ipairs(leases) do
-    local found = call('HMGET', P .. 'm:' .. id, 'n', 'g', 'b', 'k', 'f')
+    local found = redis.pcall('HMGET', P .. 'm:' .. id, 'n', 'g', 'b', 'k', 'f')
     local m = {id = id, n = found[1], g = found[2], b = found[3], d = '1'}
+    if not (m.n and m.g and m.b and tonumber(m.n)) then return end  -- damaged
     if found[4] then  -- the third of four words is how often it was delivered
-      m.d = text_of[tonumber(string.match(found[4], '^%S+ %S+ (%S+)')) + 1]
+      local deliveries = string.match(found[4], '^%d+ %S+ (%-?%d+) %S+$')
+      if not deliveries then return end
+      m.d = text_of[tonumber(deliveries) + 1]
     end
     if found[5] then
       local more = call('HMGET', P .. 'm:' .. id, 'x', 'L', 'P', 'r', 'u', 'U', 'e')
       if more[1] or more[2] or more[3] or more[4] then return end
       m.more, m.u, m.U, m.e = true, more[5], more[6], more[7]
     end
-    if digest ~= '*' and not asked[m.g] then
+    if not asked[m.g] then
       asked[m.g] = true
       local size, at = string.match(m.g,
-        '^[^,]*,[^,]*,[^,]*,[^,]*,[^,]*,[^,]*,[^,]*,[^,]*,(%d+),()')
-      tasks[#tasks + 1] = string.sub(m.g, at + tonumber(size))
+        '^%-?%d+,%-?%d+,[%deinfa.+-]*,[%deinfa.+-]*,[01],[01],%d*,[%deinfa.+-]*,(%d+),()')
+      if not size or at + tonumber(size) > #m.g + 1 then return end
+      if digest ~= '*' then tasks[#tasks + 1] = string.sub(m.g, at + tonumber(size)) end
     end
     messages[i] = m
   end

@@ -4,7 +4,7 @@ local FIELDS = {'g', 'b', 'u', 'x', 'L', 'U', 'e', 's', 'r', 'N', 'M', 'k', 'Q',
   'X', 'V', 'W', 'n', 'P'}
 
 local function put_record(id)
-  local found = call('HMGET', P .. 'm:' .. id, unpack(FIELDS))
+  local found = redis.pcall('HMGET', P .. 'm:' .. id, unpack(FIELDS))
   if not found[1] then return false end
   local _, worker, deliveries, started = lease_of(found[12])
   put(id)

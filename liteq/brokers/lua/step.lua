@@ -1,5 +1,5 @@
 -- Broker.step: settle, note and claim for one worker.
--- Needs: form plain base | ends limiting lines enter lease
+-- Needs: form plain base | ends limiting lines enter lease bury
 -- ARGV[4]   the worker
 --      [5]  the token of the leases that this step takes
 --      [6]  the number of tokens of claims whose answer was lost, and those: what they hold
@@ -25,7 +25,7 @@
 --           to events; a 1 or 0 for each settlement; when the next is due, or ""; the number of
 --           orders; for each: number, signal; the leases (see `put_leases`); the
 --           number of those put aside; for each: a letter (p parked, x expired), number,
---           delivery, the fields of a message (see `put_message`).
+--           delivery, the fields of a message (see `put_message`); or d: it was damaged.
 --           Or only "tasks", when the worker's tasks are not known under this digest; or
 --           "graph", the number of a settlement, and what enqueue.lua answers to a graph that
 --           cannot be. Nothing is done then.
@@ -130,9 +130,10 @@ claimer.queues = open_queues
 
 local function read(id)  -- what a claim needs of a message; `what`: of those that are alike
   local key = P .. 'm:' .. id
-  local found = call('HMGET', key, 's', 'n', 'g', 'b', 'k', 'f')
+  local found = redis.pcall('HMGET', key, 's', 'n', 'g', 'b', 'k', 'f')
   local m = {id = id, s = found[1], n = found[2], g = found[3], b = found[4], k = found[5],
-    what = given_of(found[3])}
+    what = given_of(found[3]), damage = damage_of(found[2], found[3], found[4], found[5])}
+  if m.damage then return m end
   if found[6] then
     local more = call('HMGET', key, 'u', 'x', 'L', 'U', 'e', 'P', 'r')
     m.more, m.u, m.x, m.L, m.U, m.e = true, more[1], more[2], more[3], more[4], more[5]
@@ -221,7 +222,7 @@ for _, group in ipairs(groups) do
         call('HSET', key, 's', 'S', 'Z', NOW_TEXT)
       end
       done[#done + 1] = id
-      over[#over + 1] = found[3]
+      over[#over + 1] = tonumber(found[3]) and found[3] or '0'
       over[#over + 1] = id
       if delete_at then
         expiring[#expiring + 1] = delete_at
@@ -374,9 +375,10 @@ local function promote(queue)
   if #due == 0 then return end
   local ready = {}
   for _, id in ipairs(due) do
-    local found = call('HMGET', P .. 'm:' .. id, 'g', 'n')
-    call('HSET', P .. 'm:' .. id, 's', 'q')
-    ready[#ready + 1] = rank(given_of(found[1]).p, tonumber(found[2]))
+    local found = redis.pcall('HMGET', P .. 'm:' .. id, 'g', 'n')
+    local what, number = given_of(found[1]), tonumber(found[2] or nil)
+    if number and not what.damaged then call('HSET', P .. 'm:' .. id, 's', 'q') end
+    ready[#ready + 1] = rank(what.p, number or 0)  -- of one that is damaged: its claim says so
     ready[#ready + 1] = id
   end
   each_thousand('ZREM', key, due)
@@ -390,7 +392,7 @@ local function learn(batch)  -- which of these tasks the worker knows
   local asked = {}
   for _, m in ipairs(batch) do
     local task = m.what.t
-    if known[task] == nil then
+    if known[task] == nil and not m.damage then
       known[task] = false
       asked[#asked + 1] = task
     end
@@ -442,7 +444,7 @@ if limit > 0 and alive then
   if lined then open_due() end
   local function is_useless(m)  -- too late, or unknown
     if not anything then learn({m}) end
-    return m.x and tonumber(m.x) <= NOW or not (anything or known[m.what.t])
+    return m.x and (tonumber(m.x) or math.huge) <= NOW or not (anything or known[m.what.t])
   end
   while #leases < limit and #sources > 0 do
     local wanted = math.min(limit - #leases + #aside, SLICE)
@@ -464,7 +466,9 @@ if limit > 0 and alive then
     for _, m in ipairs(batch) do
       local key, what = P .. 'm:' .. m.id, m.what
       local queue, task = what.q, what.t
-      if m.s == 'p' then
+      if m.damage then
+        bury(m.id, m.damage)
+      elseif m.s == 'p' then
         call('ZREM', P .. 'parked', m.id)
         call('HDEL', key, 'K')
         if call('EXISTS', parked_key(queue, task)) == 0 then
@@ -474,7 +478,10 @@ if limit > 0 and alive then
       local deliveries = 0
       if m.k then _, _, deliveries = lease_of(m.k) end
       m.d = deliveries
-      if m.x and (tonumber(m.x) or math.huge) <= NOW then
+      if m.damage then
+        aside[#aside + 1] = {'d', read(m.id)}
+        aside[#aside][2].d = '0'
+      elseif m.x and (tonumber(m.x) or math.huge) <= NOW then
         aside[#aside + 1] = {'x', m}
         local late = load(m.id)
         late.s = ''  -- it is taken out already
