@@ -23,6 +23,7 @@ from liteq.config import Settings
 from liteq.definition import (
     annotate,
     check_options,
+    is_redefined,
     is_same_function,
     make_class,
     name_of,
@@ -165,7 +166,8 @@ class Liteq:
 
         `bind`: the function takes the task as its first argument. `base`: the class of
         the task. The other options are those of `Task`. A second function under a name
-        that is taken is dropped with a `DuplicateTaskNameWarning`: the first one stays.
+        that is taken is dropped with a `DuplicateTaskNameWarning`: the first one stays,
+        unless it is a new version of the first, from a prompt, a notebook or a reload.
         Raises `TypeError` for an option that does not exist.
         """
         if fun is not None and not callable(fun):
@@ -721,7 +723,7 @@ class Liteq:
             current.connect_on_app_finalize(lambda app: app.task_from_function(fun, **again))
         name = name or self.gen_task_name(name_of(fun), fun.__module__)
         known = self._tasks.get(name)
-        if known is not None:
+        if known is not None and not is_redefined(known, fun):
             return self._duplicate(known, fun)
         kind = make_class(
             fun if filter is None else filter(fun),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from types import FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -17,6 +17,7 @@ from typing import (
 
 from liteq import current
 from liteq.local import Proxy
+from liteq.names import is_typed
 from liteq.options import (
     TASK_OPTIONS,
     UNIQUE_OPTIONS,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "annotate",
     "check_options",
+    "is_redefined",
     "is_same_function",
     "make_class",
     "name_of",
@@ -218,11 +220,27 @@ def name_of(fun: Any) -> str:
 
 def is_same_function(task: Task[..., Any], fun: Any) -> bool:
     """Tell whether a task was made of this function, or of an earlier reading of it."""
-    old = getattr(getattr(type(task), "__wrapped__", None), "__code__", None)
-    new = getattr(fun, "__code__", None)
+    old, new = _code_of(task), getattr(fun, "__code__", None)
+    return old is not None and new is not None and _place(old) == _place(new)
+
+
+def is_redefined(task: Task[..., Any], fun: Any) -> bool:
+    """Tell whether a function is what a task's has become: typed again at a prompt, run
+    again in a notebook, or changed in its file, which was read again."""
+    old, new = _code_of(task), getattr(fun, "__code__", None)
     if old is None or new is None:
         return False
-    return (old.co_filename, old.co_firstlineno) == (new.co_filename, new.co_firstlineno)
+    if is_typed(fun.__module__, new.co_filename):
+        return is_typed(type(task).__module__, old.co_filename)
+    return _place(old) == _place(new) and old != new
+
+
+def _code_of(task: Task[..., Any]) -> CodeType | None:
+    return getattr(getattr(type(task), "__wrapped__", None), "__code__", None)
+
+
+def _place(code: CodeType) -> tuple[str, int]:
+    return code.co_filename, code.co_firstlineno
 
 
 def check_options(options: Mapping[str, Any], base: type[Any] | None = None) -> None:

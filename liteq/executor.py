@@ -231,9 +231,12 @@ class Executor:
     def _prepare(self, delivery: Delivery, report: Report | None) -> _Attempt | Ended:
         """Return the attempt, ready to run, or how it ended before it began."""
         packed = delivery.packed
-        plan = self._plans.get(packed[1]) or self._look_up(delivery)
-        if isinstance(plan, Ended):
-            return plan
+        plan = self._plans.get(packed[1])
+        if plan is None or plan.task is not self.tasks.get(packed[1]):  # redefined since
+            found = self._look_up(delivery)
+            if isinstance(found, Ended):
+                return found
+            plan = found
         if packed[6] is not None and packed[6] < self.settings.clock.now():
             return Ended(Revoked("expired"))
         try:

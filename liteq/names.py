@@ -12,7 +12,7 @@ import os.path
 import sys
 from typing import Any, Final
 
-__all__ = ["is_main", "main_name", "module_name", "task_name"]
+__all__ = ["is_main", "is_typed", "main_name", "module_name", "task_name"]
 
 # "__mp_main__" is what a spawned child of multiprocessing calls its parent's script.
 _MAIN_NAMES: Final = frozenset({"__main__", "__mp_main__"})
@@ -38,6 +38,14 @@ def main_name() -> str:
 def is_main(module: str) -> bool:
     """Tell whether this name means the running script itself, under any of its names."""
     return module in _MAIN_NAMES or module == main_name()
+
+
+def is_typed(module: str, file: str) -> bool:
+    """Tell whether what this module defines in this file was typed at a prompt, or in a
+    notebook, where what is defined again is meant to take the place of the first."""
+    if module not in _MAIN_NAMES:
+        return False
+    return file.startswith("<") or main_name() == "__main__"
 
 
 def module_name(obj: Any) -> str:

@@ -330,6 +330,42 @@ def test_a_second_function_under_a_name_is_dropped_with_a_warning(app: Liteq) ->
     assert second is first
 
 
+def define(app: Liteq, source: str, *, module: str, file: str) -> Any:
+    """Define a task `work` as a module, a prompt or a notebook would."""
+    scope = {"__name__": module, "app": app}
+    exec(compile(f"@app.task\ndef work(n=1): return {source}", file, "exec"), scope)
+    return scope["work"]
+
+
+@pytest.mark.parametrize(
+    ("module", "file"), [("__main__", "<stdin>"), ("__main__", "<ipython-input-7>")]
+)
+def test_what_is_typed_again_at_a_prompt_takes_the_place_of_the_first(
+    app: Liteq, module: str, file: str
+) -> None:
+    first = define(app, "n", module=module, file=file)
+    second = define(app, "n + 100", module=module, file=f"{file}>")
+
+    assert (second(), app.tasks[first.name]()) == (101, 101)
+
+
+def test_a_file_that_is_read_again_after_a_change_has_its_new_tasks(app: Liteq) -> None:
+    first = define(app, "n", module="shop", file="shop.py")
+    again = define(app, "n", module="shop", file="shop.py")
+    changed = define(app, "n + 100", module="shop", file="shop.py")
+
+    assert again is first
+    assert (changed(), app.tasks[first.name]()) == (101, 101)
+
+
+def test_a_worker_in_a_notebook_runs_what_the_task_is_now(app: Liteq) -> None:
+    with app.worker(concurrency=1):
+        first = define(app, "n", module="__main__", file="<stdin>").delay()
+        assert first.get(timeout=10) == 1
+        second = define(app, "n + 100", module="__main__", file="<stdin>").delay()
+        assert second.get(timeout=10) == 101
+
+
 def test_another_class_under_a_name_takes_its_place_with_a_warning(app: Liteq) -> None:
     class First(Task[..., Any]):
         name = "work"
