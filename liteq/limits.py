@@ -329,8 +329,12 @@ def write(pairs: Iterable[tuple[str, str | None]]) -> str | None:
 
 @lru_cache(maxsize=4096)
 def read(text: str) -> Pairs:
-    """Return the names and keys of `Message.limits`."""
-    return tuple((name, key) for name, key in json.loads(text))
+    """Return the names and keys of `Message.limits`. What another program wrote there in a
+    store, and nobody can read, names none: a worker is not to end of it."""
+    try:
+        return tuple((name, key) for name, key in json.loads(text))
+    except (TypeError, ValueError):
+        return ()
 
 
 def limits_text(text: str | None) -> str:

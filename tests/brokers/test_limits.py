@@ -82,6 +82,22 @@ def test_12_starts_under_a_rate_are_evenly_spaced(broker: Broker, clock: FakeClo
     assert starts == [[sent[0].id], [], [sent[1].id], [], [sent[2].id]]
 
 
+@pytest.mark.parametrize("text", ["zz", "[[1]]", "7"])
+@pytest.mark.parametrize("declared", [False, True])
+def test_5_limits_that_nobody_can_read_are_no_end_of_the_worker_that_meets_them(
+    broker: Broker, text: str, *, declared: bool
+) -> None:
+    if declared:
+        declare(broker, Limit("api", interval=60.0, burst=1))
+    put(broker, make(limits=text))
+    plain = put(broker, make("shop.plain"))
+    worker = enlist(broker)
+    while leases := broker.claim(worker, ["default"], 5):
+        for lease in leases:
+            broker.settle(worker, lease, Succeeded(b"1"))
+    assert state(broker, plain) == "succeeded"
+
+
 def test_12_a_burst_may_be_saved_up_and_no_more(broker: Broker, clock: FakeClock) -> None:
     declare(broker, Limit("api", interval=2.0, burst=3))
     broker.enqueue([under(("api", "")) for _ in range(9)])

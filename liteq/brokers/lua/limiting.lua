@@ -25,7 +25,11 @@ local parsed = {}
 local function pairs_of(limits)  -- {name, key or nil}
   if not parsed[limits] then
     local good, list = pcall(cjson.decode, limits)
-    parsed[limits] = good and list or {}
+    local found = {}
+    for _, pair in ipairs(good and type(list) == 'table' and list or {}) do
+      if type(pair) == 'table' and type(pair[1]) == 'string' then found[#found + 1] = pair end
+    end
+    parsed[limits] = found
   end
   return parsed[limits]
 end
