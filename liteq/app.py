@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from typing import Self, Unpack
 
     from liteq.asyncresult import AsyncResult
-    from liteq.brokers.base import Broker, QueueInfo
+    from liteq.brokers.base import Broker
+    from liteq.brokers.values import QueueInfo
     from liteq.bulk import BulkResult
     from liteq.canvas import Signature
     from liteq.control import Control

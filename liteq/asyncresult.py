@@ -36,7 +36,7 @@ from liteq.resultbase import Links, ResultBase, as_tuple, in_line
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
-    from liteq.brokers.base import Record, RevokeAnswer
+    from liteq.brokers.values import Record, RevokeAnswer
     from liteq.message import Edge
     from liteq.progress import PastAttempt, Progress
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from liteq import failure, signals
-from liteq.brokers.base import Lease, Note, Step
+from liteq.brokers.values import Lease, Note, Step
 from liteq.exceptions import TimeLimitExceeded
 from liteq.loggers import get_logger
 from liteq.notices import Notices

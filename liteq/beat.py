@@ -24,7 +24,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from liteq import signals
-from liteq.brokers.base import Broker, Schedule
+from liteq.brokers.base import Broker
+from liteq.brokers.values import Schedule
 from liteq.custom import Custom, PersistentScheduler, ScheduleEntry, Scheduler, find_scheduler
 from liteq.entries import BeatLazyFunc, Entry
 from liteq.exceptions import (

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from liteq import current
 from liteq.asyncresult import signal_name
-from liteq.brokers.base import Letter, RevokeAnswer, WorkerInfo
+from liteq.brokers.values import Letter, RevokeAnswer, WorkerInfo
 from liteq.commands import (
     Command,
     Forged,

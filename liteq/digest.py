@@ -14,7 +14,7 @@ from liteq.operating import error_of
 from liteq.wording import ago, span
 
 if TYPE_CHECKING:
-    from liteq.brokers.base import Record
+    from liteq.brokers.values import Record
 
 __all__ = ["Happening", "error_line", "progress_text", "remark", "state_of", "timeline", "took"]
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 from liteq.message import GATHER
 
 if TYPE_CHECKING:
-    from liteq.brokers.base import Node
+    from liteq.brokers.values import Node
     from liteq.message import Edge
 
 __all__ = ["Line", "draw"]

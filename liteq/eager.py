@@ -24,7 +24,7 @@ from liteq.result import AsyncResult, EagerResult, GroupResult
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
-    from liteq.brokers.base import Lease, Record
+    from liteq.brokers.values import Lease, Record
 
 __all__ = ["run"]
 

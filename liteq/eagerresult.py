@@ -14,7 +14,7 @@ from liteq.joining import assert_will_not_block
 from liteq.resultbase import Links, ResultBase, in_line
 
 if TYPE_CHECKING:
-    from liteq.brokers.base import Record, RevokeAnswer
+    from liteq.brokers.values import Record, RevokeAnswer
     from liteq.progress import PastAttempt
 
 __all__ = ["EagerResult"]

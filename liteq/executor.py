@@ -85,7 +85,7 @@ _NO_NAMES: Final[tuple[str | None, ...]] = ()
 _UNUSUAL: Final = re.compile('"(?:content_type|immutable|keywords)":')
 _VERSION_NOW: Final = f'"v":{VERSION}}}'
 
-# (source, kind, position, value): a brokers.base.Input, as it travels to a child.
+# (source, kind, position, value): a brokers.values.Input, as it travels to a child.
 InputTuple: TypeAlias = tuple[str, str, int, bytes]
 
 
@@ -127,7 +127,7 @@ class Delivery:
     """A message given to the executor. `number` counts its starts, from 1.
 
     `message` may be the packed form, which is what a child gets: unpacking it all would
-    take longer than a short task. `inputs` are the tuples of `brokers.base.Input`.
+    take longer than a short task. `inputs` are the tuples of `brokers.values.Input`.
     `arguments` (args, kwargs) are used in place of the body. `eager`: run in place by
     `Task.apply`, so errors of hooks, `KeyboardInterrupt` and `SystemExit` go through to
     the caller.

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from liteq.brokers.base import Broker, Lease, Note
+from liteq.brokers.base import Broker
+from liteq.brokers.values import Lease, Note
 from liteq.context import Report
 from liteq.executor import Delivery, Ended, Executor
 from liteq.outcome import Released

@@ -6,7 +6,7 @@ import resource
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from liteq.brokers.base import Lease, Record
+from liteq.brokers.values import Lease, Record
 from liteq.commands import inspect_command
 from liteq.redaction import mask_url
 from liteq.showing import shown_arguments

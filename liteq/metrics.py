@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
-from liteq.brokers.base import Lease
 from liteq.brokers.files import DATABASE
+from liteq.brokers.values import Lease
 from liteq.exceptions import BrokerError, ImproperlyConfigured
 from liteq.ids import made_at
 from liteq.loggers import get_logger

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from liteq import signals
-from liteq.brokers.base import Aside, Lease
+from liteq.brokers.values import Aside, Lease
 from liteq.context import Context
 from liteq.einfo import ExceptionInfo
 from liteq.exceptions import NotRegistered, TimeLimitExceeded, WorkerLostError

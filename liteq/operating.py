@@ -14,8 +14,9 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from liteq import failure
-from liteq.brokers.base import FINAL_STATES, Attempt, Broker, Record, State
+from liteq.brokers.base import Broker
 from liteq.brokers.searching import Found, Search
+from liteq.brokers.values import FINAL_STATES, Attempt, Record, State
 from liteq.exceptions import LiteqError, UnknownTaskId
 from liteq.searches import UNFINISHED
 from liteq.showing import shown_call

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta, tzinfo
 from typing import TYPE_CHECKING, Any, Final
 
 from liteq import entries
-from liteq.brokers.base import Schedule
+from liteq.brokers.values import Schedule
 from liteq.entries import CatchUp, Entry, Overlap
 from liteq.exceptions import DecodeError, ImproperlyConfigured, ScheduleError, ScheduleNotFound
 from liteq.loggers import get_logger

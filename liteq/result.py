@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from liteq.app import Liteq
-    from liteq.brokers.base import Node, Record, RevokeAnswer
+    from liteq.brokers.values import Node, Record, RevokeAnswer
     from liteq.message import Edge
 
 __all__ = [

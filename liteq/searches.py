@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from liteq.brokers.base import State
+    from liteq.brokers.values import State
 
 __all__ = ["STATES", "UNFINISHED", "read_moment", "read_states"]
 

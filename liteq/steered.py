@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from liteq import __version__
 from liteq.attempts import Attempts
 from liteq.autoscale import Autoscaler
-from liteq.brokers.base import Broker, Lease
+from liteq.brokers.base import Broker
+from liteq.brokers.values import Lease
 from liteq.loggers import get_logger
 from liteq.membership import Membership
 from liteq.pool import Pool

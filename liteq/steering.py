@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from liteq import inspecting  # registers the commands that look
-from liteq.brokers.base import Letter
+from liteq.brokers.values import Letter
 from liteq.commands import (
     CODE_LIMIT,
     Command,

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from liteq import __version__, failure, serializers
-from liteq.brokers.base import Broker, Lease
+from liteq.brokers.base import Broker
+from liteq.brokers.values import Lease
 from liteq.events.form import about, encode
 from liteq.exceptions import BrokerError
 from liteq.outcome import (

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
-from liteq.brokers.base import Lease
+from liteq.brokers.values import Lease
 from liteq.loggers import get_logger
 from liteq.plan import is_async
 from liteq.pool import Pool

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from liteq.brokers.base import Lease, Note, Step
+from liteq.brokers.values import Lease, Note, Step
 from liteq.exceptions import BrokerUnavailable, QueueFull
 from liteq.outcome import Outcome
 from liteq.shares import Shares

@@ -18,7 +18,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary, finalize
 
-from liteq.brokers.base import Broker, Mailbox, Record
+from liteq.brokers.base import Broker, Mailbox
+from liteq.brokers.values import Record
 from liteq.callers import outside
 from liteq.exceptions import LiteqWarning, TimeoutError, UnknownTaskId
 from liteq.loggers import get_logger

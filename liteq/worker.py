@@ -25,7 +25,8 @@ from liteq import cpus, signals
 from liteq.announcing import Announcer
 from liteq.attempts import Attempts, Settlements
 from liteq.autoscale import Autoscaler
-from liteq.brokers.base import Broker, Lease, Note, Step
+from liteq.brokers.base import Broker
+from liteq.brokers.values import Lease, Note, Step
 from liteq.exceptions import (
     BrokerError,
     BrokerUnavailable,

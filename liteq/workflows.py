@@ -18,7 +18,7 @@ from liteq.result import AsyncResult, GroupResult
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
-    from liteq.brokers.base import Node, RevokeAnswer, WorkflowInfo
+    from liteq.brokers.values import Node, RevokeAnswer, WorkflowInfo
 
 __all__ = ["Workflow", "WorkflowProgress"]
 

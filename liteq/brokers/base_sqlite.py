@@ -7,11 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
-from liteq.brokers.base import (
-    DEFAULT_MAX_DELIVERIES,
-    Broker,
-    Mailbox,
-)
+from liteq.brokers.base import DEFAULT_MAX_DELIVERIES, Broker, Mailbox
 from liteq.brokers.connection import Database
 from liteq.brokers.following import Following
 from liteq.brokers.lengths import Lengths

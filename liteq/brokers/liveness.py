@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from liteq.pulse import boot_id, is_free
 
 if TYPE_CHECKING:
-    from liteq.brokers.base import WorkerInfo  # the probes of `liteq.health` go without
+    from liteq.brokers.values import WorkerInfo  # the probes of `liteq.health` go without
 
 __all__ = ["LockFiles", "boot_id", "lock_name", "present"]
 

@@ -6,19 +6,12 @@ import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from liteq.brokers.base import (
-    EVENTS_KEPT,
-    EVENTS_KEPT_FOR,
-    LETTERS_KEPT,
-    Events,
-    Letter,
-    Mailbox,
-    WorkerInfo,
-)
+from liteq.brokers.base import EVENTS_KEPT, EVENTS_KEPT_FOR, LETTERS_KEPT, Mailbox
 from liteq.brokers.base_redis import RedisStore, address
 from liteq.brokers.liveness import present
 from liteq.brokers.redis_form import Fields
 from liteq.brokers.redis_liveness import Birth, is_dead, own_birth
+from liteq.brokers.values import Events, Letter, WorkerInfo
 
 __all__ = ["RedisMail", "Row"]
 

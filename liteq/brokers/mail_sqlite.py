@@ -13,20 +13,12 @@ from typing import Any, Final, Literal
 
 import apsw
 
-from liteq.brokers.base import (
-    EVENTS_KEPT,
-    EVENTS_KEPT_FOR,
-    LETTERS_KEPT,
-    MAIL,
-    Events,
-    Letter,
-    Mailbox,
-    WorkerInfo,
-)
+from liteq.brokers.base import EVENTS_KEPT, EVENTS_KEPT_FOR, LETTERS_KEPT, MAIL, Mailbox
 from liteq.brokers.base_sqlite import SqliteStore
 from liteq.brokers.connection import fetch_all, fetch_one
 from liteq.brokers.liveness import lock_name, present
 from liteq.brokers.queueing import unpaused
+from liteq.brokers.values import Events, Letter, WorkerInfo
 from liteq.brokers.wakeup import LocalMailbox, SocketMailbox, kind_of
 
 __all__ = ["SqliteMail"]

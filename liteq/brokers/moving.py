@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple, Protocol
 
-from liteq.brokers.base import Attempt, Broker, Input, Record
+from liteq.brokers.base import Broker
+from liteq.brokers.values import Attempt, Input, Record
 from liteq.exceptions import BrokerError
 
 __all__ = ["Bond", "Kept", "Shelf", "deletion_of", "move", "shelf_of"]

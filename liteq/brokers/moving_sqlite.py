@@ -7,10 +7,10 @@ from typing import Any, Final
 
 import apsw
 
-from liteq.brokers.base import Attempt, Input, Record
 from liteq.brokers.connection import Database, fetch_all, fetch_one
 from liteq.brokers.moving import Bond, Kept, deletion_of
 from liteq.brokers.schema import STATE_CODES
+from liteq.brokers.values import Attempt, Input, Record
 from liteq.message import PACKED_FIELDS
 
 __all__ = ["SqliteShelf"]

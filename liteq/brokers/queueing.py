@@ -11,11 +11,11 @@ from typing import Final
 
 import apsw
 
-from liteq.brokers.base import QueueInfo, State
 from liteq.brokers.connection import fetch_all, fetch_one
 from liteq.brokers.enqueueing import Batch
 from liteq.brokers.lengths import Lengths, queue_full
 from liteq.brokers.schema import STATE_CODES
+from liteq.brokers.values import QueueInfo, State
 from liteq.message import GATHER, PACKED_FIELDS
 
 __all__ = ["age", "counts", "has_old", "keep_lengths", "pause", "queues", "resume", "unpaused"]

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from liteq.brokers.base import Attempt, Mailbox, Node, QueueInfo, Record, State, WorkflowInfo
+from liteq.brokers.base import Mailbox
 from liteq.brokers.base_redis import LOOK, RedisStore, address, slices
 from liteq.brokers.redis_form import (
     LETTERS,
@@ -17,6 +17,7 @@ from liteq.brokers.redis_form import (
     attempt_of,
     record_of,
 )
+from liteq.brokers.values import Attempt, Node, QueueInfo, Record, State, WorkflowInfo
 from liteq.message import GATHER, Edge
 
 if TYPE_CHECKING:

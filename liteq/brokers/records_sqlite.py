@@ -9,21 +9,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import apsw
 
 from liteq.brokers import queueing, workflows
-from liteq.brokers.base import (
-    Attempt,
-    Mailbox,
-    Node,
-    Note,
-    QueueInfo,
-    Record,
-    State,
-    WorkflowInfo,
-)
+from liteq.brokers.base import Mailbox
 from liteq.brokers.base_sqlite import AMONG, PACKED, SqliteStore
 from liteq.brokers.connection import fetch_all, fetch_one
 from liteq.brokers.following import NOTED
 from liteq.brokers.schema import STATE_CODES
 from liteq.brokers.uniqueness import holder
+from liteq.brokers.values import Attempt, Node, Note, QueueInfo, Record, State, WorkflowInfo
 from liteq.brokers.wakeup import LocalMailbox, SocketMailbox
 from liteq.message import GATHER, Edge
 

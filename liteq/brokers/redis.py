@@ -19,7 +19,6 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from liteq.brokers.base import Aside, Lease, Note, RevokeAnswer, Step
 from liteq.brokers.base_redis import LOOK, refusal, refuse, slices
 from liteq.brokers.graph import count_edges
 from liteq.brokers.limiting_redis import declaring, infos, overriding
@@ -36,6 +35,7 @@ from liteq.brokers.redis_form import (
 from liteq.brokers.roster_redis import RedisRoster
 from liteq.brokers.schedules_redis import RedisSchedules
 from liteq.brokers.upkeep_redis import RedisUpkeep
+from liteq.brokers.values import Aside, Lease, Note, RevokeAnswer, Step
 from liteq.exceptions import BrokerError
 from liteq.limits import Limit, LimitInfo
 from liteq.message import Edge, Message, Workflow, pack_all

@@ -14,10 +14,10 @@ from operator import length_hint
 from typing import Any, Final, NamedTuple, cast
 
 from liteq import failure
-from liteq.brokers.base import Attempt, Input, Lease, Note, Record, Schedule, State
 from liteq.brokers.graph import count_edges
 from liteq.brokers.moving import Kept
 from liteq.brokers.redis_wire import strings, unpack
+from liteq.brokers.values import Attempt, Input, Lease, Note, Record, Schedule, State
 from liteq.exceptions import InvalidTaskError, TaskRevokedError, WorkerLostError
 from liteq.message import GATHER, PACKED_FIELDS, Edge, Graph, Packed, rule_of
 from liteq.outcome import (

@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from liteq.brokers.base import Lease, WorkerInfo
 from liteq.brokers.base_redis import SLICE, RedisStore
 from liteq.brokers.mail_redis import Row
 from liteq.brokers.redis_form import PACKED_COUNT, Fields, packed_of
 from liteq.brokers.redis_liveness import is_dead, own_birth, watch
+from liteq.brokers.values import Lease, WorkerInfo
 from liteq.outcome import Lost, Outcome, Released
 
 __all__ = ["RedisRoster"]

@@ -10,16 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import apsw
 
-from liteq.brokers.base import (
-    HELLO,
-    Lease,
-    WorkerInfo,
-)
+from liteq.brokers.base import HELLO
 from liteq.brokers.base_sqlite import PACKED, SqliteStore
 from liteq.brokers.connection import fetch_all
 from liteq.brokers.following import Following
 from liteq.brokers.liveness import lock_name
 from liteq.brokers.settling import SLICE, Settling
+from liteq.brokers.values import Lease, WorkerInfo
 from liteq.outcome import (
     Lost,
     Released,

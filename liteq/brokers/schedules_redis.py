@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from liteq.brokers.base import Schedule
 from liteq.brokers.base_redis import RedisStore, refuse
 from liteq.brokers.graph import count_edges
 from liteq.brokers.redis_form import Fields, graph_arguments, schedule_of
+from liteq.brokers.values import Schedule
 from liteq.message import Edge, Message, Workflow
 
 __all__ = ["RedisSchedules"]

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING
 import apsw
 
 from liteq.brokers import scheduling
-from liteq.brokers.base import (
-    Schedule,
-)
 from liteq.brokers.base_sqlite import SqliteStore
 from liteq.brokers.enqueueing import insert, prepare
 from liteq.brokers.following import Following
 from liteq.brokers.uniqueness import admits
+from liteq.brokers.values import Schedule
 from liteq.message import Edge, Message, Workflow
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import Final
 
 import apsw
 
-from liteq.brokers.base import Schedule
 from liteq.brokers.connection import fetch_all
+from liteq.brokers.values import Schedule
 
 __all__ = ["fire", "lead", "put", "remove", "schedules", "unlead"]
 

@@ -12,7 +12,7 @@ from heapq import merge
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from liteq.brokers.base import State
+    from liteq.brokers.values import State
 
 __all__ = ["Found", "Search", "latest_first"]
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 from heapq import nlargest
 from typing import Any, Final
 
-from liteq.brokers.base import State
 from liteq.brokers.redis_form import LETTERS, STATES, Fields
 from liteq.brokers.searching import Found, Search, latest_first
+from liteq.brokers.values import State
 
 __all__ = ["complete", "find"]
 

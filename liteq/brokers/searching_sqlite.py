@@ -14,10 +14,10 @@ from typing import Any, Final, TypeVar
 
 import apsw
 
-from liteq.brokers.base import State
 from liteq.brokers.connection import fetch_all, fetch_one
 from liteq.brokers.schema import STATE_CODES
 from liteq.brokers.searching import Found, Search, latest_first
+from liteq.brokers.values import State
 from liteq.message import GATHER
 
 __all__ = ["complete", "find"]

@@ -13,12 +13,12 @@ from typing import Any, Final
 import apsw
 
 from liteq import failure
-from liteq.brokers.base import Lease
 from liteq.brokers.connection import fetch_all, fetch_one
 from liteq.brokers.enqueueing import enter_workflow, insert, prepare
 from liteq.brokers.following import IGNORED_KEPT, Following, find_open_gather
 from liteq.brokers.limiting import free_slots
 from liteq.brokers.schema import STATE_CODES
+from liteq.brokers.values import Lease
 from liteq.exceptions import InvalidTaskError, MessageError, NotRegistered, WorkerLostError
 from liteq.message import GATHER, PACKED_FIELDS, Graph, Workflow
 from liteq.outcome import (

@@ -18,15 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import apsw
 
 from liteq.brokers import limiting, queueing
-from liteq.brokers.base import (
-    ORDERS,
-    Aside,
-    Input,
-    Lease,
-    Note,
-    RevokeAnswer,
-    Step,
-)
+from liteq.brokers.base import ORDERS
 from liteq.brokers.base_sqlite import PACKED
 from liteq.brokers.connection import fetch_all, fetch_one
 from liteq.brokers.enqueueing import (
@@ -47,6 +39,7 @@ from liteq.brokers.schema import STATE_CODES
 from liteq.brokers.settling import SLICE, Settling
 from liteq.brokers.uniqueness import UNIQUE
 from liteq.brokers.upkeep_sqlite import SqliteUpkeep
+from liteq.brokers.values import Aside, Input, Lease, Note, RevokeAnswer, Step
 from liteq.exceptions import BrokerError
 from liteq.limits import Limit, LimitInfo
 from liteq.message import PACKED_FIELDS, Alike, Edge, Message, Workflow, pack_all

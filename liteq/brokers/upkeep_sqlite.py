@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any
 import apsw
 
 from liteq.brokers import workflows
-from liteq.brokers.base import (
-    EVENTS_KEPT_FOR,
-)
+from liteq.brokers.base import EVENTS_KEPT_FOR
 from liteq.brokers.base_sqlite import AMONG
 from liteq.brokers.connection import fetch_all, fetch_one
 from liteq.brokers.enqueueing import ENQUEUE, row_of

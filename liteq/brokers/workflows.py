@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import apsw
 
-from liteq.brokers.base import Node, State, WorkflowInfo
 from liteq.brokers.connection import fetch_all, fetch_one
 from liteq.brokers.schema import STATE_CODES
+from liteq.brokers.values import Node, State, WorkflowInfo
 from liteq.message import GATHER, Edge
 
 __all__ = ["delete_empty", "find", "latest", "nodes"]

@@ -11,7 +11,7 @@ from liteq.cli.front import Session, as_json, command, print_json, print_table
 from liteq.cli.output import STATE_COLOURS, ago, moment
 
 if TYPE_CHECKING:
-    from liteq.brokers.base import Record
+    from liteq.brokers.values import Record
 
 __all__ = ["ls"]
 

@@ -13,7 +13,7 @@ from liteq.cli.output import STATE_COLOURS, json_text, moment, shown, span
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
-    from liteq.brokers.base import Record
+    from liteq.brokers.values import Record
 
 __all__ = ["watch"]
 

@@ -19,7 +19,8 @@ from liteq.cli.front import (
 from liteq.cli.output import STATE_COLOURS, moment, shown
 
 if TYPE_CHECKING:
-    from liteq.brokers.base import Broker, Node, WorkflowInfo
+    from liteq.brokers.base import Broker
+    from liteq.brokers.values import Node, WorkflowInfo
     from liteq.drawing import Line
 
 __all__ = ["workflow"]
@@ -122,7 +123,7 @@ def workflow_retry(id: str) -> int:
 
 
 def _row(known: WorkflowInfo) -> dict[str, Any]:
-    from liteq.brokers.base import FINAL_STATES
+    from liteq.brokers.values import FINAL_STATES
 
     return {
         "id": known.id,

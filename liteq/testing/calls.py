@@ -17,7 +17,7 @@ from liteq.waiting import has_ended
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
-    from liteq.brokers.base import Record, State
+    from liteq.brokers.values import Record, State
     from liteq.task import Task
 
 __all__ = [

@@ -11,8 +11,9 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 from weakref import WeakKeyDictionary
 
-from liteq.brokers.base import Broker, Mailbox, Record
+from liteq.brokers.base import Broker, Mailbox
 from liteq.brokers.sqlite import SqliteBroker
+from liteq.brokers.values import Record
 from liteq.clock import Clock, ManualClock, system_clock
 from liteq.current import get_current_app
 from liteq.exceptions import TimeoutError

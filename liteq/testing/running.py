@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, TypeVar, ca
 from weakref import WeakSet
 
 from liteq import states
-from liteq.brokers.base import Lease
+from liteq.brokers.values import Lease
 from liteq.clock import Clock, ManualClock
 from liteq.context import Report
 from liteq.current import get_current_app
