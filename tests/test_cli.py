@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
@@ -18,7 +19,8 @@ from terminal import JOBS, PATIENCE, TASKS, Here, Project, Running, wait_until
 
 import liteq
 from liteq import exceptions
-from liteq.cli import COMMANDS, cli, status_of
+from liteq.cli import COMMANDS, cli, main, status_of
+from liteq.cli.run import _stop
 from liteq.discovery import find_app
 from liteq.ids import new_id
 from liteq.message import Message
@@ -324,6 +326,43 @@ def test_a_command_that_only_celery_has_is_answered_with_what_there_is(
 
     assert done.returncode == 2
     assert f"there is no command '{word}'. In its place: {instead}" in done.stderr
+
+
+def test_help_that_is_asked_for_by_a_word_is_found(here: Here) -> None:
+    assert "there is no command 'help'. liteq --help shows" in here("help").stderr
+    assert "there is no command 'help'. liteq db --help shows" in here("db", "help").stderr
+
+
+def test_a_ctrl_c_ends_the_line_once_and_a_second_shows_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "invoke", interrupt)
+    assert main(["version"]) == 130
+    assert capsys.readouterr().err == "\n"
+
+    monkeypatch.setattr(click.core, "echo", interrupt)  # as click ends the line of the first
+    assert main(["version"]) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_a_ctrl_c_as_the_worker_beside_a_script_ends_is_nothing_but_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wait = os.waitpid
+    ended = subprocess.Popen(["sleep", "60"])
+
+    def interrupted(pid: int, options: int) -> None:
+        monkeypatch.undo()
+        wait(pid, options)  # it has ended and is reaped; then the signal is handled
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "waitpid", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _stop(ended.pid)
+    ended.wait()  # knows that it is gone
 
 
 @pytest.mark.parametrize("verb", ["show", "run", "pause", "resume", "remove"])

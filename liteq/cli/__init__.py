@@ -134,8 +134,11 @@ def main(argv: Sequence[str] | None = None, *, app: Liteq | None = None) -> int:
             _show_traceback(exc)
         exc.show()
         return exc.exit_code
-    except click.Abort:
-        click.echo(err=True)  # off the line of the ^C, or of the question
+    except click.Abort as exc:
+        if exc.__cause__ is None:  # of a ^C click has ended the line, of a question it has not
+            click.echo(err=True)
+        return Exit.INTERRUPTED
+    except KeyboardInterrupt:  # another one, while click did that
         return Exit.INTERRUPTED
     except exceptions.LiteqError as exc:
         if session.verbose:

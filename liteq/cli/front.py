@@ -315,6 +315,8 @@ class Group(click.Group):
 
             near = get_close_matches(args[0], self.list_commands(ctx))
             advice = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+            if args[0] == "help":
+                advice = f" {ctx.command_path} --help shows what there is."
             if ctx.parent is None and args[0] in _OF_CELERY:
                 advice = f" In its place: {_OF_CELERY[args[0]]}."
             ctx.fail(f"there is no command {args[0]!r}.{advice}")

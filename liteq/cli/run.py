@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
@@ -76,8 +76,9 @@ def _stop(pid: int) -> None:
     try:
         os.waitpid(pid, 0)
     except KeyboardInterrupt:
-        os.kill(pid, signal.SIGTERM)  # the second signal is a cold stop
-        os.waitpid(pid, 0)
+        with suppress(ProcessLookupError, ChildProcessError):  # it may have ended just now
+            os.kill(pid, signal.SIGTERM)  # the second signal is a cold stop
+            os.waitpid(pid, 0)
         raise
 
 
