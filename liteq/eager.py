@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from liteq import brokers, failure, serializers, states
 from liteq.clock import Clock
 from liteq.context import Report
+from liteq.delivery import Delivery
 from liteq.exceptions import TaskRevokedError
-from liteq.executor import Delivery, Ended, Executor, ExecutorSettings, TaskLike
+from liteq.executor import Ended, Executor, ExecutorSettings, TaskLike
 from liteq.inline import InlineWorker
 from liteq.message import GATHER, PACKED_FIELDS, Edge, Message, Packed, Workflow
 from liteq.outcome import Failed, Ignored, Replaced, Retried, Revoked, Succeeded

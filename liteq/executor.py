@@ -1,8 +1,8 @@
 """One delivery of a message becomes one outcome: the life of an attempt.
 
-The executor reads the body, calls the hooks, sends the signals, calls the task, and
-says what came of it. It touches no store, no queue and no clock but the one it is given;
-the user's code is all the input and output there is.
+The executor has the message read (`liteq.delivery`), calls the hooks, sends the signals,
+calls the task, and says what came of it. It touches no store, no queue and no clock but the
+one it is given; the user's code is all the input and output there is.
 
 The order, which is Celery's:
 
@@ -23,15 +23,15 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from liteq import context, failure, parts, states
+from liteq import context, states
 from liteq.body import Body, Ending, is_coroutine
 from liteq.clock import Clock, system_clock
 from liteq.context import Context, Report
+from liteq.delivery import Delivery, Reader
 from liteq.einfo import ExceptionInfo, line, summary
 from liteq.exceptions import (
     Ignore,
@@ -44,13 +44,13 @@ from liteq.exceptions import (
     TaskPredicate,
 )
 from liteq.loggers import get_logger
-from liteq.message import MAX_ENVELOPE, VERSION, Message, Packed
+from liteq.message import Packed
 from liteq.options import due_at
 from liteq.outcome import Failed, Ignored, Outcome, Retried, Revoked, Succeeded
 from liteq.plan import Plan, TaskLike, is_async
 from liteq.redaction import hide
 from liteq.retry import exhausted, give_up
-from liteq.serializers import dumps, loads, loads_call
+from liteq.serializers import dumps
 from liteq.signals import (
     Signal,
     task_failure,
@@ -67,7 +67,6 @@ if TYPE_CHECKING:
     from liteq.signing import Signer
 
 __all__ = [
-    "Delivery",
     "Ended",
     "ExceptionInfo",
     "Executor",
@@ -78,15 +77,6 @@ __all__ = [
 logger = get_logger("liteq.executor")
 
 _new: Final = tuple.__new__  # a third of what Succeeded(...) costs, for each task
-
-NOTHING: Final = b"null"  # what a store hands on for a value that is None or was not kept
-
-_NO_NAMES: Final[tuple[str | None, ...]] = ()
-_UNUSUAL: Final = re.compile('"(?:content_type|immutable|keywords)":')
-_VERSION_NOW: Final = f'"v":{VERSION}}}'
-
-# (source, kind, position, value): a brokers.values.Input, as it travels to a child.
-InputTuple: TypeAlias = tuple[str, str, int, bytes]
 
 
 class ExecutorSettings(NamedTuple):
@@ -123,34 +113,6 @@ class ExecutorSettings(NamedTuple):
         )
 
 
-class Delivery:
-    """A message given to the executor. `number` counts its starts, from 1.
-
-    `message` may be the packed form, which is what a child gets: unpacking it all would
-    take longer than a short task. `inputs` are the tuples of `brokers.values.Input`.
-    `arguments` (args, kwargs) are used in place of the body. `eager`: run in place by
-    `Task.apply`, so errors of hooks, `KeyboardInterrupt` and `SystemExit` go through to
-    the caller.
-    """
-
-    __slots__ = ("arguments", "eager", "inputs", "number", "packed")
-
-    def __init__(
-        self,
-        message: Message | Packed,
-        number: int = 1,
-        inputs: Sequence[InputTuple] = (),
-        *,
-        arguments: tuple[Sequence[Any], Mapping[str, Any]] | None = None,
-        eager: bool = False,
-    ) -> None:
-        self.packed: Packed = message.pack() if isinstance(message, Message) else message
-        self.number = number
-        self.inputs = inputs
-        self.arguments = arguments
-        self.eager = eager
-
-
 class Ended(NamedTuple):
     """An attempt that is over: its outcome and, for who runs tasks in place, the very
     value that the task returned or the exception it ended with."""
@@ -170,6 +132,12 @@ class Executor:
         self.tasks = tasks
         self.settings = settings or ExecutorSettings()
         self._plans: dict[str, Plan] = {}
+        self._reader = Reader(
+            accept=self.settings.accept,
+            result_serializer=self.settings.result_serializer,
+            signer=self.settings.signer,
+            most=self.settings.max_body_size,
+        )
 
     def run(
         self, delivery: Delivery, report: Report | None = None, body: Body | None = None
@@ -241,8 +209,8 @@ class Executor:
             return Ended(Revoked("expired"))
         try:
             if not delivery.eager:
-                self._admit(packed)
-            args, kwargs = self._arguments(delivery, plan)
+                self._reader.admit(packed)
+            args, kwargs = self._reader.arguments(delivery, plan)
         except (InvalidSignature, MessageTooLarge) as exc:
             return _dead(exc, str(exc))
         except Exception as exc:  # noqa: BLE001 (pickle may raise anything)
@@ -260,22 +228,6 @@ class Executor:
             about.waited = True
         return _Attempt(self.settings, plan, about, packed, args, kwargs)
 
-    def _admit(self, packed: Packed) -> None:
-        """Raise `MessageTooLarge` or `InvalidSignature` for what is not to be read at all."""
-        settings = self.settings
-        most = settings.max_body_size
-        if most is not None and len(packed[2]) > most:
-            raise MessageTooLarge(
-                f"the arguments take {len(packed[2])} bytes, more than the {most} of "
-                "task_max_body_size here"
-            )
-        if packed[-1] is not None and len(packed[-1]) > MAX_ENVELOPE:
-            raise MessageTooLarge(
-                f"the envelope has {len(packed[-1])} characters, more than {MAX_ENVELOPE}"
-            )
-        if settings.signer is not None:
-            settings.signer.check(packed)
-
     def _look_up(self, delivery: Delivery) -> Plan | Ended:
         name = delivery.packed[1]
         task = self.tasks.get(name)
@@ -290,84 +242,6 @@ class Executor:
             logger.exception("Task %s[%s] cannot be prepared", name, delivery.packed[0])
             return Ended(Failed(ExceptionInfo(exc).record()), exc=exc)
         return plan
-
-    def _arguments(
-        self, delivery: Delivery, plan: Plan
-    ) -> tuple[Sequence[Any], Mapping[str, Any]]:
-        packed = delivery.packed
-        envelope = packed[16]
-        immutable, names = False, _NO_NAMES
-        args: Sequence[Any]
-        kwargs: Mapping[str, Any]
-        if delivery.arguments is None and (envelope is None or _is_usual(envelope)):
-            # Unpacking all of the message takes longer than a short task.
-            args, kwargs = loads_call(packed[2], "json", self.settings.accept)
-        else:
-            message = Message.unpack(packed)
-            args, kwargs = delivery.arguments or loads_call(
-                message.body, message.content_type, self.settings.accept
-            )
-            immutable, names = message.immutable, message.keywords or _NO_NAMES
-        if delivery.inputs:
-            inputs = sorted(delivery.inputs, key=_position)
-            if names:
-                kwargs = {**kwargs, **self._named(inputs, names)}
-                inputs = [one for one in inputs if _name_of(one, names) is None]
-            if not immutable:
-                args = (*self._given(inputs, plan, args, kwargs), *args)
-        return args, kwargs
-
-    def _named(
-        self, inputs: Sequence[InputTuple], names: Sequence[str | None]
-    ) -> dict[str, Any]:
-        """Return what inputs give by name."""
-        named = ((_name_of(one, names), one) for one in inputs)
-        return {
-            name: self._value(kind, value, source)
-            for name, (source, kind, _, value) in named
-            if name
-        }
-
-    def _given(
-        self,
-        inputs: Sequence[InputTuple],
-        plan: Plan,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-    ) -> list[Any]:
-        """Return what the messages this one waited for put before its own arguments."""
-        values: list[Any] = []
-        for source, kind, _, value in inputs:
-            if kind != "error":
-                values.append(self._value(kind, value, source))
-            elif plan.takes_error(args, kwargs):
-                text = failure.read(value)["traceback"]
-                values += (Context(id=source), failure.rebuild(value), text)
-            else:
-                values.append(source)
-        return values
-
-    def _value(
-        self, kind: str, value: bytes, source: str | None, gather: str | None = None
-    ) -> Any:
-        """Return what an input stands for: a value, an exception, or a list of them.
-
-        `source` is whose end it is, `gather` what it is a part of, where they are known.
-        """
-        match kind:
-            case "error":
-                return failure.rebuild(value)
-            case "list":
-                return [
-                    self._value(kind, part, None, source) for kind, part in parts.unpack(value)
-                ]
-            case _:
-                if self.settings.signer is not None:
-                    value = self.settings.signer.open(value, source, gather)
-                if value == NOTHING:
-                    return None
-                serializer = self.settings.result_serializer
-                return loads(value, serializer, (serializer,))
 
 
 class _Attempt:
@@ -809,21 +683,6 @@ class _Attempt:
         if exc_info is not None:  # as text: a handler would format the exception itself
             record.exc_text = ExceptionInfo(exc_info, secrets).traceback
         logger.handle(record)
-
-
-def _position(one: InputTuple) -> int:
-    return one[2]
-
-
-def _name_of(one: InputTuple, names: Sequence[str | None]) -> str | None:
-    """Return the argument that an input becomes; None for one in front."""
-    return names[one[2]] if 0 <= one[2] < len(names) else None
-
-
-def _is_usual(envelope: str) -> bool:
-    """Tell whether an envelope says nothing about the arguments, without reading it: of
-    this version, and with none of the fields that are left out when they are usual."""
-    return envelope.endswith(_VERSION_NOW) and _UNUSUAL.search(envelope) is None
 
 
 def _dead(exc: BaseException, reason: str) -> Ended:

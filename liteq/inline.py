@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 from liteq.brokers.base import Broker
 from liteq.brokers.values import Lease, Note
 from liteq.context import Report
-from liteq.executor import Delivery, Ended, Executor
+from liteq.delivery import Delivery
+from liteq.executor import Ended, Executor
 from liteq.outcome import Released
 
 if TYPE_CHECKING:

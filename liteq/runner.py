@@ -16,7 +16,8 @@ from typing import Any, Final
 from liteq import outcome
 from liteq.body import Body
 from liteq.brokers.values import Lease, Note
-from liteq.executor import Delivery, Executor, ExecutorSettings, TaskLike
+from liteq.delivery import Delivery
+from liteq.executor import Executor, ExecutorSettings, TaskLike
 from liteq.outcome import Outcome
 from liteq.signals import worker_process_init, worker_process_shutdown
 

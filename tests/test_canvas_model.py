@@ -24,8 +24,9 @@ from hypothesis import strategies as st
 
 from liteq import Liteq
 from liteq.canvas import chain, chord, group
+from liteq.delivery import Delivery
 from liteq.exceptions import Ignore
-from liteq.executor import Delivery, Executor, ExecutorSettings
+from liteq.executor import Executor, ExecutorSettings
 from liteq.ids import new_id
 from liteq.outcome import Lost
 

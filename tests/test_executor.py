@@ -20,6 +20,7 @@ from liteq import outcome as outcomes
 from liteq.app import Liteq
 from liteq.body import Body
 from liteq.context import current
+from liteq.delivery import Delivery
 from liteq.exceptions import (
     EncodeError,
     Ignore,
@@ -29,7 +30,7 @@ from liteq.exceptions import (
     Retry,
     SoftTimeLimitExceeded,
 )
-from liteq.executor import Delivery, Executor, ExecutorSettings
+from liteq.executor import Executor, ExecutorSettings
 from liteq.message import Message
 from liteq.outcome import Failed, Ignored, Outcome, Retried, Revoked, Succeeded
 from liteq.serializers import dumps, dumps_call
@@ -427,7 +428,8 @@ def test_wrong_arguments_fail_the_task(run: Run) -> None:
 FREED = """
 import gc, weakref
 from liteq import Liteq
-from liteq.executor import Delivery, Executor, ExecutorSettings
+from liteq.delivery import Delivery
+from liteq.executor import Executor, ExecutorSettings
 from liteq.message import Message
 
 class Big:

@@ -25,8 +25,9 @@ from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 
 from liteq import Liteq, failure, outcome, parts
+from liteq.delivery import Delivery
 from liteq.exceptions import DecodeError, LiteqError
-from liteq.executor import Delivery, Executor, ExecutorSettings
+from liteq.executor import Executor, ExecutorSettings
 from liteq.ids import new_id
 from liteq.message import PACKED_FIELDS, VERSION, Message
 from liteq.outcome import Failed, Outcome, Succeeded

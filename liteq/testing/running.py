@@ -14,8 +14,9 @@ from liteq.brokers.values import Lease
 from liteq.clock import Clock, ManualClock
 from liteq.context import Report
 from liteq.current import get_current_app
+from liteq.delivery import Delivery
 from liteq.exceptions import LiteqError, TaskRevokedError
-from liteq.executor import Delivery, Ended, Executor, ExecutorSettings, TaskLike
+from liteq.executor import Ended, Executor, ExecutorSettings, TaskLike
 from liteq.inline import InlineWorker, Ran, attempt_with
 from liteq.limits import limits_by_task
 from liteq.outcome import Failed, Ignored, Replaced, Retried, Revoked, Succeeded

@@ -1,0 +1,190 @@
+"""What an attempt is given: a delivered message, and the arguments of its call.
+
+Those are the message's own and, of one that waited for others, what these left for it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from liteq import failure, parts
+from liteq.context import Context
+from liteq.exceptions import MessageTooLarge
+from liteq.message import MAX_ENVELOPE, VERSION, Message, Packed
+from liteq.plan import Plan
+from liteq.serializers import loads, loads_call
+
+if TYPE_CHECKING:
+    from liteq.signing import Signer
+
+__all__ = ["Delivery", "Reader"]
+
+NOTHING: Final = b"null"  # what a store hands on for a value that is None or was not kept
+
+_NO_NAMES: Final[tuple[str | None, ...]] = ()
+_UNUSUAL: Final = re.compile('"(?:content_type|immutable|keywords)":')
+_VERSION_NOW: Final = f'"v":{VERSION}}}'
+
+# (source, kind, position, value): a brokers.values.Input, as it travels to a child.
+InputTuple: TypeAlias = tuple[str, str, int, bytes]
+
+
+class Delivery:
+    """A message given to the executor. `number` counts its starts, from 1.
+
+    `message` may be the packed form, which is what a child gets: unpacking it all would
+    take longer than a short task. `inputs` are the tuples of `brokers.values.Input`.
+    `arguments` (args, kwargs) are used in place of the body. `eager`: run in place by
+    `Task.apply`, so errors of hooks, `KeyboardInterrupt` and `SystemExit` go through to
+    the caller.
+    """
+
+    __slots__ = ("arguments", "eager", "inputs", "number", "packed")
+
+    def __init__(
+        self,
+        message: Message | Packed,
+        number: int = 1,
+        inputs: Sequence[InputTuple] = (),
+        *,
+        arguments: tuple[Sequence[Any], Mapping[str, Any]] | None = None,
+        eager: bool = False,
+    ) -> None:
+        self.packed: Packed = message.pack() if isinstance(message, Message) else message
+        self.number = number
+        self.inputs = inputs
+        self.arguments = arguments
+        self.eager = eager
+
+
+class Reader:
+    """Reads deliveries, as one process has it set.
+
+    `accept`: formats that bodies may have; `result_serializer`: that of inputs. `signer`:
+    what checks messages and opens inputs. `most`: bytes of arguments that are read at all.
+    """
+
+    def __init__(
+        self,
+        *,
+        accept: Sequence[str],
+        result_serializer: str,
+        signer: Signer | None,
+        most: int | None,
+    ) -> None:
+        self._accept = accept
+        self._result_serializer = result_serializer
+        self._signer = signer
+        self._most = most
+
+    def admit(self, packed: Packed) -> None:
+        """Raise `MessageTooLarge` or `InvalidSignature` for what is not to be read at all."""
+        most = self._most
+        if most is not None and len(packed[2]) > most:
+            raise MessageTooLarge(
+                f"the arguments take {len(packed[2])} bytes, more than the {most} of "
+                "task_max_body_size here"
+            )
+        if packed[-1] is not None and len(packed[-1]) > MAX_ENVELOPE:
+            raise MessageTooLarge(
+                f"the envelope has {len(packed[-1])} characters, more than {MAX_ENVELOPE}"
+            )
+        if self._signer is not None:
+            self._signer.check(packed)
+
+    def arguments(
+        self, delivery: Delivery, plan: Plan
+    ) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        """Return what to call the task with: positional and keyword arguments. Raises
+        whatever reading the body or an input does."""
+        packed = delivery.packed
+        envelope = packed[16]
+        immutable, names = False, _NO_NAMES
+        args: Sequence[Any]
+        kwargs: Mapping[str, Any]
+        if delivery.arguments is None and (envelope is None or _is_usual(envelope)):
+            # Unpacking all of the message takes longer than a short task.
+            args, kwargs = loads_call(packed[2], "json", self._accept)
+        else:
+            message = Message.unpack(packed)
+            args, kwargs = delivery.arguments or loads_call(
+                message.body, message.content_type, self._accept
+            )
+            immutable, names = message.immutable, message.keywords or _NO_NAMES
+        if delivery.inputs:
+            inputs = sorted(delivery.inputs, key=_position)
+            if names:
+                kwargs = {**kwargs, **self._named(inputs, names)}
+                inputs = [one for one in inputs if _name_of(one, names) is None]
+            if not immutable:
+                args = (*self._given(inputs, plan, args, kwargs), *args)
+        return args, kwargs
+
+    def _named(
+        self, inputs: Sequence[InputTuple], names: Sequence[str | None]
+    ) -> dict[str, Any]:
+        """Return what inputs give by name."""
+        named = ((_name_of(one, names), one) for one in inputs)
+        return {
+            name: self._value(kind, value, source)
+            for name, (source, kind, _, value) in named
+            if name
+        }
+
+    def _given(
+        self,
+        inputs: Sequence[InputTuple],
+        plan: Plan,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> list[Any]:
+        """Return what the messages this one waited for put before its own arguments."""
+        values: list[Any] = []
+        for source, kind, _, value in inputs:
+            if kind != "error":
+                values.append(self._value(kind, value, source))
+            elif plan.takes_error(args, kwargs):
+                text = failure.read(value)["traceback"]
+                values += (Context(id=source), failure.rebuild(value), text)
+            else:
+                values.append(source)
+        return values
+
+    def _value(
+        self, kind: str, value: bytes, source: str | None, gather: str | None = None
+    ) -> Any:
+        """Return what an input stands for: a value, an exception, or a list of them.
+
+        `source` is whose end it is, `gather` what it is a part of, where they are known.
+        """
+        match kind:
+            case "error":
+                return failure.rebuild(value)
+            case "list":
+                return [
+                    self._value(kind, part, None, source) for kind, part in parts.unpack(value)
+                ]
+            case _:
+                if self._signer is not None:
+                    value = self._signer.open(value, source, gather)
+                if value == NOTHING:
+                    return None
+                serializer = self._result_serializer
+                return loads(value, serializer, (serializer,))
+
+
+def _position(one: InputTuple) -> int:
+    return one[2]
+
+
+def _name_of(one: InputTuple, names: Sequence[str | None]) -> str | None:
+    """Return the argument that an input becomes; None for one in front."""
+    return names[one[2]] if 0 <= one[2] < len(names) else None
+
+
+def _is_usual(envelope: str) -> bool:
+    """Tell whether an envelope says nothing about the arguments, without reading it: of
+    this version, and with none of the fields that are left out when they are usual."""
+    return envelope.endswith(_VERSION_NOW) and _UNUSUAL.search(envelope) is None
