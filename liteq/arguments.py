@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import FunctionType, MethodType
 from typing import Any, Final, TypeAlias
 
-__all__ = ["Check", "compile_check"]
+__all__ = ["Check", "about_bind", "compile_check"]
 
 Check: TypeAlias = Callable[..., None]
 
@@ -39,6 +39,18 @@ def compile_check(fun: Callable[..., Any]) -> Check | None:
     check: Any = scope["check"]
     check.__name__ = check.__qualname__ = getattr(fun, "__name__", type(fun).__name__)
     return check  # type: ignore[no-any-return]
+
+
+def about_bind(made_of: Any) -> str:
+    """Return what may be wrong with `bind`, where a call does not fit the function that a
+    task was made of: as a static method without it. "" if nothing is, or it is unknown."""
+    code = getattr(getattr(made_of, "__func__", made_of), "__code__", None)
+    first = code.co_varnames[0] if code is not None and code.co_argcount else None
+    if isinstance(made_of, staticmethod):
+        return "its first parameter is self: is bind=True missing?" if first == "self" else ""
+    if made_of is None or first in (None, "self", "task"):
+        return ""
+    return f"bind=True gives the task itself to its first parameter, {first!r}"
 
 
 def _of_code(fun: Callable[..., Any]) -> list[_Parameter] | None:

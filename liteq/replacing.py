@@ -11,16 +11,52 @@ from typing import TYPE_CHECKING, Any
 
 from liteq import outcome
 from liteq.canvas import Signature, group
-from liteq.exceptions import Replaced
+from liteq.exceptions import ImproperlyConfigured, Replaced
 from liteq.message import PACKED_FIELDS, Edge, Graph, Message
 
 if TYPE_CHECKING:
     from liteq.sending import Sender
+    from liteq.task import Task
 
-__all__ = ["addition", "joined", "replacement"]
+__all__ = ["put_beside", "put_in_place"]
 
 
-def replacement(sender: Sender, sig: Signature[Any], message: Message) -> Replaced:
+def put_in_place(task: Task[..., Any], sig: Any) -> Replaced:
+    """Put a signature in the place of the call that the task runs: return the exception
+    that ends the attempt. See `Task.replace`."""
+    request = task.request
+    message = request.message
+    if message is None:
+        raise RuntimeError("replace() is for a call that a worker runs, under an id")
+    if not isinstance(sig, Signature):
+        raise TypeError(f"replace() takes a signature, as task.s(…) makes it, not {sig!r}")
+    if "chord" in sig.options:
+        raise ImproperlyConfigured(
+            f"{sig!r} belongs to a chord, so it cannot take this call's place"
+        )
+    task.on_replace(sig)
+    request.replaced = _replacement(task.app.sender, sig, message)
+    return request.replaced
+
+
+def put_beside(task: Task[..., Any], sig: Signature[Any], *, lazy: bool) -> Any:
+    """Add a signature to the chord of the call that the task runs; return its result. See
+    `Task.add_to_chord`."""
+    request = task.request
+    message = request.message
+    if message is None or message.gather is None:
+        raise ValueError("this call is in the header of no chord: there is none to add to")
+    if lazy:
+        raise ValueError(
+            "add_to_chord() sends the call when this one has succeeded, so it cannot be "
+            "lazy: leave that out"
+        )
+    added, result = _addition(task.app.sender, sig, message)
+    request.added = added if request.added is None else _joined(request.added, added)
+    return result
+
+
+def _replacement(sender: Sender, sig: Signature[Any], message: Message) -> Replaced:
     """Return the exception that ends the attempt of a message and puts a signature in its
     place. Raises what sending the signature would raise."""
     composed = sender.compose(sig, take_over=message)
@@ -31,7 +67,7 @@ def replacement(sender: Sender, sig: Signature[Any], message: Message) -> Replac
     return Replaced(sig, outcome.Replaced(changes, _graph(others, composed.edges)))
 
 
-def addition(sender: Sender, sig: Signature[Any], message: Message) -> tuple[Graph, Any]:
+def _addition(sender: Sender, sig: Signature[Any], message: Message) -> tuple[Graph, Any]:
     """Return the graph that adds a signature to the gather of which a message is a part,
     and the signature's result. Raises what sending the signature would raise."""
     if isinstance(sig, group):
@@ -48,7 +84,7 @@ def addition(sender: Sender, sig: Signature[Any], message: Message) -> tuple[Gra
     return _graph(sender.ready(messages), edges), composed.result
 
 
-def joined(one: Graph, other: Graph) -> Graph:
+def _joined(one: Graph, other: Graph) -> Graph:
     """Return what two graphs are together."""
     return Graph((*one.messages, *other.messages), (*one.edges, *other.edges))
 

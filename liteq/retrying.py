@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     AnyTask: TypeAlias = Task[..., Any]
 
-__all__ = ["arguments_again", "asked_for"]
+__all__ = ["asked_for", "call_again"]
 
 
 def asked_for(
@@ -60,7 +60,7 @@ def _changes(
     if message is None or (args is None and kwargs is None and not options and not announced):
         return {}
     changed = message
-    again = arguments_again(task, task.request, args, kwargs)
+    again = _arguments_again(task, task.request, args, kwargs)
     if args is not None or kwargs is not None:
         body = serializers.dumps_call(*again, message.content_type)
         # These arguments hold what its links gave it: not to be prepended once more.
@@ -78,7 +78,24 @@ def _changes(
     return {name: new for name, old, new in pairs if new != old}
 
 
-def arguments_again(
+def call_again(
+    task: AnyTask,
+    request: Context,
+    args: Sequence[Any] | None,
+    kwargs: Mapping[str, Any] | None,
+) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]:
+    """Return the arguments of a call like this one, and the options that it was sent with."""
+    execution = request.as_execution_options() if request.id else {}
+    options = {name: value for name, value in execution.items() if value is not None}
+    options.pop("origin", None)
+    info = request.delivery_info
+    if info:
+        options.setdefault("queue", info.get("routing_key"))
+        options.setdefault("priority", info.get("priority"))
+    return *_arguments_again(task, request, args, kwargs), options
+
+
+def _arguments_again(
     task: AnyTask,
     request: Context,
     args: Sequence[Any] | None,

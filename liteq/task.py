@@ -353,21 +353,13 @@ class Task(Generic[P, R]):
         With only positional or only keyword arguments given, of the others those stay
         that do not conflict.
         """
-        from liteq.retrying import arguments_again  # late: few calls are made again
+        from liteq.retrying import call_again  # late: few calls are made again
 
         request = self.request if request is None else request
-        args, kwargs = arguments_again(self, request, args, kwargs)
-        execution = request.as_execution_options() if request.id else {}
-        merged = {k: v for k, v in execution.items() if v is not None}
-        merged.pop("origin", None)
-        info = request.delivery_info
-        if info:
-            merged.setdefault("queue", info.get("routing_key"))
-            merged.setdefault("priority", info.get("priority"))
+        args, kwargs, again = call_again(self, request, args, kwargs)
         if queue is not None:
-            merged["queue"] = queue
-        merged.update(options)
-        return _signature(self, args, kwargs, merged)
+            again["queue"] = queue
+        return _signature(self, args, kwargs, {**again, **options})
 
     def redacted(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[str, str]:
         """Return the arguments of a call as texts to be shown (Celery's `argsrepr` and
@@ -462,22 +454,9 @@ class Task(Generic[P, R]):
         swallows it; `TypeError` for what is no signature, and `ImproperlyConfigured` for
         an empty workflow or a signature that belongs to a chord already.
         """
-        from liteq.canvas import Signature  # late, as in _signature()
-        from liteq.replacing import replacement
+        from liteq.replacing import put_in_place  # late: few tasks do it
 
-        request = self.request
-        message = request.message
-        if message is None:
-            raise RuntimeError("replace() is for a call that a worker runs, under an id")
-        if not isinstance(sig, Signature):
-            raise TypeError(f"replace() takes a signature, as task.s(…) makes it, not {sig!r}")
-        if "chord" in sig.options:
-            raise ImproperlyConfigured(
-                f"{sig!r} belongs to a chord, so it cannot take this call's place"
-            )
-        self.on_replace(sig)
-        request.replaced = replacement(self.app.sender, sig, message)
-        raise request.replaced
+        raise put_in_place(self, sig)
 
     def add_to_chord(self, sig: Signature[Any], lazy: bool = False) -> Any:
         """Add a call to the chord whose header this one is in; return its result.
@@ -486,20 +465,9 @@ class Task(Generic[P, R]):
         waits for it and is given its value behind the others. Raises `ValueError` if
         this call is in no chord.
         """
-        request = self.request
-        message = request.message
-        if message is None or message.gather is None:
-            raise ValueError("this call is in the header of no chord: there is none to add to")
-        if lazy:
-            raise ValueError(
-                "add_to_chord() sends the call when this one has succeeded, so it cannot be "
-                "lazy: leave that out"
-            )
-        from liteq.replacing import addition, joined  # late: few tasks do it
+        from liteq.replacing import put_beside  # late: few tasks do it
 
-        added, result = addition(self.app.sender, sig, message)
-        request.added = added if request.added is None else joined(request.added, added)
-        return result
+        return put_beside(self, sig, lazy=lazy)
 
     def update_state(
         self,
@@ -599,7 +567,9 @@ class Task(Generic[P, R]):
         try:
             self._check(*args, **kwargs)
         except TypeError as exc:
-            advice = _about_bind(self)
+            from liteq.arguments import about_bind
+
+            advice = about_bind(vars(type(self)).get("__wrapped__"))
             if not advice:
                 raise
             raise TypeError(f"{exc} ({advice})") from None
@@ -733,18 +703,6 @@ def _canvas() -> Any:
     from liteq import canvas  # late: a fifth of what a sender of plain calls loads
 
     return canvas
-
-
-def _about_bind(task: Task[..., Any]) -> str:
-    """Return what may be wrong with `bind` where a function does not take its arguments."""
-    made_of = vars(type(task)).get("__wrapped__")  # as classes are made of functions
-    code = getattr(getattr(made_of, "__func__", made_of), "__code__", None)
-    first = code.co_varnames[0] if code is not None and code.co_argcount else None
-    if isinstance(made_of, staticmethod):
-        return "its first parameter is self: is bind=True missing?" if first == "self" else ""
-    if made_of is None or first in (None, "self", "task"):
-        return ""
-    return f"bind=True gives the task itself to its first parameter, {first!r}"
 
 
 def _is_overridden(method: Callable[..., Any], ours: Callable[..., Any]) -> bool:
