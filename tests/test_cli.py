@@ -348,6 +348,18 @@ def test_a_ctrl_c_ends_the_line_once_and_a_second_shows_no_traceback(
     assert capsys.readouterr().err == ""
 
 
+def test_a_ctrl_c_before_the_command_line_is_there_shows_no_traceback(project: Project) -> None:
+    code = (
+        "import sys\nfrom liteq.__main__ import main\n"
+        "class Interrupt:\n"
+        "    def find_spec(*args): raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "print(main())\n"
+    )
+
+    assert project.python(code) == "130"
+
+
 def test_a_ctrl_c_as_the_worker_beside_a_script_ends_is_nothing_but_that(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
