@@ -16,15 +16,12 @@ certain not to run. That answers the three questions a pool gets wrong most easi
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 import selectors
 import signal
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable
-from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from liteq.child import (
     DONE,
@@ -37,10 +34,9 @@ from liteq.child import (
     PONG,
     READY,
     REPORT,
-    child_main,
 )
-from liteq.childlinks import Child, connect, kill, kill_group, signal_name
-from liteq.forking import Forked
+from liteq.childlinks import Child, kill, kill_group, signal_name
+from liteq.childstart import Starter
 from liteq.loggers import get_logger
 from liteq.poolbase import (
     WAIT_LIMIT,
@@ -92,7 +88,7 @@ class ProcessPool(Pool):
         self._now = options.monotonic
         self._target = options.concurrency
         self._ahead = LookAhead(options.max_lookahead)
-        self._context: Any = None
+        self._starter: Starter
         self._selector: selectors.BaseSelector
         self._buffer = bytearray(READ_SIZE)
         self._view = memoryview(self._buffer)
@@ -108,12 +104,11 @@ class ProcessPool(Pool):
         self._births = Births()
         self._broken = False
         self._stopping = False
-        self._serial = 0
 
     # The loop's side
 
     def start(self, selector: selectors.BaseSelector) -> None:
-        self._context = _context(self._options.start_method)
+        self._starter = Starter(self._factory, self._options, selector)
         self._selector = selector
         self._start_missing(self._now())
 
@@ -551,30 +546,7 @@ class ProcessPool(Pool):
                 self._failed(now, f"cannot start a child: {exc}", ready=False)
 
     def _start_child(self) -> None:
-        """Start one process.
-
-        Signals are blocked meanwhile: between the fork and the reset of its handlers the
-        child would run the parent's.
-        """
-        if self._options.before_child is not None:
-            self._options.before_child()
-        fork = self._options.start_method == "fork"
-        child, links = connect(self._options)
-        self._serial += 1
-        args = (self._factory, links, self._forgetter(child) if fork else None)
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() if fork else ())
-        try:
-            process = self._start_process(f"liteq-{self._serial}", *args)
-        except BaseException:
-            child.close()
-            links.answers.close()
-            links.life.close()
-            raise
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        links.answers.close()
-        links.life.close()
-        child.adopt(process, self._now())
+        child = self._starter.start(self._children)
         self._children.append(child)
         self._selector.register(
             child.answers, selectors.EVENT_READ, lambda mask: self._on_answers(child)
@@ -582,28 +554,6 @@ class ProcessPool(Pool):
         self._selector.register(
             child.sentinel, selectors.EVENT_READ, lambda mask: self._on_exit(child)
         )
-
-    def _start_process(self, name: str, *args: Any) -> Any:
-        if self._context is None:
-            return Forked(name, partial(child_main, *args))
-        process = self._context.Process(target=child_main, args=args, name=name)
-        process.start()
-        return process
-
-    def _forgetter(self, newborn: Child) -> Callable[[], None]:
-        """Return what closes, in a forked child, all that belongs to the parent alone."""
-
-        def forget() -> None:
-            if self._options.at_fork is not None:
-                self._options.at_fork()
-            for child in self._children:
-                child.close()
-            newborn.close_parent_ends()
-            for key in tuple(self._selector.get_map().values()):
-                _close(key.fileobj)  # ours are closed already
-            self._selector.close()  # not unregister(): the kernel's set is the parent's too
-
-        return forget
 
     def _retire(self, child: Child) -> None:
         """Give the child no more jobs. It ends when it is through with those it has."""
@@ -707,29 +657,8 @@ class ProcessPool(Pool):
             self._lose(child, "unknown")
 
 
-def _context(start_method: str) -> Any:
-    """Return what makes the processes; None: they are forked.
-
-    Only to others is something sent, and only `multiprocess` can send what a script
-    defines; dill, which that takes, costs a worker a third of its start and 4 MB.
-    """
-    if start_method == "fork":
-        return None
-    import multiprocess
-
-    return multiprocess.get_context(start_method)
-
-
 def _frame_size(partial: bytearray) -> int:
     """Return the size of the frame that begins here (of a header, if it is not whole)."""
     if len(partial) < FRAME.size:
         return FRAME.size
     return FRAME.size + int(FRAME.unpack_from(partial)[0])
-
-
-def _close(file: Any) -> None:
-    try:
-        file.close() if hasattr(file, "close") else os.close(file)
-    except OSError as exc:
-        if exc.errno != errno.EBADF:
-            raise
