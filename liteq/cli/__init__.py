@@ -75,6 +75,7 @@ COMMANDS = {
     "systemd": ("liteq.cli.systemd", "Print systemd units for the worker, and for beat."),
     "version": ("liteq.cli.about", "Print the version."),
     "watch": ("liteq.cli.watching", "Follow a task to its end, with a bar of its progress."),
+    "web": ("liteq.cli.web", "Serve pages that show and steer what the store holds."),
     "worker": ("liteq.cli.worker", "Run tasks until stopped."),
     "workflow": (
         "liteq.cli.workflow",

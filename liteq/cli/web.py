@@ -1,0 +1,86 @@
+"""`liteq web`: the pages for operators."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from typing import Final
+
+import click
+
+from liteq.cli.front import Session, command
+
+__all__ = ["web"]
+
+_NAMES: Final = ("localhost", "127.0.0.1", "::1")
+
+
+@command()
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    metavar="ADDRESS",
+    help="Where to listen: of anything but this machine, with --auth only.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=5555,
+    show_default=True,
+    metavar="N",
+    help="0: any that is free.",
+)
+@click.option(
+    "--auth",
+    envvar="LITEQ_WEB_AUTH",
+    metavar="USER:PASSWORD",
+    help="Whom to let in. Better in LITEQ_WEB_AUTH: others see a command's words.",
+)
+@click.option("--read-only", is_flag=True, help="Look, and change nothing.")
+def web(host: str, port: int, auth: str | None, read_only: bool) -> None:
+    """Serve pages that show and steer what the store holds.
+
+    Needs the extra: pip install 'liteq-queue[web]'. They work beside the workers, or
+    without any; to have them within an application of your own, see liteq.web.asgi_app().
+
+    \b
+    liteq web                                    at http://127.0.0.1:5555
+    liteq -b sqlite:///shop.liteq web --read-only
+    LITEQ_WEB_AUTH=ada:secret liteq web --host 0.0.0.0
+    """
+    from liteq.web import asgi_app
+
+    session = Session.current()
+    if auth is None and not _is_here(host):
+        raise click.UsageError(
+            f"--host {host}: others could reach that, so say whom to let in: "
+            "--auth user:password, or LITEQ_WEB_AUTH"
+        )
+    app = session.app
+    session.import_tasks()  # each says itself which of its arguments are secret
+    hosts = None if auth is not None else {*_NAMES, host}
+    pages = asgi_app(app, auth=auth, read_only=read_only, hosts=hosts)
+    app.queues()  # a store that cannot be read is said now
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family)
+    except OSError as exc:
+        raise click.UsageError(
+            f"cannot listen at {host}:{port}: {exc.strerror or exc}; choose another --port"
+        ) from exc
+    import uvicorn
+
+    shown = f"[{host}]" if ":" in host else host
+    with listener:
+        session.note(f"http://{shown}:{listener.getsockname()[1]} · Ctrl-C to stop")
+        config = uvicorn.Config(pages, lifespan="off", log_level="warning", server_header=False)
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _is_here(host: str) -> bool:
+    """Tell whether only this machine can reach an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,55 @@
+"""Pages for operators: what the store holds, seen, searched and steered in a browser.
+
+`liteq web` serves them, and `asgi_app()` gives them to an application of one's own. They say
+what the commands say, and have no state but the store's. They need the extra `web`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any
+
+from liteq.exceptions import ImproperlyConfigured
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.types import ASGIApp
+
+    from liteq.app import Liteq
+
+__all__ = ["asgi_app"]
+
+
+def asgi_app(
+    app: Liteq,
+    *,
+    auth: str | Callable[[Request], str | None] | None,
+    read_only: bool = False,
+    can: Callable[[str, str], bool] | None = None,
+    hosts: Collection[str] | None = None,
+) -> ASGIApp:
+    """Return the pages of an app as an ASGI application, to be served or mounted anywhere.
+
+    - `auth`: who may see them. "user:password" asks the browser for these. A function is
+      given the request (Starlette's) and returns the name of who asks, or None to refuse.
+      None lets everybody in who can reach them.
+    - `read_only`: nothing can be changed.
+    - `can`: whether a user may do something: "retry", "cancel", "drop", "pause" (a queue),
+      "purge" or "schedule". What one may not do is not offered either.
+    - `hosts`: the names by which they may be asked for (default: any). Give them where
+      nobody is asked who they are: else a stranger's page can have the browser ask under a
+      name of its own.
+
+    A change is made by a POST of these pages alone, and logged with the user's name by the
+    logger `liteq.web`. The program's tasks are to be imported before: they say which of
+    their arguments are secret. Raises `ImproperlyConfigured` without the extra `web`, and for
+    an `auth` that is none.
+    """
+    try:
+        from liteq.web.site import build
+    except ImportError as exc:
+        raise ImproperlyConfigured(
+            f"the pages need the extra: pip install 'liteq-queue[web]' ({exc})"
+        ) from exc
+    made: Any = build(app, auth, read_only=read_only, can=can, hosts=hosts)
+    return made  # type: ignore[no-any-return]

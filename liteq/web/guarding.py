@@ -1,0 +1,130 @@
+"""Who may ask for a page, and what a browser may do with it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+
+from liteq.exceptions import ImproperlyConfigured
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+__all__ = ["Auth", "Guard"]
+
+Auth: TypeAlias = Callable[[Request], str | None]
+
+ANYBODY: Final = "anybody"
+_SAFE: Final = ("GET", "HEAD")
+_OWN: Final = ("same-origin", "none")  # "none": typed by the user, or a bookmark
+_HEADERS: Final = {
+    # No script, style or picture but our own, and no page of others around ours.
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+        "connect-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "X-Frame-Options": "DENY",
+    "X-Content-Type-Options": "nosniff",
+    # Not "no-referrer": with that, browsers do not say where a form comes from.
+    "Referrer-Policy": "same-origin",
+}
+
+
+class Guard:
+    """Lets requests pass to the pages: those for one of `hosts`, of somebody whom `auth`
+    knows, and, if they would change anything, of one of our own forms.
+
+    https://web.dev/articles/fetch-metadata says how one knows the last.
+    """
+
+    def __init__(
+        self,
+        inner: ASGIApp,
+        auth: str | Auth | None,
+        hosts: Collection[str] | None,
+    ) -> None:
+        self._inner = inner
+        self._asks = isinstance(auth, str)
+        self._auth = _basic(auth) if isinstance(auth, str) else auth
+        self._hosts = None if hosts is None else frozenset(host.lower() for host in hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._inner(scope, receive, send)
+            return
+
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers.update(_HEADERS)
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        answer: ASGIApp = self._refusal(scope) or self._inner
+        await answer(scope, receive, guarded)
+
+    def _refusal(self, scope: Scope) -> Response | None:
+        """Return what a request is refused with. One that is not has its user's name."""
+        headers = Headers(scope=scope)
+        host = _host(headers.get("host", ""))
+        if self._hosts is not None and host not in self._hosts:
+            return PlainTextResponse(
+                f"These pages are not known as {host!r}: start them with --host {host}, "
+                "or ask for them by their address\n",
+                421,
+            )
+        user = ANYBODY if self._auth is None else self._auth(Request(scope))
+        if user is None:
+            if not self._asks:
+                return PlainTextResponse("You may not see these pages\n", 403)
+            return PlainTextResponse(
+                "Say who you are\n",
+                401,
+                {"WWW-Authenticate": 'Basic realm="liteq", charset="UTF-8"'},
+            )
+        if scope["method"] not in _SAFE and not _is_own(headers):
+            return PlainTextResponse("This was sent by a page of another site\n", 403)
+        scope.setdefault("state", {})["liteq_user"] = user
+        return None
+
+
+def _is_own(headers: Headers) -> bool:
+    """Tell whether a request comes of one of our pages, or of no browser at all."""
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        return site in _OWN
+    origin = headers.get("origin")
+    return origin is None or origin.partition("://")[2] == headers.get("host")
+
+
+def _host(text: str) -> str:
+    """Return the name in a Host header, without the port."""
+    name = text.rpartition(":")[0] if not text.endswith("]") and ":" in text else text
+    return name.strip("[]").lower()
+
+
+def _basic(expected: str) -> Auth:
+    """Return what reads the user's name off a request with the right name and password."""
+    name, colon, password = expected.partition(":")
+    if not (name and colon and password):
+        raise ImproperlyConfigured("auth is user:password, with neither of them empty")
+    wanted = expected.encode()
+
+    def auth(request: Request) -> str | None:
+        kind, _, value = request.headers.get("authorization", "").partition(" ")
+        if kind.lower() != "basic":
+            return None
+        try:
+            given = base64.b64decode(value, validate=True)
+        except binascii.Error:
+            return None
+        return name if hmac.compare_digest(given, wanted) else None
+
+    return auth

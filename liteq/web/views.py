@@ -1,0 +1,226 @@
+"""The pages: each reads the store once more, and changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from liteq import digest
+from liteq.brokers.base import FINAL_STATES
+from liteq.brokers.searching import Search
+from liteq.drawing import BRANCHES, Line, draw
+from liteq.operating import describe, error_of, latest
+from liteq.searches import STATES, UNFINISHED, read_moment, read_states
+from liteq.web.visits import Page, Visit
+
+if TYPE_CHECKING:
+    from liteq.app import Liteq
+    from liteq.brokers.base import Node, QueueInfo, Record, WorkflowInfo
+
+__all__ = ["FILTERS", "PAGES", "filters_of", "search_of"]
+
+SHOWN: Final = 50  # rows of a list
+FEW: Final = 10  # rows of a list beside others
+_LOOKED_AT: Final = 500  # of what runs, to find what has for the longest
+FILTERS: Final = ("state", "queue", "task", "since", "until", "dead", "reason", "workflow")
+
+
+def overview(visit: Visit) -> Page:
+    app = visit.app
+    queues = app.queues()
+    workers = app.control.status(0)
+    now = app.broker.clock.now()
+    running = app.broker.browse("running", limit=_LOOKED_AT)
+    running.sort(key=lambda one: one.started_at or now)
+    failed = latest(app.broker, Search(states=frozenset({"failed"})), FEW)
+    return Page(
+        "overview.html",
+        {
+            "totals": _totals(queues),
+            "latency": max((one.latency or 0.0 for one in queues), default=0.0),
+            "alive": sum(one.state == "alive" for one in workers),
+            "queues": [_queue(app, one, workers) for one in queues],
+            "workers": workers,
+            "running": [_row(one, now) for one in running[:FEW]],
+            "failed": [_row(record, now) for _, record in failed],
+        },
+    )
+
+
+def tasks(visit: Visit) -> Page:
+    app = visit.app
+    filters = filters_of(visit)
+    values: dict[str, Any] = {
+        "filters": filters,
+        "states": ("unfinished", *STATES),
+        "queues": sorted({*app.broker.counts(), *app.select_queues()}),
+        "names": sorted(name for name in app.tasks if not name.startswith("liteq.")),
+        "rows": [],
+        "older": None,
+        "trouble": "",
+    }
+    try:
+        search = search_of(filters)
+        before = int(visit.text("before") or 0)
+    except ValueError as exc:
+        return Page("tasks.html", {**values, "trouble": str(exc)}, 400)
+    found = latest(app.broker, search, SHOWN, before=before or None)
+    now = app.broker.clock.now()
+    values["rows"] = [_row(record, now) for _, record in found]
+    if len(found) == SHOWN:
+        values["older"] = found[-1][0].number
+    return Page("tasks.html", values)
+
+
+def task(visit: Visit) -> Page:
+    app = visit.app
+    told = describe(app, visit.text("id"))
+    now = app.broker.clock.now()
+    progress = told["progress"] or {}
+    return Page(
+        "task.html",
+        {
+            "told": told,
+            "state": "dead" if told["dead"] is not None else told["state"],
+            "unfinished": told["state"] in UNFINISHED,
+            "progress": digest.progress_text(told["progress"]),
+            "done": progress.get("done"),
+            "total": progress.get("total"),
+            "happenings": list(digest.timeline(told, now)),
+        },
+    )
+
+
+def workflows(visit: Visit) -> Page:
+    found = visit.app.broker.workflows(SHOWN)
+    return Page("workflows.html", {"rows": [_workflow(one) for one in found]})
+
+
+def workflow(visit: Visit) -> Page:
+    app = visit.app
+    made = app.workflow(visit.text("id"))
+    known = made.info
+    nodes, edges = made.graph()
+    everything = bool(visit.text("all"))
+    lines = draw(nodes, edges, branches=None if everything else BRANCHES)
+    return Page(
+        "workflow.html",
+        {
+            "known": _workflow(known),
+            "lines": [_line(one) for one in lines],
+            "errors": _errors(app, [one.node for one in lines if one.node is not None]),
+            "is_cut": not everything and any(one.remark.startswith("…") for one in lines),
+        },
+    )
+
+
+def schedules(visit: Visit) -> Page:
+    found = visit.app.schedules.list()
+    known = {entry.name for entry in found}
+    return Page(
+        "schedules.html",
+        {
+            "entries": [(entry, entry.next(2)) for entry in found],
+            "new": sorted(visit.app.schedules.declarations().keys() - known),
+        },
+    )
+
+
+def workers(visit: Visit) -> Page:
+    return Page("workers.html", {"workers": visit.app.control.status(0)})
+
+
+PAGES: Final = {
+    "/": overview,
+    "/tasks": tasks,
+    "/task": task,
+    "/workflows": workflows,
+    "/workflow": workflow,
+    "/schedules": schedules,
+    "/workers": workers,
+}
+
+
+# What is looked for
+
+
+def filters_of(visit: Visit) -> dict[str, str]:
+    """Return what the form above the list says, without what it leaves open."""
+    found = {name: visit.text(name) for name in FILTERS}
+    found["state"] = ",".join(filter(None, map(str.strip, visit.texts("state"))))
+    return {name: text for name, text in found.items() if text}
+
+
+def search_of(filters: Mapping[str, str]) -> Search:
+    """Return the search for what a form says. Raises `ValueError`, with what to write."""
+    since, until = (
+        read_moment(filters[name]) if name in filters else None for name in ("since", "until")
+    )
+    dead = "dead" in filters
+    return Search(
+        states=read_states(filters.get("state", "")),
+        queue=filters.get("queue"),
+        task=filters.get("task"),
+        dead=dead,
+        reason=filters.get("reason"),
+        workflow=filters.get("workflow"),
+        since=None if dead else since,
+        until=None if dead else until,
+        died_since=since if dead else None,
+        died_until=until if dead else None,
+    )
+
+
+# Rows
+
+
+def _totals(queues: Sequence[QueueInfo]) -> dict[str, int]:
+    totals: dict[str, int] = {"dead": sum(one.dead for one in queues)}
+    for state in UNFINISHED:
+        totals[state] = sum(one.counts.get(state, 0) for one in queues)
+    return totals
+
+
+def _queue(app: Liteq, info: QueueInfo, workers: Sequence[Any]) -> dict[str, Any]:
+    served = sum(info.name in w.info.queues for w in workers if w.state == "alive")
+    return {"info": info, "counts": info.counts, "workers": served}
+
+
+def _row(record: Record, now: float) -> dict[str, Any]:
+    message = record.message
+    return {
+        "id": record.id,
+        "state": digest.state_of(record),
+        "task": message.task,
+        "queue": message.queue,
+        "enqueued_at": record.enqueued_at,
+        "took": digest.took(record, now),
+        "remark": digest.remark(record, now),
+    }
+
+
+def _workflow(known: WorkflowInfo) -> dict[str, Any]:
+    return {
+        "id": known.id,
+        "name": known.name or "workflow",
+        "state": known.state,
+        "done": sum(known.counts.get(state, 0) for state in FINAL_STATES),
+        "total": sum(known.counts.values()),
+        "failed": known.counts.get("failed", 0),
+        "created_at": known.created_at,
+    }
+
+
+def _line(line: Line) -> dict[str, Any]:
+    node = line.node
+    lasted = None
+    if node is not None and node.started_at is not None and node.settled_at is not None:
+        lasted = node.settled_at - node.started_at
+    return {"prefix": line.prefix, "node": node, "remark": line.remark, "took": lasted}
+
+
+def _errors(app: Liteq, nodes: Sequence[Node]) -> dict[str, str]:
+    """Return what the drawn nodes failed with, in a line each."""
+    failed = [node.id for node in nodes if node.state == "failed" and not node.upstream]
+    records = app.broker.get(failed) if failed else {}
+    return {id: digest.error_line(one) for id, one in records.items() if error_of(one.result)}

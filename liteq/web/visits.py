@@ -1,0 +1,49 @@
+"""What a page is given of a request, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlencode
+
+if TYPE_CHECKING:
+    from liteq.app import Liteq
+
+__all__ = ["Moved", "Page", "Visit"]
+
+
+class Visit(NamedTuple):
+    """One request: who asks, what they may do, and the fields of the address or the form."""
+
+    app: Liteq
+    user: str
+    may: Callable[[str], bool]
+    fields: Mapping[str, Sequence[str]]
+
+    def text(self, name: str) -> str:
+        """Return a field without the blanks around it; "" if it was not given."""
+        return next(iter(self.fields.get(name, ())), "").strip()
+
+    def texts(self, name: str) -> list[str]:
+        return list(self.fields.get(name, ()))
+
+
+class Page(NamedTuple):
+    """A template with its values, and the status of the answer."""
+
+    template: str
+    values: Mapping[str, Any]
+    status: int = 200
+
+
+class Moved(NamedTuple):
+    """The way to another page, which is asked for anew (a POST leaves no trace in the
+    browser's history)."""
+
+    path: str
+    fields: Mapping[str, str | Sequence[str]]
+
+    @property
+    def address(self) -> str:
+        fields = {name: value for name, value in self.fields.items() if value}
+        return f"{self.path}?{urlencode(fields, doseq=True)}" if fields else self.path
