@@ -784,7 +784,7 @@ def test_a_narrow_terminal_gets_no_word_in_pieces(project: Project, here: Here) 
     assert re.search(rf"^{id}  queued +tasks\.add +default +", listed, re.MULTILINE)
     head = queues.splitlines()[0].split()
     assert head == ["queue", "queued", "running", "workers", "latency"]  # no column of zeros
-    assert len(here.ok("queues").splitlines()[0].split()) == 13
+    assert len(here.ok("queues").splitlines()[0].split()) == 12
 
 
 # All commands

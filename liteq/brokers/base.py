@@ -453,7 +453,8 @@ class Broker(ABC):
 
     @abstractmethod
     def counts(self) -> dict[str, dict[State, int]]:
-        """Return how many unfinished messages there are, by queue and state."""
+        """Return how many unfinished messages there are, by queue and state. Those that wait
+        for another attempt are counted as "scheduled"."""
 
     # Workflows
 

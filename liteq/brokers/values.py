@@ -185,7 +185,8 @@ class WorkerInfo(NamedTuple):
 
 
 class QueueInfo(NamedTuple):
-    """A queue as a whole, its unfinished messages counted by state.
+    """A queue as a whole, its unfinished messages counted by state (those that wait for
+    another attempt as "scheduled").
 
     `limit`: how many may wait, as the asking instance was told (`max_length`). `latency`:
     how many seconds the first in line has been claimable (of those of each priority, the

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["purge", "queues"]
 
 WAITING = ("queued", "limited", "scheduled", "parked")  # what a purge deletes
-STATES = ("queued", "running", "scheduled", "retrying", "waiting", "parked", "limited")
+STATES = ("queued", "running", "scheduled", "waiting", "parked", "limited")
 ALWAYS = ("queue", "queued", "running", "workers")
 
 
@@ -38,8 +38,9 @@ ALWAYS = ("queue", "queued", "running", "workers")
 def queues(ctx: click.Context, as_json: bool) -> None:
     """Show the queues; pause, resume and purge them.
 
-    Without a command: the unfinished messages of each by state, its limit, and its dead
-    letters. Latency is how many seconds the first in line has been ready to run.
+    Without a command: the unfinished messages of each by state (those to be tried again are
+    among the scheduled), its limit, and its dead letters. Latency is how many seconds the
+    first in line has been ready to run.
 
     \b
     liteq queues

@@ -19,7 +19,7 @@ from starlette.staticfiles import StaticFiles
 
 from liteq import __version__
 from liteq.app import Liteq
-from liteq.exceptions import BrokerError, LiteqError, UnknownTaskId
+from liteq.exceptions import BrokerError, LiteqError
 from liteq.web.actions import ACTIONS, PERMISSIONS, Action, said
 from liteq.web.guarding import Auth, Guard
 from liteq.web.views import PAGES
@@ -146,10 +146,11 @@ class _Site:
         )
 
     async def failed(self, request: Request, exc: LiteqError | ValueError) -> Response:
-        status = 503 if isinstance(exc, BrokerError) else 400
-        return await self._error(
-            request, 404 if isinstance(exc, UnknownTaskId) else status, str(exc)
-        )
+        if isinstance(exc, BrokerError):
+            status = 503
+        else:
+            status = 404 if isinstance(exc, LookupError) else 400
+        return await self._error(request, status, str(exc))
 
     async def _error(self, request: Request, status: int, words: str) -> Response:
         page = Page("error.html", {"words": words, "status": status}, status)

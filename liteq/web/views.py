@@ -176,7 +176,7 @@ def search_of(filters: Mapping[str, str]) -> Search:
 
 def _totals(queues: Sequence[QueueInfo]) -> dict[str, int]:
     totals: dict[str, int] = {"dead": sum(one.dead for one in queues)}
-    for state in UNFINISHED:
+    for state in UNFINISHED:  # "retrying" is among "scheduled"
         totals[state] = sum(one.counts.get(state, 0) for one in queues)
     return totals
 

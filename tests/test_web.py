@@ -1,0 +1,572 @@
+"""The pages for operators: what they show, what their buttons do, and whom they let in."""
+
+from __future__ import annotations
+
+import html
+import logging
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import redis_server
+from api import app_in_memory, forget_current
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.routing import Mount
+from starlette.testclient import TestClient
+from terminal import Project
+
+from liteq import Liteq, chain, failure, group
+from liteq.exceptions import ImproperlyConfigured
+from liteq.outcome import Failed
+from liteq.web import actions, asgi_app
+from liteq.web.actions import said
+
+OWN = {"Sec-Fetch-Site": "same-origin"}
+OTHERS = ("/tasks", "/tasks?dead=1", "/workflows", "/schedules", "/workers")
+
+
+@pytest.fixture(params=["memory", "sqlite", "redis"])
+def app(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Liteq]:
+    if request.param == "memory":
+        with app_in_memory() as made:
+            yield with_tasks(made)
+        return
+    url, options = f"sqlite://{tmp_path}/store", {"durability": "normal"}
+    if request.param == "redis":
+        redis_server.require()
+        url = redis_server.shared()
+        options = {"namespace": redis_server.namespace_of(tmp_path)}
+    made = with_tasks(Liteq("shop", broker=url, broker_transport_options=options))
+    yield made
+    made.close()
+    forget_current()
+
+
+def with_tasks(app: Liteq) -> Liteq:
+    app.task(name="shop.add")(lambda x, y=0: x + y)
+
+    @app.task(name="shop.fail")
+    def fail(why: str, password: str = "") -> None:
+        raise ValueError(why)
+
+    app.conf.beat_schedule = {"nightly": {"task": "shop.add", "schedule": 60.0, "args": (1,)}}
+    return app
+
+
+@pytest.fixture
+def ask(app: Liteq) -> Iterator[TestClient]:
+    with client_of(asgi_app(app, auth=None)) as client:
+        yield client
+
+
+def client_of(pages: Any, **options: Any) -> TestClient:
+    return TestClient(pages, headers=OWN, **options)
+
+
+def texts(page: str) -> str:
+    """Return what a reader sees of a page."""
+    return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", page)).split())
+
+
+def shown(client: TestClient, address: str) -> str:
+    answer = client.get(address)
+    assert answer.status_code == 200, answer.text
+    return texts(answer.text)
+
+
+def call(app: Liteq, name: str, *args: Any, **options: Any) -> str:
+    return str(app.send_task(name, args, **options).id)
+
+
+def die(app: Liteq, *ids: str) -> None:
+    """Make dead letters of these."""
+    worker = app.broker.register("w", ["default"], 1, {})
+    error = failure.describe(RuntimeError("lost"))
+    for lease in app.broker.claim(worker, ["default"], 100):
+        assert lease.id in ids
+        app.broker.settle(worker, lease, Failed(error, dead="nobody could run it"))
+
+
+# What is shown
+
+
+@pytest.mark.parametrize("address", ["/", *OTHERS])
+def test_a_page_of_an_empty_store_says_so(ask: TestClient, address: str) -> None:
+    told = shown(ask, address)
+
+    assert re.search(r"Nothing|No task|No dead|no workflow|no periodic|No worker", told)
+
+
+def test_the_overview_counts_what_there_is(app: Liteq, ask: TestClient) -> None:
+    call(app, "shop.fail", "no stock")
+    app.run_until_empty()
+    call(app, "shop.add", 1)
+    call(app, "shop.add", 2, countdown=600)
+    app.broker.browse("queued")
+
+    told = shown(ask, "/")
+
+    assert "1 ready" in told
+    assert "1 for later" in told
+    assert "0 workers alive" in told
+    assert re.search(r"default 1 0 1 0 0 0 0 .* Pause Purge", told)
+    assert "failed shop.fail" in told
+    assert "ValueError: no stock" in told
+
+
+def test_a_list_is_narrowed_by_its_filters_and_goes_on_behind_its_end(
+    app: Liteq, ask: TestClient
+) -> None:
+    ids = [call(app, "shop.add", number) for number in range(60)]
+    other = call(app, "shop.fail", "x", queue="mail")
+
+    first = ask.get("/tasks").text
+    assert ids[0] not in first
+    assert ids[-1] in first
+    older = re.search(r'class="older" href="([^"]+)"', first)
+    assert older is not None
+    second = ask.get(html.unescape(older[1])).text
+    assert ids[0] in second
+    assert ids[-1] not in second
+    assert 'class="older"' not in second
+    for query in ("queue=mail", "task=*.fail", "task=shop.f*&state=queued&since=1h"):
+        narrowed = ask.get(f"/tasks?{query}").text
+        assert other in narrowed
+        assert ids[-1] not in narrowed
+    assert "No task is like that" in shown(ask, "/tasks?state=failed")
+
+
+@pytest.mark.parametrize(
+    ("query", "advice"),
+    [
+        ("state=faild", "did you mean failed?"),
+        ("since=soon", "'soon' is neither a span like 30m"),
+        ("before=x", "invalid literal"),
+    ],
+)
+def test_a_filter_that_is_none_is_told_and_kept(
+    ask: TestClient, query: str, advice: str
+) -> None:
+    answer = ask.get(f"/tasks?{query}")
+
+    assert answer.status_code == 400
+    assert advice in texts(answer.text)
+    name, _, value = query.partition("=")
+    assert name == "before" or f'name="{name}" value="{value}"' in answer.text
+
+
+def test_a_task_tells_its_life_and_hides_its_secrets(app: Liteq, ask: TestClient) -> None:
+    id = call(app, "shop.fail", "<script>alert(1)</script>\x1b[31m")
+    app.tasks["shop.fail"].apply_async(("x",), {"password": "canary"}, task_id="a/b?c&d")
+    app.run_until_empty()
+
+    page = ask.get("/task", params={"id": id}).text
+    assert "<script>alert" not in page
+    assert "\x1b" not in page
+    told = texts(page)
+    assert "ValueError: <script>alert(1)</script>\\x1b[31m" in told
+    assert "Traceback (most recent call last)" in told
+    assert "attempt 1 failed" in told
+    assert "Retry" in told
+    secret = shown(ask, "/task?id=a/b%3Fc%26d")
+    assert "canary" not in secret
+    assert "a/b?c&d" in secret
+    assert html.escape("/task?id=a%2Fb%3Fc%26d") in ask.get("/tasks").text
+
+
+def test_a_workflow_is_drawn(app: Liteq, ask: TestClient) -> None:
+    add, fail = app.tasks["shop.add"], app.tasks["shop.fail"]
+    made = chain(add.s(1), group(add.si(2), fail.si("no stock")), add.si(3)).delay()
+    app.run_until_empty()
+
+    listed = shown(ask, "/workflows")
+    assert "chain of 3" in listed
+    assert "4 of 4" in listed
+    told = shown(ask, f"/workflow?id={made.id}")
+    assert re.search(r"├─ shop.add succeeded .* └─ shop.fail failed", told)
+    assert "ValueError: no stock" in told
+    assert "Retry what failed" in told
+
+
+# What is done
+
+
+def press(client: TestClient, path: str, **fields: Any) -> str:
+    """Press a button and follow it; return what the next page says."""
+    answer = client.post(path, data=fields)
+    assert answer.status_code == 200, answer.text
+    return texts(answer.text)
+
+
+def state(app: Liteq, id: str) -> str:
+    record = app.broker.get([id]).get(id)
+    return "gone" if record is None else record.state
+
+
+def test_a_task_is_retried_and_cancelled_from_its_page(app: Liteq, ask: TestClient) -> None:
+    id = call(app, "shop.fail", "no stock")
+    app.run_until_empty()
+
+    assert "1 task queued again" in press(ask, "/retry", id=id, alone="1")
+    assert state(app, id) == "queued"
+    assert "1 task revoked" in press(ask, "/cancel", id=id, alone="1")
+    assert state(app, id) == "revoked"
+    assert "0 tasks revoked" in press(ask, "/cancel", id=id, alone="1")
+
+
+def test_chosen_tasks_are_steered_at_once_and_others_left_alone(
+    app: Liteq, ask: TestClient
+) -> None:
+    ids = [call(app, "shop.fail", "x") for _ in range(3)]
+    app.run_until_empty()
+
+    assert "2 tasks queued again" in press(ask, "/retry", id=ids[:2])
+    assert [state(app, id) for id in ids] == ["queued", "queued", "failed"]
+
+
+def test_all_that_is_found_is_counted_and_asked_for_first(app: Liteq, ask: TestClient) -> None:
+    failed = [call(app, "shop.fail", "x") for _ in range(3)]
+    app.run_until_empty()
+    waiting = [call(app, "shop.add", 1), call(app, "shop.add", 1, queue="mail")]
+
+    asked = press(ask, "/retry", all="1", task="shop.*")
+    assert "Run again: 3 tasks that are found now" in asked
+    assert "task shop.*" in asked
+    assert [state(app, id) for id in failed] == ["failed"] * 3
+    assert "3 tasks queued again" in press(ask, "/retry", all="1", task="shop.*", sure="1")
+    asked = press(ask, "/cancel", all="1", queue="mail")
+    assert "Revoke: 1 task that is found now" in asked
+    assert "1 task revoked" in press(ask, "/cancel", all="1", queue="mail", sure="1")
+    assert [state(app, id) for id in waiting] == ["queued", "revoked"]
+    # What nothing of the kind is among: not everything instead.
+    assert "0 tasks revoked" in press(ask, "/cancel", all="1", state="failed", sure="1")
+    assert state(app, waiting[0]) == "queued"
+    assert "0 tasks queued again" in press(ask, "/retry", all="1", state="queued", sure="1")
+    assert "0 tasks queued again" in press(ask, "/retry", sure="1")
+
+
+def test_work_beyond_the_time_of_a_request_is_gone_on_with(
+    app: Liteq, ask: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(actions, "BUDGET", -1.0)
+    monkeypatch.setattr("liteq.operating.BATCH", 2)
+    ids = [call(app, "shop.add", number) for number in range(5)]
+
+    told = press(ask, "/cancel", all="1", sure="1")
+    assert "2 tasks revoked. There is more: press the button again" in told
+    press(ask, "/cancel", all="1", sure="1")
+    assert "1 task revoked" in press(ask, "/cancel", all="1", sure="1")
+    assert {state(app, id) for id in ids} == {"revoked"}
+
+
+def test_dead_letters_are_run_again_or_deleted(app: Liteq, ask: TestClient) -> None:
+    ids = [call(app, "shop.add", number) for number in range(3)]
+    die(app, *ids)
+
+    listed = shown(ask, "/tasks?dead=1")
+    assert listed.count("nobody could run it") == 3
+    assert "1 task queued again" in press(ask, "/retry", id=ids[0], dead="1")
+    assert "Delete for good: 1 task" in press(ask, "/drop", id=ids[1], dead="1")
+    assert state(app, ids[1]) == "failed"
+    assert "1 task deleted" in press(ask, "/drop", id=ids[1], dead="1", sure="1")
+    asked = press(ask, "/drop", all="1", dead="1", reason="nobody")
+    assert "Delete for good: 1 task that is found now" in asked
+    assert "1 task deleted" in press(ask, "/drop", all="1", dead="1", sure="1")
+    assert [state(app, id) for id in ids] == ["queued", "gone", "gone"]
+
+
+def test_a_queue_is_paused_resumed_and_purged(app: Liteq, ask: TestClient) -> None:
+    id = call(app, "shop.add", 1, queue="mail")
+
+    assert "mail paused" in press(ask, "/pause", queue="mail")
+    assert next(one for one in app.queues() if one.name == "mail").paused
+    assert "mail paused" not in press(ask, "/resume", queue="mail")
+    assert "1 task that wait in the queue mail" in press(ask, "/purge", queue="mail")
+    assert state(app, id) == "queued"
+    assert "1 task deleted" in press(ask, "/purge", queue="mail", sure="1")
+    assert state(app, id) != "queued"
+
+
+def test_a_workflow_is_retried_and_cancelled(app: Liteq, ask: TestClient) -> None:
+    add, fail = app.tasks["shop.add"], app.tasks["shop.fail"]
+    made = chain(add.s(1), fail.si("no stock"), add.si(3)).delay()
+    app.run_until_empty()
+
+    assert "1 task queued again" in press(ask, "/workflow/retry", id=made.id)
+    assert "2 tasks revoked" in press(ask, "/workflow/cancel", id=made.id)
+    assert made.state == "REVOKED"
+
+
+def test_a_schedule_is_run_paused_and_resumed(app: Liteq, ask: TestClient) -> None:
+    app.schedules.reconcile()
+
+    assert "nightly" in shown(ask, "/schedules")
+    assert "enqueued" in press(ask, "/schedule/run", name="nightly")
+    assert "nightly paused" in press(ask, "/schedule/pause", name="nightly")
+    assert app.schedules.get("nightly").paused
+    assert "nightly paused" not in press(ask, "/schedule/resume", name="nightly")
+    answer = ask.post("/schedule/run", data={"name": "absent"})
+    assert answer.status_code == 404
+    assert "absent" in texts(answer.text)
+
+
+def test_a_change_is_logged_with_the_name_of_who_made_it(
+    app: Liteq, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "liteq.web")
+    id = call(app, "shop.add", 1)
+    with client_of(asgi_app(app, auth="ada:secret")) as client:
+        answer = client.post("/cancel", data={"id": id}, auth=("ada", "secret"))
+    assert answer.status_code == 200
+
+    assert f"ada: cancel: 1 ({id})" in caplog.text
+
+
+# Whom they let in
+
+
+def test_nothing_can_be_changed_where_one_may_only_look(app: Liteq) -> None:
+    id = call(app, "shop.add", 1)
+    with client_of(asgi_app(app, auth=None, read_only=True)) as client:
+        for address in ("/", "/tasks", f"/task?id={id}"):
+            page = client.get(address).text
+            assert 'method="post"' not in page
+            assert "nothing can be changed here" in page
+        for path in actions.ACTIONS:
+            answer = client.post(path, data={"id": id, "queue": "default", "sure": "1"})
+            assert answer.status_code == 403
+            assert "You may not do that" in texts(answer.text)
+    assert state(app, id) == "queued"
+
+
+def test_a_user_is_offered_what_the_user_may_do(app: Liteq) -> None:
+    id = call(app, "shop.add", 1)
+
+    def can(user: str, action: str) -> bool:
+        return (user, action) == ("eve", "pause")
+
+    with client_of(asgi_app(app, auth=lambda request: "eve", can=can)) as client:
+        told = shown(client, "/")
+        assert "Pause" in told
+        assert "Purge" not in told
+        assert client.post("/cancel", data={"id": id}).status_code == 403
+        assert client.post("/pause", data={"queue": "default"}).status_code == 200
+
+
+def test_a_password_is_asked_for() -> None:
+    with (
+        app_in_memory() as app,
+        TestClient(asgi_app(app, auth="ada:se:cret")) as client,
+    ):
+        answer = client.get("/")
+        assert answer.status_code == 401
+        assert answer.headers["WWW-Authenticate"].startswith("Basic")
+        assert client.get("/", auth=("ada", "wrong")).status_code == 401
+        assert client.get("/", auth=("eve", "se:cret")).status_code == 401
+        for odd in ("Basic !!!", "Basic", "Bearer x"):
+            assert client.get("/", headers={"Authorization": odd}).status_code == 401
+        assert client.get("/static/style.css").status_code == 401
+        assert client.get("/", auth=("ada", "se:cret")).status_code == 200
+
+
+def test_a_function_may_refuse() -> None:
+    def auth(request: Request) -> str | None:
+        return request.headers.get("x-user")
+
+    with app_in_memory() as app, TestClient(asgi_app(app, auth=auth)) as client:
+        assert client.get("/").status_code == 403
+        assert client.get("/", headers={"X-User": "ada"}).status_code == 200
+
+
+@pytest.mark.parametrize("auth", ["ada", "ada:", ":secret", ""])
+def test_a_password_that_is_none_is_refused_at_once(auth: str) -> None:
+    with app_in_memory() as app, pytest.raises(ImproperlyConfigured, match="user:password"):
+        asgi_app(app, auth=auth)
+
+
+@pytest.mark.parametrize(
+    ("headers", "passes"),
+    [
+        ({}, True),  # no browser
+        ({"Sec-Fetch-Site": "same-origin"}, True),
+        ({"Sec-Fetch-Site": "cross-site"}, False),
+        ({"Sec-Fetch-Site": "same-site"}, False),
+        ({"Origin": "http://testserver"}, True),
+        ({"Origin": "http://evil.example"}, False),
+        ({"Origin": "null"}, False),
+        ({"Sec-Fetch-Site": "cross-site", "Origin": "http://testserver"}, False),
+    ],
+)
+def test_a_form_of_another_site_changes_nothing(headers: dict[str, str], passes: bool) -> None:
+    with app_in_memory() as app, TestClient(asgi_app(app, auth=None)) as client:
+        answer = client.post("/pause", data={"queue": "mail"}, headers=headers)
+
+        assert answer.status_code == (200 if passes else 403)
+        assert [one.name for one in app.queues() if one.paused] == (["mail"] if passes else [])
+
+
+def test_pages_are_given_under_their_own_names_alone() -> None:
+    with app_in_memory() as app:
+        pages = asgi_app(app, auth=None, hosts=["localhost", "::1", "127.0.0.1"])
+        for host in ("localhost", "LOCALHOST:5555", "[::1]:5555", "[::1]", "127.0.0.1:80"):
+            with TestClient(pages) as client:
+                assert client.get("/", headers={"Host": host}).status_code == 200, host
+        for host in ("evil.example", "localhost.evil.example:5555", "", "10.0.0.1"):
+            with TestClient(pages) as client:
+                assert client.get("/", headers={"Host": host}).status_code == 421, host
+
+
+def test_a_browser_is_told_what_it_may_do_with_a_page() -> None:
+    with app_in_memory() as app, TestClient(asgi_app(app, auth=None)) as client:
+        page = client.get("/")
+        assert "default-src 'none'" in page.headers["Content-Security-Policy"]
+        assert "unsafe" not in page.headers["Content-Security-Policy"]
+        assert page.headers["X-Frame-Options"] == "DENY"
+        assert page.headers["Cache-Control"] == "no-store"
+        assert not re.search(r"\son\w+=|style=|<script>|https?://(?!testserver)", page.text)
+        for name in ("style.css", "live.js", "icon.svg"):
+            assert client.get(f"/static/{name}").status_code == 200
+        assert client.get("/static/../site.py").status_code == 404
+        assert client.get("/healthz").text == "ok\n"
+
+
+# What goes wrong
+
+
+def test_what_is_not_there_is_said_to_be_not_there(ask: TestClient) -> None:
+    for address, code in (
+        ("/absent", 404),
+        ("/task?id=absent", 404),
+        ("/workflow?id=absent", 404),
+        ("/workflow", 400),
+        ("/retry", 405),
+    ):
+        answer = ask.get(address)
+        assert answer.status_code == code, address
+        assert "Traceback" not in answer.text
+        assert 'role="alert"' in answer.text
+
+
+def test_a_form_that_is_none_is_refused(ask: TestClient) -> None:
+    assert ask.post("/retry", content=b"x" * 70_000).status_code == 413
+    assert ask.post("/retry", content=b"\xff\xfe").status_code == 400
+    assert ask.post("/retry", content=b"id=1&" * 2_000).status_code == 400
+
+
+def test_a_store_that_cannot_be_read_is_said_to_be_so(tmp_path: Path) -> None:
+    app = Liteq("shop", broker=f"sqlite://{tmp_path}/store")
+    with client_of(asgi_app(app, auth=None)) as client:
+        assert client.get("/").status_code == 200
+        app.close()
+        (tmp_path / "store" / "store.db").write_bytes(b"no database" * 1_000)
+        answer = client.get("/")
+    assert answer.status_code == 503
+    assert "The store cannot be read now" in texts(answer.text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "boom.1", "retry", "retry.x", "retry.-1", "retry." + "9" * 30, "retry.<b>"]
+)
+def test_an_address_says_nothing_but_what_was_done(text: str) -> None:
+    assert said(text) == ""
+
+
+# Where they are
+
+
+def test_they_can_be_mounted_in_another_application(app: Liteq) -> None:
+    id = call(app, "shop.add", 1)
+    outer = Starlette(routes=[Mount("/admin/liteq", asgi_app(app, auth=None))])
+    with client_of(outer, follow_redirects=False) as client:
+        page = client.get("/admin/liteq/tasks").text
+        links = re.findall(r'(?:href|src|action|formaction)="([^"]+)"', page)
+        assert len(links) > 10
+        assert all(link.startswith("/admin/liteq/") for link in links), links
+        answer = client.post("/admin/liteq/cancel", data={"id": id, "alone": "1"})
+        assert answer.status_code == 303
+        target = urlsplit(answer.headers["Location"])
+        assert target.path == "/admin/liteq/task"
+        assert parse_qs(target.query) == {"id": [id], "said": ["cancel.1.0"]}
+        current = re.findall(r'href="([^"]+)" aria-current', page)
+        assert current == ["/admin/liteq/tasks"]
+
+
+def test_the_command_serves_them_and_ends_at_a_signal(tmp_path: Path) -> None:
+    project = Project(tmp_path)
+    project.ok("call", "tasks.add", "-a", "[2, 3]")
+    command = [sys.executable, "-m", "liteq", "web", "--port", "0", "--read-only"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=project.environ, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        found = re.search(r"http://127\.0\.0\.1:\d+", line)
+        assert found is not None, line
+        chromium = shutil.which("chromium")
+        dump = _dumped(chromium, found[0], tmp_path) if chromium else _fetched(found[0])
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert "tasks.add" in dump
+    assert "Traceback" not in rest
+    assert process.returncode in (0, 130, -signal.SIGINT)
+
+
+def _dumped(chromium: str, url: str, folder: Path) -> str:
+    """Return a page as a browser has it after its script has run."""
+    done = subprocess.run(
+        [
+            *(chromium, "--headless=new", "--no-sandbox", "--disable-gpu"),
+            *("--disable-dev-shm-usage", f"--user-data-dir={folder}/browser"),
+            *("--enable-logging=stderr", "--virtual-time-budget=500", "--dump-dom"),
+            f"{url}/tasks",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "CONSOLE" not in done.stderr  # an error of the script, or what the policy forbids
+    assert '<button id="live" type="button" aria-pressed="true"' in done.stdout
+    return done.stdout
+
+
+def _fetched(url: str) -> str:
+    import urllib.request
+
+    with urllib.request.urlopen(f"{url}/tasks", timeout=10) as answer:
+        return str(answer.read().decode())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--host", "0.0.0.0"], "others could reach that, so say whom to let in"),
+        (["--auth", "ada"], "auth is user:password"),
+        (["--host", "203.0.113.7", "--auth", "a:b"], "cannot listen at 203.0.113.7:5555"),
+    ],
+)
+def test_the_command_refuses_what_would_not_be_safe_or_cannot_be(
+    tmp_path: Path, words: list[str], message: str
+) -> None:
+    done = Project(tmp_path)("web", *words)
+
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("liteq.web.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+
+    with app_in_memory() as app, pytest.raises(ImproperlyConfigured, match=r"liteq-queue\[web"):
+        asgi_app(app, auth=None)
