@@ -157,9 +157,14 @@ class Child:
 
 def connect(options: PoolOptions) -> tuple[Child, Links]:
     """Return the two sides of the links to a child that is yet to be born."""
-    jobs, inbox = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    answers, child_answers = socket.socketpair()
-    life, child_life = socket.socketpair()
+    with contextlib.ExitStack() as stack:  # there may be no room for all of them
+        pairs = []
+        for kind in (socket.SOCK_SEQPACKET, socket.SOCK_STREAM, socket.SOCK_STREAM):
+            pairs.append(socket.socketpair(socket.AF_UNIX, kind))
+            for end in pairs[-1]:
+                stack.callback(end.close)
+        stack.pop_all()
+    (jobs, inbox), (answers, child_answers), (life, child_life) = pairs
     jobs.setblocking(False)
     answers.setblocking(False)
     links = Links(

@@ -301,21 +301,32 @@ class Births:
     DEATHS: Final = 3
     WITHIN: Final = 10.0
     LONGEST: Final = 60.0
+    LONGEST_LACK: Final = 5.0
 
-    __slots__ = ("_deaths", "_failures", "next_at")
+    __slots__ = ("_deaths", "_failures", "next_at", "were_ready")
 
     def __init__(self) -> None:
         self._deaths: list[float] = []
         self._failures = 0
         self.next_at = 0.0
+        self.were_ready = False  # some child was
 
     def ready(self) -> None:
         """A child is ready."""
+        self.were_ready = True
         self._deaths.clear()
 
     def useful(self) -> None:
         """A child has answered for a job."""
         self._failures = 0
+
+    def lacking(self, now: float) -> float:
+        """The system has no room for a child, and had some before: return the seconds until
+        it is looked at again. That is nobody's fault, and no reason to give up."""
+        self._failures += 1
+        wait = min(2.0 ** (self._failures - 2), self.LONGEST_LACK)
+        self.next_at = now + wait
+        return wait
 
     def failed(self, now: float, *, ready: bool) -> bool:
         """A child was of no use. True: give up."""

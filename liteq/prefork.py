@@ -55,6 +55,7 @@ from liteq.poolbase import (
     Returned,
     Runner,
 )
+from liteq.shortage import advice
 
 __all__ = ["ProcessPool"]
 
@@ -542,8 +543,12 @@ class ProcessPool(Pool):
             try:
                 self._start_child()
             except OSError as exc:
-                log.exception("cannot start a child")
-                self._failed(now, f"cannot start a child: {exc}", ready=False)
+                lacking = advice(exc) or str(exc)
+                if self._births.were_ready:  # it has worked: what is missing may come back
+                    wait = self._births.lacking(now)
+                    log.error("cannot start a child: %s; trying again in %g s", lacking, wait)  # noqa: TRY400
+                else:
+                    self._failed(now, f"cannot start a child: {lacking}", ready=False)
 
     def _start_child(self) -> None:
         child = self._starter.start(self._children)

@@ -41,6 +41,8 @@ def is_free(lock: str) -> bool:
         fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return True
+    except OSError:  # no descriptor is left, or it is another user's: its heartbeat tells
+        return False
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -419,6 +419,28 @@ def pay(card, amount):
 """
 
 
+@pytest.mark.parametrize(("children", "files"), [(2, 6), (2, 12), (20, 40)])
+def test_a_worker_with_too_few_descriptors_says_which_limit_to_raise(
+    project: Project, children: int, files: int
+) -> None:
+    command = f'ulimit -n {files} && exec "$0" -m liteq worker -c {children}'
+    done = subprocess.run(
+        ["/bin/sh", "-c", command, sys.executable],
+        cwd=project.folder,
+        env=project.environ,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+    assert done.returncode in (1, 6)
+    assert "Traceback" not in done.stderr
+    (said,) = (line for line in done.stderr.splitlines() if line.startswith("liteq: "))
+    assert "too many open files" in said
+    assert f"it is {files}" in said
+
+
 @pytest.fixture
 def included(project: Project) -> None:
     """A project whose tasks are in a module that nothing but `include` leads to."""

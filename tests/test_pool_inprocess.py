@@ -600,5 +600,7 @@ def test_births_back_off_and_give_up_only_on_quick_deaths_before_ready() -> None
     for t in (0.0, 1.0):
         assert not births.failed(t, ready=False)
     births.ready()
+    for now in range(20):  # the system's fault
+        assert births.lacking(float(now)) == births.next_at - now <= 5.0
     assert not births.failed(2.0, ready=False)
     assert not births.failed(3.0, ready=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,24 @@ def wait_until(condition: Callable[[], Any], within: float = 5.0) -> Any:
             raise AssertionError(f"not true within {within:g} s: {condition}")
         time.sleep(0.005)  # other processes are to get the processor
     return value
+
+
+@contextlib.contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Let this process open no file and no socket meanwhile."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = []
+    last = os.dup(2)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (last + 1, limit[1]))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                taken.append(os.dup(last))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+        for fd in (last, *taken):
+            os.close(fd)
 
 
 def uncovered() -> dict[str, str]:

@@ -48,6 +48,7 @@ from liteq.exceptions import (
     SchemaError,
     StoreLost,
 )
+from liteq.shortage import advice, of_descriptors
 
 __all__ = ["Database", "fetch_all", "fetch_one"]
 
@@ -256,6 +257,12 @@ class Database:
                         handle.open()
                     except apsw.Error as exc:
                         raise self._translate(handle, exc) from exc
+                    except OSError as exc:
+                        if (lacking := advice(exc)) is None:
+                            raise
+                        raise BrokerUnavailable(
+                            f"the store {self.path} cannot be opened now: {lacking}"
+                        ) from exc
 
     def _handle(self) -> _Handle:
         if self._memory is not None:  # one connection holds the whole store
@@ -308,9 +315,11 @@ class Database:
             exc, (apsw.IOError, apsw.CantOpenError, apsw.ReadOnlyError, apsw.AuthError)
         ):
             handle.close()  # after a failed fsync the page cache may lie: read it afresh
+            # SQLite does not tell why it cannot open a file: it needs four for each thread.
+            lacking = of_descriptors(4) if isinstance(exc, apsw.CantOpenError) else None
             return BrokerUnavailable(
-                f"the store {where} cannot be used now ({exc}); whether the last step was "
-                "written is unknown, and repeating it is safe"
+                f"the store {where} cannot be used now ({lacking or exc}); whether the "
+                "last step was written is unknown, and repeating it is safe"
             )
         if isinstance(exc, apsw.SQLError):  # a later version may have renamed what we look for
             try:

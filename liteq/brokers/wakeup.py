@@ -77,7 +77,7 @@ class Post:
 
     def wake_beats(self) -> None:
         """Tell every beat that a schedule has changed, or that nobody leads."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):  # see `_send`
             for name in os.listdir(self.folder):
                 if name.startswith("b"):
                     self._send(name, b"")
@@ -98,7 +98,7 @@ class Post:
     def prune(self) -> None:
         """Remove the sockets of processes that were killed: a wake-up to each finds the
         dead, and the living look at the store once for nothing."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             for name in os.listdir(self.folder):
                 self._send(name, b"")
 
@@ -126,10 +126,15 @@ class Post:
             os.close(directory)
 
     def _send(self, name: str, data: bytes) -> None:
-        address = self._address(name)
-        if address is None:
-            return
-        sender = self._socket or self._open_socket()
+        """Send a datagram, if it can be. It tells of what is in the store: no error here may
+        look like one of that."""
+        try:
+            address = self._address(name)
+            if address is None:
+                return
+            sender = self._socket or self._open_socket()
+        except OSError:
+            return  # no descriptor is left: polling is the backstop
         try:
             sender.sendto(data, address)
         except BlockingIOError:
@@ -154,11 +159,13 @@ class Post:
         """Return the workers' mailboxes, read anew when the folder has changed."""
         try:
             stamp = os.stat(self.folder).st_mtime_ns
+            if stamp == self._stamp:
+                return self._workers
+            names = tuple(n for n in os.listdir(self.folder) if n.startswith("w"))
         except FileNotFoundError:
             return ()
-        if stamp == self._stamp:
+        except OSError:  # no descriptor is left: those of before, then
             return self._workers
-        names = tuple(n for n in os.listdir(self.folder) if n.startswith("w"))
         self._workers = names
         # File times are coarse: two changes in one tick of the clock look like one.
         self._stamp = stamp if time.time() - stamp / 1e9 > _FRESH else None

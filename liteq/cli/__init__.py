@@ -17,6 +17,7 @@ import click
 from liteq import exceptions
 from liteq.cli.front import EXIT_CODES, Exit, Group, Session
 from liteq.cli.output import shown
+from liteq.shortage import advice
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -146,6 +147,11 @@ def main(argv: Sequence[str] | None = None, *, app: Liteq | None = None) -> int:
             _show_traceback(exc)
         click.echo(f"liteq: {shown(exc, lines=True)}", err=True)
         return status_of(exc)
+    except (OSError, MemoryError) as exc:
+        if session.verbose or (lacking := advice(exc)) is None:
+            raise
+        click.echo(f"liteq: {shown(lacking)}", err=True)
+        return Exit.FAILED
     return int(status or 0)
 
 

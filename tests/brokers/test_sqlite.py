@@ -22,7 +22,7 @@ from typing import Any
 
 import apsw
 import pytest
-from world import FakeClock, Store, enlist, make, uncovered
+from world import FakeClock, Store, enlist, make, no_descriptors, uncovered
 
 from liteq import failure, parts
 from liteq.brokers import connection, following, schema, wakeup
@@ -534,6 +534,46 @@ def test_a_mailbox_in_a_store_whose_folder_is_gone_is_refused(folder: Path) -> N
     with pytest.raises(StoreLost):
         broker.mailbox()
 
+    broker.close()
+
+
+# Without descriptors
+
+
+def test_5_a_message_that_is_stored_is_no_error_for_want_of_a_wake_up(folder: Path) -> None:
+    broker = SqliteBroker(folder)
+    broker.enqueue([make()])
+    worker = enlist(broker)
+    mailbox = broker.mailbox(worker)
+    message = make()
+
+    with no_descriptors():
+        broker.enqueue([message])
+
+    assert broker.get([message.id])[message.id].state == "queued"
+    mailbox.close()
+    broker.close()
+
+
+def test_a_store_that_cannot_be_opened_for_want_of_descriptors_says_so(folder: Path) -> None:
+    broker = SqliteBroker(folder)
+    worker, other = enlist(broker), enlist(broker)
+    refused: list[str] = []
+
+    def try_to_open() -> None:
+        try:
+            broker.beat(worker)
+        except BrokerUnavailable as exc:
+            refused.append(str(exc))
+
+    thread = threading.Thread(target=try_to_open)
+    with no_descriptors():
+        thread.start()
+        thread.join()
+        assert broker.reclaim(worker) == 0  # who cannot look at a lock declares nobody dead
+
+    assert "ulimit -n" in refused[0]
+    assert {one.id for one in broker.workers()} == {worker, other}
     broker.close()
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from world import wait_until
+from world import no_descriptors, wait_until
 
 from liteq import garbage
 from liteq.child import PACKET, Links, _Child
@@ -821,6 +821,20 @@ def test_a_death_costs_one_job_and_says_why(
         assert type(loop.end_of(key)) in (Done, Returned)
     loop.ready(2)
     assert loop.run("echo", b"again", 200) == b"again"
+
+
+def test_a_pool_that_can_start_no_child_for_a_while_goes_on(
+    start: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = start(1)
+    loop.ready(1)
+    with no_descriptors():
+        loop.pool.submit(job(1, "kill", 9))
+        assert type(loop.end_of(1)) is LostJob
+        loop.until(lambda: caplog.text.count("ulimit -n") == 2)
+    loop.ready(2)
+    assert loop.run("echo", b"again", 2) == b"again"
+    assert loop.of(Broken) == []
 
 
 def test_no_zombies_are_left(start: Any) -> None:
