@@ -44,7 +44,8 @@ from liteq.signatures import maybe_signature, merged
 
 if TYPE_CHECKING:
     from liteq.calls import Defaults
-    from liteq.sending import Rules, Sender
+    from liteq.rules import Rules
+    from liteq.sending import Sender
     from liteq.task import Task
 
 __all__ = ["Composed", "compose", "compose_call"]

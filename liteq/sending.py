@@ -10,27 +10,20 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import copy_context
-from datetime import UTC, tzinfo
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from liteq import context, serializers, signals
 from liteq.asyncresult import AsyncResult
-from liteq.calls import Defaults, checked_id, lifetime, merge, too_large, with_options
+from liteq.calls import Defaults, checked_id, merge, too_large, with_options
 from liteq.exceptions import AlwaysEagerIgnored, BrokerUnavailable
 from liteq.ids import new_id
-from liteq.limits import Keys
 from liteq.message import Edge, Message, Workflow
 from liteq.offload import off_loop
 from liteq.options import (
     UNIQUE_OPTIONS,
     WITHOUT_EFFECT,
-    checked_deliveries,
-    checked_limits,
-    checked_priority,
 )
-from liteq.redaction import Redactor
-from liteq.routes import Router
+from liteq.rules import Rules, defaults_of
 from liteq.states import IGNORED
 
 if TYPE_CHECKING:
@@ -39,7 +32,6 @@ if TYPE_CHECKING:
     from liteq.canvas import Graph, Signature
     from liteq.composing import Composed
     from liteq.eagerresult import EagerResult
-    from liteq.signing import Signer
     from liteq.task import Task
 
     AnyTask: TypeAlias = Task[..., Any]
@@ -50,55 +42,6 @@ Options: TypeAlias = dict[str, Any]
 Args: TypeAlias = Sequence[Any] | None
 Kwargs: TypeAlias = Mapping[str, Any] | None
 _Graph: TypeAlias = tuple[list[Message], list[Edge]]
-
-_OWN: Final = (
-    "queue",
-    "exchange",
-    "routing_key",
-    "delivery_mode",
-    "priority",
-    "expires",
-    *sorted(UNIQUE_OPTIONS),
-)
-
-
-class Rules:
-    """What sending needs of an app's settings, under one revision of them."""
-
-    def __init__(self, app: Liteq, revision: int) -> None:
-        conf = app.conf
-        self.revision = revision
-        self.router = Router(
-            conf.task_routes,
-            conf.task_queues,
-            default_queue=conf.task_default_queue,
-            create_missing=conf.task_create_missing_queues,
-        )
-        self.zone: tzinfo | None = _zone(  # None: the machine's own
-            conf.timezone if conf.value_set_for("timezone") else None,
-            enable_utc=conf.enable_utc,
-        )
-        self.always_eager: bool = conf.task_always_eager
-        self.inherits_priority: bool = conf.task_inherit_parent_priority
-        self.max_body_size: int = conf.task_max_body_size
-        self.keeps_results = app.keeps_results
-        self.sends_events: bool = conf.task_send_sent_event
-        self._sensitive: tuple[str, ...] = conf.task_sensitive_names
-
-        self._signing = conf.security_keys, conf.security_accept_unsigned
-
-    @cached_property
-    def signer(self) -> Signer | None:
-        keys, accepts_unsigned = self._signing
-        if not keys:
-            return None
-        from liteq.signing import Signer  # late: 3 ms that only who signs pays
-
-        return Signer(keys, accepts_unsigned=accepts_unsigned)
-
-    @cached_property
-    def redactor(self) -> Redactor:
-        return Redactor(self._sensitive)
 
 
 class Sender:
@@ -580,50 +523,15 @@ class Sender:
         return rules
 
     def defaults(self, rules: Rules, name: str, task: AnyTask | None) -> Defaults:
+        """Return what the calls of a task have in common; None: one not known here."""
         if task is None:
-            return self._make_defaults(rules, name, self.app.Task())
+            task = self.app.Task()
         defaults = task._defaults
         if defaults is None or defaults.revision != rules.revision:
-            defaults = self._make_defaults(rules, name, task)
+            self.app.annotate(task)
+            defaults = defaults_of(rules, name, task)
             object.__setattr__(task, "_defaults", defaults)  # not an option of the task
         return defaults
-
-    def _make_defaults(self, rules: Rules, name: str, task: AnyTask) -> Defaults:
-        self.app.annotate(task)
-        hard, soft = checked_limits(task.time_limit, task.soft_time_limit)
-        own = {key: getattr(task, key) for key in _OWN if getattr(task, key) is not None}
-        template = Message(
-            id="",
-            task=name,
-            body=b"",
-            queue=rules.router.queue(own),
-            priority=checked_priority(own.get("priority", 0)),
-            time_limit=hard,
-            soft_time_limit=soft,
-            acks_late=bool(task.acks_late),
-            ignore_result=bool(task.ignore_result) or not rules.keeps_results,
-            max_deliveries=checked_deliveries(task.deliveries_allowed()),
-            result_expires=lifetime(task.result_expires),
-            content_type=task.serializer or "json",
-            store_errors=bool(task.store_errors_even_if_ignored),
-        )
-        keys = Keys(limits, task.run) if (limits := task.limits()) else None
-        if keys is not None and not any(limit.key for limit in limits):
-            template, keys = template._replace(limits=keys.text((), {})), None
-        is_plain = rules.router.is_static and not task.has_shadow_names() and keys is None
-        if is_plain:
-            merged = merge(name, (), {}, own, {}, rules.router, task)
-            is_plain = merged.pop("expires", None) is None  # that counts from each call
-            is_plain = is_plain and UNIQUE_OPTIONS.isdisjoint(merged)
-            template = with_options(template, merged, rules.router, 0.0, rules.zone)
-        return Defaults(
-            rules.revision,
-            template,
-            own,
-            is_plain=is_plain,
-            checks_arguments=bool(task.typing),
-            keys=keys,
-        )
 
 
 def _linked(messages: Sequence[Message], edges: Sequence[Edge]) -> Workflow | None:
@@ -640,15 +548,3 @@ def _arguments(args: Args, kwargs: Kwargs) -> tuple[Sequence[Any], Mapping[str, 
     elif type(kwargs) is not dict and not isinstance(kwargs, Mapping):
         raise TypeError(f"kwargs is a mapping, not {type(kwargs).__name__}")
     return args, kwargs
-
-
-def _zone(given: Any, *, enable_utc: bool) -> tzinfo | None:
-    if isinstance(given, tzinfo):
-        return given
-    if given is None:
-        return UTC if enable_utc else None
-    if given == "UTC":
-        return UTC
-    from zoneinfo import ZoneInfo  # late: 3 ms that only other zones than UTC pay
-
-    return ZoneInfo(given)

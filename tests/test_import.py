@@ -39,6 +39,7 @@ UNSENT = {
     "liteq.offload",
     "liteq.retrying",
     "liteq.routes",
+    "liteq.rules",
     "liteq.sending",
     "liteq.serializers",
     "liteq.tagging",
