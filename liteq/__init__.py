@@ -23,6 +23,7 @@ __all__ = [
     "BoundTask",
     "Celery",
     "Concurrency",
+    "Exchange",
     "Graph",
     "Liteq",
     "Queue",
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from liteq.limits import Concurrency as Concurrency
     from liteq.limits import Rate as Rate
     from liteq.redaction import Secret as Secret
+    from liteq.settingvalues import Exchange as Exchange
     from liteq.settingvalues import Queue as Queue
     from liteq.task import AsyncTask as AsyncTask
     from liteq.task import BoundTask as BoundTask
@@ -82,6 +84,7 @@ _HOMES = {
     "BoundTask": "task",
     "Celery": "app",
     "Concurrency": "limits",
+    "Exchange": "settingvalues",
     "Graph": "canvas",
     "Liteq": "app",
     "Queue": "settingvalues",

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta, tzinfo
 from typing import Any, Final, TypeAlias
 
-from liteq.exceptions import ImproperlyConfigured
+from liteq.exceptions import ConfigWarning, ImproperlyConfigured
 
 __all__ = [
     "Check",
+    "Exchange",
     "Queue",
     "Unfit",
     "address",
@@ -34,6 +36,29 @@ __all__ = [
 ]
 
 Check: TypeAlias = Callable[[Any], Any]
+
+
+class Exchange:
+    """An exchange, so that a configuration which names some can be read. There are none
+    here: a message goes to a queue by its name, which is what a direct exchange does. Any
+    other type would have done something else, and is warned about."""
+
+    __slots__ = ("name", "options", "type")
+
+    def __init__(self, name: str = "", type: str = "direct", **options: Any) -> None:
+        self.name = name
+        self.type = type
+        self.options = options
+        if type not in ("", "direct"):
+            warnings.warn(
+                f"the exchange {name!r} of type {type!r} has no effect in liteq: a message "
+                "goes to a queue by its name",
+                ConfigWarning,
+                stacklevel=2,
+            )
+
+    def __repr__(self) -> str:
+        return f"Exchange({self.name!r})"
 
 
 class Queue:

@@ -20,7 +20,7 @@ from liteq.exceptions import ConfigWarning, ImproperlyConfigured
 from liteq.redaction import mask_url
 from liteq.settings import SETTINGS
 from liteq.settingsources import project_options
-from liteq.settingvalues import Queue
+from liteq.settingvalues import Exchange, Queue
 
 
 @pytest.fixture
@@ -541,6 +541,16 @@ def test_a_mutable_default_belongs_to_one_app(bare: Path) -> None:
 def test_a_copy_keeps_what_code_assigned(bare: Path) -> None:
     conf = settings(bare, {"task_time_limit": 5})
     assert pickle.loads(pickle.dumps(conf)).changes == {"task_time_limit": 5}
+
+
+def test_an_exchange_is_taken_and_one_that_would_do_more_is_warned_about(bare: Path) -> None:
+    mail = Exchange("mail")
+    conf = settings(bare, {"task_queues": [Queue("mail", mail, routing_key="mail")]})
+    assert conf.task_queues[0].exchange is mail
+    assert repr(mail) == "Exchange('mail')"
+
+    with pytest.warns(ConfigWarning, match="'news' of type 'fanout' has no effect"):
+        Exchange("news", type="fanout", durable=True)
 
 
 def test_queues_may_be_given_in_every_form(bare: Path) -> None:
