@@ -250,6 +250,8 @@ def said(text: str) -> str:
     if verb not in _DONE or not number.isdecimal() or len(number) > 12:
         return ""
     told = f"{int(number):,} {'task' if int(number) == 1 else 'tasks'} {_DONE[verb]}"
+    if verb == "retry" and not int(number):
+        told += ": what did not run because of another comes back with that one"
     if running.isdecimal() and int(running[:12]):
         told += f"; {int(running[:12]):,} still running may finish"
     if more == "more":

@@ -3,7 +3,7 @@
 "use strict";
 
 const PAUSE = 2000; // ms between two looks; more if the store takes long to answer
-const LONGEST = 30000;
+const LONGEST = 30000; // while it does not answer
 
 const toggle = document.getElementById("live");
 const main = () => document.querySelector("main[data-live]");
@@ -37,7 +37,7 @@ async function look() {
       }
       document.querySelector("footer").replaceWith(page.querySelector("footer"));
       toggle.classList.remove("lost");
-      pause = Math.min(LONGEST, Math.max(PAUSE, 5 * (performance.now() - began)));
+      pause = Math.max(PAUSE, 10 * (performance.now() - began));
     } catch {
       toggle.classList.add("lost");
       pause = Math.min(LONGEST, 2 * pause);
