@@ -21,7 +21,9 @@ NEEDLESS = {
     "liteq.canvas",
     "liteq.composing",
     "liteq.replacing",
+    "liteq.groupresult",
     "liteq.result",
+    "liteq.resultset",
     "liteq.workflows",
 }
 # What a program that sends nothing has no use for, nor one that has not yet: 20 ms.
