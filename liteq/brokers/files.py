@@ -10,6 +10,7 @@ a second SQLite library.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import sys
@@ -71,6 +72,18 @@ def make_file(path: str) -> None:
         raise ImproperlyConfigured(f"cannot create {path}: {exc.strerror}") from exc
     else:
         os.close(fd)
+        _keep_out_of_git(os.path.dirname(path))
+
+
+def _keep_out_of_git(folder: str) -> None:
+    """Have git pass over a new store: one that was committed would be put back by a
+    checkout, and `git stash -u` or `git clean` would take it from under its workers."""
+    with contextlib.suppress(OSError):  # there is one, or no room for it
+        fd = os.open(
+            os.path.join(folder, ".gitignore"), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600
+        )
+        with os.fdopen(fd, "w") as file:
+            file.write("*\n")
 
 
 def filesystem_of(folder: str | os.PathLike[str], mounts: str = "/proc/self/mountinfo") -> str:

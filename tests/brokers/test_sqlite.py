@@ -605,6 +605,24 @@ def test_two_threads_whose_first_wake_ups_meet_share_a_socket(
     assert [one.fileno() for one in made] == [-1]
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_git_leaves_a_store_alone(tmp_path: Path) -> None:
+    def git(*words: str) -> str:
+        return subprocess.check_output(["git", "-C", tmp_path, *words], text=True)
+
+    git("init", "-q")
+    with contextlib.closing(Store("sqlite", tmp_path / "shop.liteq", FakeClock()).open()) as it:
+        it.enqueue([make()])
+        git("clean", "-fdq")
+        assert git("status", "--porcelain") == ""
+        assert it.counts() == {"default": {"queued": 1}}
+
+    mine = tmp_path / "shop.liteq" / ".gitignore"
+    mine.write_text("mine")
+    with contextlib.closing(Store("sqlite", tmp_path / "shop.liteq", FakeClock()).open()):
+        assert mine.read_text() == "mine"
+
+
 def test_threads_that_end_leave_no_descriptor_behind(broker: Broker) -> None:
     broker.enqueue([make()])
 
