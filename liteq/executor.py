@@ -60,6 +60,7 @@ from liteq.signals import (
     task_retry,
     task_success,
 )
+from liteq.texts import readable
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -687,6 +688,7 @@ class _Attempt:
 
 def _dead(exc: BaseException, reason: str) -> Ended:
     """End an attempt that could not begin, keeping its message as a dead letter."""
+    reason = readable(reason)
     logger.error("A message cannot be run: %s", reason)
     return Ended(Failed(ExceptionInfo(exc).record(), dead=reason), exc=exc)
 

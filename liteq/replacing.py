@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from liteq import outcome
+from liteq import outcome, texts
 from liteq.canvas import Signature, group
 from liteq.exceptions import ImproperlyConfigured, Replaced
 from liteq.message import PACKED_FIELDS, Edge, Graph, Message
@@ -64,6 +64,7 @@ def _replacement(sender: Sender, sig: Signature[Any], message: Message) -> Repla
     new, *others = sender.ready([new, *composed.messages])
     pairs = zip(PACKED_FIELDS, message.pack(), new.pack(), strict=True)
     changes = {name: now for name, was, now in pairs if now != was}
+    texts.check(changes.values())
     return Replaced(sig, outcome.Replaced(changes, _graph(others, composed.edges)))
 
 
@@ -112,4 +113,7 @@ def _kept(old: Message, new: Message) -> Message:
 def _graph(messages: Iterable[Message], edges: Iterable[Edge]) -> Graph:
     """Return a graph in plain values, as it travels to the worker."""
     ways = tuple((e.source, e.target, e.on, e.position) for e in edges)
-    return Graph(tuple(one.pack() for one in messages), ways)
+    packed = tuple(one.pack() for one in messages)
+    for one in packed:  # here, where the task can be told: the worker is to write them
+        texts.check(one)
+    return Graph(packed, ways)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from liteq import serializers, signals
+from liteq import serializers, signals, texts
 from liteq.calls import with_options
 from liteq.exceptions import Retry
 from liteq.message import PACKED_FIELDS, Message
@@ -75,7 +75,9 @@ def _changes(
     if (signer := task.app.signer) is not None:
         changed = signer.sign(changed)
     pairs = zip(PACKED_FIELDS, message.pack(), changed.pack(), strict=True)
-    return {name: new for name, old, new in pairs if new != old}
+    changes = {name: new for name, old, new in pairs if new != old}
+    texts.check(changes.values())
+    return changes
 
 
 def call_again(

@@ -481,12 +481,13 @@ class Task(Generic[P, R]):
         It lasts until the next one or the end of the attempt. Another task's id may be
         given; one that has ended is left alone.
         """
-        from liteq import serializers  # late: who sends no call needs none
+        from liteq import serializers, texts  # late: who sends no call needs none
 
         request = self.request
         task_id = task_id or request.id
         if task_id is None or state is None:
             return
+        texts.check((state,))
         value = serializers.dumps(meta, self.app.conf.result_serializer, root="meta")
         if task_id == request.id:
             if request.report is not None:

@@ -540,6 +540,32 @@ def test_a_receiver_in_the_worker_may_end_it_in_order(
     assert app.broker.workers() == []
 
 
+@pytest.mark.parametrize("how", ["state", "retry", "replace", "call"])
+def test_half_a_character_fails_the_task_that_says_it_and_no_other(
+    app: Liteq, how: str
+) -> None:
+    @app.task
+    def plain() -> int:
+        return 1
+
+    @app.task(bind=True)
+    def say(self: BoundTask) -> None:
+        match how:
+            case "state":
+                self.update_state(state="half \ud800")
+            case "retry":
+                raise self.retry(queue="half \ud800", countdown=0)
+            case "replace":
+                raise self.replace(plain.s().set(queue="half \ud800"))
+            case "call":
+                plain.apply_async(queue="half \ud800")
+
+    with running(app):
+        with pytest.raises(EncodeError, match=r"half .*surrogate"):
+            say.delay().get(timeout=10)
+        assert plain.delay().get(timeout=10) == 1
+
+
 # A store in trouble
 
 

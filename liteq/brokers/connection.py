@@ -49,6 +49,7 @@ from liteq.exceptions import (
     StoreLost,
 )
 from liteq.shortage import advice, of_descriptors
+from liteq.texts import unencodable
 
 __all__ = ["Database", "fetch_all", "fetch_one"]
 
@@ -112,7 +113,7 @@ class Database:
                     db.execute("COMMIT")
             handle.check_version()  # afterwards: it was upgraded before the snapshot, or not
             return answer
-        except (apsw.Error, UnicodeDecodeError) as exc:
+        except (apsw.Error, UnicodeError) as exc:
             raise self._translate(handle, exc) from exc
         finally:
             handle.lock.release()
@@ -148,7 +149,7 @@ class Database:
             if self.wal_pages > self.wal_limit:
                 handle.shorten_wal()
             return answer
-        except (apsw.Error, UnicodeDecodeError) as exc:
+        except (apsw.Error, UnicodeError) as exc:
             raise self._translate(handle, exc) from exc
         finally:
             handle.lock.release()
@@ -174,7 +175,7 @@ class Database:
             if self.wal_pages > self.wal_limit:
                 handle.shorten_wal()
             return changed
-        except (apsw.Error, UnicodeDecodeError) as exc:
+        except (apsw.Error, UnicodeError) as exc:
             raise self._translate(handle, exc) from exc
         finally:
             handle.lock.release()
@@ -294,6 +295,8 @@ class Database:
     def _translate(self, handle: _Handle, exc: Exception) -> Exception:
         """Return liteq's error for SQLite's, closing the connection if it may be sick."""
         where = self.path
+        if isinstance(exc, UnicodeEncodeError):  # of a value that was to be written or found
+            return unencodable(exc)
         if isinstance(exc, apsw.FullError):
             handle.limited = None  # work out anew, next time, how much room there is
             return QueueFull(

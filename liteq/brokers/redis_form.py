@@ -31,6 +31,7 @@ from liteq.outcome import (
     Revoked,
     Succeeded,
 )
+from liteq.texts import unencodable
 
 __all__ = [
     "LETTERS",
@@ -142,11 +143,14 @@ def _given_of(
     most: int | None,
     expires: float | None,
 ) -> bytes:
-    name = queue.encode()
+    try:
+        name, called = queue.encode(), task.encode()
+    except UnicodeEncodeError as exc:
+        raise unencodable(exc) from None
     return (
         f"{priority:d},{retries:d},{_text(limit)},{_text(soft)},{1 if late else 0},"
         f"{1 if ignored else 0},{_text(most)},{_text(expires)},{len(name)},"
-    ).encode() + b"%b%b" % (name, task.encode())
+    ).encode() + b"%b%b" % (name, called)
 
 
 def _text(value: float | None) -> str:

@@ -36,6 +36,7 @@ from liteq.exceptions import (
     TaskRevokedError,
 )
 from liteq.ids import new_id
+from liteq.texts import unencodable
 
 __all__ = ["FIRST_PAUSE", "KEYS_VERSION", "TRIES", "Link", "Script", "call_of", "script"]
 
@@ -93,7 +94,10 @@ def script(name: str) -> Script:
 
 def call_of(wanted: Script, prefix: str, arguments: Sequence[Any]) -> bytes:
     """Return the command that calls a script which the server knows."""
-    count, body = strings((1, prefix, *arguments))
+    try:
+        count, body = strings((1, prefix, *arguments))
+    except UnicodeEncodeError as exc:
+        raise unencodable(exc) from None
     return b"*%d\r\n$7\r\nEVALSHA\r\n$40\r\n%b\r\n%b" % (count + 2, wanted.sha, body)
 
 

@@ -23,7 +23,13 @@ from world import START, FakeClock, Store, enlist, make, wait_until
 
 from liteq import failure
 from liteq.brokers.base import FINAL_STATES, ORDERS, Broker, Note, Schedule
-from liteq.exceptions import AlreadyEnqueued, LiteqError, TaskRevokedError, WorkerLostError
+from liteq.exceptions import (
+    AlreadyEnqueued,
+    EncodeError,
+    LiteqError,
+    TaskRevokedError,
+    WorkerLostError,
+)
 from liteq.message import Edge, Message, Workflow
 from liteq.outcome import (
     Failed,
@@ -883,6 +889,31 @@ def test_4_a_settled_message_is_not_brought_back_by_its_repeated_enqueue(
 
 
 # 5. Nothing is dropped
+
+
+_HALF = "half \ud800"
+_CALLS: dict[str, Callable[[Broker], Any]] = {
+    "id": lambda broker: broker.enqueue([make(id=_HALF)]),
+    "task": lambda broker: broker.enqueue([make(_HALF)]),
+    "queue": lambda broker: broker.enqueue([make(queue=_HALF)]),
+    "delayed": lambda broker: broker.enqueue([make(queue=_HALF, run_at=5.0)]),
+    "limits": lambda broker: broker.enqueue([make(limits=_HALF)]),
+    "unique key": lambda broker: broker.enqueue([make(unique_key=_HALF)]),
+    "part of a graph": lambda broker: broker.enqueue([make(), make(queue=_HALF)], []),
+    "get": lambda broker: broker.get([_HALF]),
+    "revoke": lambda broker: broker.revoke([_HALF]),
+    "redrive": lambda broker: broker.redrive([_HALF]),
+    "pause": lambda broker: broker.pause(_HALF),
+    "claim": lambda broker: broker.claim(enlist(broker), [_HALF]),
+    "register": lambda broker: enlist(broker, name=_HALF),
+}
+
+
+@pytest.mark.parametrize("call", _CALLS)
+def test_a_text_that_no_store_can_keep_is_named(broker: Broker, call: str) -> None:
+    with pytest.raises(EncodeError, match=r"half \\ud800.*surrogate"):
+        _CALLS[call](broker)
+    assert broker.counts() == {}
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5])
