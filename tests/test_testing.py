@@ -608,6 +608,26 @@ def test_a_store_that_others_share_is_drained(tmp_path: Path) -> None:
     app.close()
 
 
+def test_a_task_of_another_app_is_not_said_to_be_not_enqueued() -> None:
+    one, other = (Liteq(name, broker="memory://", set_as_current=False) for name in "ab")
+
+    @one.task(name="mail")
+    def mail() -> None: ...
+
+    @other.task(name="bill")
+    def bill() -> None: ...
+
+    @other.task(name="mail")
+    def same() -> None: ...
+
+    with inline(one) as t:
+        t.refute_enqueued(mail)
+        t.refute_enqueued(same)  # of that name there is one here
+        said = failure(t.refute_enqueued, bill)
+    assert "bill is a task of another app" in said
+    assert "inline() on that app" in said
+
+
 # What is enqueued
 
 

@@ -163,7 +163,8 @@ def refute_enqueued(
 ) -> None:
     """Fail if such a call waits to be run; without any argument, if anything does.
 
-    The arguments mean what they mean to `assert_enqueued`.
+    The arguments mean what they mean to `assert_enqueued`. A task that this app does not
+    have, for it is another app's, fails as well: its calls are elsewhere.
     """
     __tracebackhide__ = True
     found_app = app_of(task, app)
@@ -180,6 +181,8 @@ def refute_enqueued(
     if found:
         listed = _listed(found, 10)
         raise AssertionError(f"{len(found)} enqueued, not 0: {wanted}\n{listed}")
+    if wanted.name not in found_app.tasks and (stranger := _of_another(task, found_app)):
+        raise AssertionError(f"this cannot be told of {wanted}: {stranger}")
 
 
 def app_of(task: Task[..., Any] | str | None, app: Liteq | None) -> Liteq:
@@ -382,12 +385,19 @@ def _nothing_like(
         close = difflib.get_close_matches(wanted.name, list(app.tasks), 1)
         meant = f": did you mean {close[0]!r}?" if close else ""
         parts.append(f"The app knows no task {wanted.name!r}{meant}")
-    if not isinstance(task, str) and task.app is not app:
-        parts.append(
-            f"{task.name} is a task of another app, {task.app!r}, whose calls are in a store "
-            "of its own: use inline() on that app, or name it in the ini option liteq_app"
-        )
+    if stranger := _of_another(task, app):
+        parts.append(stranger)
     return "\n".join(parts)
+
+
+def _of_another(task: Task[..., Any] | str | None, app: Liteq) -> str | None:
+    """Say that a task is another app's, if it is."""
+    if task is None or isinstance(task, str) or task.app is app:
+        return None
+    return (
+        f"{task.name} is a task of another app, {task.app!r}, whose calls are in a store "
+        "of its own: use inline() on that app, or name it in the ini option liteq_app"
+    )
 
 
 def _distance(wanted: _Wanted, call: Enqueued) -> float:
