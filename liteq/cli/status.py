@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,7 +34,6 @@ COLUMNS: Final = (
     "version",
 )
 _RUNNING: Final = 15  # tasks that a look shows, those that run the longest
-_PACE: Final = 15.0  # seconds over which the pace is taken
 _LOOKED_AT: Final = 500  # of so many
 COLOURS: Final = {"alive": "green", "stuck": "yellow", "dead": "red"}
 
@@ -149,17 +146,20 @@ def _print(found: list[WorkerStatus]) -> None:
 def _watch(app: Liteq, timeout: float, interval: float, times: int | None) -> int:
     """Show workers, queues and what runs: over the screen at a terminal, else one look after
     the other."""
+    from liteq.pace import Pace
+
     looks = 0
     alive = 0
-    # Workers tell with their heartbeats, each few seconds, how many tasks they have run.
-    past: deque[tuple[float, dict[str, int]]] = deque(maxlen=1 + math.ceil(_PACE / interval))
+    pace = Pace()
     with suppress(KeyboardInterrupt), _screen(Session.current().colour) as draw:
         while True:
             try:
                 found, trouble = _asked(app, timeout)
-                past.append((time.monotonic(), _run_by(found)))
                 alive = sum(one.state == "alive" for one in found)
-                lines = [_head(found, _pace(past)), *([shown(trouble)] if trouble else [])]
+                lines = [
+                    _head(found, pace.note(time.monotonic(), found)),
+                    *([shown(trouble)] if trouble else []),
+                ]
                 lines += ["", *_sections(app, found)]
             except BrokerError as exc:  # the next look may find it again
                 alive, lines = 0, [shown(exc)]
@@ -176,17 +176,6 @@ def _head(found: list[WorkerStatus], pace: float) -> str:
     held = sum(one.info.leases for one in found)
     tasks = f"{held} task{'' if held == 1 else 's'} held, {pace:,.1f} run a second"
     return f"{alive} of {len(found)} workers alive, {tasks}"
-
-
-def _run_by(found: list[WorkerStatus]) -> dict[str, int]:
-    return {one.name: int(one.info.details.get("processed") or 0) for one in found}
-
-
-def _pace(past: Sequence[tuple[float, dict[str, int]]]) -> float:
-    """Return how many tasks were run a second between the first look and the last."""
-    (began, before), (ended, after) = past[0], past[-1]
-    more = sum(max(0, after[name] - before[name]) for name in after if name in before)
-    return more / (ended - began) if ended > began else 0.0
 
 
 def _sections(app: Liteq, found: list[WorkerStatus]) -> Iterator[str]:

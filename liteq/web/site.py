@@ -20,6 +20,7 @@ from starlette.staticfiles import StaticFiles
 from liteq import __version__
 from liteq.app import Liteq
 from liteq.exceptions import BrokerError, LiteqError
+from liteq.pace import Pace
 from liteq.web.actions import ACTIONS, PERMISSIONS, Action, said
 from liteq.web.guarding import Auth, Guard
 from liteq.web.views import PAGES
@@ -67,6 +68,7 @@ class _Site:
         self._read_only = read_only
         self._can = can
         self._limiter: CapacityLimiter | None = None
+        self._pace = Pace()
         self._templates = Environment(
             loader=PackageLoader("liteq.web"),
             autoescape=True,
@@ -105,7 +107,7 @@ class _Site:
 
     def _visit(self, request: Request, fields: dict[str, list[str]]) -> Visit:
         user: str = request.scope["state"]["liteq_user"]
-        return Visit(self._app, user, partial(self._may, user), fields)
+        return Visit(self._app, user, partial(self._may, user), fields, self._pace)
 
     def _may(self, user: str, permission: str) -> bool:
         return not self._read_only and (self._can is None or self._can(user, permission))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -38,6 +39,7 @@ def overview(visit: Visit) -> Page:
         {
             "totals": _totals(queues),
             "latency": max((one.latency or 0.0 for one in queues), default=0.0),
+            "pace": visit.pace.note(time.monotonic(), workers),
             "alive": sum(one.state == "alive" for one in workers),
             "queues": [_queue(app, one, workers) for one in queues],
             "workers": workers,

@@ -8,17 +8,20 @@ from urllib.parse import urlencode
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
+    from liteq.pace import Pace
 
 __all__ = ["Moved", "Page", "Visit"]
 
 
 class Visit(NamedTuple):
-    """One request: who asks, what they may do, and the fields of the address or the form."""
+    """One request: who asks, what they may do, and the fields of the address or the form;
+    and the pace of the workers, which all requests note together."""
 
     app: Liteq
     user: str
     may: Callable[[str], bool]
     fields: Mapping[str, Sequence[str]]
+    pace: Pace
 
     def text(self, name: str) -> str:
         """Return a field without the blanks around it; "" if it was not given."""
