@@ -292,7 +292,8 @@ class Settings(MutableMapping[str, Any]):
     def revision(self) -> int:
         """A number that is another one after every change, so that what was worked out of
         the settings is known to be stale. Reading it loads."""
-        self._loaded()
+        if self._values is None:
+            self._load()
         return self._revision
 
     def _change(self, key: str, value: Any) -> None:
