@@ -42,7 +42,6 @@ class Post:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self._forget()
         self.folder = os.fspath(folder)
-        self._names = itertools.count()
         _posts.add(self)
 
     def _forget(self) -> None:
@@ -57,7 +56,7 @@ class Post:
         self, poll_interval: float, worker: int | None = None, *, beat: bool = False
     ) -> SocketMailbox:
         """Open a mailbox. Where sockets cannot be had it polls instead."""
-        name = f"{kind_of(worker, beat=beat)}{os.getpid()}-{next(self._names)}"
+        name = f"{kind_of(worker, beat=beat)}{os.getpid()}-{next(_numbers)}"
         return SocketMailbox(self._address, name, poll_interval)
 
     def wake_workers(self, word: str = "", *, but: int | None = None) -> None:
@@ -257,6 +256,9 @@ class SocketMailbox(Mailbox):
             self._socket = None
 
 
+# Of all mailboxes of this process: two brokers may be open on one store, and what is for
+# one of them must not reach the other.
+_numbers = itertools.count()
 _posts: weakref.WeakSet[Post] = weakref.WeakSet()
 _mailboxes: weakref.WeakSet[SocketMailbox] = weakref.WeakSet()
 

@@ -56,6 +56,20 @@ def test_a_reply_wakes_the_mailbox_that_it_is_for(broker: Broker) -> None:
     mailbox.close()
 
 
+def test_two_brokers_of_a_process_are_each_woken_for_their_own(store: Store) -> None:
+    if not store.shared:
+        pytest.skip("a store in memory has one broker")
+    one, other = store.open(), store.open()
+    hers, his = one.mailbox(), other.mailbox()
+
+    assert other.post([Letter(hers.name, b"pong", 60)]) == [True]
+
+    assert hers.wait(5)
+    assert his.receive() == set()
+    assert (other.collect(his.name), one.collect(hers.name)) == ([], [b"pong"])
+    hers.close(), his.close(), one.close(), other.close()
+
+
 def test_a_letter_that_is_too_old_is_dropped(broker: Broker, clock: FakeClock) -> None:
     worker = enlist(broker)
     broker.post([Letter(worker, b"soon", 10), Letter(worker, b"later", 60)])
