@@ -24,6 +24,7 @@ from liteq.callers import outside
 from liteq.exceptions import LiteqWarning, TimeoutError, UnknownTaskId
 from liteq.loggers import get_logger
 from liteq.offload import off_loop
+from liteq.whereabouts import obstacles, standing
 
 if TYPE_CHECKING:
     import asyncio
@@ -37,6 +38,7 @@ WORKER_MISSING_AFTER: Final = 2.0  # seconds until a queue without a worker is r
 SLICE: Final = 500  # ids that the store is asked about at a time
 _NAMED: Final = 3  # ids that an error names
 _SPARE: Final = 8  # mailboxes kept open for the next waiters
+_LONG_ENOUGH: Final = 1.0  # seconds; of a wait that is worth saying why it was in vain
 _POLL_START: Final = 0.005  # seconds; without wake-ups, looks start at this pace
 
 
@@ -76,7 +78,10 @@ def settled(
             yield from wait.arrived(found)
             if not wait.missing:
                 return
-            woken = mailbox.wait(wait.pause(mailbox))
+            pause = wait.pause(mailbox)
+            if pause is None:
+                raise wait.too_long(obstacles(broker, wait.blocked()))
+            woken = mailbox.wait(pause)
             if woken and not wait.concerns(woken):
                 found = {}
                 continue
@@ -106,7 +111,12 @@ async def asettled(
                 yield record
             if not wait.missing:
                 return
-            woken = await bell.wait(wait.pause(post.mailbox))
+            pause = wait.pause(post.mailbox)
+            if pause is None:
+                blocked = wait.blocked()
+                found_out = await off_loop(obstacles, broker, blocked) if blocked else {}
+                raise wait.too_long(found_out)
+            woken = await bell.wait(pause)
             found = await _alook(broker, wait, post.mailbox, woken)
             if on_look is not None and not found:
                 await off_loop(on_look)
@@ -165,13 +175,13 @@ class _Wait:
     def concerns(self, woken: set[str]) -> bool:
         return "" in woken or not self.missing.keys().isdisjoint(woken)
 
-    def pause(self, mailbox: Mailbox) -> float:
-        """Return how long to wait for a wake-up. Raises `TimeoutError` at the end."""
+    def pause(self, mailbox: Mailbox) -> float | None:
+        """Return how long to wait for a wake-up; None: it was long enough."""
         pause = self._pace(mailbox)
         if self.timeout is not None:
             left = self.start + self.timeout - time.monotonic()
             if left <= 0 and self.looks:
-                raise TimeoutError(f"not ready after {self.timeout:g} s: {self._named()}")
+                return None
             pause = min(pause, max(left, 0.0))
         if self.expiry is not None:
             pause = min(pause, max(self.expiry - self.broker.clock.now(), 0.0) + 0.001)
@@ -208,22 +218,24 @@ class _Wait:
     def _first_missing(self) -> tuple[str, ...]:
         return tuple(islice(self.missing, _NAMED))
 
-    def _named(self) -> str:
-        """Return the first of what is waited for, each with what the last look found."""
-        said = ", ".join(self._described(id) for id in self._first_missing())
-        more = len(self.missing) - _NAMED
-        return f"{said} and {more} more" if more > 0 else said
+    def blocked(self) -> list[Record | None]:
+        """Return the records of which it is worth asking what is in their way: who waits for
+        less than a second asks again and again."""
+        return list(self._last.values()) if (self.timeout or 0.0) >= _LONG_ENOUGH else []
 
-    def _described(self, id: str) -> str:
-        if id not in self._last:  # what was before it in line has ended since
-            return id
-        match self._last[id]:
-            case None:
-                return f"{id} (not in the store)"
-            case Record(state="parked", packed=packed):
-                return f"{id} (parked: its workers know no task {packed[1]!r})"
-            case record:
-                return f"{id} ({record.state})"
+    def too_long(self, in_the_way: Mapping[str, str]) -> TimeoutError:
+        """Return the error that names the first of what is waited for, each with what the
+        last look found."""
+        now = self.broker.clock.now()
+        said = []
+        for id in self._first_missing():
+            if id in self._last:
+                said.append(f"{id} ({standing(self._last[id], now, in_the_way)})")
+            else:  # what was before it in line has ended since
+                said.append(id)
+        more = len(self.missing) - _NAMED
+        listed = ", ".join(said) + (f" and {more} more" if more > 0 else "")
+        return TimeoutError(f"not ready after {self.timeout:g} s: {listed}")
 
 
 def _look(broker: Broker, wait: _Wait, mailbox: Mailbox, woken: set[str]) -> dict[str, Record]:

@@ -32,6 +32,7 @@ from liteq.exceptions import (
     UnknownTaskId,
 )
 from liteq.failure import describe
+from liteq.limits import limits_by_task
 from liteq.outcome import Failed, Ignored, Retried, Succeeded
 from liteq.result import EagerResult, Progress, ResultSet, denied_join_result, result_from_tuple
 
@@ -445,11 +446,50 @@ def test_a_wait_that_is_too_long_says_where_the_call_is(app: Liteq, add: Any) ->
             waiting.get(timeout=0.01)
         return str(caught.value)
 
-    assert said(later) == f"not ready after 0.01 s: {later.id} (scheduled)"
+    assert said(later).startswith(f"not ready after 0.01 s: {later.id} (scheduled, due in ")
     assert said(misspelt).endswith("(parked: its workers know no task 'tasks.ad')")
     assert said(app.AsyncResult("nope")).endswith("nope (not in the store)")
     many = [add.delay(n, n) for n in range(5)]
-    assert said(ResultSet(many)).endswith(f"{many[2].id} (queued) and 2 more")
+    assert said(ResultSet(many)).endswith(f"{many[2].id} (queued in 'default') and 2 more")
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+def test_a_wait_that_is_too_long_says_what_is_in_the_way(
+    app: Liteq, add: Any, *, awaited: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "_LONG_ENOUGH", 0.0)
+    store = app.broker
+
+    @app.task(rate_limit="1/h")
+    def slow() -> None: ...
+
+    first, link = add.s(1, 2), add.s(3)
+    chained = (first | link).apply_async(queue="others")
+    lonely = add.apply_async((1, 2), queue="lonely")
+    held = add.apply_async((1, 2), queue="held")
+    store.pause("held")
+    worker = enlist(store, "default", "held", "others", name="shop@here")
+    running = add.apply_async((1, 2), queue="default")
+    limited = slow.delay(), slow.delay()
+    store.declare_limits(limits_by_task(app.tasks))
+    assert store.claim(worker, ["default"], 5)
+
+    def said(waiting: Any) -> str:
+        def wait() -> Any:
+            if awaited:
+                return asyncio.run(waiting.aget(timeout=0.01))
+            return waiting.get(timeout=0.01)
+
+        with pytest.raises(TimeoutError) as caught:
+            wait()
+        return str(caught.value).partition("(")[2].removesuffix(")")
+
+    assert said(lonely) == "queued in 'lonely', which no worker consumes"
+    assert said(held) == "queued in 'held', which is paused"
+    assert said(chained) == "waiting for other calls of its workflow"
+    assert said(running).startswith("running for ")
+    assert said(running).endswith(" on shop@here")
+    assert "limited, under" in said(limited[1])
 
 
 def test_a_broker_that_nobody_holds_is_let_go_after_a_wait(tmp_path: Path) -> None:
