@@ -36,16 +36,18 @@ def _in_turns(
     system: System, scale: Scale, redis: Redis, sizes: Sequence[int], fill: str, each: int
 ) -> dict[int, list[float]]:
     costs: dict[int, list[list[float]]] = {size: [] for size in sizes}
-    # Redis is one server, which a size has to itself; files take turns, round by round.
-    together = [[size] for size in sizes] if system.store == "redis" else [list(sizes)]
-    for group in together:
-        with ExitStack() as stack:
-            sites = {size: stack.enter_context(Site(system, redis)) for size in group}
+    with ExitStack() as stack:
+        sites: dict[int, Site] = {}
+        for size in sizes:
+            server = redis
+            if system.store == "redis":  # one for each, so that they can take turns as well
+                server = Redis()
+                stack.callback(server.stop)
+            sites[size] = stack.enter_context(Site(system, server))
+            sites[size].drive(fill, number=size)
+        for _ in range(4 * scale.rounds + 1):
             for size, site in sites.items():
-                site.drive(fill, number=size)
-            for _ in range(4 * scale.rounds + 1):
-                for size, site in sites.items():
-                    costs[size].append(site.drive("cost", number=each))
+                costs[size].append(site.drive("cost", number=each))
     return {size: [*map(statistics.median, zip(*costs[size], strict=True))] for size in sizes}
 
 

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import ClassVar
 
 from benchmarks.systems import System
 
@@ -39,7 +40,10 @@ def install(system: System) -> None:
 
 
 class Redis:
-    """A server without persistence on a free port of the loopback interface."""
+    """A server without persistence on a free port of the loopback interface. `running`: the
+    process ids of all that were started and not stopped."""
+
+    running: ClassVar[set[int]] = set()
 
     def __init__(self) -> None:
         program = shutil.which("redis-server")
@@ -53,6 +57,7 @@ class Redis:
         options |= {"dir": self._folder.name, "daemonize": "no", "loglevel": "warning"}
         given = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         self._process = subprocess.Popen([program, *given], stdout=subprocess.DEVNULL)
+        self.running.add(self._process.pid)
         self.url = f"redis://127.0.0.1:{self.port}"
         self._wait()
 
@@ -66,6 +71,7 @@ class Redis:
     def stop(self) -> None:
         self._process.terminate()
         self._process.wait()
+        self.running.discard(self._process.pid)
         self._folder.cleanup()
 
     def _wait(self) -> None:

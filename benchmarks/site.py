@@ -28,7 +28,6 @@ class Site:
 
     def __init__(self, system: System, redis: Redis, durability: str = "normal") -> None:
         self.system = system
-        self._server = redis.pid
         self.redis = redis if system.store == "redis" else None
         self._store = tempfile.TemporaryDirectory(prefix="bench-")
         self.effects = Path(self._store.name, "effects")
@@ -49,7 +48,7 @@ class Site:
         return self
 
     def __exit__(self, *_: object) -> None:
-        end_strays(but=[self._server])
+        end_strays(but=Redis.running)
         self._store.cleanup()
 
     def python(self, *arguments: str, within: float | None = None) -> str:
