@@ -257,7 +257,7 @@ def _look(broker: Broker, wait: _Wait, mailbox: Mailbox, woken: set[str]) -> dic
         records.update(wait.tell(broker.get(ids)))
     wait.seen({**records, **found})
     if wait.is_long():
-        _warn_without_worker(broker, records)
+        _warn(broker, records)
     return {**_ended(broker, records), **found}
 
 
@@ -280,7 +280,7 @@ async def _alook(
         records.update(await broker.aget(ids))
     wait.seen({**records, **found})
     if wait.is_long():
-        await off_loop(_warn_without_worker, broker, records)
+        await off_loop(_warn, broker, records)
     return {**_ended(broker, records), **found}
 
 
@@ -311,25 +311,37 @@ def _slices(ids: Iterable[str]) -> Iterator[tuple[str, ...]]:
         yield some
 
 
-def _warn_without_worker(broker: Broker, records: Mapping[str, Record]) -> None:
+def _warn(broker: Broker, records: Mapping[str, Record]) -> None:
+    """Say, once for each, what keeps these from running: nobody consumes their queue, or
+    nobody knows their task."""
+    reported = _post(broker).reported
     queues = {str(r.packed[3]) for r in records.values() if r.state != "running"}
     for worker in broker.workers():
         queues.difference_update(worker.queues)
-    queues -= _post(broker).reported
-    if not queues:
-        return
-    _post(broker).reported |= queues
+    unknown = {str(r.packed[1]) for r in records.values() if r.state == "parked"}
     place = getattr(broker, "folder", None) or getattr(broker, "url", None)
-    names = sorted(queues)
-    start = f"liteq worker -Q {','.join(names)}" if place else "with app.worker(): …"
-    said = (
-        f"no worker consumes queue {', '.join(map(repr, names))} of the store "
-        f"{place or 'in this process'}, so the result may be long in coming; "
-        f"start one with: {start}"
-    )
-    logger.warning("%s", said)
+    store = place or "in this process"
+    if queues := queues - {name for kind, name in reported if kind == "queue"}:
+        names = sorted(queues)
+        start = f"liteq worker -Q {','.join(names)}" if place else "with app.worker(): …"
+        _say(
+            f"no worker consumes queue {', '.join(map(repr, names))} of the store {store}, "
+            f"so the result may be long in coming; start one with: {start}"
+        )
+    if unknown := unknown - {name for kind, name in reported if kind == "task"}:
+        _say(
+            f"the workers of the store {store} know no task "
+            f"{', '.join(map(repr, sorted(unknown)))}: the call is left for one that does. "
+            "Is it the right name, and is its module imported by the worker?"
+        )
+    reported.update(("queue", name) for name in queues)
+    reported.update(("task", name) for name in unknown)
+
+
+def _say(text: str) -> None:
+    logger.warning("%s", text)
     if not logging.getLogger().handlers:  # nobody reads the log of a program that hangs
-        warnings.warn(said, LiteqWarning, stacklevel=outside())
+        warnings.warn(text, LiteqWarning, stacklevel=outside())
 
 
 class _Post:
@@ -338,7 +350,7 @@ class _Post:
     def __init__(self, broker: Broker) -> None:
         self._pid = os.getpid()
         self._spare: list[Mailbox] = []  # append and pop are atomic among threads
-        self.reported: set[str] = set()
+        self.reported: set[tuple[str, str]] = set()  # queues and tasks, warned about
         # At the latest with the broker or the process: an address left behind is a file
         # for ever.
         finalize(broker, _close_own, self._spare, self._pid)

@@ -515,6 +515,21 @@ def test_a_queue_without_a_worker_is_reported(
     assert "no worker consumes queue 'lonely'" in caplog.text
 
 
+def test_a_task_that_no_worker_knows_is_reported_once(
+    app: Liteq, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "WORKER_MISSING_AFTER", 0.02)
+    misspelt = app.send_task("tasks.ad", (1, 2))
+    app.broker.claim(enlist(app.broker), ["default"], tasks=["tasks.add"])
+
+    for _ in range(2):
+        with caplog.at_level(logging.WARNING, "liteq.result"), pytest.raises(TimeoutError):
+            misspelt.get(timeout=0.3)
+
+    assert caplog.text.count("know no task 'tasks.ad': the call is left for one") == 1
+    assert "no worker consumes" not in caplog.text
+
+
 def test_the_report_says_which_store_it_is_and_what_to_do(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
