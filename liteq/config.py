@@ -34,7 +34,6 @@ __all__ = ["Settings"]
 
 _NOT_SETTINGS: Final = frozenset({"app"})  # in [tool.liteq] for the command line alone
 _CODE: Final = "code"
-_MISSING: Final = object()
 
 
 class Settings(MutableMapping[str, Any]):

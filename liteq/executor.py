@@ -63,7 +63,6 @@ from liteq.signals import (
 from liteq.texts import readable
 
 if TYPE_CHECKING:
-    from liteq.app import Liteq
     from liteq.redaction import Redactor
     from liteq.signing import Signer
 
@@ -97,21 +96,6 @@ class ExecutorSettings(NamedTuple):
     signer: Signer | None = None
     max_body_size: int | None = None
     redactor: Redactor | None = None
-
-    @classmethod
-    def of(cls, app: Liteq, hostname: str) -> ExecutorSettings:
-        """Return what an app's settings say for the attempts of a worker of this name."""
-        conf = app.conf
-        return cls(
-            accept=tuple(conf.accept_content),
-            result_serializer=conf.result_serializer,
-            max_result_size=conf.task_max_body_size,
-            hostname=hostname,
-            clock=app.clock,
-            signer=app.signer,
-            max_body_size=conf.task_max_body_size,
-            redactor=app.redactor,
-        )
 
 
 class Ended(NamedTuple):

@@ -14,7 +14,7 @@ from liteq.runner import RunnerFactory
 if TYPE_CHECKING:
     from liteq.app import Liteq
 
-__all__ = ["has_processes", "pool_of"]
+__all__ = ["executor_settings", "has_processes", "pool_of"]
 
 
 def has_processes(kind: str) -> bool:
@@ -55,7 +55,7 @@ def pool_of(
         at_fork=at_fork,
         before_child=before_child,
     )
-    settings = ExecutorSettings.of(app, hostname)
+    settings = executor_settings(app, hostname)
     own_process = has_processes(kind)
     if own_process and options.start_method != "fork":
         logs = bool(logging.getLogger().handlers)
@@ -64,6 +64,21 @@ def pool_of(
     else:
         runners = RunnerFactory(lambda: app.tasks, (), settings, own_process=own_process)
     return make_pool(kind, runners, options)
+
+
+def executor_settings(app: Liteq, hostname: str) -> ExecutorSettings:
+    """Return what an app's settings say for the attempts of a worker of this name."""
+    conf = app.conf
+    return ExecutorSettings(
+        accept=tuple(conf.accept_content),
+        result_serializer=conf.result_serializer,
+        max_result_size=conf.task_max_body_size,
+        hostname=hostname,
+        clock=app.clock,
+        signer=app.signer,
+        max_body_size=conf.task_max_body_size,
+        redactor=app.redactor,
+    )
 
 
 def _load_tasks(

@@ -16,11 +16,12 @@ from liteq.context import Report
 from liteq.current import get_current_app
 from liteq.delivery import Delivery
 from liteq.exceptions import LiteqError, TaskRevokedError
-from liteq.executor import Ended, Executor, ExecutorSettings, TaskLike
+from liteq.executor import Ended, Executor, TaskLike
 from liteq.inline import InlineWorker, Ran, attempt_with
 from liteq.limits import limits_by_task
 from liteq.outcome import Failed, Ignored, Replaced, Retried, Revoked, Succeeded
 from liteq.serializers import loads, loads_call
+from liteq.workerpool import executor_settings
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -222,7 +223,7 @@ def prepare(app: Liteq) -> None:
 
 def _executor(app: Liteq) -> Executor:
     tasks = cast("Mapping[str, TaskLike]", app.tasks)
-    return Executor(tasks, ExecutorSettings.of(app, _HOSTNAME))
+    return Executor(tasks, executor_settings(app, _HOSTNAME))
 
 
 def _interruptible(executor: Executor) -> Any:
