@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from contextlib import suppress
 from typing import Final
 
 import click
@@ -75,7 +76,9 @@ def web(host: str, port: int, auth: str | None, read_only: bool) -> None:
     with listener:
         session.note(f"http://{shown}:{listener.getsockname()[1]} · Ctrl-C to stop")
         config = uvicorn.Config(pages, lifespan="off", log_level="warning", server_header=False)
-        uvicorn.Server(config).run(sockets=[listener])
+        with suppress(KeyboardInterrupt):
+            uvicorn.Server(config).run(sockets=[listener])
+    session.note("stopped")
 
 
 def _is_here(host: str) -> bool:

@@ -6,7 +6,7 @@ what the commands say, and have no state but the store's. They need the extra `w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 from liteq.exceptions import ImproperlyConfigured
@@ -23,16 +23,16 @@ __all__ = ["asgi_app"]
 def asgi_app(
     app: Liteq,
     *,
-    auth: str | Callable[[Request], str | None] | None,
+    auth: str | Callable[[Request], str | Awaitable[str | None] | None] | None,
     read_only: bool = False,
     can: Callable[[str, str], bool] | None = None,
     hosts: Collection[str] | None = None,
 ) -> ASGIApp:
     """Return the pages of an app as an ASGI application, to be served or mounted anywhere.
 
-    - `auth`: who may see them. "user:password" asks the browser for these. A function is
-      given the request (Starlette's) and returns the name of who asks, or None to refuse.
-      None lets everybody in who can reach them.
+    - `auth`: who may see them. "user:password" asks the browser for these. A function, which
+      may be async, is given the request (Starlette's) and returns the name of who asks, or
+      None to refuse. None lets everybody in who can reach them.
     - `read_only`: nothing can be changed.
     - `can`: whether a user may do something: "retry", "cancel", "drop", "pause" (a queue),
       "purge" or "schedule". What one may not do is not offered either.

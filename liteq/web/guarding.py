@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
-from collections.abc import Callable, Collection
+import inspect
+from collections.abc import Awaitable, Callable, Collection
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Auth", "Guard"]
 
-Auth: TypeAlias = Callable[[Request], str | None]
+Auth: TypeAlias = Callable[[Request], str | Awaitable[str | None] | None]
 
 ANYBODY: Final = "anybody"
 _SAFE: Final = ("GET", "HEAD")
@@ -67,10 +68,10 @@ class Guard:
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
-        answer: ASGIApp = self._refusal(scope) or self._inner
+        answer: ASGIApp = await self._refusal(scope) or self._inner
         await answer(scope, receive, guarded)
 
-    def _refusal(self, scope: Scope) -> Response | None:
+    async def _refusal(self, scope: Scope) -> Response | None:
         """Return what a request is refused with. One that is not has its user's name."""
         headers = Headers(scope=scope)
         host = _host(headers.get("host", ""))
@@ -81,6 +82,8 @@ class Guard:
                 421,
             )
         user = ANYBODY if self._auth is None else self._auth(Request(scope))
+        if inspect.isawaitable(user):
+            user = await user
         if user is None:
             if not self._asks:
                 return PlainTextResponse("You may not see these pages\n", 403)

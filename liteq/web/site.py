@@ -130,6 +130,7 @@ class _Site:
             root=_root(request),
             path=request.url.path.removeprefix(_root(request)) or "/",
             may=frozenset(allowed),
+            read_only=visit is not None and not allowed,
             user=visit.user if visit is not None else "",
             app_name=self._app.main or "liteq",
             version=__version__,
