@@ -141,6 +141,16 @@ def test_a_url_names_a_store(url: str, folder: str | None) -> None:
     assert broker.folder == (None if folder is None else Path(folder))
 
 
+def test_a_relative_path_that_is_written_as_an_absolute_one_is_refused() -> None:
+    with pytest.raises(ImproperlyConfigured, match="at the root of the file system") as caught:
+        connect("sqlite:///shop.liteq?durability=normal")
+    said = str(caught.value)
+    assert "working directory write sqlite://shop.liteq?durability=normal, for" in said
+    assert said.endswith("the other sqlite:////shop.liteq?durability=normal")
+
+    assert connect("sqlite:///tmp") is not None  # a volume that is mounted there
+
+
 def test_a_url_carries_options_of_the_broker() -> None:
     broker: Any = connect("sqlite:///srv/shop.liteq?durability=normal")
 

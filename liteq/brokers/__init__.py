@@ -137,7 +137,8 @@ def connect(
 
 
 def sqlite_target(url: str) -> tuple[str | None, dict[str, str]]:
-    """Return the folder (None: in memory) and the options that a URL or path names."""
+    """Return the folder (None: in memory) and the options that a URL or path names. Raises
+    `ImproperlyConfigured` for one that says another place than it seems to."""
     _, colon, rest = url.partition("://")
     if not colon:
         return (None if url == "memory" else url), {}
@@ -153,7 +154,23 @@ def sqlite_target(url: str) -> tuple[str | None, dict[str, str]]:
         from urllib.parse import unquote  # late: 5 ms, and few paths need it
 
         path = unquote(path)
+    if rest.startswith("/") and not rest.startswith("//"):
+        _refuse_slip(url, rest, path)
     return path, options
+
+
+def _refuse_slip(url: str, rest: str, path: str) -> None:
+    """Raise `ImproperlyConfigured` for `sqlite:///shop.liteq`, which in SQLAlchemy's URLs
+    is a relative path, and here would be a new folder at the root of the file system."""
+    import os  # late: few programs that read a URL open a file
+
+    if os.path.dirname(path) == "/" and not os.path.exists(path):
+        from liteq.exceptions import ImproperlyConfigured
+
+        raise ImproperlyConfigured(
+            f"{url} would be the folder {path}, at the root of the file system: for one in "
+            f"the working directory write sqlite:/{rest}, for the other sqlite:///{rest}"
+        )
 
 
 def _store_of(url: str) -> tuple[str, str]:

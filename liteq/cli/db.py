@@ -19,9 +19,9 @@ __all__ = ["db"]
 # What does on Redis what the command does to a file.
 _ON_REDIS = {
     "backup": "the server keeps it: BGSAVE writes a snapshot (dump.rdb) to copy; or, with all "
-    "workers stopped, `liteq migrate --from URL --to sqlite:///backup.liteq` copies it",
+    "workers stopped, `liteq migrate --from URL --to sqlite://backup.liteq` copies it",
     "restore": "stop the server, put its dump.rdb or appendonlydir back, start it; or "
-    "`liteq migrate --from sqlite:///backup.liteq --to URL` fills an empty one",
+    "`liteq migrate --from sqlite://backup.liteq --to URL` fills an empty one",
     "vacuum": "it frees memory by itself; `MEMORY PURGE` on the server gives pages back",
 }
 
@@ -34,7 +34,7 @@ def db() -> None:
 
     \b
     liteq db backup /backup/shop.db            while workers go on
-    liteq db check -b sqlite:///shop.liteq
+    liteq db check -b sqlite://shop.liteq
     """
 
 

@@ -23,7 +23,7 @@ def migrate(source: str, target: str) -> None:
     is sent meanwhile to the store that is left stays there, until it is done again.
 
     \b
-    liteq migrate --from sqlite:///shop.liteq --to redis://db1:6379/0
+    liteq migrate --from sqlite://shop.liteq --to redis://db1:6379/0
     """
     from liteq.brokers import connect
     from liteq.brokers.moving import move

@@ -47,7 +47,7 @@ def web(host: str, port: int, auth: str | None, read_only: bool) -> None:
 
     \b
     liteq web                                    at http://127.0.0.1:5555
-    liteq -b sqlite:///shop.liteq web --read-only
+    liteq -b sqlite://shop.liteq web --read-only
     LITEQ_WEB_AUTH=ada:secret liteq web --host 0.0.0.0
     """
     from liteq.web import asgi_app
