@@ -21,8 +21,8 @@ OLDEST: Final = (6, 2)
 BROKERS: Final = Path(liteq.brokers.__file__).parent
 SCRIPTS: Final = sorted((BROKERS / "lua").glob("*.lua"))
 MODULES: Final = sorted({*BROKERS.glob("redis*.py"), *BROKERS.glob("*_redis.py")})
-# What a script may use besides `redis.call`, all of it there since Redis 2.8.
-FUNCTIONS: Final = {"call"}
+# What a script may use, all of it there since Redis 2.8.
+FUNCTIONS: Final = {"call", "pcall"}
 
 
 def words(path: Path) -> set[str]:
