@@ -37,6 +37,7 @@ from liteq.brokers.files import (
     guard,
     make_file,
     make_folder,
+    own_file,
     refuse_network_filesystem,
 )
 from liteq.exceptions import (
@@ -258,6 +259,12 @@ class Database:
                         handle.open()
                     except apsw.Error as exc:
                         raise self._translate(handle, exc) from exc
+                    except PermissionError as exc:
+                        raise ImproperlyConfigured(
+                            f"the store {self.path} belongs to another user "
+                            f"({exc.filename}: {exc.strerror}): all programs that use it are "
+                            "to run as one user"
+                        ) from exc
                     except OSError as exc:
                         if (lacking := advice(exc)) is None:
                             raise
@@ -375,11 +382,8 @@ class _Handle:
             flags |= apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_MEMORY
         else:
             flags |= apsw.SQLITE_OPEN_NOFOLLOW
-            self.gate = os.open(
-                os.path.join(database.folder, _GATE),
-                os.O_RDWR | os.O_CREAT | os.O_CLOEXEC,
-                0o600,
-            )
+            gate = os.path.join(database.folder, _GATE)
+            self.gate = own_file(gate, os.O_RDWR | os.O_CLOEXEC)
         db = apsw.Connection(database.path, flags=flags)
         try:
             # The timeout comes first: to open a file whose last user died takes locks, too.

@@ -25,6 +25,8 @@ __all__ = [
     "is_network_filesystem",
     "make_file",
     "make_folder",
+    "own_file",
+    "own_folder",
     "refuse_network_filesystem",
 ]
 
@@ -41,7 +43,7 @@ _REMOTE: Final = frozenset(
 
 def make_folder(folder: str) -> None:
     try:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
+        own_folder(folder)
     except FileExistsError:
         raise ImproperlyConfigured(
             f"the store's URL must name a folder, and {folder} is a file. liteq keeps its "
@@ -60,6 +62,25 @@ def make_folder(folder: str) -> None:
         )
 
 
+def own_folder(path: str) -> None:
+    """Make a folder that only its owner can use, unless there is one: the owner can, whatever
+    the umask of this process."""
+    if not os.path.isdir(path):
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        with contextlib.suppress(PermissionError):  # another was quicker, and is another user
+            os.chmod(path, 0o700)
+
+
+def own_file(path: str, flags: int) -> int:
+    """Open a file, and make it if there is none, as `own_folder` makes a folder."""
+    try:
+        fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return os.open(path, flags | os.O_CREAT, 0o600)
+    os.fchmod(fd, 0o600)
+    return fd
+
+
 def make_file(path: str) -> None:
     """Create the database file readable by its owner only; SQLite would make it 0644,
     and its `-wal` and `-shm` get the same mode."""
@@ -71,6 +92,7 @@ def make_file(path: str) -> None:
     except OSError as exc:
         raise ImproperlyConfigured(f"cannot create {path}: {exc.strerror}") from exc
     else:
+        os.fchmod(fd, 0o600)
         os.close(fd)
         _keep_out_of_git(os.path.dirname(path))
 

@@ -55,9 +55,11 @@ class LockFiles:
 
     def hold(self, name: str) -> None:
         """Take the lock of a new name; it is held until `release()` or our death."""
-        os.makedirs(self.folder, mode=0o700, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = os.open(os.path.join(self.folder, name), flags, 0o600)
+        from liteq.brokers.files import own_file, own_folder  # late: not for probes
+
+        own_folder(self.folder)
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = own_file(os.path.join(self.folder, name), flags)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BaseException:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 from liteq.brokers.base import Mailbox
+from liteq.brokers.files import own_folder
 
 __all__ = ["LocalMailbox", "Post", "SocketMailbox", "kind_of"]
 
@@ -183,7 +184,7 @@ class Post:
         return f"{self._base}/{name}" if self._base else None
 
     def _find_base(self) -> str:
-        os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        own_folder(self.folder)
         plain = os.path.abspath(self.folder)
         if len(os.fsencode(plain)) <= _LONGEST - 40:
             return plain

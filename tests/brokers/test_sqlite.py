@@ -15,6 +15,7 @@ import stat
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -535,6 +536,53 @@ def test_a_mailbox_in_a_store_whose_folder_is_gone_is_refused(folder: Path) -> N
         broker.mailbox()
 
     broker.close()
+
+
+# Who may use it
+
+
+@pytest.mark.parametrize("umask", [0o777, 0o277])
+def test_the_owner_can_use_a_store_whatever_the_umask_was_when_it_was_made(
+    folder: Path, umask: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        broker = SqliteBroker(folder)
+        broker.enqueue([make()])
+        mailbox = broker.mailbox(enlist(broker))
+    finally:
+        os.umask(before)
+
+    made = [folder, *folder.rglob("*")]
+    assert {"gate", "store.db", "store.db-wal", "wake"} <= {path.name for path in made}
+    for path in made:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            assert stat.S_IMODE(mode) == 0o700, path
+        elif stat.S_ISREG(mode) and path.name != ".gitignore":
+            assert stat.S_IMODE(mode) == 0o600, path
+    mailbox.close()
+    broker.close()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can be another user")
+def test_a_store_of_another_user_is_refused_in_words() -> None:
+    open_to_all = tempfile.mkdtemp(prefix="liteq-")
+    os.chmod(open_to_all, 0o755)
+    folder = Path(open_to_all) / "store"
+    broker = SqliteBroker(folder)
+    broker.enqueue([make()])
+    broker.close()
+    folder.chmod(0o755)
+    os.seteuid(65534)
+    try:
+        other = SqliteBroker(folder)
+        with pytest.raises(ImproperlyConfigured, match=r"another user .*gate: Perm"):
+            other.enqueue([make()])
+        other.close()
+    finally:
+        os.seteuid(0)
+        shutil.rmtree(open_to_all)
 
 
 # Without descriptors
