@@ -199,6 +199,20 @@ def test_planted_secrets_are_found_nowhere_they_must_not_be(place: Place) -> Non
         "    result = app.AsyncResult(record.id)\n"
         "    print(repr(result), repr(result.result), result.traceback, result.attempts)\n"
     )
+    shown["pages"] = place.python(
+        "import tasks\n"
+        "from starlette.testclient import TestClient\n"
+        "from liteq.web import asgi_app\n"
+        "workflow = tasks.app.broker.workflows()[0].id\n"
+        f"addresses = ['/task?id=' + id for id in {place.ids!r}]\n"
+        "addresses += ['/', '/tasks', '/tasks?dead=1', '/schedules', '/workers']\n"
+        "with TestClient(asgi_app(tasks.app, auth=None)) as pages:\n"
+        "    for address in [*addresses, '/workflows', '/workflow?id=' + workflow]:\n"
+        "        answer = pages.get(address)\n"
+        "        print(address, answer.status_code, answer.text)\n"
+    )
+    assert shown["pages"].count(" 200 <!doctype html>") == len(place.ids) + 7
+    assert "********" in shown["pages"]
     leaks = {where: leaked for where, text in shown.items() if (leaked := found_in(text))}
     assert leaks == {}
     assert "********" in shown["dead show " + place.ids[19]]  # it has shown something
