@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeGuard, TypeVar
 
 from liteq.app import Liteq
 from liteq.exceptions import ImproperlyConfigured, LiteqError
+from liteq.joining import importing
 from liteq.settingsources import project_options
 
 __all__ = [
@@ -208,7 +209,8 @@ def _import(name: str) -> ModuleType:
 def _user_code(imports: Callable[[], T], name: str) -> T:
     """Run the user's code; turn whatever it raises into `AppBroken`."""
     try:
-        return imports()
+        with importing(name):
+            return imports()
     except KeyboardInterrupt:
         raise
     except BaseException as exc:

@@ -55,7 +55,7 @@ class EagerResult(AsyncResult[R]):
     ) -> R:
         """Return the value, or raise what the task raised."""
         if disable_sync_subtasks:
-            assert_will_not_block()
+            assert_will_not_block(waits=False)
         if follow_parents and propagate:
             self._raise_for_parents()
         return self._outcome(propagate, callback)

@@ -1,4 +1,5 @@
-"""Whether `get()` may wait here: not inside a task, unless that has allowed itself to."""
+"""Whether `get()` may wait here: not inside a task, nor while a command imports the app,
+unless that has allowed itself to."""
 
 from __future__ import annotations
 
@@ -8,9 +9,16 @@ from contextvars import ContextVar
 
 from liteq import context
 
-__all__ = ["allow_join_result", "assert_will_not_block", "denied_join_result"]
+__all__ = [
+    "allow_join_result",
+    "assert_will_not_block",
+    "denied_join_result",
+    "importing",
+]
 
 _joins_allowed: ContextVar[bool] = ContextVar("liteq_joins_allowed", default=False)
+
+_imported: ContextVar[str | None] = ContextVar("liteq_imported", default=None)
 
 
 @contextmanager
@@ -33,10 +41,30 @@ def denied_join_result() -> Iterator[None]:
         _joins_allowed.reset(token)
 
 
-def assert_will_not_block() -> None:
-    """Raise `RuntimeError` if a task runs here and has not allowed itself to wait."""
+@contextmanager
+def importing(name: str) -> Iterator[None]:
+    """Refuse to wait while this context is open, in which a command imports a module: a
+    call at its top level waits for a worker which that import keeps from starting."""
+    token = _imported.set(name)
+    try:
+        yield
+    finally:
+        _imported.reset(token)
+
+
+def assert_will_not_block(*, waits: bool = True) -> None:
+    """Raise `RuntimeError` if a task runs here and has not allowed itself to wait, or, of
+    what `waits` for a worker, while a command imports the app."""
+    if _joins_allowed.get():
+        return
+    if waits and (name := _imported.get()) is not None:
+        raise RuntimeError(
+            f"result.get() while {name!r} is imported would wait for a worker, which may be "
+            "what imports it, and is started after that: put the call into a function, or "
+            "under `if __name__ == '__main__':`"
+        )
     running = context.current()
-    if running is None or running.called_directly or _joins_allowed.get():
+    if running is None or running.called_directly:
         return
     raise RuntimeError(
         "result.get() inside a task can leave every process waiting for the others: "

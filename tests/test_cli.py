@@ -377,6 +377,20 @@ def test_a_ctrl_c_as_the_worker_beside_a_script_ends_is_nothing_but_that(
     ended.wait()  # knows that it is gone
 
 
+@pytest.mark.parametrize("command", [("worker",), ("run", "unguarded.py")], ids=" ".join)
+def test_a_call_that_waits_while_its_module_is_imported_is_an_error_and_no_hang(
+    command: tuple[str, ...], project: Project, here: Here
+) -> None:
+    module = project.folder / "unguarded.py"
+    module.write_text(f"{TASKS}\nprint(add.delay(2, 3).get())\n")
+
+    done = here("-A", "unguarded", *command)
+
+    assert done.returncode == 7
+    assert "result.get() while 'unguarded' is imported would wait for a worker" in done.stderr
+    assert f"the error is in the app's code, at {module}:" in done.stderr
+
+
 @pytest.mark.parametrize("verb", ["show", "run", "pause", "resume", "remove"])
 def test_a_periodic_task_that_is_not_there_ends_with_3(here: Here, verb: str) -> None:
     done = here("schedule", verb, "nightly")
