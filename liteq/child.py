@@ -308,11 +308,20 @@ class _Child:
 
 
 class _Memory:
-    """How much memory of this process is resident."""
+    """How much memory of this process is resident; where no /proc is mounted, how much of it
+    ever was, which is what Celery goes by."""
 
     def __init__(self) -> None:
-        self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            self._statm = -1
 
     def kib(self) -> int:
         """Return it in KiB."""
+        if self._statm < 0:
+            import resource  # late: nearly every system has a /proc
+
+            most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            return most if sys.platform == "linux" else most // 1024
         return int(os.pread(self._statm, 128, 0).split()[1]) * _PAGE_KIB

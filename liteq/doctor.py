@@ -11,7 +11,6 @@ import os
 import platform
 import shutil
 import stat
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -236,7 +235,7 @@ def _locking(place: Path) -> Finding:
     return Finding("locking", "ok", "locks can be taken")
 
 
-_HAS_PROC: Final = sys.platform == "linux"
+_HAS_PROC: Final = os.path.isdir("/proc/self/fd")
 
 
 def _file(broker: Any, *, full: bool) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -453,6 +454,33 @@ def test_a_worker_with_too_few_descriptors_says_which_limit_to_raise(
     (said,) = (line for line in done.stderr.splitlines() if line.startswith("liteq: "))
     assert "too many open files" in said
     assert f"it is {files}" in said
+
+
+_BARE = ["unshare", "-m", "sh", "-c", 'umount -l /proc && exec "$0" "$@"']
+
+
+@pytest.mark.skipif(
+    shutil.which("unshare") is None
+    or subprocess.run([*_BARE, "true"], capture_output=True, check=False).returncode != 0,
+    reason="this user may not unmount /proc",
+)
+def test_a_container_without_proc_is_enough(project: Project) -> None:
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*_BARE, sys.executable, "-m", "liteq", *words],
+            cwd=project.folder,
+            env=project.environ,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+
+    id = run("call", "tasks.add", "-a", "[2, 3]").stdout.strip()
+    worked = run("worker", "--burst", "-c", "1", "--max-memory-per-child", "500000")
+    assert worked.returncode == 0, worked.stderr
+    assert run("result", id).stdout.strip() == "5"
+    assert "Traceback" not in run("doctor").stderr
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import itertools
 import os
 import select
 import socket
-import sys
 import threading
 import time
 import weakref
@@ -188,7 +187,7 @@ class Post:
         plain = os.path.abspath(self.folder)
         if len(os.fsencode(plain)) <= _LONGEST - 40:
             return plain
-        if sys.platform != "linux":
+        if not os.path.isdir("/proc/self/fd"):
             return ""
         flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
         self._directory = os.open(self.folder, flags)
