@@ -60,7 +60,7 @@ _REFUSED: Final = (LiteqError, TypeError, ValueError)  # what a call that cannot
 # would take longer than all the rest of making them.
 _AT: Final = {name: number for number, name in enumerate(Message._fields)}
 _ID, _BODY, _PARENT, _INDEX = (_AT[name] for name in ("id", "body", "parent_id", "group_index"))
-_TASK, _CONTENT_TYPE = _AT["task"], _AT["content_type"]
+_CONTENT_TYPE = _AT["content_type"]
 _ROOT, _PRIORITY, _GROUP = (_AT[name] for name in ("root_id", "priority", "group_id"))
 _GATHER, _LINKED, _IMMUTABLE = (_AT[name] for name in ("gather", "has_links", "immutable"))
 _IGNORED, _KEYWORDS, _LIMITS = _AT["ignore_result"], _AT["keywords"], _AT["limits"]

@@ -34,12 +34,11 @@ def count_edges(
     """
     tasks: dict[str, str] = {}
     place: dict[str, int] = {}
-    for number, (id, task, body, *_) in enumerate(
-        messages if there is None else (*messages, there)
-    ):
+    for number, packed in enumerate(messages if there is None else (*messages, there)):
+        id, task = packed[0], packed[1]
         tasks[id] = task
         place[id] = number
-        if task == GATHER and body not in POLICIES:
+        if task == GATHER and (body := packed[2]) not in POLICIES:
             raise InvalidTaskError(
                 f"the gather {id!r} has the policy {body!r}: it can be "
                 f"{', '.join(repr(policy) for policy in sorted(POLICIES))}"
@@ -62,7 +61,7 @@ def count_edges(
             counted[target] += 1
         # What is enqueued in the order in which it can run, as workflows are, has no cycle.
         in_order = in_order and place.get(source, -1) < place[target]
-    if len({edge[:2] for edge in edges}) != len(edges):
+    if len({(edge[0], edge[1]) for edge in edges}) != len(edges):
         raise InvalidTaskError(f"two messages are joined twice: {_twice(edges)}")
     if not in_order:
         _refuse_cycle(edges, tasks)
