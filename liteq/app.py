@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar, ov
 from liteq import context, current, djangoproject, names, signals, storesettings
 from liteq.callers import creator, outside
 from liteq.clock import Clock, system_clock
-from liteq.config import Settings
+from liteq.config import Settings, refuse_misspelt
 from liteq.definition import (
     annotate,
     check_options,
@@ -67,6 +67,9 @@ R = TypeVar("R")
 T = TypeVar("T", bound=_Task[..., Any])
 C = TypeVar("C")
 
+# What `Liteq(…)` is given most, and would take for a setting if it were misspelt.
+_ARGUMENTS = ("broker", "backend", "include", "task_cls", "autofinalize", "config_source")
+
 
 class Liteq:
     """An app. Nothing is read or opened before it is needed.
@@ -96,6 +99,7 @@ class Liteq:
         clock: Clock = system_clock,
         **conf: Any,
     ) -> None:
+        refuse_misspelt(conf, _ARGUMENTS)
         module, file = creator()
         self.module = module
         self.main = main or _stem(file)

@@ -30,7 +30,7 @@ from liteq.settings import SETTINGS, close_name, new_name
 from liteq.settingsources import environment, from_object, imported, project_options
 from liteq.settingvalues import Unfit
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "refuse_misspelt"]
 
 _NOT_SETTINGS: Final = frozenset({"app"})  # in [tool.liteq] for the command line alone
 _CODE: Final = "code"
@@ -423,6 +423,14 @@ def _remarks(names: Iterable[str], values: Mapping[str, Any], warned: set[str]) 
     for doc, found in useless.items():
         remarks.append(f"no effect in liteq: {', '.join(found)}. {doc}")
     return remarks
+
+
+def refuse_misspelt(given: Iterable[str], words: Iterable[str]) -> None:
+    """Raise `TypeError` for what is no setting, and nearly one of these arguments: it would
+    be taken for a setting that nobody knows, and something else for what it is to say."""
+    for name in given:
+        if new_name(name) is None and (near := close_name(name, among=words)):
+            raise TypeError(f"there is no argument {name!r}: did you mean {near!r}?")
 
 
 def _suggestion(name: str) -> str:

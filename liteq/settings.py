@@ -5,7 +5,7 @@ All of Celery's names are in it, so that a configuration moves unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, Literal
 
 from liteq.settingvalues import (
@@ -446,10 +446,12 @@ OLD_NAMES: Final[Mapping[str, str]] = {
 }
 
 
-def close_name(name: str, cutoff: float = 0.7) -> str | None:
+def close_name(
+    name: str, cutoff: float = 0.7, *, among: Iterable[str] = SETTINGS
+) -> str | None:
     import difflib  # late: only after a mistake
 
-    found = difflib.get_close_matches(name.lower(), SETTINGS, 1, cutoff)
+    found = difflib.get_close_matches(name.lower(), among, 1, cutoff)
     return found[0] if found else None
 
 

@@ -280,6 +280,14 @@ def test_a_misspelt_option_of_a_task_is_an_error_that_suggests_the_right_one(
 
 
 @pytest.mark.parametrize(
+    ("given", "meant"), [("brokr", "broker"), ("backends", "backend"), ("includes", "include")]
+)
+def test_a_misspelt_argument_of_an_app_is_an_error(given: str, meant: str) -> None:
+    with pytest.raises(TypeError, match=f"no argument '{given}': did you mean '{meant}'"):
+        Liteq("shop", **{given: "sqlite:///elsewhere"})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
     ("option", "answer"),
     [
         ("retries", "; did you mean 'max_retries'"),  # Huey's
