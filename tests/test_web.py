@@ -149,7 +149,9 @@ def test_a_list_is_narrowed_by_its_filters_and_goes_on_behind_its_end(
     [
         ("state=faild", "did you mean failed?"),
         ("since=soon", "'soon' is neither a span like 30m"),
-        ("before=x", "invalid literal"),
+        ("before=x", "which 'x' is not"),
+        ("before=99999999999999999999", "which '99999999999999999999' is not"),
+        ("before=-1", "which '-1' is not"),
     ],
 )
 def test_a_filter_that_is_none_is_told_and_kept(
@@ -289,7 +291,7 @@ def test_a_queue_is_paused_resumed_and_purged(app: Liteq, ask: TestClient) -> No
     assert "mail paused" in press(ask, "/pause", queue="mail")
     assert next(one for one in app.queues() if one.name == "mail").paused
     assert "mail paused" not in press(ask, "/resume", queue="mail")
-    assert "1 task that wait in the queue mail" in press(ask, "/purge", queue="mail")
+    assert "1 task that waits in the queue mail" in press(ask, "/purge", queue="mail")
     assert state(app, id) == "queued"
     assert "1 task deleted" in press(ask, "/purge", queue="mail", sure="1")
     assert state(app, id) != "queued"
@@ -333,6 +335,32 @@ def test_a_change_is_logged_with_the_name_of_who_made_it(
 # Whom they let in
 
 
+def test_a_name_writes_no_line_of_its_own_into_the_log(
+    ask: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "liteq.web")
+
+    ask.post("/pause", data={"queue": "mail\nroot: purge: 9 of queue bank"})
+    ask.post("/cancel", data={"id": "x\nroot: drop: 9"})
+
+    assert [record.getMessage().count("\n") for record in caplog.records] == [0, 0]
+
+
+def test_what_is_steered_is_what_was_named_to_the_letter(app: Liteq, ask: TestClient) -> None:
+    id = call(app, "shop.add", 1, task_id=" a ", queue="mail ")
+    call(app, "shop.add", 1, queue="mail")
+
+    assert "shop.add" in shown(ask, "/task?id=+a+")
+    press(ask, "/purge", queue="mail ", sure="1")
+    assert [one.name for one in app.queues() if one.length] == ["mail"]
+    assert state(app, id) != "queued"
+    for path in ("/pause", "/resume", "/purge"):
+        answer = ask.post(path, data={"queue": ""})
+        assert answer.status_code == 400
+        assert "which queue is meant" in texts(answer.text)
+    assert [one.name for one in app.queues() if one.paused] == []
+
+
 def test_nothing_can_be_changed_where_one_may_only_look(app: Liteq) -> None:
     id = call(app, "shop.add", 1)
     with client_of(asgi_app(app, auth=None, read_only=True)) as client:
@@ -371,8 +399,8 @@ def test_a_password_is_asked_for() -> None:
         assert answer.headers["WWW-Authenticate"].startswith("Basic")
         assert client.get("/", auth=("ada", "wrong")).status_code == 401
         assert client.get("/", auth=("eve", "se:cret")).status_code == 401
-        for odd in ("Basic !!!", "Basic", "Bearer x"):
-            assert client.get("/", headers={"Authorization": odd}).status_code == 401
+        for odd in (b"Basic !!!", b"Basic", b"Bearer x", b"Basic \xe9"):
+            assert client.get("/", headers=[(b"Authorization", odd)]).status_code == 401
         assert client.get("/static/style.css").status_code == 401
         assert client.get("/", auth=("ada", "se:cret")).status_code == 200
 
@@ -389,6 +417,34 @@ def test_a_function_may_refuse() -> None:
             with TestClient(asgi_app(app, auth=function)) as client:
                 assert client.get("/").status_code == 403
                 assert client.get("/", headers={"X-User": "ada"}).status_code == 200
+
+
+def test_a_function_that_says_yes_or_no_lets_nobody_in() -> None:
+    with app_in_memory() as app:
+        for no in (False, "", None):
+            answering: Any = lambda request, no=no: no  # noqa: E731
+            with TestClient(asgi_app(app, auth=answering)) as client:
+                assert client.get("/").status_code == 403
+        answering = lambda request: True  # noqa: E731
+        with (
+            TestClient(asgi_app(app, auth=answering)) as client,
+            pytest.raises(
+                ImproperlyConfigured, match="auth returned True: it returns the name"
+            ),
+        ):
+            client.get("/")
+
+
+def test_what_would_allow_everything_is_refused_at_once() -> None:
+    async def can(user: str, action: str) -> bool:
+        return False
+
+    allowing: Any = can
+    with app_in_memory() as app:
+        with pytest.raises(ImproperlyConfigured, match="cannot be async"):
+            asgi_app(app, auth=None, can=allowing)
+        with pytest.raises(ImproperlyConfigured, match=r"hosts=\['localhost'\]"):
+            asgi_app(app, auth=None, hosts="localhost")
 
 
 @pytest.mark.parametrize("auth", ["ada", "ada:", ":secret", ""])

@@ -20,6 +20,7 @@ from liteq.loggers import get_logger
 from liteq.searches import UNFINISHED
 from liteq.web.views import filters_of, search_of
 from liteq.web.visits import Moved, Page, Visit
+from liteq.wording import shown
 
 __all__ = ["ACTIONS", "PERMISSIONS", "Action", "said"]
 
@@ -106,7 +107,8 @@ class _Steer:
             )
         became, is_all = _worked(self._steer(broker, wanted))
         what = f"all with {filters}" if everything else ", ".join(ids)
-        logger.info("%s: %s: %d (%s)", visit.user, self._verb, became["done"], what)
+        user = shown(visit.user)
+        logger.info("%s: %s: %d (%s)", user, self._verb, became["done"], shown(what))
         if self._verb == "drop" and back.path == "/task":
             back = Moved("/tasks", {"dead": "1"})
         parts = [self._verb, str(became["done"]), str(became["running"])]
@@ -152,14 +154,14 @@ def _resume(visit: Visit) -> Moved:
 
 
 def _queue(visit: Visit, verb: str, change: Callable[[str], Any]) -> Moved:
-    name = visit.text("queue")
+    name = visit.named("queue")
     change(name)
-    logger.info("%s: %s: queue %s", visit.user, verb, name)
+    logger.info("%s: %s: queue %s", shown(visit.user), verb, shown(name))
     return Moved("/", {})
 
 
 def _purge(visit: Visit) -> Moved | Page:
-    name = visit.text("queue")
+    name = visit.named("queue")
     if not visit.text("sure"):
         waiting = sum(one.length for one in visit.app.queues() if one.name == name)
         return Page(
@@ -175,22 +177,23 @@ def _purge(visit: Visit) -> Moved | Page:
             },
         )
     number = visit.app.broker.purge([name])
-    logger.info("%s: purge: %d of queue %s", visit.user, number, name)
+    logger.info("%s: purge: %d of queue %s", shown(visit.user), number, shown(name))
     return Moved("/", {"said": f"purge.{number}"})
 
 
 def _retry_workflow(visit: Visit) -> Moved:
     id = visit.text("id")
     again = visit.app.workflow(id).retry_failed()
-    logger.info("%s: retry: %d of workflow %s", visit.user, len(again), id)
+    logger.info("%s: retry: %d of workflow %s", shown(visit.user), len(again), shown(id))
     return Moved("/workflow", {"id": id, "said": f"retry.{len(again)}"})
 
 
 def _cancel_workflow(visit: Visit) -> Moved:
     id = visit.text("id")
     became = Counter(visit.app.workflow(id).cancel().values())
-    logger.info("%s: cancel: %d of workflow %s", visit.user, became["revoked"], id)
-    told = f"cancel.{became['revoked']}.{became['running']}"
+    done = became["revoked"]
+    logger.info("%s: cancel: %d of workflow %s", shown(visit.user), done, shown(id))
+    told = f"cancel.{done}.{became['running']}"
     return Moved("/workflow", {"id": id, "said": told})
 
 
@@ -205,14 +208,14 @@ def _resume_schedule(visit: Visit) -> Moved:
 def _schedule(visit: Visit, verb: str, change: Callable[[str], Any]) -> Moved:
     name = visit.text("name")
     change(name)
-    logger.info("%s: %s: schedule %s", visit.user, verb, name)
+    logger.info("%s: %s: schedule %s", shown(visit.user), verb, shown(name))
     return Moved("/schedules", {})
 
 
 def _run_schedule(visit: Visit) -> Moved:
     name = visit.text("name")
     sent = visit.app.schedules.run_now(name)
-    logger.info("%s: run: schedule %s as %s", visit.user, name, sent.id)
+    logger.info("%s: run: schedule %s as %s", shown(visit.user), shown(name), sent.id)
     return Moved("/task", {"id": sent.id})
 
 

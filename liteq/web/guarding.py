@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 import inspect
 from collections.abc import Awaitable, Callable, Collection
@@ -54,6 +53,8 @@ class Guard:
         self._inner = inner
         self._asks = isinstance(auth, str)
         self._auth = _basic(auth) if isinstance(auth, str) else auth
+        if isinstance(hosts, str):
+            raise ImproperlyConfigured(f"hosts is a list of names: hosts=[{hosts!r}]")
         self._hosts = None if hosts is None else frozenset(host.lower() for host in hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,10 +82,15 @@ class Guard:
                 "or ask for them by their address\n",
                 421,
             )
-        user = ANYBODY if self._auth is None else self._auth(Request(scope))
+        user: object = ANYBODY if self._auth is None else self._auth(Request(scope))
         if inspect.isawaitable(user):
             user = await user
-        if user is None:
+        # What tells yes or no in place of a name must not let everybody in with a no.
+        if user is True or not isinstance(user, str | bool | None):
+            raise ImproperlyConfigured(
+                f"auth returned {user!r}: it returns the name of who asks, or None to refuse"
+            )
+        if not user:
             if not self._asks:
                 return PlainTextResponse("You may not see these pages\n", 403)
             return PlainTextResponse(
@@ -126,7 +132,7 @@ def _basic(expected: str) -> Auth:
             return None
         try:
             given = base64.b64decode(value, validate=True)
-        except binascii.Error:
+        except ValueError:  # which may not even be ASCII
             return None
         return name if hmac.compare_digest(given, wanted) else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Collection
 from datetime import UTC, datetime
 from functools import partial
+from inspect import iscoroutinefunction
 from typing import Any, Final
 from urllib.parse import parse_qs, urlencode
 
@@ -19,7 +20,7 @@ from starlette.staticfiles import StaticFiles
 
 from liteq import __version__
 from liteq.app import Liteq
-from liteq.exceptions import BrokerError, LiteqError
+from liteq.exceptions import BrokerError, ImproperlyConfigured, LiteqError
 from liteq.pace import Pace
 from liteq.web.actions import ACTIONS, PERMISSIONS, Action, said
 from liteq.web.guarding import Auth, Guard
@@ -66,6 +67,8 @@ class _Site:
     ) -> None:
         self._app = app
         self._read_only = read_only
+        if iscoroutinefunction(can):
+            raise ImproperlyConfigured("can is asked many times for a page: it cannot be async")
         self._can = can
         self._limiter: CapacityLimiter | None = None
         self._pace = Pace()
@@ -84,7 +87,12 @@ class _Site:
         """Return the endpoint of a page."""
 
         async def endpoint(request: Request) -> Response:
-            visit = self._visit(request, parse_qs(request.url.query, keep_blank_values=True))
+            visit = self._visit(
+                request,
+                parse_qs(
+                    request.scope["query_string"].decode("latin-1"), keep_blank_values=True
+                ),
+            )
             return await self._in_thread(partial(self._rendered, request, visit, view))
 
         return endpoint
@@ -128,7 +136,7 @@ class _Site:
         text = self._templates.get_template(page.template).render(
             page.values,
             root=_root(request),
-            path=request.url.path.removeprefix(_root(request)) or "/",
+            path=request.scope["path"].removeprefix(_root(request)) or "/",
             may=frozenset(allowed),
             read_only=visit is not None and not allowed,
             user=visit.user if visit is not None else "",

@@ -63,10 +63,10 @@ def tasks(visit: Visit) -> Page:
     }
     try:
         search = search_of(filters)
-        before = int(visit.text("before") or 0)
+        before = _number(visit.text("before"))
     except ValueError as exc:
         return Page("tasks.html", {**values, "trouble": str(exc)}, 400)
-    found = latest(app.broker, search, SHOWN, before=before or None)
+    found = latest(app.broker, search, SHOWN, before=before)
     now = app.broker.clock.now()
     values["rows"] = [_row(record, now) for _, record in found]
     if len(found) == SHOWN:
@@ -148,7 +148,7 @@ PAGES: Final = {
 
 def filters_of(visit: Visit) -> dict[str, str]:
     """Return what the form above the list says, without what it leaves open."""
-    found = {name: visit.text(name) for name in FILTERS}
+    found = {name: visit.text(name).strip() for name in FILTERS}
     found["state"] = ",".join(filter(None, map(str.strip, visit.texts("state"))))
     return {name: text for name, text in found.items() if text}
 
@@ -171,6 +171,15 @@ def search_of(filters: Mapping[str, str]) -> Search:
         died_since=since if dead else None,
         died_until=until if dead else None,
     )
+
+
+def _number(text: str) -> int | None:
+    """Read a place in the order of arrival, which is below 2**63. Raises `ValueError`."""
+    if not text:
+        return None
+    if not (text.isdecimal() and len(text) < 19):
+        raise ValueError(f"the list goes on before a number, which {text!r} is not")
+    return int(text)
 
 
 # Rows

@@ -24,8 +24,14 @@ class Visit(NamedTuple):
     pace: Pace
 
     def text(self, name: str) -> str:
-        """Return a field without the blanks around it; "" if it was not given."""
-        return next(iter(self.fields.get(name, ())), "").strip()
+        """Return a field as it was given; "" if it was not."""
+        return next(iter(self.fields.get(name, ())), "")
+
+    def named(self, name: str) -> str:
+        """Return a field that has to be given. Raises `ValueError`."""
+        if not (text := self.text(name)):
+            raise ValueError(f"this has to be told which {name} is meant")
+        return text
 
     def texts(self, name: str) -> list[str]:
         return list(self.fields.get(name, ()))
