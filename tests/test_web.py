@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from liteq.exceptions import ImproperlyConfigured
 from liteq.outcome import Failed
 from liteq.web import actions, asgi_app
 from liteq.web.actions import said
+from liteq.worker import Worker
 
 OWN = {"Sec-Fetch-Site": "same-origin"}
 OTHERS = ("/tasks", "/tasks?dead=1", "/workflows", "/schedules", "/workers")
@@ -318,6 +320,53 @@ def test_a_schedule_is_run_paused_and_resumed(app: Liteq, ask: TestClient) -> No
     answer = ask.post("/schedule/run", data={"name": "absent"})
     assert answer.status_code == 404
     assert "absent" in texts(answer.text)
+
+
+def started(app: Liteq) -> tuple[Worker, threading.Thread]:
+    """Start a worker in a thread."""
+    ready = threading.Event()
+    options: Any = {"concurrency": 1, "pool": "threads", "grace": 0.0, "hostname": "one@here"}
+    worker = Worker(app, install_signals=False, on_ready=ready.set, **options)
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    assert ready.wait(10)
+    return worker, thread
+
+
+def test_a_worker_is_steered(app: Liteq, ask: TestClient) -> None:
+    worker, thread = started(app)
+    try:
+        told = shown(ask, "/workers")
+        assert re.search(r"alive one@here .* 1 × threads", told)
+        assert "asked for one process more" in press(ask, "/worker/grow", worker="one@here")
+        assert "asked for one process less" in press(ask, "/worker/shrink", worker="one@here")
+        answer = ask.post("/worker/restart", data={"worker": "one@here"})
+        assert answer.status_code == 400
+        assert "one@here refuses: the threads pool has no children" in texts(answer.text)
+        asked = press(ask, "/worker/stop", worker="one@here")
+        assert "Are you sure? The worker one@here stops when" in asked
+        assert thread.is_alive()
+        told = press(ask, "/worker/stop", worker="one@here", sure="1")
+        assert "asked to stop" in told
+        thread.join(10)
+        assert not thread.is_alive()
+    finally:
+        worker.stop()
+        thread.join(10)
+    absent = press(ask, "/worker/grow", worker="two@here")
+    assert "it has not answered, and obeys when it can" in absent
+
+
+def test_a_worker_that_takes_no_orders_says_so(app: Liteq, ask: TestClient) -> None:
+    app.conf.worker_enable_remote_control = "read-only"
+    worker, thread = started(app)
+    try:
+        answer = ask.post("/worker/grow", data={"worker": "one@here"})
+        assert answer.status_code == 400
+        assert "one@here refuses" in texts(answer.text)
+    finally:
+        worker.stop()
+        thread.join(10)
 
 
 def test_a_change_is_logged_with_the_name_of_who_made_it(

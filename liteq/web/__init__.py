@@ -35,7 +35,7 @@ def asgi_app(
       None to refuse. None lets everybody in who can reach them.
     - `read_only`: nothing can be changed.
     - `can`: whether a user may do something: "retry", "cancel", "drop", "pause" (a queue),
-      "purge" or "schedule". What one may not do is not offered either.
+      "purge", "schedule" or "worker". What one may not do is not offered either.
     - `hosts`: the names by which they may be asked for (default: any). Give them where
       nobody is asked who they are: else a stranger's page can have the browser ask under a
       name of its own.

@@ -18,6 +18,7 @@ from liteq.brokers.base import Broker
 from liteq.brokers.searching import Search
 from liteq.loggers import get_logger
 from liteq.searches import UNFINISHED
+from liteq.web.steering import ASKED, WORKER_ACTIONS
 from liteq.web.views import filters_of, search_of
 from liteq.web.visits import Moved, Page, Visit
 from liteq.wording import shown
@@ -232,6 +233,7 @@ ACTIONS: Final = {
     "/schedule/pause": Action("schedule", _pause_schedule),
     "/schedule/resume": Action("schedule", _resume_schedule),
     "/schedule/run": Action("schedule", _run_schedule),
+    **{path: Action("worker", ask) for path, ask in WORKER_ACTIONS.items()},
 }
 PERMISSIONS: Final = frozenset(action.permission for action in ACTIONS.values())
 
@@ -250,6 +252,9 @@ _DONE: Final = {
 def said(text: str) -> str:
     """Return what an address says was done: "retry.12.0.more". Of another: nothing."""
     verb, number, running, more = (*text.split("."), "", "", "", "")[:4]
+    if verb in ASKED and number in ("0", "1"):
+        silent = "" if number == "1" else "; it has not answered, and obeys when it can"
+        return f"The worker was {ASKED[verb]}{silent}"
     if verb not in _DONE or not number.isdecimal() or len(number) > 12:
         return ""
     told = f"{int(number):,} {'task' if int(number) == 1 else 'tasks'} {_DONE[verb]}"
