@@ -46,7 +46,7 @@ def took(record: Record, now: float) -> str:
 
 def remark(record: Record, now: float) -> str:
     """Say in a few words what is worth knowing of a message in its state."""
-    message = record.message
+    message = record.outline
     match record.state:
         case "running":
             told = f" · {record.note.state}" if record.note else ""

@@ -160,6 +160,16 @@ class Message(NamedTuple):
         made: Message = _new(cls, (*packed[:_HOT], *(_rest_of(text) if text else _DEFAULTS)))
         return made
 
+    @classmethod
+    def outline(cls, packed: Packed) -> "Message":
+        """Return as much of the message as can be read, for who shows it: of an envelope
+        that cannot, the defaults. Not to be run or sent, and its arguments not to be shown:
+        what the caller wished to hide is in the envelope too."""
+        try:
+            return cls.unpack(packed)
+        except DecodeError:
+            return cls.unpack((*packed[:_HOT], None))
+
 
 class Alike(Sequence[Message]):
     """Messages like a first one but for id and body, as those of one `enqueue_many()` are.

@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 import pytest
+from hostile import HOSTILE, forge
 from terminal import JOBS, PATIENCE, TASKS, Here, Project, Running, wait_until
 
 import liteq
@@ -617,6 +618,20 @@ def test_nobody_to_ask_is_no_answer_and_says_what_to_do(here: Here) -> None:
         "liteq: nothing was done: nobody is there to ask; --yes answers it\n"
     )
     assert here.ok("purge", "--yes") == "1"
+
+
+def test_a_message_of_a_later_liteq_is_listed_with_its_arguments_hidden(here: Here) -> None:
+    later = next(one for one in HOSTILE if one.name == "an envelope of a later version")
+    bad = forge(later._replace(body=b'[["canary"], {}]'), "tasks.add")
+    find_app("tasks").app.broker.enqueue([bad])
+    assert bad.id in here.ok("ls")
+    here.burst()
+
+    assert bad.id in here.ok("ls", "--json")
+    assert bad.id in here.ok("dead", "list")
+    page = here.ok("dead", "show", bad.id)
+    assert "<unreadable: the envelope is damaged or of a later liteq>" in page
+    assert "canary" not in page
 
 
 def test_dead_letters_are_listed_shown_redriven_and_purged(here: Here) -> None:

@@ -18,6 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 import redis_server
 from api import app_in_memory, forget_current
+from hostile import HOSTILE, Hostile, forge
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import Mount
@@ -198,6 +199,29 @@ def test_a_workflow_is_drawn(app: Liteq, ask: TestClient) -> None:
     assert re.search(r"├─ shop.add succeeded .* └─ shop.fail failed", told)
     assert "ValueError: no stock" in told
     assert "Retry what failed" in told
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [one for one in HOSTILE if one.name.endswith(("is no JSON", "of a later version"))],
+    ids=lambda one: one.name,
+)
+def test_a_message_that_cannot_be_read_hides_itself_alone(
+    app: Liteq, ask: TestClient, hostile: Hostile
+) -> None:
+    bad = forge(hostile._replace(body=b'[["canary"], {}]'), "shop.add")
+    app.broker.enqueue([bad])
+    good = call(app, "shop.add", 1)
+
+    for address in ("/tasks?state=queued", "/tasks?dead=1", "/"):
+        page = shown(ask, address)
+        assert "shop.add" in page
+        app.run_until_empty()
+    told = shown(ask, f"/task?id={bad.id}")
+    assert "<unreadable: the envelope is damaged or of a later liteq>" in told
+    assert "canary" not in told
+    assert good in shown(ask, "/tasks")
+    assert "1 task deleted" in press(ask, "/drop", id=bad.id, dead="1", sure="1")
 
 
 # What is done

@@ -163,6 +163,11 @@ class Record(NamedTuple):
         return Message.unpack(self.packed)
 
     @property
+    def outline(self) -> Message:
+        """As much of the message as can be read, to be shown; see `Message.outline`."""
+        return Message.outline(self.packed)
+
+    @property
     def final(self) -> bool:
         return self.state in FINAL_STATES
 

@@ -68,8 +68,8 @@ def dead_list(limit: int, before: int | None, as_json: bool, **wanted: Any) -> N
         {
             "number": one.number,
             "id": record.id,
-            "task": record.message.task,
-            "queue": record.message.queue,
+            "task": record.outline.task,
+            "queue": record.outline.queue,
             "died": moment(record.settled_at) if as_json else ago(record.settled_at, now),
             "deliveries": record.deliveries,
             "reason": record.dead,
@@ -102,7 +102,7 @@ def dead_show(id: str, raw: bool, as_json: bool) -> None:
     if told["dead"] is None:
         raise Failure(f"{told['id']} is no dead letter: it is {told['state']}", Exit.NOT_FOUND)
     if raw:
-        told["args"] = repr(app.broker.get([told["id"]])[told["id"]].message.body)
+        told["args"] = repr(app.broker.get([told["id"]])[told["id"]].outline.body)
     if as_json:
         print_json(with_moments(told))
     else:
@@ -152,7 +152,7 @@ def _why_not(broker: Broker, ids: list[str]) -> str:
     known = broker.get(ids)
     held = {}
     for id, record in known.items():
-        key = record.message.unique_key
+        key = record.outline.unique_key
         if record.state == "failed" and key and (holder := broker.holder(key)):
             held[id] = holder
     said = [f"{holder} has the unique key of {id} now" for id, holder in held.items()]

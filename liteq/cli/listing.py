@@ -57,7 +57,7 @@ def ls(limit: int, before: int | None, as_json: bool, **wanted: Any) -> None:
 def _fields(number: int, record: Record) -> dict[str, Any]:
     from liteq.digest import error_line
 
-    message = record.message
+    message = record.outline
     return {
         "number": number,
         "id": record.id,
@@ -82,7 +82,7 @@ def _fields(number: int, record: Record) -> dict[str, Any]:
 def _row(record: Record, now: float) -> dict[str, Any]:
     from liteq.digest import remark, state_of, took
 
-    message = record.message
+    message = record.outline
     return {
         "id": record.id,
         "state": state_of(record),

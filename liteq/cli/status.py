@@ -203,8 +203,8 @@ def _sections(app: Liteq, found: list[WorkerStatus]) -> Iterator[str]:
         rows = [
             {
                 "running": one.id,
-                "task": one.message.task,
-                "queue": one.message.queue,
+                "task": one.outline.task,
+                "queue": one.outline.queue,
                 "worker": one.worker,
                 "for": span(max(0.0, now - (one.started_at or now))),
             }

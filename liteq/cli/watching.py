@@ -121,7 +121,7 @@ class _Documents(_Screen):
     def show(self, record: Record) -> None:
         told: dict[str, Any] = {
             "id": record.id,
-            "task": record.message.task,
+            "task": record.outline.task,
             "state": record.state,
             "progress": None,
             "started": moment(record.started_at),
@@ -159,7 +159,7 @@ class _Bar(_Screen):
         if record.started_at is not None:
             took = span((record.settled_at or now) - record.started_at)
         line = "  ".join(
-            filter(None, (shown(record.message.task), drawn, state, took, shown(text)))
+            filter(None, (shown(record.outline.task), drawn, state, took, shown(text)))
         )
         click.echo(f"\r\x1b[K{line}", nl=False, err=True, color=None)
 

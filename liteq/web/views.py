@@ -198,7 +198,7 @@ def _queue(app: Liteq, info: QueueInfo, workers: Sequence[Any]) -> dict[str, Any
 
 
 def _row(record: Record, now: float) -> dict[str, Any]:
-    message = record.message
+    message = record.outline
     return {
         "id": record.id,
         "state": digest.state_of(record),
