@@ -35,6 +35,7 @@ from liteq.exceptions import ImproperlyConfigured
 from liteq.ids import new_id
 from liteq.limits import Limit, rate_limit_of
 from liteq.loggers import get_logger
+from liteq.wording import shown
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -152,7 +153,7 @@ class Control:
             callback=callback,
         )
         for name, reason in replies.silent.items():
-            logger.warning("%s did not get %s: %s", name, command, reason)
+            logger.warning("%s did not get %s: %s", shown(name), command, reason)
         return replies
 
     def _ask(

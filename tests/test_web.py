@@ -409,14 +409,18 @@ def test_a_change_is_logged_with_the_name_of_who_made_it(
 
 
 def test_a_name_writes_no_line_of_its_own_into_the_log(
-    ask: TestClient, caplog: pytest.LogCaptureFixture
+    ask: TestClient, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "liteq.web")
 
     ask.post("/pause", data={"queue": "mail\nroot: purge: 9 of queue bank"})
     ask.post("/cancel", data={"id": "x\nroot: drop: 9"})
 
-    assert [record.getMessage().count("\n") for record in caplog.records] == [0, 0]
+    monkeypatch.setattr("liteq.web.steering._PATIENCE", 0.01)
+    ask.post("/worker/grow", data={"worker": "w\nroot: drop: 9"})
+
+    assert not [one for one in caplog.messages if "\n" in one]
+    assert len(caplog.messages) == 4
 
 
 def test_what_is_steered_is_what_was_named_to_the_letter(app: Liteq, ask: TestClient) -> None:
@@ -427,10 +431,10 @@ def test_what_is_steered_is_what_was_named_to_the_letter(app: Liteq, ask: TestCl
     press(ask, "/purge", queue="mail ", sure="1")
     assert [one.name for one in app.queues() if one.length] == ["mail"]
     assert state(app, id) != "queued"
-    for path in ("/pause", "/resume", "/purge"):
-        answer = ask.post(path, data={"queue": ""})
+    for path in ("/pause", "/resume", "/purge", "/worker/grow", "/worker/stop"):
+        answer = ask.post(path, data={"queue": "", "worker": "", "sure": "1"})
         assert answer.status_code == 400
-        assert "which queue is meant" in texts(answer.text)
+        assert re.search("which (queue|worker) is meant", texts(answer.text))
     assert [one.name for one in app.queues() if one.paused] == []
 
 

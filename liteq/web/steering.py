@@ -8,6 +8,7 @@ from typing import Any, Final
 from liteq.control import Control, Replies
 from liteq.loggers import get_logger
 from liteq.web.visits import Moved, Page, Visit
+from liteq.wording import shown
 
 __all__ = ["ASKED", "WORKER_ACTIONS"]
 
@@ -50,13 +51,14 @@ class _Ask:
         self._sure = sure
 
     def __call__(self, visit: Visit) -> Moved | Page:
-        name = visit.text("worker")
+        name = visit.named("worker")
         if self._sure and not visit.text("sure"):
             return Page("stop.html", {"worker": name})
         answer: Any = None
         for reply in self._ask(visit.app.control, name):
             answer = reply.get(name, answer)
-        logger.info("%s: %s: worker %s: %r", visit.user, self._verb, name, answer)
+        user = shown(visit.user)
+        logger.info("%s: %s: worker %s: %r", user, self._verb, shown(name), answer)
         if isinstance(answer, Mapping) and "error" in answer:
             raise ValueError(f"{name} refuses: {answer['error']}")
         return Moved("/workers", {"said": f"{self._verb}.{int(answer is not None)}"})
