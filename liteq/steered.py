@@ -80,7 +80,7 @@ class Steered:
 
     @property
     def settled(self) -> int:
-        """How many outcomes the store has taken."""
+        """How many attempts have ended whose outcomes the store has taken."""
         return self._attempts.settled
 
     @property

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,8 @@ from api import app_in_memory, forget_current, record
 from world import wait_until
 
 from liteq import BoundTask, Liteq, signals
+from liteq.attempts import Attempts
+from liteq.brokers.base import Step
 from liteq.brokers.sqlite import SqliteBroker
 from liteq.canvas import chain, group
 from liteq.exceptions import (
@@ -32,6 +35,7 @@ from liteq.exceptions import (
     WorkerShutdown,
     WorkerTerminate,
 )
+from liteq.outcome import Lost, Released, Succeeded
 from liteq.worker import EXIT_STORE, Worker
 
 
@@ -788,3 +792,19 @@ def test_a_burst_goes_on_with_what_comes_of_its_last_task(app: Liteq) -> None:
     Worker(app, install_signals=False, concurrency=1, pool="threads", burst=True).run()
 
     assert [result.state for result in results] == ["SUCCESS"] * 3
+
+
+def test_what_a_pool_gives_back_unstarted_is_no_attempt() -> None:
+    lease: Any = SimpleNamespace(packed=("id", "shop.add"), task="shop.add", id="id")
+    teller: Any = SimpleNamespace(heard=False)
+    nothing: Any = None
+    attempts = Attempts(nothing, nothing, nothing, teller, 3)
+    settlements: Any = [
+        (lease, Released()),
+        (lease, Succeeded(b"1", 0.1)),
+        (lease, Lost("gone")),
+    ]
+
+    attempts.count(settlements, Step(accepted=(True, True, False)))
+
+    assert (attempts.settled, attempts.totals["shop.add"], attempts.refused) == (1, 1, 1)

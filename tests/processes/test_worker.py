@@ -79,7 +79,7 @@ def test_stops_under_load_cost_no_message_and_no_second_start(open_shop: OpenSho
         return len(shop.notes("tick")) > number
 
     for some in (50, 300, 550):
-        worker = shop.start("-c", "2", "-l", "warning", ready=False)
+        worker = shop.start("-c", "2", "-l", "warning")
         shop.wait(partial(has_begun, some), worker)
 
         assert shop.stop(worker) == 0
