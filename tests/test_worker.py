@@ -805,6 +805,6 @@ def test_what_a_pool_gives_back_unstarted_is_no_attempt() -> None:
         (lease, Lost("gone")),
     ]
 
-    attempts.count(settlements, Step(accepted=(True, True, False)))
+    attempts.count(settlements, Step((True, True, False), (), None, {}))
 
     assert (attempts.settled, attempts.totals["shop.add"], attempts.refused) == (1, 1, 1)
