@@ -139,19 +139,21 @@ class Attempts:
 
     def count(self, settlements: Settlements, step: Step) -> None:
         """Count what the store has taken of these, and say what it has refused."""
-        accepted = sum(step.accepted)
-        self.settled += accepted
-        if settlements:
-            self.totals.update(
-                [lease.packed[1] for lease, end in settlements if type(end) is not Released]
-            )
+        # What a pool gave back without having started it has not been an attempt.
+        ended = [
+            lease.packed[1]
+            for (lease, end), taken in zip(settlements, step.accepted, strict=True)
+            if taken and type(end) is not Released
+        ]
+        self.settled += len(ended)
+        self.totals.update(ended)
         if self._teller.heard:
             for (lease, outcome), taken in zip(settlements, step.accepted, strict=True):
                 if taken:
                     self._teller.ended(lease, outcome, self._signals_sent.pop(lease.id, None))
         elif self._signals_sent:
             self._signals_sent.clear()
-        if accepted == len(settlements):
+        if all(step.accepted):
             return
         for (lease, _), taken in zip(settlements, step.accepted, strict=True):
             if not taken:
