@@ -381,12 +381,12 @@ def test_a_ctrl_c_as_the_worker_beside_a_script_ends_is_nothing_but_that(
 
 @pytest.mark.parametrize("command", [("worker",), ("run", "unguarded.py")], ids=" ".join)
 def test_a_call_that_waits_while_its_module_is_imported_is_an_error_and_no_hang(
-    command: tuple[str, ...], project: Project, here: Here
+    command: tuple[str, ...], project: Project
 ) -> None:
     module = project.folder / "unguarded.py"
     module.write_text(f"{TASKS}\nprint(add.delay(2, 3).get())\n")
 
-    done = here("-A", "unguarded", *command)
+    done = project("-A", "unguarded", *command)  # `run` forks, and not the process of the tests
 
     assert done.returncode == 7
     assert "result.get() while 'unguarded' is imported would wait for a worker" in done.stderr
