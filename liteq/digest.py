@@ -5,7 +5,7 @@ The terminal and the pages for operators say the same, by these words.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from liteq.einfo import line
@@ -14,9 +14,19 @@ from liteq.operating import error_of
 from liteq.wording import ago, span
 
 if TYPE_CHECKING:
-    from liteq.brokers.values import Record
+    from liteq.brokers.base import Broker
+    from liteq.brokers.values import Node, Record
 
-__all__ = ["Happening", "error_line", "progress_text", "remark", "state_of", "timeline", "took"]
+__all__ = [
+    "Happening",
+    "error_line",
+    "failures",
+    "progress_text",
+    "remark",
+    "state_of",
+    "timeline",
+    "took",
+]
 
 _LONGEST: Final = 100  # characters of an error in a line
 _NOT_BEGUN: Final = ("queued", "scheduled", "waiting")
@@ -72,6 +82,14 @@ def error_line(record: Record) -> str:
     if record.state not in ("failed", "retrying") or (error := error_of(record.result)) is None:
         return ""
     return line(f"{error['type']}: {error['message']}")[:_LONGEST]
+
+
+def failures(broker: Broker, nodes: Iterable[Node]) -> dict[str, str]:
+    """Return, by id, what nodes of a workflow failed with, in a line each. What failed only
+    because of another is left out."""
+    failed = [node.id for node in nodes if node.state == "failed" and not node.upstream]
+    records = broker.get(failed) if failed else {}
+    return {id: told for id, record in records.items() if (told := error_line(record))}
 
 
 def progress_text(progress: Mapping[str, Any] | None) -> str | None:

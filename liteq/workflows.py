@@ -11,6 +11,7 @@ from collections.abc import Generator, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from liteq.brokers.values import FINAL_STATES
 from liteq.exceptions import UnknownWorkflow
 from liteq.message import GATHER, Edge
 from liteq.offload import off_loop
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Workflow", "WorkflowProgress"]
 
-_FINAL: Final = ("succeeded", "failed", "revoked", "ignored")
 _SLICE: Final = 500  # messages that are revoked in one step
 
 
@@ -75,12 +75,8 @@ class Workflow:
     @property
     def progress(self) -> WorkflowProgress:
         """How many of its tasks have ended."""
-        counts = self.info.counts
-        return WorkflowProgress(
-            sum(counts.get(state, 0) for state in _FINAL),
-            sum(counts.values()),
-            counts.get("failed", 0),
-        )
+        info = self.info
+        return WorkflowProgress(info.done, info.total, info.failed)
 
     @property
     def info(self) -> WorkflowInfo:
@@ -200,7 +196,7 @@ class Workflow:
         most else has ended by then, and a workflow may have thousands of tasks."""
         waited: set[str] = set()
         while True:
-            left = {n.id for n in self.graph()[0] if n.state not in _FINAL} - waited
+            left = {n.id for n in self.graph()[0] if n.state not in FINAL_STATES} - waited
             if not left:
                 return
             if not waited and self.id in left:
@@ -223,7 +219,7 @@ class Workflow:
 def _last_first(nodes: Iterable[Node], edges: Iterable[Edge]) -> Iterator[str]:
     """Yield the ids of nodes that have not ended, each after all that follows it: were a
     task revoked before its error callback, that would start it."""
-    open_ids = [node.id for node in nodes if node.state not in _FINAL]
+    open_ids = [node.id for node in nodes if node.state not in FINAL_STATES]
     before: dict[str, list[str]] = {}
     after = dict.fromkeys(open_ids, 0)
     for edge in edges:

@@ -230,7 +230,7 @@ class WorkflowInfo(NamedTuple):
     `upstream`: how many of those revoked never ran because of what they waited for, as
     an error callback of what has succeeded. `state`: "running" while a node is not final;
     then "failed" if one failed, else "revoked" if one was revoked (and not `upstream`) or
-    ignored, else "succeeded".
+    ignored, else "succeeded". `done`: how many have ended, of `total`; `failed`: of those.
     """
 
     id: str
@@ -247,6 +247,18 @@ class WorkflowInfo(NamedTuple):
             return "failed"
         stopped = self.counts.get("revoked", 0) - self.upstream
         return "revoked" if stopped or "ignored" in self.counts else "succeeded"
+
+    @property
+    def done(self) -> int:
+        return sum(self.counts.get(state, 0) for state in FINAL_STATES)
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+    @property
+    def failed(self) -> int:
+        return self.counts.get("failed", 0)
 
 
 class Schedule(NamedTuple):

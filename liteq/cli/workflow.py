@@ -123,15 +123,13 @@ def workflow_retry(id: str) -> int:
 
 
 def _row(known: WorkflowInfo) -> dict[str, Any]:
-    from liteq.brokers.values import FINAL_STATES
-
     return {
         "id": known.id,
         "name": known.name,
         "state": known.state,
-        "done": sum(known.counts.get(state, 0) for state in FINAL_STATES),
-        "total": sum(known.counts.values()),
-        "failed": known.counts.get("failed", 0),
+        "done": known.done,
+        "total": known.total,
+        "failed": known.failed,
         "created": moment(known.created_at),
     }
 
@@ -142,7 +140,9 @@ def _node(node: Node) -> dict[str, Any]:
 
 
 def _print_tree(broker: Broker, lines: list[Line]) -> None:
-    errors = _errors(broker, [line.node for line in lines if line.node is not None])
+    from liteq.digest import failures
+
+    errors = failures(broker, [line.node for line in lines if line.node is not None])
     texts = [
         line.prefix + shown(line.node.name if line.node else line.remark) for line in lines
     ]
@@ -169,17 +169,3 @@ def _took(node: Node) -> str:
     if node.started_at is None or node.settled_at is None:
         return ""
     return f"{node.settled_at - node.started_at:,.2f} s"
-
-
-def _errors(broker: Broker, nodes: list[Node]) -> dict[str, str]:
-    """Return what the drawn nodes failed with, in a line each."""
-    from liteq import failure
-    from liteq.einfo import line
-
-    failed = [node.id for node in nodes if node.state == "failed" and not node.upstream]
-    told = {}
-    for id, record in broker.get(failed).items() if failed else ():
-        if record.state == "failed" and record.result is not None:
-            fields = failure.read(record.result)
-            told[id] = line(f"{fields['type']}: {fields['message']}")[:100]
-    return told

@@ -7,16 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from liteq import digest
-from liteq.brokers.base import FINAL_STATES
 from liteq.brokers.searching import Search
 from liteq.drawing import BRANCHES, Line, draw
-from liteq.operating import describe, error_of, latest
+from liteq.operating import describe, latest
 from liteq.searches import STATES, UNFINISHED, read_moment, read_states
 from liteq.web.visits import Page, Visit
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
-    from liteq.brokers.base import Node, QueueInfo, Record, WorkflowInfo
+    from liteq.brokers.base import QueueInfo, Record, WorkflowInfo
 
 __all__ = ["FILTERS", "PAGES", "filters_of", "search_of"]
 
@@ -110,7 +109,9 @@ def workflow(visit: Visit) -> Page:
         {
             "known": _workflow(known),
             "lines": [_line(one) for one in lines],
-            "errors": _errors(app, [one.node for one in lines if one.node is not None]),
+            "errors": digest.failures(
+                app.broker, [one.node for one in lines if one.node is not None]
+            ),
             "is_cut": not everything and any(one.remark.startswith("…") for one in lines),
         },
     )
@@ -215,9 +216,9 @@ def _workflow(known: WorkflowInfo) -> dict[str, Any]:
         "id": known.id,
         "name": known.name or "workflow",
         "state": known.state,
-        "done": sum(known.counts.get(state, 0) for state in FINAL_STATES),
-        "total": sum(known.counts.values()),
-        "failed": known.counts.get("failed", 0),
+        "done": known.done,
+        "total": known.total,
+        "failed": known.failed,
         "created_at": known.created_at,
     }
 
@@ -228,10 +229,3 @@ def _line(line: Line) -> dict[str, Any]:
     if node is not None and node.started_at is not None and node.settled_at is not None:
         lasted = node.settled_at - node.started_at
     return {"prefix": line.prefix, "node": node, "remark": line.remark, "took": lasted}
-
-
-def _errors(app: Liteq, nodes: Sequence[Node]) -> dict[str, str]:
-    """Return what the drawn nodes failed with, in a line each."""
-    failed = [node.id for node in nodes if node.state == "failed" and not node.upstream]
-    records = app.broker.get(failed) if failed else {}
-    return {id: digest.error_line(one) for id, one in records.items() if error_of(one.result)}
