@@ -104,6 +104,7 @@ class Membership:
             self.come_back()
         self.next_beat = now + self._broker.beat_interval
         self.peers.died = True  # on another host, where only missing heartbeats show it
+        self.look = self.orders = True  # whatever `Broker.changed()` may not have seen
         self._announce(signals.heartbeat_sent, member)
 
     def come_back(self) -> None:

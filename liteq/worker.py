@@ -66,6 +66,7 @@ EXIT_SCHEMA: Final = 8  # another liteq has made the store too new for this one
 
 _UPKEEP: Final = 2.0  # seconds between two slices of upkeep when there is nothing to do
 _BACKSTOP: Final = 1.0  # seconds until a lost wake-up is made good
+_TOGETHER: Final = 0.1  # seconds that one thing waits for the next, to wake up once for both
 _LONGEST_PAUSE: Final = 5.0  # seconds between two tries to reach the store
 _LAST_TRIES: Final = 5.0  # seconds to reach it in, when all else has stopped
 
@@ -473,7 +474,9 @@ class Worker(Steered):
         timers = pool.tick(now)
         if self._wishes.stop > self._stopping:
             return 0
-        wake_at = min(membership.next_beat, self._next_upkeep, self._next_look)
+        by_the_clock = (membership.next_beat, self._next_upkeep, self._next_look)
+        latest = min(by_the_clock) + min(_TOGETHER, self._broker.beat_interval / 10)
+        wake_at = max(at for at in by_the_clock if at <= latest)
         if self._try_again > now:
             wake_at = self._try_again  # until then the store is left alone
         elif (
@@ -501,9 +504,6 @@ class Worker(Steered):
         if self._next_due is not None and self._next_due <= self._broker.clock.now():
             self._next_due = None  # the next claim tells what comes after it
             self._membership.look = True
-        if now >= self._next_look:
-            self._next_look = now + _BACKSTOP
-            self._membership.look = self._membership.orders = True
         if now >= self._try_again:
             try:
                 self._keep_store(now)
@@ -527,6 +527,10 @@ class Worker(Steered):
             self._read_mail()
         if self.autoscaler is not None and self._is_ready and not self._stopping:
             self._scale(self.autoscaler, now)
+        if now >= self._next_look:
+            if self._broker.changed():
+                membership.look = membership.orders = True
+            self._next_look = now + _BACKSTOP
         if now >= membership.next_beat:
             membership.beat(now)
         if membership.peers.died:

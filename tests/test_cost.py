@@ -219,6 +219,16 @@ def test_a_heartbeat_is_one_small_transaction(meter: Meter, broker: Broker) -> N
     assert (cost.statements, cost.commits, cost.syncs) == (3, 1, 0), meter.statements
 
 
+def test_an_idle_worker_looks_with_one_statement_that_writes_nothing(
+    meter: Meter, broker: Broker
+) -> None:
+    broker.changed()
+
+    cost = meter.of(broker.changed)
+
+    assert (cost.statements, cost.commits, cost.written) == (1, 0, 0), meter.statements
+
+
 def send_together(broker: Broker, number: int) -> None:
     broker.enqueue([make() for _ in range(number)])
 

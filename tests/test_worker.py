@@ -439,6 +439,33 @@ def test_a_full_worker_sleeps_although_a_message_is_due(app: Liteq) -> None:
     assert spent < 0.1
 
 
+def test_an_idle_worker_leaves_the_store_alone_and_finds_what_no_wake_up_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("liteq.worker._BACKSTOP", 0.02)
+    app, producer = (Liteq("shop", broker=f"sqlite:///{tmp_path}/store") for _ in range(2))
+    ran = threading.Event()
+    app.task(name="work")(ran.set)
+    looks: list[bool] = []
+    steps: list[int] = []
+    changed, step = app.broker.changed, app.broker.step
+    monkeypatch.setattr(app.broker, "changed", lambda: looks.append(changed()) or looks[-1])
+    monkeypatch.setattr(app.broker, "step", lambda *a, **kw: steps.append(1) or step(*a, **kw))
+    monkeypatch.setattr(producer.broker, "_wake_workers", lambda *a, **kw: None)
+
+    with running(app):
+        wait_until(lambda: len(looks) > 5)
+        before = len(steps)
+        wait_until(lambda: len(looks) > 15)
+        meanwhile = len(steps) - before
+        producer.send_task("work")
+        found = ran.wait(10)
+
+    assert meanwhile == 0
+    assert found
+    forget_current()
+
+
 # Stopping
 
 

@@ -561,6 +561,12 @@ class Broker(ABC):
 
     # Keeping house
 
+    def changed(self) -> bool:
+        """Tell whether others may have put anything into the store, or changed it, since
+        this thread last asked. Cheaper than to look for it: what a worker does every second
+        in case a wake-up was lost. Where the store cannot tell, always True."""
+        return True
+
     @abstractmethod
     def maintain(self) -> bool:
         """Do one small slice of upkeep: delete expired results, revoke expired messages,

@@ -181,6 +181,24 @@ class Database:
         finally:
             handle.lock.release()
 
+    def changed(self) -> bool:
+        """Tell whether others have committed anything since this thread last asked.
+
+        SQLite keeps count of that for each connection (`PRAGMA data_version`). A store in
+        memory has one for everybody, so there it cannot be told: True.
+        """
+        if self._memory is not None:
+            return True
+        handle = self._take_handle()
+        try:
+            before = handle.data_version
+            handle.data_version = fetch_one(handle.connection(), "PRAGMA data_version")
+            return before != handle.data_version
+        except apsw.Error as exc:
+            raise self._translate(handle, exc) from exc
+        finally:
+            handle.lock.release()
+
     def checkpoint(self, *, truncate: bool = False) -> None:
         """Move what the WAL holds into the database, as far as readers allow."""
         mode = apsw.SQLITE_CHECKPOINT_TRUNCATE if truncate else apsw.SQLITE_CHECKPOINT_PASSIVE
@@ -373,6 +391,7 @@ class _Handle:
         self.limited: bool | None = None
         self.gate = -1
         self.version: bytes | None = None  # what the gate said when that was found to be so
+        self.data_version: int | None = None  # see `Database.changed()`
 
     def open(self) -> apsw.Connection:
         database = self.database
@@ -396,7 +415,7 @@ class _Handle:
             self._close_gate()
             raise
         self.db = db
-        self.durable = self.limited = None
+        self.durable = self.limited = self.data_version = None
         if database.folder is not None:
             found = os.stat(database.path)
             if database.identity is None:

@@ -131,6 +131,9 @@ class SqliteUpkeep(SqliteMail):
             if count < SLICE:
                 return total
 
+    def changed(self) -> bool:
+        return self._database.changed()
+
     def maintain(self) -> bool:
         now = self.clock.now()
 

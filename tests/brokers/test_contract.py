@@ -2612,6 +2612,25 @@ def test_9_a_new_message_does_not_wake_the_beats(broker: Broker) -> None:
     mailbox.close()
 
 
+def test_what_another_instance_does_is_a_change(store: Store) -> None:
+    """Promise 5: without a wake-up, a worker finds new work by this."""
+    if not store.shared:
+        pytest.skip("a store in memory has no other instance")
+    one, other = store.open(), store.open()
+    message = make()
+    other.counts()
+    one.changed()
+
+    put(other, message)
+    assert one.changed()
+    other.revoke([message.id])
+    assert one.changed()
+    put(other, make(run_at=START + 60))
+    assert one.changed()
+    for broker in (one, other):
+        broker.close()
+
+
 def test_9_entries_are_there_when_the_store_is_opened_again(store: Store) -> None:
     if not store.shared:
         pytest.skip("a store in memory ends with its connection")

@@ -706,6 +706,23 @@ def test_a_store_that_is_let_go_unclosed_leaves_no_descriptor_behind(tmp_path: P
     assert second <= first
 
 
+def test_only_what_others_commit_is_a_change(broker: Broker, store: Store) -> None:
+    broker.counts()
+    broker.changed()
+    assert not broker.changed()
+
+    broker.enqueue([make()])  # its own
+    assert not broker.changed()
+
+    with contextlib.closing(store.open()) as other:
+        other.enqueue([make()])
+    assert broker.changed()
+    assert not broker.changed()
+
+    broker.close()  # what was committed while it was closed it cannot know
+    assert broker.changed()
+
+
 # Several processes
 
 OPEN_AT_ONCE = """
