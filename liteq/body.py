@@ -20,7 +20,6 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from liteq.eventloop import run_to_end
 from liteq.exceptions import SoftTimeLimitExceeded
 
 if TYPE_CHECKING:  # 50 ms to import, and most workers run no coroutine: see `_asyncio`
@@ -149,6 +148,8 @@ class Body:
         loop, self._loop = self._loop, None
         if loop is None or loop.is_closed() or loop.is_running():
             return
+        from liteq.eventloop import run_to_end  # late: few children have a loop
+
         asyncio = _asyncio()
         if left := asyncio.all_tasks(loop):
             for task in left:

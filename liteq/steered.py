@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from liteq import __version__
 from liteq.attempts import Attempts
-from liteq.autoscale import Autoscaler
 from liteq.brokers.base import Broker
 from liteq.brokers.values import Lease
 from liteq.loggers import get_logger
@@ -25,6 +24,7 @@ from liteq.timelimits import TimeLimits
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
+    from liteq.autoscale import Autoscaler
     from liteq.steering import Steering
 
 __all__ = ["Steered"]
@@ -106,6 +106,8 @@ class Steered:
 
     def autoscale(self, most: int, least: int) -> None:
         """Keep between `least` and `most` children from now on."""
+        from liteq.autoscale import Autoscaler  # late: few workers grow and shrink
+
         self.autoscaler = Autoscaler(most, least, self.app.conf.worker_autoscale_keepalive)
 
     def roll(self) -> bool:

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Final
 from liteq import __version__, failure, serializers
 from liteq.brokers.base import Broker
 from liteq.brokers.values import Lease
-from liteq.events.form import about, encode
 from liteq.exceptions import BrokerError
 from liteq.outcome import (
     Failed,
@@ -74,6 +73,8 @@ class Teller:
 
     def received(self, lease: Lease) -> None:
         """A message was claimed."""
+        from liteq.events.form import about  # late: few workers are listened to
+
         self._say("task-received", **about(self._app, lease.message))
 
     def running(self, leases: Iterable[Lease]) -> None:
@@ -171,6 +172,8 @@ class Teller:
         if len(self._pending) >= _MOST:
             self.dropped += 1
             return
+        from liteq.events.form import encode  # late: see `received()`
+
         self._pending.append(encode(type, self._app, self._hostname, fields))
 
     # What is shown

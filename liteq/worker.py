@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, Final
 from liteq import cpus, signals
 from liteq.announcing import Announcer
 from liteq.attempts import Attempts, Settlements
-from liteq.autoscale import Autoscaler
 from liteq.brokers.base import Broker
 from liteq.brokers.values import Lease, Note, Step
 from liteq.exceptions import (
@@ -44,12 +43,12 @@ from liteq.shares import Shares, split_weights
 from liteq.steered import Steered
 from liteq.telling import Teller
 from liteq.timelimits import TimeLimits
-from liteq.turns import step_in_turns
 from liteq.wishes import COLD, WARM, Wishes, dump_stacks
 from liteq.workerpool import has_processes, pool_of
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
+    from liteq.autoscale import Autoscaler
     from liteq.companion import Companion
     from liteq.metrics import Tally
     from liteq.scraping import Endpoint
@@ -120,7 +119,7 @@ class Worker(Steered):
         self.pool_kind = pool or conf.worker_pool
         self.autoscaler: Autoscaler | None = None
         if autoscale is not None and self.pool_kind != "solo":
-            self.autoscaler = Autoscaler(*autoscale, conf.worker_autoscale_keepalive)
+            self.autoscale(*autoscale)
             concurrency = autoscale[1]
         wanted = concurrency or conf.worker_concurrency or cpus.available()
         if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1:
@@ -415,6 +414,8 @@ class Worker(Steered):
         )
         if self._shares is None or not limit:
             return ask(settlements=settlements, notes=notes, queues=self.queues, limit=limit)
+        from liteq.turns import step_in_turns  # late: few workers have weighted queues
+
         return step_in_turns(
             ask,
             self._shares,
