@@ -169,8 +169,9 @@ def test_an_interruption_by_a_thread_never_comes_after_the_body(body: Body) -> N
     sys.setswitchinterval(1e-5)
     thread.start()
     hits = misses = 0
+    late = time.monotonic() + 30  # however many bodies that is on a fast machine
     try:
-        while (hits < 100 or misses < 100) and hits + misses < 200_000:
+        while (hits < 100 or misses < 100) and time.monotonic() < late:
             _, error = body.call(short, (), {})
             if error is None:
                 misses += 1
@@ -187,11 +188,11 @@ def test_an_interruption_by_a_thread_never_comes_after_the_body(body: Body) -> N
 
 
 def test_an_interruption_by_a_signal_never_comes_after_the_body(body: Body) -> None:
-    hits = tries = 0
+    hits = 0
+    late = time.monotonic() + 30
     with signals(body, every=0.0003):
-        while hits < 100 and tries < 200_000:
+        while hits < 100 and time.monotonic() < late:
             _, error = body.call(short, (), {})
-            tries += 1
             hits += error is not None
             [None for _ in range(50)]
     assert hits >= 100
@@ -335,10 +336,10 @@ def test_signals_at_every_moment_reach_coroutines_only_inside(body: Body) -> Non
             await asyncio.sleep(0)
         return 1
 
-    hits = tries = 0
+    hits = 0
+    late = time.monotonic() + 30
     with signals(body, every=0.0007):
-        while hits < 100 and tries < 50_000:
-            tries += 1
+        while hits < 100 and time.monotonic() < late:
             value, error = body.run(work())
             assert (value, error) == (1, None) or isinstance(error, SoftTimeLimitExceeded)
             hits += error is not None
