@@ -52,7 +52,7 @@ def _in_turns(
 
 
 def waiting_memory(scale: Scale, redis: Redis, delayed: int) -> float:
-    """Return the MB of an idle worker while so many messages wait for tomorrow."""
+    """Return the MiB of an idle worker while so many messages wait for tomorrow."""
     with Site(LITEQ, redis) as site:
         site.drive("preload", number=delayed, delay=86_400)
         with site.worker() as worker:

@@ -6,8 +6,10 @@ A part yields the values as it comes by them, so that what fails takes nothing e
 
 from __future__ import annotations
 
+import json
 import statistics
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -89,6 +91,8 @@ ROWS = {
     "mixed": Row("producer and worker at once: tasks/s", "greater"),
     "start p50": Row("enqueue → task starts, idle worker: p50, ms"),
     "start p99": Row("… p99, ms"),
+    "floor p50": Row("… of which a bare insert, wake-up, claim and hand-over: p50, ms"),
+    "floor p99": Row("… p99, ms"),
     "trip p50": Row("call and wait for the result: p50, ms"),
     "chord": Row("chord of {scale.chord:,}, its result waited for, s"),
     "large": Row("chord of {scale.large:,}, s"),
@@ -101,7 +105,7 @@ ROWS = {
     "lost": Row("worker killed (kill -9) under {scale.killed} tasks: not finished"),
     "twice": Row("… finished twice"),
     "again": Row("… from its restart to the next task, s"),
-    "idle memory": Row("idle worker, 2 children: PSS, MB"),
+    "idle memory": Row("idle worker, 2 children: PSS, MiB"),
     "idle CPU": Row("… CPU, %"),
     "import": Row("import of the package, over bare Python, ms"),
     "import class": Row("… and of the class that all use, ms"),
@@ -203,6 +207,8 @@ def running(system: System, scale: Scale, redis: Redis) -> Iterator[Values]:
             "start p50": quantile(waits, 0.5) / 1e6,
             "start p99": quantile(waits, 0.99) / 1e6,
         }
+        if system.name == "liteq":
+            yield _floor(site, scale)
         site.forget()
         trips = site.drive("round_trips", number=scale.calls, budget=scale.trips)
         site.starts(len(trips))
@@ -241,6 +247,14 @@ def running(system: System, scale: Scale, redis: Redis) -> Iterator[Values]:
 
 def _tasks(system: System, scale: Scale) -> int:
     return min(scale.tasks, system.tasks // scale.fewer)
+
+
+def _floor(site: Site, scale: Scale) -> Values:
+    """What no queue on SQLite can be below, on this machine and now."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        printed = site.python("-m", "benchmarks.floor", folder, str(scale.calls))
+    waits = json.loads(printed.rpartition("@@")[2])
+    return {"floor p50": quantile(waits, 0.5) / 1e6, "floor p99": quantile(waits, 0.99) / 1e6}
 
 
 def _idle(worker: Worker, scale: Scale) -> Values:

@@ -127,9 +127,9 @@ def cpu_seconds(pid: int) -> float:
 
 
 def memory(pid: int) -> float:
-    """Return the MB of a tree, each shared page shared out among its users (PSS)."""
+    """Return the MiB of a tree, each shared page shared out among its users (PSS)."""
     rollups = [(each / "smaps_rollup").read_text() for each in tree(pid)]
-    return sum(int(text.partition("\nPss:")[2].split()[0]) for text in rollups) / 1000
+    return sum(int(text.partition("\nPss:")[2].split()[0]) for text in rollups) / 1024
 
 
 def others_cpu_seconds(server: int) -> float:

@@ -24,7 +24,7 @@ _OVERVIEW = {
     "chord": "chord of {scale.chord:,}, s",
     "chain": "chain of {scale.chain:,}, s",
     "lost": "lost of {scale.killed} by kill -9",
-    "idle memory": "idle, MB",
+    "idle memory": "idle, MiB",
     "import class": "import, ms",
 }
 _BARS = ("drain", "start p50", "trip p50", "chord", "idle memory")
@@ -44,7 +44,7 @@ def report(results: Results) -> str:
         parts.append(f"Failed, and in no median:\n\n{failed}")
     parts += [depth_table(title, found) for title, found in results.depths.items()]
     parts += [
-        f"A worker while {delayed:,} messages wait for tomorrow: {size:.1f} MB (PSS)."
+        f"A worker while {delayed:,} messages wait for tomorrow: {size:.1f} MiB (PSS)."
         for delayed, size in results.waiting.items()
     ]
     if results.histories:
