@@ -6,7 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import apsw
 
@@ -21,9 +21,6 @@ from liteq.outcome import (
     Lost,
     Released,
 )
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["SqliteRoster", "leases_of"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import apsw
 
@@ -14,9 +13,6 @@ from liteq.brokers.following import Following
 from liteq.brokers.uniqueness import admits
 from liteq.brokers.values import Schedule
 from liteq.message import Edge, Message, Workflow
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["SqliteSchedules"]
 

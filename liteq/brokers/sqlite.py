@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import apsw
 
@@ -48,9 +48,6 @@ from liteq.outcome import (
     Released,
     Revoked,
 )
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["SqliteBroker"]
 
@@ -430,8 +427,6 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
                 due = first
         return due
 
-    # Who is alive
-
     # Steering
 
     def revoke(
@@ -534,16 +529,6 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
 
     def limits(self) -> list[LimitInfo]:
         return self._database.read(limiting.infos)
-
-    # Looking
-
-    # Workflows
-
-    # Schedules
-
-    # Results
-
-    # Keeping house
 
 
 def _waiting_first(db: apsw.Connection, ids: Sequence[str]) -> list[str]:
