@@ -152,11 +152,30 @@ def from_object(obj: Any, namespace: str | None) -> dict[str, Any]:
     if isinstance(obj, Mapping):
         items = dict(obj)
     else:
-        items = {key: getattr(obj, key) for key in dir(obj) if not key.startswith("_")}
+        # No others are touched: Django's settings warn when one that is on its way out is read.
+        items = {key: getattr(obj, key) for key in dir(obj) if _may_matter(key, namespace)}
     settings = _in_namespace(items, namespace) if namespace else _of_all(items, obj)
     if isinstance(zone := items.get("TIME_ZONE"), str):
         settings.setdefault("timezone", zone)
     return settings
+
+
+def _may_matter(key: str, namespace: str | None) -> bool:
+    """Tell whether an attribute of this name can be of any meaning here."""
+    if key.startswith("_"):
+        return False
+    if namespace:
+        return key == "TIME_ZONE" or key.upper().startswith(_prefix(namespace))
+    return (
+        key == "TIME_ZONE"
+        or not key.isupper()
+        or key.startswith(_PREFIXES)
+        or new_name(key) is not None
+    )
+
+
+def _prefix(namespace: str) -> str:
+    return namespace.rstrip("_").upper() + "_"
 
 
 def _of_all(items: Mapping[str, Any], obj: Any) -> dict[str, Any]:
@@ -183,7 +202,7 @@ def _of_all(items: Mapping[str, Any], obj: Any) -> dict[str, Any]:
 
 
 def _in_namespace(items: Mapping[str, Any], namespace: str) -> dict[str, Any]:
-    prefix = namespace.rstrip("_").upper() + "_"
+    prefix = _prefix(namespace)
     settings: dict[str, Any] = {}
     for key, value in items.items():
         if key.upper().startswith(prefix):

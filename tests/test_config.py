@@ -392,6 +392,25 @@ def test_a_namespace_selects_and_strips(bare: Path) -> None:
     }
 
 
+class _Leaving:
+    """Settings as Django has them: one that is on its way out says so when it is read."""
+
+    CELERY_TASK_TIME_LIMIT = 5
+    TIME_ZONE = "America/Chicago"
+
+    @property
+    def EMAIL_BACKEND(self) -> str:  # noqa: N802 (Django's name)
+        raise AssertionError("read, and it is none of ours")
+
+
+@pytest.mark.parametrize("namespace", ["CELERY", None])
+def test_what_is_no_setting_of_ours_is_not_read(bare: Path, namespace: str | None) -> None:
+    conf = settings(bare)
+    conf.config_from_object(_Leaving(), namespace=namespace)
+    assert conf.timezone == "America/Chicago"
+    assert conf.without_defaults()["task_time_limit"] == 5
+
+
 @pytest.mark.parametrize(
     ("source", "namespace"),
     [
