@@ -172,6 +172,7 @@ class Link:
         self._replicas = replicas
         self._replica_timeout = replica_timeout
         self._spare: list[_Wire] = []  # append and pop are atomic among threads
+        self._sentinels = place.hosts  # in the order in which they are asked
         self._moved: tuple[str, int] | None = None  # the cluster's node that has our slot
         self._lock = threading.Lock()
         self.failing_since: float | None = None
@@ -347,13 +348,17 @@ class Link:
         if place.service is None:
             return place.hosts[0]
         said = []
-        for host, port in place.hosts:
+        for at in self._sentinels:
+            host, port = at
             try:
                 found = self._ask_sentinel(host, port)
             except (OSError, RedisError, ServerError) as exc:
                 said.append(f"{host}:{port}: {exc}")
                 continue
             if found:
+                # It is the first to be asked from now on: one that hangs costs its time-out
+                # once, and not for each connection.
+                self._sentinels = (at, *(one for one in place.hosts if one != at))
                 return found[0].decode(), int(found[1])
             said.append(f"{host}:{port}: knows no {place.service!r}")
         raise ConnectionError(f"no sentinel names a master ({'; '.join(said)})")

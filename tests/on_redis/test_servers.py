@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -214,6 +215,23 @@ def test_after_a_failover_the_new_master_is_used(
     assert follower.say("ROLE")[0] == b"master"  # type: ignore[index]
     mailbox.close()
     broker.close()
+
+
+def test_a_sentinel_that_hangs_is_waited_for_once(
+    replica: tuple[RedisServer, RedisServer], sentinel: tuple[RedisServer, str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        hosts = f"127.0.0.1:{silent.getsockname()[1]},127.0.0.1:{sentinel[0].port}"
+        broker = RedisBroker(f"redis+sentinel://{hosts}/shop/0", socket_timeout=0.2)
+
+        for _ in range(3):
+            assert broker.counts() == {}
+            broker.close()  # the next call connects anew
+
+        silent.setblocking(False)
+        silent.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            silent.accept()
 
 
 def test_a_service_that_no_sentinel_knows_is_named(start: Start) -> None:
