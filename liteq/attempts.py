@@ -78,6 +78,10 @@ class Attempts:
             pool.submit(_new(Job, (number, job(lease), *limits_of(lease))))
         self._jobs = number
 
+    def held(self) -> list[Lease]:
+        """Return the leases of what runs, waits to be run, or has ended and is not settled."""
+        return [*self.leases.values(), *(lease for lease, _ in self.settlements)]
+
     def take(self, events: Sequence[Event]) -> list[Event]:
         """Take in what the pool says; return what is not of an attempt, or needs others."""
         others: list[Event] = []

@@ -9,12 +9,13 @@ import contextlib
 import selectors
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 from liteq import signals
 from liteq.announcing import Announcer
 from liteq.brokers.base import HELLO, MAIL, ORDERS, Broker, Mailbox
+from liteq.brokers.values import Lease
 from liteq.exceptions import BrokerError
 from liteq.limits import limits_by_task
 from liteq.loggers import get_logger
@@ -106,6 +107,13 @@ class Membership:
         self.peers.died = True  # on another host, where only missing heartbeats show it
         self.look = self.orders = True  # whatever `Broker.changed()` may not have seen
         self._announce(signals.heartbeat_sent, member)
+
+    def disown(self, held: Collection[Lease]) -> None:
+        """Take back what the store believes that this worker runs besides these."""
+        if taken := self._broker.disown(self.id, held):
+            messages = "1 message" if taken == 1 else f"{taken} messages"
+            logger.warning("took back %s: the server has forgotten how it ended", messages)
+            self.look = True
 
     def come_back(self) -> None:
         """Go on under a new id, having been given up for dead.

@@ -375,6 +375,8 @@ class Worker(Steered):
             self._postpone(exc, now)
             return
         attempts.settlements, attempts.notes = [], []
+        if self._pause:
+            membership.next_beat = 0.0  # with which it is seen what the outage has cost
         self._pause = self._try_again = 0.0
         membership.orders = False
         membership.mail = membership.mail or step.mail
@@ -534,6 +536,7 @@ class Worker(Steered):
             self._next_look = now + _BACKSTOP
         if now >= membership.next_beat:
             membership.beat(now)
+            membership.disown(self._attempts.held())
         if membership.peers.died:
             membership.reclaim()
         if membership.peers.look:

@@ -267,6 +267,17 @@ class Broker(ABC):
         """Say that the worker lives, and what has changed about it. False: it was given
         up for dead meanwhile, its leases are gone, and it must `register()` anew."""
 
+    def disown(self, worker: int, held: Collection[Lease]) -> int:
+        """Take back what the worker holds in the store and knows nothing of, its leases being
+        these, and return how much it was. For a worker to call with its heartbeat.
+
+        A server that comes back from an outage, or another that takes its place, may have
+        lost a settlement that it had acknowledged. Its message would be leased for as long as
+        the worker lives, and nobody would run it. It ends as if the worker had died. A store
+        that loses nothing while its workers live has nothing to do.
+        """
+        return 0
+
     @abstractmethod
     def unregister(self, worker: int) -> None:
         """Take the worker out. Leases that it still holds are released, uncounted; those

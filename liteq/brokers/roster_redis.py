@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
 from liteq.brokers.base_redis import SLICE, RedisStore
@@ -18,6 +18,7 @@ from liteq.outcome import Lost, Outcome, Released
 __all__ = ["RedisRoster"]
 
 _DIED: Final = "the worker process died while the task ran"
+_FORGOTTEN: Final = "the server has lost what became of it"
 
 
 class RedisRoster(RedisStore):
@@ -39,7 +40,10 @@ class RedisRoster(RedisStore):
             "details": json.dumps(dict(details)),
         }
         pairs = [part for pair in fields.items() for part in pair]
-        return Fields(self._once("register", *pairs)).number()
+        outage = self._link.recovered_at
+        worker = Fields(self._once("register", *pairs)).number()
+        self._outages[worker] = outage
+        return worker
 
     def beat(
         self,
@@ -71,8 +75,16 @@ class RedisRoster(RedisStore):
             return Released() if lease.packed[10] else Lost(reason)
 
         self._take_back(worker, "gone", end)
-        for kept in (self._steady, self._digests, self._doubtful):
+        for kept in (self._steady, self._digests, self._doubtful, self._outages):
             kept.pop(worker, None)
+
+    def disown(self, worker: int, held: Collection[Lease]) -> int:
+        outage = self._link.recovered_at
+        if outage == self._outages.get(worker):
+            return 0
+        total = self._take_back(worker, "", lambda _: Lost(_FORGOTTEN), held)
+        self._outages[worker] = outage
+        return total
 
     def reclaim(self, worker: int | None = None) -> int:
         return sum(
@@ -80,11 +92,19 @@ class RedisRoster(RedisStore):
             for id in self._dead_workers(worker)
         )
 
-    def _take_back(self, worker: int, how: str, end: Callable[[Lease], Outcome]) -> int:
-        """Stop a worker, and end the leases that it holds, each fenced, in slices."""
+    def _take_back(
+        self,
+        worker: int,
+        how: str,
+        end: Callable[[Lease], Outcome],
+        but: Collection[Lease] = (),
+    ) -> int:
+        """Stop a worker (see condemn.lua), and end the leases that it holds but for these,
+        each fenced, in slices."""
+        left = [word for lease in but for word in (lease.id, lease.token)]
         total = 0
         while True:
-            fields = Fields(self._call("condemn", worker, how, SLICE))
+            fields = Fields(self._call("condemn", worker, how, SLICE, *left))
             looked_at, leases = fields.number(), []
             for _ in range(fields.number()):
                 key, token, delivery = fields.number(), fields.number(), fields.number()

@@ -360,6 +360,17 @@ def test_2_a_worker_that_leaves_gives_its_leases_back_uncounted(broker: Broker) 
     assert not broker.settle(leaving, old, Succeeded(b"1"))
 
 
+def test_2_nothing_is_disowned_while_the_store_has_forgotten_nothing(broker: Broker) -> None:
+    worker = enlist(broker)
+    put(broker, make())
+    (lease,) = broker.claim(worker, ["default"])
+
+    assert broker.disown(worker, [lease]) == 0
+
+    assert broker.settle(worker, lease, Succeeded(b"1"))
+    assert broker.disown(worker, []) == 0
+
+
 @pytest.mark.process
 def test_2_a_dead_workers_messages_are_delivered_again_at_once(store: Store) -> None:
     if not store.shared:

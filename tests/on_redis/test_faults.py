@@ -52,6 +52,12 @@ def held(broker: RedisBroker, worker: int) -> Lease:
     return lease
 
 
+def held_once(broker: RedisBroker, worker: int) -> Lease:
+    broker.enqueue([make(acks_late=False)])
+    (lease,) = broker.claim(worker, ["default"])
+    return lease
+
+
 # An answer that is lost
 
 
@@ -676,6 +682,49 @@ def test_an_emptied_server_is_noticed(direct: RedisBroker, server: RedisServer) 
 
     with pytest.raises(StoreLost, match="emptied"):
         direct.check()
+
+
+def test_2_what_a_server_forgot_to_be_settled_is_not_held_for_ever(
+    direct: RedisBroker, server: RedisServer
+) -> None:
+    worker = enlist(direct)
+    forgotten, kept = held(direct, worker), held(direct, worker)
+    once = held_once(direct, worker)
+    assert direct.disown(worker, [kept]) == 0  # there was no outage
+    server.say("SAVE")
+    for lease in (forgotten, once):
+        assert direct.settle(worker, lease, Succeeded(b"1"))
+    server.kill()
+    server.start()  # with what it had before
+    assert direct.beat(worker)
+
+    assert direct.disown(worker, [kept]) == 2
+
+    (again,) = direct.claim(worker, ["default"], 9)
+    assert again.id == forgotten.id
+    assert [past.outcome for past in direct.attempts(again.id)] == ["lost"]
+    assert direct.get([once.id])[once.id].state == "failed"  # it may have run: at most once
+    assert direct.settle(worker, kept, Succeeded(b"1"))
+    assert direct.settle(worker, again, Succeeded(b"1"))
+    assert direct.disown(worker, []) == 0  # once for each outage
+
+
+def test_a_lease_is_known_by_its_token_when_a_server_forgot(
+    direct: RedisBroker, server: RedisServer
+) -> None:
+    worker = enlist(direct)
+    first = held(direct, worker)
+    server.say("SAVE")
+    assert direct.settle(worker, first, Released())
+    (second,) = direct.claim(worker, ["default"])
+    server.kill()
+    server.start()
+    assert direct.beat(worker)
+
+    assert direct.disown(worker, [second]) == 1  # the server knows of the first alone
+
+    assert not direct.settle(worker, second, Succeeded(b"1"))
+    assert [lease.id for lease in direct.claim(worker, ["default"], 9)] == [first.id]
 
 
 def test_nothing_liteq_keeps_can_be_evicted_but_answers_of_calls(

@@ -95,6 +95,26 @@ def test_the_beat_of_a_worker_is_started_again(
     assert shop.stop(worker) == 0
 
 
+def test_2_what_ended_and_was_forgotten_by_the_server_runs_again_under_the_same_worker(
+    open_shop: OpenShop, start: Callable[..., RedisServer]
+) -> None:
+    server = start()
+    shop = open_shop(server.url)
+    worker = shop.start("-c", "2")
+    held = shop.hold()
+    shop.wait_start()
+    server.say("SAVE")
+    shop.release()
+    assert held.get(timeout=10) == ["hold", 1]
+    server.kill()
+    server.start()  # what was acknowledged since the snapshot is lost
+
+    again = shop.app.AsyncResult(held.id)
+    assert again.get(timeout=20) == ["hold", 2]
+    assert "has forgotten" in shop.log()
+    assert shop.stop(worker) == 0
+
+
 def test_a_worker_goes_on_when_its_server_is_back(
     open_shop: OpenShop, start: Callable[..., RedisServer]
 ) -> None:

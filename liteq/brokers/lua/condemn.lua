@@ -4,7 +4,8 @@
 --      [5]  "dead": it is given up now, and must register anew should it live after all;
 --           "gone": it leaves by itself; "": it is only looked at
 --      [6]  how many leases
--- Answers   the number of ids looked at; the number of leases; for each: number, token, delivery, the fields of a message
+--      then, for each lease that is left alone: id, token
+-- Answers   the number of ids looked at, without those; the number of leases; for each: number, token, delivery, the fields of a message
 
 write_when_full()
 local worker = ARGV[4]
@@ -19,13 +20,19 @@ if ARGV[5] ~= '' and call('ZREM', P .. 'workers', worker) == 1 then
   call('ZADD', P .. 'gone', NOW, worker)
   call('DEL', P .. 'known:' .. worker)
 end
-local ids = call('SRANDMEMBER', P .. 'leases:' .. worker, tonumber(ARGV[6]))
-put(#ids)
-local held = {}
+local left, most = {}, tonumber(ARGV[6])
+for i = 7, #ARGV, 2 do
+  left[ARGV[i]] = ARGV[i + 1]
+  most = most + 1  -- so that none of the others is hidden behind them
+end
+local ids = call('SRANDMEMBER', P .. 'leases:' .. worker, most)
+local passed, held = 0, {}
 for _, id in ipairs(ids) do
   local m = redis.pcall('HMGET', P .. 'm:' .. id, 'n', 'k', 'g', 'b', 'u', 'x', 'L', 'U', 'e')
   local why = damage_of(m[1], m[3], m[4], m[2] or '')
-  if why then
+  if left[id] and is_of(m[2], left[id]) then
+    passed = passed + 1
+  elseif why then
     call('SREM', P .. 'leases:' .. worker, id)
     bury(id, why)
   else
@@ -34,6 +41,7 @@ for _, id in ipairs(ids) do
 end
 follow()
 ring()
+put(#ids - passed)
 put(#held)
 for _, one in ipairs(held) do
   local id, m = one[1], one[2]
