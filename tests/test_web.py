@@ -571,7 +571,13 @@ def test_a_browser_is_told_what_it_may_do_with_a_page() -> None:
         assert page.headers["Cache-Control"] == "no-store"
         assert not re.search(r"\son\w+=|style=|<script>|https?://(?!testserver)", page.text)
         for name in ("style.css", "live.js", "icon.svg"):
-            assert client.get(f"/static/{name}").status_code == 200
+            file = client.get(f"/static/{name}")
+            assert (file.status_code, file.headers["Cache-Control"]) == (
+                200,
+                "private, no-cache",
+            )
+            tag = {"If-None-Match": file.headers["ETag"]}
+            assert client.get(f"/static/{name}", headers=tag).status_code == 304
         assert client.get("/static/../site.py").status_code == 404
         assert client.get("/healthz").text == "ok\n"
 

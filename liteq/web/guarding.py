@@ -66,7 +66,9 @@ class Guard:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.update(_HEADERS)
-                headers.setdefault("Cache-Control", "no-store")
+                # A file has a tag, by which a browser that has kept it asks for changes only.
+                keep = "private, no-cache" if "ETag" in headers else "no-store"
+                headers.setdefault("Cache-Control", keep)
             await send(message)
 
         answer: ASGIApp = await self._refusal(scope) or self._inner
