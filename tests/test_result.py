@@ -492,8 +492,10 @@ def test_a_wait_that_is_too_long_says_what_is_in_the_way(
     assert "limited, under" in said(limited[1])
 
 
-def test_a_broker_that_nobody_holds_is_let_go_after_a_wait(tmp_path: Path) -> None:
-    app = Liteq("shop", broker=f"sqlite://{tmp_path}/s", set_as_current=False)
+@pytest.mark.parametrize("kind", ["sqlite", "memory"])
+def test_a_broker_that_nobody_holds_is_let_go_after_a_wait(tmp_path: Path, kind: str) -> None:
+    url = f"sqlite://{tmp_path}/s" if kind == "sqlite" else "memory://"
+    app = Liteq("shop", broker=url, set_as_current=False)
     with pytest.raises(TimeoutError):
         app.task(name="work")(lambda: None).delay().get(timeout=0.01)
     broker = weakref.ref(app.broker)

@@ -274,12 +274,16 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class LocalMailbox(Mailbox):
-    """A mailbox within one process, for a store in memory."""
+    """A mailbox within one process, for a store in memory.
+
+    `forget` is a method of the store, which it does not hold: who keeps a mailbox for the
+    next waiter would keep the store for ever.
+    """
 
     def __init__(self, name: str, poll_interval: float, forget: Callable[[str], None]) -> None:
         self.name = name
         self.poll_interval = poll_interval
-        self._forget = forget
+        self._forget = weakref.WeakMethod(forget)
         self._read, self._write = socket.socketpair()
         self._read.setblocking(False)
         self._write.setblocking(False)
@@ -311,6 +315,7 @@ class LocalMailbox(Mailbox):
         return self.receive()
 
     def close(self) -> None:
-        self._forget(self.name)
+        if (forget := self._forget()) is not None:
+            forget(self.name)
         self._read.close()
         self._write.close()
