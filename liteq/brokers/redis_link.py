@@ -23,6 +23,7 @@ from redis.connection import Connection, SSLConnection, UnixDomainSocketConnecti
 from redis.exceptions import AuthenticationError, RedisError
 
 from liteq import failure
+from liteq.brokers import redis_tls
 from liteq.brokers.redis_url import Place
 from liteq.brokers.redis_wire import Reader, ServerError, command, strings, unpack
 from liteq.exceptions import (
@@ -317,7 +318,9 @@ class Link:
         if isinstance(exc, AuthenticationError):
             return BrokerError(f"{self.place} does not know this user or password: {exc}")
         self._moved = None
-        return BrokerUnavailable(f"{self.place} cannot be reached: {exc}")
+        said = str(exc)
+        what_to_do = redis_tls.advice(self.place.tls, said)
+        return BrokerUnavailable(f"{self.place} cannot be reached: {said}{what_to_do}")
 
     # Connections
 

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from liteq.brokers import redis_tls
 from liteq.exceptions import ImproperlyConfigured
 from liteq.redaction import mask_url
 
@@ -118,7 +119,7 @@ def _server_place(
         db=db,
         username=user,
         password=password,
-        tls=None if tls is None else {**named, **tls},
+        tls=None if tls is None else redis_tls.read({**named, **tls}),
         service=service,
         sentinel_username=options.pop("sentinel_username", None),
         sentinel_password=options.pop("sentinel_password", None),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import subprocess
 import sys
 from typing import Any
@@ -47,6 +48,14 @@ from liteq.exceptions import ConfigWarning, ImproperlyConfigured
         ),
         ("rediss+sentinel://a/shop", {"service": "shop", "tls": {}}),
         (
+            "rediss://h?ssl_cert_reqs=CERT_NONE&ssl_check_hostname=False",
+            {"tls": {"ssl_cert_reqs": "none", "ssl_check_hostname": False}},
+        ),
+        (
+            "rediss://h?ssl_min_version=TLSv1.3",
+            {"tls": {"ssl_min_version": ssl.TLSVersion.TLSv1_3}},
+        ),
+        (
             "sentinel://a:1;sentinel://b:2/0?master_name=shop",
             {"hosts": (("a", 1), ("b", 2))},
         ),
@@ -66,6 +75,9 @@ def test_a_url_says_where_the_server_is(url: str, expected: dict[str, Any]) -> N
         ("redis://a,b/0", "several hosts are for redis\\+sentinel"),
         ("redis+sentinel://a/0", "does not say which service"),
         ("unix://r.sock", "named by its whole path"),
+        ("rediss://h?ssl_cert_reqs=maybe", "one of none, optional, required, not 'maybe'"),
+        ("rediss://h?ssl_check_hostname=maybe", "true or false, not 'maybe'"),
+        ("rediss://h?ssl_min_version=1.3", "one of TLSv1, .*, not '1.3'"),
     ],
 )
 def test_a_url_that_makes_no_sense_is_refused_without_its_password(

@@ -1,0 +1,87 @@
+"""What is said about TLS to a Redis server: the words of a URL as the library takes them, and
+what to do about an error.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Final
+
+__all__ = ["advice", "read"]
+
+_FILES: Final = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
+_CHECKS: Final = ("none", "optional", "required")
+_BOOLEANS: Final = {"true": True, "1": True, "false": False, "0": False}
+_VERSIONS: Final = ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3")
+
+_ADVICE: Final = (
+    (
+        "Hostname mismatch",
+        "the URL is to have the name that the server's certificate is made out to, or the "
+        "certificate that of the URL",
+    ),
+    ("IP address mismatch", "use the name that the server's certificate is made out to"),
+    ("has expired", "the server needs a new certificate, or this machine's clock is wrong"),
+    ("not yet valid", "this machine's clock is wrong, or the certificate is for later"),
+    (
+        "CERTIFICATE_VERIFY_FAILED",
+        "no authority that is trusted here has signed the server's certificate: name the file "
+        "of the one that has, with ssl_ca_certs",
+    ),
+    (
+        "CERTIFICATE_REQUIRED",
+        "the server asks for a certificate of ours: name it with ssl_certfile and ssl_keyfile",
+    ),
+    (
+        "EOF occurred in violation of protocol",
+        "the server ended it: does it ask for a certificate of ours (ssl_certfile and "
+        "ssl_keyfile)?",
+    ),
+)
+
+
+def read(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `ssl_…` options, words of a URL among them, as the library takes them. Raises
+    `ValueError` for a word that makes no sense."""
+    return {name: _value(name, value) for name, value in options.items()}
+
+
+def _value(name: str, value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    match name:
+        case "ssl_cert_reqs":
+            word = value.lower().removeprefix("cert_")
+            if word not in _CHECKS:
+                raise ValueError(f"{name} is one of {', '.join(_CHECKS)}, not {value!r}")
+            return word
+        case "ssl_check_hostname":
+            if value.lower() not in _BOOLEANS:
+                raise ValueError(f"{name} is true or false, not {value!r}")
+            return _BOOLEANS[value.lower()]
+        case "ssl_min_version":
+            if value not in _VERSIONS:
+                raise ValueError(f"{name} is one of {', '.join(_VERSIONS)}, not {value!r}")
+            import ssl  # late: 10 ms that a program without TLS saves
+
+            return ssl.TLSVersion[value.replace(".", "_")]
+        case _:
+            return value
+
+
+def advice(tls: Mapping[str, Any] | None, text: str) -> str:
+    """Return what to do about an error with this text, "; …"; "" where nothing is known."""
+    if tls is None:
+        reset = "Connection reset by peer" in text or "closed the connection" in text
+        return "; if the server is one for TLS, its URL begins with rediss://" if reset else ""
+    missing = [
+        f"{name}={tls[name]}"
+        for name in _FILES
+        if tls.get(name) and not os.path.exists(tls[name])
+    ]
+    if missing:
+        return f"; there is no file {' and no '.join(missing)}"
+    if "Timeout" in text or "WRONG_VERSION_NUMBER" in text:
+        return "; rediss:// is for a port with TLS: is this one? (Without: redis://)"
+    return next((f"; {what}" for word, what in _ADVICE if word in text), "")
