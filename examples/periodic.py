@@ -41,3 +41,4 @@ if __name__ == "__main__":
     print("ticks came, each for an instant of its own:", len(seen) == len(set(seen)))
     print("half a second apart:", all(abs(b - a - 0.5) < 1e-6 for a, b in pairwise(seen)))
     print("paused, and due:", app.schedules.get("often").next() or "never")
+    app.schedules.resume("often")  # the store remembers: it would be paused at the next run

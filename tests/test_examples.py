@@ -33,6 +33,12 @@ def test_an_example_is_short_and_says_how_to_run_it(example: Path) -> None:
     assert len(text.splitlines()) <= 75
 
 
+def test_an_entry_that_an_example_paused_fires_at_its_next_run(tmp_path: Path) -> None:
+    for _ in range(2):
+        printed = run(EXAMPLES / "periodic.py", tmp_path)
+        assert printed.stdout == promised(EXAMPLES / "periodic.py"), printed.stderr
+
+
 def test_the_demo_proves_that_nothing_was_lost_or_counted_twice(tmp_path: Path) -> None:
     printed = run(DEMO, tmp_path, "--modules", "24", "-c", "2")
     said = printed.stdout + printed.stderr
