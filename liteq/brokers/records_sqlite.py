@@ -13,7 +13,7 @@ from liteq.brokers.base import Mailbox
 from liteq.brokers.base_sqlite import AMONG, PACKED, SqliteStore
 from liteq.brokers.connection import fetch_all, fetch_one
 from liteq.brokers.following import NOTED
-from liteq.brokers.schema import STATE_CODES
+from liteq.brokers.schema import STATE_CODES, STATE_NAMES
 from liteq.brokers.uniqueness import holder
 from liteq.brokers.values import Attempt, Node, Note, QueueInfo, Record, State, WorkflowInfo
 from liteq.brokers.wakeup import LocalMailbox, SocketMailbox
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SqliteRecords"]
 
-_STATE_NAMES: Final[dict[int, State]] = {code: name for name, code in STATE_CODES.items()}  # type: ignore[misc]
 _RECORD: Final = (
     "SELECT state, result, note_state, note, deliveries, enqueued_at, started_at, "
     "settled_at, (SELECT name FROM worker WHERE worker.id = message.worker), children, "
@@ -158,7 +157,7 @@ def _record(row: tuple[Any, ...]) -> Record:
         workflow,
         *packed,
     ) = row
-    state = _STATE_NAMES[code]
+    state = STATE_NAMES[code]
     if state in ("queued", "scheduled") and result is not None:
         state = "retrying"
     return Record(

@@ -10,20 +10,29 @@ while its version is raised is told to look again (see `connection.py`).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import apsw
 
-from liteq.exceptions import SchemaError
+from liteq.brokers.values import State
+from liteq.exceptions import BrokerError, SchemaError
 
-__all__ = ["APPLICATION_ID", "STATE_CODES", "VERSION", "ensure", "is_made", "refuse_later"]
+__all__ = [
+    "APPLICATION_ID",
+    "STATE_CODES",
+    "STATE_NAMES",
+    "VERSION",
+    "ensure",
+    "is_made",
+    "refuse_later",
+]
 
 VERSION: Final = 3
 APPLICATION_ID: Final = 0x6C746571  # "lteq"
 
 # The numbers stand in the partial indexes below, and in files: never change one.
-STATE_CODES: Final = {
+STATE_CODES: Final[Mapping[str, int]] = {
     "waiting": 0,
     "queued": 1,
     "scheduled": 2,
@@ -35,6 +44,17 @@ STATE_CODES: Final = {
     "revoked": 8,
     "ignored": 9,
 }
+
+
+class _Names(dict[int, State]):
+    def __missing__(self, code: object) -> State:
+        raise BrokerError(
+            f"the store is damaged (a message is in state {code!r}, and there is none such): "
+            "stop all workers and restore a backup"
+        )
+
+
+STATE_NAMES: Final = _Names((code, name) for name, code in STATE_CODES.items())  # type: ignore[misc]
 
 # The tables as they were in version 1: `_MIGRATIONS` makes the present ones of them, so
 # that a new file and an old one end up the same.

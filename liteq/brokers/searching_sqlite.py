@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 import apsw
 
 from liteq.brokers.connection import fetch_all, fetch_one
-from liteq.brokers.schema import STATE_CODES
+from liteq.brokers.schema import STATE_CODES, STATE_NAMES
 from liteq.brokers.searching import Found, Search, latest_first
 from liteq.brokers.values import State
 from liteq.message import GATHER
@@ -29,7 +29,6 @@ _WALKED: Final = 10_000  # rows that one transaction looks at: some milliseconds
 _GIVEN: Final = 500  # messages that it gives
 _SORTED: Final = 5_000  # rows of an index in another order
 _LAST: Final = 1 << 62
-_STATES: Final[dict[int, State]] = {code: name for name, code in STATE_CODES.items()}  # type: ignore[misc]
 
 # Where a state is found in the order of arrival, and where in another.
 _IN_ORDER: Final = {
@@ -127,7 +126,7 @@ def _walk(read: Read[Any], place: str, search: Search, before: int) -> Iterator[
 
 
 def _state(code: int, *, tried: int) -> State:
-    state = _STATES[code]
+    state = STATE_NAMES[code]
     return "retrying" if tried and state in ("queued", "scheduled") else state
 
 

@@ -8,13 +8,12 @@ from typing import Any, Final
 import apsw
 
 from liteq.brokers.connection import fetch_all, fetch_one
-from liteq.brokers.schema import STATE_CODES
+from liteq.brokers.schema import STATE_NAMES
 from liteq.brokers.values import Node, State, WorkflowInfo
 from liteq.message import GATHER, Edge
 
 __all__ = ["delete_empty", "find", "latest", "nodes"]
 
-_STATES: Final[dict[int, State]] = {code: name for name, code in STATE_CODES.items()}  # type: ignore[misc]
 _STATE: Final = "state, result IS NOT NULL AND state IN (1, 2)"  # and whether it is retrying
 _COUNTS: Final = (
     f"SELECT {_STATE}, count(*), sum(state = 8 AND revoke = 'upstream') FROM message "
@@ -90,4 +89,4 @@ def delete_empty(db: apsw.Connection, seqs: Iterable[int]) -> None:
 
 
 def _state(code: int, retrying: int) -> State:
-    return "retrying" if retrying else _STATES[code]
+    return "retrying" if retrying else STATE_NAMES[code]

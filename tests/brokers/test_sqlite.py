@@ -29,6 +29,7 @@ from liteq import failure, parts
 from liteq.brokers import connection, following, schema, wakeup
 from liteq.brokers.base import Broker
 from liteq.brokers.connection import DATABASE, Database, refuse_network_filesystem
+from liteq.brokers.searching import Search
 from liteq.brokers.sqlite import SqliteBroker
 from liteq.exceptions import (
     BrokerBusy,
@@ -348,6 +349,22 @@ for trial in range(int(sys.argv[2])):
     lost += len(acknowledged) - len(found)
 print(lost, len(acknowledged))
 """
+
+
+@pytest.mark.process
+def test_a_state_that_there_is_not_is_damage(store: Store, folder: Path) -> None:
+    broker = store.open()
+    message = make()
+    broker.enqueue([message])
+    alter(folder, "UPDATE message SET state = 42")
+
+    with pytest.raises(
+        BrokerError, match=r"damaged .*state 42.*: stop all workers and restore"
+    ):
+        broker.get([message.id])
+    with pytest.raises(BrokerError, match="state 42"):
+        list(broker.find(Search()))
+    broker.close()
 
 
 @pytest.mark.process
