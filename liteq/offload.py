@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
     from concurrent.futures import Executor
 
-__all__ = ["off_loop"]
+__all__ = ["off_loop", "running_loop"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -30,10 +31,21 @@ async def off_loop(fun: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
     A call that was cancelled may still take effect: its outcome is unknown.
     """
+    return await running_loop().run_in_executor(_thread(), lambda: fun(*args, **kwargs))
+
+
+def running_loop() -> AbstractEventLoop:
+    """Return the event loop that this coroutine runs on. Raises `RuntimeError`, with what to
+    do, where there is none, as under trio."""
     import asyncio  # late: whoever calls this has it, others never pay for it
 
-    loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(_thread(), lambda: fun(*args, **kwargs))
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise RuntimeError(
+            "liteq's coroutines need a running asyncio event loop, and there is none here: "
+            "under trio, call delay() and get() in a thread (trio.to_thread.run_sync)"
+        ) from None
 
 
 def _thread() -> Executor:

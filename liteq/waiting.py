@@ -23,7 +23,7 @@ from liteq.brokers.values import Record
 from liteq.callers import outside
 from liteq.exceptions import LiteqWarning, TimeoutError, UnknownTaskId
 from liteq.loggers import get_logger
-from liteq.offload import off_loop
+from liteq.offload import off_loop, running_loop
 from liteq.whereabouts import obstacles, standing
 
 if TYPE_CHECKING:
@@ -456,6 +456,7 @@ class _Bell:
 _posts: WeakKeyDictionary[Broker, _Post] = WeakKeyDictionary()
 _loop_posts: WeakKeyDictionary[Any, WeakKeyDictionary[Broker, _LoopPost]]
 _loop_posts = WeakKeyDictionary()
+_turns: dict[tuple[asyncio.AbstractEventLoop, Broker], _Turn] = {}
 _lock = threading.Lock()  # two threads must not make two posts for one broker
 
 
@@ -476,18 +477,62 @@ def close(broker: Broker) -> None:
 async def _loop_post(broker: Broker) -> _LoopPost:
     import asyncio  # late: whoever awaits this has it
 
-    loop = asyncio.get_running_loop()
+    loop = running_loop()
     with _lock:
         posts = _loop_posts.setdefault(loop, WeakKeyDictionary())
-    found = posts.get(broker)
-    if found is None:
-        mailbox = await off_loop(broker.mailbox)  # it may have to connect
-        found = posts.get(broker)
-        if found is not None:  # another coroutine was quicker
-            mailbox.close()
-            return found
-        found = posts[broker] = _LoopPost(mailbox, loop)
-    return found
+    if (found := posts.get(broker)) is not None:
+        return found
+    # One after the other: a thousand that begin to wait at once are to open one mailbox. The
+    # lock knows its loop, which nothing may hold any longer than somebody waits here.
+    turn = _turns.setdefault((loop, broker), _Turn(asyncio.Lock()))
+    turn.users += 1
+    try:
+        async with turn.lock:
+            if (found := posts.get(broker)) is None:
+                found = posts[broker] = _LoopPost(await _Opening(broker).mailbox(), loop)
+        return found
+    finally:
+        turn.users -= 1
+        if not turn.users:
+            _turns.pop((loop, broker), None)
+
+
+class _Turn:
+    """Who of an event loop opens its mailbox, and how many want it."""
+
+    def __init__(self, lock: asyncio.Lock) -> None:
+        self.lock = lock
+        self.users = 0
+
+
+class _Opening:
+    """A mailbox that is opened off the loop, for it may have to connect. Who is cancelled
+    meanwhile leaves none behind: its address would be a file for ever."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._lock = threading.Lock()  # the thread that opens it, and the loop that gives up
+        self._opened: Mailbox | None = None
+        self._is_wanted = True
+
+    async def mailbox(self) -> Mailbox:
+        try:
+            return await off_loop(self._open)
+        except BaseException:
+            with self._lock:
+                self._is_wanted = False
+            if self._opened is not None:
+                self._opened.close()
+            raise
+
+    def _open(self) -> Mailbox:
+        opened = self._broker.mailbox()
+        with self._lock:
+            if self._is_wanted:
+                self._opened = opened
+                return opened
+        opened.close()
+        return opened
 
 
 def _forget() -> None:
@@ -496,6 +541,7 @@ def _forget() -> None:
     _lock = threading.Lock()
     _posts.clear()
     _loop_posts.clear()
+    _turns.clear()
 
 
 os.register_at_fork(after_in_child=_forget)

@@ -33,6 +33,7 @@ from liteq.exceptions import (
 )
 from liteq.failure import describe
 from liteq.limits import limits_by_task
+from liteq.offload import off_loop
 from liteq.outcome import Failed, Ignored, Retried, Succeeded
 from liteq.result import EagerResult, Progress, ResultSet, denied_join_result, result_from_tuple
 
@@ -689,6 +690,39 @@ def test_awaiting_has_a_timeout_and_ends_for_unknown_ids(app: Liteq, add: Any) -
             await add_later
 
     asyncio.run(main())
+
+
+def test_waits_that_are_cancelled_while_they_begin_leave_nothing_behind(tmp_path: Path) -> None:
+    app = Liteq("shop", broker=f"sqlite://{tmp_path}/s", set_as_current=False)
+    result = app.task(name="work")(lambda: None).delay()
+
+    def addresses() -> list[Path]:
+        return list(tmp_path.glob("s/wake/*"))
+
+    async def main(turns: int) -> None:
+        waits = [asyncio.create_task(result.aget()) for _ in range(30)]
+        for _ in range(turns):  # each of them another moment
+            await asyncio.sleep(0)
+        for wait in waits:
+            wait.cancel()
+        ended = await asyncio.gather(*waits, return_exceptions=True)
+        assert {type(one) for one in ended} == {asyncio.CancelledError}
+        assert len(addresses()) <= 1
+
+    for turns in (1, 2, 5, 10, 20, 50, 100, 200, 500):
+        asyncio.run(main(turns))
+        asyncio.run(off_loop(gc.collect))  # what its thread still had to do is over
+        gc.collect()  # the loop, which takes its mailbox with it
+        assert addresses() == []
+    app.close()
+
+
+def test_coroutines_say_that_they_need_a_loop_of_asyncio(app: Liteq, add: Any) -> None:
+    result = add.delay(1, 2)
+
+    for coroutine in (result.aget(), add.adelay(1, 2)):
+        with pytest.raises(RuntimeError, match=r"asyncio event loop.*under trio"):
+            coroutine.send(None)
 
 
 def test_an_awaited_failure_is_raised(app: Liteq, add: Any) -> None:

@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 from liteq.brokers.redis_link import FIRST_PAUSE, TRIES, Link, Script, call_of, script
 from liteq.brokers.redis_wire import ServerError, command, unpack
 from liteq.exceptions import BrokerUnavailable
-from liteq.offload import off_loop
+from liteq.offload import off_loop, running_loop
 
 __all__ = ["AsyncLink"]
 
@@ -181,7 +181,7 @@ class AsyncLink:
                     pause *= 2
 
     def _here(self) -> _Loop:
-        loop = asyncio.get_running_loop()
+        loop = running_loop()
         here = self._loops.get(loop)
         if here is None:
             for other in [one for one in self._loops if one.is_closed()]:
