@@ -308,7 +308,7 @@ class Worker(Steered):
         """
         if self.pool is not None and self.pool.alive():
             self.pool.stop(kill=True)
-            self._take_events(self.pool)
+            self._attempts.take(self.pool.take())  # nothing else matters: no child is ready now
         if not self._membership.id or self._exit_code in (EXIT_STORE, EXIT_SCHEMA):
             return
         try:

@@ -158,6 +158,14 @@ def test_a_live_screen_outlasts_a_server_that_is_away(here: Here) -> None:
     assert done.stdout.count("redis://127.0.0.1:1/0 cannot be reached") == 2
 
 
+def test_a_worker_that_never_reached_its_store_was_never_ready(here: Here) -> None:
+    done = here("worker", "-c", "1", "-b", "redis://127.0.0.1:1/0")
+
+    assert done.returncode == 6
+    assert "redis://127.0.0.1:1/0 cannot be reached" in done.stdout + done.stderr
+    assert "ready" not in done.stdout + done.stderr
+
+
 def test_a_look_shows_what_runs_over_the_screen_of_a_terminal(
     here: Here, project: Project, worker: Running
 ) -> None:
