@@ -81,6 +81,8 @@ class Liteq:
     """
 
     task_cls: ClassVar[Any] = _Task
+    # Given the function of a task or one of its hooks, returns what an attempt is to call.
+    surround: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None
 
     def __init__(
         self,

@@ -30,6 +30,7 @@ __all__ = [
     "get_current_app",
     "get_current_task",
     "kept",
+    "look_around",
     "set_current_app",
     "set_default_app",
     "set_default_factory",
@@ -40,6 +41,7 @@ _default: Liteq | None = None
 _make_default: Callable[[], Liteq] | None = None
 _apps: weakref.WeakSet[Liteq] = weakref.WeakSet()
 _finalizers: list[Callable[[Liteq], object]] = []
+_surroundings: list[Callable[[], Liteq | None]] = []
 _lock = threading.RLock()  # two threads that both find no app must not make two
 
 
@@ -54,7 +56,11 @@ def apps() -> Iterator[Liteq]:
 
 
 def get_current_app() -> Liteq:
-    """Return this thread's current app, else the default one, making one if need be."""
+    """Return the app of what surrounds the caller, else this thread's current app, else the
+    default one, making one if need be."""
+    for find in _surroundings:
+        if (surrounding := find()) is not None:
+            return surrounding
     found: Liteq | None = getattr(_thread, "app", None) or _default
     if found is None:
         with _lock:
@@ -64,6 +70,11 @@ def get_current_app() -> Liteq:
                 found = _make_default()
                 set_default_app(found)
     return found
+
+
+def look_around(find: Callable[[], Liteq | None]) -> None:
+    """Have `find()` say which app is current where a framework knows: in a request, say."""
+    _surroundings.append(find)
 
 
 def set_current_app(app: Liteq) -> None:

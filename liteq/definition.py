@@ -41,6 +41,7 @@ __all__ = [
     "is_same_function",
     "make_class",
     "name_of",
+    "share",
     "shared_task",
 ]
 
@@ -93,22 +94,32 @@ def shared_task(fun: Any = None, **options: Any) -> Any:
     What it returns stands for the current app's copy.
     """
     check_options(options)
-    return _share(fun, options) if fun is not None else lambda fun: _share(fun, options)
+    every = current.connect_on_app_finalize, current.get_current_app
+    if fun is not None:
+        return share(fun, options, *every)
+    return lambda fun: share(fun, options, *every)
 
 
-def _share(fun: Any, options: Mapping[str, Any]) -> Any:
+def share(
+    fun: Any,
+    options: Mapping[str, Any],
+    connect: Callable[[Callable[[Liteq], object]], object],
+    find_app: Callable[[], Liteq],
+) -> Any:
+    """Make a task of several apps: `connect(construct)` has each of them make its own, and
+    what is returned stands for that of `find_app()`."""
     if isinstance(fun, (Task, Proxy)):
-        raise TypeError(f"{fun!r} is a task already: write @shared_task once")
+        raise TypeError(f"{fun!r} is a task already: decorate the function once")
     name = options.get("name")
 
     def construct(app: Liteq) -> object:
         return app.task_from_function(fun, **options)
 
     def find() -> Any:
-        app = current.get_current_app()
+        app = find_app()
         return app.tasks[name or app.gen_task_name(name_of(fun), fun.__module__)]
 
-    current.connect_on_app_finalize(construct)
+    connect(construct)
     return Proxy(find, name=name_of(fun), doc=fun.__doc__)
 
 

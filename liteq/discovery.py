@@ -14,11 +14,12 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
-from typing import Any, NamedTuple, TypeGuard, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from liteq.app import Liteq
 from liteq.exceptions import ImproperlyConfigured, LiteqError
 from liteq.joining import importing
+from liteq.reference import app_of
 from liteq.settingsources import project_options
 
 __all__ = [
@@ -96,7 +97,8 @@ def load_app(
     Forms: `module`, `module:attribute`, `module:factory()`, `module.attribute`, and a
     file's path in place of the module. Without an attribute, the module's `app`,
     `celery` or `liteq` is taken if it is an app, then the only app in it, then, for a
-    package, that of its modules `app`, `celery`, `liteq` and `tasks`.
+    package, that of its modules `app`, `celery`, `liteq` and `tasks`. A Flask app with
+    liteq's extension stands for the app that it has.
     """
     if match := _SPEC.fullmatch(spec):
         file = os.path.join(directory or os.getcwd(), match["file"])
@@ -260,24 +262,36 @@ def _named_app(module: ModuleType, attribute: str) -> Found:
         if not callable(value):
             raise AppNotFound(f"{reference}: {value!r} cannot be called")
         value = _user_code(value, module.__name__)
-    if not _is_app(value):
-        advice = "; is it a factory? then add ()" if callable(value) and not calls else ""
+    app = app_of(value)
+    if app is None:
+        advice = _instead(value, called=calls)
         raise AppNotFound(f"{reference} is no liteq app but {type(value).__name__}{advice}")
-    return Found(value, reference)
+    return Found(app, reference)
+
+
+def _instead(value: object, *, called: bool) -> str:
+    """Say what to name, or to do, in place of what is no app."""
+    match type(value).__name__:
+        case "FlaskLiteq":
+            return ": name the Flask app that has it, or its factory with ()"
+        case "Flask":
+            return " without liteq: FlaskLiteq().init_app(app) gives it one"
+        case _:
+            return "; is it a factory? then add ()" if callable(value) and not called else ""
 
 
 def _app_in(module: ModuleType) -> Found | None:
     for name in ATTRIBUTES:
-        if _is_app(value := getattr(module, name, None)):
-            return Found(value, f"{module.__name__}:{name}")
+        if (app := app_of(getattr(module, name, None))) is not None:
+            return Found(app, f"{module.__name__}:{name}")
     names = _app_names(module)
     if len(names) > 1:
         raise AppNotFound(
             f"there are {len(names)} apps in {module.__name__}: {', '.join(names)}; "
             f"say which, as in  -A {module.__name__}:{names[0]}"
         )
-    if names:
-        return Found(getattr(module, names[0]), f"{module.__name__}:{names[0]}")
+    if names and (app := app_of(getattr(module, names[0]))) is not None:
+        return Found(app, f"{module.__name__}:{names[0]}")
     if hasattr(module, "__path__"):
         for last in SUBMODULES:
             name = f"{module.__name__}.{last}"
@@ -286,15 +300,10 @@ def _app_in(module: ModuleType) -> Found | None:
     return None
 
 
-def _is_app(value: object) -> TypeGuard[Liteq]:
-    # By its real type: `current_app` is a proxy that says it is an app, and a module that
-    # imports it has none for that.
-    return issubclass(type(value), Liteq)
-
-
 def _app_names(module: ModuleType) -> list[str]:
     """Return one name for each app in the module."""
-    by_app = {id(v): n for n, v in reversed(vars(module).items()) if _is_app(v)}
+    named = ((n, app_of(v)) for n, v in reversed(vars(module).items()))
+    by_app = {id(app): n for n, app in named if app is not None}
     return sorted(by_app.values())
 
 
@@ -355,7 +364,7 @@ def _mentions_liteq(file: str) -> bool:
 
 def _may_make_an_app(file: str) -> bool:
     source = _source(file)
-    return b"liteq" in source and re.search(rb"\b(Liteq|Celery)\b", source) is not None
+    return b"liteq" in source and re.search(rb"\b((Flask)?Liteq|Celery)\b", source) is not None
 
 
 def _source(file: str) -> bytes:

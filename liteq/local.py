@@ -30,7 +30,12 @@ class Proxy:
 
     @property  # type: ignore[misc]  # a proxy passes isinstance()
     def __class__(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self.__find().__class__
+        # Who looks through a module asks each of its members what it is: one that stands for
+        # nothing yet (`find` raises RuntimeError) is a proxy to them, not an error.
+        try:
+            return self.__find().__class__
+        except RuntimeError:
+            return type(self)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__find(), name)
@@ -75,7 +80,10 @@ class Proxy:
         return str(self.__find())
 
     def __repr__(self) -> str:
-        return repr(self.__find())
+        try:
+            return repr(self.__find())
+        except RuntimeError:
+            return f"<{type(self).__name__} that stands for nothing here>"
 
     def __dir__(self) -> list[str]:
         return dir(self.__find())

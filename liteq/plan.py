@@ -38,6 +38,7 @@ class Plan:
     """A task as the executor sees it. Hooks that do nothing are None, and not called."""
 
     __slots__ = (
+        "_called",
         "after_return",
         "before_start",
         "function",
@@ -53,7 +54,8 @@ class Plan:
 
     def __init__(self, task: TaskLike) -> None:
         self.task = task
-        self.function = _function(task)
+        self._called = _function(task)
+        self.function = _surrounded(task, self._called)
         self.before_start = _hook(task, "before_start")
         self.on_success = _hook(task, "on_success")
         self.on_failure = _hook(task, "on_failure")
@@ -81,12 +83,12 @@ class Plan:
         import inspect  # late: 6 ms, and only error callbacks need it
 
         try:
-            signature = inspect.signature(self.function)
+            signature = inspect.signature(self._called)
         except (TypeError, ValueError):
             return False  # a built-in that does not tell
         if not _fits(signature, 3, args, kwargs):
             return False
-        is_bound = hasattr(self.function, "__self__")
+        is_bound = hasattr(self._called, "__self__")
         return not is_bound or not _fits(signature, 1, args, kwargs)
 
 
@@ -98,7 +100,16 @@ def _function(task: TaskLike) -> Callable[..., Any]:
 
 def _hook(task: TaskLike, name: str) -> Callable[..., Any] | None:
     hook = getattr(task, name, None)
-    return None if _is_default(hook) else hook
+    return None if hook is None or _is_default(hook) else _surrounded(task, hook)
+
+
+def _surrounded(task: TaskLike, code: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the user's code within what its app has around it: see `Liteq.surround`."""
+    surround = getattr(getattr(task, "app", None), "surround", None)
+    if surround is None:
+        return code
+    surrounded: Callable[..., Any] = surround(code)
+    return surrounded
 
 
 def _is_default(method: Any) -> bool:

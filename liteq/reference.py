@@ -11,17 +11,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from liteq.app import Liteq
 from liteq.current import set_current_app, set_default_app
 from liteq.exceptions import ImproperlyConfigured
 from liteq.options import TASK_OPTIONS
 from liteq.task import AsyncTask, Task
 
-if TYPE_CHECKING:
-    from liteq.app import Liteq
-
-__all__ = ["load", "reference"]
+__all__ = ["app_of", "load", "reference"]
 
 
 class _Parcel(NamedTuple):
@@ -75,6 +73,20 @@ def load(given: str | bytes) -> Liteq:
     return app
 
 
+def app_of(value: object) -> Liteq | None:
+    """Return the app that an object is, or has: a Flask app has that of its extension."""
+    # By its real type: `current_app` is a proxy that says it is an app, and a module that
+    # imports it has none for that.
+    kind = type(value)
+    if issubclass(kind, Liteq):
+        return value  # type: ignore[return-value]
+    flask = getattr(sys.modules.get("flask"), "Flask", None)  # nobody else's import of it
+    if isinstance(flask, type) and issubclass(kind, flask):
+        found: Any = value
+        return found.extensions.get("liteq")  # type: ignore[no-any-return]
+    return None
+
+
 def _enter(app: Liteq) -> None:
     set_current_app(app)
     set_default_app(app)
@@ -85,7 +97,7 @@ def _imported(name: str) -> Any:
     found: Any = import_module(module)
     for part in attribute.split("."):
         found = getattr(found, part)
-    return found
+    return app_of(found) or found
 
 
 def _name(app: Liteq) -> str | None:
@@ -93,7 +105,7 @@ def _name(app: Liteq) -> str | None:
     for module in (app.module, *_modules()):
         namespace = getattr(sys.modules.get(module), "__dict__", {})
         for attribute, value in list(namespace.items()):
-            if value is app:
+            if app_of(value) is app:
                 return f"{module}:{attribute}"
     return None
 
