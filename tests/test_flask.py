@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 import textwrap
@@ -233,6 +234,14 @@ def test_without_a_context_one_flask_app_is_meant_and_of_two_none(
         count.delay()
     with two.app_context():
         assert count.app is liteq_of(two)
+
+
+def test_a_flask_app_that_is_gone_makes_none_the_only_one(make: Make, queue: FlaskLiteq):
+    for name in ("one", "two"):
+        make(name)
+        gc.collect()  # whether the first is still there must make no difference
+    with pytest.raises(RuntimeError, match="no context of one is active"):
+        _ = queue.conf
 
 
 def test_an_extension_knows_only_its_own_tasks_and_apps(make: Make, queue: FlaskLiteq):

@@ -59,7 +59,8 @@ class FlaskLiteq(_App):
         self._options = options
         self._constructors: list[Callable[[Liteq], object]] = []
         self._apps: WeakSet[_LiteqOfFlask] = WeakSet()
-        self._is_shared = False  # several Flask apps have had it
+        self._is_used = False  # a Flask app has had it
+        self._is_shared = False  # several have: also if the others are gone since, or not yet
         if app is not None:
             self.init_app(app)
 
@@ -72,7 +73,7 @@ class FlaskLiteq(_App):
         if _NAME in app.extensions:
             raise RuntimeError(f"{app!r} has the extension liteq already: call init_app once")
         made = app.extensions[_NAME] = _LiteqOfFlask(app, self._options)
-        self._is_shared = self._is_shared or bool(self._apps)
+        self._is_used, self._is_shared = True, self._is_used
         self._apps.add(made)
         for construct in self._constructors:
             construct(made)
