@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import posix
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -77,10 +78,11 @@ def _tracing() -> Any:
 
 
 def _in_a_fork() -> None:
-    # It would write all that its parent has measured, which takes seconds.
+    # It would write all that its parent has measured, which takes a tenth of a second and more.
     tracing = _tracing()
     if tracing is not None and not _forks_too:
         tracing.stop()
+        os._exit = posix._exit  # coverage's own saves first, whether it was stopped or not
 
 
 _forks_too = True

@@ -1082,6 +1082,7 @@ def test_naive_times_are_local_if_utc_is_off() -> None:
     assert app.sender.rules().zone is None
 
 
+@pytest.mark.traced
 def test_a_forked_child_hears_of_it(app: Liteq) -> None:
     import os
 
