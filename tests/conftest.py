@@ -34,8 +34,9 @@ settings.load_profile("storm" if os.environ.get("LITEQ_STORM") else "quick")
 
 
 # Branches are measured in the process of the tests, and in the processes that a test starts
-# if it is marked `traced`: to be measured costs each process a third of a second. Where a test
-# walks the same branches again, nothing is measured: in a random one (or one marked
+# if it is marked `traced`: to be measured costs each process a third of a second. So marked are
+# the fewest tests whose processes walk, together, every branch that the others' walk. Where a
+# test walks the same branches again, nothing is measured: in a random one (or one marked
 # `untraced`), and with the store in memory, whose code is that of the file.
 
 _processes_too: Final = os.environ.get("COVERAGE_PROCESS_CONFIG")

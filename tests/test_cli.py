@@ -27,7 +27,7 @@ from liteq.discovery import find_app
 from liteq.ids import new_id
 from liteq.message import Message
 
-pytestmark = [pytest.mark.process, pytest.mark.traced]
+pytestmark = pytest.mark.process
 
 
 # Words
@@ -282,6 +282,7 @@ def test_a_result_that_json_has_no_word_for_is_json_all_the_same(
     assert json.loads(line) == json.loads(document)["result"] == expected
 
 
+@pytest.mark.traced
 def test_a_result_steers_no_terminal_and_is_as_it_is_in_a_pipe(
     project: Project, here: Here
 ) -> None:
@@ -350,6 +351,7 @@ def test_a_ctrl_c_ends_the_line_once_and_a_second_shows_no_traceback(
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.traced
 def test_a_ctrl_c_before_the_command_line_is_there_shows_no_traceback(project: Project) -> None:
     code = (
         "import sys\nfrom liteq.__main__ import main\n"
@@ -379,6 +381,7 @@ def test_a_ctrl_c_as_the_worker_beside_a_script_ends_is_nothing_but_that(
     ended.wait()  # knows that it is gone
 
 
+@pytest.mark.traced
 @pytest.mark.parametrize("command", [("worker",), ("run", "unguarded.py")], ids=" ".join)
 def test_a_call_that_waits_while_its_module_is_imported_is_an_error_and_no_hang(
     command: tuple[str, ...], project: Project
@@ -435,6 +438,7 @@ def pay(card, amount):
 """
 
 
+@pytest.mark.traced
 @pytest.mark.parametrize(("children", "files"), [(2, 6), (2, 12), (20, 40)])
 def test_a_worker_with_too_few_descriptors_says_which_limit_to_raise(
     project: Project, children: int, files: int
@@ -460,6 +464,7 @@ def test_a_worker_with_too_few_descriptors_says_which_limit_to_raise(
 _BARE = ["unshare", "-m", "sh", "-c", 'umount -l /proc && exec "$0" "$@"']
 
 
+@pytest.mark.traced
 @pytest.mark.skipif(
     shutil.which("unshare") is None
     or subprocess.run([*_BARE, "true"], capture_output=True, check=False).returncode != 0,
@@ -744,6 +749,7 @@ def import_tasks() -> Any:
     return sys.modules["tasks"]
 
 
+@pytest.mark.traced
 def test_a_reader_that_has_had_enough_is_no_traceback(project: Project) -> None:
     done = subprocess.run(
         ["sh", "-c", f"'{sys.executable}' -m liteq config | head -1"],
@@ -776,12 +782,14 @@ def test_a_worker_shows_five_lines_and_stops_when_told(
     assert not [line for line in worker.lines[5:] if "ready" in line]
 
 
+@pytest.mark.traced
 def test_a_log_of_json_has_nothing_else_in_it(project: Project) -> None:
     done = project("worker", "--burst", "-c", "1", LITEQ_LOG_FORMAT="json")
     messages = [json.loads(line)["message"] for line in done.stderr.splitlines()]
     assert " is ready: 1 × prefork" in messages[0]
 
 
+@pytest.mark.traced
 def test_a_quiet_worker_shows_nothing(
     project: Project, start: Callable[..., Running], here: Here
 ) -> None:
@@ -790,6 +798,7 @@ def test_a_quiet_worker_shows_nothing(
     assert (done.stderr, done.returncode) == ("", 0)
 
 
+@pytest.mark.traced
 def test_celery_flags_are_accepted_and_said_once(project: Project) -> None:
     done = project(
         "worker", "--burst", "-l", "warning", "-E", "--without-gossip", "--without-mingle",
@@ -803,6 +812,7 @@ def test_celery_flags_are_accepted_and_said_once(project: Project) -> None:
     assert "3 × prefork" in done.stderr
 
 
+@pytest.mark.traced
 def test_a_thread_of_the_program_does_not_keep_a_worker_that_has_stopped(
     project: Project,
 ) -> None:
@@ -830,12 +840,14 @@ def test_the_log_can_be_json_in_a_file(project: Project, here: Here) -> None:
     assert any(record.get("task_id") == id for record in records)
 
 
+@pytest.mark.traced
 def test_a_log_file_that_cannot_be_written_ends_with_2(project: Project) -> None:
     done = project("worker", "--logfile", "absent/x.log")
     assert "--logfile absent/x.log: No such file" in done.stderr
     assert done.returncode == 2
 
 
+@pytest.mark.traced
 def test_queued_messages_can_be_purged_first(project: Project, here: Here) -> None:
     id = here.ok("call", "tasks.add", "-a", "[1, 2]")
     done = project("worker", "--burst", "--purge")
@@ -843,6 +855,7 @@ def test_queued_messages_can_be_purged_first(project: Project, here: Here) -> No
     assert here("result", id).returncode == 3
 
 
+@pytest.mark.traced
 def test_a_pid_file_is_held_while_the_worker_lives(
     project: Project, start: Callable[..., Running]
 ) -> None:
@@ -873,6 +886,7 @@ def test_a_pid_file_of_a_killed_worker_is_free_at_once(start: Callable[..., Runn
     assert second.end() == 0
 
 
+@pytest.mark.traced
 def test_systemd_is_told_when_the_worker_is_ready_and_stops(
     start: Callable[..., Running], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -910,6 +924,7 @@ if __name__ == "__main__":
 )
 
 
+@pytest.mark.traced
 def test_a_script_is_run_with_a_worker_beside_it(project: Project) -> None:
     project.write("script.py", SCRIPT)
 
@@ -938,6 +953,7 @@ def test_a_quiet_run_shows_the_script_alone_unless_told_otherwise(project: Proje
     assert " is ready: " in told.stderr.splitlines()[0]
 
 
+@pytest.mark.traced
 def test_a_script_in_a_package_names_its_tasks_as_the_worker_does(project: Project) -> None:
     (project.folder / "shop").mkdir()
     project.write("shop/__init__.py", "")
@@ -951,6 +967,7 @@ def test_a_script_in_a_package_names_its_tasks_as_the_worker_does(project: Proje
     assert project.ok("run", "-c", "1", "shop/jobs.py") == "23"
 
 
+@pytest.mark.traced
 def test_a_script_that_raises_shows_its_own_frames(project: Project) -> None:
     project.write("jobs.py", ALONE + "    raise KeyError('shelf')\n")
     done = project("run", "-c", "1", "jobs.py")
@@ -1045,6 +1062,7 @@ def test_a_shell_has_the_app_and_its_tasks(project: Project) -> None:
     assert "shop 5" in done.stdout
 
 
+@pytest.mark.traced
 def test_a_warning_of_liteq_is_one_line(project: Project) -> None:
     project.write("tasks.py", TASKS + "app.conf.task_time_limt = 30\n")
     done = project("queues")

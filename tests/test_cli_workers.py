@@ -14,7 +14,7 @@ from terminal import TASKS, Here, Project, Running, wait_until
 
 from liteq.cli.front import Exit
 
-pytestmark = [pytest.mark.process, pytest.mark.traced]
+pytestmark = pytest.mark.process
 
 STEERED = (
     TASKS
@@ -166,6 +166,7 @@ def test_a_worker_that_never_reached_its_store_was_never_ready(here: Here) -> No
     assert "ready" not in done.stdout + done.stderr
 
 
+@pytest.mark.traced
 def test_a_look_shows_what_runs_over_the_screen_of_a_terminal(
     here: Here, project: Project, worker: Running
 ) -> None:
@@ -260,6 +261,7 @@ def test_wrong_words_are_wrong_usage(here: Here, words: list[str], message: str)
     assert done.stdout == ""
 
 
+@pytest.mark.traced
 def test_events_are_printed_as_they_come(
     here: Here, project: Project, worker: Running, start: Callable[..., Running]
 ) -> None:
@@ -303,6 +305,7 @@ def test_a_camera_is_named_on_the_command_line(here: Here, project: Project) -> 
     assert "events 0" in here.ok("events", "-c", "cameras:Printer", "-F", "0.02", "-t", "0.1")
 
 
+@pytest.mark.traced
 def test_a_worker_scales_itself(
     here: Here, project: Project, start: Callable[..., Running]
 ) -> None:

@@ -15,8 +15,6 @@ from api import app_in_memory, forget_current
 from liteq import Liteq
 from liteq.exceptions import ImproperlyConfigured
 
-pytestmark = pytest.mark.traced
-
 SCRIPT = """
 import os, sys
 from dataclasses import dataclass
@@ -104,6 +102,7 @@ def test_a_worker_that_cannot_start_says_so(app: Liteq) -> None:
         pass
 
 
+@pytest.mark.traced
 @pytest.mark.process
 def test_functions_of_a_script_run_in_processes_of_their_own(tmp_path: Path) -> None:
     script = tmp_path / "prog.py"
@@ -123,6 +122,7 @@ def test_functions_of_a_script_run_in_processes_of_their_own(tmp_path: Path) -> 
     assert done.stdout.split() == ["40", "50", "2", "prog.work"]
 
 
+@pytest.mark.traced
 @pytest.mark.process
 def test_an_app_of_a_module_is_imported_by_its_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

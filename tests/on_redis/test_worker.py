@@ -15,7 +15,7 @@ from world import wait_until
 
 from on_redis.proxy import Proxy
 
-pytestmark = [pytest.mark.redis, pytest.mark.process, pytest.mark.traced]
+pytestmark = [pytest.mark.redis, pytest.mark.process]
 
 KEPT = ("appendonly yes", "appendfsync always")
 OpenShop = Callable[..., Shop]
@@ -78,6 +78,7 @@ app.conf.beat_schedule = {"tick": {"task": "tasks.tick", "schedule": 0.2}}
 """
 
 
+@pytest.mark.traced
 def test_the_beat_of_a_worker_is_started_again(
     open_shop: OpenShop, server: RedisServer
 ) -> None:
@@ -136,6 +137,7 @@ def test_a_worker_goes_on_when_its_server_is_back(
     assert shop.stop(worker) == 0
 
 
+@pytest.mark.traced
 def test_a_worker_whose_line_falls_silent_goes_on_when_it_is_mended(
     open_shop: OpenShop, server: RedisServer
 ) -> None:

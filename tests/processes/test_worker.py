@@ -48,7 +48,6 @@ def open_shop(tmp_path: Path) -> Iterator[OpenShop]:
 # How a worker stops
 
 
-@pytest.mark.traced
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_warm_stop_finishes_what_runs_and_leaves_nothing(
     open_shop: OpenShop, signum: int
@@ -92,7 +91,6 @@ def test_stops_under_load_cost_no_message_and_no_second_start(open_shop: OpenSho
     assert sorted(int(words[1]) for words in shop.notes("tick")) == list(range(800))
 
 
-@pytest.mark.traced
 def test_after_the_grace_period_another_worker_starts_what_ran(open_shop: OpenShop) -> None:
     shop = open_shop()
     result = shop.hold()
@@ -110,7 +108,6 @@ def test_after_the_grace_period_another_worker_starts_what_ran(open_shop: OpenSh
     assert result.get(timeout=10) == ["hold", 1]
 
 
-@pytest.mark.traced
 @pytest.mark.parametrize("signums", [(signal.SIGTERM, signal.SIGINT), (signal.SIGQUIT,)])
 def test_a_second_signal_or_quit_gives_back_at_once(
     open_shop: OpenShop, signums: tuple[int, ...]
@@ -213,7 +210,6 @@ TERMINAL_OWNER = (
 )
 
 
-@pytest.mark.traced
 def test_usr1_writes_the_stacks_of_the_worker_and_its_children(open_shop: OpenShop) -> None:
     shop = open_shop()
     shop.hold()
@@ -434,7 +430,6 @@ def test_terminate_ends_that_run_and_no_other_though_no_child_is_free(
     assert len(shop.starts("a")) == 1
 
 
-@pytest.mark.traced
 def test_terminate_is_heard_during_a_warm_stop(open_shop: OpenShop) -> None:
     shop = open_shop()
     result = shop.hold()
@@ -450,7 +445,6 @@ def test_terminate_is_heard_during_a_warm_stop(open_shop: OpenShop) -> None:
     assert worker.wait(20) == 0
 
 
-@pytest.mark.traced
 def test_a_run_that_ignores_one_signal_is_sent_the_next(open_shop: OpenShop) -> None:
     shop = open_shop("""
 @app.task
@@ -694,7 +688,6 @@ def test_what_a_program_opens_in_each_forked_process_stays_open(open_shop: OpenS
     assert shop.stop(worker) == 0
 
 
-@pytest.mark.traced
 def test_spawned_children_are_like_the_worker(open_shop: OpenShop) -> None:
     shop = open_shop("@app.task\ndef limit():\n    return app.conf.task_time_limit\n")
     for name in ("more", "extra"):
@@ -717,7 +710,6 @@ def test_spawned_children_are_like_the_worker(open_shop: OpenShop) -> None:
 # The store
 
 
-@pytest.mark.traced
 @pytest.mark.parametrize("replaced", [False, True])
 def test_a_store_that_is_deleted_or_replaced_ends_the_worker_with_6(
     open_shop: OpenShop, replaced: bool
@@ -873,7 +865,6 @@ def test_a_worker_stopped_beyond_its_lease_comes_back_under_a_new_id(
     assert shop.stop(worker) == 0
 
 
-@pytest.mark.traced
 def test_a_solo_worker_keeps_the_lease_of_a_task_longer_than_it(open_shop: OpenShop) -> None:
     shop = open_shop(worker_lease_timeout=0.5)
     shop.start("-c", "1", "-Q", "other", name="other")
