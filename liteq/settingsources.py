@@ -38,6 +38,7 @@ _CELERY_ENVIRONMENT: Final = (
 # perhaps. After [tool] or tool = {… it may be anywhere.
 _OUR_TABLE: Final = rb"""\btool["']?\s*(?:\.\s*["']?liteq\b|[]=])"""
 
+_APP: Final = "LITEQ_APP"
 _PREFIXES: Final = ("CELERY_", "CELERYD_", "CELERYBEAT_", "LITEQ_")
 
 
@@ -205,6 +206,8 @@ def _in_namespace(items: Mapping[str, Any], namespace: str) -> dict[str, Any]:
     prefix = _prefix(namespace)
     settings: dict[str, Any] = {}
     for key, value in items.items():
+        if key.upper() == _APP:
+            continue  # as in the environment, it says which app these are for
         if key.upper().startswith(prefix):
             name = key[len(prefix) :].lower()
             settings[name if name in SETTINGS else OLD_NAMES.get(key.upper(), name)] = value

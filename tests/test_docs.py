@@ -141,7 +141,7 @@ def test_documented_settings_exist() -> None:
             assert name in known, f"{name_of(page)} names {name}, which does not exist"
 
 
-NOT_SETTINGS = {"task_id", "result_ttl"}  # an argument, and a word of RQ
+NOT_SETTINGS = {"task_id", "result_ttl", "worker_ids"}  # an argument, words of RQ and Django
 
 
 def test_settings_that_nothing_reads_yet_are_listed_as_such() -> None:
