@@ -120,7 +120,7 @@ class RedisStore(Broker):
         self._birth: Birth | None = None
         self._mailboxes: list[ref[RedisMailbox]] = []  # of workers, of which there is one
         self._doubtful: dict[int, set[int]] = {}  # by worker: tokens of claims that failed
-        self._outages: dict[int, float] = {}  # by worker: the end of the last it has dealt with
+        self._outages: dict[int, object] = {}  # by worker: the last that it has dealt with
         self._digests: dict[int, tuple[Collection[str], str]] = {}  # by worker
         self._steady: dict[int, tuple[float, float]] = {}  # by worker: ours, the server's
         self._first_id: str | None = None  # of the store that this instance opened

@@ -33,8 +33,9 @@ _MOST: Final = 16  # connections of one event loop; further calls wait for one
 class _Wire:
     """One connection of an event loop."""
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, switches: int) -> None:
         self._connection = connection
+        self.switches = switches  # see `Link.follow()`
         _open.add(self)
 
     async def exchange(self, data: bytes) -> Any:
@@ -144,6 +145,10 @@ class AsyncLink:
                 tries += 1
                 wire: _Wire | None = None
                 try:
+                    if link.must_follow():
+                        await off_loop(link.follow)
+                    while here.spare and here.spare[-1].switches != link.switches:
+                        here.spare.pop().close()
                     wire = here.spare.pop() if here.spare else await self._open(here)
                     async with asyncio.timeout(link.timeout):
                         result = await attempt(wire)
@@ -191,7 +196,7 @@ class AsyncLink:
 
     async def _open(self, here: _Loop) -> _Wire:
         link = self._link
-        place, options = link.place, link.options
+        place, options, switches = link.place, link.options, link.switches
         if not link.server:  # once in a process, and so is not worth a second way
             await off_loop(link.meet)
         connection: Any
@@ -209,7 +214,7 @@ class AsyncLink:
             )
         await here.keep()
         await connection.connect()
-        wire = _Wire(connection)
+        wire = _Wire(connection, switches)
         try:
             async with asyncio.timeout(link.timeout):
                 link.accept(unpack(await wire.exchange(link.opening())))

@@ -8,6 +8,7 @@ repeated, so a call whose answer was lost is made again, with jitter, a few time
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
@@ -45,6 +46,9 @@ KEYS_VERSION: Final = 2  # of the keys' names and what they hold
 
 TRIES: Final = 4
 FIRST_PAUSE: Final = 0.02  # seconds; twice that before each further try, and jitter
+ASK_AGAIN: Final = 1.0  # seconds that a sentinel's answer is believed while calls are made
+_ASK_LATER: Final = 30.0  # and seconds without asking, when none has answered
+_ASK_TIMEOUT: Final = 0.2  # seconds, for a question that a call which could go on waits for
 _SPARE: Final = 16  # connections kept open for the next calls
 _FOLDER: Final = Path(__file__).parent / "lua"
 
@@ -117,8 +121,9 @@ def _constants() -> str:
 class _Wire:
     """One connection, and the process that made it."""
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, switches: int = 0) -> None:
         self.connection = connection
+        self.switches = switches  # of the master that the sentinels name, before it was made
         self.socket = connection._sock
         self.reader = Reader(self.socket)
         self.pid = os.getpid()
@@ -174,6 +179,9 @@ class Link:
         self._replica_timeout = replica_timeout
         self._spare: list[_Wire] = []  # append and pop are atomic among threads
         self._sentinels = place.hosts  # in the order in which they are asked
+        self._master: tuple[str, int] | None = None  # whom they named last
+        self._ask_at = 0.0  # when they are asked again (monotonic)
+        self.switches = 0  # how often they have named another
         self._moved: tuple[str, int] | None = None  # the cluster's node that has our slot
         self._lock = threading.Lock()
         self.failing_since: float | None = None
@@ -290,6 +298,12 @@ class Link:
             self.recovered_at = time.monotonic()
             self.failed_for = self.recovered_at - since
 
+    @property
+    def last_outage(self) -> object:
+        """What is another after each event in which a server may have been put in the place
+        of one that knew more."""
+        return self.recovered_at, self.switches
+
     def refusal(self, exc: ServerError) -> tuple[BrokerError, bool]:
         """Return what a server's error means, and whether its connections are of use still:
         if another server may be the master by now, the next call is to ask who is."""
@@ -343,8 +357,9 @@ class Link:
         connection.connect()
         return connection
 
-    def address(self) -> tuple[str, int]:
-        """Return where the server is; with sentinels, they are asked."""
+    def address(self, within: float | None = None) -> tuple[str, int]:
+        """Return where the server is; with sentinels, they are asked, each for so many
+        seconds at most."""
         place = self.place
         if self._moved is not None:
             return self._moved
@@ -354,7 +369,7 @@ class Link:
         for at in self._sentinels:
             host, port = at
             try:
-                found = self._ask_sentinel(host, port)
+                found = self._ask_sentinel(host, port, within)
             except (OSError, RedisError, ServerError) as exc:
                 said.append(f"{host}:{port}: {exc}")
                 continue
@@ -362,11 +377,15 @@ class Link:
                 # It is the first to be asked from now on: one that hangs costs its time-out
                 # once, and not for each connection.
                 self._sentinels = (at, *(one for one in place.hosts if one != at))
-                return found[0].decode(), int(found[1])
+                master = found[0].decode(), int(found[1])
+                if self._master not in (None, master):
+                    self.switches += 1
+                self._master, self._ask_at = master, time.monotonic() + ASK_AGAIN
+                return master
             said.append(f"{host}:{port}: knows no {place.service!r}")
         raise ConnectionError(f"no sentinel names a master ({'; '.join(said)})")
 
-    def _ask_sentinel(self, host: str, port: int) -> list[bytes] | None:
+    def _ask_sentinel(self, host: str, port: int, within: float | None) -> list[bytes] | None:
         place = self.place
         options = {
             **self.options,
@@ -374,6 +393,8 @@ class Link:
             "username": place.sentinel_username,
             "password": place.sentinel_password,
         }
+        if within is not None:
+            options |= {"socket_timeout": within, "socket_connect_timeout": within}
         kind = Connection if place.tls is None else SSLConnection
         connection: Any = kind(host=host, port=port, **(place.tls or {}), **options)
         connection.connect()
@@ -385,16 +406,38 @@ class Link:
         finally:
             wire.close()
 
+    def must_follow(self) -> bool:
+        """Tell whether it is time to ask the sentinels whether the master is still theirs."""
+        return self.place.service is not None and time.monotonic() >= self._ask_at
+
+    def follow(self) -> None:
+        """Ask the sentinels; count a `switch` if they name another master.
+
+        One that was replaced while it is well takes writes for ten seconds more, until they
+        make it a replica, and loses them then. Nothing says so on its connections.
+        """
+        if not self._lock.acquire(blocking=False):
+            return  # another thread is asking
+        try:
+            self._ask_at = time.monotonic() + _ASK_LATER
+            with contextlib.suppress(OSError):  # the connections that we have may be well
+                self.address(_ASK_TIMEOUT)
+        finally:
+            self._lock.release()
+
     def _take(self) -> _Wire:
+        if self.must_follow():
+            self.follow()
         while self._spare:
             try:
                 wire = self._spare.pop()
             except IndexError:
                 break
-            if wire.pid == os.getpid():
+            if wire.pid == os.getpid() and wire.switches == self.switches:
                 return wire
             wire.close()
-        wire = _Wire(self.connect())
+        switches = self.switches
+        wire = _Wire(self.connect(), switches)
         try:
             self._greet(wire)
         except BaseException:
@@ -403,7 +446,8 @@ class Link:
         return wire
 
     def _give_back(self, wire: _Wire) -> None:
-        if len(self._spare) < _SPARE and wire.pid == os.getpid():
+        is_of_use = wire.pid == os.getpid() and wire.switches == self.switches
+        if len(self._spare) < _SPARE and is_of_use:
             self._spare.append(wire)
         else:
             wire.close()

@@ -15,6 +15,9 @@ _CHECKS: Final = ("none", "optional", "required")
 _BOOLEANS: Final = {"true": True, "1": True, "false": False, "0": False}
 _VERSIONS: Final = ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3")
 
+_ENDED: Final = (
+    "the server ended it: does it ask for a certificate of ours (ssl_certfile and ssl_keyfile)?"
+)
 _ADVICE: Final = (
     (
         "Hostname mismatch",
@@ -33,11 +36,8 @@ _ADVICE: Final = (
         "CERTIFICATE_REQUIRED",
         "the server asks for a certificate of ours: name it with ssl_certfile and ssl_keyfile",
     ),
-    (
-        "EOF occurred in violation of protocol",
-        "the server ended it: does it ask for a certificate of ours (ssl_certfile and "
-        "ssl_keyfile)?",
-    ),
+    ("EOF occurred in violation of protocol", _ENDED),
+    ("Connection reset by peer", _ENDED),
 )
 
 

@@ -40,7 +40,7 @@ class RedisRoster(RedisStore):
             "details": json.dumps(dict(details)),
         }
         pairs = [part for pair in fields.items() for part in pair]
-        outage = self._link.recovered_at
+        outage = self._link.last_outage
         worker = Fields(self._once("register", *pairs)).number()
         self._outages[worker] = outage
         return worker
@@ -79,7 +79,7 @@ class RedisRoster(RedisStore):
             kept.pop(worker, None)
 
     def disown(self, worker: int, held: Collection[Lease]) -> int:
-        outage = self._link.recovered_at
+        outage = self._link.last_outage
         if outage == self._outages.get(worker):
             return 0
         total = self._take_back(worker, "", lambda _: Lost(_FORGOTTEN), held)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import subprocess
 import time
@@ -13,6 +14,7 @@ from redis_server import RedisServer, free_port
 from world import enlist, make, wait_until
 
 from liteq import failure
+from liteq.brokers import redis_link
 from liteq.brokers.redis import RedisBroker
 from liteq.brokers.redis_wire import ServerError
 from liteq.exceptions import BrokerError, BrokerUnavailable, ImproperlyConfigured
@@ -157,9 +159,13 @@ def test_a_server_with_tls_is_used_and_its_certificate_is_checked(
 def test_a_certificate_that_has_expired_is_said_to_have(
     start: Start, certificates: Path
 ) -> None:
+    (certificates / "old.ext").write_text(
+        "basicConstraints=critical,CA:TRUE\nsubjectAltName=DNS:localhost\n"
+        "subjectKeyIdentifier=hash\n"
+    )
     for command in (
         "openssl req -new -key key.pem -out old.csr -subj /CN=localhost",
-        "openssl x509 -req -in old.csr -signkey key.pem -out old.pem -days -1",
+        "openssl x509 -req -in old.csr -signkey key.pem -out old.pem -days -1 -extfile old.ext",
     ):
         subprocess.run(command.split(), cwd=certificates, check=True, capture_output=True)
     port = _encrypted(start, certificates, "old")
@@ -266,6 +272,55 @@ def test_after_a_failover_the_new_master_is_used(
     assert [one.id for one in broker.claim(worker, ["default"], 20)] == [m.id for m in messages]
     assert follower.say("ROLE")[0] == b"master"  # type: ignore[index]
     mailbox.close()
+    broker.close()
+
+
+@pytest.mark.parametrize("coroutines", [False, True])
+def test_a_master_that_was_replaced_while_it_is_well_gets_no_more_calls(
+    replica: tuple[RedisServer, RedisServer],
+    sentinel: tuple[RedisServer, str],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    coroutines: bool,
+) -> None:
+    monkeypatch.setattr(redis_link, "ASK_AGAIN", 0.0)
+    master, follower = replica
+    broker = RedisBroker(sentinel[1])
+    before, after = make(), make()
+    worker = enlist(broker)
+    broker.enqueue([make()])
+    broker.claim(worker, ["default"])
+
+    def is_named() -> bool:
+        named = sentinel[0].say("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "shop")
+        return named == [b"127.0.0.1", str(follower.port).encode()]
+
+    def is_begun() -> bool:
+        try:
+            return sentinel[0].say("SENTINEL", "FAILOVER", "shop") == b"OK"
+        except ServerError as exc:  # it has not heard of the replica's health yet
+            assert exc.code == "NOGOODSLAVE"  # noqa: PT017
+            return False
+
+    def switch() -> None:
+        wait_until(is_begun, within=20)
+        wait_until(is_named, within=20)
+
+    async def call() -> None:
+        await broker.aenqueue([before])
+        switch()
+        await broker.aenqueue([after])
+
+    if coroutines:
+        asyncio.run(call())
+    else:
+        broker.enqueue([before])
+        switch()
+        broker.enqueue([after])
+
+    assert broker.disown(worker, []) == 1  # what the first had settled since is not known here
+    assert master.say("ROLE")[0] == b"master"  # type: ignore[index]  # for ten seconds more
+    assert follower.say("EXISTS", f"{broker._prefix}m:{after.id}") == 1
     broker.close()
 
 
