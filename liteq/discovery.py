@@ -34,6 +34,7 @@ __all__ = [
 
 ATTRIBUTES = ("app", "celery", "liteq")  # where an app is looked for first in a module
 SUBMODULES = ("app", "celery", "liteq", "tasks")  # and then in a package
+FACTORIES = ("create_app", "make_app")  # as Flask's command looks for them
 NOT_OURS = frozenset({"test", "tests", "docs", "examples", "build", "dist"})
 
 T = TypeVar("T")
@@ -118,8 +119,7 @@ def load_app(
     found = _app_in(module)
     if found is None:
         raise AppNotFound(
-            f"there is no liteq app in {module.__name__} ({_place(module)}): "
-            "expected something like  app = Liteq('name')"
+            f"there is no liteq app in {module.__name__} ({_place(module)}): {_wanted(module)}"
         )
     return found
 
@@ -298,6 +298,16 @@ def _app_in(module: ModuleType) -> Found | None:
             if importlib.util.find_spec(name) and (found := _app_in(_import(name))):
                 return found
     return None
+
+
+def _wanted(module: ModuleType) -> str:
+    """Say what was looked for, or how to name the factory that is there in its place. That is
+    not called unasked: what it makes may be anything."""
+    for name in FACTORIES:
+        if callable(getattr(module, name, None)):
+            named = f"-A '{module.__name__}:{name}()'"
+            return f"is it made by a factory? then name that, as in  {named}"
+    return "expected something like  app = Liteq('name')"
 
 
 def _app_names(module: ModuleType) -> list[str]:

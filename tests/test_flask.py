@@ -403,6 +403,7 @@ def test_a_flask_app_is_found_where_none_is_named(project: Path):
         ("web:queue", "name the Flask app that has it, or its factory"),
         ("web:plain", "without liteq: FlaskLiteq"),
         ("web:create_app", "is it a factory?"),
+        ("web", r"is it made by a factory\? .* -A 'web:create_app\(\)'"),
     ],
 )
 def test_what_has_no_liteq_app_is_refused_with_advice(project: Path, spec: str, advice: str):
