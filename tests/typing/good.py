@@ -20,6 +20,7 @@ from liteq import (
     shared_task,
 )
 from liteq.bulk import BulkResult
+from liteq.contrib.flask import FlaskLiteq
 from liteq.result import EagerResult, GroupResult
 from liteq.testing import Inline, TaskRun, inline, perform, start_worker
 from liteq.workflows import Workflow
@@ -58,6 +59,14 @@ def shared(x: int) -> float:
     return x / 2
 
 
+queue = FlaskLiteq(include=["shop.tasks"])
+
+
+@queue.task(max_retries=5)
+def welcome(user: str) -> bool:
+    return bool(user)
+
+
 @shared_task(name="shared.bound", bind=True)
 def shared_bound(self: BoundTask, x: int) -> float:
     return x / 2
@@ -84,6 +93,8 @@ assert_type(add.apply((1,)).get(), int)
 assert_type(send.delay("a", urgent=True).get(), str)
 assert_type(charge.delay(1).get(), dict[str, int])
 assert_type(shared.delay(1).get(), float)
+assert_type(welcome.delay("ada"), AsyncResult[bool])
+assert_type(queue.AsyncResult("…"), AsyncResult[Any])
 assert_type(shared_bound.delay(1).get(), float)
 assert_type(based.connect(), int)
 assert_type(add.enqueue_many([(1,), {"x": 1, "y": 2}], priority=3), BulkResult[int])
