@@ -76,9 +76,8 @@ def _lone(
     """Run one call that nothing follows, its retries at once. Return its result, or, if it
     has put others in its place, those."""
     executor = _executor(app, app.clock)
-    number = 1
     while True:
-        delivery = Delivery(message, number, arguments=arguments, eager=True)
+        delivery = Delivery(message, arguments=arguments, eager=True)
         ended = executor.attempt(delivery)
         match ended.outcome:
             case Retried(changes=changes):
@@ -86,7 +85,6 @@ def _lone(
                 if "body" in changed:
                     arguments = None
                 message = _changed(message, changed)
-                number += 1
             case Replaced(changes=changes, graph=graph):
                 last = _changed(message, {**changes, "retries": 0})
                 others = [Message.unpack(packed) for packed in graph.messages]

@@ -149,6 +149,20 @@ def test_an_ignored_call_gives_nothing_as_in_a_worker(app: Liteq) -> None:
     assert (result.state, result.get(), result.result) == ("IGNORED", None, None)
 
 
+def test_a_retry_in_place_is_no_second_delivery(app: Liteq, run: Run) -> None:
+    counted = []
+
+    @app.task(bind=True, default_retry_delay=0)
+    def again(self: BoundTask) -> None:
+        counted.append((self.request.retries, self.request.deliveries))
+        if self.request.retries < 2:
+            raise self.retry()
+
+    run(again.s())
+
+    assert counted == [(0, 1), (1, 1), (2, 1)]
+
+
 def test_nobody_waits_for_times(app: Liteq, tasks: Tasks, run: Run) -> None:
     @app.task(name="hour", bind=True, default_retry_delay=3600)
     def hour(self: BoundTask, n: int) -> int:
