@@ -19,6 +19,7 @@ FILES = {
     TASKS = {"default": {"BACKEND": "liteq.contrib.django.LiteqBackend",
                          "QUEUES": ["default", "mail"]}}
     LITEQ_TASK_MAX_DELIVERIES = 1
+    LITEQ_TASK_DEFAULT_QUEUE = "web"
     if os.environ.get("BROKEN"):
         TASKS["default"]["OPTIONS"] = {"time_limits": 5}
     """,

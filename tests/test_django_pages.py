@@ -34,7 +34,7 @@ FILES = {
             raise ValueError(why)
     """,
     "asked.py": """
-        import asyncio, os, threading, traceback
+        import asyncio, os, signal, threading, traceback
         from urllib.parse import urlencode
         import django
         django.setup()
@@ -157,6 +157,7 @@ FILES = {
             one.get(ROOT)
             pid = os.fork()
             if not pid:
+                signal.alarm(30)  # one that hangs is not to outlast the test
                 status = 1
                 try:
                     status = 0 if one.get(ROOT).status_code == 200 else 2

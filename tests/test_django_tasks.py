@@ -279,9 +279,11 @@ FILES = {
             app.conf.task_always_eager = True
             try:
                 well, badly = add.enqueue(1, y=1), fail.enqueue("x")
+                again = flaky.enqueue(1)
             finally:
                 app.conf.task_always_eager = False
-            return {"well": shape(well), "value": well.return_value, "badly": shape(badly)}
+            return {"well": shape(well), "value": well.return_value, "badly": shape(badly),
+                    "again": again.return_value}
 
         def checks():
             from django.core.checks import run_checks
@@ -519,6 +521,7 @@ def test_in_eager_mode_a_call_is_over_at_once(told: Any) -> None:
             "errors": ["builtins.ValueError"],
             "times": WHOLE,
         },
+        "again": [0, 2],  # attempts in place are in no store
     }
 
 

@@ -78,10 +78,12 @@ def _base_dir() -> Path:
 
 
 def _queues() -> list[str] | None:
-    """Return the queues that `TASKS` names, for a worker to take from all of them."""
+    """Return the queues that `TASKS` names, for a worker to take from all of them. The one
+    that Django calls "default" is the app's, by whatever name."""
     given = getattr(settings, "TASKS", None) or {}
     named = {queue for params in given.values() for queue in params.get("QUEUES", ())}
-    return sorted({"default", *named}) if named else None
+    default = getattr(settings, "LITEQ_TASK_DEFAULT_QUEUE", "default")
+    return sorted({default, *(named - {"default"})}) if named else None
 
 
 set_default_factory(_made)

@@ -71,7 +71,8 @@ def begun(task: Any, request: Context, app: Liteq) -> Any:
     """Return the result of an attempt that begins. The store is asked only about those that
     were before it."""
     number = request.retries + request.deliveries
-    past = app.broker.attempts(request.id or "") if number > 1 else []
+    stored = number > 1 and not request.is_eager  # what is run in place is in no store
+    past = app.broker.attempts(request.id or "") if stored else []
     now = moment(app.clock.now())
     started = moment(past[0].started_at) if past else None
     sent = made_at(request.id or "")
