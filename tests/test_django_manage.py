@@ -82,6 +82,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return django_project.make(tmp_path_factory.mktemp("manage"), FILES)
 
 
+@pytest.mark.traced
 def test_a_worker_runs_what_a_project_without_an_app_has_sent(project: Path) -> None:
     sent = django_project.said(project, "sent")
 
@@ -102,6 +103,7 @@ def test_a_worker_runs_what_a_project_without_an_app_has_sent(project: Path) -> 
     ]
 
 
+@pytest.mark.traced
 def test_the_first_steps_of_the_guide_lead_to_a_task_that_has_run(tmp_path: Path) -> None:
     django_project.require_tasks()
     guide = Path(__file__).parent.parent / "docs" / "guide" / "django.md"
@@ -121,12 +123,16 @@ def test_the_first_steps_of_the_guide_lead_to_a_task_that_has_run(tmp_path: Path
         default.run_until_empty()
         result.refresh()
         said = [result.return_value, default.broker_url]
+        from django.test.utils import override_settings
+        from liteq.contrib.django import project
+        with override_settings(BASE_DIR=None):
+            said.append(str(project._base_dir()))
     """
     project = django_project.make(tmp_path, files)
 
     said = django_project.said(project, "view")
 
-    assert said == ["Hello Ada", f"sqlite://{tmp_path}/proj.liteq"]
+    assert said == ["Hello Ada", f"sqlite://{tmp_path}/proj.liteq", str(tmp_path)]
 
 
 OWN = {
@@ -170,6 +176,7 @@ OWN = {
 }
 
 
+@pytest.mark.traced
 def test_tasks_go_to_the_app_that_the_settings_name(tmp_path: Path) -> None:
     django_project.require_tasks()
     project = django_project.make(tmp_path, OWN)
@@ -179,6 +186,7 @@ def test_tasks_go_to_the_app_that_the_settings_name(tmp_path: Path) -> None:
     assert said == {"app": "own", "queue": "web", "value": 5, "code": 3}
 
 
+@pytest.mark.traced
 def test_its_words_options_and_exit_codes_are_those_of_the_command_line(project: Path) -> None:
     shown = django_project.manage(
         project, "liteq", "--settings", "proj.settings", "show", "none"
@@ -190,6 +198,7 @@ def test_its_words_options_and_exit_codes_are_those_of_the_command_line(project:
     assert version.stdout.startswith("liteq ")
 
 
+@pytest.mark.traced
 def test_a_worker_is_not_started_while_the_checks_say_no(project: Path) -> None:
     ran = django_project.manage(project, "liteq", "worker", "--burst", BROKEN="1")
 

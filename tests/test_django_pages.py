@@ -8,6 +8,8 @@ from typing import Any
 import django_project
 import pytest
 
+pytestmark = pytest.mark.traced
+
 FILES = {
     "proj/settings.py": django_project.SETTINGS
     + """

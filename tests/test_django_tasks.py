@@ -8,6 +8,8 @@ import django_project
 import pytest
 import redis_server
 
+pytestmark = pytest.mark.traced
+
 FILES = {
     "proj/settings.py": django_project.SETTINGS
     + """
@@ -43,6 +45,7 @@ FILES = {
             name = models.CharField(max_length=20)
     """,
     "shop/tasks.py": """
+        from liteq.exceptions import Ignore
         from .framework import tasks
         from .models import Order
         ran = []
@@ -71,6 +74,9 @@ FILES = {
         @tasks.task(backend="hasty")
         def soon():
             return b"bytes"
+        @tasks.task
+        def skip():
+            raise Ignore
         def unlimited():
             pass
     """,
@@ -87,7 +93,8 @@ FILES = {
         from shop import framework
         from shop.framework import signals, tasks
         from shop.models import Order
-        from shop.tasks import add, count, fail, flaky, ran, seen, soon, strange, unlimited
+        from shop.tasks import add, count, fail, flaky, ran, seen, skip, soon, strange
+        from shop.tasks import unlimited
 
         app = project_app()
         told = []
@@ -264,7 +271,12 @@ FILES = {
             app.control.revoke(result.id)
             app.run_until_empty()
             result.refresh()
-            return shape(result)
+            ignored = skip.enqueue()
+            after = app.signature("shop.tasks.fail", ["no"]) | app.signature("shop.tasks.add")
+            unmet = after.delay()
+            app.run_until_empty()
+            ignored.refresh()
+            return [shape(result), shape(ignored), shape(add.get_result(unmet.id))]
 
         def known_under_its_own_name():
             result = add.enqueue(1)
@@ -321,6 +333,8 @@ def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """What the program of the project says, on each broker."""
     django_project.require_tasks()
     environ: dict[str, str] = {}
+    if request.param != "sqlite":
+        environ["COVERAGE_PROCESS_CONFIG"] = ""  # it walks the branches of the first again
     if request.param == "redis":
         redis_server.require()
 
@@ -493,13 +507,18 @@ def test_a_task_has_options_of_its_own_before_its_backends(told: Any) -> None:
     }
 
 
-def test_what_was_revoked_has_failed(told: Any) -> None:
-    assert told["revoked_is_failed"] == {
-        "status": "FAILED",
-        "attempts": 0,
-        "errors": ["liteq.exceptions.TaskRevokedError"],
-        "times": [True, False, False, True],
-    }
+def test_what_was_revoked_ignored_or_never_had_what_it_waited_for_has_failed(
+    told: Any,
+) -> None:
+    unstarted = [True, False, False, True]
+    assert [
+        (one["status"], one["attempts"], one["errors"], one["times"])
+        for one in told["revoked_is_failed"]
+    ] == [
+        ("FAILED", 0, ["liteq.exceptions.TaskRevokedError"], unstarted),
+        ("FAILED", 1, ["liteq.exceptions.Ignore"], WHOLE),
+        ("FAILED", 0, ["builtins.ValueError"], unstarted),
+    ]
 
 
 def test_a_task_of_djangos_is_known_by_its_own_name(told: Any) -> None:

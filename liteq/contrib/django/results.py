@@ -20,7 +20,6 @@ from liteq.contrib.django.framework import (
     signals,
     task_backends,
 )
-from liteq.exceptions import DecodeError
 from liteq.ids import made_at
 from liteq.serializers import loads_call
 from liteq.states import SUCCESS
@@ -108,7 +107,7 @@ def of_record(task: Any, record: Record, app: Liteq) -> Any:
     args, kwargs = loads_call(message.body, message.content_type, app.conf.accept_content)
     past = app.broker.attempts(record.id)
     workers = [one.worker or "" for one in past]
-    if record.state in ("running", "succeeded"):
+    if record.state in ("running", "succeeded", "ignored"):
         workers.append(record.worker or "")
     all_begins = (*(one.started_at for one in past), record.started_at)
     begins = [begin for begin in all_begins if begin is not None]
@@ -221,12 +220,10 @@ def _errors(past: list[Attempt]) -> list[Any]:
 
 
 def _why(record: Record) -> Any:
-    """Return the error of a task that has none of its own: it was revoked or ignored."""
+    """Return the error of a task whose attempts have none: it was revoked, has ended by
+    `Ignore`, or has failed with what it waited for."""
     if record.state == "failed" and record.result is not None:
-        try:
-            said = failure.read(record.result)
-        except DecodeError as exc:
-            return _error("liteq.exceptions", "DecodeError", str(exc))
+        said = failure.read(record.result)
         return _error(said["module"], said["type"], said["traceback"] or said["message"])
     if record.state == "ignored":
         return _error("liteq.exceptions", "Ignore", "ignored")
