@@ -23,6 +23,7 @@ def configure(app: Liteq) -> None:
         conf.worker_log_color,
         task_format=conf.worker_task_log_format,
         datefmt=conf.worker_log_datefmt,
+        task_datefmt=conf.worker_task_log_datefmt,
         context=_running_task,
         signals=signals,
     )

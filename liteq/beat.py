@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from liteq import signals
-from liteq.brokers.base import Broker
+from liteq.brokers.base import Broker, Mailbox
 from liteq.brokers.values import Schedule
 from liteq.custom import Custom, PersistentScheduler, ScheduleEntry, Scheduler, find_scheduler
 from liteq.entries import BeatLazyFunc, Entry
@@ -380,6 +380,8 @@ class Service:
         else:
             self.engine = Custom(app, kind, max_interval=max_interval)
         self._wake_write: socket.socket | None = None  # until it runs
+        self._selector: selectors.BaseSelector
+        self._mailbox: Mailbox | None = None  # until the store can be reached
 
     def run(self) -> int:
         """Run until stopped; return the process's exit code: 0 after a stop that was asked
@@ -397,10 +399,8 @@ class Service:
             selector.register(woken, selectors.EVENT_READ)
             if self.life is not None:
                 selector.register(self.life, selectors.EVENT_READ)
-            mailbox = self.app.broker.mailbox(beat=True)
-            stack.callback(mailbox.close)
-            if (polls := mailbox.fileno() < 0) is False:
-                selector.register(mailbox.fileno(), selectors.EVENT_READ)
+            self._selector = selector
+            stack.callback(self._close_mailbox)
             init = signals.beat_embedded_init if self.embedded else signals.beat_init
             init.send(sender=self)
             stack.callback(self._close)
@@ -411,14 +411,16 @@ class Service:
                     wait = self._tick()
                     if self._garbage is not None:
                         self._garbage.collect_if_due()
-                    if polls:
+                    mailbox = self._mailbox
+                    polls = mailbox is not None and mailbox.fileno() < 0
+                    if mailbox is not None and polls:
                         wait = min(wait, mailbox.poll_interval)
                     ready = selector.select(0 if self._is_told_to_stop() else wait)
                     if any(key.fileobj is self.life for key, _ in ready):
                         break
                     with contextlib.suppress(BlockingIOError):
                         woken.recv(4096)
-                    if mailbox.receive() or polls:
+                    if mailbox is not None and (mailbox.receive() or polls):
                         self.engine.wake()
             except BrokerError as exc:  # trying again will not help: deleted, damaged
                 logger.critical("the beat stops: %s", exc)
@@ -438,6 +440,8 @@ class Service:
     def _tick(self) -> float:
         """Tick, and return how long to sleep; longer and longer while there is no store."""
         try:
+            if self._mailbox is None:
+                self._open_mailbox()  # before it looks: what changes after that wakes it
             if not self._started:
                 self.engine.start()
                 self._started = True
@@ -451,6 +455,15 @@ class Service:
             ready, self.on_ready = self.on_ready, None
             ready()
         return wait
+
+    def _open_mailbox(self) -> None:
+        self._mailbox = self.app.broker.mailbox(beat=True)
+        if self._mailbox.fileno() >= 0:
+            self._selector.register(self._mailbox.fileno(), selectors.EVENT_READ)
+
+    def _close_mailbox(self) -> None:
+        if self._mailbox is not None:
+            self._mailbox.close()
 
     def _close(self) -> None:
         try:

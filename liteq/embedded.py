@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 from liteq.exceptions import ImproperlyConfigured, LiteqError
 from liteq.reference import load, reference
-from liteq.worker import Worker
+from liteq.worker import Worker, grace_of
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -49,7 +49,7 @@ def worker(
         "pool": pool,
         "queues": list(queues) if queues is not None else None,
         "hostname": hostname,
-        "grace": app.conf.worker_shutdown_timeout if grace is None else grace,
+        "grace": grace_of(app.conf) if grace is None else grace,
         "beat": beat,
     }
     with _in_process(app, options) if pool == "prefork" else _in_thread(app, options) as made:

@@ -26,7 +26,12 @@ __all__ = ["Pulse", "pulses", "store_url"]
 
 # Variables that have a word to say about the store beside LITEQ_BROKER_URL.
 _ELSEWHERE: Final = frozenset(
-    {"LITEQ_BROKER_TRANSPORT_OPTIONS", "LITEQ_BROKER_TRANSPORT_OPTIONS_FILE"}
+    {
+        "LITEQ_BROKER_TRANSPORT_OPTIONS",
+        "LITEQ_BROKER_TRANSPORT_OPTIONS_FILE",
+        "LITEQ_BROKER_USE_SSL",
+        "LITEQ_BROKER_USE_SSL_FILE",
+    }
 )
 _TIMEOUT: Final = 2.0  # seconds to wait for a store: a probe has little time
 
@@ -55,6 +60,7 @@ def store_url(given: str | None = None) -> tuple[str, Mapping[str, Any]]:
     from pathlib import Path  # late, like the next: what most probes can do without
 
     from liteq.config import Settings  # 30 ms
+    from liteq.storesettings import secured
 
     settings = Settings()
     options: Mapping[str, Any] = settings.broker_transport_options or {}
@@ -62,7 +68,8 @@ def store_url(given: str | None = None) -> tuple[str, Mapping[str, Any]]:
     if isinstance(url, (list, tuple)):
         url = url[0]
     if url:
-        return str(url), options
+        url, tls = secured(str(url), settings.broker_use_ssl)
+        return url, {**tls, **options}
     found = sorted(path for path in Path.cwd().glob("*.liteq") if (path / "store.db").exists())
     if len(found) == 1:
         return str(found[0]), options

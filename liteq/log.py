@@ -233,6 +233,7 @@ def configure(
     *,
     task_format: str | None = None,
     datefmt: str | None = None,
+    task_datefmt: str | None = None,
     context: Context | None = None,
     signals: Signals | None = None,
     stream: IO[str] | None = None,
@@ -243,9 +244,10 @@ def configure(
     root logger has a handler: then nothing is touched. Returns whether anything was done.
 
     format: "text", "json", or a %-format. task_format: another %-format for the loggers
-    of tasks. colour: None means on a terminal, unless NO_COLOR is set. context: what
-    tells `ContextFilter` about the running task. The log goes to standard error, or is
-    appended to `logfile`, which may be rotated under it.
+    of tasks. datefmt, task_datefmt: how times are written (`time.strftime`). colour: None
+    means on a terminal, unless NO_COLOR is set. context: what tells `ContextFilter` about
+    the running task. The log goes to standard error, or is appended to `logfile`, which may
+    be rotated under it.
 
     Raises `ImproperlyConfigured` for a level or format that does not exist, and `OSError`
     if the file cannot be written.
@@ -265,9 +267,10 @@ def configure(
     handler.addFilter(ContextFilter(context))
     root.addHandler(handler)
     root.setLevel(number)
-    if task_format is not None and format != "json":
+    if (task_format is not None or task_datefmt is not None) and format != "json":
         task_handler = _handler(logfile, stream)
-        task_handler.setFormatter(_formatter(task_format, datefmt, colour=colour))
+        formatter = _formatter(task_format or format, task_datefmt or datefmt, colour=colour)
+        task_handler.setFormatter(formatter)
         task_handler.addFilter(ContextFilter(context))
         task_logger.addHandler(task_handler)
         task_logger.propagate = False

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["beats", "boot_id", "is_free", "quick_answer"]
 
+_ELSEWHERE: Final = ("LITEQ_BROKER_TRANSPORT_OPTIONS", "LITEQ_BROKER_USE_SSL")
 MAX_AGE: Final = 60.0  # seconds that the last heartbeat of a worker may be old
 _TIMEOUT: Final = 2_000  # milliseconds to wait for a store: a probe has little time
 _STEADY: Final = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", 0))
@@ -84,7 +85,7 @@ def quick_answer(words: Sequence[str], on_server: Callable[[str], Iterable[Beat]
     gives what `beats()` gives, of a store with such a URL; nothing if it cannot be reached.
     """
     url = os.environ.get("LITEQ_BROKER_URL")
-    if any(name.startswith("LITEQ_BROKER_TRANSPORT_OPTIONS") for name in os.environ):
+    if any(name.startswith(_ELSEWHERE) for name in os.environ):
         return False
     left = list(words)
     while left:

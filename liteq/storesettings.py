@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from liteq import brokers
@@ -12,9 +13,15 @@ if TYPE_CHECKING:
     from liteq.clock import Clock
     from liteq.config import Settings
 
-__all__ = ["connect", "keeps_results", "length_limit", "url_of"]
+__all__ = ["connect", "keeps_results", "length_limit", "secured", "url_of"]
 
 _DISABLED: Final = ("disabled", "disabled://")
+_WITH_TLS: Final = {
+    "redis": "rediss",
+    "valkey": "valkeys",
+    "sentinel": "rediss+sentinel",
+    "redis+sentinel": "rediss+sentinel",
+}
 
 
 def url_of(conf: Settings) -> str:
@@ -36,8 +43,29 @@ def connect(conf: Settings, url: str, clock: Clock | None) -> Broker:
         "max_length": conf.task_queue_max_length,
         "max_lengths": _max_lengths(conf),
     }
+    if brokers.scheme_of(url) not in ("sqlite", "memory"):
+        if conf.broker_connection_timeout is not None:
+            options["socket_connect_timeout"] = conf.broker_connection_timeout
+        url, tls = secured(url, conf.broker_use_ssl)
+        options |= tls
     options.update(conf.broker_transport_options or {})
     return brokers.connect(url, options, clock)
+
+
+def secured(url: str, wanted: Any) -> tuple[str, Mapping[str, Any]]:
+    """Return the URL and the `ssl_…` options that `broker_use_ssl` makes of it."""
+    if not wanted:
+        return url, {}
+    if wanted is not True and not isinstance(wanted, Mapping):
+        raise ImproperlyConfigured(
+            "broker_use_ssl is True or a dict of options, as in "
+            f"{{'ssl_ca_certs': '/etc/ssl/redis.pem'}}, not {wanted!r}"
+        )
+    # Celery gives those of other servers without the prefix.
+    named = {} if wanted is True else wanted
+    tls = {name if name.startswith("ssl_") else f"ssl_{name}": named[name] for name in named}
+    scheme, sign, rest = url.partition("://")
+    return f"{_WITH_TLS.get(scheme.lower(), scheme)}{sign}{rest}", tls
 
 
 def keeps_results(conf: Settings, url: str) -> bool:

@@ -50,12 +50,13 @@ if TYPE_CHECKING:
     from liteq.app import Liteq
     from liteq.autoscale import Autoscaler
     from liteq.companion import Companion
+    from liteq.config import Settings
     from liteq.metrics import Tally
     from liteq.scraping import Endpoint
     from liteq.steering import Steering
     from liteq.systemd import Notifier
 
-__all__ = ["EXIT_BROKEN", "EXIT_SCHEMA", "EXIT_STORE", "Worker"]
+__all__ = ["EXIT_BROKEN", "EXIT_SCHEMA", "EXIT_STORE", "Worker", "grace_of"]
 
 logger = get_logger("liteq.worker")
 
@@ -82,7 +83,8 @@ class Worker(Steered):
     nothing is claimable. Time limits are seconds, memory is KiB. `install_signals` is to
     be False outside of the main thread. `beat`: fire periodic tasks as well, with this
     `scheduler` in place of liteq's own, if one is named. `metrics`: "[host:]port" to
-    serve this worker's figures at. `on_ready` is called when all children are.
+    serve this worker's figures at. `patient`: wait for a store that cannot be reached yet, as
+    the settings say, in place of ending. `on_ready` is called when all children are.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class Worker(Steered):
         scheduler: Any = None,
         metrics: str | None = None,
         autoscale: tuple[int, int] | None = None,
+        patient: bool = False,
     ) -> None:
         conf = app.conf
         self.app = app
@@ -129,7 +132,7 @@ class Worker(Steered):
         self.concurrency = 1 if self.pool_kind == "solo" else wanted
         self.hostname = node_name(hostname)
         self.burst = burst
-        self.grace = conf.worker_shutdown_timeout if grace is None else grace
+        self.grace = grace_of(conf) if grace is None else grace
         self.time_limit = time_limit or conf.task_time_limit
         self.soft_time_limit = soft_time_limit or conf.task_soft_time_limit
         self.max_tasks_per_child = max_tasks_per_child or conf.worker_max_tasks_per_child
@@ -176,6 +179,11 @@ class Worker(Steered):
         self._next_upkeep = self._next_look = self._next_watchdog = 0.0
         self._pause = 0.0
         self._try_again = 0.0
+        self._tries = 0  # to reach the store, in vain, since it last answered
+        retries: bool = conf.broker_connection_retry
+        self._most_tries: int | None = conf.broker_connection_max_retries if retries else 0
+        at_start: bool | None = conf.broker_connection_retry_on_startup
+        self._patient = patient and (retries if at_start is None else at_start)
         self._ignores_rates: bool = app.conf.worker_disable_rate_limits
         self._stopping = 0  # as wished: WARM or COLD
         self._deadline: float | None = None  # of the stop's present stage
@@ -200,15 +208,19 @@ class Worker(Steered):
                 stack.enter_context(self._wishes.by_signals())
             stack.callback(self._leave)
             self._start()
-            try:
-                self._loop()
-            except BrokerError as exc:  # trying again will not help: deleted, damaged
-                logger.critical("stopping: %s", exc)
-                self._exit_code = EXIT_SCHEMA if isinstance(exc, SchemaError) else EXIT_STORE
-            finally:
-                self._announce(signals.worker_shutdown, self)
+            if self._enter():
+                self._work()
         logger.info("%s has stopped", self.hostname)
         return self._exit_code or self._wishes.exit_code
+
+    def _work(self) -> None:
+        try:
+            self._loop()
+        except BrokerError as exc:  # trying again will not help: deleted, damaged
+            logger.critical("stopping: %s", exc)
+            self._exit_code = EXIT_SCHEMA if isinstance(exc, SchemaError) else EXIT_STORE
+        finally:
+            self._announce(signals.worker_shutdown, self)
 
     def stop(self, *, cold: bool = False) -> None:
         """Stop from any thread: finish what runs (warm), or give it back now (cold)."""
@@ -274,11 +286,37 @@ class Worker(Steered):
         # Before the store is opened, for the same reason; and they start meanwhile.
         self.pool.start(self._selector)
         self._time_limits.warn(self.pool)
-        self._membership.join(self._selector)
-        # Before the first claim: what a dead worker of this host held starts at once.
-        self._membership.reclaim()
+
+    def _enter(self) -> bool:
+        """Join the other workers, once the store can be reached; False if a stop was asked for
+        before that."""
+        while True:
+            try:
+                self._membership.join(self._selector)
+                # Before the first claim: what a dead worker of this host held starts at once.
+                self._membership.reclaim()
+            except BrokerUnavailable as exc:
+                if not self._patient:
+                    raise
+                self._postpone(exc, time.monotonic())
+            else:
+                break
+            if self._waits_in_vain():
+                return False
         if self.pool_kind == "solo":
             self._membership.keep()
+        return True
+
+    def _waits_in_vain(self) -> bool:
+        """Wait until the store is to be tried again; True if a stop was asked for meanwhile."""
+        pool = self.pool
+        assert pool is not None
+        while not self._wishes.stop and (left := self._try_again - time.monotonic()) > 0:
+            timers = pool.tick(time.monotonic())
+            timeout = left if timers is None else min(left, timers)
+            for key, mask in self._selector.select(timeout):
+                key.data(mask)
+        return bool(self._wishes.stop)
 
     def _make_companion(self) -> Companion:
         from liteq.companion import Companion  # late: for `-B` alone
@@ -378,6 +416,7 @@ class Worker(Steered):
         if self._pause:
             membership.next_beat = 0.0  # with which it is seen what the outage has cost
         self._pause = self._try_again = 0.0
+        self._tries = 0
         membership.orders = False
         membership.mail = membership.mail or step.mail
         if step.heard or self._teller.heard:
@@ -440,7 +479,11 @@ class Worker(Steered):
                     self._wishes.ask_to_stop(WARM)
 
     def _postpone(self, exc: BrokerError, now: float) -> None:
-        """Keep everything and try again later: every call to the store may be repeated."""
+        """Keep everything and try again later: every call to the store may be repeated.
+        Raises what it is given when there have been as many tries as there may be."""
+        if self._most_tries is not None and self._tries >= self._most_tries:
+            raise exc
+        self._tries += 1
         self._pause = min(_LONGEST_PAUSE, max(0.05, self._pause * 2))
         self._try_again = now + self._pause
         logger.error("%s; trying again in %.2g s", exc, self._pause)
@@ -650,6 +693,13 @@ class Worker(Steered):
             self._tasks = frozenset(self.app.tasks)
             self._time_limits.look_again()
         return self._tasks
+
+
+def grace_of(conf: Settings) -> float:
+    """Return how many seconds a warm stop waits for what runs, as the settings say."""
+    celerys: float = conf.worker_soft_shutdown_timeout
+    own: float = conf.worker_shutdown_timeout
+    return celerys if celerys and not conf.value_set_for("worker_shutdown_timeout") else own
 
 
 def _weights(wanted: Sequence[str] | None) -> tuple[list[str] | None, dict[str, int]]:

@@ -875,9 +875,13 @@ def test_a_pid_file_is_held_while_the_worker_lives(
     assert not file.exists()
 
 
-def test_a_pid_file_of_a_killed_worker_is_free_at_once(start: Callable[..., Running]) -> None:
-    first = start("worker", "-c", "1", "--pidfile", "worker.pid")
+def test_a_pid_file_of_a_killed_worker_is_free_at_once(
+    project: Project, start: Callable[..., Running]
+) -> None:
+    first = start("worker", "-c", "1", "worker_pidfile=worker.pid")
     first.wait_for("^ready")
+    held = (project.folder / "worker.pid").read_text()
+    assert held == f"{first.process.pid}\n"
     first.end(signal.SIGKILL)
 
     second = start("worker", "-c", "1", "--pidfile", "worker.pid")

@@ -253,6 +253,17 @@ def test_celery_s_formats_know_the_task() -> None:
     assert stream.getvalue() == "t[7] mine\nINFO other\n"
 
 
+@bare_root()
+def test_the_times_of_tasks_have_a_format_of_their_own() -> None:
+    stream = io.StringIO()
+    log.configure(
+        format="%(asctime)s %(message)s", datefmt="main", task_datefmt="task", stream=stream
+    )
+    get_task_logger("proj.tasks").info("mine")
+    logging.getLogger("other").info("other")
+    assert stream.getvalue() == "task mine\nmain other\n"
+
+
 def test_a_task_logger_hands_on_to_liteq_s(caplog: pytest.LogCaptureFixture) -> None:
     logger = get_task_logger("proj.more_tasks")
     assert logger.name == "proj.more_tasks"

@@ -654,6 +654,118 @@ def test_outcomes_wait_until_the_store_can_be_reached_again(
     assert len(app.broker.attempts(result.id)) == 0
 
 
+class AbsentBroker(SqliteBroker):
+    """A store that cannot be reached the first `absent` times that a worker comes."""
+
+    absent = 0
+
+    def register(self, *args: Any, **options: Any) -> int:
+        self.absent -= 1
+        if self.absent >= 0:
+            raise BrokerUnavailable("not up yet")
+        return super().register(*args, **options)
+
+
+def test_a_patient_worker_waits_for_the_store(
+    app: Liteq, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = app.broker = AbsentBroker(None)
+    broker.absent = 3
+
+    @app.task
+    def work() -> str:
+        return "done"
+
+    with running(app, patient=True):
+        assert work.delay().get(timeout=10) == "done"
+    assert caplog.text.count("not up yet; trying again in") == 3
+
+
+def test_a_worker_that_waits_for_the_store_can_be_stopped(
+    app: Liteq, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = app.broker = AbsentBroker(None)
+    broker.absent = 1_000_000
+    made = Worker(app, pool="threads", concurrency=1, install_signals=False, patient=True)
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(made.run()))
+    thread.start()
+    wait_until(lambda: "trying again in 0.2 s" in caplog.text)
+
+    made.stop()
+    thread.join(10)
+
+    assert codes == [0]
+    assert made.pool is not None
+    assert made.pool.alive() == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "patient", "tries"),
+    [
+        ({}, False, 0),
+        ({"broker_connection_retry_on_startup": False}, True, 0),
+        ({"broker_connection_retry": False}, True, 0),
+        ({"broker_connection_max_retries": 2}, True, 2),
+    ],
+)
+def test_a_worker_waits_for_the_store_no_longer_than_it_is_to(
+    app: Liteq,
+    caplog: pytest.LogCaptureFixture,
+    settings: dict[str, Any],
+    patient: bool,
+    tries: int,
+) -> None:
+    app.conf.update(settings)
+    broker = app.broker = AbsentBroker(None)
+    broker.absent = 1_000_000
+    made = Worker(app, pool="threads", concurrency=1, install_signals=False, patient=patient)
+
+    with pytest.raises(BrokerUnavailable, match="not up yet"):
+        made.run()
+
+    assert caplog.text.count("trying again in") == tries
+
+
+@pytest.mark.parametrize(
+    ("settings", "tries"),
+    [({"broker_connection_retry": False}, 0), ({"broker_connection_max_retries": 2}, 2)],
+)
+def test_a_store_that_is_lost_ends_a_worker_that_is_not_to_try_again(
+    app: Liteq, caplog: pytest.LogCaptureFixture, settings: dict[str, Any], tries: int
+) -> None:
+    app.conf.update(settings)
+    broker = app.broker = SickBroker(None, lease_timeout=0.2)
+    codes: list[int] = []
+
+    with running(app, codes=codes):
+        broker.error = BrokerUnavailable("no store today")
+        wait_until(lambda: codes)
+
+    assert codes == [EXIT_STORE]
+    assert caplog.text.count("trying again in") == tries
+    assert "stopping: no store today" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "grace"),
+    [
+        ({}, 25.0),
+        ({"worker_shutdown_timeout": 3}, 3.0),
+        ({"worker_soft_shutdown_timeout": 7}, 7.0),
+        ({"worker_soft_shutdown_timeout": 7, "worker_shutdown_timeout": 3}, 3.0),
+        ({"worker_soft_shutdown_timeout": 0}, 25.0),
+    ],
+)
+def test_celerys_soft_shutdown_is_the_grace_period(
+    app: Liteq, settings: dict[str, float], grace: float
+) -> None:
+    app.conf.update(settings)
+
+    assert Worker(app, pool="solo").grace == grace
+    assert Worker(app, pool="solo", grace=1).grace == 1
+
+
 def test_a_damaged_store_ends_the_worker_with_its_own_exit_code(
     app: Liteq, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -66,6 +66,7 @@ class RedisStore(Broker):
         ssl_check_hostname: bool | None = None,
         ssl_ciphers: str | None = None,
         ssl_keyfile: str | None = None,
+        ssl_min_version: str | None = None,
         ssl_password: str | None = None,
         tokens: Callable[[], int] = new_token,
     ) -> None:
@@ -78,6 +79,7 @@ class RedisStore(Broker):
             "ssl_check_hostname": ssl_check_hostname,
             "ssl_ciphers": ssl_ciphers,
             "ssl_keyfile": ssl_keyfile,
+            "ssl_min_version": ssl_min_version,
             "ssl_password": ssl_password,
         }
         given = {name: value for name, value in tls.items() if value is not None}

@@ -32,7 +32,8 @@ _PAUSE: Final = 1.0  # seconds between two tries to connect
 
 class RedisMailbox(Mailbox):
     """A mailbox that listens on these channels. `listening` is called whenever it does
-    anew: what was published before that is lost."""
+    anew: what was published before that is lost. Raises `BrokerUnavailable` if the server
+    cannot be reached; one that is lost later is looked for by `mend()`."""
 
     def __init__(
         self,
@@ -56,7 +57,15 @@ class RedisMailbox(Mailbox):
         self._missed = False
         self._try_at = 0.0
         self._closed = False
-        self._connect()
+        try:
+            self._connect()
+        except BaseException as exc:
+            self.close()
+            if isinstance(exc, ServerError):
+                raise link.refusal(exc)[0] from exc
+            if isinstance(exc, (OSError, RedisError)):
+                raise link.unreachable(exc) from exc
+            raise
         _mailboxes.add(self)
 
     def fileno(self) -> int:

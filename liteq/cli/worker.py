@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -251,16 +251,20 @@ def worker(settings: tuple[str, ...], pidfile: str | None, **options: Any) -> in
     liteq worker --burst                  empty the queues and stop
     liteq worker worker_lease_timeout=30  change a setting
     """
-    from liteq.nodes import file_of, node_name
     from liteq.systemd import Notifier  # before the app: it must not reach its children
 
     session = Session.current()
     _mind_celery_flags(session, options)
     notify = Notifier.from_environment()
-    if pidfile:
-        pidfile = file_of(node_name(options["hostname"]), pidfile)
-    with holding(pidfile) if pidfile else nullcontext():
+    with _holding(pidfile, options["hostname"]):
         return run_worker(session, options, settings=settings, notify=notify)
+
+
+def _holding(pidfile: str | None, hostname: str | None) -> AbstractContextManager[object]:
+    """Keep a file with our process id, if one is named, while the context is open."""
+    from liteq.nodes import file_of, node_name
+
+    return holding(file_of(node_name(hostname), pidfile)) if pidfile else nullcontext()
 
 
 def run_worker(
@@ -292,9 +296,13 @@ def run_worker(
     # A reader of JSON is a program, and where its lines go, nothing else should.
     shown = bool(app.conf.worker_logfile) or app.conf.worker_log_format != "json"
 
+    is_told = True
+
     def ready() -> None:
         with suppress(OSError):  # the terminal, or who reads the pipe, may have gone
             if shown:
+                if not is_told and (kept := _kept_by(app)):
+                    session.banner(f"store     {store_of(app)}{kept}")
                 took = time.monotonic() - begun
                 session.banner(f"ready     in {took:.2f} s · Ctrl-C to stop")
         if on_ready is not None:
@@ -320,14 +328,17 @@ def run_worker(
         metrics=options.get("metrics_port"),
         notify=notify,
         on_ready=ready,
+        patient=not options.get("burst"),
     )
     if options.get("purge"):
         deleted = app.broker.purge(made.queues)
         session.note(f"purged {deleted} messages from {', '.join(made.queues)}")
     if shown:
-        _banner(session, made, found.reference)
+        is_told = _banner(session, made, found.reference)
     made.announced = shown and not session.quiet and not app.conf.worker_logfile
-    status = made.run()
+    pidfile = None if options.get("pidfile") else app.conf.worker_pidfile
+    with _holding(pidfile, made.hostname):
+        status = made.run()
     if made.unfinished or (session.owns_process and _threads_remain()):
         click.get_current_context().call_on_close(lambda: _leave(status))
     return status
@@ -377,8 +388,8 @@ def store_of(app: Liteq) -> str:
     return str(folder) if folder is not None else mask_url(app.broker_url)
 
 
-def _kept_by(app: Liteq) -> str:
-    """Say what a server's store survives, if it is on a server that can be asked."""
+def _kept_by(app: Liteq) -> str | None:
+    """Say what a server's store survives, if it is on one; None if that cannot be asked now."""
     from liteq.exceptions import LiteqError
 
     ask = getattr(app.broker, "persistence", None)
@@ -387,7 +398,7 @@ def _kept_by(app: Liteq) -> str:
     try:
         return f" ({ask()})"
     except LiteqError:
-        return ""  # the worker says why, and tries again
+        return None  # the worker says why, and tries again
 
 
 # What the command line says
@@ -452,17 +463,20 @@ def _setting(token: str) -> tuple[str, str]:
 # What the user sees
 
 
-def _banner(session: Session, made: Worker, reference: str) -> None:
-    """Print the first four of the banner's five lines; the fifth says that it is ready."""
+def _banner(session: Session, made: Worker, reference: str) -> bool:
+    """Print the first four of the banner's five lines; the fifth says that it is ready. False
+    if the store could not say what it survives."""
     app = made.app
     number = len(app.tasks.own())
     count = f"{number} task{'' if number == 1 else 's'}"
+    kept = _kept_by(app)
     session.banner(
         f"liteq     {VERSION} · Python {sys.version.split()[0]} · pid {os.getpid()}",
         f"app       {app.main or reference} ({reference}) · {count}",
-        f"store     {store_of(app)}{_kept_by(app)}",
+        f"store     {store_of(app)}{kept or ''}",
         f"queues    {', '.join(made.queues)} · {_size(made)} × {made.pool_kind}",
     )
+    return kept is not None
 
 
 def _size(made: Worker) -> str:

@@ -91,6 +91,49 @@ def test_a_url_that_makes_no_sense_is_refused_without_its_password(
     assert "hunter2" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("url", "wanted", "place", "tls"),
+    [
+        ("redis://me:pw@h/2", True, "rediss://h:6379/2", {}),
+        (
+            "rediss://h",
+            {"ssl_cert_reqs": "none"},
+            "rediss://h:6379/0",
+            {"ssl_cert_reqs": "none"},
+        ),
+        ("valkey://h", {"ca_certs": "/ca"}, "rediss://h:6379/0", {"ssl_ca_certs": "/ca"}),
+        ("redis+sentinel://h/shop", True, "rediss+sentinel://h:26379/shop/0", {}),
+        (
+            "redis://h",
+            {"ssl_min_version": "TLSv1.3"},
+            "rediss://h:6379/0",
+            {"ssl_min_version": ssl.TLSVersion.TLSv1_3},
+        ),
+        ("redis://h", False, "redis://h:6379/0", None),
+        ("unix:///run/r.sock", True, "unix:///run/r.sock?db=0", None),
+    ],
+)
+def test_the_setting_broker_use_ssl_is_tls(
+    url: str, wanted: Any, place: str, tls: dict[str, Any] | None
+) -> None:
+    app = Liteq("shop", broker=url, broker_use_ssl=wanted)
+    found = app.broker._link.place  # type: ignore[attr-defined]
+
+    assert str(found) == place
+    assert found.tls == tls
+
+
+def test_a_broker_use_ssl_that_is_neither_is_refused() -> None:
+    with pytest.raises(ImproperlyConfigured, match="True or a dict"):
+        _ = Liteq("shop", broker="redis://h", broker_use_ssl="yes").broker
+
+
+def test_the_time_to_connect_in_is_a_setting() -> None:
+    app = Liteq("shop", broker="redis://h", broker_connection_timeout=1.5)
+
+    assert app.broker._link.options["socket_connect_timeout"] == 1.5  # type: ignore[attr-defined]
+
+
 _WORD = st.text("ab1.-/:@?&=%#;,[]+ Ü_", max_size=6)
 _NUMBER = st.integers(0, 70_000).map(str) | _WORD
 

@@ -13,6 +13,8 @@ from processes.shop import Shop
 from redis_server import RedisServer
 from world import wait_until
 
+from liteq import Liteq
+from liteq.exceptions import BrokerUnavailable
 from on_redis.proxy import Proxy
 
 pytestmark = [pytest.mark.redis, pytest.mark.process]
@@ -114,6 +116,36 @@ def test_2_what_ended_and_was_forgotten_by_the_server_runs_again_under_the_same_
     assert again.get(timeout=20) == ["hold", 2]
     assert "has forgotten" in shop.log()
     assert shop.stop(worker) == 0
+
+
+def test_a_worker_and_its_beat_wait_for_a_server_that_is_not_up_yet(
+    open_shop: OpenShop, start: Callable[..., RedisServer]
+) -> None:
+    server = start()
+    server.kill()
+    shop = open_shop(server.url, BEATING)
+    worker = shop.start("-B", "-c", "1", ready=False)
+    shop.wait(lambda: shop.log().count("; trying again in") >= 3, worker)
+    assert not shop.notes("tick")
+
+    server.start()
+
+    shop.wait(lambda: len(shop.notes("tick")) > 1, worker)
+    assert "nothing is persisted" in shop.log()
+    assert "Traceback" not in shop.log()
+    assert shop.stop(worker) == 0
+
+
+def test_a_mailbox_without_a_server_is_an_error_of_the_store(
+    start: Callable[..., RedisServer],
+) -> None:
+    server = start()
+    server.kill()
+    broker = Liteq("shop", broker=server.url).broker
+
+    with pytest.raises(BrokerUnavailable, match="cannot be reached"):
+        broker.mailbox()
+    broker.close()
 
 
 def test_a_worker_goes_on_when_its_server_is_back(
