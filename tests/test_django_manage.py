@@ -204,3 +204,52 @@ def test_a_worker_is_not_started_while_the_checks_say_no(project: Path) -> None:
 
     assert ran.returncode == 2
     assert "no option 'time_limits'; did you mean" in ran.stderr
+
+
+BARE = {
+    "proj/settings.py": """
+        SECRET_KEY = "x"
+        USE_TZ = False
+        TIME_ZONE = "Asia/Tokyo"
+        INSTALLED_APPS = ["shop"]
+        TASKS = {"default": {"BACKEND": "liteq.contrib.django.LiteqBackend",
+                             "OPTIONS": {"unique_key": ["x"]}}}
+    """,
+    "shop/tasks.py": OWN["shop/tasks.py"],
+    "bare.py": """
+        import datetime, time
+        import django
+        django.setup()
+        from shop.tasks import same
+        first, again = same.enqueue(1), same.enqueue(1)
+        when = datetime.datetime.now() + datetime.timedelta(seconds=1000)
+        late = same.using(run_after=when).enqueue(2)
+        app = same.get_backend().app
+        app.run_until_empty()
+        first.refresh()
+        run_at = app.broker.get([late.id])[late.id].message.run_at
+        said = {"value": first.return_value, "again": again.id == first.id,
+                "naive": first.finished_at.tzinfo is None,
+                "now": abs((when - first.finished_at).total_seconds() - 1000) < 100,
+                "late": abs(run_at - time.time() - 1000) < 100,
+                "when": same.get_result(late.id).task.run_after == when}
+    """,
+}
+
+
+def test_a_project_needs_no_database_no_time_zones_and_not_our_django_app(
+    tmp_path: Path,
+) -> None:
+    django_project.require_tasks()
+    project = django_project.make(tmp_path, BARE)
+
+    said = django_project.said(project, "bare")
+
+    assert said == {
+        "value": 1,
+        "again": True,  # the one that stands: its key is the same
+        "naive": True,
+        "now": True,
+        "late": True,
+        "when": True,
+    }
