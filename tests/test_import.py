@@ -9,7 +9,17 @@ from world import uncovered
 
 import liteq
 
-HEAVY = ("redis", "click", "croniter", "dateutil", "multiprocess", "dill", "asyncio", "sqlite3")
+HEAVY = (
+    "redis",
+    "click",
+    "croniter",
+    "dateutil",
+    "multiprocess",
+    "dill",
+    "asyncio",
+    "sqlite3",
+    "django",
+)
 # What a sender of plain calls has no use for: 25 ms.
 NEEDLESS = {
     "dataclasses",
