@@ -159,7 +159,8 @@ def test_a_live_screen_outlasts_a_server_that_is_away(here: Here) -> None:
 
 
 def test_a_worker_that_never_reached_its_store_was_never_ready(here: Here) -> None:
-    done = here("worker", "-c", "1", "-b", "redis://127.0.0.1:1/0")
+    settings = ("broker_connection_retry=false",)
+    done = here("worker", "-c", "1", "-b", "redis://127.0.0.1:1/0", *settings)
 
     assert done.returncode == 6
     assert "redis://127.0.0.1:1/0 cannot be reached" in done.stdout + done.stderr

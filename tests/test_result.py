@@ -22,6 +22,7 @@ from api import app_in_memory, claim, forget_current, settle
 from world import FakeClock, enlist
 
 from liteq import AsyncResult, BoundTask, Liteq, allow_join_result, group, waiting
+from liteq.brokers import wakeup
 from liteq.brokers.base import Broker, Note
 from liteq.exceptions import (
     IncompleteStream,
@@ -505,6 +506,41 @@ def test_a_broker_that_nobody_holds_is_let_go_after_a_wait(tmp_path: Path, kind:
     gc.collect()
 
     assert broker() is None
+
+
+def test_a_mailbox_that_the_garbage_collector_closes_holds_up_nobody(
+    app: Liteq, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may do so in the middle of anything, as of the making of another mailbox."""
+    broker = app.broker
+    closed: list[None] = []
+
+    class Loop:
+        def __init__(self) -> None:
+            self.itself = self  # only the collector lets it go
+
+    def leave_one_behind() -> None:
+        mailbox = broker.mailbox()
+
+        def close() -> None:
+            mailbox.close()
+            closed.append(None)
+
+        weakref.finalize(Loop(), close)
+
+    class Mailbox(wakeup.LocalMailbox):
+        def __init__(self, *args: Any) -> None:
+            gc.collect()
+            super().__init__(*args)
+
+    leave_one_behind()
+    monkeypatch.setattr("liteq.brokers.base_sqlite.LocalMailbox", Mailbox)
+    thread = threading.Thread(target=lambda: broker.mailbox().close(), daemon=True)
+    thread.start()
+    thread.join(10)
+
+    assert closed
+    assert not thread.is_alive()
 
 
 def test_a_queue_without_a_worker_is_reported(

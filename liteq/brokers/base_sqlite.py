@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
@@ -73,8 +72,8 @@ class SqliteStore(Broker):
         place = self.directory
         self._locks = LockFiles(os.path.join(place, "workers")) if place is not None else None
         self._post = Post(os.path.join(place, "wake")) if place is not None else None
+        # Without a lock: a mailbox is closed by the garbage collector too, at any moment.
         self._local: dict[str, LocalMailbox] = {}
-        self._local_lock = threading.Lock()
         self._candidates: dict[int, str] = {}
         self._book = NO_BOOK
         self._doubtful: dict[int, set[int]] = {}  # by worker: tokens of claims that failed
@@ -119,15 +118,13 @@ class SqliteStore(Broker):
             self._database.prepare()
             return self._post.open(self.poll_interval, worker, beat=beat)
         kind = kind_of(worker, beat=beat)
-        with self._local_lock:
-            name = f"{kind}{new_token()}"
-            mailbox = LocalMailbox(name, self.poll_interval, self._forget_mailbox)
-            self._local[name] = mailbox
+        name = f"{kind}{new_token()}"
+        mailbox = LocalMailbox(name, self.poll_interval, self._forget_mailbox)
+        self._local[name] = mailbox
         return mailbox
 
     def _forget_mailbox(self, name: str) -> None:
-        with self._local_lock:
-            self._local.pop(name, None)
+        self._local.pop(name, None)
 
     # The file
 

@@ -50,7 +50,7 @@ class Post:
         self._socket: socket.socket | None = None
         self._stamp: int | None = None
         self._workers: tuple[str, ...] = ()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the garbage collector closes mailboxes, at any moment
 
     def open(
         self, poll_interval: float, worker: int | None = None, *, beat: bool = False

@@ -303,6 +303,8 @@ def test_a_master_that_was_replaced_while_it_is_well_gets_no_more_calls(
             return False
 
     def switch() -> None:
+        kept = f"{broker._prefix}m:{before.id}"  # and so all that was said before
+        wait_until(lambda: follower.say("EXISTS", kept) == 1)
         wait_until(is_begun, within=20)
         wait_until(is_named, within=20)
 
