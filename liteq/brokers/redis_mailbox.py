@@ -57,15 +57,15 @@ class RedisMailbox(Mailbox):
         self._missed = False
         self._try_at = 0.0
         self._closed = False
-        try:
-            self._connect()
-        except BaseException as exc:
-            self.close()
-            if isinstance(exc, ServerError):
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.close)
+            try:
+                self._connect()
+            except ServerError as exc:
                 raise link.refusal(exc)[0] from exc
-            if isinstance(exc, (OSError, RedisError)):
+            except (OSError, RedisError) as exc:
                 raise link.unreachable(exc) from exc
-            raise
+            undo.pop_all()
         _mailboxes.add(self)
 
     def fileno(self) -> int:
