@@ -884,7 +884,8 @@ def test_a_pid_file_of_a_killed_worker_is_free_at_once(
     assert held == f"{first.process.pid}\n"
     first.end(signal.SIGKILL)
 
-    second = start("worker", "-c", "1", "--pidfile", "worker.pid")
+    both = ("--pidfile", "worker.pid", "worker_pidfile=worker.pid")
+    second = start("worker", "-c", "1", *both)
     second.wait_for("^ready")
 
     assert second.end() == 0

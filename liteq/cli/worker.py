@@ -257,7 +257,8 @@ def worker(settings: tuple[str, ...], pidfile: str | None, **options: Any) -> in
     _mind_celery_flags(session, options)
     notify = Notifier.from_environment()
     with _holding(pidfile, options["hostname"]):
-        return run_worker(session, options, settings=settings, notify=notify)
+        given = {**options, "pidfile": pidfile}
+        return run_worker(session, given, settings=settings, notify=notify)
 
 
 def _holding(pidfile: str | None, hostname: str | None) -> AbstractContextManager[object]:
@@ -336,6 +337,7 @@ def run_worker(
     if shown:
         is_told = _banner(session, made, found.reference)
     made.announced = shown and not session.quiet and not app.conf.worker_logfile
+    # One that was given is held already, since before the app was imported.
     pidfile = None if options.get("pidfile") else app.conf.worker_pidfile
     with _holding(pidfile, made.hostname):
         status = made.run()
