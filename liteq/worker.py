@@ -180,10 +180,12 @@ class Worker(Steered):
         self._pause = 0.0
         self._try_again = 0.0
         self._tries = 0  # to reach the store, in vain, since it last answered
-        retries: bool = conf.broker_connection_retry
-        self._most_tries: int | None = conf.broker_connection_max_retries if retries else 0
+        self._most_tries: int | None = conf.broker_connection_max_retries
+        self._retries: bool = conf.broker_connection_retry
         at_start: bool | None = conf.broker_connection_retry_on_startup
-        self._patient = patient and (retries if at_start is None else at_start)
+        self._patient = patient and (self._retries if at_start is None else at_start)
+        # How long one thing waits for the next: no heartbeat is to be late for it.
+        self._together = min(_TOGETHER, self._broker.beat_interval / 10)
         self._ignores_rates: bool = app.conf.worker_disable_rate_limits
         self._stopping = 0  # as wished: WARM or COLD
         self._deadline: float | None = None  # of the stop's present stage
@@ -290,33 +292,30 @@ class Worker(Steered):
     def _enter(self) -> bool:
         """Join the other workers, once the store can be reached; False if a stop was asked for
         before that."""
+        membership = self._membership
         while True:
             try:
-                self._membership.join(self._selector)
+                membership.join(self._selector)
                 # Before the first claim: what a dead worker of this host held starts at once.
-                self._membership.reclaim()
+                membership.reclaim()
             except BrokerUnavailable as exc:
                 if not self._patient:
                     raise
                 self._postpone(exc, time.monotonic())
             else:
                 break
-            if self._waits_in_vain():
+            # What the pool has to say is kept until there is a store to tell.
+            while not self._wishes.stop and (left := self._try_again - time.monotonic()) > 0:
+                for key, mask in self._selector.select(left):
+                    key.data(mask)
+            if self._wishes.stop:
                 return False
+        self._tries = 0
+        if not self._retries:
+            self._most_tries = 0
         if self.pool_kind == "solo":
-            self._membership.keep()
+            membership.keep()
         return True
-
-    def _waits_in_vain(self) -> bool:
-        """Wait until the store is to be tried again; True if a stop was asked for meanwhile."""
-        pool = self.pool
-        assert pool is not None
-        while not self._wishes.stop and (left := self._try_again - time.monotonic()) > 0:
-            timers = pool.tick(time.monotonic())
-            timeout = left if timers is None else min(left, timers)
-            for key, mask in self._selector.select(timeout):
-                key.data(mask)
-        return bool(self._wishes.stop)
 
     def _make_companion(self) -> Companion:
         from liteq.companion import Companion  # late: for `-B` alone
@@ -521,7 +520,7 @@ class Worker(Steered):
         if self._wishes.stop > self._stopping:
             return 0
         by_the_clock = (membership.next_beat, self._next_upkeep, self._next_look)
-        latest = min(by_the_clock) + min(_TOGETHER, self._broker.beat_interval / 10)
+        latest = min(by_the_clock) + self._together
         wake_at = max(at for at in by_the_clock if at <= latest)
         if self._try_again > now:
             wake_at = self._try_again  # until then the store is left alone

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import selectors
 import subprocess
 import sys
 import threading
@@ -681,9 +682,16 @@ def test_a_patient_worker_waits_for_the_store(
     assert caplog.text.count("not up yet; trying again in") == 3
 
 
-def test_a_worker_that_waits_for_the_store_can_be_stopped(
-    app: Liteq, caplog: pytest.LogCaptureFixture
+def test_a_worker_that_waits_for_the_store_sleeps_and_can_be_stopped(
+    app: Liteq, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    wakings: list[float | None] = []
+    select = selectors.DefaultSelector.select
+    monkeypatch.setattr(
+        selectors.DefaultSelector,
+        "select",
+        lambda self, timeout=None: wakings.append(timeout) or select(self, timeout),
+    )
     broker = app.broker = AbsentBroker(None)
     broker.absent = 1_000_000
     made = Worker(app, pool="threads", concurrency=1, install_signals=False, patient=True)
@@ -698,6 +706,7 @@ def test_a_worker_that_waits_for_the_store_can_be_stopped(
     assert codes == [0]
     assert made.pool is not None
     assert made.pool.alive() == 0
+    assert len(wakings) < 50  # four pauses, and what the pool says at its start
 
 
 @pytest.mark.parametrize(
@@ -707,6 +716,15 @@ def test_a_worker_that_waits_for_the_store_can_be_stopped(
         ({"broker_connection_retry_on_startup": False}, True, 0),
         ({"broker_connection_retry": False}, True, 0),
         ({"broker_connection_max_retries": 2}, True, 2),
+        (
+            {
+                "broker_connection_retry": False,
+                "broker_connection_retry_on_startup": True,
+                "broker_connection_max_retries": 2,
+            },
+            True,
+            2,
+        ),
     ],
 )
 def test_a_worker_waits_for_the_store_no_longer_than_it_is_to(
