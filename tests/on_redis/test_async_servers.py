@@ -168,7 +168,7 @@ def test_coroutines_follow_the_sentinels_to_the_new_master(
         await broker.aenqueue([before])
         await asyncio.to_thread(wait_until, lambda: _has(follower, broker, before.id))
         master.kill()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 try:
                     await broker.aenqueue([after])

@@ -268,7 +268,7 @@ def test_after_a_failover_the_new_master_is_used(
         except BrokerUnavailable:
             return False
 
-    wait_until(again, within=20)
+    wait_until(again, within=60)  # a sentinel that was kept from work waits for half of that
     assert [one.id for one in broker.claim(worker, ["default"], 20)] == [m.id for m in messages]
     assert follower.say("ROLE")[0] == b"master"  # type: ignore[index]
     mailbox.close()
@@ -291,22 +291,14 @@ def test_a_master_that_was_replaced_while_it_is_well_gets_no_more_calls(
     broker.enqueue([make()])
     broker.claim(worker, ["default"])
 
-    def is_named() -> bool:
-        named = sentinel[0].say("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "shop")
-        return named == [b"127.0.0.1", str(follower.port).encode()]
-
-    def is_begun() -> bool:
-        try:
-            return sentinel[0].say("SENTINEL", "FAILOVER", "shop") == b"OK"
-        except ServerError as exc:  # it has not heard of the replica's health yet
-            assert exc.code == "NOGOODSLAVE"  # noqa: PT017
-            return False
-
     def switch() -> None:
+        """Have the sentinel name the follower. Its own failover would end so as well, but gives
+        up and starts over when the machine is slow."""
         kept = f"{broker._prefix}m:{before.id}"  # and so all that was said before
         wait_until(lambda: follower.say("EXISTS", kept) == 1)
-        wait_until(is_begun, within=20)
-        wait_until(is_named, within=20)
+        follower.say("REPLICAOF", "NO", "ONE")
+        sentinel[0].say("SENTINEL", "REMOVE", "shop")
+        sentinel[0].say("SENTINEL", "MONITOR", "shop", "127.0.0.1", follower.port, 1)
 
     async def call() -> None:
         await broker.aenqueue([before])
@@ -321,7 +313,7 @@ def test_a_master_that_was_replaced_while_it_is_well_gets_no_more_calls(
         broker.enqueue([after])
 
     assert broker.disown(worker, []) == 1  # what the first had settled since is not known here
-    assert master.say("ROLE")[0] == b"master"  # type: ignore[index]  # for ten seconds more
+    assert master.say("ROLE")[0] == b"master"  # type: ignore[index]  # nobody has told it
     assert follower.say("EXISTS", f"{broker._prefix}m:{after.id}") == 1
     broker.close()
 
