@@ -12,6 +12,7 @@ from liteq.brokers.following import Following
 from liteq.brokers.lengths import Lengths
 from liteq.brokers.limiting import NO_BOOK
 from liteq.brokers.liveness import LockFiles, boot_id
+from liteq.brokers.waitlinks import WaitLinks
 from liteq.brokers.wakeup import LocalMailbox, Post, kind_of
 from liteq.clock import Clock, system_clock
 from liteq.exceptions import ImproperlyConfigured
@@ -72,6 +73,7 @@ class SqliteStore(Broker):
         place = self.directory
         self._locks = LockFiles(os.path.join(place, "workers")) if place is not None else None
         self._post = Post(os.path.join(place, "wake")) if place is not None else None
+        self._links = WaitLinks(os.path.join(place, "waits")) if place is not None else None
         # Without a lock: a mailbox is closed by the garbage collector too, at any moment.
         self._local: dict[str, LocalMailbox] = {}
         self._candidates: dict[int, str] = {}
@@ -94,6 +96,9 @@ class SqliteStore(Broker):
         """Send the wake-ups that a committed transaction owes, to all workers but one."""
         if following.queued or following.freed:
             self._wake_workers(but=but)
+        if self._links is not None and following.ended:
+            for mailbox, id in self._links.take(following.ended):
+                following.woken.setdefault(mailbox, []).append(id)
         for address, ids in following.woken.items():
             self._wake(address, ids)
 

@@ -108,8 +108,8 @@ class Following:
     """What one transaction owes to those that wait, in the store and outside of it.
 
     `queued` says that messages became claimable, `freed` which of those had waited for
-    others, `lined` that some are under limits (see `limiting`), `woken` which ids are to be
-    told to which mailboxes. They are acted upon after the commit.
+    others, `lined` that some are under limits (see `limiting`), `ended` which ids have ended,
+    `woken` which are to be told to which mailboxes. They are acted upon after the commit.
     """
 
     def __init__(
@@ -125,6 +125,7 @@ class Following:
         self.queued = False
         self.freed: list[int] = []
         self.lined = False
+        self.ended: list[str] = []
         self.woken: dict[str, list[str]] = {}
         self._ended: dict[int, End] = {}  # by number, in the order of their ends
         self._settled: dict[int, str] = {}  # whose waiters are to be told
@@ -135,6 +136,7 @@ class Following:
 
     def succeeded(self, *ends: tuple[int, str, bytes]) -> None:
         """Note messages that have ended with these results, by their numbers and ids."""
+        self.ended += [id for _, id, _ in ends]
         if self._anything_follows():
             for seq, id, value in ends:
                 self._ended[seq] = End(seq, id, _SUCCEEDED, "result", value)
@@ -171,6 +173,7 @@ class Following:
         self._gather(seq, ())
 
     def _note(self, end: End) -> None:
+        self.ended.append(end.id)
         if self._anything_follows():
             self._ended[end.seq] = end
         if self._anyone_waits():

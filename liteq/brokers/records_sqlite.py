@@ -115,6 +115,10 @@ class SqliteRecords(SqliteStore):
     ) -> dict[str, Record]:
         if not isinstance(mailbox, (SocketMailbox, LocalMailbox)):
             raise TypeError(f"not a mailbox of this store: {mailbox!r}")
+        if len(ids) == 1 and not notes:
+            found = self._watch_by_link(ids[0], mailbox)
+            if found is not None:
+                return found
         records = self.get(ids)
         if all(record.final for record in records.values()):
             return records  # nothing to wait for: spare the write
@@ -128,6 +132,17 @@ class SqliteRecords(SqliteStore):
             return _records(db, ids, "AND state >= 6")
 
         return self._database.write(register, durable=False)
+
+    def _watch_by_link(self, id: str, mailbox: Mailbox) -> dict[str, Record] | None:
+        """Watch without a write; None if this message is to be watched by a row."""
+        links = self._links
+        if links is None or mailbox.fileno() < 0 or not links.leave(id, mailbox.name):
+            return None
+        record = self.get([id]).get(id)
+        if record is not None and not record.final:
+            return {}
+        links.withdraw(id, mailbox.name)
+        return {} if record is None else {id: record}
 
 
 def _records(db: apsw.Connection, ids: Sequence[str], also: str = "") -> dict[str, Record]:

@@ -57,6 +57,8 @@ class SqliteRoster(SqliteStore):
         worker = self._database.write(insert, durable=False)
         if self._post is not None:
             self._post.prune()
+            if self._links is not None:
+                self._links.prune(self._post.folder)
         self._wake_workers(HELLO)  # the others learn whose death to watch for
         return worker
 

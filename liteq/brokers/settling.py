@@ -160,7 +160,9 @@ class Settling:
             db.execute("RELEASE batch")
             return False
         db.execute("RELEASE batch")
-        if not self.following.quiet():
+        if self.following.quiet():
+            self.following.ended += [lease.packed[0] for lease, _ in settlements]
+        else:
             self.following.succeeded(
                 *[(lease.key, lease.id, out.result or b"null") for lease, out in settlements]
             )

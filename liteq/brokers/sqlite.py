@@ -128,7 +128,7 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
         workflow: Workflow | None = None,
     ) -> Mapping[str, str]:
         now = self.clock.now()
-        if isinstance(messages, Alike) and not (edges or workflow or self._lengths):
+        if type(messages) is Alike and not (edges or workflow or self._lengths):
             return self._enqueue_alike(messages, now)
         packed = pack_all(messages)
         limits = self._lengths.among({one[3] for one in packed}) if self._lengths else {}

@@ -2071,6 +2071,36 @@ def test_who_waits_in_another_thread_is_woken(broker: Broker) -> None:
     mailbox.close()
 
 
+def test_no_end_falls_between_the_look_of_who_watches_and_the_watch(broker: Broker) -> None:
+    messages = [put(broker, make()) for _ in range(200)]
+    worker = enlist(broker)
+    leases = broker.claim(worker, ["default"], len(messages))
+    mailbox = broker.mailbox()
+    together = threading.Barrier(2)
+
+    def settle() -> None:
+        for lease in leases:
+            together.wait(10)
+            broker.settle(worker, lease, Succeeded(b"1"))
+
+    thread = threading.Thread(target=settle)
+    thread.start()
+    lost = []
+    for message in messages:
+        together.wait(10)
+        if message.id in broker.watch([message.id], mailbox):
+            continue
+        heard: set[str] = set()
+        while message.id not in heard and (words := mailbox.wait(5)):
+            heard |= words
+        if message.id not in heard:
+            lost.append(message)
+    thread.join()
+
+    assert lost == []
+    mailbox.close()
+
+
 def test_what_has_settled_is_returned_by_watch_itself(broker: Broker) -> None:
     done, running = put(broker, make()), put(broker, make())
     worker = enlist(broker)
