@@ -16,7 +16,7 @@ from functools import partial
 from typing import NamedTuple, TypeAlias
 
 from benchmarks import effects
-from benchmarks.processes import cpu_seconds
+from benchmarks.processes import cpu_seconds, kept_awake
 from benchmarks.servers import Redis
 from benchmarks.site import Site, Worker
 from benchmarks.systems import System
@@ -93,6 +93,8 @@ ROWS = {
     "start p99": Row("… p99, ms"),
     "floor p50": Row("… of which a bare insert, wake-up, claim and hand-over: p50, ms"),
     "floor p99": Row("… p99, ms"),
+    "awake p50": Row("enqueue → task starts, CPUs kept awake by idle loops: p50, ms"),
+    "awake p99": Row("… p99, ms"),
     "trip p50": Row("call and wait for the result: p50, ms"),
     "chord": Row("chord of {scale.chord:,}, its result waited for, s"),
     "large": Row("chord of {scale.large:,}, s"),
@@ -200,15 +202,12 @@ def running(system: System, scale: Scale, redis: Redis) -> Iterator[Values]:
         site.warm_up(scale.settle)
         yield _idle(worker, scale)
 
-        called = site.drive("paced", number=scale.calls)
-        starts = site.starts(scale.calls)
-        waits = [starts[number] - at for number, at in enumerate(called)]
-        yield {
-            "start p50": quantile(waits, 0.5) / 1e6,
-            "start p99": quantile(waits, 0.99) / 1e6,
-        }
+        yield _starts("start", site, scale)
         if system.name == "liteq":
             yield _floor(site, scale)
+        site.forget()
+        with kept_awake():
+            yield _starts("awake", site, scale)
         site.forget()
         trips = site.drive("round_trips", number=scale.calls, budget=scale.trips)
         site.starts(len(trips))
@@ -247,6 +246,14 @@ def running(system: System, scale: Scale, redis: Redis) -> Iterator[Values]:
 
 def _tasks(system: System, scale: Scale) -> int:
     return min(scale.tasks, system.tasks // scale.fewer)
+
+
+def _starts(row: str, site: Site, scale: Scale) -> Values:
+    """Call one at a time, with pauses: how long each took to start."""
+    called = site.drive("paced", number=scale.calls)
+    starts = site.starts(scale.calls)
+    waits = [starts[number] - at for number, at in enumerate(called)]
+    return {f"{row} p50": quantile(waits, 0.5) / 1e6, f"{row} p99": quantile(waits, 0.99) / 1e6}
 
 
 def _floor(site: Site, scale: Scale) -> Values:

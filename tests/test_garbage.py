@@ -127,7 +127,7 @@ def test_a_program_with_a_worker_in_it_is_left_alone(
     with app.worker(concurrency=1, pool=pool, beat=True):
         assert double.delay(4).get(timeout=10) == 8
     assert full == []
-    assert gc.get_freeze_count() == frozen
+    assert gc.get_freeze_count() <= frozen  # what a test before has frozen may go
 
 
 def test_a_worker_that_has_the_process_collects_between_its_steps(
