@@ -136,12 +136,16 @@ class SqliteRecords(SqliteStore):
     def _watch_by_link(self, id: str, mailbox: Mailbox) -> dict[str, Record] | None:
         """Watch without a write; None if this message is to be watched by a row."""
         links = self._links
-        if links is None or mailbox.fileno() < 0 or not links.leave(id, mailbox.name):
+        if links is None or mailbox.fileno() < 0:
+            return None
+        left = links.leave(id, mailbox.name)
+        if not left and not links.leads(id, mailbox.name):
             return None
         record = self.get([id]).get(id)
         if record is not None and not record.final:
             return {}
-        links.withdraw(id, mailbox.name)
+        if left:  # another that was there is another coroutine's, who is yet to hear
+            links.withdraw(id, mailbox.name)
         return {} if record is None else {id: record}
 
 

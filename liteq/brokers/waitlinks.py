@@ -30,11 +30,8 @@ class WaitLinks:
         self._crowd = 0  # links, when they were last listed; less since then
 
     def leave(self, id: str, mailbox: str) -> bool:
-        """Leave a link from a message to a mailbox, unless there is that one.
-
-        False: the waiter is to be written into the store, since the message's link is
-        another's, its id is no name for a file, or the file system takes no links.
-        """
+        """Leave a link from a message to a mailbox; False: there is one, or none can be
+        made, for the id is no name for a file, or the file system takes no links."""
         if not _is_plain(id):
             return False
         path = self._path(id)
@@ -44,15 +41,17 @@ class WaitLinks:
             except FileNotFoundError:
                 own_folder(self.folder)
                 os.symlink(mailbox, path)
-        except FileExistsError:
-            return self._target(id) == mailbox
         except OSError:
             return False
         return True
 
+    def leads(self, id: str, mailbox: str) -> bool:
+        """Tell whether a message's link leads to this mailbox."""
+        return self._target(id) == mailbox
+
     def withdraw(self, id: str, mailbox: str) -> None:
-        """Take back a link that this mailbox's owner has left, if it is there still."""
-        if self._target(id) == mailbox:
+        """Take back a link, if it is there still."""
+        if self.leads(id, mailbox):
             self._remove(id)
 
     def take(self, ids: Collection[str]) -> list[tuple[str, str]]:

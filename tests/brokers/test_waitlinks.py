@@ -221,6 +221,29 @@ def test_who_ends_a_message_while_its_waiter_looks_is_seen(
     assert links(store) == []
 
 
+def test_what_one_coroutine_sees_another_is_told(
+    monkeypatch: pytest.MonkeyPatch, store: Store, broker: Broker, mailbox: Mailbox
+) -> None:
+    """Those of a loop share a mailbox: the first has left the link, the second looks between
+    the commit and the wake-up."""
+    message = make()
+    broker.enqueue([message])
+    assert isinstance(broker, SqliteBroker)
+    links = broker._links
+    assert links is not None
+    take = links.take
+
+    def late(ids: list[str]) -> list[tuple[str, str]]:
+        assert broker.watch([message.id], mailbox).keys() == {message.id}
+        return take(ids)
+
+    monkeypatch.setattr(links, "take", late)
+    assert broker.watch([message.id], mailbox) == {}
+    finish(broker)
+
+    assert heard(mailbox) == {message.id}
+
+
 def test_links_are_the_owners_alone(store: Store, broker: Broker, mailbox: Mailbox) -> None:
     message = make()
     broker.enqueue([message])
