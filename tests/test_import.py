@@ -112,6 +112,19 @@ def test_a_program_that_sends_nothing_loads_nothing_of_what_sends() -> None:
     assert modules_of(code) & (NEEDLESS | UNSENT) == set()
 
 
+def test_who_waits_for_another_writer_loads_nothing_for_that(tmp_path: Path) -> None:
+    code = (
+        "import fcntl, os; from liteq import Liteq; from liteq.exceptions import BrokerBusy\n"
+        f"app = Liteq('shop', broker='sqlite://{tmp_path}/s')\n"
+        "app.conf.broker_transport_options = {'busy_timeout': 0.01}\n"
+        "@app.task\ndef add(x, *, y=1): ...\nadd.delay(1, y=2)\n"
+        f"gate = os.open('{tmp_path}/s/gate', os.O_RDWR)\n"
+        "fcntl.flock(gate, fcntl.LOCK_EX)\n"
+        "try:\n    add.delay(2)\nexcept BrokerBusy: pass\nelse: raise SystemExit('no wait')"
+    )
+    assert modules_of(code) & NEEDLESS == set()
+
+
 def test_no_text_is_compiled_for_a_plain_call(tmp_path: Path) -> None:
     code = (
         f"from liteq import Liteq; app = Liteq('shop', broker='sqlite://{tmp_path}/s')\n"
