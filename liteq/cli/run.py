@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 import click
 
 from liteq.cli.front import Exit, Failure, Session, command
-from liteq.cli.worker import run_worker, worker_options
+from liteq.cli.worker import worker_options
+from liteq.cli.working import run_worker
 
 __all__ = ["run"]
 

@@ -1,0 +1,156 @@
+"""The commands of `liteq` for click: a group of all, each in a module of its own.
+
+Each is imported when it is used, and imports the app, the worker and the store when it
+runs, so `liteq --help` and completion answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import click
+
+from liteq.cli.ending import ended, show_traceback
+from liteq.cli.front import EXIT_CODES, Exit, Group, Session
+
+if TYPE_CHECKING:
+    from liteq.app import Liteq
+
+__all__ = ["COMMANDS", "cli", "main", "usage_error"]
+
+# Where each command is, and its help in a line: `liteq --help` imports none of them.
+COMMANDS = {
+    "beat": ("liteq.cli.beat", "Send periodic tasks when they are due, until stopped."),
+    "call": ("liteq.cli.tasks", "Call a task by its name and print the id."),
+    "cancel": ("liteq.cli.steer", "Revoke tasks that have not ended."),
+    "completion": (
+        "liteq.cli.completion",
+        "Print a script that completes liteq's words in a shell.",
+    ),
+    "config": ("liteq.cli.about", "Print every setting with its value and its source."),
+    "control": ("liteq.cli.control", "Change workers while they run."),
+    "db": ("liteq.cli.db", "Look after the store: schema, soundness, backups, size."),
+    "dead": ("liteq.cli.dead", "Look after dead letters: messages that nothing could run."),
+    "doctor": (
+        "liteq.cli.doctor",
+        "Look for what is wrong with the installation, the settings and the store.",
+    ),
+    "events": ("liteq.cli.events", "Print what tasks and workers do, while they do it."),
+    "health": (
+        "liteq.cli.health",
+        "Tell whether a worker of this host lives, without importing the app.",
+    ),
+    "inspect": ("liteq.cli.inspect", "Ask workers what they are doing."),
+    "limits": (
+        "liteq.cli.limits",
+        "Show the limits of rate and concurrency; change them while all runs.",
+    ),
+    "ls": ("liteq.cli.listing", "List tasks, the latest first."),
+    "metrics": (
+        "liteq.cli.metrics",
+        "Print figures of the store for Prometheus, or serve them.",
+    ),
+    "migrate": ("liteq.cli.migrate", "Move a store to another URL, all workers stopped."),
+    "purge": ("liteq.cli.queues", "Delete the messages that wait."),
+    "queues": ("liteq.cli.queues", "Show the queues; pause, resume and purge them."),
+    "report": ("liteq.cli.about", "Print what a bug report should say."),
+    "result": ("liteq.cli.tasks", "Print the result of a task."),
+    "retry": (
+        "liteq.cli.steer",
+        "Run failed tasks and dead letters again, with nothing counted.",
+    ),
+    "run": ("liteq.cli.run", "Run a script, and a worker for its tasks beside it."),
+    "schedule": (
+        "liteq.cli.schedule",
+        "Look at periodic tasks; make, run, pause and remove them.",
+    ),
+    "shell": ("liteq.cli.about", "Open a Python prompt with the app and its tasks."),
+    "show": ("liteq.cli.show", "Show a task: its arguments, its attempts, its result."),
+    "status": ("liteq.cli.status", "Show the workers: alive, stuck or dead, and what they do."),
+    "systemd": ("liteq.cli.systemd", "Print systemd units for the worker, and for beat."),
+    "version": ("liteq.cli.about", "Print the version."),
+    "watch": ("liteq.cli.watching", "Follow a task to its end, with a bar of its progress."),
+    "web": ("liteq.cli.web", "Serve pages that show and steer what the store holds."),
+    "worker": ("liteq.cli.worker", "Run tasks until stopped."),
+    "workflow": (
+        "liteq.cli.workflow",
+        "Look at workflows, cancel them, run again what failed.",
+    ),
+}
+
+
+class Commands(Group):
+    """The commands of `COMMANDS`, each imported when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(module), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in sorted(COMMANDS)])
+
+
+@click.group(cls=Commands, epilog=EXIT_CODES)
+def cli() -> None:
+    """Run and look after background tasks. No server is needed.
+
+    \b
+    liteq worker                     run the tasks of ./tasks.py
+    liteq -A proj worker -c 4 -l info
+    liteq call tasks.add -a '[2, 3]' --wait 10
+    liteq queues
+    """
+
+
+def main(argv: Sequence[str], *, app: Liteq | None = None) -> int:
+    """Run a command by click, and return its exit code."""
+    session = Session(app)
+    return ended(session, lambda: _run(session, argv))
+
+
+def _run(session: Session, argv: Sequence[str]) -> int | None:
+    try:
+        status: int | None = cli.main(
+            argv,
+            prog_name="liteq",
+            standalone_mode=False,
+            obj=session,
+            terminal_width=_help_width(),
+        )
+    except click.ClickException as exc:
+        if session.verbose and exc.__cause__ is not None:
+            show_traceback(exc)
+        exc.show()
+        return exc.exit_code
+    except click.Abort as exc:
+        if exc.__cause__ is None:  # of a ^C click has ended the line, of a question it has not
+            click.echo(err=True)
+        return Exit.INTERRUPTED
+    return status
+
+
+def usage_error(message: str, name: str) -> click.UsageError:
+    """Return the error that shows the usage of a command before the message."""
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    whole = click.Context(cli, info_name="liteq")
+    return click.UsageError(message, click.Context(command, whole, info_name=name))
+
+
+def _help_width() -> int:
+    """Return how wide help is written: click would import `shutil` for that, 5 ms more."""
+    try:
+        columns = int(os.environ.get("COLUMNS") or os.get_terminal_size(1).columns)
+    except (ValueError, OSError):
+        columns = 80
+    return max(min(columns, 80) - 2, 50)
