@@ -65,7 +65,7 @@ class Help(Directive):
     def run(self) -> list[nodes.Node]:
         from click.testing import CliRunner
 
-        from liteq.cli.commands import cli
+        from liteq.cli import cli
 
         self.state.document.settings.env.note_reread()
         answer = CliRunner().invoke(

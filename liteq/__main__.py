@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from liteq.pulse import Beat
 
 
-_INTERRUPTED = 130  # 128 and the number of SIGINT; `liteq.cli.session.Exit` is not there yet
+_INTERRUPTED = 130  # 128 and the number of SIGINT; `liteq.cli.front.Exit` is not there yet
 
 
 def main() -> int:
@@ -36,13 +36,12 @@ def _answer() -> int:
         if quick_answer(sys.argv[2:], _on_server):
             gc.freeze()
             return 0
-    from liteq.cli import ready  # late: 80 ms, with what it imports
+    from liteq.cli import main  # late: 80 ms
 
-    run = ready()
     gc.freeze()
     if collects:
         gc.enable()
-    return run()
+    return main()
 
 
 def _on_server(url: str) -> list[Beat]:

@@ -21,9 +21,7 @@ from terminal import JOBS, PATIENCE, TASKS, Here, Project, Running, wait_until
 
 import liteq
 from liteq import exceptions
-from liteq.cli import main
-from liteq.cli.commands import COMMANDS, cli
-from liteq.cli.ending import status_of
+from liteq.cli import COMMANDS, cli, main, status_of
 from liteq.cli.run import _stop
 from liteq.discovery import find_app
 from liteq.ids import new_id
@@ -37,7 +35,7 @@ pytestmark = pytest.mark.process
 
 def test_help_is_quick_because_it_imports_little(project: Project) -> None:
     code = (
-        "import sys\nbefore = set(sys.modules)\nfrom liteq.cli.commands import cli\n"
+        "import sys\nbefore = set(sys.modules)\nfrom liteq.cli import cli\n"
         "cli.main(['--help'], standalone_mode=False)\n"
         "heavy = {'apsw', 'redis', 'croniter', 'multiprocess', 'asyncio', 'liteq.app',\n"
         "         'liteq.brokers', 'liteq.config', 'json', 'logging', 'difflib', 'rich'}\n"

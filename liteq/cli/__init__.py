@@ -1,23 +1,118 @@
 """The command `liteq`: turn words into calls, and what came of them into exit codes.
 
-Data goes to stdout; logs, notes and questions go to stderr. A worker that is started by plain
-words is started without click (`liteq.cli.words`); all else is click's (`liteq.cli.commands`).
+Data goes to stdout; logs, notes and questions go to stderr. Each command lives in a module
+of this package that is imported when the command is used, and imports the app, the worker
+and the store when it runs, so `liteq --help` and completion answer at once.
 """
 
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from liteq.cli import words
+import click
+
+from liteq import exceptions
+from liteq.cli.front import EXIT_CODES, Exit, Group, Session
+from liteq.cli.output import shown
+from liteq.shortage import advice
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
 
-__all__ = ["main", "ready"]
+__all__ = ["cli", "main", "status_of"]
+
+# Where each command is, and its help in a line: `liteq --help` imports none of them.
+COMMANDS = {
+    "beat": ("liteq.cli.beat", "Send periodic tasks when they are due, until stopped."),
+    "call": ("liteq.cli.tasks", "Call a task by its name and print the id."),
+    "cancel": ("liteq.cli.steer", "Revoke tasks that have not ended."),
+    "completion": (
+        "liteq.cli.completion",
+        "Print a script that completes liteq's words in a shell.",
+    ),
+    "config": ("liteq.cli.about", "Print every setting with its value and its source."),
+    "control": ("liteq.cli.control", "Change workers while they run."),
+    "db": ("liteq.cli.db", "Look after the store: schema, soundness, backups, size."),
+    "dead": ("liteq.cli.dead", "Look after dead letters: messages that nothing could run."),
+    "doctor": (
+        "liteq.cli.doctor",
+        "Look for what is wrong with the installation, the settings and the store.",
+    ),
+    "events": ("liteq.cli.events", "Print what tasks and workers do, while they do it."),
+    "health": (
+        "liteq.cli.health",
+        "Tell whether a worker of this host lives, without importing the app.",
+    ),
+    "inspect": ("liteq.cli.inspect", "Ask workers what they are doing."),
+    "limits": (
+        "liteq.cli.limits",
+        "Show the limits of rate and concurrency; change them while all runs.",
+    ),
+    "ls": ("liteq.cli.listing", "List tasks, the latest first."),
+    "metrics": (
+        "liteq.cli.metrics",
+        "Print figures of the store for Prometheus, or serve them.",
+    ),
+    "migrate": ("liteq.cli.migrate", "Move a store to another URL, all workers stopped."),
+    "purge": ("liteq.cli.queues", "Delete the messages that wait."),
+    "queues": ("liteq.cli.queues", "Show the queues; pause, resume and purge them."),
+    "report": ("liteq.cli.about", "Print what a bug report should say."),
+    "result": ("liteq.cli.tasks", "Print the result of a task."),
+    "retry": (
+        "liteq.cli.steer",
+        "Run failed tasks and dead letters again, with nothing counted.",
+    ),
+    "run": ("liteq.cli.run", "Run a script, and a worker for its tasks beside it."),
+    "schedule": (
+        "liteq.cli.schedule",
+        "Look at periodic tasks; make, run, pause and remove them.",
+    ),
+    "shell": ("liteq.cli.about", "Open a Python prompt with the app and its tasks."),
+    "show": ("liteq.cli.show", "Show a task: its arguments, its attempts, its result."),
+    "status": ("liteq.cli.status", "Show the workers: alive, stuck or dead, and what they do."),
+    "systemd": ("liteq.cli.systemd", "Print systemd units for the worker, and for beat."),
+    "version": ("liteq.cli.about", "Print the version."),
+    "watch": ("liteq.cli.watching", "Follow a task to its end, with a bar of its progress."),
+    "web": ("liteq.cli.web", "Serve pages that show and steer what the store holds."),
+    "worker": ("liteq.cli.worker", "Run tasks until stopped."),
+    "workflow": (
+        "liteq.cli.workflow",
+        "Look at workflows, cancel them, run again what failed.",
+    ),
+}
+
+
+class Commands(Group):
+    """The commands of `COMMANDS`, each imported when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _ = COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(module), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in sorted(COMMANDS)])
+
+
+@click.group(cls=Commands, epilog=EXIT_CODES)
+def cli() -> None:
+    """Run and look after background tasks. No server is needed.
+
+    \b
+    liteq worker                     run the tasks of ./tasks.py
+    liteq -A proj worker -c 4 -l info
+    liteq call tasks.add -a '[2, 3]' --wait 10
+    liteq queues
+    """
 
 
 def main(argv: Sequence[str] | None = None, *, app: Liteq | None = None) -> int:
@@ -27,16 +122,78 @@ def main(argv: Sequence[str] | None = None, *, app: Liteq | None = None) -> int:
     command is about that one and looks for none. An error that is the user's to mend is one
     message on stderr; a traceback of liteq's own means a bug in liteq.
     """
-    return ready(argv, app=app)()
+    session = Session(app)
+    try:
+        status = cli.main(
+            argv,
+            prog_name="liteq",
+            standalone_mode=False,
+            obj=session,
+            terminal_width=_help_width(),
+        )
+    except click.ClickException as exc:
+        if session.verbose and exc.__cause__ is not None:
+            _show_traceback(exc)
+        exc.show()
+        return exc.exit_code
+    except click.Abort as exc:
+        if exc.__cause__ is None:  # of a ^C click has ended the line, of a question it has not
+            click.echo(err=True)
+        return Exit.INTERRUPTED
+    except KeyboardInterrupt:  # another one, while click did that
+        return Exit.INTERRUPTED
+    except exceptions.LiteqError as exc:
+        if session.verbose:
+            _show_traceback(exc)
+        click.echo(f"liteq: {shown(exc, lines=True)}", err=True)
+        return status_of(exc)
+    except (OSError, MemoryError) as exc:
+        if session.verbose or (lacking := advice(exc)) is None:
+            raise
+        click.echo(f"liteq: {shown(lacking)}", err=True)
+        return Exit.FAILED
+    return int(status or 0)
 
 
-def ready(argv: Sequence[str] | None = None, *, app: Liteq | None = None) -> Callable[[], int]:
-    """Import what the words need, and return what runs them."""
-    given = sys.argv[1:] if argv is None else list(argv)
-    if (said := words.plain(given, os.environ)) is not None:
-        from liteq.cli import working
+def _help_width() -> int:
+    """Return how wide help is written: click would import `shutil` for that, 5 ms more."""
+    try:
+        columns = int(os.environ.get("COLUMNS") or os.get_terminal_size(1).columns)
+    except (ValueError, OSError):
+        columns = 80
+    return max(min(columns, 80) - 2, 50)
 
-        return partial(working.main, said, app=app)
-    from liteq.cli import commands  # late: with click, 20 ms and 3 MiB
 
-    return partial(commands.main, given, app=app)
+def _show_traceback(exc: BaseException) -> None:
+    import traceback  # late: for who asks
+
+    text = "".join(traceback.format_exception(exc))
+    click.echo(shown(text, lines=True), err=True, nl=False)
+
+
+def status_of(exc: exceptions.LiteqError) -> Exit:
+    """Return the exit code that tells a script what kind of error it was."""
+    match exc:
+        case (
+            exceptions.ImproperlyConfigured()
+            | exceptions.EncodeError()
+            | exceptions.ScheduleError()
+        ):
+            return Exit.USAGE
+        case (
+            exceptions.UnknownTaskId()
+            | exceptions.UnknownWorkflow()
+            | exceptions.QueueNotFound()
+            | exceptions.ScheduleNotFound()
+        ):
+            return Exit.NOT_FOUND
+        case exceptions.NotRegistered():
+            return Exit.UNKNOWN_TASK
+        case exceptions.SchemaError():
+            return Exit.SCHEMA
+        case exceptions.BrokerError():
+            return Exit.BROKER
+        case exceptions.TimeoutError():
+            return Exit.TIMEOUT
+        case _:
+            return Exit.FAILED

@@ -72,7 +72,7 @@ def report(as_json: bool) -> None:
 
     That is the versions, the platform, the app, and the settings that are not the default.
     """
-    from liteq.cli.working import store_of
+    from liteq.cli.worker import store_of
 
     session = Session.current()
     found = session.find()

@@ -12,8 +12,7 @@ import click
 
 from liteq.cli.front import VERSION, Session, command, names
 from liteq.cli.pidfile import holding
-from liteq.cli.words import LEVELS
-from liteq.cli.working import log_as_set, store_of
+from liteq.cli.worker import LEVELS, log_as_set, store_of
 
 if TYPE_CHECKING:
     from liteq.app import Liteq

@@ -44,7 +44,7 @@ def completion(shell: str) -> None:
     """
     from click.shell_completion import get_completion_class
 
-    from liteq.cli.commands import cli
+    from liteq.cli import cli
 
     kind = get_completion_class(shell)
     assert kind is not None

@@ -60,7 +60,7 @@ def _findings(session: Session, *, full: bool) -> Iterator[Finding]:
     except Failure as exc:
         if not url:
             yield Finding(
-                "app", "fail", str(exc).strip(), "name it with -A, or a store with -b"
+                "app", "fail", exc.message.strip(), "name it with -A, or a store with -b"
             )
     else:
         yield Finding("app", "ok", f"{app.main or 'unnamed'}, {session.find().reference}")

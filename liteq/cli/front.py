@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import enum
+import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Final, TypeVar
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 from click.core import ParameterSource
 
 from liteq import __version__ as VERSION  # noqa: N812 (a constant)
-from liteq.cli import words
 from liteq.cli.output import print_json, print_table, shown
-from liteq.cli.session import Exit, Failure, Session, WrongUsage
+from liteq.exceptions import LiteqWarning
+
+if TYPE_CHECKING:
+    from liteq.app import Liteq
+    from liteq.discovery import Found
 
 __all__ = [
     "EXIT_CODES",
@@ -30,11 +36,26 @@ __all__ = [
     "names",
     "print_json",
     "print_table",
-    "worded",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
-T = TypeVar("T")
+
+
+class Exit(enum.IntEnum):
+    """The exit codes, which scripts rely on."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    NOT_FOUND = 3
+    UNKNOWN_TASK = 4
+    NO_WORKER = 5
+    BROKER = 6
+    APP = 7
+    SCHEMA = 8
+    UNAVAILABLE = 69  # Celery's, and sysexits(3)'s EX_UNAVAILABLE
+    TIMEOUT = 124
+    INTERRUPTED = 130
 
 
 EXIT_CODES = """\b
@@ -52,6 +73,138 @@ Exit codes:
   124    not finished in the time given
   128+n  ended by signal n
 """
+
+
+class Failure(click.ClickException):
+    """End the command with a message on stderr and an exit code."""
+
+    def __init__(
+        self, message: str, exit_code: Exit = Exit.FAILED, *, plain: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.plain = plain  # without liteq's name before it: the user's own traceback
+        self.exit_code = exit_code  # type: ignore[misc]  # click itself does so
+
+    def show(self, file: Any = None) -> None:
+        prefix = "" if self.plain else "liteq: "
+        click.echo(prefix + shown(self.format_message(), lines=True), file=file, err=True)
+
+
+class Session:
+    """One run of the command: what the global options said, and the app they name."""
+
+    def __init__(self, app: Liteq | None = None) -> None:
+        self.options: dict[str, Any] = {}
+        self._given = app
+        self._found: Found | None = None
+
+    @classmethod
+    def current(cls) -> Session:
+        session: Session = click.get_current_context().find_root().ensure_object(cls)
+        return session
+
+    @property
+    def owns_process(self) -> bool:
+        """Whether this is a command, not a program that calls `app.worker_main()`."""
+        return self._given is None
+
+    @property
+    def quiet(self) -> bool:
+        return bool(self.options.get("quiet"))
+
+    @property
+    def colour(self) -> bool | None:
+        """Whether to use colours; None: on a terminal."""
+        # https://no-color.org; FORCE_COLOR is its opposite, for a pager or a CI log.
+        if self.options.get("no_color") or os.environ.get("NO_COLOR"):
+            return False
+        return True if os.environ.get("FORCE_COLOR") else None
+
+    @property
+    def app(self) -> Liteq:
+        """The app, with the global options applied to its settings."""
+        return self.find().app
+
+    def find(self, spec: str | None = None) -> Found:
+        """Import the app named by `spec`, else by `-A`, else by discovery. Ends the command
+        with exit code 7 when that fails."""
+        if self._found is None:
+            with _trouble_with_app():
+                self._found = self._find(spec or self.options.get("app"))
+            self._configure(self._found.app)
+        return self._found
+
+    def import_tasks(self, include: Iterable[str] = ()) -> None:
+        """Import all modules of tasks, as a worker needs them. Ends the command with exit
+        code 7 when that fails."""
+        from liteq.discovery import import_tasks
+
+        with _trouble_with_app():
+            import_tasks(self.app, include)
+
+    @property
+    def verbose(self) -> bool:
+        """Whether the traceback of an error is to be shown."""
+        return bool(self.options.get("verbose"))
+
+    def note(self, text: str) -> None:
+        """Say something on stderr that is no error."""
+        if not self.quiet:
+            click.echo(f"liteq: {shown(text)}", err=True)
+
+    def banner(self, *lines: str) -> None:
+        """Print lines of the worker's banner on stderr."""
+        if not self.quiet:
+            click.echo("\n".join(lines), err=True)
+
+    def enter(self) -> None:
+        """Do what the global options ask for before the command begins."""
+        _show_warnings_in_one_line()
+        if workdir := self.options.get("workdir"):
+            try:
+                os.chdir(workdir)
+            except OSError as exc:
+                raise click.UsageError(f"--workdir {workdir}: {exc.strerror}") from exc
+
+    def _find(self, spec: str | None) -> Found:
+        from liteq.discovery import Found, find_app  # late: imports the whole API
+
+        if self._given is not None:
+            return Found(self._given, self._given.main or "given")
+        return find_app(spec)
+
+    def _configure(self, app: Liteq) -> None:
+        if broker := self.options.get("broker"):
+            self._say_if_new(broker)
+        if config := self.options.get("config"):
+            app.config_from_object(config)
+        app.conf.override(
+            {
+                "broker_url": self.options.get("broker"),
+                "result_backend": self.options.get("result_backend"),
+            }
+        )
+
+    def _say_if_new(self, url: str) -> None:
+        """Say that a store named on the command line is not there: it may be misspelt."""
+        from liteq.brokers import scheme_of, sqlite_target
+        from liteq.exceptions import ImproperlyConfigured
+
+        with suppress(ImproperlyConfigured):  # it is said when it is opened
+            if scheme_of(url) == "sqlite":
+                folder, _ = sqlite_target(url)
+                if folder is not None and not os.path.exists(os.path.join(folder, "store.db")):
+                    self.note(f"there was no store in {folder} yet: it is a new one")
+
+
+@contextmanager
+def _trouble_with_app() -> Iterator[None]:
+    from liteq.discovery import AppBroken, AppNotFound
+
+    try:
+        yield
+    except AppNotFound as exc:
+        raise Failure(str(exc), Exit.APP, plain=isinstance(exc, AppBroken)) from exc
 
 
 def _global_options() -> list[click.Option]:
@@ -111,9 +264,8 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Any:
         session = Session.current()
         ctx.color = session.colour
-        with _usage_of(ctx):
-            session.enter()
-            return super().invoke(ctx)
+        session.enter()
+        return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         _format_options(self, self.own, ctx, formatter)
@@ -140,10 +292,6 @@ class Group(click.Group):
         super().__init__(*args, **kwargs)
         self.own = list(self.params)
         self.params += _global_options()
-
-    def invoke(self, ctx: click.Context) -> Any:
-        with _usage_of(ctx):
-            return super().invoke(ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the commands with the whole first line of their help."""
@@ -175,15 +323,6 @@ class Group(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@contextmanager
-def _usage_of(ctx: click.Context) -> Iterator[None]:
-    """Have wrong usage that was found without click shown with the usage of the command."""
-    try:
-        yield
-    except WrongUsage as exc:
-        raise click.UsageError(str(exc), ctx) from exc.__cause__
-
-
 def _format_options(
     made: click.Command,
     own: list[click.Parameter],
@@ -207,19 +346,12 @@ def command(**attributes: Any) -> Callable[[Callable[..., Any]], click.Command]:
     return click.command(cls=Command, **attributes)
 
 
-def worded(read: Callable[[str], T]) -> Callable[[str], T]:
-    """Make the type of an option: what its reader says of a wrong word is shown by click."""
-
-    def convert(text: str) -> T:
-        try:
-            return read(text)
-        except ValueError as exc:
-            raise click.BadParameter(str(exc)) from None
-
-    return convert
-
-
-names = worded(words.names)
+def names(text: str) -> list[str]:
+    """Read names with commas between them, as the type of an option: `-Q high,default`."""
+    found = [part.strip() for part in text.split(",")]
+    if not all(found):
+        raise click.BadParameter(f"{text!r} has an empty name in it")
+    return found
 
 
 def as_json(function: F) -> F:
@@ -253,3 +385,23 @@ def ask(question: str, *, yes: bool) -> None:
         raise Failure("nothing was done: nobody is there to ask; --yes answers it") from None
     if not agreed:
         raise Failure("nothing was done")
+
+
+def _show_warnings_in_one_line() -> None:
+    """Show liteq's own warnings as a sentence: their place in liteq's code says nothing."""
+    show = warnings.showwarning
+
+    def showwarning(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: Any = None,
+        line: str | None = None,
+    ) -> None:
+        if file is None and issubclass(category, LiteqWarning):
+            print(f"liteq: {shown(message)}", file=sys.stderr)  # noqa: T201 (stderr, as warnings do)
+        else:
+            show(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = showwarning

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from liteq.cli.session import Exit, Failure
+from liteq.cli.front import Exit, Failure
 
 __all__ = ["holding"]
 

@@ -15,8 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from liteq.cli.front import Exit, Failure, Session, command
-from liteq.cli.worker import worker_options
-from liteq.cli.working import run_worker
+from liteq.cli.worker import run_worker, worker_options
 
 __all__ = ["run"]
 
