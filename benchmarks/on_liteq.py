@@ -8,7 +8,7 @@ import time
 import apsw
 
 from benchmarks.effects import busy, record, slow
-from liteq import Liteq, chain, chord
+from liteq import Liteq
 from liteq.ids import new_id
 from liteq.message import Message
 from liteq.outcome import Succeeded
@@ -51,10 +51,14 @@ def increment(number: int) -> int:
 
 
 def chord_(size: int) -> int:
+    from liteq import chord  # late: the worker loads what workflows need when it has one
+
     return chord((noop.s(number) for number in range(size)), add_up.s()).delay().get(390)
 
 
 def chain_(size: int) -> int:
+    from liteq import chain  # late, as above
+
     return chain(increment.s(0), *(increment.s() for _ in range(size - 1))).delay().get(390)
 
 
