@@ -81,12 +81,13 @@ async def results(system: Any) -> int | None:
     )
 
 
-async def paced(system: Any, number: int) -> list[int]:
-    """Enqueue with pauses, each task for an idle worker: the times of the calls."""
+async def paced(system: Any, number: int, pause: float) -> list[int]:
+    """Enqueue with pauses (seconds, a fifth more or less), each task for an idle worker: the
+    times of the calls."""
     await _value(system, system.enqueue(effects.WARM_UP))  # connects
     called = []
     for each in range(number):
-        time.sleep(random.uniform(0.04, 0.06))  # noqa: ASYNC251 (nothing else runs here)
+        time.sleep(random.uniform(0.8, 1.2) * pause)  # noqa: ASYNC251 (nothing else runs here)
         called.append(time.monotonic_ns())
         await _value(system, system.enqueue(each))
     return called

@@ -26,7 +26,6 @@ __all__ = [
     "children_of",
     "cpu_seconds",
     "end_strays",
-    "kept_awake",
     "memory",
     "others_cpu_seconds",
     "supervise",
@@ -62,32 +61,6 @@ def supervise(work: Callable[[], None]) -> None:
     end_strays()
     shutil.rmtree(tempfile.tempdir)
     sys.exit(os.waitstatus_to_exitcode(status) and 1)
-
-
-@contextlib.contextmanager
-def kept_awake() -> Iterator[None]:
-    """Keep the processors from sleeping, by loops that give way to all else (SCHED_IDLE).
-
-    What hypervisor or firmware has put to sleep after some ten milliseconds wakes up slowly,
-    with nothing in its caches: who measures a single call then measures mostly that.
-    """
-    loops = [_loop_on(processor) for processor in sorted(os.sched_getaffinity(0))]
-    try:
-        yield
-    finally:
-        for pid in loops:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-
-
-def _loop_on(processor: int) -> int:
-    pid = os.fork()
-    if pid == 0:
-        os.sched_setaffinity(0, {processor})
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-        while True:
-            pass
-    return pid
 
 
 def end_strays(but: Collection[int] = ()) -> int:
