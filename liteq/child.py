@@ -29,7 +29,7 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from liteq.garbage import Collector
 from liteq.poolbase import Runner
@@ -64,6 +64,8 @@ _frame: Final = FRAME.pack
 _timeval: Final = struct.Struct("@ll").pack  # seconds, microseconds
 
 _PR_SET_PDEATHSIG: Final = 1
+# Looked up before the fork: what ctypes makes for it would be in pages of each child's own.
+_prctl: Final[Any] = getattr(ctypes.CDLL(None), "prctl", None)  # Linux has it
 _PAGE_KIB: Final = os.sysconf("SC_PAGE_SIZE") // 1024
 
 
@@ -147,7 +149,7 @@ def _die_with_parent(links: Links) -> None:
         flags = fcntl.fcntl(links.life, fcntl.F_GETFL)
         fcntl.fcntl(links.life, fcntl.F_SETFL, flags | os.O_ASYNC)
         if links.dies_with_thread:
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     else:
         watch_parent(links.life)
     if os.getppid() != links.parent:  # it died before the kernel knew of our wish
