@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from typing import TYPE_CHECKING
 
 import apsw
 
@@ -12,7 +13,9 @@ from liteq import Liteq
 from liteq.ids import new_id
 from liteq.message import Message
 from liteq.outcome import Succeeded
-from liteq.result import AsyncResult
+
+if TYPE_CHECKING:
+    from liteq.result import AsyncResult
 
 folder = os.environ["BENCH_FOLDER"]
 

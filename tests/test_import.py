@@ -125,6 +125,19 @@ def test_who_waits_for_another_writer_loads_nothing_for_that(tmp_path: Path) -> 
     assert modules_of(code) & NEEDLESS == set()
 
 
+def test_the_worker_of_the_benchmarks_carries_no_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "effects").touch()
+    monkeypatch.setenv("BENCH_FOLDER", str(tmp_path))
+    monkeypatch.setenv("BENCH_DURABILITY", "normal")
+    monkeypatch.chdir(Path(liteq.__file__).parents[1])
+
+    loaded = modules_of("import benchmarks.on_liteq")
+
+    assert loaded & {"liteq.result", "liteq.asyncresult", "liteq.canvas"} == set()
+
+
 def test_no_text_is_compiled_for_a_plain_call(tmp_path: Path) -> None:
     code = (
         f"from liteq import Liteq; app = Liteq('shop', broker='sqlite://{tmp_path}/s')\n"
