@@ -242,7 +242,7 @@ class BrokerMachine(RuleBasedStateMachine):
             if messages and not self.deleted & {message.id for message in messages}:
                 self.broker.enqueue(messages, *rest)
             return
-        if entry.retried:
+        if entry.retried or entry.message.on_conflict == "replace":
             return  # its body may be another by now: any is taken for the first
         try:
             self.broker.enqueue(
