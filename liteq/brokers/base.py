@@ -246,6 +246,23 @@ class Broker(ABC):
         """Take up to `limit` leases, in the order in which they are to be run."""
         return self.step(worker, queues=queues, limit=limit, tasks=tasks).leases
 
+    def claim_first(
+        self, worker: int, queues: Sequence[str], tasks: Collection[str] | None = None
+    ) -> tuple[Lease, bool] | None:
+        """Take the message that is first in line, if one look is enough for it. Return its
+        lease, and whether there is more in line.
+
+        It is the lease that a `step()` of this worker would have claimed first, under the same
+        promises and the same fence. None says nothing: there may be something to claim, to
+        park or to revoke, or nothing at all, and the caller makes a `step()`; a message whose
+        task is unknown may be held until then. After a lease, too, it makes one soon: what is
+        due when, orders and letters are told by steps alone. Raises what a step does; should
+        the claim have taken effect all the same, the worker's next step gives it back.
+
+        For an idle worker that was woken. A store whose step is as quick has no other way.
+        """
+        return None
+
     # Who is alive
 
     @abstractmethod

@@ -157,8 +157,9 @@ class Database:
 
     def write_one(
         self, sql: str, bindings: Sequence[Any], *, durable: bool, limited: bool = False
-    ) -> int:
-        """Run one statement as a transaction of its own; return how many rows it changed.
+    ) -> tuple[int, list[tuple[Any, ...]]]:
+        """Run one statement as a transaction of its own; return how many rows it changed, and
+        those that it returns.
 
         The same as `write()`, without the 8 us that BEGIN and COMMIT take.
         """
@@ -169,13 +170,13 @@ class Database:
             db = handle.prepare(durable=durable, limited=limited)
             handle.pass_gate()
             try:
-                db.execute(sql, bindings)
+                rows = fetch_all(db, sql, bindings)  # with the last of them it is committed
                 changed = db.changes()
             finally:
                 handle.leave_gate()
             if self.wal_pages > self.wal_limit:
                 handle.shorten_wal()
-            return changed
+            return changed, rows
         except (apsw.Error, UnicodeError) as exc:
             raise self._translate(handle, exc) from exc
         finally:

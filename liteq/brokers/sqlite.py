@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 import apsw
@@ -99,6 +100,22 @@ _AROUND: Final = (
     "EXISTS(SELECT 1 FROM listener WHERE until > ?2), "
     "EXISTS(SELECT 1 FROM line), (SELECT value FROM meta WHERE name = 'limits')"
 )
+# The claim of an idle worker, in one statement instead of a step's six. What a step would do
+# besides to take the first in line stands here as a condition under which it is left to one:
+# to promote, park, unpark, revoke, line up, charge, read inputs, or put a start on the disk.
+_CLAIM_FIRST: Final = (
+    _TAKE + " AND limits IS NULL AND inputs = 0 AND acks_late "
+    "AND (expires_at IS NULL OR expires_at > ?3) "
+    "AND EXISTS(SELECT 1 FROM worker WHERE id = ?2 AND stopped_at IS NULL) "
+    "AND NOT EXISTS(SELECT 1 FROM paused) AND NOT EXISTS(SELECT 1 FROM line) "
+    "AND NOT EXISTS(SELECT 1 FROM message WHERE state = 4) "
+    "AND NOT EXISTS(SELECT 1 FROM message INDEXED BY message_scheduled "
+    "WHERE state = 2 AND queue IN ({queues}) AND run_at <= ?3) "
+    "AND (SELECT value FROM meta WHERE name = 'limits') IS {revision} "
+    "RETURNING EXISTS(SELECT 1 FROM message AS other INDEXED BY message_queued "
+    "WHERE other.state = 1 AND other.queue IN ({queues}) AND other.seq != message.seq), "
+    f"seq, deliveries, {PACKED}"
+)
 _NOTE: Final = (
     "UPDATE message SET note_state = ?, note = ? WHERE seq = ? AND token = ? AND state = 3"
 )
@@ -165,7 +182,8 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
         return stands
 
     def _insert_one(self, new_row: tuple[Any, ...]) -> int:
-        return self._database.write_one(ENQUEUE, new_row, durable=self.durable, limited=True)
+        new, _ = self._database.write_one(ENQUEUE, new_row, durable=self.durable, limited=True)
+        return new
 
     def step(
         self,
@@ -269,6 +287,30 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
         self._announce(following, but=worker if limit > 0 else None)
         return step
 
+    def claim_first(
+        self, worker: int, queues: Sequence[str], tasks: Collection[str] | None = None
+    ) -> tuple[Lease, bool] | None:
+        book = self._book
+        if not queues or book.tasks or worker in self._doubtful:
+            return None
+        now = self.clock.now()
+        token = self._tokens()
+        candidates, bindings = self._first_in(queues, 1)
+        sql = _claim_first(candidates, len(queues))
+        given = (token, worker, now, *bindings, book.revision)
+        try:
+            _, found = self._database.write_one(sql, given, durable=False)
+        except BrokerError:
+            self._doubtful[worker] = {token}
+            raise
+        if not found:
+            return None
+        more, seq, delivery, *_ = row = found[0]
+        if tasks is not None and row[4] not in tasks:
+            self._doubtful[worker] = {token}  # the step gives it back before it claims
+            return None
+        return _new(Lease, (seq, token, delivery, row[3:], ())), bool(more)
+
     def _claim(
         self,
         db: apsw.Connection,
@@ -363,6 +405,13 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
         queues: Sequence[str],
         limit: int,
     ) -> list[tuple[Any, ...]]:
+        if not queues:
+            return []
+        candidates, bindings = self._first_in(queues, limit)
+        return _take(db, candidates, bindings, (token, worker, now))
+
+    def _first_in(self, queues: Sequence[str], limit: int) -> tuple[str, list[Any]]:
+        """Return what selects those first in line in these queues, and what it is given."""
         count = len(queues)
         candidates = self._candidates.get(count)
         if candidates is None:
@@ -377,7 +426,7 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
             bindings += (queue, limit)
         if count != 1:
             bindings.append(limit)
-        return _take(db, candidates, bindings, (token, worker, now)) if count else []
+        return candidates, bindings
 
     @staticmethod
     def _claim_parked(
@@ -541,6 +590,18 @@ def _waiting_first(db: apsw.Connection, ids: Sequence[str]) -> list[str]:
             (json.dumps(ids),),
         )
     ]
+
+
+@lru_cache(maxsize=16)
+def _claim_first(candidates: str, queues: int) -> str:
+    """Return `_CLAIM_FIRST` for so many queues. Behind the three marks come the bindings of
+    the candidates: each queue with its limit, and one limit more for several."""
+    numbers = range(4, 4 + 2 * queues, 2)
+    return _CLAIM_FIRST.format(
+        candidates=candidates,
+        queues=", ".join(f"?{number}" for number in numbers),
+        revision=f"?{4 + 2 * queues + (queues > 1)}",
+    )
 
 
 def _take(

@@ -310,6 +310,18 @@ class BrokerMachine(RuleBasedStateMachine):
         self.note_claimed(self.workers[worker], leases)
         self.accept_expiry()
 
+    @rule(worker=st.integers(0, 2), queues=queues)
+    def claim_first(self, worker: int, queues: list[str]) -> None:
+        expected = self.expected_claim(queues, 2)
+
+        first = self.broker.claim_first(self.workers[worker], queues)
+
+        if first is not None:
+            lease, more = first
+            assert [lease.id] == expected[:1], self.explain((lease,), expected[:1])
+            assert more or len(expected) == 1, "there is more in line"
+            self.note_claimed(self.workers[worker], (lease,))
+
     # Settle
 
     kinds = st.sampled_from(

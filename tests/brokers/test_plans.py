@@ -38,6 +38,7 @@ BY_KEY = "SEARCH message USING INTEGER PRIMARY KEY (rowid=?)"
 BY_ID = "SEARCH message USING INDEX sqlite_autoindex_message_1 (id=?)"
 QUEUED = "SEARCH message USING COVERING INDEX message_queued (queue=?)"
 DUE = "SEARCH message USING COVERING INDEX message_scheduled (queue=?)"
+DUE_BY_NOW = "SEARCH message USING COVERING INDEX message_scheduled (queue=? AND run_at<?)"
 
 # What ends after one row, whatever there is, and what is small whatever waits.
 BOUNDED = re.compile(
@@ -164,6 +165,29 @@ def test_a_claim_walks_the_queued_messages_in_order(
         assert ("USE TEMP B-TREE FOR ORDER BY" in plan) == (len(queues) > 1)
 
 
+@pytest.mark.parametrize("queues", [("a",), ("a", "b", "c")], ids=len)
+def test_a_claim_by_one_look_finds_all_that_it_looks_at(
+    planner: Planner, broker: Broker, queues: tuple[str, ...]
+) -> None:
+    worker = enlist(broker, *queues)
+    broker.enqueue([make(queue=queue) for queue in queues])
+
+    plans = planner.plans(lambda: broker.claim_first(worker, queues))
+
+    (plan,) = plans.values()
+    assert plan[0] == BY_KEY
+    assert plan.count(QUEUED) == len(queues)
+    # Of several queues, the first of each is sorted.
+    assert plan.count("USE TEMP B-TREE FOR ORDER BY") == (len(queues) > 1)
+    assert DUE_BY_NOW in plan
+    assert QUEUED.replace("message USING", "other USING") in plan
+    assert [line for line in plan if line.startswith("SCAN") and "subquery" not in line] == [
+        "SCAN paused",  # of these three one row will do, and they hold none most of the time
+        "SCAN line",
+        "SCAN message USING COVERING INDEX message_parked_at",
+    ]
+
+
 def test_a_claim_looks_at_the_first_delayed_message_only(
     planner: Planner, broker: Broker
 ) -> None:
@@ -183,9 +207,8 @@ def test_what_has_come_due_is_found_by_its_time(
 
     plans = planner.plans(lambda: broker.claim(worker, ["default"]))
 
-    by_time = "SEARCH message USING COVERING INDEX message_scheduled (queue=? AND run_at<?)"
     plan = plan_of(plans, "UPDATE message SET state = 1 ")
-    assert [line for line in plan if "SEARCH" in line] == [BY_KEY, by_time]
+    assert [line for line in plan if "SEARCH" in line] == [BY_KEY, DUE_BY_NOW]
     assert not any("TEMP B-TREE" in line for line in plan)
 
 

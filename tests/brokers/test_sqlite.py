@@ -1373,6 +1373,39 @@ def test_a_graph_of_values_that_no_column_takes_fails_its_task_and_no_other(
     broker.close()
 
 
+@pytest.mark.parametrize("what", ["write", "sync"])
+def test_a_claim_by_one_look_that_failed_is_given_back_by_the_next_step(
+    disk: SickDisk,
+    tmp_path: Path,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+) -> None:
+    # The WAL is moved, and synced for that, behind the commit.
+    monkeypatch.setattr("liteq.brokers.connection._WAL_BACKSTOP", 0)
+    broker = Store("sqlite", tmp_path, clock).open()
+    message = make()
+    broker.enqueue([message])
+    worker = enlist(broker)
+    broker._database.wal_limit = 0
+    disk.fail(what, 1)
+    with pytest.raises(BrokerUnavailable):
+        broker.claim_first(worker, ["default"])
+    assert disk.heal()
+    took_effect = broker.get([message.id])[message.id].state == "running"
+
+    again = broker.claim_first(worker, ["default"])
+    (lease,) = broker.step(worker, queues=["default"], limit=1).leases
+
+    assert took_effect == (what == "sync")
+    assert again is None
+    assert (lease.id, lease.delivery) == (message.id, 1)
+    broker.enqueue([make()])
+    assert broker.claim_first(worker, ["default"]) is not None  # nothing is in doubt now
+    broker.close()
+    assert integrity(tmp_path / "store") == "ok"
+
+
 def test_a_settle_that_failed_anywhere_may_be_repeated(
     disk: SickDisk, tmp_path: Path, clock: FakeClock
 ) -> None:
