@@ -41,10 +41,11 @@ class Member(Protocol):
 class Membership:
     """That of one worker, by whose loop's thread all of this is called.
 
-    `id`: 0 until it has joined. `look`: the store may hold something claimable. `orders`:
-    it may have word that a run is to be ended, or that somebody listens. `mail`: commands
-    wait. `given_up`: the others think this worker dead. `next_beat`: when it is to say
-    that it is not, by the monotonic clock.
+    `id`: 0 until it has joined. `look`: the store may hold something claimable. `woken`: a
+    wake-up has told of work since the last look. `orders`: the store may have word that a run
+    is to be ended, or that somebody listens. `mail`: commands wait. `given_up`: the others
+    think this worker dead. `next_beat`: when it is to say that it is not, by the monotonic
+    clock.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Membership:
         self.peers = Peers(broker)
         self.id = 0
         self.look = True
+        self.woken = False
         self.orders = False
         self.mail = False
         self.given_up = False
@@ -153,6 +155,8 @@ class Membership:
             self.orders = True
         if MAIL in words:
             self.mail = self.orders = True
+        if "" in words:
+            self.woken = True
         self.look = True
 
     def _close_mailbox(self) -> None:

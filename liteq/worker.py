@@ -1,7 +1,8 @@
 """The worker: claim → hand out → settle, in one loop of one thread.
 
 1. The pool's events become settlements and notes (`_take_events`).
-2. One transaction settles them and claims what the pool has room for (`_step`).
+2. One transaction settles them and claims what the pool has room for (`_step`). A worker
+   that was idle claims what it was woken for by a smaller one (`_claim_first`).
 3. The leases go to the pool as bytes; the loop sleeps until a child answers, a wake-up
    comes, a delayed message is due, or the heartbeat is.
 
@@ -66,6 +67,7 @@ EXIT_SCHEMA: Final = 8  # another liteq has made the store too new for this one
 
 _UPKEEP: Final = 2.0  # seconds between two slices of upkeep when there is nothing to do
 _BACKSTOP: Final = 1.0  # seconds until a lost wake-up is made good
+_SOON: Final = 0.005  # seconds until a claim by one look is followed by a step
 _TOGETHER: Final = 0.1  # seconds that one thing waits for the next, to wake up once for both
 _LONGEST_PAUSE: Final = 5.0  # seconds between two tries to reach the store
 _LAST_TRIES: Final = 5.0  # seconds to reach it in, when all else has stopped
@@ -176,6 +178,9 @@ class Worker(Steered):
         self._ready = 0
         self._is_ready = False
         self._next_due: float | None = None
+        # Whether the last wake-up was worth a look: who has others go before it, or has what
+        # only a step can claim, would stand in their way with two transactions for one.
+        self._is_first = True
         self._next_upkeep = self._next_look = self._next_watchdog = 0.0
         self._pause = 0.0
         self._try_again = 0.0
@@ -446,6 +451,21 @@ class Worker(Steered):
         notes: Sequence[tuple[Lease, Note]],
         limit: int,
     ) -> Step:
+        woken = limit > 0 and self._was_woken()
+        looking = woken and self._is_first
+        if looking and (first := self._claim_first()) is not None:
+            return first
+        step = self._ask_for_step(settlements, notes, limit)
+        if woken:
+            self._is_first = bool(step.leases) and not looking
+        return step
+
+    def _ask_for_step(
+        self,
+        settlements: Settlements,
+        notes: Sequence[tuple[Lease, Note]],
+        limit: int,
+    ) -> Step:
         ask = partial(
             self._broker.step,
             self._membership.id,
@@ -464,6 +484,29 @@ class Worker(Steered):
             queues=self.queues,
             limit=limit,
         )
+
+    def _was_woken(self) -> bool:
+        """Tell whether this worker was idle until a wake-up that told of work and of nothing
+        else."""
+        attempts, membership = self._attempts, self._membership
+        woken, membership.woken = membership.woken, False
+        busy = attempts.leases or attempts.settlements or attempts.notes
+        told = membership.orders or membership.mail or self._teller.heard
+        return woken and not (busy or told or self._shares is not None)
+
+    def _claim_first(self) -> Step | None:
+        """Claim what is first in line by one look.
+
+        The rest of what a step tells comes with the one that settles this lease; or, should
+        the task take longer, with one that is made as if something were due soon.
+        """
+        worker = self._membership.id
+        first = self._broker.claim_first(worker, self.queues, self._known_tasks())
+        if first is None:
+            return None
+        lease, more = first
+        again = self._broker.clock.now() + (0 if more else _SOON)
+        return Step(accepted=(), leases=(lease,), next_due=again, terminate={})
 
     def _take_events(self, pool: Pool) -> None:
         for event in self._attempts.take(pool.take()):

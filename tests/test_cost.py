@@ -14,6 +14,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,13 +23,14 @@ from typing import Any, NamedTuple
 import apsw
 import pytest
 from power.recorder import Recorder
-from world import Store, enlist, make, uncovered
+from world import Store, enlist, make, uncovered, wait_until
 
 from liteq import Liteq
 from liteq.brokers.base import Broker, Lease
 from liteq.brokers.settling import Settling
 from liteq.outcome import Outcome, Succeeded
 from liteq.task import Task
+from liteq.worker import Worker
 
 # Of a step, whatever it settles and claims: BEGIN, what it has to know, a savepoint and its
 # release, the next due message, the two of a claim, COMMIT. Two are left for what limits or
@@ -209,6 +211,32 @@ def test_a_worker_with_one_task_at_a_time_takes_one_transaction_a_task(
 
     assert cost.commits == 1
     assert cost.statements <= STEP, meter.statements
+
+
+def test_a_call_on_an_idle_worker_is_three_transactions(
+    meter: Meter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_SOON", "_UPKEEP", "_BACKSTOP"):  # what is due by the clock is not counted
+        monkeypatch.setattr(f"liteq.worker.{name}", 60.0)
+    add = call_of(tmp_path, "normal")
+    worker = Worker(add.app, pool="threads", concurrency=1, install_signals=False)
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    wait_until(lambda: worker.settled == 1)
+
+    def call() -> None:
+        add.delay(1, 2)
+        wait_until(lambda: worker.settled == 2)
+
+    cost = meter.of(call)
+    worker.stop()
+    thread.join(10)
+
+    # The call, its claim, its settle. The first two are a statement each, and the claim was
+    # a step once: six statements on a dozen pages more, all of which a commit of another
+    # process has made stale.
+    assert cost.commits == 3, meter.statements
+    assert cost.statements <= 1 + 1 + STEP, meter.statements
 
 
 def test_a_heartbeat_is_one_small_transaction(meter: Meter, broker: Broker) -> None:

@@ -467,6 +467,197 @@ def test_an_idle_worker_leaves_the_store_alone_and_finds_what_no_wake_up_told_of
     forget_current()
 
 
+# An idle worker that is woken
+
+
+class Held:
+    """Tasks that begin, and end when they may."""
+
+    def __init__(self, app: Liteq) -> None:
+        self.began: list[str] = []
+        self._go = threading.Event()
+
+        def held(name: str) -> str:
+            self.began.append(name)
+            self._go.wait(10)
+            return name
+
+        self.task: BoundTask[[str], str] = app.task(name="held")(held)
+
+    def wait_for(self, *names: str) -> None:
+        wait_until(lambda: sorted(self.began) == sorted(names))
+
+    def end(self) -> None:
+        self._go.set()
+
+
+@pytest.fixture
+def held(app: Liteq) -> Iterator[Held]:
+    made = Held(app)
+    yield made
+    made.end()
+
+
+@contextmanager
+def idle(app: Liteq, **options: Any) -> Iterator[Worker]:
+    """A worker that has looked into the store, and waits for a wake-up."""
+    with running(app, **options) as worker:
+        wait_until(lambda: not worker._membership.look)
+        yield worker
+
+
+@pytest.fixture
+def without_backstop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a worker find nothing by what it does every few seconds."""
+    monkeypatch.setattr("liteq.worker._BACKSTOP", 60.0)
+    monkeypatch.setattr("liteq.brokers.base._SLOWEST_BEAT", 60.0)
+
+
+@contextmanager
+def unheard(app: Liteq) -> Iterator[None]:
+    """Wake nobody for what is sent meanwhile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(app.broker, "_wake_workers", lambda *_, **__: None)
+        yield
+
+
+def looks_of(app: Liteq, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Return a list to which each answer of `claim_first` will be added."""
+    answers: list[Any] = []
+    claim_first = app.broker.claim_first
+
+    def recorded(*args: Any) -> Any:
+        answers.append(claim_first(*args))
+        return answers[-1]
+
+    monkeypatch.setattr(app.broker, "claim_first", recorded)
+    return answers
+
+
+@pytest.mark.usefixtures("without_backstop")
+@pytest.mark.parametrize(
+    ("soon", "other", "told_of_more"),
+    [(0.005, {"countdown": 0.2}, False), (60.0, {}, True)],
+    ids=["due", "in line"],
+)
+def test_a_worker_that_claimed_by_one_look_finds_what_else_there_is_while_the_task_runs(
+    app: Liteq,
+    held: Held,
+    monkeypatch: pytest.MonkeyPatch,
+    soon: float,
+    other: dict[str, Any],
+    *,
+    told_of_more: bool,
+) -> None:
+    monkeypatch.setattr("liteq.worker._SOON", soon)
+    answers = looks_of(app, monkeypatch)
+    with idle(app, concurrency=2):
+        with unheard(app):
+            held.task.apply_async(("one",), **other)
+        held.task.delay("another")
+
+        held.wait_for("one", "another")
+        held.end()
+    assert [more for _, more in answers] == [told_of_more]
+
+
+@pytest.mark.usefixtures("without_backstop")
+def test_a_worker_that_claimed_by_one_look_heeds_the_next_wake_up_at_once(
+    app: Liteq, held: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("liteq.worker._SOON", 60.0)
+    answers = looks_of(app, monkeypatch)
+    with idle(app, concurrency=2):
+        held.task.delay("first")
+        held.wait_for("first")
+        held.task.delay("second")
+
+        held.wait_for("first", "second")
+        held.end()
+    assert len(answers) == 1  # the second was claimed by a step
+
+
+@pytest.mark.usefixtures("without_backstop")
+def test_what_one_look_leaves_alone_is_claimed_by_a_step_at_once(
+    app: Liteq, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = looks_of(app, monkeypatch)
+
+    @app.task(acks_late=False)
+    def early() -> str:
+        return "done"
+
+    with idle(app):
+        assert early.delay().get(timeout=5) == "done"
+    assert answers == [None]
+
+
+@pytest.mark.usefixtures("without_backstop")
+def test_a_worker_that_looked_in_vain_makes_a_step_at_the_next_wake_up(
+    app: Liteq, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = looks_of(app, monkeypatch)
+    early = app.task(lambda: "done", name="early", acks_late=False)
+    plain = app.task(lambda: "done", name="plain")
+
+    with idle(app):
+        for task, looks in ((early, 1), (plain, 1), (plain, 2), (plain, 3)):
+            assert task.delay().get(timeout=5) == "done"
+            assert len(answers) == looks
+
+    assert [answer is None for answer in answers] == [True, False, False]
+
+
+def test_a_worker_with_weighted_queues_claims_by_steps_alone(
+    app: Liteq, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = looks_of(app, monkeypatch)
+    task = app.task(lambda: "done")
+
+    with idle(app, queues=["high:3", "low"]):
+        assert task.apply_async(queue="low").get(timeout=10) == "done"
+    assert answers == []
+
+
+def test_a_worker_that_is_listened_to_claims_by_steps_alone(
+    app: Liteq, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = looks_of(app, monkeypatch)
+    task = app.task(lambda: "done")
+
+    with idle(app) as worker, contextlib.closing(app.broker.mailbox()) as ear:
+        app.broker.listen(ear, 60)
+        assert task.delay().get(timeout=10) == "done"
+        assert task.delay().get(timeout=10) == "done"
+        assert worker._teller.heard
+    assert answers == []
+    said = [body for body in app.broker.events(0).bodies if b"task-received" in body]
+    assert len(said) == 2
+
+
+class LameBroker(SqliteBroker):
+    """A store that cannot be reached by one look."""
+
+    looks = 0
+
+    def claim_first(self, *args: Any) -> Any:
+        self.looks += 1
+        raise BrokerUnavailable("no look today")
+
+
+def test_a_look_that_cannot_reach_the_store_is_made_up_for_by_a_step(
+    app: Liteq, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = app.broker = LameBroker(None)
+    task = app.task(lambda: "done")
+
+    with idle(app):
+        assert task.delay().get(timeout=10) == "done"
+
+    assert broker.looks == 1
+    assert caplog.text.count("no look today; trying again in") == 1
+
+
 # Stopping
 
 
