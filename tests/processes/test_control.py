@@ -14,6 +14,7 @@ import pytest
 import redis_server
 from world import wait_until
 
+from liteq.brokers.sqlite import SqliteBroker
 from liteq.canvas import chain
 from liteq.exceptions import BrokerBusy, TaskRevokedError
 from processes.shop import Shop, is_running
@@ -105,15 +106,21 @@ def test_a_worker_that_was_given_up_is_stuck_until_it_comes_back(open_shop: Open
 
 def freeze(shop: Shop, worker: Any) -> None:
     """Stop a process, but not in the middle of a transaction, which would stop everybody:
-    who meets that is told so (`BrokerBusy`)."""
+    who meets that is told so (`BrokerBusy`), before the leases of the others run out."""
+    worker.send_signal(signal.SIGSTOP)
+    store = shop.app.broker
+    if not isinstance(store, SqliteBroker):
+        return
+    writer = SqliteBroker(store.directory, busy_timeout=0.2)
     while True:
-        worker.send_signal(signal.SIGSTOP)
         try:
-            shop.app.broker.post([])
+            writer.post([])
         except BrokerBusy:
             worker.send_signal(signal.SIGCONT)
-            shop.app.broker.post([])  # which it lets us do when it is through
+            store.post([])  # which it lets us do when it is through
+            worker.send_signal(signal.SIGSTOP)
         else:
+            writer.close()
             return
 
 
