@@ -29,7 +29,10 @@ def new_id() -> str:
     """
     milliseconds, nanoseconds = divmod(time.time_ns(), 1_000_000)
     head = "%015x" % (milliseconds << 12 | (nanoseconds << 12) // 1_000_000)
-    tail = _random_hex()
+    try:
+        tail = _spare.pop()
+    except IndexError:
+        tail = _refill()
     return f"{head[:8]}-{head[8:12]}-7{head[12:]}-{_VARIANT[tail[0]]}{tail[1:4]}-{tail[4:]}"
 
 
@@ -71,7 +74,11 @@ def made_at(id: str) -> float | None:
 
 def new_token() -> int:
     """Return a random positive 63-bit lease token (it fits an SQLite integer)."""
-    return (int(_random_hex(), 16) >> 1) or 1
+    try:
+        digits = _spare.pop()
+    except IndexError:
+        digits = _refill()
+    return (int(digits, 16) >> 1) or 1
 
 
 def _tails(count: int) -> list[str]:
@@ -82,10 +89,7 @@ def _tails(count: int) -> list[str]:
     return noise.to_bytes(8 * count, "big").hex("-", 8).split("-")
 
 
-def _random_hex() -> str:
-    try:
-        return _spare.pop()
-    except IndexError:
-        digits = os.urandom(8 * _BLOCK).hex()
-        _spare.extend(digits[i : i + 16] for i in range(16, len(digits), 16))
-        return digits[:16]
+def _refill() -> str:
+    digits = os.urandom(8 * _BLOCK).hex()
+    _spare.extend(digits[i : i + 16] for i in range(16, len(digits), 16))
+    return digits[:16]

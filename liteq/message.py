@@ -175,21 +175,30 @@ class Alike(Sequence[Message]):
     """Messages like a first one but for id and body, as those of one `enqueue_many()` are.
 
     A message is made when it is looked at. A store need not look: what they have in common
-    is packed, and written, once.
+    is packed, and written, once. `pattern` is what `first.pack()` returns, if that is known.
     """
 
-    __slots__ = ("bodies", "first", "ids")
+    __slots__ = ("bodies", "first", "ids", "pattern")
 
-    def __init__(self, first: Message, ids: Sequence[str], bodies: Sequence[bytes]) -> None:
+    def __init__(
+        self,
+        first: Message,
+        ids: Sequence[str],
+        bodies: Sequence[bytes],
+        pattern: Packed | None = None,
+    ) -> None:
         self.first = first
         self.ids = ids
         self.bodies = bodies
+        self.pattern = first.pack() if pattern is None else pattern
 
     def pack(self) -> list[Packed]:
         """Return what `pack()` of each returns."""
-        task, rest = self.first[1:2], self.first.pack()[3:]
+        _, task, _, *rest = self.pattern
+        if len(self.ids) == 1:
+            return [(self.ids[0], task, self.bodies[0], *rest)]
         return [
-            (id, *task, body, *rest) for id, body in zip(self.ids, self.bodies, strict=True)
+            (id, task, body, *rest) for id, body in zip(self.ids, self.bodies, strict=True)
         ]
 
     def __len__(self) -> int:
@@ -201,7 +210,7 @@ class Alike(Sequence[Message]):
     def __getitem__(self, index: slice) -> "Alike": ...
     def __getitem__(self, index: int | slice) -> "Message | Alike":
         if isinstance(index, slice):
-            return Alike(self.first, self.ids[index], self.bodies[index])
+            return Alike(self.first, self.ids[index], self.bodies[index], self.pattern)
         return self._made(self.ids[index], self.bodies[index])
 
     def __iter__(self) -> Iterator[Message]:

@@ -57,6 +57,7 @@ __all__ = ["Database", "fetch_all", "fetch_one"]
 T = TypeVar("T")
 
 _GATE: Final = "gate"
+_AT_ONCE: Final = fcntl.LOCK_EX | fcntl.LOCK_NB
 _SAFE_SQLITE: Final = (3, 51, 3)  # earlier ones can corrupt a WAL that two connections reset
 _WAL_BACKSTOP: Final = 4_000  # pages (16 MiB): others than workers checkpoint beyond this
 _RESERVE: Final = 32 * 1024 * 1024  # bytes of disk kept for settling when producers fill it
@@ -170,7 +171,7 @@ class Database:
             db = handle.prepare(durable=durable, limited=limited)
             handle.pass_gate()
             try:
-                rows = fetch_all(db, sql, bindings)  # with the last of them it is committed
+                rows = db.execute(sql, bindings).fetchall()  # with the last it is committed
                 changed = db.changes()
             finally:
                 handle.leave_gate()
@@ -226,29 +227,28 @@ class Database:
         """
         if self.identity is None:
             return
-        if (why := self._lost()) is not None:
-            self.forget()
-            raise StoreLost(f"{self.path} {why}")
+        try:
+            found = os.stat(self.path)
+        except FileNotFoundError:
+            why = "was deleted while in use"
+        else:
+            if (found.st_dev, found.st_ino) != self.identity:
+                why = "was replaced while in use"
+            elif found.st_nlink != 1:
+                why = (
+                    "has a second hard link: another name for the file gets a WAL of its own, "
+                    "and the two lose each other's commits"
+                )
+            else:
+                return
+        self.forget()
+        raise StoreLost(f"{self.path} {why}")
 
     def forget(self) -> None:
         """Let go of the file, so that the next use opens the one that is there then."""
         self.close()
         self.identity = None
         self._prepared = False
-
-    def _lost(self) -> str | None:
-        try:
-            found = os.stat(self.path)
-        except FileNotFoundError:
-            return "was deleted while in use"
-        if (found.st_dev, found.st_ino) != self.identity:
-            return "was replaced while in use"
-        if found.st_nlink != 1:
-            return (
-                "has a second hard link: another name for the file gets a WAL of its own, "
-                "and the two lose each other's commits"
-            )
-        return None
 
     def close(self) -> None:
         """Close the connections of all threads; the next use opens new ones."""
@@ -265,7 +265,7 @@ class Database:
 
         A fork by another thread may close the connection at any moment but this one.
         """
-        handle = self._handle()
+        handle: _Handle = getattr(self._local, "handle", None) or self._handle()
         while True:
             handle.lock.acquire()
             if handle.db is not None:
@@ -466,7 +466,8 @@ class _Handle:
 
     def prepare(self, *, durable: bool, limited: bool) -> apsw.Connection:
         """Return the connection, set up for a transaction of this kind."""
-        db = self.connection()
+        db = self.db
+        assert db is not None
         if self.durable is not durable:
             self.set_durable(durable)
         if self.limited is not limited:
@@ -507,7 +508,11 @@ class _Handle:
     def pass_gate(self) -> None:
         """Wait for our turn to write, at most `busy_timeout` seconds. Raises `SchemaError`
         if the store has become too new for this process."""
+        if self.gate < 0:
+            return
         self._enter_gate()
+        if os.pread(self.gate, 16, 0) == self.version:  # as nearly always: see `check_version`
+            return
         try:
             self.check_version()
         except BaseException:
@@ -533,7 +538,7 @@ class _Handle:
         if self.gate < 0:
             return
         try:
-            fcntl.flock(self.gate, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.gate, _AT_ONCE)
         except BlockingIOError:
             self._queue_at_gate()
 
@@ -545,7 +550,7 @@ class _Handle:
             # first time that it has met another writer.
             time.sleep((0.2 + 0.8 * os.urandom(1)[0] / 255) * pause)
             try:
-                fcntl.flock(self.gate, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self.gate, _AT_ONCE)
             except BlockingIOError:
                 waited = time.monotonic() - start
                 if waited > self.database.busy_timeout:

@@ -15,9 +15,12 @@ __all__ = ["Lengths", "queue_full"]
 
 
 class Lengths:
-    """The limits by queue; `most` is that of every queue that has none of its own."""
+    """The limits by queue; `most` is that of every queue that has none of its own.
 
-    __slots__ = ("_most", "_own")
+    `any`: whether there are limits at all.
+    """
+
+    __slots__ = ("_most", "_own", "any")
 
     def __init__(self, most: int | None, own: Mapping[str, int] | None) -> None:
         self._most: int | None = _checked("max_length", most)
@@ -25,9 +28,8 @@ class Lengths:
             name: _checked(f"max_lengths[{name!r}]", given)
             for name, given in (own or {}).items()
         }
+        self.any = self._most is not None or bool(self._own)
 
-    def __bool__(self) -> bool:
-        return self._most is not None or bool(self._own)
 
     def of(self, queue: str) -> int | None:
         """Return how many messages may wait in a queue; None for any number."""

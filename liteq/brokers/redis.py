@@ -89,7 +89,7 @@ class RedisBroker(RedisRoster, RedisSchedules, RedisRecords, RedisUpkeep):
     ) -> tuple[str, Sequence[Any]]:
         """Return the script that stores these, and its arguments."""
         packed = pack_all(messages)
-        limits = self._lengths.among({one[3] for one in packed}) if self._lengths else {}
+        limits = self._lengths.among({one[3] for one in packed}) if self._lengths.any else {}
         if len(packed) == 1 and not limits and not edges and workflow is None:
             alone = lone_arguments(packed[0])
             if alone is not None:

@@ -56,6 +56,7 @@ QUEUED: Final = STATE_CODES["queued"]
 SCHEDULED: Final = STATE_CODES["scheduled"]
 RUNNING: Final = STATE_CODES["running"]
 SUCCEEDED: Final = STATE_CODES["succeeded"]
+_CLAIMABLE: Final = (QUEUED, SCHEDULED)  # now or later, if nothing limits it
 
 _NOTHING_STANDS: Final[Mapping[str, str]] = {}
 _new: Final = tuple.__new__  # half of what Lease(...) costs, for each message
@@ -145,17 +146,23 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
         workflow: Workflow | None = None,
     ) -> Mapping[str, str]:
         now = self.clock.now()
-        if type(messages) is Alike and not (edges or workflow or self._lengths):
+        alike = type(messages) is Alike
+        if alike and len(messages) > 1 and not (edges or workflow or self._lengths.any):
             return self._enqueue_alike(messages, now)
-        packed = pack_all(messages)
-        limits = self._lengths.among({one[3] for one in packed}) if self._lengths else {}
-        row = row_of(packed[0], 0, now) if len(packed) == 1 and not edges else None
-        plain = row and workflow is None and row[_STATE] in (QUEUED, SCHEDULED)
-        if row and plain and packed[0][UNIQUE] is None and not limits:
-            if not self._insert_one(row):
-                self._database.read(lambda db: accept_repeat(db, row))
-            self._wake_workers()
-            return _NOTHING_STANDS
+        packed = messages.pack() if alike else pack_all(messages)
+        limits = {}
+        if self._lengths.any:
+            limits = self._lengths.among({one[3] for one in packed})
+        if len(packed) == 1 and not (edges or workflow or limits):
+            row = row_of(packed[0], 0, now)
+            if row[_STATE] in _CLAIMABLE and row[UNIQUE] is None:
+                new, _ = self._database.write_one(
+                    ENQUEUE, row, durable=self.durable, limited=True
+                )
+                if not new:
+                    self._database.read(lambda db: accept_repeat(db, row))
+                self._wake_workers()
+                return _NOTHING_STANDS
         batch = prepare(packed, edges, now)
 
         def write(db: apsw.Connection) -> tuple[Following, dict[str, str]]:
@@ -180,10 +187,6 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
         following, stands = self._database.write(write, durable=self.durable, limited=True)
         self._announce(following)
         return stands
-
-    def _insert_one(self, new_row: tuple[Any, ...]) -> int:
-        new, _ = self._database.write_one(ENQUEUE, new_row, durable=self.durable, limited=True)
-        return new
 
     def step(
         self,

@@ -63,9 +63,10 @@ class Post:
         """Tell every worker that there may be work, or (`HELLO`) a new worker; `but` is the
         id of one that knows."""
         own = None if but is None else kind_of(but)
+        data = word.encode()
         for name in self._worker_names():
             if own is None or not name.startswith(own):
-                self._send(name, word.encode())
+                self._send(name, data)
 
     def wake_worker(self, worker: int, word: str) -> None:
         """Tell one worker something."""
@@ -128,7 +129,8 @@ class Post:
         """Send a datagram, if it can be. It tells of what is in the store: no error here may
         look like one of that."""
         try:
-            address = self._address(name)
+            base = self._base
+            address = f"{base}/{name}" if base else self._address(name)
             if address is None:
                 return
             sender = self._socket or self._open_socket()
