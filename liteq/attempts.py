@@ -78,6 +78,10 @@ class Attempts:
             pool.submit(_new(Job, (number, job(lease), *limits_of(lease))))
         self._jobs = number
 
+    def give_back(self, lease: Lease) -> None:
+        """Let go of a lease that nothing was started for."""
+        self.settlements.append((lease, Released()))
+
     def held(self) -> list[Lease]:
         """Return the leases of what runs, waits to be run, or has ended and is not settled."""
         return [*self.leases.values(), *(lease for lease, _ in self.settlements)]

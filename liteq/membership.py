@@ -9,7 +9,7 @@ import contextlib
 import selectors
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from liteq import signals
@@ -41,11 +41,12 @@ class Member(Protocol):
 class Membership:
     """That of one worker, by whose loop's thread all of this is called.
 
-    `id`: 0 until it has joined. `look`: the store may hold something claimable. `woken`: a
-    wake-up has told of work since the last look. `orders`: the store may have word that a run
-    is to be ended, or that somebody listens. `mail`: commands wait. `given_up`: the others
-    think this worker dead. `next_beat`: when it is to say that it is not, by the monotonic
-    clock.
+    `id`: 0 until it has joined. `look`: the store may hold something claimable. `standby`: the
+    token of the leases that are brought to it by wake-ups; 0: none are, None: it has not been
+    asked for, or is unknown after an error. `orders`: the store may have word that a run is to
+    be ended, or that somebody listens. `mail`: commands wait. `given_up`: the others think this
+    worker dead. `next_beat`: when it is to say that it is not, by the monotonic clock.
+    `take_over` is called with the leases that have come.
     """
 
     def __init__(
@@ -55,18 +56,20 @@ class Membership:
         tasks: Callable[[], Mapping[str, Any]],
         *,
         announce: Announcer,
+        take_over: Callable[[Sequence[Lease]], None],
     ) -> None:
         self._member = member
         self._broker = broker
         self._tasks = tasks
         self._announce = announce
+        self._take_over = take_over
         self._selector: selectors.BaseSelector
         self._mailbox: Mailbox | None = None
         self._keeper: _Keeper | None = None
         self.peers = Peers(broker)
         self.id = 0
         self.look = True
-        self.woken = False
+        self.standby: int | None = None
         self.orders = False
         self.mail = False
         self.given_up = False
@@ -81,6 +84,7 @@ class Membership:
         self.id = self._broker.register(
             member.hostname, member.queues, member.concurrency, member.details()
         )
+        self.standby = None
         self.mail = True  # what came before there was a mailbox to hear it by
         self._close_mailbox()
         self._mailbox = self._broker.mailbox(self.id)
@@ -110,11 +114,17 @@ class Membership:
         self.look = self.orders = True  # whatever `Broker.changed()` may not have seen
         self._announce(signals.heartbeat_sent, member)
 
+    def is_late(self) -> bool:
+        """Tell whether a heartbeat was left out: the process was stopped, perhaps, and what it
+        held has been taken back."""
+        return time.monotonic() - self.next_beat > self._broker.beat_interval
+
     def disown(self, held: Collection[Lease]) -> None:
         """Take back what the store believes that this worker runs besides these."""
         if taken := self._broker.disown(self.id, held):
             messages = "1 message" if taken == 1 else f"{taken} messages"
             logger.warning("took back %s: the server has forgotten how it ended", messages)
+            self.standby = None  # nor is anything believed that is on its way
             self.look = True
 
     def come_back(self) -> None:
@@ -149,14 +159,16 @@ class Membership:
     def _on_wake_up(self, _mask: int) -> None:
         assert self._mailbox is not None
         words = self._mailbox.receive()
+        if leases := self._mailbox.leases():
+            self._take_over(leases)
+        if not words:
+            return
         if HELLO in words:
             self.peers.look = True
         if ORDERS in words:
             self.orders = True
         if MAIL in words:
             self.mail = self.orders = True
-        if "" in words:
-            self.woken = True
         self.look = True
 
     def _close_mailbox(self) -> None:

@@ -197,9 +197,7 @@ class Alike(Sequence[Message]):
         _, task, _, *rest = self.pattern
         if len(self.ids) == 1:
             return [(self.ids[0], task, self.bodies[0], *rest)]
-        return [
-            (id, task, body, *rest) for id, body in zip(self.ids, self.bodies, strict=True)
-        ]
+        return [(id, task, body, *rest) for id, body in zip(self.ids, self.bodies, strict=True)]
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -2,7 +2,8 @@
 
 1. The pool's events become settlements and notes (`_take_events`).
 2. One transaction settles them and claims what the pool has room for (`_step`). A worker
-   that was idle claims what it was woken for by a smaller one (`_claim_first`).
+   that is idle stands by: what comes next is leased to it by who enqueues it, and is brought
+   by the wake-up (`_take_over`).
 3. The leases go to the pool as bytes; the loop sleeps until a child answers, a wake-up
    comes, a delayed message is due, or the heartbeat is.
 
@@ -67,7 +68,6 @@ EXIT_SCHEMA: Final = 8  # another liteq has made the store too new for this one
 
 _UPKEEP: Final = 2.0  # seconds between two slices of upkeep when there is nothing to do
 _BACKSTOP: Final = 1.0  # seconds until a lost wake-up is made good
-_SOON: Final = 0.005  # seconds until a claim by one look is followed by a step
 _TOGETHER: Final = 0.1  # seconds that one thing waits for the next, to wake up once for both
 _LONGEST_PAUSE: Final = 5.0  # seconds between two tries to reach the store
 _LAST_TRIES: Final = 5.0  # seconds to reach it in, when all else has stopped
@@ -155,7 +155,11 @@ class Worker(Steered):
         self._wishes = Wishes()
         self._announce = Announcer(self._wishes)
         self._membership = Membership(
-            self, app.broker, lambda: app.tasks, announce=self._announce
+            self,
+            app.broker,
+            lambda: app.tasks,
+            announce=self._announce,
+            take_over=self._take_over,
         )
         self._notices = Notices(
             self,
@@ -178,9 +182,6 @@ class Worker(Steered):
         self._ready = 0
         self._is_ready = False
         self._next_due: float | None = None
-        # Whether the last wake-up was worth a look: who has others go before it, or has what
-        # only a step can claim, would stand in their way with two transactions for one.
-        self._is_first = True
         self._next_upkeep = self._next_look = self._next_watchdog = 0.0
         self._pause = 0.0
         self._try_again = 0.0
@@ -191,6 +192,9 @@ class Worker(Steered):
         self._patient = patient and (self._retries if at_start is None else at_start)
         # How long one thing waits for the next: no heartbeat is to be late for it.
         self._together = min(_TOGETHER, self._broker.beat_interval / 10)
+        # In turns, none of the queues is to be served first; and who is to stop when there
+        # is nothing to do waits for nothing.
+        self._stands_by = self._shares is None and not burst
         self._ignores_rates: bool = app.conf.worker_disable_rate_limits
         self._stopping = 0  # as wished: WARM or COLD
         self._deadline: float | None = None  # of the stop's present stage
@@ -411,11 +415,15 @@ class Worker(Steered):
         now = time.monotonic()
         if now < self._try_again:
             return
+        idle = limit > 0 and self._stands_by and not (attempts.leases or settlements or notes)
         try:
-            step = self._ask(settlements, notes, limit)
+            step = self._ask(settlements, notes, limit, idle=idle)
         except (BrokerUnavailable, QueueFull) as exc:
+            membership.standby = None
             self._postpone(exc, now)
             return
+        if idle:
+            membership.standby = step.standby
         attempts.settlements, attempts.notes = [], []
         if self._pause:
             membership.next_beat = 0.0  # with which it is seen what the outage has cost
@@ -434,6 +442,8 @@ class Worker(Steered):
             membership.look = len(step.leases) >= limit
         if step.leases:
             attempts.hand_out(pool, step.leases)
+        elif self._stands_by and membership.standby is None and not attempts.leases:
+            membership.look = True
         for lease, why in step.aside:
             if self._tally is not None and why == "expired":
                 self._tally.expired(lease)
@@ -450,21 +460,8 @@ class Worker(Steered):
         settlements: Settlements,
         notes: Sequence[tuple[Lease, Note]],
         limit: int,
-    ) -> Step:
-        woken = limit > 0 and self._was_woken()
-        looking = woken and self._is_first
-        if looking and (first := self._claim_first()) is not None:
-            return first
-        step = self._ask_for_step(settlements, notes, limit)
-        if woken:
-            self._is_first = bool(step.leases) and not looking
-        return step
-
-    def _ask_for_step(
-        self,
-        settlements: Settlements,
-        notes: Sequence[tuple[Lease, Note]],
-        limit: int,
+        *,
+        idle: bool,
     ) -> Step:
         ask = partial(
             self._broker.step,
@@ -473,7 +470,13 @@ class Worker(Steered):
             ignore_rates=self._ignores_rates,
         )
         if self._shares is None or not limit:
-            return ask(settlements=settlements, notes=notes, queues=self.queues, limit=limit)
+            return ask(
+                settlements=settlements,
+                notes=notes,
+                queues=self.queues,
+                limit=limit,
+                idle=idle,
+            )
         from liteq.turns import step_in_turns  # late: few workers have weighted queues
 
         return step_in_turns(
@@ -485,28 +488,20 @@ class Worker(Steered):
             limit=limit,
         )
 
-    def _was_woken(self) -> bool:
-        """Tell whether this worker was idle until a wake-up that told of work and of nothing
-        else."""
-        attempts, membership = self._attempts, self._membership
-        woken, membership.woken = membership.woken, False
-        busy = attempts.leases or attempts.settlements or attempts.notes
-        told = membership.orders or membership.mail or self._teller.heard
-        return woken and not (busy or told or self._shares is not None)
-
-    def _claim_first(self) -> Step | None:
-        """Claim what is first in line by one look.
-
-        The rest of what a step tells comes with the one that settles this lease; or, should
-        the task take longer, with one that is made as if something were due soon.
-        """
-        worker = self._membership.id
-        first = self._broker.claim_first(worker, self.queues, self._known_tasks())
-        if first is None:
-            return None
-        lease, more = first
-        again = self._broker.clock.now() + (0 if more else _SOON)
-        return Step(accepted=(), leases=(lease,), next_due=again, terminate={})
+    def _take_over(self, leases: Sequence[Lease]) -> None:
+        """Start what was leased to this worker as it stood by."""
+        attempts, pool = self._attempts, self.pool
+        assert pool is not None
+        for lease in leases:
+            if lease.token != self._membership.standby or self._membership.is_late():
+                self._membership.look = True  # others may have it, or will
+            elif self._stopping or lease.packed[1] not in self._known_tasks():
+                attempts.give_back(lease)
+                self._membership.look = True  # which parks what is unknown
+            else:
+                if self._tally is not None:
+                    self._tally.claimed((lease,), self._broker.clock.now())
+                attempts.hand_out(pool, (lease,))
 
     def _take_events(self, pool: Pool) -> None:
         for event in self._attempts.take(pool.take()):

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -521,52 +521,44 @@ def unheard(app: Liteq) -> Iterator[None]:
         yield
 
 
-def looks_of(app: Liteq, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Return a list to which each answer of `claim_first` will be added."""
-    answers: list[Any] = []
-    claim_first = app.broker.claim_first
+def steps_of(app: Liteq, monkeypatch: pytest.MonkeyPatch) -> list[Step]:
+    """Return a list to which each answer of `step` will be added."""
+    answers: list[Step] = []
+    step = app.broker.step
 
-    def recorded(*args: Any) -> Any:
-        answers.append(claim_first(*args))
+    def recorded(*args: Any, **kwargs: Any) -> Step:
+        answers.append(step(*args, **kwargs))
         return answers[-1]
 
-    monkeypatch.setattr(app.broker, "claim_first", recorded)
+    monkeypatch.setattr(app.broker, "step", recorded)
     return answers
 
 
+def claims(answers: Sequence[Step]) -> list[str]:
+    """Return the tasks of what steps have claimed."""
+    return [lease.task for step in answers for lease in step.leases]
+
+
 @pytest.mark.usefixtures("without_backstop")
-@pytest.mark.parametrize(
-    ("soon", "other", "told_of_more"),
-    [(0.005, {"countdown": 0.2}, False), (60.0, {}, True)],
-    ids=["due", "in line"],
-)
-def test_a_worker_that_claimed_by_one_look_finds_what_else_there_is_while_the_task_runs(
-    app: Liteq,
-    held: Held,
-    monkeypatch: pytest.MonkeyPatch,
-    soon: float,
-    other: dict[str, Any],
-    *,
-    told_of_more: bool,
+def test_an_idle_worker_claims_nothing_by_itself(
+    app: Liteq, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("liteq.worker._SOON", soon)
-    answers = looks_of(app, monkeypatch)
-    with idle(app, concurrency=2):
-        with unheard(app):
-            held.task.apply_async(("one",), **other)
-        held.task.delay("another")
+    answers = steps_of(app, monkeypatch)
+    task = app.task(lambda: "done")
 
-        held.wait_for("one", "another")
-        held.end()
-    assert [more for _, more in answers] == [told_of_more]
+    with idle(app) as worker:
+        for _ in range(3):
+            assert task.delay().get(timeout=5) == "done"
+        assert worker._membership.standby == answers[0].standby != 0
+    assert claims(answers) == []
+    assert len(answers) == 1 + 3  # it said that it stands by, and settled each
 
 
 @pytest.mark.usefixtures("without_backstop")
-def test_a_worker_that_claimed_by_one_look_heeds_the_next_wake_up_at_once(
+def test_a_worker_that_was_handed_a_task_heeds_the_next_wake_up_at_once(
     app: Liteq, held: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("liteq.worker._SOON", 60.0)
-    answers = looks_of(app, monkeypatch)
+    answers = steps_of(app, monkeypatch)
     with idle(app, concurrency=2):
         held.task.delay("first")
         held.wait_for("first")
@@ -574,88 +566,125 @@ def test_a_worker_that_claimed_by_one_look_heeds_the_next_wake_up_at_once(
 
         held.wait_for("first", "second")
         held.end()
-    assert len(answers) == 1  # the second was claimed by a step
+    assert claims(answers) == ["held"]  # the second, by a step
 
 
 @pytest.mark.usefixtures("without_backstop")
-def test_what_one_look_leaves_alone_is_claimed_by_a_step_at_once(
-    app: Liteq, monkeypatch: pytest.MonkeyPatch
+def test_a_worker_that_was_handed_a_task_finds_what_is_due_while_that_runs(
+    app: Liteq, held: Held
 ) -> None:
-    answers = looks_of(app, monkeypatch)
+    with idle(app, concurrency=2):
+        held.task.apply_async(("later",), countdown=0.3)
+        held.task.delay("now")
 
-    @app.task(acks_late=False)
-    def early() -> str:
-        return "done"
-
-    with idle(app):
-        assert early.delay().get(timeout=5) == "done"
-    assert answers == [None]
+        held.wait_for("now", "later")
+        held.end()
 
 
 @pytest.mark.usefixtures("without_backstop")
-def test_a_worker_that_looked_in_vain_makes_a_step_at_the_next_wake_up(
+def test_a_worker_that_stands_by_is_woken_for_what_needs_a_step(
     app: Liteq, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = looks_of(app, monkeypatch)
+    answers = steps_of(app, monkeypatch)
     early = app.task(lambda: "done", name="early", acks_late=False)
     plain = app.task(lambda: "done", name="plain")
 
     with idle(app):
-        for task, looks in ((early, 1), (plain, 1), (plain, 2), (plain, 3)):
+        for task in (early, plain, early, plain):
             assert task.delay().get(timeout=5) == "done"
-            assert len(answers) == looks
+    assert claims(answers) == ["early", "early"]
 
-    assert [answer is None for answer in answers] == [True, False, False]
+
+def test_a_worker_that_was_busy_from_its_start_stands_by_when_it_is_not(
+    app: Liteq, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = steps_of(app, monkeypatch)
+    task = app.task(lambda: "done", name="done")
+    before = [task.delay() for _ in range(3)]
+
+    with running(app) as worker:
+        for result in before:
+            assert result.get(timeout=5) == "done"
+        wait_until(lambda: worker._membership.standby)
+        assert task.delay().get(timeout=5) == "done"
+    assert claims(answers) == ["done"] * 3
 
 
 def test_a_worker_with_weighted_queues_claims_by_steps_alone(
     app: Liteq, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers = looks_of(app, monkeypatch)
-    task = app.task(lambda: "done")
+    answers = steps_of(app, monkeypatch)
+    task = app.task(lambda: "done", name="done")
 
     with idle(app, queues=["high:3", "low"]):
         assert task.apply_async(queue="low").get(timeout=10) == "done"
-    assert answers == []
+    assert claims(answers) == ["done"]
 
 
-def test_a_worker_that_is_listened_to_claims_by_steps_alone(
-    app: Liteq, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    answers = looks_of(app, monkeypatch)
+def test_who_listens_hears_of_what_was_handed_over(app: Liteq) -> None:
     task = app.task(lambda: "done")
 
     with idle(app) as worker, contextlib.closing(app.broker.mailbox()) as ear:
         app.broker.listen(ear, 60)
+        wait_until(lambda: worker._teller.heard)
         assert task.delay().get(timeout=10) == "done"
         assert task.delay().get(timeout=10) == "done"
-        assert worker._teller.heard
-    assert answers == []
     said = [body for body in app.broker.events(0).bodies if b"task-received" in body]
     assert len(said) == 2
 
 
-class LameBroker(SqliteBroker):
-    """A store that cannot be reached by one look."""
+@contextmanager
+def out_of_reach(app: Liteq) -> Iterator[None]:
+    """Have steps fail meanwhile."""
 
-    looks = 0
+    def step(*_args: Any, **_kwargs: Any) -> Step:
+        raise BrokerUnavailable("no step today")
 
-    def claim_first(self, *args: Any) -> Any:
-        self.looks += 1
-        raise BrokerUnavailable("no look today")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(app.broker, "step", step)
+        yield
 
 
-def test_a_look_that_cannot_reach_the_store_is_made_up_for_by_a_step(
-    app: Liteq, caplog: pytest.LogCaptureFixture
+def test_a_worker_that_does_not_know_whether_it_stands_by_takes_nothing_that_is_brought(
+    app: Liteq, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broker = app.broker = LameBroker(None)
-    task = app.task(lambda: "done")
+    answers = steps_of(app, monkeypatch)
+    task = app.task(lambda: "done", name="done")
 
+    with idle(app) as worker:
+        with out_of_reach(app):
+            worker._membership.look = True
+            worker._wishes.nudge()
+            wait_until(lambda: "no step today; trying again in" in caplog.text)
+            result = task.delay()
+        assert result.get(timeout=10) == "done"
+        assert worker.refused == 0
+
+    assert claims(answers) == ["done"]
+    assert record(app, result.id).deliveries == 1
+
+
+def test_what_is_brought_to_a_worker_that_stops_is_given_back(app: Liteq, held: Held) -> None:
+    with idle(app, concurrency=2, grace=10) as worker:
+        held.task.delay("first")
+        held.wait_for("first")
+        lease = next(iter(worker._attempts.leases.values()))
+        worker.stop()
+        wait_until(lambda: worker._stopping)
+        other = lease._replace(token=worker._membership.standby)
+
+        worker._take_over([other])
+
+        assert [outcome for _, outcome in worker._attempts.settlements] == [Released()]
+        worker._attempts.settlements.clear()
+        held.end()
+
+
+def test_a_task_that_the_worker_does_not_know_waits_for_one_that_does(app: Liteq) -> None:
     with idle(app):
-        assert task.delay().get(timeout=10) == "done"
-
-    assert broker.looks == 1
-    assert caplog.text.count("no look today; trying again in") == 1
+        result = app.send_task("unknown")
+        wait_until(lambda: record(app, result.id).state == "parked")
+    assert record(app, result.id).deliveries == 0
 
 
 # Stopping

@@ -84,6 +84,7 @@ class Mailbox(ABC):
 
     name: str = ""  # what letters to it are addressed to
     poll_interval: float = 0.5
+    _leases: Sequence[Lease] = ()
 
     @abstractmethod
     def fileno(self) -> int:
@@ -100,6 +101,12 @@ class Mailbox(ABC):
     @abstractmethod
     def wait(self, timeout: float | None) -> set[str]:
         """Block until a wake-up or for `timeout` seconds; return what `receive()` does."""
+
+    def leases(self) -> Sequence[Lease]:
+        """Take the leases that have come with the wake-ups received so far, for a worker that
+        stands by (see `Broker.step`)."""
+        taken, self._leases = self._leases, ()
+        return taken
 
     def mend(self) -> None:  # noqa: B027 (most have nothing that can break)
         """Listen again, if a lost connection has made the mailbox deaf. May block."""
@@ -224,12 +231,24 @@ class Broker(ABC):
         limit: int = 0,
         tasks: Collection[str] | None = None,
         ignore_rates: bool = False,
+        idle: bool = False,
     ) -> Step:
         """Settle, note and claim for one worker: one transaction, one trip.
 
         Claims up to `limit` messages of those `queues` that are not paused, if their task
         is in `tasks` (None: any task); one whose task is not, is parked. Messages found
         expired are revoked. With `ignore_rates` neither checks nor charges rates.
+
+        `idle` says that the worker holds no lease, and brings no settlement. What is leased to
+        it in the store all the same is given back, uncounted, before the claim. From then on
+        the worker *stands by*: whenever it holds no lease, a message that is enqueued alone in
+        one of these queues, with nothing before it in any of them and nothing to be said about
+        it, may be leased to it in the step that stores it, and `Mailbox.leases()` brings the
+        lease. `Step.standby` is the token of such leases, another one whenever something was
+        given back; the worker takes no lease with another token than it was last told. One
+        that has not beaten for `stuck_after` seconds does not stand by, nor one for which a
+        queue is paused, or where limits are declared. The next step with `idle` is how a worker
+        learns of a lease that was lost on the way, as it does of messages whose wake-up was.
         """
 
     def settle(self, worker: int, lease: Lease, outcome: Outcome) -> bool:
@@ -245,23 +264,6 @@ class Broker(ABC):
     ) -> tuple[Lease, ...]:
         """Take up to `limit` leases, in the order in which they are to be run."""
         return self.step(worker, queues=queues, limit=limit, tasks=tasks).leases
-
-    def claim_first(
-        self, worker: int, queues: Sequence[str], tasks: Collection[str] | None = None
-    ) -> tuple[Lease, bool] | None:
-        """Take the message that is first in line, if one look is enough for it. Return its
-        lease, and whether there is more in line.
-
-        It is the lease that a `step()` of this worker would have claimed first, under the same
-        promises and the same fence. None says nothing: there may be something to claim, to
-        park or to revoke, or nothing at all, and the caller makes a `step()`; a message whose
-        task is unknown may be held until then. After a lease, too, it makes one soon: what is
-        due when, orders and letters are told by steps alone. Raises what a step does; should
-        the claim have taken effect all the same, the worker's next step gives it back.
-
-        For an idle worker that was woken. A store whose step is as quick has no other way.
-        """
-        return None
 
     # Who is alive
 
@@ -326,7 +328,7 @@ class Broker(ABC):
     @property
     def stuck_after(self) -> float:
         """How old the heartbeat of a worker that is well may be, in seconds."""
-        return _MISSED_BEATS * self.beat_interval
+        return _MISSED_BEATS * min(_SLOWEST_BEAT, self.lease_timeout / _BEATS_PER_LEASE)
 
     def peers(self) -> list[int]:
         """Return descriptors that become readable when another worker of this host may

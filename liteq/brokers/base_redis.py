@@ -122,6 +122,7 @@ class RedisStore(Broker):
         self._birth: Birth | None = None
         self._mailboxes: list[ref[RedisMailbox]] = []  # of workers, of which there is one
         self._doubtful: dict[int, set[int]] = {}  # by worker: tokens of claims that failed
+        self._answered: dict[int, int] = {}  # by worker: token of its last step
         self._outages: dict[int, object] = {}  # by worker: the last that it has dealt with
         self._digests: dict[int, tuple[Collection[str], str]] = {}  # by worker
         self._steady: dict[int, tuple[float, float]] = {}  # by worker: ours, the server's
@@ -204,7 +205,14 @@ class RedisStore(Broker):
         if beat:
             channels.append(f"{prefix}beats")
         listening = None if worker is None else lambda: self._call("idle", worker)
-        mailbox = RedisMailbox(self._link, name, channels, self.poll_interval, listening)
+        mailbox = RedisMailbox(
+            self._link,
+            name,
+            channels,
+            self.poll_interval,
+            listening,
+            takes_leases=worker is not None,
+        )
         if worker is not None:
             alive = [found for found in self._mailboxes if found() is not None]
             self._mailboxes = [*alive, ref(mailbox)]

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
+from liteq.brokers import standby
 from liteq.brokers.base import DEFAULT_MAX_DELIVERIES, Broker, Mailbox
 from liteq.brokers.connection import Database
 from liteq.brokers.following import Following
@@ -17,7 +18,7 @@ from liteq.brokers.wakeup import LocalMailbox, Post, kind_of
 from liteq.clock import Clock, system_clock
 from liteq.exceptions import ImproperlyConfigured
 from liteq.ids import new_token
-from liteq.message import PACKED_FIELDS
+from liteq.message import PACKED_FIELDS, Packed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -110,6 +111,18 @@ class SqliteStore(Broker):
         for mailbox in list(self._local.values()):
             if mailbox.name.startswith("w") and not (own and mailbox.name.startswith(own)):
                 mailbox.put([word])
+
+    def _hand(self, worker: int, key: int, token: int, packed: Packed) -> bool:
+        """Tell a worker that stands by of its lease; return whether it could be told."""
+        data = standby.written(key, token, packed)
+        if self._post is not None:
+            return len(data) <= standby.MOST and self._post.hand(worker, data)
+        own = kind_of(worker)
+        for mailbox in list(self._local.values()):
+            if mailbox.name.startswith(own):
+                mailbox.put((), data)
+                return True
+        return False
 
     def _wake(self, address: str, ids: list[str]) -> None:
         if self._post is not None:

@@ -30,7 +30,6 @@ class Lengths:
         }
         self.any = self._most is not None or bool(self._own)
 
-
     def of(self, queue: str) -> int | None:
         """Return how many messages may wait in a queue; None for any number."""
         return self._own.get(queue, self._most)

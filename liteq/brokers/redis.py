@@ -108,9 +108,15 @@ class RedisBroker(RedisRoster, RedisSchedules, RedisRecords, RedisUpkeep):
         limit: int = 0,
         tasks: Collection[str] | None = None,
         ignore_rates: bool = False,
+        idle: bool = False,
     ) -> Step:
         token = self._tokens()
         doubtful = self._doubtful.get(worker, ())
+        stands: tuple[Any, ...] = ()
+        # After an outage the server may have forgotten settlements: then what it believes that
+        # the worker holds may have been run, and `disown()` comes first.
+        if idle and self._has_disowned(worker):
+            stands = (self._standing_by(queues, limit, tasks), self._answered.get(worker))
         ends = Settlements(settlements, self.max_deliveries)
         limit = max(limit, 0)
         digest = self._digest(worker, tasks) if limit else "*"
@@ -121,7 +127,8 @@ class RedisBroker(RedisRoster, RedisSchedules, RedisRecords, RedisUpkeep):
         tail += (lease.id for lease, _ in settlements if lease.packed[14] is not None)
         try:
             while True:
-                head = (worker, token, len(doubtful), *doubtful, *ends.arguments())
+                tokens = (len(doubtful), *doubtful)
+                head = (worker, token, *stands, *tokens, *ends.arguments())
                 answer = self._call("step", *head, *tail, word=token)
                 if answer[0] == b"tasks":
                     self._call("known", worker, digest, *(tasks or ()))
@@ -134,8 +141,23 @@ class RedisBroker(RedisRoster, RedisSchedules, RedisRecords, RedisUpkeep):
             self._doubtful[worker] = {*doubtful, token}
             raise
         self._doubtful.pop(worker, None)
+        if worker in self._outages:  # one of our own
+            self._answered[worker] = token
         self._mend_mailboxes()
         return _read_step(Fields(answer), token, ends)
+
+    def _has_disowned(self, worker: int) -> bool:
+        outage = self._link.last_outage
+        return self._outages.get(worker, outage) == outage
+
+    def _standing_by(
+        self, queues: Sequence[str], limit: int, tasks: Collection[str] | None
+    ) -> str:
+        """Return what an idle worker stands by with (see `lua/enqueue_one.lua`), behind a
+        star."""
+        more, any = "+" if limit > 1 else "1", "*" if tasks is None else "-"
+        names = "".join(f"{len(queue.encode())}:{queue}" for queue in queues)
+        return f"*{self._tokens()} {self.stuck_after!r} {more}{any}{names}"
 
     def _digest(self, worker: int, tasks: Collection[str] | None) -> str:
         """Return a short word for these names; a worker gives the same object each time."""
@@ -212,6 +234,7 @@ def _read_step(fields: Fields, token: int, ends: Settlements) -> Step:
         aside=tuple(aside),
         mail=b"m" in standing,
         heard=b"h" in standing,
+        standby=int(standing.partition(b" ")[2] or 0),
     )
 
 

@@ -43,6 +43,7 @@ __all__ = [
     "attempt_of",
     "graph_arguments",
     "kept_fields",
+    "lease_in",
     "lone_arguments",
     "packed_of",
     "read_inputs",
@@ -258,6 +259,26 @@ def read_leases(fields: Fields, token: int) -> list[Lease]:
         packed = (id.decode(), given.task, body, *given.rest)
         leases.append(_new(Lease, (key, token, delivery, packed, ())))
     return leases
+
+
+def lease_in(bell: bytes) -> Lease:
+    """Return the lease that a bell brings: see `lua/enqueue_one.lua`. Raises `ValueError` if
+    it brings none."""
+    at = bell.index(b"\n") + 1
+    key, token, *sizes = map(int, bell[:at].split())
+    id_size, given_size, body_size = sizes
+    if min(sizes) < 0 or at + sum(sizes) > len(bell):
+        raise ValueError(f"no lease: {bell[:at]!r} before {len(bell) - at} bytes")
+    given_at = at + id_size
+    body_at = given_at + given_size
+    end = body_at + body_size
+    given = _read_given(bell[given_at:body_at])
+    if given.damage is not None:
+        raise ValueError(given.damage)
+    packed: Packed = (bell[at:given_at].decode(), given.task, bell[body_at:end], *given.rest)
+    if end < len(bell):
+        packed = (*packed[:-1], bell[end:].decode())  # the envelope
+    return Lease(key, token, 1, packed)
 
 
 def _check(packed: Packed) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Final
 from redis.exceptions import RedisError
 
 from liteq.brokers.base import Mailbox
+from liteq.brokers.redis_form import lease_in
 from liteq.brokers.redis_link import Link
 from liteq.brokers.redis_wire import Reader, ServerError, command
 
@@ -32,8 +33,9 @@ _PAUSE: Final = 1.0  # seconds between two tries to connect
 
 class RedisMailbox(Mailbox):
     """A mailbox that listens on these channels. `listening` is called whenever it does
-    anew: what was published before that is lost. Raises `BrokerUnavailable` if the server
-    cannot be reached; one that is lost later is looked for by `mend()`."""
+    anew: what was published before that is lost. `takes_leases`: they may come in place of
+    words. Raises `BrokerUnavailable` if the server cannot be reached; one that is lost later
+    is looked for by `mend()`."""
 
     def __init__(
         self,
@@ -42,12 +44,17 @@ class RedisMailbox(Mailbox):
         channels: Sequence[str],
         poll_interval: float,
         listening: Callable[[], object] | None = None,
+        *,
+        takes_leases: bool = False,
     ) -> None:
         self.name = name
         self.poll_interval = poll_interval
         self._link = link
         self._channels = channels
-        self._bell = command(("message", channels[0], ""))  # most of what wakes a worker
+        # Most of what wakes a worker: this, or a lease, which begins like it up to its length.
+        self._bell = command(("message", channels[0], ""))
+        self._first = self._bell.removesuffix(b"0\r\n\r\n")
+        self._takes_leases = takes_leases
         self._listening = listening
         self._signal = _Signal()
         self._connection: Any = None
@@ -93,7 +100,7 @@ class RedisMailbox(Mailbox):
         if self._buffer == self._bell:
             self._buffer = b""
             woken.add("")
-        else:
+        elif not self._take_lease(woken):
             self._take(woken)
         return woken
 
@@ -148,14 +155,37 @@ class RedisMailbox(Mailbox):
             self._signal.forget()
             connection.disconnect()
 
+    def _take_lease(self, woken: set[str]) -> bool:
+        """Take what is in the buffer, if it is one lease and nothing else."""
+        data, start = self._buffer, len(self._first)
+        if not (self._takes_leases and data.startswith(self._first)):
+            return False
+        end = data.find(b"\r\n", start)
+        if end < 0 or end + 2 + int(data[start:end]) + 2 != len(data):
+            return False
+        self._buffer = b""
+        self._hear(data[end + 2 : -2], woken)
+        return True
+
     def _take(self, woken: set[str]) -> None:
         """Take the whole frames out of the buffer: ["message", channel, payload]."""
         at = 0
         while (found := _frame(self._buffer, at)) is not None:
             items, at = found
             if items[0] == b"message":
-                woken.update(items[2].decode().split("\n"))
+                self._hear(items[2], woken)
         self._buffer = self._buffer[at:]
+
+    def _hear(self, payload: bytes, woken: set[str]) -> None:
+        try:
+            if self._takes_leases and payload[:1].isdigit():
+                # The last is the one that counts: while a worker holds a lease none comes, and
+                # the earlier ones were given back.
+                self._leases = (lease_in(payload),)
+            else:
+                woken.update(payload.decode().split("\n"))
+        except ValueError:  # another program has published it
+            woken.add("")
 
     def _forget_inherited(self) -> None:
         """Close, in a child, its copies of descriptors that are the parent's. Nothing is

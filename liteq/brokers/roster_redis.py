@@ -75,7 +75,8 @@ class RedisRoster(RedisStore):
             return Released() if lease.packed[10] else Lost(reason)
 
         self._take_back(worker, "gone", end)
-        for kept in (self._steady, self._digests, self._doubtful, self._outages):
+        own = (self._steady, self._digests, self._doubtful, self._answered, self._outages)
+        for kept in own:
             kept.pop(worker, None)
 
     def disown(self, worker: int, held: Collection[Lease]) -> int:
@@ -110,6 +111,7 @@ class RedisRoster(RedisStore):
                 key, token, delivery = fields.number(), fields.number(), fields.number()
                 leases.append(Lease(key, token, delivery, packed_of(fields.some(PACKED_COUNT))))
             if leases:
+                leases.sort(key=lambda one: one.key)  # what follows is not to hang on chance
                 step = self.step(worker, settlements=[(lease, end(lease)) for lease in leases])
                 total += sum(step.accepted)
             if looked_at < SLICE:

@@ -10,6 +10,7 @@ from typing import Any
 
 import apsw
 
+from liteq.brokers import standby
 from liteq.brokers.base import HELLO
 from liteq.brokers.base_sqlite import PACKED, SqliteStore
 from liteq.brokers.connection import fetch_all
@@ -82,7 +83,9 @@ class SqliteRoster(SqliteStore):
                 "WHERE id = ? AND stopped_at IS NULL",
                 (beat_at, text, names, concurrency, worker),
             )
-            return bool(db.changes())
+            alive = bool(db.changes())
+            standby.prolong(db, worker, beat_at + self.stuck_after)
+            return alive
 
         alive = self._database.write(update, durable=False)
         if not alive and self._locks is not None:

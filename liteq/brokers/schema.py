@@ -28,7 +28,7 @@ __all__ = [
     "refuse_later",
 ]
 
-VERSION: Final = 3
+VERSION: Final = 4
 APPLICATION_ID: Final = 0x6C746571  # "lteq"
 
 # The numbers stand in the partial indexes below, and in files: never change one.
@@ -296,6 +296,35 @@ CREATE TABLE closed(
     PRIMARY KEY(worker, queue, limits)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX closed_until ON closed(until);
+""",
+    3: """
+-- See standby.py. After a change of what may be claimed, workers look anew at what they are
+-- ready to take. By triggers, for an older process that makes it does not know of this table.
+CREATE TABLE standby(
+    queue TEXT NOT NULL,
+    worker INTEGER NOT NULL,
+    token INTEGER NOT NULL,
+    others INTEGER NOT NULL,
+    until REAL NOT NULL,
+    PRIMARY KEY(queue, worker)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX standby_worker ON standby(worker);
+CREATE TRIGGER standby_paused AFTER INSERT ON paused BEGIN
+    DELETE FROM standby;
+END;
+CREATE TRIGGER standby_limited AFTER INSERT ON meta WHEN new.name = 'limits' BEGIN
+    DELETE FROM standby;
+END;
+CREATE TRIGGER standby_limited_anew AFTER UPDATE ON meta WHEN new.name = 'limits' BEGIN
+    DELETE FROM standby;
+END;
+CREATE TRIGGER standby_stopped AFTER UPDATE OF stopped_at ON worker BEGIN
+    DELETE FROM standby WHERE worker = new.id;
+END;
+CREATE TRIGGER standby_elsewhere AFTER UPDATE OF queues ON worker
+WHEN new.queues IS NOT old.queues BEGIN
+    DELETE FROM standby WHERE worker = new.id;
+END;
 """,
 }
 

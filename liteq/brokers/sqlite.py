@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any, Final
 
 import apsw
 
-from liteq.brokers import limiting, queueing
+from liteq.brokers import limiting, queueing, standby
 from liteq.brokers.base import ORDERS
 from liteq.brokers.base_sqlite import PACKED
 from liteq.brokers.connection import fetch_all, fetch_one
@@ -43,7 +42,7 @@ from liteq.brokers.upkeep_sqlite import SqliteUpkeep
 from liteq.brokers.values import Aside, Input, Lease, Note, RevokeAnswer, Step
 from liteq.exceptions import BrokerError
 from liteq.limits import Limit, LimitInfo
-from liteq.message import PACKED_FIELDS, Alike, Edge, Message, Workflow, pack_all
+from liteq.message import PACKED_FIELDS, Alike, Edge, Message, Packed, Workflow, pack_all
 from liteq.outcome import (
     Outcome,
     Released,
@@ -101,22 +100,6 @@ _AROUND: Final = (
     "EXISTS(SELECT 1 FROM listener WHERE until > ?2), "
     "EXISTS(SELECT 1 FROM line), (SELECT value FROM meta WHERE name = 'limits')"
 )
-# The claim of an idle worker, in one statement instead of a step's six. What a step would do
-# besides to take the first in line stands here as a condition under which it is left to one:
-# to promote, park, unpark, revoke, line up, charge, read inputs, or put a start on the disk.
-_CLAIM_FIRST: Final = (
-    _TAKE + " AND limits IS NULL AND inputs = 0 AND acks_late "
-    "AND (expires_at IS NULL OR expires_at > ?3) "
-    "AND EXISTS(SELECT 1 FROM worker WHERE id = ?2 AND stopped_at IS NULL) "
-    "AND NOT EXISTS(SELECT 1 FROM paused) AND NOT EXISTS(SELECT 1 FROM line) "
-    "AND NOT EXISTS(SELECT 1 FROM message WHERE state = 4) "
-    "AND NOT EXISTS(SELECT 1 FROM message INDEXED BY message_scheduled "
-    "WHERE state = 2 AND queue IN ({queues}) AND run_at <= ?3) "
-    "AND (SELECT value FROM meta WHERE name = 'limits') IS {revision} "
-    "RETURNING EXISTS(SELECT 1 FROM message AS other INDEXED BY message_queued "
-    "WHERE other.state = 1 AND other.queue IN ({queues}) AND other.seq != message.seq), "
-    f"seq, deliveries, {PACKED}"
-)
 _NOTE: Final = (
     "UPDATE message SET note_state = ?, note = ? WHERE seq = ? AND token = ? AND state = 3"
 )
@@ -146,23 +129,16 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
         workflow: Workflow | None = None,
     ) -> Mapping[str, str]:
         now = self.clock.now()
-        alike = type(messages) is Alike
-        if alike and len(messages) > 1 and not (edges or workflow or self._lengths.any):
+        bound = edges or workflow or self._lengths.any
+        if type(messages) is Alike and len(messages.ids) > 1 and not bound:
             return self._enqueue_alike(messages, now)
-        packed = messages.pack() if alike else pack_all(messages)
-        limits = {}
+        packed = pack_all(messages)
+        limits: dict[str, int] = {}
         if self._lengths.any:
             limits = self._lengths.among({one[3] for one in packed})
-        if len(packed) == 1 and not (edges or workflow or limits):
-            row = row_of(packed[0], 0, now)
-            if row[_STATE] in _CLAIMABLE and row[UNIQUE] is None:
-                new, _ = self._database.write_one(
-                    ENQUEUE, row, durable=self.durable, limited=True
-                )
-                if not new:
-                    self._database.read(lambda db: accept_repeat(db, row))
-                self._wake_workers()
-                return _NOTHING_STANDS
+        alone = len(packed) == 1 and not (edges or workflow or limits)
+        if alone and self._enqueue_one(packed[0], now):
+            return _NOTHING_STANDS
         batch = prepare(packed, edges, now)
 
         def write(db: apsw.Connection) -> tuple[Following, dict[str, str]]:
@@ -176,6 +152,28 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
         following, stands = self._database.write(write, durable=self.durable, limited=True)
         self._announce(following)
         return stands
+
+    def _enqueue_one(self, packed: Packed, now: float) -> bool:
+        """Store a message by one statement; False if it takes more than that."""
+        if standby.may_take(packed, now):
+            sql, bindings = standby.ENQUEUE_FIRST, (*packed, now, self.clock.steady())
+        else:
+            sql, bindings = ENQUEUE, row_of(packed, 0, now)
+            if bindings[_STATE] not in _CLAIMABLE or packed[UNIQUE] is not None:
+                return False
+        new, found = self._database.write_one(sql, bindings, durable=self.durable, limited=True)
+        if not new:
+            self._database.read(lambda db: accept_repeat(db, packed))
+        elif found:
+            key, token, worker = found[0]
+            if token is not None:
+                if self._hand(worker, key, token, packed):
+                    return True
+                self._database.write(
+                    lambda db: standby.take_back(db, key, token, worker), durable=False
+                )
+        self._wake_workers()
+        return True
 
     def _enqueue_alike(self, messages: Alike, now: float) -> Mapping[str, str]:
         def write(db: apsw.Connection) -> tuple[Following, dict[str, str]]:
@@ -198,6 +196,7 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
         limit: int = 0,
         tasks: Collection[str] | None = None,
         ignore_rates: bool = False,
+        idle: bool = False,
     ) -> Step:
         now = self.clock.now()
         token = self._tokens()
@@ -211,9 +210,13 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
             settling = Settling(
                 db, now, self.max_deliveries, edges=bool(edges), waiters=bool(waiters)
             )
-            if doubtful:
+            strays: list[Lease] = []
+            if doubtful or idle:
                 held = leases_of(db, worker, None)
-                settling.settle([(one, Released()) for one in held if one.token in doubtful])
+                strays = held if idle else [one for one in held if one.token in doubtful]
+                settling.settle([(one, Released()) for one in strays])
+                if idle and strays:
+                    standby.leave(db, worker)
             for lease, note in notes:
                 db.execute(_NOTE, (note.state, note.meta, lease.key, lease.token))
                 if waiters:
@@ -261,6 +264,10 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
                     seq for seq in settling.following.freed if seq not in claimed
                 ]
             early = any(not lease.packed[10] for lease in leases)
+            token_of_standby = 0
+            if idle and alive and limit > 0 and not (paused or lines.book.tasks):
+                until = self.clock.steady() + self.stuck_after
+                token_of_standby = standby.stand_by(db, worker, queues, token, until)
             return (
                 settling.following,
                 Step(
@@ -272,6 +279,7 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
                     aside=tuple(aside),
                     mail=bool(mail),
                     heard=bool(heard),
+                    standby=token_of_standby,
                 ),
                 early,
             )
@@ -289,30 +297,6 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
         # Who has just claimed has seen what was made claimable before that.
         self._announce(following, but=worker if limit > 0 else None)
         return step
-
-    def claim_first(
-        self, worker: int, queues: Sequence[str], tasks: Collection[str] | None = None
-    ) -> tuple[Lease, bool] | None:
-        book = self._book
-        if not queues or book.tasks or worker in self._doubtful:
-            return None
-        now = self.clock.now()
-        token = self._tokens()
-        candidates, bindings = self._first_in(queues, 1)
-        sql = _claim_first(candidates, len(queues))
-        given = (token, worker, now, *bindings, book.revision)
-        try:
-            _, found = self._database.write_one(sql, given, durable=False)
-        except BrokerError:
-            self._doubtful[worker] = {token}
-            raise
-        if not found:
-            return None
-        more, seq, delivery, *_ = row = found[0]
-        if tasks is not None and row[4] not in tasks:
-            self._doubtful[worker] = {token}  # the step gives it back before it claims
-            return None
-        return _new(Lease, (seq, token, delivery, row[3:], ())), bool(more)
 
     def _claim(
         self,
@@ -593,18 +577,6 @@ def _waiting_first(db: apsw.Connection, ids: Sequence[str]) -> list[str]:
             (json.dumps(ids),),
         )
     ]
-
-
-@lru_cache(maxsize=16)
-def _claim_first(candidates: str, queues: int) -> str:
-    """Return `_CLAIM_FIRST` for so many queues. Behind the three marks come the bindings of
-    the candidates: each queue with its limit, and one limit more for several."""
-    numbers = range(4, 4 + 2 * queues, 2)
-    return _CLAIM_FIRST.format(
-        candidates=candidates,
-        queues=", ".join(f"?{number}" for number in numbers),
-        revision=f"?{4 + 2 * queues + (queues > 1)}",
-    )
 
 
 def _take(

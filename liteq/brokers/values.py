@@ -297,7 +297,8 @@ class Step(NamedTuple):
     that the claim met and did not take: "parked", since this worker does not know their
     task, revoked as "expired", or made dead letters, since another program has "damaged"
     what they are in the store. `mail`: letters wait for this worker. `heard`: somebody
-    listens to events.
+    listens to events. `standby`: the token of the leases that may come to an idle worker
+    without a step; 0: it does not stand by.
     """
 
     accepted: tuple[bool, ...]
@@ -308,6 +309,7 @@ class Step(NamedTuple):
     aside: tuple[tuple[Lease, Aside], ...] = ()
     mail: bool = False
     heard: bool = False
+    standby: int = 0
 
 
 class Letter(NamedTuple):

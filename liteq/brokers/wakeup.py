@@ -19,6 +19,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Final
 
+from liteq.brokers import standby
 from liteq.brokers.base import Mailbox
 from liteq.brokers.files import own_folder
 
@@ -56,7 +57,9 @@ class Post:
         self, poll_interval: float, worker: int | None = None, *, beat: bool = False
     ) -> SocketMailbox:
         """Open a mailbox. Where sockets cannot be had it polls instead."""
-        name = f"{kind_of(worker, beat=beat)}{os.getpid()}-{next(_numbers)}"
+        name = kind_of(worker, beat=beat)
+        if worker is None:  # an id is a worker's for ever, and it has one mailbox
+            name += f"{os.getpid()}-{next(_numbers)}"
         return SocketMailbox(self._address, name, poll_interval)
 
     def wake_workers(self, word: str = "", *, but: int | None = None) -> None:
@@ -70,10 +73,12 @@ class Post:
 
     def wake_worker(self, worker: int, word: str) -> None:
         """Tell one worker something."""
-        own = kind_of(worker)
-        for name in self._worker_names():
-            if name.startswith(own):
-                self._send(name, word.encode())
+        self._send(kind_of(worker), word.encode())
+
+    def hand(self, worker: int, data: bytes) -> bool:
+        """Send one worker what begins as no text does: a lease. False: it is not there, or has
+        more to read than it takes."""
+        return self._send(kind_of(worker), data)
 
     def wake_beats(self) -> None:
         """Tell every beat that a schedule has changed, or that nobody leads."""
@@ -125,19 +130,20 @@ class Post:
         if directory >= 0:
             os.close(directory)
 
-    def _send(self, name: str, data: bytes) -> None:
-        """Send a datagram, if it can be. It tells of what is in the store: no error here may
-        look like one of that."""
+    def _send(self, name: str, data: bytes) -> bool:
+        """Send a datagram, if it can be, and return whether it could. It tells of what is in
+        the store: no error here may look like one of that."""
         try:
             base = self._base
             address = f"{base}/{name}" if base else self._address(name)
             if address is None:
-                return
+                return False
             sender = self._socket or self._open_socket()
         except OSError:
-            return  # no descriptor is left: polling is the backstop
+            return False  # no descriptor is left: polling is the backstop
         try:
             sender.sendto(data, address)
+            return True
         except BlockingIOError:
             pass  # its mailbox is full: it has been woken
         except (ConnectionRefusedError, FileNotFoundError):
@@ -147,6 +153,7 @@ class Post:
                 os.unlink(address)
         except OSError:
             pass  # no room for one more datagram: polling is the backstop
+        return False
 
     def _open_socket(self) -> socket.socket:
         with self._lock:
@@ -214,6 +221,7 @@ class SocketMailbox(Mailbox):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(address)  # left by an earlier process with our id
             receiver.bind(address)
+            self._inode = os.stat(address).st_ino
         except OSError:
             receiver.close()  # a file system without sockets: poll
             return
@@ -231,7 +239,11 @@ class SocketMailbox(Mailbox):
                 data = self._socket.recv(_DATAGRAM)
             except BlockingIOError:
                 break
-            woken.update(data.decode().split("\n"))
+            if data[:1] != b"\0":
+                woken.update(data.decode().split("\n"))
+            elif (lease := standby.read(data)) is not None:
+                self._leases = (*self._leases, lease)
+                break  # if there is more, the descriptor is readable still
         return woken
 
     def wait(self, timeout: float | None) -> set[str]:
@@ -248,7 +260,9 @@ class SocketMailbox(Mailbox):
             self._socket.close()
             self._socket = None
             with contextlib.suppress(OSError):
-                if (address := self._address_of(self.name)) is not None:
+                address = self._address_of(self.name)
+                # Where the store was made anew, a worker of that may have our name.
+                if address is not None and os.stat(address).st_ino == self._inode:
                     os.unlink(address)
 
     def _drop_inherited(self) -> None:
@@ -290,12 +304,14 @@ class LocalMailbox(Mailbox):
         self._read.setblocking(False)
         self._write.setblocking(False)
         self._woken: set[str] = set()
+        self._handed: tuple[bytes, ...] = ()
         self._lock = threading.Lock()
 
-    def put(self, ids: Iterable[str]) -> None:
-        """Wake whoever waits here."""
+    def put(self, ids: Iterable[str], *handed: bytes) -> None:
+        """Wake whoever waits here, and hand leases over."""
         with self._lock:
             self._woken.update(ids)
+            self._handed += handed
         with contextlib.suppress(BlockingIOError, OSError):
             self._write.send(b"!")
 
@@ -308,6 +324,9 @@ class LocalMailbox(Mailbox):
                 pass
         with self._lock:
             woken, self._woken = self._woken, set()
+            handed, self._handed = self._handed, ()
+        found = map(standby.read, handed)
+        self._leases = (*self._leases, *(lease for lease in found if lease is not None))
         return woken
 
     def wait(self, timeout: float | None) -> set[str]:

@@ -15,10 +15,10 @@ from typing import Any
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from world import FakeClock, Store, enlist, make
+from world import FakeClock, Store, enlist, make, wait_until
 
 from liteq import failure, parts
-from liteq.brokers.base import FINAL_STATES, Broker, Lease, Note, Record
+from liteq.brokers.base import FINAL_STATES, Broker, Lease, Mailbox, Note, Record
 from liteq.exceptions import AlreadyEnqueued
 from liteq.message import GATHER, Edge, Graph, Message, Workflow
 from liteq.outcome import (
@@ -101,6 +101,15 @@ class Entry:
 
 
 @dataclass
+class Standing:
+    """A worker that stands by."""
+
+    mailbox: Mailbox
+    queues: list[str]
+    token: int
+
+
+@dataclass
 class End:
     """How an entry has ended, for those behind it."""
 
@@ -127,8 +136,11 @@ class BrokerMachine(RuleBasedStateMachine):
         self.calls: dict[str, tuple[Any, ...]] = {}  # what enqueued it
         self.stale: list[tuple[int, Lease]] = []
         self.workers: list[int] = []
+        self.standing: dict[int, Standing] = {}  # by worker
 
     def teardown(self) -> None:
+        for standing in self.standing.values():
+            standing.mailbox.close()
         self.broker.close()
         self.folder.cleanup()
 
@@ -167,9 +179,73 @@ class BrokerMachine(RuleBasedStateMachine):
         )
         return message
 
-    @rule(batch=st.lists(made, min_size=1, max_size=4))
-    def enqueue(self, batch: list[dict[str, Any]]) -> None:
+    @rule(batch=st.lists(made, min_size=1, max_size=4), lost=st.booleans())
+    def enqueue(self, batch: list[dict[str, Any]], lost: bool) -> None:
         self.put([self.make(fields) for fields in batch], [])
+        if len(batch) == 1:
+            (fields,) = batch
+            self.take_over(list(self.entries)[-1], fields, lost=lost)
+
+    @rule(
+        queues=st.lists(st.sampled_from(QUEUES), min_size=1, max_size=3, unique=True),
+        before=st.lists(made, max_size=2),
+        due=st.booleans(),
+        two=st.lists(made, min_size=2, max_size=2),
+        lost=st.booleans(),
+    )
+    def enqueue_for_one_that_stands_by(
+        self,
+        queues: list[str],
+        before: list[dict[str, Any]],
+        due: bool,
+        two: list[dict[str, Any]],
+        lost: bool,
+    ) -> None:
+        # Always the same, for of several a store may choose any, and chance is not to be its.
+        if not self.held(self.workers[0]):
+            self.stand_by(self.workers[0], queues)
+        delay = {"delay": 7} if due else {}
+        if before:
+            self.enqueue([{**fields, "queue": queues[-1], **delay} for fields in before], lost)
+        if due:
+            self.tick(7)
+        for fields in two:
+            plain = {"queue": queues[0], "delay": None, "expires": None, "acks_late": True}
+            self.enqueue([fields | plain], lost)
+
+    def take_over(self, id: str, fields: dict[str, Any], *, lost: bool) -> None:
+        """Take what may have been leased to a worker that stands by: from its mailbox or, if
+        that is lost, by its next step."""
+        (record,) = self.broker.get([id]).values()
+        if record.state != "running":
+            return
+        assert fields["acks_late"]
+        assert fields["expires"] is None
+        worker, lease = wait_until(self.brought)
+        standing = self.standing[worker]
+        assert (lease.id, lease.token) == (id, standing.token)
+        assert not self.held(worker), "it was not idle"
+        expected = self.expected_claim(standing.queues, 1)
+        assert [id] == expected, self.explain((lease,), expected)
+        if lost:
+            self.stand_by(worker, standing.queues)
+            assert standing.token != lease.token, "it might be taken twice"
+        else:
+            self.note_claimed(worker, (lease,))
+
+    def brought(self) -> tuple[int, Lease] | None:
+        for worker, standing in self.standing.items():
+            standing.mailbox.wait(0.01)
+            for lease in standing.mailbox.leases():
+                return worker, lease
+        return None
+
+    def held(self, worker: int) -> list[Entry]:
+        return [
+            entry
+            for entry in self.entries.values()
+            if entry.state == "running" and entry.worker == worker
+        ]
 
     def put(
         self, messages: list[Message], edges: list[Edge], workflow: Workflow | None = None
@@ -285,14 +361,14 @@ class BrokerMachine(RuleBasedStateMachine):
         return f"claimed messages {got}, and should have claimed {wanted}"
 
     def note_claimed(self, worker: int, leases: tuple[Lease, ...]) -> None:
-        tokens = {lease.token for _, lease in self.stale}
+        tokens = {(lease.key, lease.token) for _, lease in self.stale}
         for lease in leases:
             entry = self.entries[lease.id]
             entry.state = "running"
             entry.deliveries += 1
             entry.lease, entry.worker = lease, worker
             assert lease.delivery == entry.deliveries
-            assert lease.token not in tokens, "a token was used again"
+            assert (lease.key, lease.token) not in tokens, "a token was used again"
             given = [(one.source, one.kind) for one in lease.inputs]
             assert given == entry.inputs, "the inputs are not those of what it waited for"
             bound = entry.message.max_deliveries or MAX_DELIVERIES
@@ -310,17 +386,21 @@ class BrokerMachine(RuleBasedStateMachine):
         self.note_claimed(self.workers[worker], leases)
         self.accept_expiry()
 
-    @rule(worker=st.integers(0, 2), queues=queues)
-    def claim_first(self, worker: int, queues: list[str]) -> None:
-        expected = self.expected_claim(queues, 2)
+    def stand_by(self, worker: int, queues: list[str]) -> None:
+        if self.chain_reaction_due():
+            self.maintain()
+        if worker not in self.standing:
+            self.standing[worker] = Standing(self.broker.mailbox(worker), queues, 0)
+        expected = self.expected_claim(queues, 1)
 
-        first = self.broker.claim_first(self.workers[worker], queues)
+        step = self.broker.step(worker, queues=queues, limit=1, idle=True)
 
-        if first is not None:
-            lease, more = first
-            assert [lease.id] == expected[:1], self.explain((lease,), expected[:1])
-            assert more or len(expected) == 1, "there is more in line"
-            self.note_claimed(self.workers[worker], (lease,))
+        leases = step.leases
+        assert [lease.id for lease in leases] == expected, self.explain(leases, expected)
+        self.note_claimed(worker, leases)
+        self.accept_expiry()
+        self.standing[worker].queues = queues
+        self.standing[worker].token = step.standby
 
     # Settle
 

@@ -24,6 +24,7 @@ from liteq.brokers import (
     redriving,
     settling,
     sqlite,
+    standby,
     uniqueness,
     upkeep_sqlite,
 )
@@ -491,7 +492,35 @@ def pause_forgotten(patch: Patch) -> None:
     patch.setattr(queueing, "unpaused", lambda db, queues: queues)
 
 
+def leased_to_one_that_is_busy(patch: Patch) -> None:
+    swap(
+        patch,
+        standby,
+        ("ENQUEUE_FIRST",),
+        "state = 3 AND message.worker = standby.worker",
+        "state = 3 AND message.worker = 0",
+    )
+
+
+def leased_past_what_is_due(patch: Patch) -> None:
+    swap(patch, standby, ("ENQUEUE_FIRST",), "AND run_at <= ?18)", "AND run_at < 0)")
+
+
+def leased_past_what_waits_elsewhere(patch: Patch) -> None:
+    swap(
+        patch, standby, ("ENQUEUE_FIRST",), "standby.worker AND state = 1)", "0 AND state = 1)"
+    )
+
+
+def stands_by_under_the_old_token(patch: Patch) -> None:
+    patch.setattr(standby, "leave", lambda *_: None)
+
+
 MUTANTS = (
+    Mutant("leased to one that is busy", 7, leased_to_one_that_is_busy),
+    Mutant("leased past what waits elsewhere", 7, leased_past_what_waits_elsewhere),
+    Mutant("leased past what is due", 7, leased_past_what_is_due),
+    Mutant("stands by under the old token", 3, stands_by_under_the_old_token),
     Mutant("a key is free at the start", 13, key_free_at_the_start, model=UniqueMachine),
     Mutant(
         "a key is lost with its worker",

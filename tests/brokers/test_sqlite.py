@@ -18,6 +18,7 @@ import tarfile
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -1373,8 +1374,23 @@ def test_a_graph_of_values_that_no_column_takes_fails_its_task_and_no_other(
     broker.close()
 
 
+def test_a_worker_that_leaves_lets_one_of_its_name_be_woken(tmp_path: Path) -> None:
+    """A store that was made anew counts its workers from 1 again."""
+    post = wakeup.Post(tmp_path / "wake")
+    old = post.open(0.5, worker=1)
+    new = post.open(0.5, worker=1)
+
+    old.close()
+
+    assert post.hand(1, b"still there")
+    assert new.wait(5) == {"still there"}
+    new.close()
+    assert not post.hand(1, b"gone")
+    post.close()
+
+
 @pytest.mark.parametrize("what", ["write", "sync"])
-def test_a_claim_by_one_look_that_failed_is_given_back_by_the_next_step(
+def test_a_worker_that_stands_by_finds_what_an_enqueue_that_failed_has_left_it(
     disk: SickDisk,
     tmp_path: Path,
     clock: FakeClock,
@@ -1384,24 +1400,27 @@ def test_a_claim_by_one_look_that_failed_is_given_back_by_the_next_step(
     # The WAL is moved, and synced for that, behind the commit.
     monkeypatch.setattr("liteq.brokers.connection._WAL_BACKSTOP", 0)
     broker = Store("sqlite", tmp_path, clock).open()
-    message = make()
-    broker.enqueue([message])
     worker = enlist(broker)
+    mailbox = broker.mailbox(worker)
+    ask = partial(broker.step, worker, queues=["default"], limit=1, idle=True)
+    token = ask().standby
+    message = make()
     broker._database.wal_limit = 0
     disk.fail(what, 1)
     with pytest.raises(BrokerUnavailable):
-        broker.claim_first(worker, ["default"])
+        broker.enqueue([message])
     assert disk.heal()
-    took_effect = broker.get([message.id])[message.id].state == "running"
+    assert (message.id in broker.get([message.id])) == (what == "sync")
+    broker.enqueue([message])  # as a sender does
 
-    again = broker.claim_first(worker, ["default"])
-    (lease,) = broker.step(worker, queues=["default"], limit=1).leases
+    step = ask()
 
-    assert took_effect == (what == "sync")
-    assert again is None
+    (lease,) = step.leases
     assert (lease.id, lease.delivery) == (message.id, 1)
-    broker.enqueue([make()])
-    assert broker.claim_first(worker, ["default"]) is not None  # nothing is in doubt now
+    assert lease.token != token
+    mailbox.receive()
+    assert [late.token for late in mailbox.leases()] == [token] * (what == "write")
+    mailbox.close()
     broker.close()
     assert integrity(tmp_path / "store") == "ok"
 

@@ -23,7 +23,7 @@
 --   once:<word>         string   the answer of a call, for its repetition; expires
 -- Channels (below the prefix):
 --   work:<worker>       "" for new work, "orders" for a run that is to be ended, "mail" for
---                       letters or a listener
+--                       letters or a listener; or a lease (see `enqueue_one.lua`)
 --   workers             "hello" when a worker has come
 --   mail:<name>         ids of messages that settled, one a line
 --   beats               something changed for who fires schedules

@@ -29,7 +29,10 @@ if not call('ZSCORE', P .. 'workers', ARGV[4]) then
 end
 call('ZADD', P .. 'workers', steady, ARGV[4])
 if ARGV[5] ~= '' then call('HSET', P .. 'worker:' .. ARGV[4], 'details', ARGV[5]) end
-if ARGV[7] ~= '' then call('HSET', P .. 'worker:' .. ARGV[4], 'queues', ARGV[7]) end
+if ARGV[7] ~= '' and call('HGET', P .. 'worker:' .. ARGV[4], 'queues') ~= ARGV[7] then
+  call('HSET', P .. 'worker:' .. ARGV[4], 'queues', ARGV[7])
+  call('HDEL', P .. 'worker:' .. ARGV[4], 'standby')  -- until it has looked at the new ones
+end
 if ARGV[8] ~= '' then call('HSET', P .. 'worker:' .. ARGV[4], 'concurrency', ARGV[8]) end
 put('1')
 put(steady)

@@ -20,6 +20,8 @@ if ARGV[5] ~= '' and call('ZREM', P .. 'workers', worker) == 1 then
   call('ZADD', P .. 'gone', NOW, worker)
   call('DEL', P .. 'known:' .. worker)
 end
+-- Of what is on the way to it, nothing is to be taken for what comes after this.
+call('HDEL', P .. 'worker:' .. worker, 'standby')
 local left, most = {}, tonumber(ARGV[6])
 for i = 7, #ARGV, 2 do
   left[ARGV[i]] = ARGV[i + 1]

@@ -8,14 +8,24 @@
 -- ARGV[4]   id     [5]  g     [6]  body     [7]  envelope, "" for none
 --      [8]  its queue     [9]  what its priority adds to its number, to be its rank (see ends.lua)
 -- Answers   one empty line; or what enqueue.lua answers, for an id that was used for another
+--
+-- To a worker that stands by it is leased here, and the bell brings the lease. What an idle
+-- step told, the worker's field `standby` says: the token and a space; for how many seconds it
+-- is well without a heartbeat, and a space; "1", or "+" if it may claim more than one; "*" if it
+-- takes any task, else "-"; the queues that it consumes, each behind its length and a colon.
+-- The field stays. It counts while the worker holds nothing and is in `idle:<queue>`, to which
+-- the step that settles adds it again. The token is no step's: what was leased with it, no step
+-- is answered, should it be repeated.
+-- The bell: number, token, the lengths of id, g and body; a line feed; id, g, body, envelope.
 
 local P, call = KEYS[1], redis.call
 local id, given, body, queue = ARGV[4], ARGV[5], ARGV[6], ARGV[8]
 local key = P .. 'm:' .. id
+local SIZE_OF_QUEUE = '^[^,]*,[^,]*,[^,]*,[^,]*,[^,]*,[^,]*,[^,]*,[^,]*,(%d+),()'
 local there = call('HMGET', key, 'g', 'b', 'j')
 if there[1] then
   local function task(text)
-    local size, at = string.match(text, '^[^,]*,[^,]*,[^,]*,[^,]*,[^,]*,[^,]*,[^,]*,[^,]*,(%d+),()')
+    local size, at = string.match(text, SIZE_OF_QUEUE)
     return string.sub(text, at + tonumber(size))
   end
   local other = task(there[1])
@@ -33,9 +43,77 @@ if ARGV[7] == '' then
 else
   call('HSET', key, 'n', number, 's', 'q', 'g', given, 'b', body, 'Q', now, 'e', ARGV[7], 'f', '1')
 end
-call('ZADD', P .. 'q:' .. queue, string.format('%d', ARGV[9] + number), id)
+local line, rank = P .. 'q:' .. queue, string.format('%d', ARGV[9] + number)
+if call('EXISTS', P .. 'idle:' .. queue) == 0 then
+  call('ZADD', line, rank, id)
+  call('SADD', P .. 'queues', queue)
+  return '\n'
+end
+
+local MOST = 8192  -- bytes of a lease that go with a bell
+
+-- Return the token to lease it to this worker with, if nothing speaks against that; whether the
+-- worker may claim more; and the other queues that it consumes.
+local function standing(worker)
+  local text = call('HGET', P .. 'worker:' .. worker, 'standby')
+  if not text or #id + #given + #body + #ARGV[7] > MOST then return end
+  if not string.find(given, '^[^,]*,[^,]*,[^,]*,[^,]*,1,') then return end  -- acks_late is off
+  local token, well, more, any, at = string.match(text, '^(%d+) (%S+) ([1+])([*-])()')
+  if not token then return end  -- a later version's
+  local others, consumed = {}, false
+  local keys = {P .. 'leases:' .. worker, P .. 'paused', P .. 'limits:names'}
+  while at <= #text do
+    local size, from = string.match(text, '^(%d+):()', at)
+    at = from + tonumber(size)
+    local name = string.sub(text, from, at - 1)
+    if name == queue then consumed = true else others[#others + 1] = name end
+    if call('ZCOUNT', P .. 'd:' .. name, '-inf', now) > 0 then return end
+    local last = #keys  -- what it would claim before
+    keys[last + 1], keys[last + 2] = P .. 'q:' .. name, P .. 'p:' .. name
+    keys[last + 3] = P .. 'limited:' .. name
+  end
+  if not consumed or call('EXISTS', unpack(keys)) > 0 then return end
+  local beat = call('ZSCORE', P .. 'workers', worker)
+  if not beat then return end
+  local steady = tonumber(ARGV[2])
+    or tonumber(now) - tonumber(call('HGET', P .. 'meta', 'shift') or '0')  -- see beat.lua
+  if steady - tonumber(beat) >= tonumber(well) then return end
+  if any == '-' then
+    local size, from = string.match(given, SIZE_OF_QUEUE)
+    local task = string.sub(given, from + tonumber(size))
+    if call('SISMEMBER', P .. 'known:' .. worker, task) == 0 then return end
+  end
+  return token, more == '+', others
+end
+
+local leased = false
+local function ring()  -- one that listens; it is leased the message, if it stands by
+  repeat
+    local worker = call('SPOP', P .. 'idle:' .. queue)
+    if not worker then return end
+    local token, more, others = standing(worker)
+    local bell = ''
+    if token then
+      bell = string.format('%s %s %d %d %d\n', number, token, #id, #given, #body)
+        .. id .. given .. body .. ARGV[7]
+    end
+    local heard = call('PUBLISH', P .. 'work:' .. worker, bell) > 0
+    if heard and token then
+      leased = true
+      call('HSET', key, 's', 'r', 'k', token .. ' ' .. worker .. ' 1 ' .. now)
+      call('SADD', P .. 'leases:' .. worker, id)
+      -- Who has what it may have is idle no more, in none of its queues.
+      if more then call('SADD', P .. 'idle:' .. queue, worker) end
+      for _, other in ipairs(others) do
+        call(more and 'SADD' or 'SREM', P .. 'idle:' .. other, worker)
+      end
+    end
+  until heard
+end
+
+-- An error there is another program's keys: whatever became of the bell, the message is kept.
+local rung, why = pcall(ring)
+if not leased then call('ZADD', line, rank, id) end
 call('SADD', P .. 'queues', queue)
-repeat  -- until one is rung that listens
-  local worker = call('SPOP', P .. 'idle:' .. queue)
-until not worker or call('PUBLISH', P .. 'work:' .. worker, '') > 0
+if not rung then return type(why) == 'table' and why or {err = why} end
 return '\n'

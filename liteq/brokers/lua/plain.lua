@@ -44,7 +44,12 @@ end
 local function plain_step(text_of, pack, put_leases)
   local P, call, ARGV = KEYS[1], redis.call, ARGV
   local worker, token = ARGV[4], ARGV[5]
-  if ARGV[6] ~= '0' then return end  -- claims whose answer was lost
+  local fresh, stands, place = nil, nil, 6
+  if ARGV[6] ~= '0' then
+    fresh, stands = string.match(ARGV[6], '^%*(%d+) (.*)$')
+    place = 8
+    if not fresh or ARGV[8] ~= '0' then return end  -- claims whose answer was lost
+  end
 
   local now = ARGV[1]
   if now == '' then
@@ -53,9 +58,10 @@ local function plain_step(text_of, pack, put_leases)
   end
 
   -- What is settled.
-  local keys, values, done, numbers, count, place = {}, {}, {}, {}, 0, 7
+  local keys, values, done, numbers, count = {}, {}, {}, {}, 0
+  place = place + 1
   local expiring, heard = {}, {}
-  for _ = 1, tonumber(ARGV[7]) do
+  for _ = 1, tonumber(ARGV[place]) do
     local kept, fence, keep = ARGV[place + 1] == 'S', ARGV[place + 2] .. ' ', ARGV[place + 3]
     local delete_at = keep ~= '' and string.format('%.6f', tonumber(now) + tonumber(keep))
     local last = place + 4 + 2 * tonumber(ARGV[place + 4])
@@ -82,7 +88,7 @@ local function plain_step(text_of, pack, put_leases)
 
   -- What else there may be in its way.
   local limit, queues, others = tonumber(ARGV[place + 3]), {}, {}
-  if limit > 500 then return end
+  if limit > 500 or (fresh and limit == 0) then return end
   local last = tonumber(ARGV[place + 4])
   for i = 1, last do
     local queue = ARGV[place + 4 + i]
@@ -90,6 +96,7 @@ local function plain_step(text_of, pack, put_leases)
     others[3 * i - 2], others[3 * i - 1] = P .. 'd:' .. queue, P .. 'p:' .. queue
     others[3 * i] = P .. 'limited:' .. queue
   end
+  if fresh then others[#others + 1] = P .. 'leases:' .. worker end
   place = place + 4 + last
   local digest = ARGV[place + 1]
   if place + 2 < #ARGV then return end  -- some are under limits
@@ -181,7 +188,13 @@ local function plain_step(text_of, pack, put_leases)
     call('SADD', P .. 'leases:' .. worker, unpack(leases))
   end
   if count == 0 and not source then call('PERSIST', P .. 'seq') end
-  local flags = string.rep('1', count)
+  local flags, standby = string.rep('1', count), ''
+  if fresh then
+    local before = call('HGET', P .. 'worker:' .. worker, 'standby')
+    standby = ' ' .. (before and string.match(before, '^%d+') or fresh)
+    stands = string.sub(standby, 2) .. ' ' .. stands
+    if before ~= stands then call('HSET', P .. 'worker:' .. worker, 'standby', stands) end
+  end
   call('HSET', P .. 'worker:' .. worker, 'word', ARGV[3], 'said', flags)
   if limit > 0 then
     local change = #leases < limit and 'SADD' or 'SREM'
@@ -199,7 +212,7 @@ local function plain_step(text_of, pack, put_leases)
   for name, ids in pairs(told) do call('PUBLISH', P .. 'mail:' .. name, ids) end
 
   local standing = '1' .. (me[5] and 'm' or '')
-    .. (me[6] and tonumber(me[6]) > tonumber(now) and 'h' or '')
+    .. (me[6] and tonumber(me[6]) > tonumber(now) and 'h' or '') .. standby
   local sizes = {text_of[#standing], text_of[count], text_of[#due], '1'}
   local data = {standing, flags, due, '0'}
   local at = put_leases(sizes, data, 4, text_of, pack, messages)

@@ -2,7 +2,11 @@
 -- Needs: form plain base | ends limiting lines enter lease bury
 -- ARGV[4]   the worker
 --      [5]  the token of the leases that this step takes
---      [6]  the number of tokens of claims whose answer was lost, and those: what they hold
+--      [6]  of an idle worker: a star, a new token, a space, and the rest of what it stands by
+--           with (see `enqueue_one.lua`); and the word of its last step that was answered, or
+--           "": if the store knows of that, whatever the worker holds is given back. Else it
+--           forgot, and some may have been run: see `Broker.disown`
+--      then the number of tokens of claims whose answer was lost, and those: what they hold
 --           is given back, and what was settled with them was settled
 --      then the number of groups of plain successes, which add nothing to their workflow;
 --        for each, S or s (the values are handed on, not kept), the token, result_expires,
@@ -21,8 +25,9 @@
 --      then the limit, the number of queues, their names, and the digest of the names of the
 --        tasks that the worker knows ("*": takes any; see `known.lua`), 1 if it ignores
 --        rates, and the ids of settled messages that are under limits
--- Answers   1 if it is alive, else 0, with an m if it has letters and an h if somebody listens
---           to events; a 1 or 0 for each settlement; when the next is due, or ""; the number of
+-- Answers   1 if it is alive, else 0, with an m if it has letters, an h if somebody listens to
+--           events, and behind a space the token that an idle worker stands by with; a 1 or 0
+--           for each settlement; when the next is due, or ""; the number of
 --           orders; for each: number, signal; the leases (see `put_leases`); the
 --           number of those put aside; for each: a letter (p parked, x expired), number,
 --           delivery, the fields of a message (see `put_message`); or d: it was damaged.
@@ -33,7 +38,10 @@
 local SLICE = 500
 local worker, token = take(), take()
 local doubtful, again = {}, false
-for _ = 1, tonumber(take()) do
+local first = take()
+local fresh_token, stands = string.match(first, '^%*(%d+) (.*)$')
+local last = fresh_token and take()
+for _ = 1, tonumber(fresh_token and take() or first) do
   doubtful[take()] = true
   again = true
 end
@@ -83,7 +91,7 @@ local is_limited = {}
 while place < #ARGV do is_limited[take()] = true end
 
 local me = call('HMGET', P .. 'worker:' .. worker, 'name', 'stopped', 'known', 'word', 'said',
-  'mail', 'heard')
+  'mail', 'heard', 'standby')
 local name, alive = me[1], me[1] and not me[2]
 local standing = (alive and '1' or '0') .. (me[6] and 'm' or '')
   .. (me[7] and tonumber(me[7]) > NOW and 'h' or '')
@@ -172,6 +180,9 @@ if me[4] == ARGV[3] then
     if stored == token then leases[#leases + 1] = m end
   end
   table.sort(leases, by_rank)
+  if fresh_token then
+    standing = standing .. ' ' .. (string.match(me[8] or '', '^%d+') or '')
+  end
   put(standing)
   put(me[5])
   put_due()
@@ -183,11 +194,14 @@ end
 
 write_when_full()
 
-if again then
+local strays = false
+local idle = fresh_token and (last == '' or last == me[4])
+if again or idle then
   for _, id in ipairs(call('SMEMBERS', P .. 'leases:' .. worker)) do
     local stored = lease_of(call('HGET', P .. 'm:' .. id, 'k'))
-    local m = doubtful[stored] and held(id, stored, true)
+    local m = stored and (idle or doubtful[stored]) and held(id, stored, true)
     if m then
+      strays = true
       if m.V then revoke_lease(m, 'revoked') else requeue(m, 1) end
       free_slots(id)
     end
@@ -527,6 +541,18 @@ ring()
 if limit > 0 and alive then
   local change = #leases < limit and 'SADD' or 'SREM'
   for _, queue in ipairs(queues) do call(change, P .. 'idle:' .. queue, worker) end
+end
+
+-- It stands by with a token that is no step's, and another one when something was given back.
+if fresh_token and alive then
+  if limit > 0 and call('EXISTS', P .. 'paused', P .. 'limits:names') == 0 then
+    local token = not strays and string.match(me[8] or '', '^%d+') or fresh_token
+    standing = standing .. ' ' .. token
+    stands = token .. ' ' .. stands
+    if me[8] ~= stands then call('HSET', P .. 'worker:' .. worker, 'standby', stands) end
+  elseif me[8] then
+    call('HDEL', P .. 'worker:' .. worker, 'standby')
+  end
 end
 
 put(standing)

@@ -1,0 +1,146 @@
+"""Workers that stand by, in an SQLite store: the next message is leased as it is enqueued.
+
+A worker that has nothing to do and finds nothing to claim says so in a row for each of its
+queues, with the token of the leases that it will take. Whoever enqueues a message that is
+first in line looks there, in the same statement: the message is stored as claimed, and the
+wake-up that the worker gets anyway brings the lease. That spares the worker a transaction.
+
+The rows stay. They count while their worker beats and holds no lease, so the step that settles
+makes it stand by again without a write of its own. Triggers take them away when a queue is
+paused, a limit is declared, a worker stops or consumes other queues: see `schema.py`.
+"""
+
+from __future__ import annotations
+
+import marshal
+from collections.abc import Collection
+from typing import Final
+
+import apsw
+
+from liteq.brokers.connection import fetch_all
+from liteq.brokers.schema import STATE_CODES
+from liteq.brokers.values import Lease
+from liteq.message import GATHER, PACKED_FIELDS, Packed
+
+__all__ = [
+    "ENQUEUE_FIRST",
+    "MOST",
+    "leave",
+    "may_take",
+    "prolong",
+    "read",
+    "stand_by",
+    "take_back",
+    "written",
+]
+
+MOST: Final = 8_000  # bytes of a lease that go with a wake-up
+
+_WIDTH: Final = len(PACKED_FIELDS)
+_QUEUED: Final = STATE_CODES["queued"]
+_SCHEDULED: Final = STATE_CODES["scheduled"]
+_RUNNING: Final = STATE_CODES["running"]
+_new: Final = tuple.__new__  # half of what Lease(...) costs
+_FORMAT: Final = 2  # of marshal: one that every Python which liteq runs on reads
+_ACKS_LATE: Final = PACKED_FIELDS.index("acks_late")
+_QUEUE: Final = f"?{PACKED_FIELDS.index('queue') + 1}"
+_NOW: Final = f"?{_WIDTH + 1}"
+_STEADY: Final = f"?{_WIDTH + 2}"
+
+# What a worker would claim before this message, from any of its queues, is first in line. Each
+# page that this looks at is read anew when others have written: that of the worker itself is
+# left alone, and for one that consumes this queue alone (`others` = 0) its other rows are.
+_FREE: Final = (
+    f"SELECT worker, token FROM standby WHERE queue = {_QUEUE} AND until > {_STEADY} "
+    "AND NOT EXISTS(SELECT 1 FROM message INDEXED BY message_running "
+    f"WHERE state = {_RUNNING} AND message.worker = standby.worker) "
+    "AND NOT EXISTS(SELECT 1 FROM message INDEXED BY message_queued "
+    f"WHERE state = {_QUEUED} AND queue = {_QUEUE}) "
+    "AND NOT EXISTS(SELECT 1 FROM message INDEXED BY message_scheduled "
+    f"WHERE state = {_SCHEDULED} AND queue = {_QUEUE} AND run_at <= {_NOW}) "
+    "AND (others = 0 OR NOT EXISTS(SELECT 1 FROM standby AS own INDEXED BY standby_worker "
+    "CROSS JOIN message INDEXED BY message_queued ON message.queue = own.queue "
+    f"WHERE own.worker = standby.worker AND state = {_QUEUED}) "
+    "AND NOT EXISTS(SELECT 1 FROM standby AS own INDEXED BY standby_worker "
+    "CROSS JOIN message INDEXED BY message_scheduled ON message.queue = own.queue "
+    f"WHERE own.worker = standby.worker AND state = {_SCHEDULED} AND run_at <= {_NOW}))"
+)
+# Behind the fields come the time and the steady time.
+ENQUEUE_FIRST: Final = (
+    f"INSERT INTO message({', '.join(PACKED_FIELDS)}, pending, enqueued_at, "
+    "state, token, worker, started_at, deliveries) "
+    f"SELECT {', '.join(f'?{number}' for number in range(1, _WIDTH + 1))}, 0, {_NOW}, "
+    f"iif(token IS NULL, {_QUEUED}, {_RUNNING}), token, worker, "
+    f"iif(token IS NULL, NULL, {_NOW}), token IS NOT NULL "
+    f"FROM (SELECT * FROM ({_FREE}) UNION ALL SELECT NULL, NULL LIMIT 1) WHERE true "
+    "ON CONFLICT(id) DO NOTHING RETURNING seq, token, worker"
+)
+
+
+def may_take(packed: Packed, now: float) -> bool:
+    """Tell whether a message may be leased as it is enqueued: it is due, nobody has to look at
+    it again or to put its start on the disk, and it goes with a wake-up."""
+    _, task, body, _, _, run_at, expires_at, *_, limits, unique_key, envelope = packed
+    return (
+        len(body) + len(envelope or "") < MOST // 2
+        and bool(packed[_ACKS_LATE])
+        and (run_at is None or run_at <= now)
+        and expires_at is limits is unique_key is None
+        and task != GATHER
+    )
+
+
+def stand_by(
+    db: apsw.Connection, worker: int, queues: Collection[str], token: int, until: float
+) -> int:
+    """Have a worker stand by for these queues, until then (steady time) if it does not beat
+    before; return the token of its leases, which is the one given here if it did not stand by
+    already."""
+    found = fetch_all(db, "SELECT queue, token FROM standby WHERE worker = ?", (worker,))
+    if found and {queue for queue, _ in found} == set(queues):
+        return int(found[0][1])
+    leave(db, worker)
+    db.executemany(
+        "INSERT INTO standby(queue, worker, token, others, until) VALUES (?,?,?,?,?)",
+        [(queue, worker, token, len(queues) - 1, until) for queue in queues],
+    )
+    return token
+
+
+def prolong(db: apsw.Connection, worker: int, until: float) -> None:
+    """Have a worker that has just beaten stand by until then, if it does."""
+    db.execute("UPDATE standby SET until = ? WHERE worker = ?", (until, worker))
+
+
+def leave(db: apsw.Connection, worker: int) -> None:
+    """Have a worker stand by no more."""
+    db.execute("DELETE FROM standby WHERE worker = ?", (worker,))
+
+
+def take_back(db: apsw.Connection, key: int, token: int, worker: int) -> None:
+    """Undo a lease of which its worker cannot be told: it is gone, or its mailbox is full."""
+    db.execute(
+        f"UPDATE message SET state = {_QUEUED}, token = NULL, worker = NULL, "
+        f"started_at = NULL, deliveries = 0 WHERE seq = ? AND token = ? AND state = {_RUNNING}",
+        (key, token),
+    )
+    leave(db, worker)
+
+
+def written(key: int, token: int, packed: Packed) -> bytes:
+    """Return a lease as it goes with a wake-up. It begins as no text does."""
+    return b"\0" + marshal.dumps((key, token, packed), _FORMAT)
+
+
+def read(data: bytes) -> Lease | None:
+    """Return the lease that a wake-up brings, None if it is none: whoever may write to the
+    store's folder may write there too."""
+    try:
+        key, token, packed = marshal.loads(data[1:])
+    except (ValueError, EOFError, TypeError):
+        return None
+    if type(key) is not int or type(packed) is not tuple or len(packed) != _WIDTH:
+        return None
+    made: Lease = _new(Lease, (key, token, 1, packed, ()))
+    return made
