@@ -75,6 +75,32 @@ async def _aapply_async(task: Any) -> Any:
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"queue": "mail", "priority": 3, "time_limit": 7.0, "max_deliveries": 2},
+        {"ignore_result": True, "serializer": "json", "result_expires": 60},
+        {"expires": 60},
+        {"rate_limit": "1/m"},
+        {"unique": True},
+    ],
+    ids=["plain", "options", "result", "expires", "limited", "unique"],
+)
+def test_delay_sends_what_apply_async_sends(app: Liteq, options: dict[str, Any]) -> None:
+    task = app.task(name="add", **options)(lambda x, y=1: x + y)
+
+    task.delay(0)  # from the second on, a plain call takes a shorter way
+    short, long = task.delay(1, y="é"), task.apply_async((2,), {"y": "é"})
+
+    one, other = sent(app, short), sent(app, long)
+    assert one._replace(id="", body=b"", unique_key=None) == other._replace(
+        id="", body=b"", unique_key=None
+    )
+    assert one.body == other.body.replace(b"2", b"1")
+    assert (short.ignored, short.id != long.id) == (long.ignored, True)
+
+
+@pytest.mark.parametrize(
     "send",
     [
         lambda task: task.delay(1),
