@@ -71,20 +71,15 @@ class Defaults:
     `template` is a message without id and body. `own` are the options set on the task,
     which a route overrules. With `is_plain`, a call without options is the template: no
     route looks at the arguments, and nothing counts from the time of the call. `keys` is
-    set if the limits of a call depend on its arguments. With `is_direct`, a plain call that
-    is made outside of a task is sent as it is: nobody runs it here, signs it or reports it.
-    `most`: bytes that a body may have.
+    set if the limits of a call depend on its arguments.
     """
 
     __slots__ = (
         "_rest",
         "checks_arguments",
-        "is_direct",
         "is_plain",
         "keys",
-        "most",
         "own",
-        "pattern",
         "revision",
         "template",
     )
@@ -96,20 +91,15 @@ class Defaults:
         own: Mapping[str, Any],
         *,
         is_plain: bool,
-        is_direct: bool,
         checks_arguments: bool,
-        most: int,
         keys: Keys | None = None,
     ) -> None:
         self.revision = revision
         self.template = template
         self.own = own
         self.is_plain = is_plain
-        self.is_direct = is_plain and is_direct
         self.checks_arguments = checks_arguments
-        self.most = most
         self.keys = keys
-        self.pattern = template.pack()
         self._rest = (template.task, template[3:])
 
     def message(self, id: str, body: bytes) -> Message:

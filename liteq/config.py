@@ -42,14 +42,11 @@ class Settings(MutableMapping[str, Any]):
     Nothing is read before the first read access; what is assigned before is kept, and
     wins over the configuration object. `on_load(settings)` is called after each loading.
     `environ` and `directory` (where the search for a pyproject.toml starts) default to
-    those of the process. `revision` is another number after every change, so that what was
-    worked out of the settings is known to be stale.
+    those of the process.
 
     Assigning raises `ImproperlyConfigured` for a value of the wrong type, and warns with
     `ConfigWarning` about a name that is not known or has no effect.
     """
-
-    revision: int = 0
 
     def __init__(
         self,
@@ -68,6 +65,7 @@ class Settings(MutableMapping[str, Any]):
         self._object: tuple[Any, bool, str | None] | None = None
         self._defaults: list[Mapping[str, Any] | Callable[[], Mapping[str, Any]]] = []
         self._values: dict[str, Any] | None = None  # None: to be loaded
+        self._revision = 0
         self._sources: dict[str, str] = {}
         self._warned: set[str] = set()
         for name, value in (changes or {}).items():
@@ -289,9 +287,13 @@ class Settings(MutableMapping[str, Any]):
 
     # Loading
 
-    def load(self) -> None:
-        """Put the layers together now, if that has not been done."""
-        self._loaded()
+    @property
+    def revision(self) -> int:
+        """A number that is another one after every change, so that what was worked out of
+        the settings is known to be stale. Reading it loads."""
+        if self._values is None:
+            self._load()
+        return self._revision
 
     def _change(self, key: str, value: Any) -> None:
         name = new_name(key) or key
@@ -303,7 +305,7 @@ class Settings(MutableMapping[str, Any]):
             self._values[name] = value
             self._sources[name] = _CODE
             self._show({name: value})
-        self._revise()
+        self._revision += 1
 
     def _stronger(self, name: str) -> bool:
         source = self._sources.get(name, "")
@@ -321,10 +323,6 @@ class Settings(MutableMapping[str, Any]):
         for name in self._values or ():
             self.__dict__.pop(name, None)
         self._values = None
-        self._revise()
-
-    def _revise(self) -> None:
-        self.__dict__["revision"] = self.revision + 1
 
     def _loaded(self) -> dict[str, Any]:
         values = self._values
@@ -352,7 +350,7 @@ class Settings(MutableMapping[str, Any]):
         self._show(values)
         if self._on_load is not None:
             self._on_load(self)
-        self._revise()
+        self._revision += 1
         return values
 
     def _layers(self) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from liteq.exceptions import Replaced, Retry
@@ -248,7 +248,9 @@ def current() -> Context | None:
     return contexts[-1] if contexts else None
 
 
-stack: Final = _stack.get  # the contexts of the tasks that run here, the innermost last
+def stack() -> tuple[Context, ...]:
+    """Return the contexts of the tasks that run here, the innermost last."""
+    return _stack.get()
 
 
 def _iso(moment: float | None) -> str | None:

@@ -175,29 +175,22 @@ class Alike(Sequence[Message]):
     """Messages like a first one but for id and body, as those of one `enqueue_many()` are.
 
     A message is made when it is looked at. A store need not look: what they have in common
-    is packed, and written, once. `pattern` is what `first.pack()` returns, if that is known.
+    is packed, and written, once.
     """
 
-    __slots__ = ("bodies", "first", "ids", "pattern")
+    __slots__ = ("bodies", "first", "ids")
 
-    def __init__(
-        self,
-        first: Message,
-        ids: Sequence[str],
-        bodies: Sequence[bytes],
-        pattern: Packed | None = None,
-    ) -> None:
+    def __init__(self, first: Message, ids: Sequence[str], bodies: Sequence[bytes]) -> None:
         self.first = first
         self.ids = ids
         self.bodies = bodies
-        self.pattern = first.pack() if pattern is None else pattern
 
     def pack(self) -> list[Packed]:
         """Return what `pack()` of each returns."""
-        _, task, _, *rest = self.pattern
-        if len(self.ids) == 1:
-            return [(self.ids[0], task, self.bodies[0], *rest)]
-        return [(id, task, body, *rest) for id, body in zip(self.ids, self.bodies, strict=True)]
+        task, rest = self.first[1:2], self.first.pack()[3:]
+        return [
+            (id, *task, body, *rest) for id, body in zip(self.ids, self.bodies, strict=True)
+        ]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -208,7 +201,7 @@ class Alike(Sequence[Message]):
     def __getitem__(self, index: slice) -> "Alike": ...
     def __getitem__(self, index: int | slice) -> "Message | Alike":
         if isinstance(index, slice):
-            return Alike(self.first, self.ids[index], self.bodies[index], self.pattern)
+            return Alike(self.first, self.ids[index], self.bodies[index])
         return self._made(self.ids[index], self.bodies[index])
 
     def __iter__(self) -> Iterator[Message]:

@@ -36,10 +36,9 @@ _OWN: Final = (
 class Rules:
     """What sending needs of an app's settings, under one revision of them."""
 
-    def __init__(self, app: Liteq) -> None:
+    def __init__(self, app: Liteq, revision: int) -> None:
         conf = app.conf
-        conf.load()
-        self.revision = conf.revision
+        self.revision = revision
         self.router = Router(
             conf.task_routes,
             conf.task_queues,
@@ -58,7 +57,6 @@ class Rules:
         self._sensitive: tuple[str, ...] = conf.task_sensitive_names
 
         self._signing = conf.security_keys, conf.security_accept_unsigned
-        self.are_plain = not (self.always_eager or self.sends_events or conf.security_keys)
 
     @cached_property
     def signer(self) -> Signer | None:
@@ -108,9 +106,7 @@ def defaults_of(rules: Rules, name: str, task: AnyTask) -> Defaults:
         template,
         own,
         is_plain=is_plain,
-        is_direct=rules.are_plain,
         checks_arguments=bool(task.typing),
-        most=rules.max_body_size,
         keys=keys,
     )
 

@@ -17,7 +17,7 @@ from liteq.asyncresult import AsyncResult
 from liteq.calls import Defaults, checked_id, merge, too_large, with_options
 from liteq.exceptions import AlwaysEagerIgnored, BrokerUnavailable
 from liteq.ids import new_id
-from liteq.message import Alike, Edge, Message, Workflow
+from liteq.message import Edge, Message, Workflow
 from liteq.offload import off_loop
 from liteq.options import (
     UNIQUE_OPTIONS,
@@ -61,36 +61,6 @@ class Sender:
         messages, edges = self._compose(rules, task, args, kwargs, options)
         stands = self.send(messages, edges, options)
         return self._result(messages[0], options, stands)
-
-    def call_plainly(self, task: AnyTask, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Send a call without options like `call()`: the same steps, without looking for
-        what most calls have none of."""
-        defaults = task._defaults
-        if (
-            defaults is None
-            or not defaults.is_direct
-            or defaults.revision != self.app.conf.revision
-            or context.stack()
-            or signals.before_task_publish.receivers
-            or signals.after_task_publish.receivers
-        ):
-            return self.call(task, args, kwargs, {})
-        if defaults.checks_arguments:
-            task.check_arguments(args, kwargs)
-        template = defaults.template
-        body = serializers.dumps_call(args, kwargs, template.content_type)
-        if len(body) > defaults.most:
-            raise too_large(template.task, body, defaults.most)
-        id = new_id()
-        messages = Alike(template, (id,), (body,), defaults.pattern)
-        try:
-            self.app.broker.enqueue(messages)
-        except BrokerUnavailable as exc:
-            self._send_again(messages, (), None, {}, exc)
-        result: AsyncResult[Any] = AsyncResult(id, None, template.task, self.app)
-        if template.ignore_result:
-            result.ignored = True
-        return result
 
     async def acall(self, task: AnyTask, args: Args, kwargs: Kwargs, options: Options) -> Any:
         """Send a call like `call()`; only the store is waited for off the event loop, so
@@ -547,8 +517,9 @@ class Sender:
     def rules(self) -> Rules:
         """Return what the settings say now."""
         rules = self._rules
-        if rules is None or rules.revision != self.app.conf.revision:
-            rules = self._rules = Rules(self.app)
+        revision = self.app.conf.revision
+        if rules is None or rules.revision != revision:
+            rules = self._rules = Rules(self.app, revision)
         return rules
 
     def defaults(self, rules: Rules, name: str, task: AnyTask | None) -> Defaults:

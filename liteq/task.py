@@ -185,9 +185,9 @@ class Task(Generic[P, R]):
         When it returns, the call is in the store. Raises `TypeError` for arguments that
         the function does not take, `EncodeError` for a value that cannot be sent.
         """
-        if getattr(self.apply_async, "__func__", None) is not Task.apply_async:
-            return self.apply_async(args, kwargs)  # of a class, or a test's
-        result: AsyncResult[R] = self.app.sender.call_plainly(self, args, kwargs)
+        if _is_overridden(self.apply_async, Task.apply_async):
+            return self.apply_async(args, kwargs)
+        result: AsyncResult[R] = self.app.sender.call(self, args, kwargs, {})
         return result
 
     def apply_async(

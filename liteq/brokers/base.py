@@ -328,7 +328,7 @@ class Broker(ABC):
     @property
     def stuck_after(self) -> float:
         """How old the heartbeat of a worker that is well may be, in seconds."""
-        return _MISSED_BEATS * min(_SLOWEST_BEAT, self.lease_timeout / _BEATS_PER_LEASE)
+        return _MISSED_BEATS * self.beat_interval
 
     def peers(self) -> list[int]:
         """Return descriptors that become readable when another worker of this host may

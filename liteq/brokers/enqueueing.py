@@ -201,7 +201,7 @@ def insert_alike(following: Following, messages: Alike) -> bool:
     False: `insert` is to do it, since they are under limits or unique, or since some of
     them are in the store already.
     """
-    row = row_of(messages.pattern, 0, following.now)
+    row = row_of(messages.first.pack(), 0, following.now)
     if row[UNIQUE] is not None or row[_WIDTH] not in (_QUEUED, _SCHEDULED):
         return False
     db = following.db
