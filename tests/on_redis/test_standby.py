@@ -69,6 +69,12 @@ class Idle(NamedTuple):
             leases += [lease.id for lease in self.mailbox.leases()]
         return words - {"end", HELLO}, leases
 
+    def hang_up(self) -> None:
+        """Be gone without a word; the server has seen it."""
+        self.mailbox.close()
+        bell = f"{self.broker._prefix}work:{self.id}"
+        wait_until(lambda: self.broker._link.ask("PUBSUB", "NUMSUB", bell)[1] == 0)
+
     def brought(self) -> Lease:
         def found() -> Any:
             self.mailbox.wait(0.1)
@@ -268,7 +274,7 @@ def test_who_is_gone_without_a_word_is_passed_over(
 ) -> None:
     gone = [stand_by(name=f"gone{n}") for n in range(5)]
     for worker in gone:
-        worker.mailbox.close()
+        worker.hang_up()
     alone = put(broker)
     assert state_of(broker, alone) == "queued"
     broker.purge(["default"])
