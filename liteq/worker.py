@@ -68,6 +68,7 @@ EXIT_SCHEMA: Final = 8  # another liteq has made the store too new for this one
 
 _UPKEEP: Final = 2.0  # seconds between two slices of upkeep when there is nothing to do
 _BACKSTOP: Final = 1.0  # seconds until a lost wake-up is made good
+_QUIET: Final = 3  # looks in vain, after which an idle worker looks with its heartbeats
 _TOGETHER: Final = 0.1  # seconds that one thing waits for the next, to wake up once for both
 _LONGEST_PAUSE: Final = 5.0  # seconds between two tries to reach the store
 _LAST_TRIES: Final = 5.0  # seconds to reach it in, when all else has stopped
@@ -183,6 +184,7 @@ class Worker(Steered):
         self._is_ready = False
         self._next_due: float | None = None
         self._next_upkeep = self._next_look = self._next_watchdog = 0.0
+        self._in_vain = 0  # looks since the store has last changed
         self._pause = 0.0
         self._try_again = 0.0
         self._tries = 0  # to reach the store, in vain, since it last answered
@@ -425,6 +427,8 @@ class Worker(Steered):
         if idle:
             membership.standby = step.standby
         attempts.settlements, attempts.notes = [], []
+        if settlements:  # so there is traffic, of which a wake-up may be lost
+            self._next_look = min(self._next_look, now + _BACKSTOP)
         if self._pause:
             membership.next_beat = 0.0  # with which it is seen what the outage has cost
         self._pause = self._try_again = 0.0
@@ -610,13 +614,16 @@ class Worker(Steered):
             self._read_mail()
         if self.autoscaler is not None and self._is_ready and not self._stopping:
             self._scale(self.autoscaler, now)
-        if now >= self._next_look:
-            if self._broker.changed():
-                membership.look = membership.orders = True
-            self._next_look = now + _BACKSTOP
         if now >= membership.next_beat:
             membership.beat(now)
             membership.disown(self._attempts.held())
+        if now >= self._next_look:
+            if self._broker.changed():
+                membership.look = membership.orders = True
+                self._in_vain = 0
+            else:
+                self._in_vain += 1
+            self._next_look = membership.next_beat if self._is_quiet() else now + _BACKSTOP
         if membership.peers.died:
             membership.reclaim()
         if membership.peers.look:
@@ -625,7 +632,15 @@ class Worker(Steered):
             if self._ageing is not None:
                 self._broker.age(self.queues, self._ageing)
             more = self._broker.maintain()
-            self._next_upkeep = now + (0.05 if more else _UPKEEP)
+            pause = membership.next_beat - now if self._is_quiet() else _UPKEEP
+            self._next_upkeep = now + (0.05 if more else pause)
+
+    def _is_quiet(self) -> bool:
+        """Tell whether nothing has happened for a while. What is due by the clock is then done
+        at once, with each heartbeat: to wake up is what costs an idle worker most."""
+        return self._in_vain >= _QUIET and not (
+            self._attempts.leases or self._companion or self.autoscaler
+        )
 
     # Stopping
 

@@ -440,31 +440,96 @@ def test_a_full_worker_sleeps_although_a_message_is_due(app: Liteq) -> None:
     assert spent < 0.1
 
 
+class Pace:
+    """How often a worker looks for what no wake-up told of, and how often it beats."""
+
+    def __init__(self, app: Liteq, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.answers: list[bool] = []  # of each look
+        self.beats = 0
+        self.beats_at: list[int] = []  # each look
+        self._changed, self._beat = app.broker.changed, app.broker.beat
+        monkeypatch.setattr("liteq.worker._BACKSTOP", 0.02)
+        monkeypatch.setattr(app.broker, "changed", self._look)
+        monkeypatch.setattr(app.broker, "beat", self._count)
+
+    def _look(self) -> bool:
+        self.answers.append(self._changed())
+        self.beats_at.append(self.beats)
+        return self.answers[-1]
+
+    def _count(self, *args: Any, **kwargs: Any) -> bool:
+        self.beats += 1
+        return self._beat(*args, **kwargs)
+
+    def looks(self) -> int:
+        return len(self.answers)
+
+
+@pytest.fixture
+def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Liteq, Liteq]]:
+    """An app, and another on its store that wakes nobody."""
+    app, silent = (Liteq("shop", broker=f"sqlite:///{tmp_path}/store") for _ in range(2))
+    monkeypatch.setattr(silent.broker, "_wake_workers", lambda *a, **kw: None)
+    yield app, silent
+    forget_current()
+
+
 def test_an_idle_worker_leaves_the_store_alone_and_finds_what_no_wake_up_told_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    two: tuple[Liteq, Liteq], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("liteq.worker._BACKSTOP", 0.02)
-    app, producer = (Liteq("shop", broker=f"sqlite:///{tmp_path}/store") for _ in range(2))
+    monkeypatch.setattr("liteq.worker._QUIET", 1_000)
+    app, silent = two
+    answers = steps_of(app, monkeypatch)
+    pace = Pace(app, monkeypatch)
     ran = threading.Event()
     app.task(name="work")(ran.set)
-    looks: list[bool] = []
-    steps: list[int] = []
-    changed, step = app.broker.changed, app.broker.step
-    monkeypatch.setattr(app.broker, "changed", lambda: looks.append(changed()) or looks[-1])
-    monkeypatch.setattr(app.broker, "step", lambda *a, **kw: steps.append(1) or step(*a, **kw))
-    monkeypatch.setattr(producer.broker, "_wake_workers", lambda *a, **kw: None)
 
     with running(app):
-        wait_until(lambda: len(looks) > 5)
-        before = len(steps)
-        wait_until(lambda: len(looks) > 15)
-        meanwhile = len(steps) - before
-        producer.send_task("work")
-        found = ran.wait(10)
-
+        wait_until(lambda: pace.looks() > 5)
+        before = len(answers)
+        wait_until(lambda: pace.looks() > 15)
+        meanwhile = len(answers) - before
+        silent.send_task("work")
+        assert ran.wait(10)
     assert meanwhile == 0
-    assert found
-    forget_current()
+
+
+def test_where_nothing_happens_a_worker_looks_with_its_heartbeats_alone(
+    two: tuple[Liteq, Liteq], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("liteq.brokers.base._SLOWEST_BEAT", 0.5)
+    app, silent = two
+    pace = Pace(app, monkeypatch)
+    ran = threading.Event()
+    app.task(name="work")(ran.set)
+
+    with running(app) as worker:
+        wait_until(lambda: worker._in_vain >= 3)
+        quiet = pace.looks()
+        wait_until(lambda: pace.looks() >= quiet + 4)
+        silent.send_task("work")
+        assert ran.wait(10)
+        wait_until(lambda: True in pace.answers[quiet:])
+        found = pace.answers.index(True, quiet)
+        wait_until(lambda: pace.looks() > found + 2)
+    beats = [at - pace.beats_at[quiet] for at in pace.beats_at[quiet : quiet + 4]]
+    assert beats == [0, 1, 2, 3]
+    assert pace.beats_at[found + 2] - pace.beats_at[found] < 2  # soon again
+
+
+def test_a_worker_that_has_had_work_looks_soon(
+    two: tuple[Liteq, Liteq], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("liteq.brokers.base._SLOWEST_BEAT", 60.0)
+    app, _ = two
+    pace = Pace(app, monkeypatch)
+    task = app.task(lambda: "done")
+
+    with running(app) as worker:
+        wait_until(lambda: worker._in_vain >= 3)
+        quiet = pace.looks()
+        assert task.delay().get(timeout=10) == "done"
+        wait_until(lambda: pace.looks() > quiet)
 
 
 # An idle worker that is woken

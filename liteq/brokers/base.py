@@ -593,8 +593,9 @@ class Broker(ABC):
 
     def changed(self) -> bool:
         """Tell whether others may have put anything into the store, or changed it, since
-        this thread last asked. Cheaper than to look for it: what a worker does every second
-        in case a wake-up was lost. Where the store cannot tell, always True."""
+        this thread last asked. Cheaper than to look for it: what a worker does every second,
+        or with each heartbeat where nothing happens, in case a wake-up was lost. Where the
+        store cannot tell, always True."""
         return True
 
     @abstractmethod
