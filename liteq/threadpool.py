@@ -38,6 +38,7 @@ class _Slot:
 
     def __init__(self) -> None:
         self.job: Job | None = None
+        self.waits = False  # for a job
         self.since = 0.0
         self.warned = False  # its soft limit was announced
         # Between the look at which job runs and the exception for it, that job must not
@@ -96,7 +97,9 @@ class ThreadPool(InProcess):
         due = Due(now)
         for slot in self._slots:
             self._watch(slot, due)
-        if not self._queue.empty() and due.reached(self._progress + WAIT_LIMIT):
+        # What a thread that is free has not taken, for want of CPU, would come back here.
+        free = sum(slot.waits for slot in self._slots)
+        if self._queue.qsize() > free and due.reached(self._progress + WAIT_LIMIT):
             self._return(self._take_back())
         self._start_missing(now)
         if self._missing():
@@ -250,7 +253,7 @@ class ThreadPool(InProcess):
         try:
             slot.runner = self._factory()
             slot.runner.start()
-            ready = True
+            ready = slot.waits = True
             self._tell(Ready(os.getpid()))
             while (job := self._queue.get()) is not None:
                 self._run(slot, job)
@@ -262,7 +265,7 @@ class ThreadPool(InProcess):
         self._tell(_Left(slot, error, ready=ready))
 
     def _run(self, slot: _Slot, job: Job) -> None:
-        slot.warned = False
+        slot.waits = slot.warned = False
         slot.since = self._now()
         slot.job = job
         if job.soft is not None:
@@ -277,6 +280,7 @@ class ThreadPool(InProcess):
             self._end_copy()  # before the lock, of which it has another state
             with slot.lock:
                 slot.job = None
+        slot.waits = True
         self._tell(Done(job.key, answer, time.perf_counter() - began))
 
     def _reporter(self, key: int) -> Report:

@@ -366,6 +366,21 @@ def test_jobs_that_wait_for_nobody_are_returned(start: Any, kind: str) -> None:
     assert type(loop.end_of(100)) is Done
 
 
+def test_a_job_waits_for_a_free_thread_that_gets_no_cpu(start: Any) -> None:
+    now = [0.0]
+    loop = start("threads", 1, monotonic=lambda: now[0])
+    loop.ready(1)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(60)  # the thread runs when this one waits
+    try:
+        loop.pool.submit(job(1, "echo", b"one"))
+        now[0] = 1.0
+        loop.pool.tick(now[0])
+    finally:
+        sys.setswitchinterval(interval)
+    assert type(loop.end_of(1)) is Done
+
+
 @KINDS
 def test_an_idle_pool_wakes_nobody(start: Any, kind: str) -> None:
     loop = start(kind)

@@ -573,10 +573,8 @@ def idle(app: Liteq, **options: Any) -> Iterator[Worker]:
 
 @pytest.fixture
 def without_backstop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a worker find nothing by what it does every few seconds, nor claim anew what a
-    thread that got no CPU has not begun."""
+    """Have a worker find nothing by what it does every few seconds."""
     monkeypatch.setattr("liteq.worker._BACKSTOP", 60.0)
-    monkeypatch.setattr("liteq.threadpool.WAIT_LIMIT", 60.0)
     monkeypatch.setattr("liteq.brokers.base._SLOWEST_BEAT", 60.0)
 
 
@@ -662,7 +660,6 @@ def test_a_worker_that_stands_by_is_woken_for_what_needs_a_step(
     assert claims(answers) == ["early", "early"]
 
 
-@pytest.mark.usefixtures("without_backstop")
 def test_a_worker_that_was_busy_from_its_start_stands_by_when_it_is_not(
     app: Liteq, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -678,7 +675,6 @@ def test_a_worker_that_was_busy_from_its_start_stands_by_when_it_is_not(
     assert claims(answers) == ["done"] * 3
 
 
-@pytest.mark.usefixtures("without_backstop")
 def test_a_worker_with_weighted_queues_claims_by_steps_alone(
     app: Liteq, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -690,7 +686,6 @@ def test_a_worker_with_weighted_queues_claims_by_steps_alone(
     assert claims(answers) == ["done"]
 
 
-@pytest.mark.usefixtures("without_backstop")
 def test_who_listens_hears_of_what_was_handed_over(app: Liteq) -> None:
     task = app.task(lambda: "done")
 
@@ -715,7 +710,6 @@ def out_of_reach(app: Liteq) -> Iterator[None]:
         yield
 
 
-@pytest.mark.usefixtures("without_backstop")
 def test_a_worker_that_does_not_know_whether_it_stands_by_takes_nothing_that_is_brought(
     app: Liteq, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
