@@ -37,6 +37,7 @@ html_copy_source = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
+autodoc_mock_imports = ["flask", "opentelemetry", "sentry_sdk"]  # not needed to read docstrings
 autodoc_default_options = {"members": True, "show-inheritance": True}
 
 
