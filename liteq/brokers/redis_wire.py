@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Reader", "ServerError", "command", "pack", "strings", "unpack"]
 
 _CHUNK = 65_536
+_IN_SCRIPT = "ERR Error running script"
 _SIZES = [b"$%d\r\n" % size for size in range(512)]
 
 
@@ -25,8 +26,19 @@ class ServerError(Exception):
     """An error that the server answered with. `code` is its first word."""
 
     def __init__(self, text: str) -> None:
+        if text.startswith(_IN_SCRIPT):
+            text = _of_command(text)
         super().__init__(text)
         self.code, _, self.rest = text.partition(" ")
+
+
+def _of_command(text: str) -> str:
+    """Return what a command within a script was refused with. Redis 6 puts it behind the
+    place in the script: "… @user_script: 40: -OOM command not allowed"."""
+    import re  # late: few servers say so
+
+    found = re.search(r": -?([A-Z]{3,} .*)", text, re.DOTALL)
+    return found[1] if found else text
 
 
 def command(arguments: Iterable[Any]) -> bytes:

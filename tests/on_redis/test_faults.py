@@ -479,11 +479,11 @@ def test_a_server_that_cannot_write_its_snapshot_is_asked_again(
 def test_a_server_that_still_reads_its_data_is_asked_again(
     direct: RedisBroker, server: RedisServer
 ) -> None:
-    direct.enqueue([make() for _ in range(200)])
+    direct.enqueue([make(body=os.urandom(400_000)) for _ in range(100)])
     server.say("SAVE")
     server.kill()
-    # A hundredth of a second for each key, and a look now and then at who calls.
-    server.options += ("key-load-delay 10000", "loading-process-events-interval-bytes 1024")
+    # A look at who calls every 2 MiB, which is a tenth of a second.
+    server.options += ("key-load-delay 20000",)
     starting = threading.Thread(target=server.start)
     starting.start()
     try:
@@ -493,7 +493,7 @@ def test_a_server_that_still_reads_its_data_is_asked_again(
     finally:
         starting.join()
     direct.enqueue([make()])
-    assert direct.counts() == {"default": {"queued": 201}}
+    assert direct.counts() == {"default": {"queued": 101}}
 
 
 def _info(server: RedisServer) -> bytes:
@@ -581,7 +581,7 @@ def test_5_a_message_that_another_program_damaged_is_a_dead_letter(
 
 def test_a_busy_server_is_asked_again(direct: RedisBroker, server: RedisServer) -> None:
     direct.check()
-    server.say("CONFIG", "SET", "busy-reply-threshold", "1")
+    server.say("CONFIG", "SET", "lua-time-limit", "1")
     endless = threading.Thread(target=_run_for_ever, args=(server,))
     endless.start()
     try:

@@ -351,8 +351,9 @@ def test_a_service_that_no_sentinel_knows_is_named(start: Start) -> None:
 def cluster(start: Start) -> list[RedisServer]:
     nodes = [start("cluster-enabled yes", port=free_port()) for _ in range(3)]
     slots = [(0, 5461), (5462, 10922), (10923, 16383)]
-    for node, (first, last) in zip(nodes, slots, strict=True):
-        node.say("CLUSTER", "ADDSLOTSRANGE", first, last)
+    for epoch, (node, (first, last)) in enumerate(zip(nodes, slots, strict=True), 1):
+        node.say("CLUSTER", "ADDSLOTS", *range(first, last + 1))
+        node.say("CLUSTER", "SET-CONFIG-EPOCH", epoch)  # or they have to agree on them first
     for node in nodes[1:]:
         node.say("CLUSTER", "MEET", "127.0.0.1", nodes[0].port)
     wait_until(
