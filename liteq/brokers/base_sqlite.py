@@ -79,6 +79,7 @@ class SqliteStore(Broker):
         self._local: dict[str, LocalMailbox] = {}
         self._candidates: dict[int, str] = {}
         self._book = NO_BOOK
+        self._all_busy_until = 0.0  # monotonic: when somebody may stand by again
         self._doubtful: dict[int, set[int]] = {}  # by worker: tokens of claims that failed
 
     def __repr__(self) -> str:

@@ -12,6 +12,7 @@ of them, each as a whole: those tasks run again.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -59,6 +60,7 @@ _CLAIMABLE: Final = (QUEUED, SCHEDULED)  # now or later, if nothing limits it
 
 _NOTHING_STANDS: Final[Mapping[str, str]] = {}
 _new: Final = tuple.__new__  # half of what Lease(...) costs, for each message
+_BUSY_FOR: Final = 0.005  # seconds for which it is believed that no worker stands by
 _STATE: Final = len(PACKED_FIELDS)  # where it stands in a row of ENQUEUE
 
 # A claim reads the candidates and then takes them, in one transaction: one UPDATE with
@@ -155,7 +157,7 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
 
     def _enqueue_one(self, packed: Packed, now: float) -> bool:
         """Store a message by one statement; False if it takes more than that."""
-        if standby.may_take(packed, now):
+        if standby.may_take(packed, now) and time.monotonic() >= self._all_busy_until:
             sql, bindings = standby.ENQUEUE_FIRST, (*packed, now, self.clock.steady())
         else:
             sql, bindings = ENQUEUE, row_of(packed, 0, now)
@@ -172,6 +174,8 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
                 self._database.write(
                     lambda db: standby.take_back(db, key, token, worker), durable=False
                 )
+            else:
+                self._all_busy_until = time.monotonic() + _BUSY_FOR
         self._wake_workers()
         return True
 

@@ -114,6 +114,27 @@ def test_who_holds_a_lease_does_not_stand_by(
     assert state_of(broker, third) == "queued"
 
 
+def test_who_has_found_nobody_does_not_look_each_time(
+    broker: Broker, stand_by: Callable[..., Idle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not isinstance(broker, SqliteBroker):
+        pytest.skip("where a look costs no page to be read anew")
+    worker = stand_by()
+    put(broker, make())
+    lease = worker.brought()
+    monkeypatch.setattr("liteq.brokers.sqlite._BUSY_FOR", 60.0)
+    put(broker, make())
+    (second,) = worker.step(broker, settlements=[(lease, Succeeded(b"1"))]).leases
+    worker.step(broker, settlements=[(second, Succeeded(b"1"))])
+    assert state_of(broker, put(broker, make())) == "queued"
+    assert "" in worker.mailbox.wait(5)  # to claim it
+    broker.purge(["default"])
+
+    broker._all_busy_until = 0.0
+
+    assert state_of(broker, put(broker, make())) == "running"
+
+
 def test_each_that_stands_by_gets_one(broker: Broker, stand_by: Callable[..., Idle]) -> None:
     workers = [stand_by(name=name) for name in ("one", "two")]
     sent = {put(broker, make()).id for _ in workers}
