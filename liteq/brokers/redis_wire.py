@@ -35,10 +35,13 @@ class ServerError(Exception):
 def _of_command(text: str) -> str:
     """Return what a command within a script was refused with. Redis 6 puts it behind the
     place in the script: "… @user_script: 40: -OOM command not allowed"."""
-    import re  # late: few servers say so
-
-    found = re.search(r": -?([A-Z]{3,} .*)", text, re.DOTALL)
-    return found[1] if found else text
+    place = 0
+    while (place := text.find(": ", place) + 2) > 1:
+        said = text[place:].removeprefix("-")
+        code = said.partition(" ")[0]
+        if len(code) > 2 and code.isalpha() and code.isupper():
+            return said
+    return text
 
 
 def command(arguments: Iterable[Any]) -> bytes:
