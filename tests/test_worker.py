@@ -465,33 +465,49 @@ class Pace:
         return len(self.answers)
 
 
-@pytest.fixture
-def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Liteq, Liteq]]:
-    """An app, and another on its store that wakes nobody."""
+@pytest.fixture(params=["queued", "leased"])
+def two(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Liteq, Liteq]]:
+    """An app, and another on its store that wakes nobody: what it sends waits in its queue, or
+    the lease of one that stands by is lost on the way."""
     app, silent = (Liteq("shop", broker=f"sqlite:///{tmp_path}/store") for _ in range(2))
     monkeypatch.setattr(silent.broker, "_wake_workers", lambda *a, **kw: None)
+    if request.param == "leased":
+        monkeypatch.setattr(silent.broker, "_hand", lambda *_: True)
+    else:
+        monkeypatch.setattr(silent.broker, "_all_busy_until", float("inf"))
     yield app, silent
     forget_current()
+
+
+def work_of(app: Liteq) -> threading.Event:
+    """Return what is set when the task `work` runs."""
+    ran = threading.Event()
+    app.task(name="work")(ran.set)
+    return ran
 
 
 def test_an_idle_worker_leaves_the_store_alone_and_finds_what_no_wake_up_told_of(
     two: tuple[Liteq, Liteq], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("liteq.worker._QUIET", 1_000)
+    monkeypatch.setattr("liteq.brokers.base._SLOWEST_BEAT", 60.0)
     app, silent = two
     answers = steps_of(app, monkeypatch)
     pace = Pace(app, monkeypatch)
-    ran = threading.Event()
-    app.task(name="work")(ran.set)
+    ran = work_of(app)
 
     with running(app):
         wait_until(lambda: pace.looks() > 5)
         before = len(answers)
         wait_until(lambda: pace.looks() > 15)
         meanwhile = len(answers) - before
+        beats = pace.beats
         silent.send_task("work")
         assert ran.wait(10)
     assert meanwhile == 0
+    assert pace.beats == beats  # which would have found it, too
 
 
 def test_where_nothing_happens_a_worker_looks_with_its_heartbeats_alone(
@@ -500,8 +516,7 @@ def test_where_nothing_happens_a_worker_looks_with_its_heartbeats_alone(
     monkeypatch.setattr("liteq.brokers.base._SLOWEST_BEAT", 0.5)
     app, silent = two
     pace = Pace(app, monkeypatch)
-    ran = threading.Event()
-    app.task(name="work")(ran.set)
+    ran = work_of(app)
 
     with running(app) as worker:
         wait_until(lambda: worker._in_vain >= 3)
@@ -576,14 +591,6 @@ def without_backstop(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a worker find nothing by what it does every few seconds."""
     monkeypatch.setattr("liteq.worker._BACKSTOP", 60.0)
     monkeypatch.setattr("liteq.brokers.base._SLOWEST_BEAT", 60.0)
-
-
-@contextmanager
-def unheard(app: Liteq) -> Iterator[None]:
-    """Wake nobody for what is sent meanwhile."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(app.broker, "_wake_workers", lambda *_, **__: None)
-        yield
 
 
 def steps_of(app: Liteq, monkeypatch: pytest.MonkeyPatch) -> list[Step]:

@@ -6,12 +6,12 @@ import contextlib
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from liteq.brokers.base import Broker
+from liteq.brokers.base import Broker, Lease, Mailbox
 from liteq.brokers.sqlite import SqliteBroker
 from liteq.clock import ManualClock
 from liteq.ids import new_id
@@ -110,3 +110,14 @@ def uncovered() -> dict[str, str]:
     what is tested there may be the very thing that it changes.
     """
     return {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE_")}
+
+
+def brought_to(mailbox: Mailbox) -> Lease:
+    """Return the lease that comes to a worker that stands by, alone."""
+
+    def found() -> Sequence[Lease]:
+        mailbox.wait(0.1)
+        return mailbox.leases()
+
+    (lease,) = wait_until(found)
+    return lease  # type: ignore[no-any-return]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from redis_server import RedisServer
-from world import FakeClock, Store, enlist, make, wait_until
+from world import FakeClock, Store, brought_to, enlist, make, wait_until
 
 from liteq.brokers.base import HELLO, ORDERS, Lease, Mailbox, Step
 from liteq.brokers.redis import RedisBroker
@@ -76,12 +76,7 @@ class Idle(NamedTuple):
         wait_until(lambda: self.broker._link.ask("PUBSUB", "NUMSUB", bell)[1] == 0)
 
     def brought(self) -> Lease:
-        def found() -> Any:
-            self.mailbox.wait(0.1)
-            return self.mailbox.leases()
-
-        (lease,) = wait_until(found)
-        return lease  # type: ignore[no-any-return]
+        return brought_to(self.mailbox)
 
 
 @pytest.fixture
