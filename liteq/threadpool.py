@@ -38,7 +38,7 @@ class _Slot:
 
     def __init__(self) -> None:
         self.job: Job | None = None
-        self.waits = False  # for a job
+        self.ready = False  # has begun to take jobs
         self.since = 0.0
         self.warned = False  # its soft limit was announced
         # Between the look at which job runs and the exception for it, that job must not
@@ -50,10 +50,9 @@ class _Slot:
 class _Left:
     """A thread has ended; `error` says why, if it was not told to."""
 
-    def __init__(self, slot: _Slot, error: str | None, *, ready: bool) -> None:
+    def __init__(self, slot: _Slot, error: str | None) -> None:
         self.slot = slot
         self.error = error
-        self.ready = ready
 
 
 class ThreadPool(InProcess):
@@ -98,7 +97,7 @@ class ThreadPool(InProcess):
         for slot in self._slots:
             self._watch(slot, due)
         # What a thread that is free has not taken, for want of CPU, would come back here.
-        free = sum(slot.waits for slot in self._slots)
+        free = sum(slot.ready and slot.job is None for slot in self._slots)
         if self._queue.qsize() > free and due.reached(self._progress + WAIT_LIMIT):
             self._return(self._take_back())
         self._start_missing(now)
@@ -226,7 +225,7 @@ class ThreadPool(InProcess):
             self._return(self._take_back())
         if self._stopping:  # it left a word to end in the queue, for nobody
             self._leaving = len(self._slots)
-        if news.ready or self._stopping:
+        if news.slot.ready or self._stopping:
             return
         if self._births.failed(self._now(), ready=False):
             self._broken(f"threads keep ending at their start: {news.error}")
@@ -248,12 +247,11 @@ class ThreadPool(InProcess):
     # In the threads
 
     def _serve(self, slot: _Slot) -> None:
-        ready = False
         error = None
         try:
             slot.runner = self._factory()
             slot.runner.start()
-            ready = slot.waits = True
+            slot.ready = True
             self._tell(Ready(os.getpid()))
             while (job := self._queue.get()) is not None:
                 self._run(slot, job)
@@ -262,10 +260,10 @@ class ThreadPool(InProcess):
             error = repr(exc)
         else:
             stop_runner(slot.runner)
-        self._tell(_Left(slot, error, ready=ready))
+        self._tell(_Left(slot, error))
 
     def _run(self, slot: _Slot, job: Job) -> None:
-        slot.waits = slot.warned = False
+        slot.warned = False
         slot.since = self._now()
         slot.job = job
         if job.soft is not None:
@@ -280,7 +278,6 @@ class ThreadPool(InProcess):
             self._end_copy()  # before the lock, of which it has another state
             with slot.lock:
                 slot.job = None
-        slot.waits = True
         self._tell(Done(job.key, answer, time.perf_counter() - began))
 
     def _reporter(self, key: int) -> Report:
