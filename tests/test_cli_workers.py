@@ -306,6 +306,22 @@ def test_a_camera_is_named_on_the_command_line(here: Here, project: Project) -> 
     assert "events 0" in here.ok("events", "-c", "cameras:Printer", "-F", "0.02", "-t", "0.1")
 
 
+def test_what_is_logged_beside_events_goes_to_stderr(project: Project) -> None:
+    project.write(
+        "cameras.py",
+        "import logging\n"
+        "from liteq.events.snapshot import Polaroid\n"
+        "class Teller(Polaroid):\n"
+        "    def on_shutter(self, state):\n"
+        "        logging.getLogger('shop').info('a picture')\n",
+    )
+
+    done = project("events", "-c", "cameras:Teller", "-F", "0.02", "-t", "0.1")
+
+    assert re.search(r"INFO +\d+ shop: a picture", done.stderr)
+    assert done.stdout == ""
+
+
 @pytest.mark.traced
 def test_a_worker_scales_itself(
     here: Here, project: Project, start: Callable[..., Running]

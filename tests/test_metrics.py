@@ -17,6 +17,7 @@ import pytest
 import world
 from api import forget_current
 from prometheus_client.parser import text_string_to_metric_families
+from terminal import Project, Running
 
 from liteq import Liteq
 from liteq.brokers.base import Broker, Lease
@@ -315,6 +316,19 @@ def test_a_worker_serves_its_figures_at_the_port_it_is_told(
         urllib.request.urlopen(url, timeout=5)
     app.close()
     forget_current()
+
+
+def test_the_command_says_why_there_are_no_figures(
+    project: Project, start: Callable[..., Running]
+) -> None:
+    command = start("metrics", "--port", "0", "-b", "redis://127.0.0.1:1/0")
+    found = re.search(r"http://\S+", command.wait_for("metrics at"))
+    assert found is not None
+
+    told = samples(urllib.request.urlopen(found[0], timeout=10).read())
+
+    assert told == {("liteq_store_up",): 0.0}
+    assert "ERROR" in command.wait_for("the store cannot be read for its metrics: ")
 
 
 def test_no_worker_pays_for_metrics_that_nobody_asks_for() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import html
+import json
 import logging
 import re
 import shutil
@@ -10,10 +12,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 import redis_server
@@ -23,7 +25,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import Mount
 from starlette.testclient import TestClient
-from terminal import Project
+from terminal import Project, Running
 
 from liteq import Liteq, chain, failure, group
 from liteq.exceptions import ImproperlyConfigured
@@ -662,6 +664,52 @@ def test_the_command_serves_them_and_ends_at_a_signal(tmp_path: Path) -> None:
     assert "Traceback" not in rest
     assert "liteq: stopped" in rest
     assert process.returncode == 0
+
+
+def test_the_command_logs_each_change_with_who_made_it(
+    project: Project, start: Callable[..., Running]
+) -> None:
+    pages = start("web", "--port", "0", LITEQ_WEB_AUTH="ada:secret")
+    pressed(address_in(pages.wait_for("http://")), "/pause", queue="mail", user="ada:secret")
+
+    assert "INFO" in pages.wait_for(r"liteq\.web: ada: pause: queue mail")
+
+
+def test_the_log_of_the_command_goes_where_it_is_told_to(
+    project: Project, start: Callable[..., Running]
+) -> None:
+    words = ("web", "--port", "0", "--log-format", "json")
+    pages = start(*words)
+    url = address_in(pages.wait_for("http://"))
+    pressed(url, "/pause", queue="mail")
+    pages.wait_for("anybody: pause: queue mail")
+    assert pages.end(signal.SIGINT) == 0
+    records = [json.loads(line) for line in pages.lines]
+    assert [one["logger"] for one in records] == ["liteq.web"] * 3
+
+    pages = start(*words, "-f", "web.log", "-l", "warning")
+    pressed(address_in(pages.wait_for("http://")), "/pause", queue="mail")
+    assert pages.end(signal.SIGINT) == 0
+    assert (project.folder / "web.log").read_text() == ""
+    assert not [line for line in pages.lines if "pause" in line]
+
+
+def address_in(line: str) -> str:
+    found = re.search(r"http://127\.0\.0\.1:\d+", line)
+    assert found is not None, line
+    return found[0]
+
+
+def pressed(url: str, button: str, *, user: str = "", **fields: str) -> None:
+    """Press a button of the pages that are served there."""
+    import urllib.request
+
+    headers = dict(OWN)
+    if user:
+        headers["Authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
+    asked = urllib.request.Request(url + button, urlencode(fields).encode(), headers)
+    with urllib.request.urlopen(asked, timeout=10) as answer:
+        assert answer.status == 200
 
 
 def _dumped(chromium: str, url: str, folder: Path) -> str:

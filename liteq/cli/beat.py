@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from liteq.cli.front import VERSION, Session, command, names
+from liteq.cli.logs import is_apart, log_as_asked, log_options
 from liteq.cli.pidfile import holding
-from liteq.cli.worker import LEVELS, log_as_set, store_of
+from liteq.cli.worker import store_of
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -39,14 +40,7 @@ _WITHOUT_EFFECT = {
     metavar="CLASS",
     help="A scheduler of your own, as module:Class, in place of liteq's.",
 )
-@click.option(
-    "-l",
-    "--loglevel",
-    type=click.Choice(LEVELS, case_sensitive=False),
-    help="info shows each task that is sent.  [default: info]",
-)
-@click.option("-f", "--logfile", metavar="FILE", help="Log there instead of to stderr.")
-@click.option("--log-format", type=click.Choice(["text", "json"]), help="[default: text]")
+@log_options("info shows each task that is sent.  [default: info]")
 @click.option(
     "-I", "--include", type=names, metavar="A,B", help="Import these modules as well."
 )
@@ -91,17 +85,9 @@ def _run(session: Session, options: Mapping[str, Any], notify: Any) -> int:
 
     found = session.find()
     app = found.app
-    app.conf.override(
-        {
-            "worker_log_level": options["loglevel"],
-            "worker_log_format": options["log_format"],
-            "worker_logfile": options["logfile"],
-            "worker_log_color": session.colour,
-        }
-    )
-    log_as_set(app)
+    log_as_asked(session, app, options)
     session.import_tasks(options["include"] or ())
-    shown = bool(app.conf.worker_logfile) or app.conf.worker_log_format != "json"
+    shown = is_apart(app)
 
     def ready() -> None:
         if notify is not None:

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from liteq.cli.front import Exit, Session, command
+from liteq.cli.logs import log_as_asked, log_options
 from liteq.cli.output import shown
 
 __all__ = ["events"]
@@ -56,6 +57,7 @@ COLOURS = {
 @click.option(
     "--type", "types", metavar="TYPE", multiple=True, help="Of this type only, as task-failed."
 )
+@log_options("warning shows how many were missed.  [default: info]")
 def events(
     dump: bool,
     as_json: bool,
@@ -65,18 +67,21 @@ def events(
     limit: int | None,
     timeout: float | None,
     types: tuple[str, ...],
+    **options: Any,
 ) -> int:
     """Print what tasks and workers do, while they do it.
 
     Only what happens from now on: what was before, `liteq ls` shows. Workers send events
-    while somebody listens; what a slow reader has missed is counted on stderr.
+    while somebody listens; how many a slow reader has missed is logged, to stderr.
 
     \b
     liteq events
     liteq events --type task-failed --json | jq .exception
     liteq events --camera shop.cameras:Dump -F 10
     """
-    app = Session.current().app
+    session = Session.current()
+    app = session.app
+    log_as_asked(session, app, options)
     if camera is not None:
         from liteq.events.snapshot import evcam  # late: it is another command, in truth
 
@@ -85,14 +90,8 @@ def events(
         return Exit.OK
     receiver = app.events.Receiver()
     count = 0
-    missed = 0
     with suppress(TimeoutError):
         for event in receiver.itercapture(timeout=timeout):
-            if receiver.missed > missed:
-                lost, missed = receiver.missed - missed, receiver.missed
-                click.echo(
-                    f"liteq: {lost} events were missed: this reader is too slow", err=True
-                )
             if types and event["type"] not in types:
                 continue
             click.echo(_line(event, dump=dump, as_json=as_json))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import selectors
-from typing import Final
+from typing import Any, Final
 
 import click
 
 from liteq.cli.front import Session, command
+from liteq.cli.logs import is_apart, log_as_asked, log_options
 
 __all__ = ["metrics"]
 
@@ -20,7 +21,8 @@ _ROUND: Final = 1.0  # seconds until the loop looks for a Ctrl-C where no event 
     metavar="[HOST:]PORT",
     help="Serve them there until stopped.  [default: print them once]",
 )
-def metrics(port: str | None) -> None:
+@log_options("warning shows when the store cannot be read.  [default: info]")
+def metrics(port: str | None, **options: Any) -> None:
     """Print figures of the store for Prometheus, or serve them.
 
     Needs the extra: pip install 'liteq-queue[prometheus]'. What a worker has run is told by
@@ -30,23 +32,27 @@ def metrics(port: str | None) -> None:
     liteq metrics                       print once
     liteq metrics --port 9464           at http://127.0.0.1:9464/metrics
     """
+    from liteq.loggers import get_logger
     from liteq.metrics import StoreCollector, exposition
     from liteq.scraping import Endpoint, address_of
 
     session = Session.current()
-    collector = StoreCollector(session.app)
+    app = session.app
+    log_as_asked(session, app, options)
+    tell = session.note if is_apart(app) else get_logger("liteq.metrics").info
+    collector = StoreCollector(app)
     if port is None:
         click.echo(exposition(collector).decode(), nl=False)
         return
     exposition(collector)  # what is missing or cannot be read is said now
     with selectors.DefaultSelector() as selector:
         endpoint = Endpoint(selector, address_of(port), lambda: exposition(collector))
-        session.note(f"metrics at {endpoint.url} · Ctrl-C to stop")
+        tell(f"metrics at {endpoint.url} · Ctrl-C to stop")
         try:
             while True:
                 for key, mask in selector.select(_ROUND):
                     key.data(mask)
         except KeyboardInterrupt:
-            session.note("stopped")
+            tell("stopped")
         finally:
             endpoint.close()

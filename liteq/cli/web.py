@@ -5,11 +5,12 @@ from __future__ import annotations
 import ipaddress
 import socket
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 import click
 
 from liteq.cli.front import Session, command
+from liteq.cli.logs import is_apart, log_as_asked, log_options
 
 __all__ = ["web"]
 
@@ -39,17 +40,20 @@ _NAMES: Final = ("localhost", "127.0.0.1", "::1")
     help="Whom to let in. Better in LITEQ_WEB_AUTH: others see a command's words.",
 )
 @click.option("--read-only", is_flag=True, help="Look, and change nothing.")
-def web(host: str, port: int, auth: str | None, read_only: bool) -> None:
+@log_options("info shows each change and who made it.  [default: info]")
+def web(host: str, port: int, auth: str | None, read_only: bool, **options: Any) -> None:
     """Serve pages that show and steer what the store holds.
 
     Needs the extra: pip install 'liteq-queue[web]'. They work beside the workers, or
     without any; to have them within an application of your own, see liteq.web.asgi_app().
+    Each change is logged with the name of who made it, to stderr.
 
     \b
     liteq web                                    at http://127.0.0.1:5555
     liteq -b sqlite://shop.liteq web --read-only
     LITEQ_WEB_AUTH=ada:secret liteq web --host 0.0.0.0
     """
+    from liteq.loggers import get_logger
     from liteq.web import asgi_app
 
     session = Session.current()
@@ -59,6 +63,8 @@ def web(host: str, port: int, auth: str | None, read_only: bool) -> None:
             "--auth user:password, or LITEQ_WEB_AUTH"
         )
     app = session.app
+    log_as_asked(session, app, options)
+    tell = session.note if is_apart(app) else get_logger("liteq.web").info
     session.import_tasks()  # each says itself which of its arguments are secret
     hosts = None if auth is not None else {*_NAMES, host}
     pages = asgi_app(app, auth=auth, read_only=read_only, hosts=hosts)
@@ -74,11 +80,13 @@ def web(host: str, port: int, auth: str | None, read_only: bool) -> None:
 
     shown = f"[{host}]" if ":" in host else host
     with listener:
-        session.note(f"http://{shown}:{listener.getsockname()[1]} · Ctrl-C to stop")
-        config = uvicorn.Config(pages, lifespan="off", log_level="warning", server_header=False)
+        tell(f"http://{shown}:{listener.getsockname()[1]} · Ctrl-C to stop")
+        config = uvicorn.Config(
+            pages, lifespan="off", log_config=None, log_level="warning", server_header=False
+        )
         with suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[listener])
-    session.note("stopped")
+    tell("stopped")
 
 
 def _is_here(host: str) -> bool:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from liteq.cli.front import VERSION, Session, command, completing, names
+from liteq.cli.logs import format_option, is_apart, level_option, log_as_set, logfile_option
 from liteq.cli.pidfile import holding
 from liteq.garbage import unseen
 
@@ -23,14 +24,13 @@ if TYPE_CHECKING:
     from liteq.systemd import Notifier
     from liteq.worker import Worker
 
-__all__ = ["LEVELS", "log_as_set", "run_worker", "store_of", "worker", "worker_options"]
+__all__ = ["run_worker", "store_of", "worker", "worker_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 POOLS = ("prefork", "threads", "asyncio", "solo")
 GREEN = ("eventlet", "gevent")
 POOL_ALIASES = {"processes": "prefork", "fork": "prefork", "thread": "threads"}
-LEVELS = ("debug", "info", "warning", "error", "critical", "fatal")
 LAST_WORDS = 0.5  # seconds for threads to end in, when all work is done
 
 # Celery's worker flags that have no meaning here, as click parameters, and why not.
@@ -123,12 +123,7 @@ _OPTIONS = [
         metavar="NAME",
         help="The worker's name: %h is the host, %n its first part, %d the domain.",
     ),
-    click.option(
-        "-l",
-        "--loglevel",
-        type=click.Choice(LEVELS, case_sensitive=False),
-        help="info shows each task.  [default: info; of `run`: warning]",
-    ),
+    level_option("info shows each task.  [default: info; of `run`: warning]"),
     click.option(
         "-I",
         "--include",
@@ -188,12 +183,8 @@ _WORKER_ONLY = [
     click.option(
         "--pidfile", metavar="FILE", help="Write the process id there; refuse to start twice."
     ),
-    click.option("-f", "--logfile", metavar="FILE", help="Log there instead of to stderr."),
-    click.option(
-        "--log-format",
-        type=click.Choice(["text", "json"]),
-        help="[default: text]",
-    ),
+    logfile_option,
+    format_option,
     click.option(
         "-B", "--beat", is_flag=True, help="Send periodic tasks too, as `liteq beat` does."
     ),
@@ -294,9 +285,7 @@ def run_worker(
     log_as_set(app)
     session.import_tasks(options.get("include") or ())
 
-    # A reader of JSON is a program, and where its lines go, nothing else should.
-    shown = bool(app.conf.worker_logfile) or app.conf.worker_log_format != "json"
-
+    shown = is_apart(app)
     is_told = True
 
     def ready() -> None:
@@ -367,16 +356,6 @@ def _leave(status: int) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(status)
-
-
-def log_as_set(app: Liteq) -> None:
-    """Set the log up; one that cannot be written is wrong usage."""
-    from liteq import applog
-
-    try:
-        applog.configure(app)
-    except OSError as exc:
-        raise click.UsageError(f"--logfile {app.conf.worker_logfile}: {exc.strerror}") from exc
 
 
 def store_of(app: Liteq) -> str:

@@ -1,0 +1,79 @@
+"""The log of a command that goes on: how it is asked for, and where it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import click
+
+from liteq.cli.front import Session
+
+if TYPE_CHECKING:
+    from liteq.app import Liteq
+
+__all__ = [
+    "format_option",
+    "is_apart",
+    "level_option",
+    "log_as_asked",
+    "log_as_set",
+    "log_options",
+    "logfile_option",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_LEVELS: Final = ("debug", "info", "warning", "error", "critical", "fatal")
+
+
+def level_option(help: str) -> Callable[[F], F]:
+    return click.option(
+        "-l", "--loglevel", type=click.Choice(_LEVELS, case_sensitive=False), help=help
+    )
+
+
+logfile_option = click.option(
+    "-f", "--logfile", metavar="FILE", help="Log there instead of to stderr."
+)
+format_option = click.option(
+    "--log-format", type=click.Choice(["text", "json"]), help="[default: text]"
+)
+
+
+def log_options(help: str) -> Callable[[F], F]:
+    """Add the options that say how a command logs; `help` is that of the level."""
+
+    def add(function: F) -> F:
+        return level_option(help)(logfile_option(format_option(function)))
+
+    return add
+
+
+def log_as_asked(session: Session, app: Liteq, options: Mapping[str, Any]) -> None:
+    """Set the log up as these options say, and as the app's settings where they do not."""
+    app.conf.override(
+        {
+            "worker_log_level": options["loglevel"],
+            "worker_log_format": options["log_format"],
+            "worker_logfile": options["logfile"],
+            "worker_log_color": session.colour,
+        }
+    )
+    log_as_set(app)
+
+
+def log_as_set(app: Liteq) -> None:
+    """Set the log up; one that cannot be written is wrong usage."""
+    from liteq import applog
+
+    try:
+        applog.configure(app)
+    except OSError as exc:
+        raise click.UsageError(f"--logfile {app.conf.worker_logfile}: {exc.strerror}") from exc
+
+
+def is_apart(app: Liteq) -> bool:
+    """Tell whether other words than the log's may go to stderr: a reader of JSON is a
+    program, and where its lines go, nothing else should."""
+    return bool(app.conf.worker_logfile) or app.conf.worker_log_format != "json"
