@@ -368,8 +368,10 @@ class Database:
 
 
 def fetch_one(db: apsw.Connection, sql: str, bindings: Sequence[Any] = ()) -> Any:
-    """Return the first row (its value, if it has one column), or None."""
-    return db.execute(sql, bindings).get
+    """Return the first row (its value, if it has one column), or None. All rows are read: see
+    `fetch_all`."""
+    found = db.execute(sql, bindings).get
+    return found[0] if type(found) is list else found  # of one row no list is made
 
 
 def fetch_all(

@@ -171,11 +171,12 @@ def _insert(db: apsw.Connection, kept: Kept, now: float) -> int:
 
 
 def _worker(db: apsw.Connection, name: str | None, now: float) -> int | None:
-    """Return the number of a worker of this name that is gone: it is known by name alone."""
+    """Return the number of the last worker of this name that is gone: of those that have
+    stopped, one name may have many, and only the name is known here."""
     if name is None:
         return None
     found: int | None = fetch_one(
-        db, "SELECT id FROM worker WHERE name = ? AND stopped_at IS NOT NULL", (name,)
+        db, "SELECT max(id) FROM worker WHERE name = ? AND stopped_at IS NOT NULL", (name,)
     )
     if found is None:
         db.execute(

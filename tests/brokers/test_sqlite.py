@@ -29,7 +29,12 @@ from world import FakeClock, Store, enlist, make, no_descriptors, uncovered
 from liteq import failure, parts
 from liteq.brokers import connection, following, schema, wakeup
 from liteq.brokers.base import Broker
-from liteq.brokers.connection import DATABASE, Database, refuse_network_filesystem
+from liteq.brokers.connection import (
+    DATABASE,
+    Database,
+    fetch_one,
+    refuse_network_filesystem,
+)
 from liteq.brokers.searching import Search
 from liteq.brokers.sqlite import SqliteBroker
 from liteq.exceptions import (
@@ -350,6 +355,16 @@ for trial in range(int(sys.argv[2])):
     lost += len(acknowledged) - len(found)
 print(lost, len(acknowledged))
 """
+
+
+def test_of_several_rows_the_first_one_is_fetched() -> None:
+    db = apsw.Connection(":memory:")
+    rows = "SELECT column1 AS a, column2 AS b FROM (VALUES (1, 'x'), (2, 'y'))"
+
+    assert fetch_one(db, rows) == (1, "x")
+    assert fetch_one(db, f"SELECT b FROM ({rows})") == "x"
+    assert fetch_one(db, f"{rows} WHERE a = 2") == (2, "y")
+    assert fetch_one(db, f"SELECT b FROM ({rows}) WHERE a = 3") is None
 
 
 @pytest.mark.process

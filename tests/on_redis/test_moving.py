@@ -16,7 +16,7 @@ from liteq.brokers.sqlite import SqliteBroker
 from liteq.cli import main
 from liteq.exceptions import BrokerError
 from liteq.message import Edge, Workflow
-from liteq.outcome import Succeeded
+from liteq.outcome import Retried, Succeeded
 from on_redis.test_same import STATES, Pair, _drawn, _ids, _plain
 
 pytestmark = pytest.mark.redis
@@ -98,6 +98,29 @@ def test_a_store_that_has_moved_there_and_back_is_as_it_was(tmp_path: Path, seed
         ran.append(finish(broker, pair.clock))
     assert ran[0] == ran[1] == ran[2]
     assert len(ran[0]) > 3
+
+
+def test_a_store_moves_to_where_a_worker_of_the_same_name_has_stopped_often(
+    tmp_path: Path, store: Store
+) -> None:
+    here, there = store.open(), SqliteBroker(None, clock=store.clock)
+    message = make()
+    here.enqueue([message])
+    worker = enlist(here, name="w")
+    (lease,) = here.claim(worker, ["default"])
+    here.settle(worker, lease, Retried(store.clock.now(), b"{}"))
+    (lease,) = here.claim(worker, ["default"])
+    here.settle(worker, lease, Succeeded(b"1"))
+    here.unregister(worker)
+    for _ in range(3):
+        there.unregister(enlist(there, name="w"))
+
+    list(move(here, there))
+
+    assert there.get([message.id])[message.id].worker == "w"
+    assert [attempt.worker for attempt in there.attempts(message.id)] == ["w"]
+    here.close()
+    there.close()
 
 
 def test_a_store_with_workers_is_not_moved(tmp_path: Path, store: Store) -> None:
