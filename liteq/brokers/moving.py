@@ -7,12 +7,12 @@ move that was interrupted is simply made again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from liteq.brokers.base import Broker
 from liteq.brokers.values import Attempt, Input, Record
-from liteq.exceptions import BrokerError
+from liteq.exceptions import BrokerError, ImproperlyConfigured
 
 __all__ = ["Bond", "Kept", "Shelf", "deletion_of", "move", "shelf_of"]
 
@@ -43,7 +43,17 @@ class Kept(NamedTuple):
 
 
 class Shelf(Protocol):
-    """A store, as something to be carried away or filled."""
+    """A store, as something to be carried away or filled. `place`: where it is, in words."""
+
+    place: str
+
+    def is_there(self) -> bool:
+        """Tell whether there is a store, without making one."""
+        ...
+
+    def identity(self) -> Hashable:
+        """Return what this store, which is open, has alone, whatever URL has led to it."""
+        ...
 
     def ids(self) -> list[str]:
         """Return the ids of all messages, in the order of their arrival."""
@@ -74,13 +84,15 @@ def move(source: Broker, target: Broker) -> Iterator[tuple[int, int]]:
     """Move everything; yield how many messages are done and how many there are.
 
     Raises `BrokerError` if a worker of either store is alive, or if something is missing
-    from the target at the end.
+    from the target at the end, and `ImproperlyConfigured` if they are one store.
     """
+    here, there = shelf_of(source), shelf_of(target)
     for broker, which in ((source, "that is left"), (target, "that is moved to")):
         if names := ", ".join(worker.name for worker in broker.workers()):
             raise BrokerError(f"stop the workers of the store {which} first: {names}")
+    if here.identity() == there.identity():
+        raise ImproperlyConfigured(f"{there.place} is the store that is left: name another one")
     source.reclaim()
-    here, there = shelf_of(source), shelf_of(target)
     there.write_workflows(here.workflows())
     ids = here.ids()
     yield 0, len(ids)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Final
 
 from liteq.brokers.moving import Bond, Kept, deletion_of
@@ -15,7 +16,9 @@ from liteq.brokers.redis_form import (
     read_inputs,
     record_of,
 )
+from liteq.brokers.redis_link import Link
 from liteq.brokers.redis_wire import pack
+from liteq.exceptions import BrokerError
 
 __all__ = ["RedisShelf"]
 
@@ -27,12 +30,25 @@ Call = Callable[..., list[bytes | None]]
 
 
 class RedisShelf:
-    """`call` calls a script, `ask` sends a plain command; `prefix` is that of all keys."""
+    """`call` calls a script; plain commands go over the link."""
 
-    def __init__(self, call: Call, ask: Callable[..., Any], prefix: str) -> None:
+    def __init__(self, call: Call, link: Link) -> None:
         self._call = call
-        self._ask = ask
-        self._prefix = prefix
+        self._link = link
+        self._ask = link.ask
+        self._prefix = link.prefix
+        self.place = f"{link.place} (keys {link.prefix}*)"
+
+    def is_there(self) -> bool:
+        return self._link.is_there()
+
+    def identity(self) -> Hashable:
+        try:
+            said = self._ask("INFO", "server")
+        except BrokerError:
+            said = b""  # not for this user: then a copy on another server is taken for this one
+        run = re.search(rb"^run_id:(\w+)", said, re.MULTILINE)
+        return self._link.store_id, run and run[1]
 
     def ids(self) -> list[str]:
         head = f"{self._prefix}m:"

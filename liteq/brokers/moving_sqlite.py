@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Final
 
 import apsw
 
 from liteq.brokers.connection import Database, fetch_all, fetch_one
+from liteq.brokers.keeping import Keeper
 from liteq.brokers.moving import Bond, Kept, deletion_of
 from liteq.brokers.schema import STATE_CODES
 from liteq.brokers.values import Attempt, Input, Record
@@ -59,6 +60,15 @@ class SqliteShelf:
         self._database = database
         self._records = records
         self._now = now
+        self.place = database.path
+
+    def is_there(self) -> bool:
+        if self._database.folder is None:
+            return any(handle.db is not None for handle in self._database.handles())
+        return bool(Keeper(self._database).version())  # an empty file is none
+
+    def identity(self) -> Hashable:
+        return self._database.identity or self._database
 
     def ids(self) -> list[str]:
         sql = "SELECT id FROM message ORDER BY seq"

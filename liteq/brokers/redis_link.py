@@ -50,6 +50,7 @@ ASK_AGAIN: Final = 1.0  # seconds that a sentinel's answer is believed while cal
 _ASK_LATER: Final = 30.0  # and seconds without asking, when none has answered
 _ASK_TIMEOUT: Final = 0.2  # seconds, for a question that a call which could go on waits for
 _SPARE: Final = 16  # connections kept open for the next calls
+_NEVER: Final = -1  # in place of a count of switches: the connection is not kept for them
 _FOLDER: Final = Path(__file__).parent / "lua"
 
 # Said by a server that will do what is asked a little later, or that another one does.
@@ -241,7 +242,12 @@ class Link:
         """Send a plain command and return its reply. Raises `ServerError` as well."""
         return self._repeat(lambda wire: wire.exchange(command(words), 1)[0])
 
-    def _repeat(self, attempt: Callable[[_Wire], Any]) -> Any:
+    def is_there(self) -> bool:
+        """Tell whether the store has been made, and do not make it, as all other calls do."""
+        question = command(("EXISTS", f"{self.prefix}meta"))
+        return bool(self._repeat(lambda wire: wire.exchange(question, 1)[0], greet=False))
+
+    def _repeat(self, attempt: Callable[[_Wire], Any], *, greet: bool = True) -> Any:
         deadline = time.monotonic() + self.timeout * 2
         pause = FIRST_PAUSE
         tries = 0
@@ -249,7 +255,7 @@ class Link:
             tries += 1
             wire = None
             try:
-                wire = self._take()
+                wire = self._take() if greet else _Wire(self.connect(), _NEVER)
                 result = attempt(wire)
             except ServerError as exc:
                 error, usable = self.refusal(exc)

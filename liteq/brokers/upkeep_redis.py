@@ -77,4 +77,4 @@ class RedisUpkeep(RedisMail):
         """Return the store as something to be moved (see `moving`)."""
         from liteq.brokers.moving_redis import RedisShelf  # late: for one command
 
-        return RedisShelf(self._call, self._link.ask, self._prefix)
+        return RedisShelf(self._call, self._link)

@@ -63,7 +63,7 @@ Exit codes:
   0      done
   1      the task or the operation failed
   2      wrong usage or configuration
-  3      not found: a task's id, a queue, a limit, a setting
+  3      not found: a task's id, a queue, a limit, a setting, a store
   4      unknown task name
   5      no live worker (health)
   6      the store cannot be reached, or is locked

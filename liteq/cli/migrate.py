@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from liteq.cli.front import command
+from liteq.cli.front import Exit, Failure, command
 
 __all__ = ["migrate"]
 
@@ -20,15 +20,19 @@ def migrate(source: str, target: str) -> None:
     Queued and delayed messages, results, dead letters, workflows and periodic tasks are
     copied, and counted at the end. The store that is left stays as it is. A message that
     the other has already is left as it is there: after an interruption, do it again. What
-    is sent meanwhile to the store that is left stays there, until it is done again.
+    is sent meanwhile to the store that is left stays there, until it is done again. Where
+    there is no store to leave, none is made: that ends with 3.
 
     \b
     liteq migrate --from sqlite://shop.liteq --to redis://db1:6379/0
     """
     from liteq.brokers import connect
-    from liteq.brokers.moving import move
+    from liteq.brokers.moving import move, shelf_of
 
     here, there = connect(source), connect(target)
+    left = shelf_of(here)
+    if not left.is_there():
+        raise Failure(f"there is no store at {left.place}", Exit.NOT_FOUND)
     total = 0
     away = not sys.stderr.isatty()
     with click.progressbar(length=1, label="messages", file=sys.stderr, hidden=away) as bar:

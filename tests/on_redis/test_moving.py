@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 import redis_server
+from redis_server import RedisServer
 from world import FakeClock, Store, enlist, make
 
+from liteq.brokers import connect
 from liteq.brokers.base import Broker, Schedule
 from liteq.brokers.moving import move
 from liteq.brokers.redis import RedisBroker
 from liteq.brokers.sqlite import SqliteBroker
 from liteq.cli import main
-from liteq.exceptions import BrokerError
+from liteq.exceptions import BrokerError, ImproperlyConfigured
 from liteq.message import Edge, Workflow
 from liteq.outcome import Retried, Succeeded
 from on_redis.test_same import STATES, Pair, _drawn, _ids, _plain
@@ -158,3 +162,92 @@ def test_the_command_moves_a_store_and_counts(
     assert found is not None
     assert found.name == "two"
     broker.close()
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where no store has been made yet."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/shop"
+    redis_server.require()
+    return f"{redis_server.shared()}&namespace={redis_server.namespace_of(tmp_path)}"
+
+
+def test_where_no_store_is_none_is_made_by_leaving_it(
+    tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = f"sqlite:///{tmp_path}/other"
+
+    first = main(["migrate", "--from", url, "--to", target])
+    again = main(["migrate", "--from", url, "--to", target])
+
+    assert first == again == 3
+    assert "liteq: there is no store at " in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [None, b""])
+def test_a_folder_without_a_store_stays_one(tmp_path: Path, content: bytes | None) -> None:
+    folder = tmp_path / "shop"
+    folder.mkdir()
+    if content is not None:
+        (folder / "store.db").write_bytes(content)
+    before = list(folder.iterdir())
+
+    status = main(["migrate", "--from", f"sqlite://{folder}", "--to", f"sqlite://{folder}2"])
+
+    assert status == 3
+    assert list(tmp_path.iterdir()) == [folder]
+    assert list(folder.iterdir()) == before
+
+
+def test_a_store_in_memory_is_none_to_a_command(tmp_path: Path) -> None:
+    assert main(["migrate", "--from", "memory://", "--to", f"sqlite:///{tmp_path}/shop"]) == 3
+
+
+def test_a_store_is_not_moved_to_where_it_is(
+    tmp_path: Path, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broker = connect(url)
+    broker.enqueue([make()])
+    broker.close()
+    (tmp_path / "link").symlink_to(tmp_path / "shop")
+    also = url.replace("/shop", "/link")
+
+    assert main(["migrate", "--from", url, "--to", also]) == 2
+    assert "is the store that is left" in capsys.readouterr().err
+
+
+def test_a_user_who_may_not_see_the_server_may_move_a_store(
+    tmp_path: Path, start: Callable[..., RedisServer]
+) -> None:
+    server = start("user blind on >pw ~* &* +@all -info -config")
+    url = f"unix://blind:pw@{server.path}?db=0"
+    here, there = (RedisBroker(url, namespace=name) for name in ("here", "there"))
+    here.enqueue([make()])
+
+    with pytest.raises(ImproperlyConfigured, match="is the store that is left"):
+        list(move(here, here))
+    list(move(here, there))
+
+    assert there.counts() == here.counts()
+    here.close()
+    there.close()
+
+
+def test_a_copy_of_a_server_is_another_store(start: Callable[..., RedisServer]) -> None:
+    server = start()
+    here = RedisBroker(server.url)
+    here.enqueue([make()])
+    copy = start()
+    with redis.Redis.from_url(server.url) as origin, redis.Redis.from_url(copy.url) as target:
+        for key in origin.keys("*"):
+            target.restore(key, 0, origin.dump(key))
+    there = RedisBroker(copy.url)
+    here.enqueue([make()])
+
+    list(move(here, there))
+
+    assert there.counts() == {"default": {"queued": 2}}
+    here.close()
+    there.close()
