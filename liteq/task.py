@@ -62,6 +62,10 @@ def _from_conf(setting: str) -> Any:
     return _FromConf(setting)
 
 
+def _inherited(cls: type, name: str) -> Any:  # above the classes: making them calls it
+    return next((b.__dict__[name] for b in cls.__mro__[1:] if name in b.__dict__), None)
+
+
 class Task(Generic[P, R]):
     """A unit of work with a name, options, and a body, `run()`.
 
@@ -682,10 +686,6 @@ _SENT = frozenset(
 def _task_named(name: str) -> Any:
     """Return the current app's task, looked up when it is used: it may come later."""
     return Proxy(lambda: get_current_app().tasks[name], name=name)
-
-
-def _inherited(cls: type, name: str) -> Any:
-    return next((b.__dict__[name] for b in cls.__mro__[1:] if name in b.__dict__), None)
 
 
 def _signature(

@@ -70,9 +70,9 @@ def modules_of(code: str) -> set[str]:
     return set(printed_by(f"{code}\nprint(*(set(sys.modules) - before))").split())
 
 
-def printed_by(code: str) -> str:
+def printed_by(code: str, *flags: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, *flags, "-c", code],
         capture_output=True,
         text=True,
         check=True,
@@ -94,6 +94,18 @@ def printed_by(code: str) -> str:
 )
 def test_a_producer_loads_nothing_that_it_does_not_need(code: str) -> None:
     assert loaded_by(code) & set(HEAVY) == set()
+
+
+def test_it_works_without_docstrings_and_assertions() -> None:
+    code = (
+        "from liteq import Liteq, Task, chain; app = Liteq('shop', broker='memory://')\n"
+        "class Base(Task): acks_late = None\n"
+        "@app.task(base=Base)\ndef add(x, y): return x + y\n"
+        "@app.task\nasync def double(x): return 2 * x\n"
+        "done = chain(add.s(1, 2), double.s())()\n"
+        "with app.worker(): print(done.get(timeout=60), add.__doc__)"
+    )
+    assert printed_by(code, "-OO") == "6 None"
 
 
 def test_a_plain_call_is_sent_without_what_workflows_need(tmp_path: Path) -> None:
