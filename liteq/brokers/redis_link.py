@@ -183,6 +183,7 @@ class Link:
         self._master: tuple[str, int] | None = None  # whom they named last
         self._ask_at = 0.0  # when they are asked again (monotonic)
         self.switches = 0  # how often they have named another
+        self.moves = 0  # how often the store was found to be on another server
         self._moved: tuple[str, int] | None = None  # the cluster's node that has our slot
         self._lock = threading.Lock()
         self.failing_since: float | None = None
@@ -316,7 +317,12 @@ class Link:
         code = exc.code
         if code == "MOVED":
             host, _, port = exc.rest.rpartition(" ")[2].rpartition(":")
-            self._moved = (host or self.place.hosts[0][0], int(port))
+            moved = (host or self.place.hosts[0][0], int(port))
+            if moved != self._moved:
+                self._moved = moved
+                self.moves += 1
+        elif code == "READONLY":
+            self.moves += 1
         if code in _LATER or code == "MOVED":
             return BrokerUnavailable(f"{self.place} cannot serve now: {exc}"), False
         if code == "OOM":
@@ -386,6 +392,7 @@ class Link:
                 master = found[0].decode(), int(found[1])
                 if self._master not in (None, master):
                     self.switches += 1
+                    self.moves += 1
                 self._master, self._ask_at = master, time.monotonic() + ASK_AGAIN
                 return master
             said.append(f"{host}:{port}: knows no {place.service!r}")

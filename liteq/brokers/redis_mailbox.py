@@ -62,6 +62,7 @@ class RedisMailbox(Mailbox):
         self._buffer = b""
         self._encrypted = False
         self._missed = False
+        self._moves = 0  # of the store, before it connected
         self._try_at = 0.0
         self._closed = False
         with contextlib.ExitStack() as undo:
@@ -116,7 +117,10 @@ class RedisMailbox(Mailbox):
         return self.receive()
 
     def mend(self) -> None:
-        """Connect anew, if the connection was lost and a try is due."""
+        """Connect anew, if the connection was lost, or is to a server that has the store no
+        longer, and a try is due."""
+        if self._moves != self._link.moves:
+            self._drop()
         if self._socket is None and not self._closed and time.monotonic() >= self._try_at:
             with contextlib.suppress(OSError, RedisError, ServerError):
                 self._connect()
@@ -129,6 +133,7 @@ class RedisMailbox(Mailbox):
 
     def _connect(self) -> None:
         self._try_at = time.monotonic() + _PAUSE
+        self._moves = self._link.moves
         connection = self._link.connect()
         sock = connection._sock
         try:

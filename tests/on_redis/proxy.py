@@ -34,6 +34,10 @@ class Proxy:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
+    def lead_to(self, path: Path) -> None:
+        """Have new connections go to another server."""
+        self._path = path
+
     def lose_reply_of(self, word: str) -> None:
         self._word = word.encode()
 

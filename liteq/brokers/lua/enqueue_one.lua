@@ -92,12 +92,15 @@ local function ring()  -- one that listens; it is leased the message, if it stan
     local worker = call('SPOP', P .. 'idle:' .. queue)
     if not worker then return end
     local token, more, others = standing(worker)
-    local bell = ''
+    local channel, bell = P .. 'work:' .. worker, ''
+    -- Other servers pass on what is published, a lease as well, and only those who listen
+    -- here are counted: where nobody does, it is none that may be heard.
+    if token and call('PUBSUB', 'NUMSUB', channel)[2] == 0 then token = nil end
     if token then
       bell = string.format('%s %s %d %d %d\n', number, token, #id, #given, #body)
         .. id .. given .. body .. ARGV[7]
     end
-    local heard = call('PUBLISH', P .. 'work:' .. worker, bell) > 0
+    local heard = call('PUBLISH', channel, bell) > 0
     if heard and token then
       leased = true
       call('HSET', key, 's', 'r', 'k', token .. ' ' .. worker .. ' 1 ' .. now)
