@@ -119,9 +119,14 @@ class Membership:
         held has been taken back."""
         return time.monotonic() - self.next_beat > self._broker.beat_interval
 
-    def disown(self, held: Collection[Lease]) -> None:
-        """Take back what the store believes that this worker runs besides these."""
-        if taken := self._broker.disown(self.id, held):
+    def disown(self, held: Callable[[], Collection[Lease]]) -> None:
+        """Take back what the store believes that this worker runs besides what it holds."""
+
+        def known() -> Collection[Lease]:
+            self._on_wake_up(0)
+            return held()
+
+        if taken := self._broker.disown(self.id, known):
             messages = "1 message" if taken == 1 else f"{taken} messages"
             logger.warning("took back %s: the server has forgotten how it ended", messages)
             self.standby = None  # nor is anything believed that is on its way

@@ -616,7 +616,7 @@ class Worker(Steered):
             self._scale(self.autoscaler, now)
         if now >= membership.next_beat:
             membership.beat(now)
-            membership.disown(self._attempts.held())
+            membership.disown(self._attempts.held)
         if now >= self._next_look:
             if self._broker.changed():
                 membership.look = membership.orders = True

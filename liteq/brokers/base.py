@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from liteq.brokers.values import (
@@ -286,9 +286,10 @@ class Broker(ABC):
         """Say that the worker lives, and what has changed about it. False: it was given
         up for dead meanwhile, its leases are gone, and it must `register()` anew."""
 
-    def disown(self, worker: int, held: Collection[Lease]) -> int:
-        """Take back what the worker holds in the store and knows nothing of, its leases being
-        these, and return how much it was. For a worker to call with its heartbeat.
+    def disown(self, worker: int, held: Callable[[], Collection[Lease]]) -> int:
+        """Take back what the worker holds in the store and knows nothing of, and return how
+        much it was. For a worker to call with its heartbeat. `held` tells what it knows of:
+        called when it is leased no more as it stands by, to look first at what was on its way.
 
         A server that comes back from an outage, or another that takes its place, may have
         lost a settlement that it had acknowledged. Its message would be leased for as long as

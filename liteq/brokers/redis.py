@@ -112,11 +112,17 @@ class RedisBroker(RedisRoster, RedisSchedules, RedisRecords, RedisUpkeep):
     ) -> Step:
         token = self._tokens()
         doubtful = self._doubtful.get(worker, ())
+        unanswered = {token}
         stands: tuple[Any, ...] = ()
-        # After an outage the server may have forgotten settlements: then what it believes that
-        # the worker holds may have been run, and `disown()` comes first.
         if idle and self._has_disowned(worker):
-            stands = (self._standing_by(queues, limit, tasks), self._answered.get(worker))
+            fresh = self._tokens()
+            unanswered.add(fresh)
+            with_this = self._standing_by(fresh, queues, limit, tasks)
+            stands = (with_this, self._answered.get(worker))
+        elif idle:
+            # After an outage the server may have forgotten settlements: then what it believes
+            # that the worker holds may have been run, and `disown()` comes first.
+            stands = ("-",)
         ends = Settlements(settlements, self.max_deliveries)
         limit = max(limit, 0)
         digest = self._digest(worker, tasks) if limit else "*"
@@ -137,8 +143,8 @@ class RedisBroker(RedisRoster, RedisSchedules, RedisRecords, RedisUpkeep):
                 else:
                     break
         except BrokerError:
-            # The claim may have taken effect, and nobody would know of these leases.
-            self._doubtful[worker] = {*doubtful, token}
+            # It may have taken effect, and nobody would know of these leases.
+            self._doubtful[worker] = {*doubtful, *unanswered}
             raise
         self._doubtful.pop(worker, None)
         if worker in self._outages:  # one of our own
@@ -151,13 +157,13 @@ class RedisBroker(RedisRoster, RedisSchedules, RedisRecords, RedisUpkeep):
         return self._outages.get(worker, outage) == outage
 
     def _standing_by(
-        self, queues: Sequence[str], limit: int, tasks: Collection[str] | None
+        self, token: int, queues: Sequence[str], limit: int, tasks: Collection[str] | None
     ) -> str:
         """Return what an idle worker stands by with (see `lua/enqueue_one.lua`), behind a
         star."""
         more, any = "+" if limit > 1 else "1", "*" if tasks is None else "-"
         names = "".join(f"{len(queue.encode())}:{queue}" for queue in queues)
-        return f"*{self._tokens()} {self.stuck_after!r} {more}{any}{names}"
+        return f"*{token} {self.stuck_after!r} {more}{any}{names}"
 
     def _digest(self, worker: int, tasks: Collection[str] | None) -> str:
         """Return a short word for these names; a worker gives the same object each time."""

@@ -79,11 +79,12 @@ class RedisRoster(RedisStore):
         for kept in own:
             kept.pop(worker, None)
 
-    def disown(self, worker: int, held: Collection[Lease]) -> int:
+    def disown(self, worker: int, held: Callable[[], Collection[Lease]]) -> int:
         outage = self._link.last_outage
         if outage == self._outages.get(worker):
             return 0
-        total = self._take_back(worker, "", lambda _: Lost(_FORGOTTEN), held)
+        self._call("condemn", worker, "", 0)  # nobody leases it anything from now on
+        total = self._take_back(worker, "", lambda _: Lost(_FORGOTTEN), held())
         self._outages[worker] = outage
         return total
 

@@ -365,10 +365,10 @@ def test_2_nothing_is_disowned_while_the_store_has_forgotten_nothing(broker: Bro
     put(broker, make())
     (lease,) = broker.claim(worker, ["default"])
 
-    assert broker.disown(worker, [lease]) == 0
+    assert broker.disown(worker, lambda: [lease]) == 0
 
     assert broker.settle(worker, lease, Succeeded(b"1"))
-    assert broker.disown(worker, []) == 0
+    assert broker.disown(worker, list) == 0
 
 
 @pytest.mark.process

@@ -690,7 +690,7 @@ def test_2_what_a_server_forgot_to_be_settled_is_not_held_for_ever(
     worker = enlist(direct)
     forgotten, kept = held(direct, worker), held(direct, worker)
     once = held_once(direct, worker)
-    assert direct.disown(worker, [kept]) == 0  # there was no outage
+    assert direct.disown(worker, lambda: [kept]) == 0  # there was no outage
     server.say("SAVE")
     for lease in (forgotten, once):
         assert direct.settle(worker, lease, Succeeded(b"1"))
@@ -698,7 +698,7 @@ def test_2_what_a_server_forgot_to_be_settled_is_not_held_for_ever(
     server.start()  # with what it had before
     assert direct.beat(worker)
 
-    assert direct.disown(worker, [kept]) == 2
+    assert direct.disown(worker, lambda: [kept]) == 2
 
     (again,) = direct.claim(worker, ["default"], 9)
     assert again.id == forgotten.id
@@ -706,7 +706,7 @@ def test_2_what_a_server_forgot_to_be_settled_is_not_held_for_ever(
     assert direct.get([once.id])[once.id].state == "failed"  # it may have run: at most once
     assert direct.settle(worker, kept, Succeeded(b"1"))
     assert direct.settle(worker, again, Succeeded(b"1"))
-    assert direct.disown(worker, []) == 0  # once for each outage
+    assert direct.disown(worker, list) == 0  # once for each outage
 
 
 def test_a_lease_is_known_by_its_token_when_a_server_forgot(
@@ -721,7 +721,7 @@ def test_a_lease_is_known_by_its_token_when_a_server_forgot(
     server.start()
     assert direct.beat(worker)
 
-    assert direct.disown(worker, [second]) == 1  # the server knows of the first alone
+    assert direct.disown(worker, lambda: [second]) == 1  # the server knows of the first alone
 
     assert not direct.settle(worker, second, Succeeded(b"1"))
     assert [lease.id for lease in direct.claim(worker, ["default"], 9)] == [first.id]

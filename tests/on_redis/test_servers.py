@@ -312,7 +312,7 @@ def test_a_master_that_was_replaced_while_it_is_well_gets_no_more_calls(
         switch()
         broker.enqueue([after])
 
-    assert broker.disown(worker, []) == 1  # what the first had settled since is not known here
+    assert broker.disown(worker, list) == 1  # what the first has settled is not known here
     assert master.say("ROLE")[0] == b"master"  # type: ignore[index]  # nobody has told it
     assert follower.say("EXISTS", f"{broker._prefix}m:{after.id}") == 1
     broker.close()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import redis
 from redis_server import RedisServer
 from world import FakeClock, Store, brought_to, enlist, make, wait_until
 
@@ -159,6 +160,7 @@ class Line:
 
     def __init__(self) -> None:
         self._sock, self.server = socket.socketpair()
+        self.moves = 0
         self.server.sendall(b"*3\r\n$9\r\nsubscribe\r\n$8\r\np:work:1\r\n:1\r\n")
 
     def connect(self) -> Line:
@@ -420,7 +422,151 @@ def test_a_worker_of_an_older_version_is_rung(broker: RedisBroker) -> None:
     mailbox.close()
 
 
+def test_a_lease_is_not_told_to_who_listens_at_another_server(
+    replica: tuple[RedisServer, RedisServer],
+) -> None:
+    master, follower = replica  # which passes on what the master publishes, as a cluster does
+    broker = RedisBroker(master.url)
+    worker = enlist(broker)
+    assert broker.step(worker, queues=["default"], limit=1, idle=True).standby
+    client = redis.Redis(port=follower.port)
+    elsewhere = client.pubsub(ignore_subscribe_messages=True)
+    elsewhere.subscribe(f"{broker._prefix}work:{worker}")
+    assert elsewhere.get_message(timeout=5) is None  # it has
+
+    id = put(broker)
+
+    assert state_of(broker, id) == "queued"
+    heard = wait_until(lambda: elsewhere.get_message(timeout=0.1))
+    assert heard["data"] == b""
+    (lease,) = broker.step(worker, queues=["default"], limit=1, idle=True).leases
+    assert (lease.id, lease.delivery) == (id, 1)
+    elsewhere.close()
+    client.close()
+    broker.close()
+
+
+def test_a_mailbox_goes_where_the_store_has_gone(
+    replica: tuple[RedisServer, RedisServer],
+    stand_by: Callable[..., Idle],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("liteq.brokers.redis_mailbox._PAUSE", 0.0)
+    master, follower = replica
+    proxy = Proxy(master.path)
+    far = RedisBroker(proxy.url)
+    worker = stand_by(on=far)
+    mine = f"{far._prefix}worker:{worker.id}"
+    wait_until(lambda: follower.say("HEXISTS", mine, "standby") == 1)  # and all before that
+    follower.say("REPLICAOF", "NO", "ONE")
+    master.say("REPLICAOF", "127.0.0.1", follower.port)  # it is well, and keeps connections
+    proxy.lead_to(follower.path)
+
+    worker.step()
+
+    assert far.disown(worker.id, list) == 0
+    assert worker.step(idle=True).standby
+    id = put(far)
+    assert (worker.brought().id, state_of(far, id)) == (id, "running")
+    worker.mailbox.close()
+    far.close()
+    proxy.close()
+
+
+def test_who_has_left_a_queue_is_not_rung_for_it(
+    broker: RedisBroker, stand_by: Callable[..., Idle]
+) -> None:
+    left = [stand_by("default", "side", name=f"left{n}") for n in range(5)]
+    for worker in left:
+        assert broker.beat(worker.id, queues=["default"])
+    there = stand_by("side", name="there")
+
+    id = put(broker, make(queue="side"))
+
+    assert there.brought().id == id
+    assert [worker.hears() for worker in left] == [(set(), [])] * 5
+
+
+def test_what_a_worker_parks_others_are_rung_for(
+    broker: RedisBroker, stand_by: Callable[..., Idle]
+) -> None:
+    ignorant = stand_by(tasks={"shop.refund"}, name="ignorant")
+    others = [stand_by(tasks=known, name=f"other{n}") for n, known in enumerate(({"x"}, None))]
+    idle = f"{broker._prefix}idle:default"
+    for worker in others:
+        broker._link.ask("SREM", idle, str(worker.id))
+    id = put(broker)
+    for worker in others:
+        broker._link.ask("SADD", idle, str(worker.id))
+
+    ((_, why),) = ignorant.step(tasks={"shop.refund"}).aside
+
+    assert why == "parked"
+    assert [worker.hears() for worker in others] == [({""}, [])] * 2
+    assert [lease.id for lease in others[1].step().leases] == [id]
+
+
 # What is lost, and what is repeated
+
+
+def test_after_an_outage_nothing_is_leased_to_who_stands_by(
+    broker: RedisBroker, stand_by: Callable[..., Idle]
+) -> None:
+    worker = stand_by()
+    told = worker.step(idle=True).standby
+    broker._outages[worker.id] = object()  # the server may have forgotten something
+    before = put(broker)
+
+    step = worker.step(idle=True)
+    after = put(broker)
+
+    assert (step.leases, step.standby) == ((), told)  # what is on its way is good still
+    lease = worker.brought()
+    assert (lease.id, lease.token) == (before, told)
+    assert state_of(broker, after) == "queued"
+    assert broker.disown(worker.id, lambda: [lease]) == 0
+    assert broker.settle(worker.id, lease, Succeeded(b"1"))
+    again = worker.step(idle=True)
+    assert [lease.id for lease in again.leases] == [after]
+    assert again.standby not in (0, told)
+
+
+def test_what_is_on_its_way_to_who_disowns_is_asked_for_when_nothing_follows(
+    broker: RedisBroker, stand_by: Callable[..., Idle]
+) -> None:
+    worker = stand_by()
+    broken = put(broker)
+    broker._outages[worker.id] = object()
+    later: list[str] = []
+
+    def held() -> list[Lease]:
+        later.append(put(broker))
+        return [worker.brought()]
+
+    assert broker.disown(worker.id, held) == 0
+
+    assert state_of(broker, broken) == "running"
+    assert [state_of(broker, id) for id in later] == ["queued"]
+
+
+def test_what_was_leased_by_the_token_of_an_unanswered_step_is_given_back(
+    proxy: Proxy, direct: RedisBroker, stand_by: Callable[..., Idle]
+) -> None:
+    far = RedisBroker(proxy.url, socket_timeout=0.5)
+    worker = stand_by(on=far)
+    far._link.ask("HDEL", f"{far._prefix}worker:{worker.id}", "standby")
+    proxy.lose_reply_of(script("step").sha.decode())
+    far._link.timeout = 0.0  # no time for another try
+    with pytest.raises(BrokerUnavailable):
+        worker.step(idle=True)
+    far._link.timeout = 0.5
+    id = put(direct)
+    assert state_of(direct, id) == "running"
+
+    step = worker.step(idle=True)
+
+    assert [(lease.id, lease.delivery) for lease in step.leases] == [(id, 1)]
+    far.close()
 
 
 def test_what_was_lost_with_the_line_comes_with_the_next_idle_step(
@@ -488,7 +634,7 @@ def test_a_disowned_lease_is_not_taken_from_a_late_bell(
     id = put(broker)
     broker._outages[worker.id] = object()  # the server may have forgotten something
 
-    assert broker.disown(worker.id, []) == 1
+    assert broker.disown(worker.id, list) == 1
 
     step = worker.step(idle=True)
     assert [(lease.id, lease.delivery) for lease in step.leases] == [(id, 2)]
@@ -511,7 +657,7 @@ def test_11_what_a_server_forgot_to_be_settled_is_no_lost_bell(
     assert not any(worker.step(idle=True).leases for _ in range(2))
 
     assert direct.beat(worker.id)
-    assert direct.disown(worker.id, []) == 2
+    assert direct.disown(worker.id, list) == 2
     step = worker.step(idle=True)
     assert [(lease.id, lease.delivery) for lease in step.leases] == [(often.id, 2)]
     assert state_of(direct, once.id) == "failed"
@@ -528,7 +674,7 @@ def test_a_lost_bell_is_made_good_after_a_step_without_an_answer(
         worker.step(idle=True)
     far._link.timeout = 0.5
     far.beat(worker.id)
-    assert far.disown(worker.id, []) == 0
+    assert far.disown(worker.id, list) == 0
     id = put(direct)
 
     step = worker.step(idle=True)

@@ -29,7 +29,11 @@ if not call('ZSCORE', P .. 'workers', ARGV[4]) then
 end
 call('ZADD', P .. 'workers', steady, ARGV[4])
 if ARGV[5] ~= '' then call('HSET', P .. 'worker:' .. ARGV[4], 'details', ARGV[5]) end
-if ARGV[7] ~= '' and call('HGET', P .. 'worker:' .. ARGV[4], 'queues') ~= ARGV[7] then
+local queues = ARGV[7] ~= '' and call('HGET', P .. 'worker:' .. ARGV[4], 'queues')
+if queues and queues ~= ARGV[7] then
+  for _, queue in ipairs(cjson.decode(queues)) do  -- it may have left some of them
+    call('SREM', P .. 'idle:' .. queue, ARGV[4])
+  end
   call('HSET', P .. 'worker:' .. ARGV[4], 'queues', ARGV[7])
   call('HDEL', P .. 'worker:' .. ARGV[4], 'standby')  -- until it has looked at the new ones
 end

@@ -5,7 +5,8 @@
 --      [6]  of an idle worker: a star, a new token, a space, and the rest of what it stands by
 --           with (see `enqueue_one.lua`); and the word of its last step that was answered, or
 --           "": if the store knows of that, whatever the worker holds is given back. Else it
---           forgot, and some may have been run: see `Broker.disown`
+--           forgot, and some may have been run: see `Broker.disown`. Or a minus: it stands by
+--           no longer, and nothing is given back
 --      then the number of tokens of claims whose answer was lost, and those: what they hold
 --           is given back, and what was settled with them was settled
 --      then the number of groups of plain successes, which add nothing to their workflow;
@@ -39,6 +40,8 @@ local SLICE = 500
 local worker, token = take(), take()
 local doubtful, again = {}, false
 local first = take()
+local stands_down = first == '-'
+if stands_down then first = take() end
 local fresh_token, stands = string.match(first, '^%*(%d+) (.*)$')
 local last = fresh_token and take()
 for _ = 1, tonumber(fresh_token and take() or first) do
@@ -505,6 +508,7 @@ if limit > 0 and alive then
         call('ZADD', parked_key(queue, task), rank(what.p, tonumber(m.n)), m.id)
         call('ZADD', P .. 'parked', NOW_TEXT, m.id)
         call('SADD', P .. 'p:' .. queue, task)
+        fresh[queue] = math.huge  -- who of the others knows it is not known here
         aside[#aside + 1] = {'p', m}
       elseif m.s ~= 'l' and limits_of(task, m.L) then
         local limits = limits_of(task, m.L)
@@ -553,6 +557,9 @@ if fresh_token and alive then
   elseif me[8] then
     call('HDEL', P .. 'worker:' .. worker, 'standby')
   end
+elseif stands_down and me[8] then
+  standing = standing .. ' ' .. (string.match(me[8], '^%d+') or '')  -- for what is on its way
+  call('HDEL', P .. 'worker:' .. worker, 'standby')
 end
 
 put(standing)
