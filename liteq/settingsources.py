@@ -14,7 +14,7 @@ from liteq.callers import outside
 from liteq.exceptions import ConfigWarning, ImproperlyConfigured
 from liteq.settings import OLD_NAMES, SETTINGS, close_name, new_name
 
-__all__ = ["environment", "from_object", "imported", "project_options"]
+__all__ = ["CELERY_ENVIRONMENT", "environment", "from_object", "imported", "project_options"]
 
 # Short names that LITEQ_… may also go by.
 _SHORT: Final[Mapping[str, str]] = {
@@ -27,7 +27,7 @@ _SHORT: Final[Mapping[str, str]] = {
 }
 
 # The only ones that Celery itself reads from the environment.
-_CELERY_ENVIRONMENT: Final = (
+CELERY_ENVIRONMENT: Final = (
     "CELERY_BROKER_URL",
     "CELERY_BROKER_READ_URL",
     "CELERY_BROKER_WRITE_URL",
@@ -47,7 +47,7 @@ def environment(environ: Mapping[str, str]) -> Iterator[tuple[str, Mapping[str, 
 
     `LITEQ_BROKER_URL_FILE` names a file that holds the value (a Docker secret).
     """
-    for variable in _CELERY_ENVIRONMENT:
+    for variable in CELERY_ENVIRONMENT:
         if value := environ.get(variable):
             yield f"environment ({variable})", {str(new_name(variable)): value}
     # Sorted, so that the short names come in a fixed order; full names win over them.

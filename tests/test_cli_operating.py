@@ -668,16 +668,97 @@ def test_units_are_printed_for_the_app(here: Here, monkeypatch: pytest.MonkeyPat
     assert service["TimeoutStopSec"] == "75"
     assert service["User"] == "shop"
     assert service["RestartPreventExitStatus"] == "2 7 8"
-    assert 'Environment="LITEQ_BROKER_URL=sqlite:///srv/100%%/shop.liteq"' in text
+    assert "Environment=LITEQ_BROKER_URL=sqlite:///srv/100%%/shop.liteq\n" in text
+
+
+def started(text: str) -> list[str]:
+    """Return what follows the program in each ExecStart of the units."""
+    lines = [line for line in text.splitlines() if line.startswith("ExecStart=")]
+    return [re.sub(r"^.*? (?=(?:worker|beat) )", "", line) for line in lines]
+
+
+def test_units_are_about_the_store_and_the_settings_that_were_named(
+    here: Here, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LITEQ_BROKER_URL", "sqlite:///srv/other.liteq")
+    monkeypatch.setenv("CELERY_RESULT_BACKEND", "redis://host/1")
+    project.write("more.py", "worker_lease_timeout = 30\n")
+
+    text = here.ok("systemd", "--beat", "-b", "sqlite:///srv/s.liteq", "--config", "more")
+
+    words = "-A tasks:app -b sqlite:///srv/s.liteq --config more"
+    assert started(text) == [f"worker {words} --grace 25", f"beat {words}"]
+    assert "other.liteq" not in text
+    assert text.count("Environment=CELERY_RESULT_BACKEND=redis://host/1\n") == 2
+
+
+def test_units_say_each_word_as_systemd_reads_it(
+    here: Here, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = project.folder / "100% é "
+    folder.mkdir()
+    monkeypatch.setenv("LITEQ_NOTE", 'a "b" \\ $c\n%d')
+
+    text = here.ok("systemd", "-A", f"{project.folder}/tasks.py", "-Q", """a b,$c,50%,'";""")
+    monkeypatch.chdir(folder)
+    moved = here.ok("systemd", "-A", f"{project.folder}/tasks.py")
+
+    (words,) = started(text)
+    assert words.endswith(r""" -Q "a b,$$c,50%%,'\";" """.rstrip())
+    assert r'Environment="LITEQ_NOTE=a \"b\" \\ $c\n%%d"' + "\n" in text
+    assert f"WorkingDirectory={project.folder}/100%% é /\n" in moved
+
+
+def test_units_say_how_long_a_stop_takes_without_an_exponent(here: Here) -> None:
+    text = here.ok("systemd", "--grace", "2000000.25")
+
+    assert "TimeoutStopSec=2000035.25\n" in text
+    assert started(text) == ["worker -A tasks:app --grace 2000000.25"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--name", "a/b"], "'a/b' cannot name a unit: give a --name"),
+        (["--name", "a@b"], "'a@b' cannot name a unit"),
+        (["--name", "a\nUser=root"], "cannot name a unit"),
+        (["--user", "a\nb"], "is no name of a user"),
+        (["--grace", "nan"], "--grace nan is no number of seconds below a billion"),
+        (["--grace", "inf"], "--grace inf is no number of seconds"),
+        (["-o", "tasks.py/x"], "tasks.py/x/shop-worker.service cannot be written: Not a"),
+    ],
+)
+def test_what_no_unit_can_be_made_of_is_refused(
+    here: Here, words: list[str], message: str
+) -> None:
+    done = here("systemd", *words)
+
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stdout == ""
 
 
 def test_units_hold_no_secret(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LITEQ_BROKER_URL", "redis://user:swordfish@host/0")
+    monkeypatch.setenv("LITEQ_BROKER_TRANSPORT_OPTIONS", '{"password": "swordfish"}')
+    monkeypatch.setenv("LITEQ_WEB_AUTH", "ada:swordfish")
 
-    text = here.ok("systemd")
+    done = here("systemd")
 
-    assert "swordfish" not in text
-    assert "# LITEQ_BROKER_URL has a secret: put it into EnvironmentFile=" in text
+    assert "swordfish" not in done.stdout
+    for name in ("LITEQ_BROKER_URL", "LITEQ_BROKER_TRANSPORT_OPTIONS"):
+        assert f"# {name} has a secret: put it into EnvironmentFile=\n" in done.stdout
+        assert f"liteq: {name} has a secret: put it into" in done.stderr
+    assert "LITEQ_WEB_AUTH" not in done.stdout
+
+
+def test_a_store_with_a_password_is_left_to_the_environment_of_units(here: Here) -> None:
+    done = here("systemd", "--beat", "-b", "redis://user:swordfish@host/0")
+
+    assert "swordfish" not in done.stdout
+    assert started(done.stdout) == ["worker -A tasks:app --grace 25", "beat -A tasks:app"]
+    assert done.stdout.count("# LITEQ_BROKER_URL has a secret: put it into") == 2
+    assert "liteq: LITEQ_BROKER_URL has a secret" in done.stderr
 
 
 def test_units_are_written_for_instances_and_beat(here: Here, tmp_path: Path) -> None:
@@ -694,7 +775,8 @@ def test_units_are_right_for_systemd(here: Here, tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("no systemd here")
     user = os.environ.get("USER", "root")
-    here.ok("systemd", "--beat", "-o", str(tmp_path), "--name", "x", "--user", user)
+    words = ("-b", "sqlite://a b%$c.liteq", "-Q", "a b,'\"", "--grace", "2000000")
+    here.ok("systemd", "--beat", "-o", str(tmp_path), "--name", "x", "--user", user, *words)
     for file in ("x-worker.service", "x-beat.service"):
         words = ["systemd-analyze", "verify", str(tmp_path / file)]
         done = subprocess.run(words, capture_output=True, text=True, check=False)
