@@ -875,6 +875,37 @@ def test_a_pid_file_is_held_while_the_worker_lives(
     assert not file.exists()
 
 
+@pytest.mark.parametrize("command", [["worker", "-c", "1"], ["beat"]])
+def test_a_pid_file_that_somebody_removed_is_not_missed_at_the_end(
+    command: list[str], project: Project, start: Callable[..., Running]
+) -> None:
+    running = start(*command, "--pidfile", "held.pid")
+    running.wait_for("^ready")
+    (project.folder / "held.pid").unlink()
+
+    assert running.end() == 0
+    assert not any("Traceback" in line for line in running.lines)
+
+
+def test_a_pid_file_that_has_become_anothers_is_left_to_it(
+    project: Project, start: Callable[..., Running]
+) -> None:
+    file = project.folder / "worker.pid"
+    first = start("worker", "-c", "1", "--pidfile", "worker.pid")
+    first.wait_for("^ready")
+    file.unlink()
+    second = start("worker", "-c", "1", "--pidfile", "worker.pid")
+    second.wait_for("^ready")
+
+    assert first.end() == 0
+    third = project("worker", "--burst", "--pidfile", "worker.pid")
+
+    assert third.returncode == 1
+    assert f"a worker is running, pid {second.process.pid}" in third.stderr
+    assert second.end() == 0
+    assert not file.exists()
+
+
 def test_a_pid_file_of_a_killed_worker_is_free_at_once(
     project: Project, start: Callable[..., Running]
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from liteq.cli.front import Exit, Failure
 
@@ -14,7 +14,8 @@ __all__ = ["holding"]
 
 @contextmanager
 def holding(name: str) -> Iterator[None]:
-    """Write this process's id to the file, lock it, and remove it at the end.
+    """Write this process's id to the file, lock it, and remove it at the end, unless the name
+    is another file's by then.
 
     Ends the command with a `Failure` if another process holds it. A file that a killed
     worker left behind is taken over: the kernel drops the lock with the process, whereas
@@ -34,7 +35,11 @@ def holding(name: str) -> Iterator[None]:
         yield
     finally:
         inherited.clear()
-        os.unlink(name)  # before the lock falls, or it may be the next worker's file
+        # Before the lock falls: for as long as we have it, no worker takes the name over while
+        # it is our file's. Only who removes that between these two lines makes them miss.
+        with suppress(OSError):  # what cannot be removed is free for the next one all the same
+            if _is_at(name, file):
+                os.unlink(name)
         os.close(file)
 
 
@@ -50,6 +55,15 @@ def _lock(name: str) -> int:
             pid = os.read(file, 32).decode("ascii", "replace").strip()
             os.close(file)
             raise Failure(f"--pidfile {name}: a worker is running, pid {pid}") from None
-        if os.fstat(file).st_nlink:
+        if _is_at(name, file):
             return file
         os.close(file)  # its last holder removed it between our open and our lock
+
+
+def _is_at(name: str, file: int) -> bool:
+    """Tell whether the open file is the one that has this name: it may have been removed, and
+    another made in its place."""
+    try:
+        return os.path.samestat(os.stat(name), os.fstat(file))
+    except FileNotFoundError:
+        return False
