@@ -153,10 +153,13 @@ class AsyncResult(ResultBase, Generic[R]):
         *,
         propagate: bool = True,
         follow_parents: bool = True,
+        disable_sync_subtasks: bool = True,
     ) -> R:
         """Wait like `get()`, on the running event loop."""
         if self.ignored:
             return None  # type: ignore[return-value]
+        if disable_sync_subtasks:
+            assert_will_not_block()
         if self._record is None:
             from liteq.waiting import asettled  # late: 5 ms that a mere sender saves
 

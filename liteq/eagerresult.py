@@ -68,8 +68,11 @@ class EagerResult(AsyncResult[R]):
         *,
         propagate: bool = True,
         follow_parents: bool = True,
+        disable_sync_subtasks: bool = True,
     ) -> R:
         """Return the value, or raise what the task raised."""
+        if disable_sync_subtasks:
+            assert_will_not_block(waits=False)
         if follow_parents and propagate:
             self._raise_for_parents()
         return self._outcome(propagate, None)

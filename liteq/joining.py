@@ -1,5 +1,5 @@
-"""Whether `get()` may wait here: not inside a task, nor while a command imports the app,
-unless that has allowed itself to."""
+"""Whether `get()`, or `await result`, may wait here: not inside a task, nor while a command
+imports the app, unless that has allowed itself to."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _imported: ContextVar[str | None] = ContextVar("liteq_imported", default=None)
 
 @contextmanager
 def allow_join_result() -> Iterator[None]:
-    """Let `get()` wait inside a task while this context is open."""
+    """Let `get()`, and `await result`, wait inside a task while this context is open."""
     token = _joins_allowed.set(True)
     try:
         yield
@@ -67,7 +67,7 @@ def assert_will_not_block(*, waits: bool = True) -> None:
     if running is None or running.called_directly:
         return
     raise RuntimeError(
-        "result.get() inside a task can leave every process waiting for the others: "
-        "link the tasks instead, or open `with allow_join_result():` if another worker "
-        "runs them"
+        "result.get() inside a task, or await result, can leave every process waiting for "
+        "the others: link the tasks instead, or open `with allow_join_result():` if another "
+        "worker runs them"
     )

@@ -187,8 +187,16 @@ class ResultSet(ResultBase):
 
     join = join_native = wait = get
 
-    async def aget(self, timeout: float | None = None, *, propagate: bool = True) -> list[Any]:  # noqa: ASYNC109
+    async def aget(
+        self,
+        timeout: float | None = None,  # noqa: ASYNC109
+        *,
+        propagate: bool = True,
+        disable_sync_subtasks: bool = True,
+    ) -> list[Any]:
         """Wait like `get()`, on the running event loop."""
+        if disable_sync_subtasks:
+            assert_will_not_block()
         from liteq.waiting import asettled  # late: 5 ms that a mere sender saves
 
         since = time.monotonic()
@@ -205,7 +213,8 @@ class ResultSet(ResultBase):
         return self.aget().__await__()
 
     async def __aiter__(self) -> AsyncIterator[Any]:
-        """Yield the results of single calls as they end."""
+        """Yield the results of single calls as they end. Inside a task as `get()`."""
+        assert_will_not_block()
         from liteq.waiting import asettled  # late: 5 ms that a mere sender saves
 
         left = await off_loop(lambda: list(self._read(self._open())))

@@ -793,6 +793,38 @@ def test_waiting_inside_a_task_is_refused_unless_it_is_allowed(app: Liteq) -> No
     assert outer(True) == 1
 
 
+def test_awaiting_inside_a_task_is_refused_unless_it_is_allowed(app: Liteq, add: Any) -> None:
+    async def ids_of(results: ResultSet) -> list[str]:
+        return [result.id async for result in results]
+
+    sent = add.delay(1, 2)
+    settle(app, Succeeded(b"3"))
+    several = ResultSet([sent], app)
+    waits: dict[str, Callable[[], Any]] = {
+        "eager": add.apply((1, 2)).aget,
+        "single": sent.aget,
+        "known": lambda: sent.aget(timeout=1),
+        "several": several.aget,
+        "each": lambda: ids_of(several),
+        "without": lambda: sent.aget(disable_sync_subtasks=False),
+        "without, several": lambda: several.aget(disable_sync_subtasks=False),
+    }
+
+    @app.task
+    async def outer(name: str, allow: bool) -> Any:
+        with allow_join_result() if allow else denied_join_result():
+            return await waits[name]()
+
+    for name in waits:
+        assert outer.apply((name, True)).get() in (3, [3], [sent.id])
+        if name.startswith("without"):
+            assert outer.apply((name, False)).get() in (3, [3])
+        else:
+            with pytest.raises(RuntimeError, match="allow_join_result"):
+                outer.apply((name, False)).get()
+        assert asyncio.run(outer(name, allow=False)) in (3, [3], [sent.id])
+
+
 # What else a result does
 
 

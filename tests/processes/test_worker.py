@@ -610,6 +610,39 @@ async def later(n):
     assert shop.left_behind() == []
 
 
+@pytest.mark.parametrize("pool", ["prefork", "threads", "asyncio", "solo"])
+def test_awaiting_a_result_in_a_task_is_refused_and_stops_no_worker(
+    open_shop: OpenShop, pool: str
+) -> None:
+    shop = open_shop("""
+from liteq import allow_join_result
+
+@app.task
+async def awaits():
+    return await (await add.adelay(1, 1))
+
+@app.task
+async def awaits_in_another():
+    async with asyncio.TaskGroup() as several:
+        return await several.create_task(awaits.run())
+
+@app.task
+async def allowed(ended):
+    with allow_join_result():
+        return await app.AsyncResult(ended)
+""")
+    ended = shop.tasks.add.delay(1, 2)
+    results = [shop.tasks.awaits.delay(), shop.tasks.awaits_in_another.delay()]
+
+    shop.start("-c", "1", "-P", pool)
+
+    assert ended.get(timeout=10) == 3
+    for result in results:
+        error = result.get(timeout=10, propagate=False)
+        assert "inside a task" in repr(error)
+    assert shop.tasks.allowed.delay(ended.id).get(timeout=10) == 3
+
+
 FORKS = """
 import signal
 
