@@ -75,8 +75,9 @@ class chain(Canvas[R]):
     `chain(a, b, c)`, of an iterable, or `a | b | c`. The result is that of the last step;
     `.parent` leads back. Arguments and options go to the first step, `task_id` and `link`
     to the last, `link_error` to every step. A group in the middle is the header of a
-    chord. As in Celery, a group of one member stands for that member here, and groups of
-    none are left out at the start and at the end.
+    chord, whose body calls those for all members. As in Celery, a group of one member
+    stands for that member here, and groups of none are left out at the start and at the
+    end.
     """
 
     kind = "chain"

@@ -54,8 +54,9 @@ class Step(NamedTuple):
 
 def layout(first: Step, *, errbacks_on_header: bool) -> list[Step]:
     """Return the steps of a signature: those of chains and chords one behind the
-    other, what is empty left out. `errbacks_on_header`: a chord's error callbacks are also
-    those of the members of its header."""
+    other, what is empty left out. The error callbacks of a chord, or of a chain, are not
+    those of a header's members, for the body calls them; with `errbacks_on_header` they
+    are both's."""
     steps: list[Step] = []
     waiting = [first]
     while waiting:
@@ -64,19 +65,21 @@ def layout(first: Step, *, errbacks_on_header: bool) -> list[Step]:
             case chain():
                 waiting += reversed(_steps_of_chain(step))
             case chord():
-                waiting += reversed(
-                    _steps_of_chord(step, errbacks_on_header=errbacks_on_header)
-                )
+                waiting += reversed(_steps_of_chord(step))
             case chunks():
                 waiting.append(step._replace(sig=step.sig.group()))
             case group() if not step.is_group:
                 steps.append(_step_of_group(step))
             case _:
                 steps.append(step)
+    for number, step in enumerate(steps[:-1]):
+        if step.is_group:
+            on_header = tuple(map(immutable, step.errbacks)) if errbacks_on_header else ()
+            steps[number] = step._replace(errbacks=on_header)
     return steps
 
 
-def _steps_of_chord(step: Step, *, errbacks_on_header: bool) -> list[Step]:
+def _steps_of_chord(step: Step) -> list[Step]:
     sig, where = step.sig, step.where
     args, parts, options = sig.merge(step.args, step.kwargs, step.options)
     body = parts["body"]
@@ -92,16 +95,13 @@ def _steps_of_chord(step: Step, *, errbacks_on_header: bool) -> list[Step]:
         for name in ("link", "link_error")
     )
     errbacks = (*errbacks, *step.errbacks)
-    on_header: Links = ()
-    if errbacks_on_header:
-        on_header = tuple(map(immutable, errbacks))
     header = _step_of_group(
         Step(
             parts["header"],
             args,
             parts["kwargs"],
             common,
-            errbacks=on_header,
+            errbacks=errbacks,
             where=(where, "header", None),
             policy=parts.get("on_error") or "fail",
             deaf=step.deaf or sig.immutable,

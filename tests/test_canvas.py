@@ -383,6 +383,12 @@ def test_links_stand_where_celery_puts_them(app: Liteq, add: Any) -> None:
     assert linked(group(a, b)) == {"a>cb", "a!eb", "b!eb"}
     assert linked(chord([a, b], c)) == {"c>cb", "c!eb"}
     assert linked(chain(a, group(b, c))) == {"b>cb", "a!eb", "b!eb", "c!eb"}
+    assert linked(chain(group(a, b), c)) == {"c>cb", "c!eb"}
+    assert linked(chain(chain(a, group(b, c)).set(queue="q"), add.s("d"))) == {
+        "d>cb",
+        "a!eb",
+        "d!eb",
+    }
     assert linked(chord([a, b], chain(c, add.s("d")))) == {"d>cb", "c!eb", "d!eb"}
     app.conf.task_allow_error_cb_on_chord_header = True
     assert linked(chord([a, b], c)) == {"c>cb", "c!eb", "a!eb", "b!eb"}

@@ -234,6 +234,36 @@ def test_a_failed_member_fails_the_body_with_a_chord_error(t: Tasks, run: Run) -
         result.get(timeout=0)
 
 
+def test_a_chain_with_a_group_in_it_tells_its_callback_once(t: Tasks, run: Run) -> None:
+    def sent(sig: Any) -> list[Any]:
+        t.seen.clear()
+        result = run(sig.on_error(t.by_id.s()))
+        assert result.state == "FAILURE"
+        return [t.seen, result]
+
+    fails = group(t.fail.s(), t.fail.s(), t.fail.s())
+
+    seen, result = sent(t.add.s(1) | fails | t.total.s() | t.add.s(1))
+    assert seen == [result.parent.id], "for the body of the group"
+    seen, result = sent(chain(group(t.fail.s(), t.add.s(1)), t.total.s()))
+    assert seen == [result.id]
+    seen, result = sent(chain(t.add.s(1), chord([t.fail.s(), t.fail.s()], t.total.s())))
+    assert seen == [result.id]
+    inner = chain(t.add.s(1), fails, t.total.s())
+    seen, result = sent(chain(t.add.s(1), group(inner, t.add.s(1)), t.total.s()))
+    assert seen == [result.id]
+
+
+def test_a_group_at_the_end_of_a_chain_tells_the_callback_of_each_that_fails(
+    t: Tasks, run: Run
+) -> None:
+    sig = chain(t.add.s(1), group(t.fail.s(), t.add.s(1), t.fail.s()))
+
+    result = run(sig.on_error(t.by_id.s()))
+
+    assert sorted(t.seen) == sorted([result.results[0].id, result.results[2].id])
+
+
 def test_error_callbacks_of_a_header_run_for_each_that_fails(
     t: Tasks, app: Liteq, run: Run
 ) -> None:
@@ -242,8 +272,10 @@ def test_error_callbacks_of_a_header_run_for_each_that_fails(
     sig.link_error(t.note.s("eb"))
 
     run(sig)
-
     assert len(t.seen) == 3
+
+    run(chain(t.add.s(1), group(t.fail.s(), t.fail.s()), t.total.s()).on_error(t.note.s("eb")))
+    assert len(t.seen) == 6
 
 
 def test_the_body_runs_anyway_if_the_chord_says_so(t: Tasks, run: Run) -> None:
