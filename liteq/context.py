@@ -45,9 +45,10 @@ class Context:
     """One attempt, or one direct call, of a task: Celery's attributes under its names.
 
     What is not known has its default: a task that is called as a function sees
-    `called_directly` True and no `id`. `deliveries` counts the starts of this message,
-    1 at the first; `report` sends a state that the task gives about itself, and is None
-    where nobody listens.
+    `called_directly` True and no `id`. The caller's own headers are attributes as well,
+    where no other has that name: `get("tenant")`. `deliveries` counts the starts of this
+    message, 1 at the first; `report` sends a state that the task gives about itself, and is
+    None where nobody listens.
     """
 
     id: str | None = None
@@ -179,8 +180,19 @@ class Context:
     def delivery_info(self, told: Any) -> None:
         self._delivery_info = told
 
+    if not TYPE_CHECKING:  # a misspelt attribute stays an error to those who check types
+
+        def __getattr__(self, name: str) -> Any:
+            # Only what is found nowhere else comes here, so no attribute costs more for it.
+            headers = self.headers
+            if headers and name in headers:
+                return headers[name]
+            raise AttributeError(
+                f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self
+            )
+
     def get(self, key: str, default: Any = None) -> Any:
-        """Return an attribute by name."""
+        """Return an attribute, or one of the headers, by name."""
         return getattr(self, key, default)
 
     def update(self, *args: Any, **kwargs: Any) -> None:

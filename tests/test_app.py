@@ -32,7 +32,7 @@ from liteq.exceptions import (
     OperationalError,
     QueueNotFound,
 )
-from liteq.signals import after_task_publish, before_task_publish, import_modules
+from liteq.signals import after_task_publish, before_task_publish, import_modules, task_prerun
 
 
 @pytest.fixture
@@ -888,6 +888,28 @@ def test_receivers_see_a_message_before_and_after_it_is_sent(app: Liteq) -> None
     ]
     sent = record(app, result.id).message
     assert (sent.headers, sent.priority) == ({"trace": "t1"}, 6)
+
+
+def test_a_receiver_reads_from_the_request_what_another_has_put_into_the_headers(
+    app: Liteq,
+) -> None:
+    seen: list[Any] = []
+
+    @before_task_publish.connect
+    def before(headers: Any, **_: Any) -> None:
+        headers["X-Correlation-ID"] = "c1"
+
+    @task_prerun.connect
+    def prerun(task: Any, **_: Any) -> None:
+        seen.append((task.request.get("X-Correlation-ID"), task.request.get("tenant")))
+
+    task = app.task(add)
+    result = task.apply_async((1, 2), headers={"tenant": "acme"})
+    with app.worker():
+        assert result.get(timeout=20) == 3
+
+    task.apply((1, 2), headers={"tenant": "here"})
+    assert seen == [("c1", "acme"), (None, "here")]
 
 
 def test_receivers_see_the_tasks_of_a_workflow_and_nothing_else(app: Liteq) -> None:

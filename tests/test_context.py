@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import threading
+
+import pytest
 
 from liteq import context
 from liteq.context import Context
@@ -109,6 +112,18 @@ def test_changing_the_headers_leaves_the_message_alone() -> None:
     told = request()
     told.headers["tenant"] = "y"
     assert told.headers == {"tenant": "x"}
+
+
+def test_the_headers_are_attributes_where_no_other_has_the_name() -> None:
+    told = request(MESSAGE._replace(headers={"tenant": "x", "X-Trace": "t", "retries": 9}))
+    assert getattr(told, "tenant") == told.get("tenant") == "x"  # noqa: B009 (it is not typed)
+    assert told.get("X-Trace") == "t"
+    assert told.retries == 2
+    assert told.get("nothing") is None
+    with pytest.raises(AttributeError, match=r"'Context' object has no attribute 'nothing'"):
+        getattr(told, "nothing")  # noqa: B009
+    assert not hasattr(Context(), "tenant")
+    assert copy.copy(told).get("tenant") == "x"
 
 
 def test_children_grow_in_place_and_belong_to_one_context() -> None:

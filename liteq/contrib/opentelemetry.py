@@ -187,7 +187,7 @@ def _running(task: Any) -> tuple[trace.Span, Any] | None:
     """Return the span of the attempt that runs here. (A worker's main process, which also
     tells of failures, has none.)"""
     request = getattr(task, "request", None)
-    found: tuple[trace.Span, Any] | None = getattr(request, _ATTRIBUTE, None)
+    found: tuple[trace.Span, Any] | None = vars(request).get(_ATTRIBUTE)
     return found
 
 

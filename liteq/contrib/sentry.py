@@ -87,7 +87,7 @@ def _begin(sender: Any, task_id: str, **_: Any) -> None:
 
 def _end(sender: Any, state: str, **_: Any) -> None:
     request = sender.request
-    found = getattr(request, _ATTRIBUTE, None)
+    found = vars(request).get(_ATTRIBUTE)
     if found is None:
         return
     delattr(request, _ATTRIBUTE)
