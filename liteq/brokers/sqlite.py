@@ -169,15 +169,24 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
         elif found:
             key, token, worker = found[0]
             if token is not None:
-                if self._hand(worker, key, token, packed):
-                    return True
-                self._database.write(
-                    lambda db: standby.take_back(db, key, token, worker), durable=False
-                )
-            else:
-                self._all_busy_until = time.monotonic() + _BUSY_FOR
+                if not self._hand(worker, key, token, packed):
+                    self._take_back(worker, Lease(key, token, 1, packed))
+                return True
+            self._all_busy_until = time.monotonic() + _BUSY_FOR
         self._wake_workers()
         return True
+
+    def _take_back(self, worker: int, lease: Lease) -> None:
+        """Undo a lease of which its worker, gone or with a full mailbox, cannot be told."""
+        now = self.clock.now()
+
+        def write(db: apsw.Connection) -> Following:
+            settling = Settling(db, now, self.max_deliveries)
+            settling.settle([(lease, Released())])  # by now it may have been revoked
+            standby.leave(db, worker)
+            return settling.following
+
+        self._announce(self._database.write(write, durable=False))
 
     def _enqueue_alike(self, messages: Alike, now: float) -> Mapping[str, str]:
         def write(db: apsw.Connection) -> tuple[Following, dict[str, str]]:

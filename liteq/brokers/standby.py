@@ -31,7 +31,6 @@ __all__ = [
     "prolong",
     "read",
     "stand_by",
-    "take_back",
     "written",
 ]
 
@@ -116,16 +115,6 @@ def prolong(db: apsw.Connection, worker: int, until: float) -> None:
 def leave(db: apsw.Connection, worker: int) -> None:
     """Have a worker stand by no more."""
     db.execute("DELETE FROM standby WHERE worker = ?", (worker,))
-
-
-def take_back(db: apsw.Connection, key: int, token: int, worker: int) -> None:
-    """Undo a lease of which its worker cannot be told: it is gone, or its mailbox is full."""
-    db.execute(
-        f"UPDATE message SET state = {_QUEUED}, token = NULL, worker = NULL, "
-        f"started_at = NULL, deliveries = 0 WHERE seq = ? AND token = ? AND state = {_RUNNING}",
-        (key, token),
-    )
-    leave(db, worker)
 
 
 def written(key: int, token: int, packed: Packed) -> bytes:

@@ -238,6 +238,25 @@ def test_who_cannot_be_told_is_passed_over(
     mailbox.close()
 
 
+@pytest.mark.parametrize("store", ["sqlite", "memory"], indirect=True)
+def test_8_what_is_revoked_before_it_is_taken_back_is_run_by_nobody(
+    broker: Broker, stand_by: Callable[..., Idle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = stand_by()
+    message = make()
+
+    def hand(*_: object) -> bool:
+        assert broker.revoke([message.id]) == {message.id: "running"}
+        return False
+
+    monkeypatch.setattr(broker, "_hand", hand)  # on Redis it is leased once it was told
+
+    put(broker, message)
+
+    assert state_of(broker, message) == "revoked"
+    assert not broker.claim(worker.id, ["default"])
+
+
 def test_who_leaves_gives_back_what_was_on_the_way(
     broker: Broker, stand_by: Callable[..., Idle]
 ) -> None:
