@@ -36,6 +36,8 @@ from liteq.scraping import Endpoint, address_of
 
 Samples = dict[tuple[Any, ...], float]
 
+PAGE = Path(__file__).parent.parent / "docs" / "guide" / "monitoring.md"
+
 
 @pytest.fixture
 def app(broker: Broker) -> Iterator[Liteq]:
@@ -359,9 +361,18 @@ def test_what_is_told_is_what_the_table_and_the_docs_say(app: Liteq, broker: Bro
     for name, (kind, labels) in told.items():
         assert (kind, labels) == (METRICS[name].kind, set(METRICS[name].labels))
         assert re.fullmatch("liteq_[a-z_]+", name)
-    page = Path(__file__).parent.parent / "docs" / "guide" / "monitoring.md"
-    rows = re.findall(r"^\| `(liteq_\w+)` \| (\w+) \|([^|]*)\|", page.read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| `(liteq_\w+)` \| (\w+) \|([^|]*)\|", PAGE.read_text(), re.MULTILINE)
     documented = {
         name: (kind, tuple(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows
     }
     assert documented == {name: (m.kind, m.labels) for name, m in METRICS.items()}
+
+
+def test_the_alerts_of_the_docs_ask_of_each_metric_what_its_kind_can_tell() -> None:
+    alerts = re.findall(r"^  expr: (.+)", PAGE.read_text(), re.MULTILINE)
+    asked = re.findall(r"(?:(\w+)\()?\b(liteq_\w+)", "\n".join(alerts))
+
+    assert "liteq_queue_dead_letters" in {name for _, name in asked}
+    for function, name in asked:
+        of_counters = function in ("rate", "irate", "increase")  # to which a fall is a reset
+        assert of_counters == (METRICS[name].kind == "counter"), (function, name)
