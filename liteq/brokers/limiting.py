@@ -42,6 +42,7 @@ __all__ = [
     "infos",
     "is_declared",
     "override",
+    "overrides",
     "peek",
     "read_book",
     "tidy",
@@ -550,6 +551,12 @@ def override(db: apsw.Connection, name: str, limit: Limit | None, task: str | No
         (name, None if limit is None else json.dumps(limit), task),
     )
     _changed(db)
+
+
+def overrides(db: apsw.Connection) -> list[tuple[str, Limit, str | None]]:
+    """Return the name, the limit and the task of all that is in force so."""
+    rows = fetch_all(db, "SELECT name, override, task FROM limits WHERE override IS NOT NULL")
+    return [(name, _limit(text), task) for name, text, task in rows]
 
 
 def _changed(db: apsw.Connection) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from liteq.brokers.redis_form import Fields
 from liteq.limits import Limit, LimitInfo, write
 
-__all__ = ["declaring", "infos", "overriding"]
+__all__ = ["declaring", "infos", "overrides", "overriding"]
 
 Call = Callable[..., list[bytes | None]]
 
@@ -39,18 +39,30 @@ def infos(answer: Sequence[bytes | None]) -> list[LimitInfo]:
         for name, _pair, rule in listed:
             declared[name] = _limit(name, rule)
             users.setdefault(name, set()).add(task)
-    overrides: dict[str, Limit] = {}
-    while fields.more():
-        name, (_, rule, user) = fields.text(), json.loads(fields.bytes())
-        overrides[name] = _limit(name, rule)
+    changed: dict[str, Limit] = {}
+    for name, limit, user in _overrides(fields):
+        changed[name] = limit
         if user is not None:
             users.setdefault(name, set()).add(user)
     return [
         LimitInfo(
-            name, declared.get(name), overrides.get(name), tuple(sorted(users.get(name, ())))
+            name, declared.get(name), changed.get(name), tuple(sorted(users.get(name, ())))
         )
-        for name in sorted({*declared, *overrides})
+        for name in sorted({*declared, *changed})
     ]
+
+
+def overrides(answer: Sequence[bytes | None]) -> list[tuple[str, Limit, str | None]]:
+    """Return the name, the limit and the task of all that is in force whatever is declared."""
+    fields = Fields(answer)
+    fields.some(2 * fields.number())
+    return list(_overrides(fields))
+
+
+def _overrides(fields: Fields) -> Iterator[tuple[str, Limit, str | None]]:
+    while fields.more():
+        name, (_, rule, task) = fields.text(), json.loads(fields.bytes())
+        yield name, _limit(name, rule), task
 
 
 def _pair(name: str) -> str:

@@ -3,6 +3,12 @@
 Messages move with all that hangs on them, in the order of their arrival; what is running
 moves as queued. A message that the other store has already is left as it is there, so a
 move that was interrupted is simply made again.
+
+So move workflows, periodic entries, pauses of queues, what operators have said of limits, what
+rates have used up, and keys that are kept after the end of their calls. What stays behind
+belongs to processes that are to be stopped (leases, lines, slots, turns, waiters, letters,
+events, leads, workers but for their names), or is said anew by the next ones: the limits
+that code declares.
 """
 
 from __future__ import annotations
@@ -13,8 +19,19 @@ from typing import Final, NamedTuple, Protocol
 from liteq.brokers.base import Broker
 from liteq.brokers.values import Attempt, Input, Record
 from liteq.exceptions import BrokerError, ImproperlyConfigured
+from liteq.limits import Limit
 
-__all__ = ["Bond", "Kept", "Shelf", "deletion_of", "move", "shelf_of"]
+__all__ = [
+    "Bond",
+    "Bucket",
+    "Kept",
+    "Override",
+    "Period",
+    "Shelf",
+    "deletion_of",
+    "move",
+    "shelf_of",
+]
 
 SLICE: Final = 200
 _IGNORED_KEPT: Final = 3600.0
@@ -40,6 +57,30 @@ class Kept(NamedTuple):
     bonds: tuple[Bond, ...]
     inputs: tuple[Input, ...]
     attempts: tuple[Attempt, ...]
+
+
+class Override(NamedTuple):
+    """What an operator has said of a limit: see `Broker.override_limit`."""
+
+    name: str
+    limit: Limit
+    task: str | None
+
+
+class Bucket(NamedTuple):
+    """What a rate has used up: see `limiting`. Its name begins with that of its limit."""
+
+    name: str
+    free_at: float
+    used_at: float
+
+
+class Period(NamedTuple):
+    """Until when a unique key is kept, also after the end of the call of this id."""
+
+    key: str
+    id: str
+    until: float
 
 
 class Shelf(Protocol):
@@ -79,6 +120,27 @@ class Shelf(Protocol):
         """Keep these, if they are not there."""
         ...
 
+    def overrides(self) -> list[Override]:
+        """Return what operators have said of limits."""
+        ...
+
+    def buckets(self) -> list[Bucket]:
+        """Return all buckets of rates."""
+        ...
+
+    def write_buckets(self, buckets: Sequence[Bucket]) -> None:
+        """Keep these, where there is none that is free later, nor free by now."""
+        ...
+
+    def periods(self) -> list[Period]:
+        """Return until when keys are kept after an end."""
+        ...
+
+    def write_periods(self, periods: Sequence[Period]) -> None:
+        """Keep these, where none lasts longer, nor is over by now. Their calls, if they are
+        kept, are there."""
+        ...
+
 
 def move(source: Broker, target: Broker) -> Iterator[tuple[int, int]]:
     """Move everything; yield how many messages are done and how many there are.
@@ -101,12 +163,32 @@ def move(source: Broker, target: Broker) -> Iterator[tuple[int, int]]:
         yield min(at + SLICE, len(ids)), len(ids)
     for at in range(0, len(ids), SLICE):
         there.bind(here.read(ids[at : at + SLICE]))
+    there.write_periods(here.periods())
+    _move_limits(source, target, here, there)
     for schedule in source.schedules():
         target.put_schedule(schedule, revision=0)
-    for queue in source.queues():
-        if queue.paused:
-            target.pause(queue.name)
+    for queue in _paused(source):
+        target.pause(queue)
     _compare(source, target, ids)
+
+
+def _move_limits(source: Broker, target: Broker, here: Shelf, there: Shelf) -> None:
+    known = _overridden(target)
+    for name, limit, task in here.overrides():
+        if name not in known:
+            target.override_limit(name, limit, task=task)
+    # What a worker has used up of a rate of its own goes with the worker.
+    own = {info.name for info in source.limits() if info.in_force and info.in_force.per_worker}
+    buckets = here.buckets()
+    there.write_buckets([one for one in buckets if one.name.partition("\n")[0] not in own])
+
+
+def _overridden(broker: Broker) -> set[str]:
+    return {info.name for info in broker.limits() if info.override is not None}
+
+
+def _paused(broker: Broker) -> set[str]:
+    return {queue.name for queue in broker.queues() if queue.paused}
 
 
 def _compare(source: Broker, target: Broker, ids: Sequence[str]) -> None:
@@ -116,10 +198,13 @@ def _compare(source: Broker, target: Broker, ids: Sequence[str]) -> None:
         missing += len(some) - len(target.get(some))
     entries = {entry.name for entry in source.schedules()}
     entries -= {entry.name for entry in target.schedules()}
-    if missing or entries:
+    limits = _overridden(source) - _overridden(target)
+    queues = _paused(source) - _paused(target)
+    if missing or entries or limits or queues:
         raise BrokerError(
-            f"{missing} of {len(ids)} messages and {len(entries)} periodic entries are not in "
-            "the new store (results may have expired meanwhile): make the move again"
+            f"{missing} of {len(ids)} messages, {len(entries)} periodic entries, {len(limits)} "
+            f"changed limits and {len(queues)} pauses of queues are not in the new store "
+            "(results may have expired meanwhile): make the move again"
         )
 
 

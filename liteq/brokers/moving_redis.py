@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any, Final
 
-from liteq.brokers.moving import Bond, Kept, deletion_of
+from liteq.brokers.limiting_redis import overrides
+from liteq.brokers.moving import Bond, Bucket, Kept, Override, Period, deletion_of
 from liteq.brokers.redis_form import (
     LETTERS,
     RECORD_FIELDS,
@@ -51,19 +52,24 @@ class RedisShelf:
         return self._link.store_id, run and run[1]
 
     def ids(self) -> list[str]:
-        head = f"{self._prefix}m:"
-        pattern = "".join(f"\\{c}" if c in "*?[]\\" else c for c in head) + "*"
         found: dict[str, int] = {}
+        for ids in self._names("m:"):
+            fields = Fields(self._call("numbers", *ids))
+            found.update((id, fields.number()) for id in ids)
+        return sorted(found, key=lambda id: found[id])
+
+    def _names(self, kind: str) -> Iterator[list[str]]:
+        """Give the names of all keys of a kind, page by page; one may come twice."""
+        head = self._prefix + kind
+        pattern = "".join(f"\\{c}" if c in "*?[]\\" else c for c in head) + "*"
         cursor = "0"
         while True:
             at, keys = self._ask("SCAN", cursor, "MATCH", pattern, "COUNT", str(_PAGE))
-            ids = [key.decode()[len(head) :] for key in keys]
-            if ids:
-                fields = Fields(self._call("numbers", *ids))
-                found.update((id, fields.number()) for id in ids)
+            if keys:
+                yield [key.decode()[len(head) :] for key in keys]
             cursor = at.decode()
             if cursor == "0":
-                return sorted(found, key=lambda id: found[id])
+                return
 
     def read(self, ids: Sequence[str]) -> list[Kept]:
         fields = Fields(self._call("kept", *ids))
@@ -110,11 +116,43 @@ class RedisShelf:
         return found
 
     def write_workflows(self, workflows: Sequence[tuple[str, str, float]]) -> None:
-        for at in range(0, len(workflows), _PAGE):
-            arguments: list[Any] = []
-            for id, name, created in workflows[at : at + _PAGE]:
-                arguments += (id, name, created)
-            self._call("keep_workflow", *arguments)
+        self._keep("keep_workflow", workflows)
+
+    def overrides(self) -> list[Override]:
+        return [Override(*one) for one in overrides(self._call("limits"))]
+
+    def buckets(self) -> list[Bucket]:
+        found = {}
+        for name, text in self._strings("bucket:"):
+            free_at, used_at = text.split()
+            found[name] = Bucket(name, float(free_at), float(used_at))
+        return list(found.values())
+
+    def write_buckets(self, buckets: Sequence[Bucket]) -> None:
+        self._keep("keep_buckets", buckets)
+
+    def periods(self) -> list[Period]:
+        found = {}
+        for key, text in self._strings("unique:"):
+            until, _, id = text.partition(" ")
+            if until:
+                found[key] = Period(key, id, float(until))
+        return list(found.values())
+
+    def write_periods(self, periods: Sequence[Period]) -> None:
+        self._keep("keep_periods", periods)
+
+    def _strings(self, kind: str) -> Iterator[tuple[str, str]]:
+        """Give the names and values of all keys of a kind that are strings."""
+        for names in self._names(kind):
+            values = self._ask("MGET", *(f"{self._prefix}{kind}{name}" for name in names))
+            for name, value in zip(names, values, strict=True):
+                if value is not None:
+                    yield name, value.decode()
+
+    def _keep(self, script: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        for at in range(0, len(rows), _PAGE):
+            self._call(script, *(field for row in rows[at : at + _PAGE] for field in row))
 
 
 def _arguments(kept: Kept) -> list[Any]:

@@ -9,7 +9,8 @@ import apsw
 
 from liteq.brokers.connection import Database, fetch_all, fetch_one
 from liteq.brokers.keeping import Keeper
-from liteq.brokers.moving import Bond, Kept, deletion_of
+from liteq.brokers.limiting import overrides
+from liteq.brokers.moving import Bond, Bucket, Kept, Override, Period, deletion_of
 from liteq.brokers.schema import STATE_CODES
 from liteq.brokers.values import Attempt, Input, Record
 from liteq.message import PACKED_FIELDS
@@ -41,6 +42,14 @@ _EDGE: Final = (
     "INSERT INTO edge(source, target, fires, position) SELECT source.seq, target.seq, ?3, ?4 "
     "FROM message source, message target WHERE source.id = ?1 AND target.id = ?2 "
     "ON CONFLICT DO NOTHING"
+)
+_BUCKET: Final = (
+    "INSERT INTO bucket(name, free_at, used_at) VALUES (?,?,?) ON CONFLICT DO UPDATE SET "
+    "free_at = excluded.free_at, used_at = excluded.used_at WHERE excluded.free_at > free_at"
+)
+_PERIOD: Final = (
+    "INSERT INTO period(unique_key, id, until) VALUES (?,?,?) ON CONFLICT DO UPDATE SET "
+    "id = excluded.id, until = excluded.until WHERE excluded.until > until"
 )
 _ATTEMPTS: Final = (
     "SELECT number, outcome, error, (SELECT name FROM worker WHERE id = worker), "
@@ -98,7 +107,7 @@ class SqliteShelf:
             for target, on, position, _ in one.bonds
         ]
         if edges:
-            self._database.write(lambda db: db.executemany(_EDGE, edges), durable=True)
+            self._write_all(_EDGE, edges)
 
     def workflows(self) -> list[tuple[str, str, float]]:
         return self._database.read(
@@ -110,7 +119,33 @@ class SqliteShelf:
             "INSERT INTO workflow(id, name, created_at) VALUES (?,?,?) "
             "ON CONFLICT(id) DO NOTHING"
         )
-        self._database.write(lambda db: db.executemany(sql, workflows), durable=True)
+        self._write_all(sql, workflows)
+
+    def overrides(self) -> list[Override]:
+        return [Override(*one) for one in self._database.read(overrides)]
+
+    def buckets(self) -> list[Bucket]:
+        rows = self._database.read(
+            lambda db: fetch_all(db, "SELECT name, free_at, used_at FROM bucket")
+        )
+        return [Bucket(*row) for row in rows]
+
+    def write_buckets(self, buckets: Sequence[Bucket]) -> None:
+        now = self._now()
+        self._write_all(_BUCKET, [one for one in buckets if one.free_at > now])
+
+    def periods(self) -> list[Period]:
+        rows = self._database.read(
+            lambda db: fetch_all(db, "SELECT unique_key, id, until FROM period")
+        )
+        return [Period(*row) for row in rows]
+
+    def write_periods(self, periods: Sequence[Period]) -> None:
+        now = self._now()
+        self._write_all(_PERIOD, [one for one in periods if one.until > now])
+
+    def _write_all(self, sql: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        self._database.write(lambda db: db.executemany(sql, rows), durable=True)
 
 
 def _kept(db: apsw.Connection, record: Record) -> Kept:

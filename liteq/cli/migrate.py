@@ -17,11 +17,12 @@ __all__ = ["migrate"]
 def migrate(source: str, target: str) -> None:
     """Move a store to another URL, all workers stopped.
 
-    Queued and delayed messages, results, dead letters, workflows and periodic tasks are
-    copied, and counted at the end. The store that is left stays as it is. A message that
-    the other has already is left as it is there: after an interruption, do it again. What
-    is sent meanwhile to the store that is left stays there, until it is done again. Where
-    there is no store to leave, none is made: that ends with 3.
+    Queued and delayed messages, results, dead letters, workflows, periodic tasks, pauses and
+    changed limits are copied, and counted at the end; also what rates have used up, and keys
+    that unique_for keeps. The store that is left stays as it is. What the other has already
+    is left as it is there: after an interruption, do it again. What is sent meanwhile to the
+    store that is left stays there, until it is done again. Where there is no store to leave,
+    none is made: that ends with 3.
 
     \b
     liteq migrate --from sqlite://shop.liteq --to redis://db1:6379/0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from liteq.brokers.redis import RedisBroker
 from liteq.brokers.sqlite import SqliteBroker
 from liteq.cli import main
 from liteq.exceptions import BrokerError, ImproperlyConfigured
+from liteq.limits import Limit, LimitInfo, write
 from liteq.message import Edge, Workflow
-from liteq.outcome import Retried, Succeeded
+from liteq.outcome import Failed, Retried, Succeeded
 from on_redis.test_same import STATES, Pair, _drawn, _ids, _plain
 
 pytestmark = pytest.mark.redis
@@ -125,6 +126,121 @@ def test_a_store_moves_to_where_a_worker_of_the_same_name_has_stopped_often(
     assert [attempt.worker for attempt in there.attempts(message.id)] == ["w"]
     here.close()
     there.close()
+
+
+@pytest.fixture
+def here(store: Store) -> Iterator[Broker]:
+    """A store of each kind."""
+    opened = store.open()
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(params=["memory", "redis"])
+def there(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> Iterator[Broker]:
+    """A store to move to; a second one on Redis, if the first is there."""
+    folder = tmp_path / "there"
+    opened = Store(request.param, folder, clock).open()
+    yield opened
+    opened.close()
+
+
+RATE = Limit("mails", interval=30.0)
+
+
+def test_what_operators_have_said_of_limits_moves(here: Broker, there: Broker) -> None:
+    here.declare_limits({"shop.mail": [RATE], "shop.call": [RATE]})
+    here.override_limit("mails", Limit("mails", interval=60.0, burst=2))
+    here.override_limit("calls", Limit("calls", most=3), task="shop.call")
+    here.override_limit("known", Limit("known", most=1), task="shop.call")
+    here.override_limit("lifted", Limit("lifted"), task="shop.call")
+    here.override_limit("gone", Limit("gone"), task="shop.call")
+    here.override_limit("gone", None)
+    there.override_limit("known", Limit("known", most=7), task="shop.mail")
+
+    list(move(here, there))
+    list(move(here, there))
+    there.declare_limits({"shop.mail": [RATE]})
+
+    assert there.limits() == [
+        LimitInfo("calls", None, Limit("calls", most=3), ("shop.call",)),
+        LimitInfo("known", None, Limit("known", most=7), ("shop.mail",)),
+        LimitInfo("lifted", None, Limit("lifted"), ("shop.call",)),
+        LimitInfo("mails", RATE, Limit("mails", interval=60.0, burst=2), ("shop.mail",)),
+    ]
+
+
+def test_12_a_rate_holds_over_a_move(here: Broker, there: Broker, clock: FakeClock) -> None:
+    own = Limit("own", interval=30.0, per_worker=True)
+    limits = {"shop.charge": [RATE], "shop.own": [own]}
+    here.declare_limits(limits)
+    here.enqueue([make(limits=write([("mails", key)])) for key in "aab"])
+    here.enqueue([make("shop.own") for _ in range(2)])
+    worker = enlist(here)
+    for lease in here.claim(worker, ["default"], 10):
+        here.settle(worker, lease, Succeeded(b"1"))
+    here.unregister(worker)
+    clock.advance(10)
+
+    list(move(here, there))
+    list(move(here, there))
+    there.declare_limits(limits)
+    worker = enlist(there)
+    at_once = [lease.task for lease in there.claim(worker, ["default"], 10)]
+    clock.advance(19)
+    soon = there.claim(worker, ["default"], 10)
+    clock.advance(1.1)
+    then = [lease.task for lease in there.claim(worker, ["default"], 10)]
+
+    assert at_once == ["shop.own"]
+    assert soon == ()
+    assert then == ["shop.charge"]
+
+
+@pytest.mark.parametrize("expires", [86_400.0, 60.0])
+def test_13_a_key_that_is_kept_after_the_end_is_kept_over_a_move(
+    here: Broker, there: Broker, clock: FakeClock, expires: float
+) -> None:
+    done = make(unique_key="done", unique_for=600, result_expires=expires)
+    failed = make(unique_key="failed", unique_for=600)
+    alive = make(unique_key="alive", unique_for=600, queue="other")
+    past = make(unique_key="past", unique_for=60)
+    here.enqueue([done])
+    here.enqueue([failed])
+    here.enqueue([alive])
+    here.enqueue([past])
+    worker = enlist(here)
+    for lease in here.claim(worker, ["default"], 10):
+        outcome = Failed(b"{}") if lease.id == failed.id else Succeeded(b"1")
+        here.settle(worker, lease, outcome)
+    here.unregister(worker)
+    clock.advance(100)
+    while here.maintain():
+        pass
+
+    list(move(here, there))
+    list(move(here, there))
+    held = [there.holder(key) for key in ("done", "failed", "alive", "past")]
+    worker = enlist(there)
+    [lease] = there.claim(worker, ["other"])
+    there.settle(worker, lease, Succeeded(b"1"))
+    clock.advance(499)
+    late = [there.holder(key) for key in ("done", "alive")]
+    clock.advance(2)
+    after = [there.holder(key) for key in ("done", "alive")]
+
+    assert held == [done.id, None, alive.id, None]
+    assert late == [done.id, alive.id]
+    assert after == [None, None]
+
+
+def test_queues_that_are_paused_stay_so(here: Broker, there: Broker) -> None:
+    here.pause("mail")
+    there.pause("sms")
+
+    list(move(here, there))
+
+    assert [queue.name for queue in there.queues() if queue.paused] == ["mail", "sms"]
 
 
 def test_a_store_with_workers_is_not_moved(tmp_path: Path, store: Store) -> None:
