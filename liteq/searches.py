@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import time
-from datetime import datetime
+from datetime import datetime, tzinfo
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from liteq.brokers.values import State
 
-__all__ = ["STATES", "UNFINISHED", "read_moment", "read_states"]
+__all__ = ["STATES", "UNFINISHED", "instant", "read_moment", "read_states"]
 
 UNFINISHED: Final[tuple[State, ...]] = (
     *("waiting", "scheduled", "queued", "limited"),
@@ -53,14 +53,22 @@ def read_states(text: str) -> frozenset[State]:
     return frozenset(found)
 
 
-def read_moment(text: str) -> float:
-    """Read a time: a span before now (30s, 15m, 2h, 7d), or ISO 8601, which without an
-    offset is in the machine's zone. Return Unix seconds. Raises `ValueError`."""
+def read_moment(text: str) -> float | datetime:
+    """Read a time: a span before now (30s, 15m, 2h, 7d), as Unix seconds, or ISO 8601. Raises
+    `ValueError`."""
     if match := _SPAN.fullmatch(text.strip().lower()):
         return time.time() - float(match[1]) * _UNITS[match[2]]
     try:
-        return datetime.fromisoformat(text).astimezone().timestamp()
-    except (ValueError, OverflowError):
+        return datetime.fromisoformat(text.strip())
+    except ValueError:
         raise ValueError(
             f"{text!r} is neither a span like 30m, 2h, 7d nor a time like 2026-01-31T08:00"
         ) from None
+
+
+def instant(moment: float | datetime, zone: tzinfo) -> float:
+    """Return what was read in Unix seconds. A time without an offset is in `zone`, which is
+    the app's: there an ETA without one is read as well."""
+    if not isinstance(moment, datetime):
+        return moment
+    return (moment if moment.tzinfo is not None else moment.replace(tzinfo=zone)).timestamp()

@@ -7,7 +7,7 @@ or turns the direction of a text, is shown as what it is (`\\x1b`, `\\u202e`).
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from typing import Final
 
 __all__ = ["CONTROL", "ago", "moment", "shown", "span"]
@@ -32,11 +32,11 @@ def _escaped(character: str, *, lines: bool) -> str:
     return repr(character)[1:-1] if character != "\ud800" else "\\ud800"
 
 
-def moment(seconds: float | None) -> str | None:
-    """Return a Unix time as ISO 8601 in UTC."""
+def moment(seconds: float | None, zone: tzinfo = UTC) -> str | None:
+    """Return a Unix time as ISO 8601, with its offset."""
     if seconds is None:
         return None
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+    return datetime.fromtimestamp(seconds, zone).isoformat(timespec="seconds")
 
 
 def span(seconds: float | None) -> str:

@@ -16,7 +16,7 @@ import pytest
 import redis_server
 import world
 from hypothesis import HealthCheck, is_hypothesis_test, settings
-from terminal import here, project, start  # noqa: F401 (fixtures)
+from terminal import here, in_new_york, project, start  # noqa: F401 (fixtures)
 
 from liteq import signals
 from liteq.brokers.base import Broker

@@ -234,6 +234,16 @@ def here(
 
 
 @pytest.fixture
+def in_new_york(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have this process in another zone than UTC, where its app is."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "America/New_York")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.fixture
 def start(project: Project) -> Iterator[Callable[..., Running]]:
     """Start a command that goes on; it is killed at the end of the test."""
     running: list[Running] = []

@@ -6,8 +6,10 @@ import json
 import re
 import signal
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 import redis.asyncio  # noqa: F401 (or each command here would import it anew)
@@ -22,7 +24,7 @@ from liteq.discovery import find_app
 from liteq.ids import new_id
 from liteq.message import Message
 from liteq.outcome import Failed, Succeeded
-from liteq.searches import UNFINISHED
+from liteq.searches import UNFINISHED, instant
 
 TASKS = """
 import time
@@ -313,6 +315,57 @@ def test_what_runs_is_told_to_end(app: Callable[[], Liteq], here: Here) -> None:
     assert here.ok("cancel", id, "--terminate", "--signal", "kill") == "1 being ended"
 
 
+# Times
+
+
+@pytest.mark.parametrize(
+    ("zone", "offset"), [("None", "+00:00"), ("'Asia/Kolkata'", "+05:30")], ids=str
+)
+def test_a_time_that_is_shown_means_the_same_where_it_is_given(
+    project: Project, here: Here, in_new_york: None, zone: str, offset: str
+) -> None:
+    project.write("tasks.py", TASKS.format(options=f", timezone={zone}"))
+    id = here.ok("call", "tasks.add", "-a", "[1, 2]", "--eta", "2100-01-31 08:00")
+    due = listed(here, "ls")[0]["run_at"]
+
+    (shown,) = re.findall(r"^ +(\S+)  enqueued", here.ok("show", id), re.MULTILINE)
+    at = datetime.fromisoformat(shown)
+    hour = timedelta(hours=1)
+
+    def finds(option: str, when: datetime) -> bool:
+        texts = (when.isoformat(), when.replace(tzinfo=None).isoformat(" "))
+        first, second = (listed(here, "ls", option, text) != [] for text in texts)
+        assert first == second
+        return first
+
+    assert shown.endswith(offset)
+    assert datetime.fromisoformat(due) == datetime.fromisoformat(f"2100-01-31 08:00{offset}")
+    assert finds("--since", at)
+    assert not finds("--since", at + hour)
+    assert finds("--until", at + hour)
+    assert not finds("--until", at)
+
+
+def test_dead_letters_are_chosen_by_times_in_the_zone_of_the_app(
+    project: Project, here: Here, in_new_york: None
+) -> None:
+    project.write("tasks.py", TASKS.format(options=", timezone='Asia/Kolkata'"))
+    here.forget()
+    (id,) = die(find_app("tasks").app, "unknown task 'a'")
+    now = datetime.now(ZoneInfo("Asia/Kolkata")).replace(tzinfo=None)
+    before, after = (str(now + timedelta(minutes=one)) for one in (-5, 5))
+
+    assert here.ok("dead", "drop", "--older-than", before, "-y") == "0"
+    assert [row["id"] for row in listed(here, "dead", "list", "--since", before)] == [id]
+    assert here.ok("dead", "drop", "--older-than", after, "-y") == "1"
+
+
+@pytest.mark.parametrize("command", ["ls", "retry", "cancel", "dead list", "dead drop", "call"])
+def test_help_says_in_which_zone_a_time_is(here: Here, command: str) -> None:
+    told = " ".join(here.ok(*command.split(), "--help").split())
+    assert told.count("time (without an offset: in the app's zone)") == 2
+
+
 # dead
 
 
@@ -487,9 +540,10 @@ def test_spans_and_moments_are_said_in_their_largest_unit() -> None:
 
 
 def test_times_and_states_are_read() -> None:
-    hour, week = moment_ago("1h"), moment_ago("1w")
+    hour, week = (instant(moment_ago(text), UTC) for text in ("1h", "1w"))
     assert hour - week == pytest.approx(604_800 - 3600, abs=5)
-    assert moment_ago("2026-01-31T08:00+01:00") == 1769842800
+    assert instant(moment_ago("2026-01-31T08:00+01:00"), UTC) == 1769842800
+    assert instant(moment_ago(" 2026-01-31 08:00"), ZoneInfo("Europe/Berlin")) == 1769842800
     assert states("FAILURE,queued") == {"failed", "queued"}
     assert len(states("unfinished")) == 7
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -187,6 +188,26 @@ def test_a_task_tells_its_life_and_hides_its_secrets(app: Liteq, ask: TestClient
     assert "canary" not in secret
     assert "a/b?c&d" in secret
     assert html.escape("/task?id=a%2Fb%3Fc%26d") in ask.get("/tasks").text
+
+
+def test_a_time_that_is_shown_means_the_same_in_a_filter(
+    tmp_path: Path, in_new_york: None
+) -> None:
+    app = with_tasks(Liteq("shop", broker=f"sqlite://{tmp_path}/s", timezone="Asia/Kolkata"))
+    id = call(app, "shop.add", 1)
+    with client_of(asgi_app(app, auth=None)) as client:
+        found = re.search(r'<time [^>]*title="([^"]+)"', client.get("/tasks").text)
+        assert found is not None
+        at = datetime.fromisoformat(found[1])
+        for when in (at, at.replace(tzinfo=None)):
+            assert id in client.get("/tasks", params={"since": str(when)}).text
+            later = str(when + timedelta(hours=1))
+            assert id not in client.get("/tasks", params={"since": later}).text
+            assert id in client.get("/tasks", params={"until": later}).text
+        assert f" {at.astimezone(app.timezone)} " in shown(client, f"/task?id={id}")
+    assert found[1].endswith("+05:30")
+    app.close()
+    forget_current()
 
 
 def test_a_workflow_is_drawn(app: Liteq, ask: TestClient) -> None:

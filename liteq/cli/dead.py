@@ -106,7 +106,7 @@ def dead_show(id: str, raw: bool, as_json: bool) -> None:
     if as_json:
         print_json(with_moments(told))
     else:
-        print_task(told, app.broker.clock.now(), tracebacks=True)
+        print_task(told, app.broker.clock.now(), app.timezone, tracebacks=True)
 
 
 @dead.command("redrive")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from liteq.cli.front import Session, ask, completing
-from liteq.searches import read_moment, read_states
+from liteq.searches import instant, read_moment, read_states
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -30,13 +31,16 @@ __all__ = [
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
+_TIMES: Final = ("since", "until", "died_since", "died_until")
+_TIME: Final = "2h, 7d or a time (without an offset: in the app's zone)"
+
 
 def states(text: str) -> frozenset[str]:
     """Read states with commas between them: see `searches.read_states`."""
     return _read(read_states, text)
 
 
-def moment_ago(text: str) -> float:
+def moment_ago(text: str) -> float | datetime:
     """Read a time: see `searches.read_moment`."""
     return _read(read_moment, text)
 
@@ -65,10 +69,13 @@ def by_what(function: F) -> F:
                 "--since",
                 type=moment_ago,
                 metavar="TIME",
-                help="Enqueued since: 2h, 7d or a time.",
+                help=f"Enqueued since: {_TIME}.",
             ),
             click.option(
-                "--until", type=moment_ago, metavar="TIME", help="Enqueued before that."
+                "--until",
+                type=moment_ago,
+                metavar="TIME",
+                help=f"Enqueued before: {_TIME}.",
             ),
             click.option("--workflow", metavar="ID", help="Nodes of this workflow."),
         )
@@ -90,14 +97,14 @@ def by_death(function: F) -> F:
                 "died_since",
                 type=moment_ago,
                 metavar="TIME",
-                help="Dead since: 2h, 7d or a time.",
+                help=f"Dead since: {_TIME}.",
             ),
             click.option(
                 "--older-than",
                 "died_until",
                 type=moment_ago,
                 metavar="TIME",
-                help="Dead for longer than this.",
+                help=f"Dead for longer than, or before: {_TIME}.",
             ),
         )
     ):
@@ -116,8 +123,11 @@ def search_for(**wanted: Any) -> Search:
     from liteq.brokers.searching import Search
 
     given = {name: value for name, value in wanted.items() if value is not None}
+    app = Session.current().app
+    for name in given.keys() & _TIMES:
+        given[name] = instant(given[name], app.timezone)
     if workflow := given.get("workflow"):
-        known = Session.current().app.broker.workflow(workflow)
+        known = app.broker.workflow(workflow)
         given["workflow"] = known.id if known is not None else workflow
     return Search(**given)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import tzinfo
 from typing import Any
 
 import click
@@ -35,11 +36,12 @@ def show(id: str, no_traceback: bool, as_json: bool) -> None:
     if as_json:
         print_json(with_moments(told))
     else:
-        print_task(told, app.broker.clock.now(), tracebacks=not no_traceback)
+        now = app.broker.clock.now()
+        print_task(told, now, app.timezone, tracebacks=not no_traceback)
 
 
-def print_task(told: Mapping[str, Any], now: float, *, tracebacks: bool) -> None:
-    """Print what `operating.describe()` tells."""
+def print_task(told: Mapping[str, Any], now: float, zone: tzinfo, *, tracebacks: bool) -> None:
+    """Print what `operating.describe()` tells, with times in this zone."""
     from liteq.digest import progress_text, timeline
 
     state = "dead" if told["dead"] is not None else told["state"]
@@ -71,7 +73,7 @@ def print_task(told: Mapping[str, Any], now: float, *, tracebacks: bool) -> None
     click.echo()
     start = told["enqueued_at"]
     for number, (at, what, trace) in enumerate(timeline(told, now)):
-        when = (f"+{span(max(0.0, at - start))}" if number else moment(at)) if at else ""
+        when = (f"+{span(max(0.0, at - start))}" if number else moment(at, zone)) if at else ""
         click.echo(f"  {click.style(f'{when:>12}', dim=True)}  {shown(what)}")
         for line in (trace or "").rstrip().splitlines() if tracebacks else ():
             click.echo(f"{'':16}{click.style(shown(line), dim=True)}")

@@ -6,7 +6,7 @@ import json
 import sys
 from contextlib import suppress
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from liteq.result import AsyncResult
 
 __all__ = ["call", "result"]
+
+_TIME: Final = "time (without an offset: in the app's zone)"
 
 
 def json_list(text: str) -> list[Any]:
@@ -54,9 +56,12 @@ def seconds_or_moment(text: str) -> float | datetime:
     "-k", "--kwargs", type=json_object, metavar="JSON", default="{}", help="Keyword arguments."
 )
 @click.option("--countdown", type=float, metavar="SEC", help="Start it after this long.")
-@click.option("--eta", type=moment, metavar="TIME", help="Start it at this time.")
+@click.option("--eta", type=moment, metavar="TIME", help=f"Start it at this {_TIME}.")
 @click.option(
-    "--expires", type=seconds_or_moment, metavar="SEC|TIME", help="Never start it after this."
+    "--expires",
+    type=seconds_or_moment,
+    metavar="SEC|TIME",
+    help=f"Never start it after so long, or this {_TIME}.",
 )
 @click.option("--queue", "--routing-key", metavar="NAME", help="In place of its own queue.")
 @click.option("--priority", type=click.IntRange(0, 9), metavar="N", help="9 goes before 0.")

@@ -44,12 +44,19 @@ def workflow() -> None:
 @as_json
 def workflow_list(limit: int, as_json: bool) -> None:
     """List them, the latest first."""
-    rows = [_row(known) for known in Session.current().app.broker.workflows(limit)]
+    app = Session.current().app
+    found = app.broker.workflows(limit)
     if as_json:
-        print_json(rows)
+        print_json([_row(known) for known in found])
         return
-    for row in rows:
-        row["done"] = f"{row['done']}/{row['total']}"
+    rows = [
+        {
+            **_row(known),
+            "done": f"{known.done}/{known.total}",
+            "created": moment(known.created_at, app.timezone),
+        }
+        for known in found
+    ]
     columns = ("id", "name", "state", "done", "failed", "created")
     print_table(columns, rows, {"state": STATE_COLOURS.get})
     if not rows:

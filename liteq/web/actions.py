@@ -87,7 +87,7 @@ class _Steer:
         everything = bool(visit.text("all"))
         wanted: Search | list[str] | None = ids
         if everything:
-            wanted = self._narrow(search_of(filters))
+            wanted = self._narrow(search_of(filters, visit.app.timezone))
         if not wanted:
             return _with(back, said=f"{self._verb}.0")
         if (everything or self._asks) and not visit.text("sure"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from inspect import iscoroutinefunction
 from typing import Any, Final
@@ -80,7 +80,7 @@ class _Site:
             lstrip_blocks=True,
         )
         self._templates.filters.update(
-            shown=shown, span=span, iso=moment, clock=_clock, query=_query
+            shown=shown, span=span, iso=moment, clock=self._clock, query=_query
         )
 
     def shows(self, view: Callable[[Visit], Page]) -> Callable[[Request], Awaitable[Response]]:
@@ -148,6 +148,13 @@ class _Site:
         )
         return HTMLResponse(text, page.status)
 
+    def _clock(self, when: float | datetime) -> str:
+        """Return a moment to the second, as a filter reads it: a datetime in its own zone,
+        another in the app's."""
+        if not isinstance(when, datetime):
+            when = datetime.fromtimestamp(when, self._app.timezone)
+        return when.isoformat(" ", "seconds")
+
     # What went wrong
 
     async def refused(self, request: Request, exc: HTTPException) -> Response:
@@ -194,12 +201,6 @@ def _root(request: Request) -> str:
     """Return the path that these pages are mounted at; "" if they are alone."""
     root: str = request.scope.get("root_path", "")
     return root.rstrip("/")
-
-
-def _clock(when: float | datetime) -> str:
-    """Return a moment to the second; one without a zone of its own in UTC."""
-    at = when if isinstance(when, datetime) else datetime.fromtimestamp(when, UTC)
-    return f"{at:%Y-%m-%d %H:%M:%S} {at.tzname() or ''}".rstrip()
 
 
 def _query(fields: dict[str, Any]) -> str:

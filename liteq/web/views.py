@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from datetime import tzinfo
 from typing import TYPE_CHECKING, Any, Final
 
 from liteq import digest
 from liteq.brokers.searching import Search
 from liteq.drawing import BRANCHES, Line, draw
 from liteq.operating import describe, latest
-from liteq.searches import STATES, UNFINISHED, read_moment, read_states
+from liteq.searches import STATES, UNFINISHED, instant, read_moment, read_states
 from liteq.web.visits import Page, Visit
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def tasks(visit: Visit) -> Page:
         "trouble": "",
     }
     try:
-        search = search_of(filters)
+        search = search_of(filters, app.timezone)
         before = _number(visit.text("before"))
     except ValueError as exc:
         return Page("tasks.html", {**values, "trouble": str(exc)}, 400)
@@ -154,10 +155,12 @@ def filters_of(visit: Visit) -> dict[str, str]:
     return {name: text for name, text in found.items() if text}
 
 
-def search_of(filters: Mapping[str, str]) -> Search:
-    """Return the search for what a form says. Raises `ValueError`, with what to write."""
+def search_of(filters: Mapping[str, str], zone: tzinfo) -> Search:
+    """Return the search for what a form says, times without an offset in this zone. Raises
+    `ValueError`, with what to write."""
     since, until = (
-        read_moment(filters[name]) if name in filters else None for name in ("since", "until")
+        instant(read_moment(filters[name]), zone) if name in filters else None
+        for name in ("since", "until")
     )
     dead = "dead" in filters
     return Search(
