@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from liteq.exceptions import Replaced, Retry
     from liteq.message import Message, Packed
 
-__all__ = ["Context", "Report", "current", "pop", "push", "stack"]
+__all__ = ["Context", "Report", "current", "noted", "pop", "push", "stack"]
 
 Report: TypeAlias = Callable[[str, bytes], None]
 
@@ -258,6 +258,12 @@ def current() -> Context | None:
     """Return the context of the task that runs here; None if none does."""
     contexts = _stack.get()
     return contexts[-1] if contexts else None
+
+
+def noted(request: Context | None, name: str) -> Any:
+    """Return what was set on a request under this name, None if nothing was: no header of the
+    caller's stands for it."""
+    return None if request is None else vars(request).get(name)
 
 
 def stack() -> tuple[Context, ...]:

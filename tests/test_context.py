@@ -184,3 +184,12 @@ def test_coroutines_that_take_turns_see_each_its_own_context() -> None:
         return await asyncio.gather(work("a"), work("b"))
 
     assert asyncio.run(both()) == ["a", "b"]
+
+
+def test_what_is_noted_on_a_request_is_no_header_and_nothing_where_no_task_runs() -> None:
+    request = Context(id="1", headers={"_span": "forged"})
+
+    assert context.noted(request, "_span") is None
+    request._span = 1  # type: ignore[attr-defined]
+    assert context.noted(request, "_span") == 1
+    assert context.noted(context.current(), "_span") is None

@@ -23,6 +23,7 @@ from opentelemetry import context, propagate, trace
 from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 
 from liteq import __version__, signals
+from liteq.context import noted
 from liteq.ids import made_at
 
 __all__ = ["LiteqInstrumentor"]
@@ -187,7 +188,7 @@ def _running(task: Any) -> tuple[trace.Span, Any] | None:
     """Return the span of the attempt that runs here. (A worker's main process, which also
     tells of failures, has none.)"""
     request = getattr(task, "request", None)
-    found: tuple[trace.Span, Any] | None = vars(request).get(_ATTRIBUTE)
+    found: tuple[trace.Span, Any] | None = noted(request, _ATTRIBUTE)
     return found
 
 

@@ -19,6 +19,7 @@ from sentry_sdk.scope import should_send_default_pii
 from sentry_sdk.utils import event_from_exception
 
 from liteq import signals
+from liteq.context import noted
 
 __all__ = ["LiteqIntegration"]
 
@@ -87,7 +88,7 @@ def _begin(sender: Any, task_id: str, **_: Any) -> None:
 
 def _end(sender: Any, state: str, **_: Any) -> None:
     request = sender.request
-    found = vars(request).get(_ATTRIBUTE)
+    found = noted(request, _ATTRIBUTE)
     if found is None:
         return
     delattr(request, _ATTRIBUTE)

@@ -85,7 +85,7 @@ class DjangoRun(DjangoTask):
             raise (exc.__context__ or exc) from None
 
     def on_success(self, retval: Any, task_id: str, args: Any, kwargs: Any) -> None:
-        result = vars(self.request).get(_ATTRIBUTE)
+        result = context.noted(self.request, _ATTRIBUTE)
         if result is not None:
             results.succeed(result, retval, self.app)
             tell(FINISHED, result)
@@ -111,7 +111,7 @@ def _fail(
     if not isinstance(sender, DjangoRun):
         return
     running: Context | None = context.current()
-    result = vars(running).get(_ATTRIBUTE)
+    result = context.noted(running, _ATTRIBUTE)
     if result is None or result.id != task_id:
         try:
             result = results.restored(_known[sender.name], task_id, sender.app)
