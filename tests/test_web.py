@@ -777,6 +777,20 @@ def test_the_command_refuses_what_would_not_be_safe_or_cannot_be(
     assert "Traceback" not in done.stderr
 
 
+def test_the_command_shows_no_store_without_the_app_that_knows_what_is_secret(
+    tmp_path: Path,
+) -> None:
+    project = Project(tmp_path)
+    project.ok("call", "tasks.add", "-a", "[2, 3]", LITEQ_BROKER_URL="sqlite://other")
+    (tmp_path / "tasks.py").unlink()
+
+    done = project("-b", "sqlite://other", "web", "--port", "0")
+
+    assert done.returncode == 7
+    assert "no liteq app in" in done.stderr
+    assert "name it with -A" in done.stderr
+
+
 def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith("liteq.web.")]:
         monkeypatch.delitem(sys.modules, name)

@@ -46,6 +46,7 @@ def web(host: str, port: int, auth: str | None, read_only: bool, **options: Any)
 
     Needs the extra: pip install 'liteq-queue[web]'. They work beside the workers, or
     without any; to have them within an application of your own, see liteq.web.asgi_app().
+    Needs the app, with -b too: its tasks say which of their arguments are secret.
     Each change is logged with the name of who made it, to stderr.
 
     \b
