@@ -27,6 +27,7 @@ from liteq.definition import (
     is_same_function,
     make_class,
     name_of,
+    rebase,
     shared_task,
 )
 from liteq.exceptions import ConfigWarning, DuplicateTaskNameWarning
@@ -213,7 +214,8 @@ class Liteq:
 
     @property
     def Task(self) -> type[_Task[..., Any]]:  # noqa: N802 (Celery's name)
-        """The base class of this app's tasks."""
+        """The base class of this app's tasks. One that is set becomes that of the tasks of
+        functions that were made before, too, until the app is finalized."""
         if self._task_class is None:
             kind = self.task_cls
             if isinstance(kind, str):
@@ -225,6 +227,13 @@ class Liteq:
             self._task_class = kind
             return kind  # type: ignore[no-any-return]
         return self._task_class
+
+    @Task.setter
+    def Task(self, kind: type[_Task[..., Any]]) -> None:  # noqa: N802 (Celery's name)
+        before = self.Task
+        self.task_cls, self._task_class = kind, None  # type: ignore[misc]  # this app's own
+        if not self.finalized:  # Celery makes no task before that, and then of this class
+            rebase(self._tasks.values(), before, self.Task)
 
     def gen_task_name(self, name: str, module: str) -> str:
         """Return the name of a task whose function has this name and module.

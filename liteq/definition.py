@@ -41,6 +41,7 @@ __all__ = [
     "is_same_function",
     "make_class",
     "name_of",
+    "rebase",
     "share",
     "shared_task",
 ]
@@ -155,6 +156,16 @@ def make_class(
     }
     made: Any = type(name_of(fun), (base,), members)
     return made  # type: ignore[no-any-return]
+
+
+def rebase(tasks: Iterable[Task[..., Any]], old: type[Any], new: type[Any]) -> None:
+    """Give the tasks that were made of functions the base `new`, where they have `old`."""
+    olds = (Task, AsyncTask) if old is Task else (old,)
+    for task in tasks:
+        made = type(task)
+        if "__wrapped__" in vars(made) and made.__bases__[0] in olds:
+            made.__bases__ = (new,)
+            task._defaults = None  # they are read from the base
 
 
 def _with_models(

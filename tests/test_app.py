@@ -476,6 +476,63 @@ def test_the_base_class_may_be_given_by_its_path() -> None:
         assert app.Task is Task
 
 
+def test_the_base_class_may_be_set_before_and_after_tasks_are_made(app: Liteq) -> None:
+    entered: list[str] = []
+
+    class Own(Task[..., Any]):
+        pass
+
+    def early(n: int) -> int:
+        return n * 2
+
+    async def later(n: int) -> int:
+        return n * 3
+
+    before = [app.task(early), app.task(later)]
+    other = app.task(base=Own, name="other")(early)
+
+    class ContextTask(app.Task):  # type: ignore[misc, name-defined]
+        priority = 7
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            entered.append(self.name)
+            return self.run(*args, **kwargs)
+
+    app.Task = ContextTask
+    tasks = [*before, app.task(add)]
+    results = [
+        task.delay(*args) for task, args in zip(tasks, [(1,), (2,), (3, 4)], strict=True)
+    ]
+    with app.worker():
+        assert [result.get(timeout=20) for result in results] == [2, 6, 7]
+
+    assert entered == [task.name for task in tasks]
+    assert record(app, results[0].id).message.priority == 7
+    assert issubclass(app.Task, ContextTask)
+    assert app.Task.app is app
+    assert not isinstance(other, ContextTask)
+    assert other(4) == 8
+
+
+def test_the_base_class_that_is_set_last_is_that_of_all_tasks(app: Liteq) -> None:
+    class First(Task[..., Any]):
+        pass
+
+    class Second(Task[..., Any]):
+        pass
+
+    task = app.task(add)
+    app.Task = First
+    app.Task = Second
+
+    assert isinstance(task, Second)
+    assert not isinstance(task, First)
+    app.finalize()
+    app.Task = First
+    assert isinstance(task, Second)
+    assert isinstance(app.task(name="late")(lambda: None), First)
+
+
 def test_a_subclass_may_name_tasks_its_own_way() -> None:
     class App(Liteq):
         def gen_task_name(self, name: str, module: str) -> str:
