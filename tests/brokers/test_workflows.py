@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from world import FakeClock, enlist, make
+from world import FakeClock, Store, enlist, make
 
 from liteq import failure, parts
 from liteq.brokers.base import FINAL_STATES, Broker, Lease
@@ -333,6 +333,32 @@ def test_10_a_gather_is_never_claimed_nor_counted_as_work(broker: Broker) -> Non
     assert [record.id for record in broker.browse("succeeded")] == [
         message.id for message in (*members, body)
     ]
+
+
+def test_10_a_gather_is_in_no_state_of_the_figures_of_a_store(store: Store) -> None:
+    if not store.shared:
+        pytest.skip("a store in memory has no figures")
+    broker: Any = store.open()
+    worker = enlist(broker)
+    broker.enqueue([gather()])
+    for outcome in (Succeeded(b"1"), Failed(ERROR), Ignored(), None):
+        members, into, body, edges = chord(2)
+        broker.enqueue([*members, into, body], edges, Workflow(body.id, "some"))
+        if outcome is not None:
+            work(broker, worker, {"p1": outcome})
+
+    figures = broker.keeper().stats() if store.kind == "sqlite" else broker.facts()
+
+    assert figures["states"] == {
+        "waiting": 1,
+        "queued": 2,
+        "succeeded": 5,
+        "failed": 2,
+        "revoked": 1,
+        "ignored": 1,
+    }
+    assert figures.get("messages", 12) == 12
+    broker.close()
 
 
 # Error callbacks
