@@ -264,6 +264,32 @@ def test_a_group_at_the_end_of_a_chain_tells_the_callback_of_each_that_fails(
     assert sorted(t.seen) == sorted([result.results[0].id, result.results[2].id])
 
 
+@pytest.mark.parametrize("last", ["fail", "add"])
+def test_a_step_that_fails_in_a_member_fails_the_body_with_a_chord_error(
+    t: Tasks, run: Run, last: str
+) -> None:
+    member = t.add.s(1) | t.fail.s() | t.add.s() if last == "add" else t.add.s(1) | t.fail.s()
+
+    result = run(chord([member, t.add.s(1)], t.total.s()).on_error(t.why.s()))
+
+    assert [(id, kind) for id, kind, _ in t.seen] == [(result.id, "ChordError")]
+    with pytest.raises(ValueError, match="no"):
+        result.get(timeout=0)
+    with pytest.raises(ChordError) as told:
+        result.get(timeout=0, follow_parents=False)
+    assert isinstance(told.value.__cause__, ValueError)
+
+
+def test_a_step_that_fails_before_a_group_is_all_that_tells_its_callback(
+    t: Tasks, run: Run
+) -> None:
+    adds = group(t.add.s(), t.add.s())
+    for behind in ((adds, t.total.s()), (adds, adds), (t.add.s(), adds, t.total.s(), adds)):
+        t.seen.clear()
+        run(chain(t.fail.s(), *behind).on_error(t.why.s()))
+        assert [kind for _, kind, _ in t.seen] == ["ValueError"]
+
+
 def test_error_callbacks_of_a_header_run_for_each_that_fails(
     t: Tasks, app: Liteq, run: Run
 ) -> None:

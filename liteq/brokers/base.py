@@ -189,8 +189,11 @@ class Broker(ABC):
           but those of a task behind a gather are, for the task stands for its chord;
         - `Ignored` has no value to hand on: what waits for it is revoked, upstream;
         - a gather with the policy "fail" fails with `failure.chord_error` of the part that
-          failed first, or, if that was `upstream` itself, ends as it did: with the same
-          error, or revoked. It is `upstream`, and its own "failure" edges are set off;
+          failed first, or, if that has such an error already, with the same; if that was
+          ignored, it is revoked. It is `upstream`, and its own "failure" edges are set off;
+        - but if the part ended `upstream` as what all parts stand behind has (a call on the
+          way to it, that did not run either, has the gather's own `parent_id`), the gather
+          ends as a step does, with the same error, and sets nothing off;
         - with another policy it counts its parts however they end. In the list of "collect"
           a `TaskRevokedError` or `Ignore` stands for a part that has neither value nor error;
         - what ended `upstream` keeps the inputs that still come, for a redrive.

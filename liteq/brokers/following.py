@@ -74,6 +74,14 @@ _GATHER: Final = (
     "SELECT id, body, state, pending, ignore_result, result_expires FROM message "
     f"WHERE seq = ? AND {_OPEN}"
 )
+# A damaged envelope ends nothing but its own message.
+_PARENT_OF: Final = (
+    "CASE WHEN json_valid({0}.envelope) THEN json_extract({0}.envelope, '$.parent_id') END"
+)
+_ARE_SIBLINGS: Final = (
+    "SELECT 1 FROM message AS a, message AS b WHERE a.seq = ? AND b.seq = ? "
+    f"AND b.task != '{GATHER}' AND {_PARENT_OF.format('a')} = {_PARENT_OF.format('b')}"
+)
 _PART: Final = "INSERT INTO input(target, position, source, kind, value) VALUES (?,?,?,?,?)"
 _COUNT: Final = "UPDATE message SET pending = pending - ?, inputs = inputs + ? WHERE seq = ?"
 _LIST: Final = "SELECT kind, value FROM input WHERE target = ? ORDER BY position, source"
@@ -90,7 +98,8 @@ class End(NamedTuple):
     """A message that has ended, as it is handed on.
 
     `value` is the result, or the error record that stands for it. `tells`: its error
-    callbacks are set off. `silent`: nothing failed, there is just no value.
+    callbacks are set off. `silent`: nothing failed, there is just no value. `wrapped`: the
+    error is a gather's `ChordError`. `cause`: what ended it, of one that is `upstream`.
     """
 
     seq: int
@@ -102,6 +111,8 @@ class End(NamedTuple):
     gather: bool = False
     tells: bool = True
     silent: bool = False
+    wrapped: bool = False
+    cause: "End | None" = None
 
 
 class Following:
@@ -253,9 +264,7 @@ class Following:
         result = end.value if end.state == _FAILED else None
         id = fetch_one(self.db, _END_UPSTREAM, (end.state, result, self.now, target))
         if id is not None:
-            self._note(
-                end._replace(seq=target, id=id, upstream=True, gather=False, tells=tells)
-            )
+            self._note(_upstream(end, target, id, tells=tells))
 
     def _gather(self, seq: int, arrivals: Sequence[tuple[int, End]]) -> None:
         """Count the parts of a gather that have ended; end it if it is to end."""
@@ -281,14 +290,26 @@ class Following:
             self._join(seq, id, policy, expires, ignore_result=ignore_result)
 
     def _fail_gather(self, seq: int, part: End) -> None:
-        if not part.upstream and not part.silent:
+        """End a gather as a part of it has failed; or as all of it ends if what its members
+        stand behind has: that is no error of theirs, and has called its own callbacks."""
+        inside = not self._is_from_before(seq, part)
+        if inside and not part.wrapped and not part.silent:
             error = failure.chord_error(part.id, part.value)
-            part = part._replace(state=_FAILED, value=error)
+            part = part._replace(state=_FAILED, value=error, wrapped=True)
         result = part.value if part.state == _FAILED else None
         id = fetch_one(self.db, _END_UPSTREAM, (part.state, result, self.now, seq))
-        self._note(
-            part._replace(seq=seq, id=id, upstream=True, gather=True, tells=not part.silent)
-        )
+        tells = inside and not part.silent
+        self._note(_upstream(part, seq, id, tells=tells)._replace(gather=inside))
+
+    def _is_from_before(self, seq: int, part: End) -> bool:
+        """Tell whether the first call of a member has not run either: its parent is that of
+        the gather. (A gather among the members may have that one too, however it ended.)"""
+        end: End | None = part
+        while end is not None and end.upstream:
+            if fetch_one(self.db, _ARE_SIBLINGS, (seq, end.seq)):
+                return True
+            end = end.cause
+        return False
 
     def _join(
         self, seq: int, id: str, policy: bytes, expires: float | None, *, ignore_result: bool
@@ -342,6 +363,11 @@ def revocation(reason: str) -> bytes:
 @cache
 def _ignorance() -> bytes:
     return failure.describe(Ignore("the task raised Ignore: it has no result"))
+
+
+def _upstream(end: End, seq: int, id: str, *, tells: bool) -> End:
+    """Return the end of a message that comes of another's."""
+    return end._replace(seq=seq, id=id, upstream=True, gather=False, tells=tells, cause=end)
 
 
 def _uncalled(end: End) -> End:

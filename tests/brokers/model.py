@@ -669,11 +669,9 @@ class BrokerMachine(RuleBasedStateMachine):
             return
         if bad and entry.policy == "fail":
             first = bad[0]
-            unwrapped = first.entry.upstream or first.silent
-            revoked = unwrapped and first.entry.state != "failed"
             self.finish(
                 entry,
-                "revoked" if revoked else "failed",
+                "revoked" if first.silent else "failed",
                 upstream=True,
                 tells=not first.silent,
                 silent=first.silent,

@@ -435,8 +435,12 @@ def errors_wrapped_again(patch: Patch) -> None:
     patch.setattr(
         Following,
         "_fail_gather",
-        lambda self, seq, part: fail(self, seq, part._replace(upstream=False)),
+        lambda self, seq, part: fail(self, seq, part._replace(wrapped=False)),
     )
+
+
+def what_is_before_a_header_is_in_it(patch: Patch) -> None:
+    patch.setattr(Following, "_is_from_before", lambda self, seq, part: False)
 
 
 def a_beat_raises_the_dead(patch: Patch) -> None:
@@ -651,7 +655,13 @@ MUTANTS = (
         "an error is wrapped again",
         10,
         errors_wrapped_again,
-        found_by=("test_10_a_part_that_failed_upstream_hands_its_error_on_unwrapped",),
+        found_by=("test_10_the_error_of_a_gather_among_the_parts_is_handed_on_as_it_is",),
+    ),
+    Mutant(
+        "what is before a header is in it",
+        10,
+        what_is_before_a_header_is_in_it,
+        found_by=("test_10_a_gather_ends_as_what_is_before_all_its_parts_and_tells_nobody",),
     ),
     Mutant(
         "unknown tasks dropped",

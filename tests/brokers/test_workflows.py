@@ -213,7 +213,9 @@ def test_10_a_failed_part_fails_its_gather_at_once_with_a_chord_error(broker: Br
     assert members[1].id in str(error_of(broker, into)), "another part failed first"
 
 
-def test_10_a_part_that_failed_upstream_hands_its_error_on_unwrapped(broker: Broker) -> None:
+def test_10_a_part_that_failed_upstream_fails_its_gather_with_a_chord_error(
+    broker: Broker,
+) -> None:
     first, last, other, into, body = *tasks("first", "last", "other"), gather(), make("body")
     broker.enqueue(
         [first, last, other, into, body],
@@ -222,8 +224,82 @@ def test_10_a_part_that_failed_upstream_hands_its_error_on_unwrapped(broker: Bro
 
     work(broker, enlist(broker), {"first": Failed(ERROR)})
 
+    assert end(broker, last) == end(broker, body) == ("failed", "upstream")
+    error = error_of(broker, body)
+    assert isinstance(error, ChordError)
+    assert last.id in str(error)
+    assert isinstance(error.__cause__, ValueError)
+
+
+def test_10_the_error_of_a_gather_among_the_parts_is_handed_on_as_it_is(
+    broker: Broker,
+) -> None:
+    members, inner, middle, edges = chord(2)
+    other, into, body = make("other"), gather(), make("last")
+    edges += [*joined([middle, other], into), *path(into, body)]
+    broker.enqueue([*members, inner, middle, other, into, body], edges)
+
+    work(broker, enlist(broker), {"p1": Failed(ERROR)})
+
     assert end(broker, body) == ("failed", "upstream")
-    assert isinstance(error_of(broker, body), ValueError)
+    error = error_of(broker, body)
+    assert members[1].id in str(error)
+    assert isinstance(error.__cause__, ValueError)
+
+
+def test_10_a_gather_ends_as_what_is_before_all_its_parts_and_tells_nobody(
+    broker: Broker,
+) -> None:
+    worker = enlist(broker)
+    for outcome, state in ((Failed(ERROR), "failed"), (Revoked("terminated"), "revoked")):
+        first = make("first")
+        members = [make(f"p{i}", parent_id=first.id) for i in range(2)]
+        into, body = gather(parent_id=first.id), make("body", parent_id=members[1].id)
+        after, again = make("after", parent_id=body.id), gather(parent_id=body.id)
+        last, called, uncalled, never = tasks("last", "called", "uncalled", "never")
+        broker.enqueue(
+            [first, *members, into, body, after, again, last, called, uncalled, never],
+            [
+                *(Edge(first.id, member.id, "success") for member in members),
+                *joined(members, into),
+                *path(into, body, after),
+                *joined([after], again),
+                *path(again, last),
+                Edge(first.id, called.id, "failure"),
+                Edge(body.id, uncalled.id, "failure"),
+                Edge(last.id, never.id, "failure"),
+            ],
+        )
+
+        ran = work(broker, worker, {"first": outcome})
+
+        assert names(ran) == ["first", "called"]
+        for message in (*members, into, body, after, again, last):
+            assert end(broker, message) == (state, "upstream")
+        assert state == "revoked" or type(error_of(broker, last)) is ValueError
+
+
+def test_10_a_gather_among_the_parts_is_not_what_is_before_them(broker: Broker) -> None:
+    first, other = make("first"), make("other")
+    part = make("part", parent_id=first.id)
+    inner = gather(parent_id=first.id)
+    middle, into = make("middle", parent_id=part.id), gather(parent_id=first.id)
+    body, called = make("body"), make("called")
+    broker.enqueue(
+        [first, part, inner, middle, other, into, body, called],
+        [
+            *path(first, part),
+            *joined([part], inner),
+            *path(inner, middle),
+            *joined([middle, other], into),
+            *path(into, body),
+            Edge(body.id, called.id, "failure"),
+        ],
+    )
+
+    ran = work(broker, enlist(broker), {"part": Failed(ERROR)})
+
+    assert names(ran)[-1] == "called"
 
 
 def test_10_a_revoked_part_fails_its_gather_with_a_revocation(broker: Broker) -> None:

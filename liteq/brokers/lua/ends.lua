@@ -202,7 +202,8 @@ end
 
 -- What has ended, as it is handed on. `value` is the result, or the error that stands for
 -- it. `tells`: its error callbacks are set off. `silent`: nothing failed, there is just no
--- value. `gather`: it was one, or ended as one did.
+-- value. `gather`: it was one, or ended as one did. `wrapped`: the error is a gather's
+-- ChordError. `cause`: what ended it, of one that is `upstream`. `joins`: it is a gather.
 local ends = {}
 local function note_end(m, finish)
   finish.id = m.id
@@ -251,14 +252,15 @@ local function is_open(m)  -- or it ended upstream: what it waited for may be re
 end
 
 -- End what waits as what it waited for has ended.
-local function end_upstream(m, finish, tells, gather)
+local function end_upstream(m, finish, tells, gather, cause)
   if m.s ~= 'w' then return end
   take_out(m)
   call('HSET', P .. 'm:' .. m.id, 's', finish.state, 'Z', NOW_TEXT, 'V', 'upstream')
   if finish.state == 'F' then call('HSET', P .. 'm:' .. m.id, 'r', finish.value) end
   close(m, finish.state, kept_for(m.o))
   note_end(m, {state = finish.state, kind = 'e', value = finish.value, upstream = true,
-    gather = gather, tells = tells, silent = finish.silent})
+    gather = gather, tells = tells, silent = finish.silent, wrapped = finish.wrapped,
+    joins = m.t == GATHER, cause = cause or finish})
 end
 
 -- The edge from a source, if it leads to this message: "+" once it is met. An id may be used
@@ -335,14 +337,33 @@ local function join(m)  -- a gather has all its parts: its result is their list
   note_end(m, {state = 'S', kind = 'l', value = value, gather = true, tells = true})
 end
 
+local function parent_of(id)
+  local envelope = call('HGET', P .. 'm:' .. id, 'e')
+  local good, found = pcall(cjson.decode, envelope or '')
+  return good and type(found) == 'table' and found.parent_id or nil
+end
+
+-- Tell whether the first call of a member has not run either: its parent is that of the
+-- gather. (A gather among the members may have that one too, however it ended.)
+local function is_from_before(m, part)
+  local parent = part.upstream and parent_of(m.id)
+  while parent and part and part.upstream do
+    if not part.joins and parent_of(part.id) == parent then return true end
+    part = part.cause
+  end
+  return false
+end
+
+-- End a gather as a part of it has failed; or as all of it ends if what its members stand
+-- behind has: that is no error of theirs, and has called its own callbacks.
 local function fail_gather(m, part)
-  local finish = part
-  if not part.upstream and not part.silent then
+  local inside, finish = not is_from_before(m, part), part
+  if inside and not part.wrapped and not part.silent then
     local error = '{"type":"ChordError","module":"liteq.exceptions","source":' ..
       cjson.encode(part.id) .. ',"cause":' .. part.value .. '}'
-    finish = {state = 'F', value = error}
+    finish = {state = 'F', value = error, wrapped = true}
   end
-  end_upstream(m, finish, not part.silent, true)
+  end_upstream(m, finish, inside and not part.silent, inside, part)
 end
 
 -- Count the parts of a gather that have ended; end it if it is to end.
