@@ -47,7 +47,7 @@ def run(
     `result`: what would be returned if they were sent, an `AsyncResult` or a
     `GroupResult` with what goes before it (default: the result of the first); returned
     is the same of `EagerResult`s. `arguments` are used in place of the body of the
-    first. With `throw` what the result failed with is raised here.
+    first. With `throw` what `get()` of the result raises is raised here.
     """
     made = _lone(app, messages[0], arguments) if len(messages) == 1 else None
     if isinstance(made, EagerResult):
@@ -63,8 +63,17 @@ def run(
         finally:
             inline.broker.close()
     if throw:
-        returned.maybe_throw()
+        _throw(returned)
     return returned
+
+
+def _throw(result: Any) -> None:
+    """Raise what a task failed with: of a chord whose header failed, what a member did."""
+    if isinstance(result, GroupResult):
+        for member in result.results:
+            _throw(member)
+    else:
+        result.get(disable_sync_subtasks=False)
 
 
 _Graph: TypeAlias = tuple[list[Message], list[Edge]]

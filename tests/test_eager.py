@@ -137,6 +137,13 @@ def test_failures_are_raised_at_the_call_if_the_settings_say_so(
         run(chain(tasks.fail.s(), tasks.note.s()))
     with pytest.raises(ValueError, match="no"):
         run(group(tasks.add.s(1, 1), tasks.fail.s()))
+    failing = chord([tasks.add.s(1, 1), tasks.fail.s()], tasks.total.s())
+    with pytest.raises(ValueError, match="no"):
+        run(failing)
+    with pytest.raises(ValueError, match="no"):
+        run(group(tasks.add.s(1, 1), failing))
+    with pytest.raises(ValueError, match="no"):
+        failing.apply(throw=True)
 
 
 def test_an_ignored_call_gives_nothing_as_in_a_worker(app: Liteq) -> None:
