@@ -31,6 +31,7 @@ from liteq.exceptions import (
     EncodeError,
     ImproperlyConfigured,
     SoftTimeLimitExceeded,
+    StoreLost,
     TaskRevokedError,
     TimeLimitExceeded,
     WorkerShutdown,
@@ -1088,6 +1089,26 @@ def test_a_damaged_store_ends_the_worker_with_its_own_exit_code(
 
     assert codes == [EXIT_STORE]
     assert "stopping: the store is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("pool", ["threads", "solo"])
+def test_a_worker_ends_with_its_store_whichever_thread_notices_it_first(
+    tmp_path: Path, pool: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Liteq("shop", broker=f"sqlite://{tmp_path}/s", set_as_current=False) as app:
+        work = app.task(name="work")(lambda: None)
+        codes: list[int] = []
+        with running(app, pool=pool, codes=codes) as worker:
+            work.delay().get(timeout=10)
+            (tmp_path / "s" / "store.db").unlink()
+            with contextlib.suppress(StoreLost):  # the worker may have been faster
+                app.broker.check()
+            work.delay()  # into the store that comes after, in which no worker registered
+            wait_until(lambda: codes, 10)
+
+    assert codes == [EXIT_STORE]
+    assert worker.settled == 1
+    assert "was deleted" in caplog.text
 
 
 # What cannot work

@@ -16,7 +16,7 @@ from liteq.brokers.liveness import LockFiles, boot_id
 from liteq.brokers.waitlinks import WaitLinks
 from liteq.brokers.wakeup import LocalMailbox, Post, kind_of
 from liteq.clock import Clock, system_clock
-from liteq.exceptions import ImproperlyConfigured
+from liteq.exceptions import ImproperlyConfigured, StoreLost
 from liteq.ids import new_token
 from liteq.message import PACKED_FIELDS, Packed
 
@@ -81,6 +81,7 @@ class SqliteStore(Broker):
         self._book = NO_BOOK
         self._all_busy_until = 0.0  # monotonic: when somebody may stand by again
         self._doubtful: dict[int, set[int]] = {}  # by worker: tokens of claims that failed
+        self._losses: dict[int, int] = {}  # by worker: `Database.losses` when it registered
 
     def __repr__(self) -> str:
         return f"<SqliteBroker {self.directory or 'in memory'}>"
@@ -149,6 +150,20 @@ class SqliteStore(Broker):
 
     def check(self) -> None:
         self._database.check()
+
+    def _stay(self, worker: int) -> None:
+        """Raise `StoreLost` if the store is not the one that this worker registered in.
+
+        Another thread may have found that out, and have opened the store that came after it:
+        in that one the worker's number is another's, whose tasks it would give back. To be
+        called within the transaction: while that runs, its connection is not replaced.
+        """
+        losses = self._database.losses
+        if self._losses.get(worker, losses) != losses:
+            raise StoreLost(
+                f"{self._database.path} is not the file that worker {worker} registered in: "
+                "that was deleted or replaced while in use"
+            )
 
     def close(self) -> None:
         self._database.close()

@@ -90,6 +90,7 @@ class Database:
         self.max_size = max_size
         self.allow_network_filesystem = allow_network_filesystem
         self.identity: tuple[int, int] | None = None
+        self.losses = 0  # grows when the file is let go of: another store may follow
         self.wal_pages = 0
         self.wal_limit = _WAL_BACKSTOP
         self._local = threading.local()
@@ -225,14 +226,15 @@ class Database:
         Commits to a deleted file succeed, and nobody will ever read them. What is open is
         let go of, so that a later use finds the file that is there then.
         """
-        if self.identity is None:
+        opened = self.identity
+        if opened is None:
             return
         try:
             found = os.stat(self.path)
         except FileNotFoundError:
             why = "was deleted while in use"
         else:
-            if (found.st_dev, found.st_ino) != self.identity:
+            if (found.st_dev, found.st_ino) != opened:
                 why = "was replaced while in use"
             elif found.st_nlink != 1:
                 why = (
@@ -241,14 +243,18 @@ class Database:
                 )
             else:
                 return
-        self.forget()
+        with _opening:
+            if self.identity is opened:  # else another thread has let go of it
+                self.forget()
         raise StoreLost(f"{self.path} {why}")
 
     def forget(self) -> None:
         """Let go of the file, so that the next use opens the one that is there then."""
-        self.close()
-        self.identity = None
-        self._prepared = False
+        with _opening:  # or another thread would open it in between
+            self.losses += 1  # first: who holds a connection yet, holds one to what is lost
+            self.close()
+            self.identity = None
+            self._prepared = False
 
     def close(self) -> None:
         """Close the connections of all threads; the next use opens new ones."""

@@ -55,7 +55,9 @@ class SqliteRoster(SqliteStore):
                 self._locks.hold(lock_name(worker))
             return worker
 
+        losses = self._database.losses
         worker = self._database.write(insert, durable=False)
+        self._losses[worker] = losses
         if self._post is not None:
             self._post.prune()
             if self._links is not None:
@@ -77,6 +79,7 @@ class SqliteRoster(SqliteStore):
         names = None if queues is None else json.dumps(list(queues))
 
         def update(db: apsw.Connection) -> bool:
+            self._stay(worker)
             db.execute(
                 "UPDATE worker SET beat_at = ?, details = coalesce(?, details), "
                 "queues = coalesce(?, queues), concurrency = coalesce(?, concurrency) "
@@ -88,14 +91,15 @@ class SqliteRoster(SqliteStore):
             return alive
 
         alive = self._database.write(update, durable=False)
-        if not alive and self._locks is not None:
-            self._locks.release(lock_name(worker))
+        if not alive:
+            self._leave(worker)
         return alive
 
     def unregister(self, worker: int) -> None:
         now = self.clock.now()
 
         def release(db: apsw.Connection) -> Following:
+            self._stay(worker)
             settling = Settling(db, now, self.max_deliveries)
             for lease in leases_of(db, worker, None):
                 # What it did with them is unknown: where acks_late is off, never again.
@@ -110,9 +114,13 @@ class SqliteRoster(SqliteStore):
             return settling.following
 
         following = self._database.write(release, durable=False)
+        self._leave(worker)
+        self._announce(following)
+
+    def _leave(self, worker: int) -> None:
+        self._losses.pop(worker, None)
         if self._locks is not None:
             self._locks.release(lock_name(worker))
-        self._announce(following)
 
     def reclaim(self, worker: int | None = None) -> int:
         now, steady = self.clock.now(), self.clock.steady()

@@ -216,6 +216,7 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
         doubtful = self._doubtful.get(worker, ())
 
         def body(db: apsw.Connection) -> tuple[Following, Step, bool]:
+            self._stay(worker)
             around = fetch_one(db, _AROUND, (worker, now))
             alive, edges, waiters, parked, revoking, paused, mail, heard = around[:8]
             lined, revision = around[8:]

@@ -277,6 +277,34 @@ def test_no_message_is_accepted_into_a_lost_file(
         broker.enqueue([make()])
 
 
+@pytest.mark.parametrize(
+    "verb",
+    [
+        lambda broker, worker: broker.beat(worker),
+        lambda broker, worker: broker.step(worker, queues=["default"], limit=1, idle=True),
+        lambda broker, worker: broker.unregister(worker),
+    ],
+)
+def test_a_worker_does_nothing_in_a_store_that_it_never_registered_in(
+    store: Store, broker: Broker, folder: Path, verb: Callable[[Broker, int], object]
+) -> None:
+    worker = enlist(broker)
+    lose("folder deleted", folder)
+    other = store.open()
+    assert enlist(other) == worker  # the first of both stores
+    other.enqueue([make()])
+    [lease] = other.claim(worker, ["default"])
+    with pytest.raises(StoreLost):  # a task of the worker's asks, say
+        broker.check()
+    broker.counts()
+
+    with pytest.raises(StoreLost, match=f"worker {worker} registered in"):
+        verb(broker, worker)
+
+    assert other.settle(worker, lease, Succeeded(b"1"))
+    other.close()
+
+
 @pytest.mark.parametrize("content", [b"", b"\0" * 4096])
 def test_an_empty_file_becomes_a_store(store: Store, folder: Path, content: bytes) -> None:
     folder.mkdir(mode=0o700)
