@@ -184,7 +184,8 @@ class SchemaError(BrokerError):
 
 
 class StoreLost(BrokerError):
-    """The store's file was deleted or replaced while this process had it open."""
+    """The store's file was deleted or replaced while this process had it open. What was to be
+    written was not; the next use opens the file that is there then."""
 
 
 # Tasks

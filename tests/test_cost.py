@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import apsw
 import pytest
 from power.recorder import Recorder
-from world import Store, enlist, make, uncovered, wait_until
+from world import FakeClock, Store, enlist, make, uncovered, wait_until
 
 from liteq import Liteq
 from liteq.brokers.base import Broker, Lease
@@ -150,6 +150,32 @@ def test_a_call_is_one_statement_and_at_most_one_sync(
     # Three pages of 4 KiB (the row, the index of ids, that of what is queued) and their
     # headers in the WAL, each written once. An index more is a page more for each call.
     assert cost.written <= 3 * (4096 + 24)
+
+
+def test_a_call_looks_once_whether_its_store_is_there_and_a_step_too(
+    tmp_path: Path, broker: Broker, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[Any] = []
+    stat = os.stat
+    steps = Steps(broker, 2)
+
+    def counted(path: Any, **options: Any) -> os.stat_result:
+        if path == broker._database.path:
+            looks.append(path)
+        return stat(path, **options)
+
+    def looks_of(verb: Callable[[], Any]) -> int:
+        looks.clear()
+        verb()
+        return len(looks)
+
+    monkeypatch.setattr("liteq.brokers.connection.os.stat", counted)
+
+    assert looks_of(lambda: broker.enqueue([make()])) == 1
+    assert looks_of(lambda: steps.step(1)) == 1
+    assert looks_of(lambda: broker.beat(steps.worker)) == 1
+    clock.advance(1.0)
+    assert looks_of(lambda: [broker.counts() for _ in range(100)]) == 1
 
 
 def test_what_is_sent_together_is_one_transaction(meter: Meter, broker: Broker) -> None:

@@ -14,13 +14,14 @@ import apsw
 import pytest
 import redis_server
 from api import app_in_memory, forget_current, record
-from world import wait_until
+from world import FakeClock, wait_until
 
 from liteq import Liteq
 from liteq.brokers.base import EVENTS_KEPT
 from liteq.brokers.sqlite import _AROUND, SqliteBroker
 from liteq.events import Event, State
 from liteq.events.snapshot import Polaroid, evcam
+from liteq.exceptions import StoreLost
 from liteq.worker import Worker
 
 Start = Callable[..., Worker]
@@ -263,6 +264,22 @@ def test_a_receiver_ends_when_nothing_comes(app: Liteq) -> None:
     with pytest.raises(TimeoutError, match="no event"):
         app.events.Receiver(handlers={}).capture(limit=1, timeout=0.05)
     assert app.broker.emit([b"{}"]) is False  # it no longer listens
+
+
+def test_who_listens_to_a_store_that_is_lost_is_told(tmp_path: Path, clock: FakeClock) -> None:
+    with Liteq("shop", broker=f"sqlite://{tmp_path}/store", clock=clock) as app:
+        stream = app.events.Receiver().itercapture(wakeup=False)
+        sending = threading.Thread(target=lambda: wait_until(lambda: app.broker.emit([b"{}"])))
+        sending.start()
+        next(stream)
+        sending.join()
+        (tmp_path / "store").rename(tmp_path / "gone")
+        clock.advance(1.0)
+
+        with pytest.raises(StoreLost):
+            next(stream)
+
+        assert not (tmp_path / "store").exists()  # nobody says goodbye to another store
 
 
 def test_a_slow_listener_is_told_what_it_missed_and_stops_nobody(

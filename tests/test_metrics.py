@@ -120,6 +120,22 @@ def test_a_store_that_cannot_be_read_is_down_and_nothing_else(
     assert samples(exposition(StoreCollector(app))) == {("liteq_store_up",): 0.0}
 
 
+def test_a_store_that_is_lost_is_down_until_the_next_look_finds_another(
+    tmp_path: Path, clock: world.FakeClock
+) -> None:
+    with Liteq("shop", broker=f"sqlite://{tmp_path}/s", clock=clock) as app:
+        app.task(name="t")(lambda: None).delay()
+        collector = StoreCollector(app)
+        exposition(collector)
+        (tmp_path / "s").rename(tmp_path / "gone")
+        clock.advance(15.0)
+        assert samples(exposition(collector)) == {("liteq_store_up",): 0.0}
+        told = samples(exposition(collector))
+        assert told["liteq_store_up",] == 1.0
+        assert ("liteq_queue_messages", "default", "queued") not in told
+    forget_current()
+
+
 def test_the_size_of_the_file_and_of_its_log_are_told(tmp_path: Path) -> None:
     app = Liteq("shop", broker=f"sqlite://{tmp_path}/s.liteq")
     app.task(name="t")(lambda: None).delay()

@@ -27,6 +27,7 @@ from starlette.requests import Request
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 from terminal import Project, Running
+from world import FakeClock
 
 from liteq import Liteq, chain, failure, group
 from liteq.exceptions import ImproperlyConfigured
@@ -637,6 +638,25 @@ def test_a_store_that_cannot_be_read_is_said_to_be_so(tmp_path: Path) -> None:
         answer = client.get("/")
     assert answer.status_code == 503
     assert "The store cannot be read now" in texts(answer.text)
+
+
+def test_a_store_that_is_lost_is_said_to_be_so_and_nothing_is_done_to_it(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    app = Liteq("shop", broker=f"sqlite://{tmp_path}/store", clock=clock)
+    with client_of(asgi_app(app, auth=None)) as client:
+        assert client.get("/").status_code == 200
+        (tmp_path / "store").rename(tmp_path / "gone")
+        done = client.post("/pause", data={"queue": "default"}, follow_redirects=False)
+        assert done.status_code == 503
+        assert "was deleted while in use" in texts(done.text)
+        assert client.get("/").status_code == 200  # of the store that is there now
+        (tmp_path / "store").rename(tmp_path / "gone too")
+        clock.advance(1.0)
+        seen = client.get("/")
+        assert seen.status_code == 503
+        assert "was deleted while in use" in texts(seen.text)
+    app.close()
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,7 @@ class SqliteStore(Broker):
             busy_timeout=busy_timeout,
             max_size=max_size,
             allow_network_filesystem=allow_network_filesystem,
+            clock=clock,
         )
         place = self.directory
         self._locks = LockFiles(os.path.join(place, "workers")) if place is not None else None

@@ -73,7 +73,6 @@ class SqliteRoster(SqliteStore):
         queues: Sequence[str] | None = None,
         concurrency: int | None = None,
     ) -> bool:
-        self.check()
         beat_at = self.clock.steady()
         text = None if details is None else json.dumps(dict(details))
         names = None if queues is None else json.dumps(list(queues))

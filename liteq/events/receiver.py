@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from liteq import current
 from liteq.events.form import encode, sent
 from liteq.events.state import State
-from liteq.exceptions import BrokerError, BrokerUnavailable
+from liteq.exceptions import BrokerError, BrokerUnavailable, StoreLost
 from liteq.loggers import get_logger
 
 if TYPE_CHECKING:
@@ -147,6 +147,7 @@ class EventReceiver:
     def _events(self, timeout: float | None, wakeup: bool) -> Iterator[dict[str, Any]]:
         broker = self.app.broker
         mailbox = broker.mailbox()
+        lost = False
         try:
             at = broker.listen(mailbox, _LEASE)
             if wakeup:
@@ -181,9 +182,14 @@ class EventReceiver:
                     if time.monotonic() - heard_at >= timeout:
                         raise TimeoutError(f"no event within {timeout:g} s")
                 mailbox.wait(max(0.0, min(until - time.monotonic(), mailbox.poll_interval * 2)))
+        except StoreLost:
+            lost = True  # another store, that comes after it, knows nothing of this listener
+            raise
         finally:
-            with contextlib.suppress(BrokerUnavailable):  # its lease ends by itself
-                broker.listen(mailbox, 0)
+            # Its lease ends by itself.
+            with contextlib.suppress(BrokerUnavailable, StoreLost):
+                if not lost:
+                    broker.listen(mailbox, 0)
             mailbox.close()
 
 

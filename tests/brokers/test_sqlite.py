@@ -37,6 +37,7 @@ from liteq.brokers.connection import (
 )
 from liteq.brokers.searching import Search
 from liteq.brokers.sqlite import SqliteBroker
+from liteq.brokers.values import Letter, Schedule
 from liteq.exceptions import (
     BrokerBusy,
     BrokerError,
@@ -273,8 +274,87 @@ def test_no_message_is_accepted_into_a_lost_file(
     lose(how, folder)
 
     # SQLite itself would commit to the file that nobody can open any more.
-    with pytest.raises(BrokerError):
+    with pytest.raises(StoreLost):
         broker.enqueue([make()])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda broker: broker.revoke(["lost"]),
+        lambda broker: broker.redrive(["lost"]),
+        lambda broker: broker.forget(["lost"]),
+        lambda broker: broker.store("lost", "SUCCESS", b"1"),
+        lambda broker: broker.purge(["default"]),
+        lambda broker: broker.pause("default"),
+        lambda broker: broker.resume("default"),
+        lambda broker: broker.put_schedule(Schedule("nightly", b"{}", None)),
+        lambda broker: broker.remove_schedule("nightly"),
+        lambda broker: broker.override_limit("shop.charge", None),
+        lambda broker: broker.post([Letter("w1", b"{}", 60.0)]),
+        lambda broker: broker.register("late", ["default"], 1, {}),
+        lambda broker: broker.lead("beat", 0.0),
+    ],
+)
+def test_no_change_is_accepted_into_a_lost_file(
+    broker: Broker, folder: Path, change: Callable[[Broker], object]
+) -> None:
+    broker.enqueue([make(id="lost")])
+    lose("folder deleted", folder)
+
+    with pytest.raises(StoreLost):
+        change(broker)
+
+
+@ways_to_lose
+def test_who_reads_notices_a_lost_file_within_a_second(
+    broker: Broker, folder: Path, clock: FakeClock, how: str
+) -> None:
+    broker.enqueue([make()])
+    broker.counts()
+    lose(how, folder)
+
+    clock.advance(1.0)
+
+    with pytest.raises(StoreLost):
+        broker.counts()
+
+
+def test_who_was_told_of_a_lost_file_reads_the_one_that_is_there(
+    store: Store, broker: Broker, folder: Path, clock: FakeClock
+) -> None:
+    broker.enqueue([make(), make()])
+    broker.counts()
+    lose("folder deleted", folder)
+    other = store.open()
+    other.enqueue([make()])
+    clock.advance(1.0)
+    with pytest.raises(StoreLost):
+        broker.counts()
+
+    assert broker.counts()["default"]["queued"] == 1
+
+    other.close()
+
+
+def test_a_thread_that_comes_later_opens_no_other_file(broker: Broker, folder: Path) -> None:
+    broker.enqueue([make()])
+    broker.counts()
+    lose("folder deleted", folder)
+
+    told: list[BaseException] = []
+
+    def read() -> None:
+        try:
+            broker.counts()  # the others have looked in this second
+        except StoreLost as exc:
+            told.append(exc)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    thread.join(10)
+
+    assert told
 
 
 @pytest.mark.parametrize(
@@ -303,6 +383,19 @@ def test_a_worker_does_nothing_in_a_store_that_it_never_registered_in(
 
     assert other.settle(worker, lease, Succeeded(b"1"))
     other.close()
+
+
+def test_a_store_that_cannot_be_looked_for_is_unavailable(broker: Broker, folder: Path) -> None:
+    broker.enqueue([make()])
+    folder.rename(folder.with_name("elsewhere"))
+    folder.symlink_to(folder)  # a loop
+
+    with pytest.raises(BrokerUnavailable, match="cannot be found now"):
+        broker.enqueue([make()])
+
+    folder.unlink()
+    folder.with_name("elsewhere").rename(folder)
+    broker.enqueue([make()])  # it was not lost
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 4096])
@@ -542,6 +635,7 @@ FORK_IN_MEMORY = """
 import os
 from world import make
 from liteq.brokers.sqlite import SqliteBroker
+from liteq.brokers.values import Letter, Schedule
 from liteq.exceptions import BrokerUnavailable
 broker = SqliteBroker(None)
 broker.enqueue([make()])
@@ -566,6 +660,7 @@ def test_a_store_in_memory_does_not_pretend_to_be_shared_with_a_child() -> None:
 KILLED_WHILE_WAITING = """
 import os, signal
 from liteq.brokers.sqlite import SqliteBroker
+from liteq.brokers.values import Letter, Schedule
 broker = SqliteBroker(sys.argv[1])
 broker.mailbox()
 os.kill(os.getpid(), signal.SIGKILL)
