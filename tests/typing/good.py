@@ -77,6 +77,9 @@ class Connected(Task[..., Any]):
         return 1
 
 
+app.Task = Connected
+
+
 @app.task(base=Connected)
 def based(x: int) -> int:
     return x
