@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from functools import partialmethod
 from types import CodeType, FunctionType, MethodType
 from typing import (
     TYPE_CHECKING,
@@ -121,7 +122,7 @@ def share(
         return app.tasks[name or app.gen_task_name(name_of(fun), fun.__module__)]
 
     connect(construct)
-    return Proxy(find, name=name_of(fun), doc=fun.__doc__)
+    return Proxy(find, name=name_of(fun, name), doc=fun.__doc__)
 
 
 def make_class(
@@ -136,11 +137,13 @@ def make_class(
     """Return a class of its own for the function, which is its body."""
     if base is Task and is_coroutine_function(fun):
         base = AsyncTask
-    own = fun
+    own, own_name = fun, name_of(fun, name)
     _check_keys(fun, options)
     if options.get("pydantic", base.pydantic):
         fun = _with_models(fun, app=app, name=name, base=base, options=options)
-    body = fun if bind else staticmethod(fun)
+    body: Any = fun if bind else staticmethod(fun)
+    if bind and not hasattr(fun, "__get__"):
+        body = partialmethod(fun)  # a partial, say, is no method by itself
     if callable(key := options.get("unique_key")):
         options = {**options, "unique_key": staticmethod(key)}  # no method: it has no self
     members: dict[str, Any] = {
@@ -152,9 +155,9 @@ def make_class(
         "__wrapped__": own if bind else staticmethod(own),
         "__doc__": fun.__doc__,
         "__module__": fun.__module__,
-        "__qualname__": getattr(fun, "__qualname__", name_of(fun)),
+        "__qualname__": getattr(fun, "__qualname__", own_name),
     }
-    made: Any = type(name_of(fun), (base,), members)
+    made: Any = type(own_name, (base,), members)
     return made  # type: ignore[no-any-return]
 
 
@@ -232,12 +235,15 @@ def _check_keys(fun: Callable[..., Any], options: Mapping[str, Any]) -> None:
             )
 
 
-def name_of(fun: Any) -> str:
-    """Return a function's name. Raises `TypeError` for a callable that has none."""
+def name_of(fun: Any, task: str | None = None) -> str:
+    """Return a function's name; for a callable that has none, the last part of the name that
+    its task is given. Raises `TypeError` if there is neither."""
     name = getattr(fun, "__name__", None)
-    if not isinstance(name, str):
+    if isinstance(name, str):
+        return name
+    if not task:
         raise TypeError(f"{fun!r} has no name of its own to call a task by: pass name=…")
-    return name
+    return task.rpartition(".")[2]
 
 
 def is_same_function(task: Task[..., Any], fun: Any) -> bool:

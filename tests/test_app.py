@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +19,7 @@ import pytest
 from api import app_in_memory, forget_current, record
 from world import FakeClock
 
-from liteq import Liteq, Queue, Task, current_app, current_task, shared_task
+from liteq import BoundTask, Liteq, Queue, Task, current_app, current_task, shared_task
 from liteq.brokers import connect
 from liteq.brokers.base import Broker
 from liteq.canvas import chord
@@ -1111,10 +1112,35 @@ def test_a_proxy_sets_attributes_on_what_it_stands_for() -> None:
 
 
 def test_a_callable_without_a_name_needs_one(app: Liteq) -> None:
-    from functools import partial
-
     with pytest.raises(TypeError, match="pass name="):
         app.task(partial(add, 1))
+
+
+class Adder:
+    """Adds."""
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+
+    def __call__(self, x: int) -> int:
+        return x + self.n
+
+
+def test_a_callable_without_a_name_is_a_task_of_the_name_that_it_is_given(app: Liteq) -> None:
+    def named(task: BoundTask, x: int, y: int) -> str:
+        return f"{task.name}: {x + y}"
+
+    part = app.task(name="shop.part")(partial(pow, 2))
+    adder = app.task(Adder(3), name="adder")  # type: ignore[call-overload]
+    bound = app.task(name="bound", bind=True)(partial(named, y=2))
+    shared = shared_task(name="shared")(partial(pow, 3))
+
+    results = [part.delay(5), adder.delay(4), bound.delay(1), shared.delay(2)]
+    with app.worker():
+        assert [result.get(timeout=20) for result in results] == [32, 7, "bound: 3", 9]
+    assert (part.name, part.__name__, adder.__doc__) == ("shop.part", "part", "Adds.")
+    with pytest.raises(TypeError, match=r"missing 1 required positional argument: 'x'"):
+        adder.delay()
 
 
 def test_a_task_takes_its_function_alone_and_options_by_keyword(app: Liteq) -> None:
