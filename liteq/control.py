@@ -111,10 +111,9 @@ class Control:
     def app(self) -> Liteq:
         return self._app if self._app is not None else current.get_current_app()
 
-    @property
-    def inspect(self) -> Callable[..., Inspect]:
+    def inspect(self, *args: Any, **kwargs: Any) -> Inspect:
         """`inspect(destination=None, timeout=1.0, …)`: commands that only look."""
-        return lambda *args, **kwargs: Inspect(*args, **{"app": self.app, **kwargs})
+        return Inspect(*args, **{"app": self.app, **kwargs})
 
     # Asking
 

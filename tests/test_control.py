@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import redis_server
@@ -27,6 +28,7 @@ from liteq.commands import (
     control_command,
     inspect_command,
 )
+from liteq.control import Inspect
 from liteq.exceptions import ImproperlyConfigured, TaskRevokedError
 from liteq.worker import Worker
 
@@ -123,6 +125,14 @@ def test_a_worker_answers_while_all_its_children_are_busy(
     gate.begin()
 
     assert app.control.inspect(timeout=10).ping() == {"one@here": {"ok": "pong"}}
+
+
+def test_inspect_can_be_replaced_in_the_tests_of_a_program(app: Liteq) -> None:
+    with mock.patch.object(app.control, "inspect") as inspect:
+        inspect.return_value.active.return_value = {"one@here": []}
+        assert app.control.inspect().active() == {"one@here": []}
+
+    assert isinstance(app.control.inspect(timeout=10), Inspect)
 
 
 def test_destination_pattern_and_limit_choose_who_answers(app: Liteq, start: Start) -> None:
