@@ -35,6 +35,7 @@ from liteq.exceptions import (
     QueueFull,
     SchedulingError,
     SchemaError,
+    StoreForbidden,
 )
 from liteq.garbage import Collector
 from liteq.ids import new_token
@@ -447,6 +448,8 @@ class Service:
                 self._started = True
             wait = self.engine.tick()
         except (BrokerUnavailable, QueueFull) as exc:
+            if isinstance(exc, StoreForbidden) and not self._started:  # no wait changes that
+                raise
             self._pause = min(_LONGEST_PAUSE, max(0.05, self._pause * 2))
             logger.error("%s; trying again in %.2g s", exc, self._pause)  # noqa: TRY400 (the cause is said)
             return self._pause

@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
-from liteq.brokers.files import DATABASE, filesystem_of, is_network_filesystem
+from liteq.brokers.files import filesystem_of, is_network_filesystem, is_there
 from liteq.brokers.searching import Search
 from liteq.exceptions import LiteqError
 
@@ -59,8 +59,13 @@ def examine(
     if broker is None:
         return
     if (folder := getattr(broker, "folder", None)) is not None:
+        try:
+            there = is_there(folder)
+        except LiteqError as exc:
+            yield Finding("rights", "fail", str(exc))
+            return
         yield from _folder(folder)
-        if not (folder / DATABASE).exists():
+        if not there:
             yield Finding("store", "ok", f"{folder} is empty: made at the first call")
             return
         looks: tuple[Callable[..., Iterator[Finding]], ...] = (_file, _work)
@@ -429,13 +434,15 @@ def _schedules(broker: Broker) -> Iterator[Finding]:
 
 
 def _advice_for(exc: LiteqError) -> str:
-    from liteq.exceptions import BrokerBusy, BrokerUnavailable, SchemaError
+    from liteq.exceptions import BrokerBusy, BrokerUnavailable, SchemaError, StoreForbidden
 
     match exc:
         case SchemaError():
             return "upgrade liteq here"
         case BrokerBusy():
             return "find who holds it: a stopped process, a debugger, a backup tool"
+        case StoreForbidden():
+            return ""  # it says so itself
         case BrokerUnavailable():
             return "start the server, or correct the URL: `liteq config broker_url`"
         case _:

@@ -51,6 +51,7 @@ __all__ = [
     "SchedulingError",
     "SchemaError",
     "SoftTimeLimitExceeded",
+    "StoreForbidden",
     "StoreLost",
     "TaskError",
     "TaskFailed",
@@ -173,6 +174,10 @@ BackendGetMetaError = BackendStoreError = BrokerUnavailable
 
 class BrokerBusy(BrokerUnavailable):
     """Other processes held the store's write lock for the whole time allowed."""
+
+
+class StoreForbidden(BrokerUnavailable):
+    """This process's user may not use the store's files: nothing was read or written."""
 
 
 class QueueFull(BrokerError):

@@ -15,11 +15,19 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from liteq.brokers import scheme_of
+from liteq.brokers.files import is_there
 from liteq.clock import system_clock
-from liteq.exceptions import BrokerError, BrokerUnavailable, ImproperlyConfigured
+from liteq.exceptions import (
+    BrokerError,
+    BrokerUnavailable,
+    ImproperlyConfigured,
+    StoreForbidden,
+)
 from liteq.pulse import beats
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from liteq.brokers.redis_url import Place
 
 __all__ = ["Pulse", "pulses", "store_url"]
@@ -70,13 +78,20 @@ def store_url(given: str | None = None) -> tuple[str, Mapping[str, Any]]:
     if url:
         url, tls = secured(str(url), settings.broker_use_ssl)
         return url, {**tls, **options}
-    found = sorted(path for path in Path.cwd().glob("*.liteq") if (path / "store.db").exists())
+    found = sorted(path for path in Path.cwd().glob("*.liteq") if _may_be_a_store(path))
     if len(found) == 1:
         return str(found[0]), options
     raise ImproperlyConfigured(
         f"which store? {len(found) or 'none'} of the folders *.liteq in {Path.cwd()} could be "
         "it: name it with -b or LITEQ_BROKER_URL (the app is not imported here)"
     )
+
+
+def _may_be_a_store(folder: Path) -> bool:
+    try:
+        return is_there(folder)
+    except StoreForbidden:  # it is said by who opens it
+        return True
 
 
 def pulses(url: str, options: Mapping[str, Any] | None = None) -> list[Pulse]:
@@ -102,7 +117,7 @@ def _in_folder(url: str) -> list[Pulse]:
         raise BrokerError("a store in memory is seen by its own process alone")
     folder = os.path.realpath(target)
     path = os.path.join(folder, "store.db")
-    if not os.path.exists(path):
+    if not is_there(folder):
         raise BrokerUnavailable(f"there is no store at {path}: no worker has begun")
     try:
         return [Pulse(*told) for told in beats(folder, system_clock.steady())]

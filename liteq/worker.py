@@ -34,6 +34,7 @@ from liteq.exceptions import (
     ImproperlyConfigured,
     QueueFull,
     SchemaError,
+    StoreForbidden,
 )
 from liteq.garbage import Collector
 from liteq.loggers import get_logger
@@ -310,7 +311,7 @@ class Worker(Steered):
                 # Before the first claim: what a dead worker of this host held starts at once.
                 membership.reclaim()
             except BrokerUnavailable as exc:
-                if not self._patient:
+                if not self._patient or isinstance(exc, StoreForbidden):  # no wait changes that
                     raise
                 self._postpone(exc, time.monotonic())
             else:

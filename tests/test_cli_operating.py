@@ -22,6 +22,7 @@ import click
 import pytest
 import redis.asyncio  # noqa: F401 (or each command here would import it anew)
 import redis_server
+from rights import closed
 from terminal import Here, Project, Running
 from world import FakeClock
 
@@ -834,6 +835,91 @@ def test_an_error_is_one_line_and_its_traceback_is_for_who_asks(here: Here) -> N
     assert len(plain.stderr.splitlines()) == 1
     assert "Traceback (most recent call last)" in verbose.stderr
     assert verbose.stderr.endswith(plain.stderr)
+
+
+# A store that this user may not use
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["ls"],
+        ["ls", "-b", "sqlite://shop.liteq"],
+        ["queues"],
+        ["call", "tasks.add", "-a", "[1, 2]"],
+        ["db", "stats"],
+        ["db", "check", "-b", "shop.liteq"],
+        ["db", "backup", "copy.db"],
+        ["db", "restore", "copy.db", "--yes"],
+        ["db", "vacuum"],
+        ["migrate", "--from", "sqlite://shop.liteq", "--to", "sqlite://other.liteq"],
+        ["health"],
+        ["health", "-b", "shop.liteq"],
+    ],
+    ids=" ".join,
+)
+def test_a_store_of_another_user_is_neither_absent_nor_a_mistake(
+    words: list[str], here: Here, project: Project
+) -> None:
+    here.ok("call", "tasks.add", "-a", "[1, 2]")
+    here.forget()  # a store that is open already stays so
+    folder = project.folder / "shop.liteq"
+
+    with closed(folder):
+        done = here(*words)
+
+    assert done.returncode == 6
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert f"may not use {folder}" in line or "may not use shop.liteq" in line
+    assert "are to run as one user" in line
+
+
+@pytest.mark.parametrize("words", [["worker", "-c", "1"], ["beat"]], ids=" ".join)
+def test_no_worker_and_no_beat_waits_to_be_given_the_store(
+    words: list[str], here: Here, project: Project
+) -> None:
+    here.ok("call", "tasks.add", "-a", "[1, 2]")
+    here.forget()
+
+    with closed(project.folder / "shop.liteq"):
+        done = project(*words)
+
+    assert done.returncode == 6
+    assert "may not use" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_who_may_not_look_does_not_know_whether_a_worker_lives(
+    here: Here, project: Project
+) -> None:
+    here.ok("call", "tasks.add", "-a", "[1, 2]")
+
+    with closed(project.folder / "shop.liteq"):
+        live = here("health", "live")
+        named = json.loads(here.ok("health", "live", "-b", "shop.liteq", "--json"))
+        quick = pulse.quick_answer(["live", "-b", "shop.liteq"], lambda _: ())
+
+    assert live.returncode == 0
+    assert "whether a worker lives is not known" in live.stderr
+    assert "may not use" in named["store"]
+    assert not quick
+
+
+def test_a_doctor_says_that_it_may_not_look(here: Here, project: Project) -> None:
+    here.ok("call", "tasks.add", "-a", "[1, 2]")
+    here.forget()
+
+    with closed(project.folder / "shop.liteq"):
+        rights = findings(here)["rights"]
+    here.forget()
+    with closed(project.folder / "shop.liteq" / "gate"):
+        store = findings(here)["store"]
+
+    for found in (rights, store):
+        assert found["level"] == "fail"
+        assert "are to run as one user" in found["what"]
+        assert found["advice"] == ""
 
 
 # Tables

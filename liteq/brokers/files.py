@@ -16,13 +16,16 @@ import stat
 import sys
 from typing import Any, Final
 
-from liteq.exceptions import BrokerError, ImproperlyConfigured
+from liteq.exceptions import BrokerError, ImproperlyConfigured, StoreForbidden
 
 __all__ = [
     "DATABASE",
     "filesystem_of",
+    "forbidden",
+    "found",
     "guard",
     "is_network_filesystem",
+    "is_there",
     "make_file",
     "make_folder",
     "own_file",
@@ -41,6 +44,31 @@ _REMOTE: Final = frozenset(
 )
 
 
+def is_there(folder: str | os.PathLike[str]) -> bool:
+    """Tell whether there is a store in a folder. Raises `StoreForbidden` where that cannot be
+    known: who may not look must not be told that there is none."""
+    return found(os.path.join(folder, DATABASE)) is not None
+
+
+def found(path: str | os.PathLike[str]) -> os.stat_result | None:
+    """Return what is at a path, None if nothing is. Raises `StoreForbidden` if this user may
+    not look."""
+    try:
+        return os.stat(path)
+    except PermissionError as exc:
+        raise forbidden(exc) from exc
+    except (OSError, ValueError):  # a name that no file can have is one that none has
+        return None
+
+
+def forbidden(exc: PermissionError) -> StoreForbidden:
+    """Return what it means for the store that one of its files was refused."""
+    return StoreForbidden(
+        f"uid {os.geteuid()} may not use {exc.filename} ({exc.strerror}): all programs that "
+        "use a store are to run as one user, the one that its folder belongs to"
+    )
+
+
 def make_folder(folder: str) -> None:
     try:
         own_folder(folder)
@@ -50,6 +78,7 @@ def make_folder(folder: str) -> None:
             "database, its locks and its sockets in a folder of their own"
         ) from None
     except OSError as exc:
+        found(folder)  # which it may be, where this user may not look
         raise ImproperlyConfigured(
             f"cannot create the store's folder {folder} ({exc.strerror}): give a broker URL "
             "such as sqlite:////var/lib/shop/queue that names a writable place"
@@ -72,11 +101,15 @@ def own_folder(path: str) -> None:
 
 
 def own_file(path: str, flags: int) -> int:
-    """Open a file, and make it if there is none, as `own_folder` makes a folder."""
+    """Open a file, and make it if there is none, as `own_folder` makes a folder. Raises
+    `StoreForbidden` if this user may not."""
     try:
-        fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return os.open(path, flags | os.O_CREAT, 0o600)
+        try:
+            fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            return os.open(path, flags | os.O_CREAT, 0o600)
+    except PermissionError as exc:
+        raise forbidden(exc) from exc
     os.fchmod(fd, 0o600)
     return fd
 
@@ -89,6 +122,8 @@ def make_file(path: str) -> None:
     except FileExistsError:
         if os.path.islink(path):
             raise ImproperlyConfigured(f"{path} is a symbolic link, which is refused") from None
+    except PermissionError as exc:
+        raise forbidden(exc) from exc
     except OSError as exc:
         raise ImproperlyConfigured(f"cannot create {path}: {exc.strerror}") from exc
     else:

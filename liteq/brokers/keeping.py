@@ -19,7 +19,7 @@ import apsw
 
 from liteq.brokers import schema
 from liteq.brokers.connection import Database, fetch_all, fetch_one
-from liteq.brokers.files import DATABASE
+from liteq.brokers.files import DATABASE, forbidden, found, is_there
 from liteq.brokers.liveness import LockFiles
 from liteq.brokers.schema import STATE_CODES
 from liteq.exceptions import BrokerError, ImproperlyConfigured, SchemaError
@@ -57,7 +57,7 @@ class Keeper:
 
     def version(self) -> int | None:
         """Return the schema version of the file as it is, None if there is no file yet."""
-        if not os.path.exists(self.path):
+        if not is_there(self.folder):
             return None
         with self._opened(self.path) as db:
             return int(db.pragma("user_version"))
@@ -235,7 +235,7 @@ class Keeper:
 
     def _set_aside(self) -> Path | None:
         """Keep what the store holds, under a name beside it."""
-        if not os.path.exists(self.path) or not os.path.getsize(self.path):
+        if not _size(Path(self.path)):
             return None
         kept = Path(f"{self.path}.before-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}")
         try:
@@ -278,6 +278,8 @@ def workers_alive(folder: Path) -> list[str]:
         names = sorted(os.listdir(locks.folder))
     except FileNotFoundError:
         return []
+    except PermissionError as exc:
+        raise forbidden(exc) from exc
     return [name for name in names if name.endswith(".lock") and not locks.is_dead(name)]
 
 
@@ -328,10 +330,8 @@ def _where(code: int) -> str:
 
 
 def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
+    there = found(path)
+    return 0 if there is None else there.st_size
 
 
 def _sync_folder(folder: Path) -> None:

@@ -188,12 +188,13 @@ class Session:
     def _say_if_new(self, url: str) -> None:
         """Say that a store named on the command line is not there: it may be misspelt."""
         from liteq.brokers import scheme_of, sqlite_target
-        from liteq.exceptions import ImproperlyConfigured
+        from liteq.brokers.files import is_there
+        from liteq.exceptions import ImproperlyConfigured, StoreForbidden
 
-        with suppress(ImproperlyConfigured):  # it is said when it is opened
+        with suppress(ImproperlyConfigured, StoreForbidden):  # it is said when it is opened
             if scheme_of(url) == "sqlite":
                 folder, _ = sqlite_target(url)
-                if folder is not None and not os.path.exists(os.path.join(folder, "store.db")):
+                if folder is not None and not is_there(folder):
                     self.note(f"there was no store in {folder} yet: it is a new one")
 
 
