@@ -85,13 +85,16 @@ class Membership:
             member.hostname, member.queues, member.concurrency, member.details()
         )
         self.standby = None
+        self._listen()
+        self.next_beat = time.monotonic() + self._broker.beat_interval
+
+    def _listen(self) -> None:
         self.mail = True  # what came before there was a mailbox to hear it by
         self._close_mailbox()
         self._mailbox = self._broker.mailbox(self.id)
         if self._mailbox.fileno() >= 0:
             # Not its number: in a forked child the mailbox knows whether that is its own still.
-            selector.register(self._mailbox, selectors.EVENT_READ, self._on_wake_up)
-        self.next_beat = time.monotonic() + self._broker.beat_interval
+            self._selector.register(self._mailbox, selectors.EVENT_READ, self._on_wake_up)
 
     def keep(self) -> None:
         """Have another thread beat as well, for a loop that long tasks hold up."""
@@ -109,6 +112,8 @@ class Membership:
             self.id, member.details(), queues=member.queues, concurrency=member.concurrency
         ):
             self.come_back()
+        if self._mailbox is not None and self._mailbox.is_gone():
+            self._listen()
         self.next_beat = now + self._broker.beat_interval
         self.peers.died = True  # on another host, where only missing heartbeats show it
         self.look = self.orders = True  # whatever `Broker.changed()` may not have seen

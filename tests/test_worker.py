@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import selectors
+import shutil
 import subprocess
 import sys
 import threading
@@ -625,6 +626,28 @@ def test_an_idle_worker_claims_nothing_by_itself(
         assert worker._membership.standby == answers[0].standby != 0
     assert claims(answers) == []
     assert len(answers) == 1 + 3  # it said that it stands by, and settled each
+
+
+@pytest.mark.parametrize("removed", ["socket", "folder"])
+def test_a_worker_whose_socket_was_removed_listens_again_with_its_heartbeat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: str
+) -> None:
+    monkeypatch.setattr("liteq.brokers.base._SLOWEST_BEAT", 1.0)
+    app = Liteq("shop", broker=f"sqlite:///{tmp_path}/store")
+    answers = steps_of(app, monkeypatch)
+    task = app.task(lambda: "done")
+
+    with idle(app):
+        folder = tmp_path / "store/wake"
+        if removed == "folder":
+            shutil.rmtree(folder)
+        else:
+            for socket in folder.iterdir():
+                socket.unlink()
+        wait_until(lambda: list(folder.glob("w*")))
+        assert task.delay().get(timeout=5) == "done"
+    assert claims(answers) == []  # it was handed over
+    forget_current()
 
 
 @pytest.mark.usefixtures("without_backstop")

@@ -111,6 +111,10 @@ class Mailbox(ABC):
     def mend(self) -> None:  # noqa: B027 (most have nothing that can break)
         """Listen again, if a lost connection has made the mailbox deaf. May block."""
 
+    def is_gone(self) -> bool:
+        """Tell whether nobody can reach it for good: who listens here asks for another one."""
+        return False
+
     @abstractmethod
     def close(self) -> None:
         """Give the address up."""

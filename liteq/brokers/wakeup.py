@@ -60,6 +60,8 @@ class Post:
         name = kind_of(worker, beat=beat)
         if worker is None:  # an id is a worker's for ever, and it has one mailbox
             name += f"{os.getpid()}-{next(_numbers)}"
+        if not os.path.isdir(self.folder):
+            self.close()  # with what was known of the one that was there
         return SocketMailbox(self._address, name, poll_interval)
 
     def wake_workers(self, word: str = "", *, but: int | None = None) -> None:
@@ -255,15 +257,26 @@ class SocketMailbox(Mailbox):
         poller.poll(None if timeout is None else max(0, timeout * 1000))
         return self.receive()
 
+    def is_gone(self) -> bool:
+        return self._socket is not None and self._place() is None
+
     def close(self) -> None:
         if self._socket is not None:
+            place = self._place()
             self._socket.close()
             self._socket = None
-            with contextlib.suppress(OSError):
-                address = self._address_of(self.name)
-                # Where the store was made anew, a worker of that may have our name.
-                if address is not None and os.stat(address).st_ino == self._inode:
-                    os.unlink(address)
+            if place is not None:
+                with contextlib.suppress(OSError):
+                    os.unlink(place)
+
+    def _place(self) -> str | None:
+        """Return where its socket is; None if somebody has removed that, or where the store was
+        made anew, and a worker of that has our name."""
+        with contextlib.suppress(OSError):
+            address = self._address_of(self.name)
+            if address is not None and os.stat(address).st_ino == self._inode:
+                return address
+        return None
 
     def _drop_inherited(self) -> None:
         """Close what a forked child got, and leave the file: it is the parent's."""
