@@ -20,6 +20,7 @@ from liteq.brokers.base import Broker
 from liteq.brokers.values import Attempt, Input, Record
 from liteq.exceptions import BrokerError, ImproperlyConfigured
 from liteq.limits import Limit
+from liteq.message import PACKED_FIELDS
 
 __all__ = [
     "Bond",
@@ -35,6 +36,7 @@ __all__ = [
 
 SLICE: Final = 200
 _IGNORED_KEPT: Final = 3600.0
+_UNIQUE: Final = PACKED_FIELDS.index("unique_key")
 
 
 class Bond(NamedTuple):
@@ -146,7 +148,8 @@ def move(source: Broker, target: Broker) -> Iterator[tuple[int, int]]:
     """Move everything; yield how many messages are done and how many there are.
 
     Raises `BrokerError` if a worker of either store is alive, or if something is missing
-    from the target at the end, and `ImproperlyConfigured` if they are one store.
+    from the target at the end, or two messages would hold one unique key there; and
+    `ImproperlyConfigured` if they are one store.
     """
     here, there = shelf_of(source), shelf_of(target)
     for broker, which in ((source, "that is left"), (target, "that is moved to")):
@@ -159,7 +162,9 @@ def move(source: Broker, target: Broker) -> Iterator[tuple[int, int]]:
     ids = here.ids()
     yield 0, len(ids)
     for at in range(0, len(ids), SLICE):
-        there.write(here.read(ids[at : at + SLICE]))
+        kept = here.read(ids[at : at + SLICE])
+        _refuse_held_keys(target, kept)
+        there.write(kept)
         yield min(at + SLICE, len(ids)), len(ids)
     for at in range(0, len(ids), SLICE):
         there.bind(here.read(ids[at : at + SLICE]))
@@ -170,6 +175,24 @@ def move(source: Broker, target: Broker) -> Iterator[tuple[int, int]]:
     for queue in _paused(source):
         target.pause(queue)
     _compare(source, target, ids)
+
+
+def _refuse_held_keys(target: Broker, kept: Sequence[Kept]) -> None:
+    """Raise `BrokerError` if a message that is alive holds a unique key that another, which
+    is new there, is to hold (promise 13)."""
+    for record in [one.record for one in kept]:
+        key: str | None = record.packed[_UNIQUE]
+        if key is None or record.final:
+            continue
+        holder = target.holder(key)
+        if holder in (None, record.id):
+            continue
+        found = target.get([record.id, holder])
+        if record.id not in found and holder in found and not found[holder].final:
+            raise BrokerError(
+                f"{record.id} and {holder} of the new store are to run, and have one unique "
+                "key: revoke one of them, and make the move again"
+            )
 
 
 def _move_limits(source: Broker, target: Broker, here: Shelf, there: Shelf) -> None:

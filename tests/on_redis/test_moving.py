@@ -234,6 +234,23 @@ def test_13_a_key_that_is_kept_after_the_end_is_kept_over_a_move(
     assert after == [None, None]
 
 
+def test_13_a_key_that_another_message_holds_there_stops_a_move(
+    here: Broker, there: Broker
+) -> None:
+    mine, other = make(unique_key="k"), make(unique_key="k")
+    here.enqueue([mine])
+    there.enqueue([other])
+
+    with pytest.raises(BrokerError, match=f"{mine.id} and {other.id} .* revoke one of them"):
+        list(move(here, there))
+    there.revoke([other.id])
+    list(move(here, there))
+    list(move(here, there))
+
+    assert there.holder("k") == mine.id
+    assert there.counts() == {"default": {"queued": 1}}
+
+
 def test_queues_that_are_paused_stay_so(here: Broker, there: Broker) -> None:
     here.pause("mail")
     there.pause("sms")
