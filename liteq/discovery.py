@@ -75,7 +75,7 @@ def find_app(
 
     Raises `AppNotFound`, or `AppBroken` when the user's code raises.
     """
-    directory = os.path.abspath(directory or os.getcwd())
+    directory = os.path.abspath(directory or _here())
     _put_on_path(directory)
     if given:
         return load_app(given)
@@ -102,7 +102,7 @@ def load_app(
     liteq's extension stands for the app that it has.
     """
     if match := _SPEC.fullmatch(spec):
-        file = os.path.join(directory or os.getcwd(), match["file"])
+        file = os.path.join(directory or _here(), match["file"])
         if not os.path.isfile(file):
             raise AppNotFound(f"there is no file {file!r} ({said_by} says {spec!r})")
         module, attribute = _import_file(file), match["attribute"]
@@ -386,6 +386,15 @@ def _source(file: str) -> bytes:
 
 
 # Words
+
+
+def _here() -> str:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        raise AppNotFound(
+            "the current directory was deleted: change to another, or name one with --workdir"
+        ) from None
 
 
 def _put_on_path(directory: str) -> None:

@@ -989,6 +989,23 @@ def test_a_quiet_run_shows_the_script_alone_unless_told_otherwise(project: Proje
     assert " is ready: " in told.stderr.splitlines()[0]
 
 
+def test_a_script_is_run_once_where_standard_output_is_closed(project: Project) -> None:
+    project.write("jobs.py", ALONE)
+    command = [sys.executable, "-m", "liteq", "run", "-q", "-c", "1", "jobs.py"]
+
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *command],
+        cwd=project.folder,
+        env=project.environ,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.traced
 def test_a_script_in_a_package_names_its_tasks_as_the_worker_does(project: Project) -> None:
     (project.folder / "shop").mkdir()

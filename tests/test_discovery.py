@@ -190,6 +190,21 @@ def test_tasks_py_goes_before_app_py(write: Write) -> None:
     assert find_app().reference == "tasks:app"
 
 
+def test_a_current_directory_that_was_deleted_is_said(
+    write: Write, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("jobs.py")
+    gone = project / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+
+    for name in ("jobs", "jobs.py", None):
+        with pytest.raises(AppNotFound, match=r"directory was deleted: .* --workdir"):
+            find_app(name)
+    assert find_app("jobs", directory=project).reference == "jobs:app"
+
+
 def test_an_app_py_of_something_else_is_not_run(write: Write) -> None:
     write("app.py", "raise AssertionError('a web server would start here')")
     with pytest.raises(AppNotFound, match=r"no liteq app in .*-A module:attribute"):

@@ -101,8 +101,9 @@ def _be_worker(
     except BaseException:  # noqa: BLE001 (the top of a process)
         sys.excepthook(*sys.exc_info())
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(AttributeError, OSError, ValueError):  # it may be closed, or be none
+                stream.flush()
         os._exit(status)
 
 
