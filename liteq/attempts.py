@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from liteq import failure, signals
-from liteq.brokers.values import Lease, Note, Step
+from liteq.brokers.values import Input, Lease, Note, Step
+from liteq.delivery import FailedCalls
 from liteq.exceptions import TimeLimitExceeded
 from liteq.loggers import get_logger
 from liteq.notices import Notices
@@ -38,7 +39,8 @@ _new: Final = tuple.__new__  # a third of what Job(...) costs, for each message
 
 
 class Attempts:
-    """Those of one worker. `max_deliveries` is what is said of a message that was lost."""
+    """Those of one worker. `max_deliveries` is what is said of a message that was lost;
+    `find_failed` is `delivery.find_failed` with this worker's store."""
 
     def __init__(
         self,
@@ -47,12 +49,14 @@ class Attempts:
         steering: Callable[[], Steering],
         teller: Teller,
         max_deliveries: int,
+        find_failed: Callable[[Sequence[Input]], FailedCalls],
     ) -> None:
         self._time_limits = limits
         self._notices = notices
         self._steering = steering
         self._teller = teller
         self._max_deliveries = max_deliveries
+        self._find_failed = find_failed
         self._jobs = 0
         self.leases: dict[int, Lease] = {}  # by the number of the job
         self.settlements: Settlements = []  # not yet in the store
@@ -75,7 +79,11 @@ class Attempts:
                 self._notices.received(lease)
             if told:
                 self._teller.received(lease)
-            pool.submit(_new(Job, (number, job(lease), *limits_of(lease))))
+            if lease.inputs:
+                payload = job(lease, self._find_failed(lease.inputs))
+            else:
+                payload = job(lease)
+            pool.submit(_new(Job, (number, payload, *limits_of(lease))))
         self._jobs = number
 
     def give_back(self, lease: Lease) -> None:

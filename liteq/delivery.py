@@ -11,15 +11,20 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from liteq import failure, parts
 from liteq.context import Context
-from liteq.exceptions import MessageTooLarge
+from liteq.exceptions import DecodeError, LiteqError, MessageTooLarge
+from liteq.loggers import get_logger
 from liteq.message import MAX_ENVELOPE, VERSION, Message, Packed
 from liteq.plan import Plan
 from liteq.serializers import loads, loads_call
 
 if TYPE_CHECKING:
+    from liteq.brokers.base import Broker
+    from liteq.brokers.values import Input
     from liteq.signing import Signer
 
-__all__ = ["Delivery", "Reader"]
+__all__ = ["NO_CALLS", "Delivery", "FailedCalls", "Reader", "find_failed"]
+
+logger = get_logger("liteq.delivery")
 
 NOTHING: Final = b"null"  # what a store hands on for a value that is None or was not kept
 
@@ -29,25 +34,46 @@ _VERSION_NOW: Final = f'"v":{VERSION}}}'
 
 # (source, kind, position, value): a brokers.values.Input, as it travels to a child.
 InputTuple: TypeAlias = tuple[str, str, int, bytes]
+# By id: the packed message, how often it was started, and by which worker last.
+FailedCalls: TypeAlias = dict[str, tuple[Packed, int, str | None]]
+
+NO_CALLS: Final[FailedCalls] = {}
+
+
+def find_failed(broker: Broker, inputs: Sequence[Input]) -> FailedCalls:
+    """Return what the store still has of the calls whose errors are among these inputs: what
+    error callbacks are told of them. A store that does not answer now holds nobody up."""
+    ids = [one.source for one in inputs if one.kind == "error"]
+    if not ids:
+        return NO_CALLS
+    try:
+        records = broker.get(ids)
+    except LiteqError as exc:
+        logger.warning("what failed cannot be looked up for its error callback: %s", exc)
+        return NO_CALLS
+    return {
+        id: (record.packed, record.deliveries, record.worker) for id, record in records.items()
+    }
 
 
 class Delivery:
     """A message given to the executor. `number` counts its starts, from 1.
 
     `message` may be the packed form, which is what a child gets: unpacking it all would
-    take longer than a short task. `inputs` are the tuples of `brokers.values.Input`.
-    `arguments` (args, kwargs) are used in place of the body. `eager`: run in place by
-    `Task.apply`, so errors of hooks, `KeyboardInterrupt` and `SystemExit` go through to
-    the caller.
+    take longer than a short task. `inputs` are the tuples of `brokers.values.Input`,
+    `failed` what `find_failed` says of them. `arguments` (args, kwargs) are used in place
+    of the body. `eager`: run in place by `Task.apply`, so errors of hooks,
+    `KeyboardInterrupt` and `SystemExit` go through to the caller.
     """
 
-    __slots__ = ("arguments", "eager", "inputs", "number", "packed")
+    __slots__ = ("arguments", "eager", "failed", "inputs", "number", "packed")
 
     def __init__(
         self,
         message: Message | Packed,
         number: int = 1,
         inputs: Sequence[InputTuple] = (),
+        failed: FailedCalls = NO_CALLS,
         *,
         arguments: tuple[Sequence[Any], Mapping[str, Any]] | None = None,
         eager: bool = False,
@@ -55,6 +81,7 @@ class Delivery:
         self.packed: Packed = message.pack() if isinstance(message, Message) else message
         self.number = number
         self.inputs = inputs
+        self.failed = failed
         self.arguments = arguments
         self.eager = eager
 
@@ -119,7 +146,7 @@ class Reader:
                 kwargs = {**kwargs, **self._named(inputs, names)}
                 inputs = [one for one in inputs if _name_of(one, names) is None]
             if not immutable:
-                args = (*self._given(inputs, plan, args, kwargs), *args)
+                args = (*self._given(inputs, plan, args, kwargs, delivery.failed), *args)
         return args, kwargs
 
     def _named(
@@ -139,6 +166,7 @@ class Reader:
         plan: Plan,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
+        failed: FailedCalls,
     ) -> list[Any]:
         """Return what the messages this one waited for put before its own arguments."""
         values: list[Any] = []
@@ -147,10 +175,28 @@ class Reader:
                 values.append(self._value(kind, value, source))
             elif plan.takes_error(args, kwargs):
                 text = failure.read(value)["traceback"]
-                values += (Context(id=source), failure.rebuild(value), text)
+                values += (self._request(source, failed), failure.rebuild(value), text)
             else:
                 values.append(source)
         return values
+
+    def _request(self, id: str, failed: FailedCalls) -> Context:
+        """Return the request of a call that failed: with no more than its id if it cannot be
+        read, which may be what it failed of, and without arguments if they cannot."""
+        if id not in failed:
+            return Context(id=id)
+        packed, number, worker = failed[id]
+        try:
+            self.admit(packed)
+            message = Message.unpack(packed)
+        except (DecodeError, MessageTooLarge):
+            return Context(id=id)
+        args = kwargs = None
+        try:
+            args, kwargs = loads_call(message.body, message.content_type, self._accept)
+        except Exception:  # noqa: BLE001 (pickle may raise anything)
+            logger.warning("the arguments of %s[%s] cannot be read", message.task, id)
+        return Context.of(packed, number, args, kwargs, hostname=worker)
 
     def _value(
         self, kind: str, value: bytes, source: str | None, gather: str | None = None

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from liteq import brokers, failure, serializers, states
 from liteq.clock import Clock
 from liteq.context import Report
-from liteq.delivery import Delivery
+from liteq.delivery import Delivery, FailedCalls
 from liteq.exceptions import TaskRevokedError
 from liteq.executor import Ended, Executor, ExecutorSettings, TaskLike
 from liteq.inline import InlineWorker
@@ -205,11 +205,12 @@ class _Inline:
             for _ in worker.run_until(None, self._clock.leap_to):
                 pass
 
-    def _attempt(self, lease: Lease, _report: Report) -> Ended:
+    def _attempt(self, lease: Lease, failed: FailedCalls, _report: Report) -> Ended:
         delivery = Delivery(
             lease.packed,
             lease.delivery,
             lease.inputs,
+            failed,
             arguments=self._arguments.get(lease.id),
             eager=True,
         )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 from liteq.brokers.base import Broker
 from liteq.brokers.values import Lease, Note
 from liteq.context import Report
-from liteq.delivery import Delivery
+from liteq.delivery import Delivery, FailedCalls, find_failed
 from liteq.executor import Ended, Executor
 from liteq.outcome import Released
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Attempt", "InlineWorker", "Ran", "attempt_with"]
 
-Attempt: TypeAlias = Callable[[Lease, Report], Ended]
+Attempt: TypeAlias = Callable[[Lease, FailedCalls, Report], Ended]
 
 _DETAILS: Final = {"pool": "inline"}
 
@@ -135,7 +135,8 @@ class InlineWorker:
 
     def _run(self, lease: Lease) -> Ran:
         began = self._broker.clock.now()
-        ended = self._attempt(lease, self._reporter(lease))
+        failed = find_failed(self._broker, lease.inputs)
+        ended = self._attempt(lease, failed, self._reporter(lease))
         self._broker.settle(self._id, lease, ended.outcome)
         return Ran(lease, ended, began)
 
@@ -149,8 +150,8 @@ class InlineWorker:
 def attempt_with(executor: Executor) -> Attempt:
     """Return what makes an attempt as a child of a worker does."""
 
-    def attempt(lease: Lease, report: Report) -> Ended:
-        delivery = Delivery(lease.packed, lease.delivery, lease.inputs)
+    def attempt(lease: Lease, failed: FailedCalls, report: Report) -> Ended:
+        delivery = Delivery(lease.packed, lease.delivery, lease.inputs, failed)
         return executor.attempt(delivery, report)
 
     return attempt

@@ -1,6 +1,7 @@
 """What a pool's child does with a job: the executor behind a door of bytes.
 
-A job is `marshal` of (delivery number, packed message, inputs as tuples), its answer
+A job is `marshal` of the fields of a `Delivery` (packed message, number, inputs as tuples,
+the calls that they say failed), its answer
 `marshal` of `outcome.encode()`, a report `marshal` of (state, meta bytes). Marshal is the
 fastest way between processes that run the same Python; nothing of it is ever stored.
 """
@@ -16,7 +17,7 @@ from typing import Any, Final
 from liteq import outcome
 from liteq.body import Body
 from liteq.brokers.values import Lease, Note
-from liteq.delivery import Delivery
+from liteq.delivery import NO_CALLS, Delivery, FailedCalls
 from liteq.executor import Executor, ExecutorSettings, TaskLike
 from liteq.outcome import Outcome
 from liteq.signals import worker_process_init, worker_process_shutdown
@@ -37,12 +38,12 @@ _FORMAT: Final = 2  # of marshal: later ones look for what occurs twice, which t
 # The worker's side of the door
 
 
-def job(lease: Lease) -> bytes:
-    """Return the payload of a job for this lease."""
+def job(lease: Lease, failed: FailedCalls = NO_CALLS) -> bytes:
+    """Return the payload of a job for this lease. `failed`: see `delivery.find_failed`."""
     inputs: tuple[tuple[str, str, int, bytes], ...] = ()
     if lease.inputs:
         inputs = tuple((i.source, i.kind, i.position, i.value) for i in lease.inputs)
-    return marshal.dumps((lease.delivery, lease.packed, inputs), _FORMAT)
+    return marshal.dumps((lease.packed, lease.delivery, inputs, failed), _FORMAT)
 
 
 def read_answer(payload: bytes) -> Outcome:
@@ -82,9 +83,8 @@ class TaskRunner:
 
     def run(self, payload: bytes, report: Send) -> bytes:
         """Run a job and return the answer. Whatever the task raises is in the answer."""
-        number, packed, inputs = marshal.loads(payload)
         ended = self._executor.run(
-            Delivery(packed, number, inputs), partial(_report, report), self._body
+            Delivery(*marshal.loads(payload)), partial(_report, report), self._body
         )
         return marshal.dumps(outcome.encode(ended), _FORMAT)
 
@@ -94,15 +94,14 @@ class TaskRunner:
         Raises `CancelledError`, and gives no answer, if the current asyncio task is
         cancelled: that is how the pool ends a job.
         """
-        number, packed, inputs = marshal.loads(payload)
         ended = await self._executor.arun(
-            Delivery(packed, number, inputs), partial(_report, report), self._body
+            Delivery(*marshal.loads(payload)), partial(_report, report), self._body
         )
         return marshal.dumps(outcome.encode(ended), _FORMAT)
 
     def is_async(self, payload: bytes) -> bool:
         """Tell whether the job's task is an `async def`."""
-        return self._executor.is_async(marshal.loads(payload)[1][1])
+        return self._executor.is_async(marshal.loads(payload)[0][1])
 
     def interrupt(self) -> None:
         """Raise `SoftTimeLimitExceeded` inside the task's body, if it runs now.

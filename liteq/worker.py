@@ -28,6 +28,7 @@ from liteq.announcing import Announcer
 from liteq.attempts import Attempts, Settlements
 from liteq.brokers.base import Broker
 from liteq.brokers.values import Lease, Note, Step
+from liteq.delivery import find_failed
 from liteq.exceptions import (
     BrokerError,
     BrokerUnavailable,
@@ -179,6 +180,7 @@ class Worker(Steered):
             lambda: self._steering,
             self._teller,
             app.broker.max_deliveries,
+            partial(find_failed, app.broker),
         )
         self._tasks: frozenset[str] = frozenset()
         self._ready = 0

@@ -55,7 +55,7 @@ class Tasks:
             return [value, *more]
 
         @app.task(name="fail")
-        def fail(*_: Any) -> None:
+        def fail(*_: Any, **__: Any) -> None:
             raise ValueError("no")
 
         @app.task(name="ignore")
@@ -288,6 +288,29 @@ def test_a_step_that_fails_before_a_group_is_all_that_tells_its_callback(
         t.seen.clear()
         run(chain(t.fail.s(), *behind).on_error(t.why.s()))
         assert [kind for _, kind, _ in t.seen] == ["ValueError"]
+
+
+def test_an_error_callback_is_given_the_request_of_the_call_that_failed(
+    t: Tasks, app: Liteq, run: Run
+) -> None:
+    told = []
+
+    @app.task(name="request")
+    def tell(request: Any, exc: BaseException, traceback: str) -> None:
+        told.append(request)
+
+    failing = t.fail.s("b", c=1).set(headers={"tenant": "x"}, retries=2)
+
+    result = run(chain(t.add.s(1), failing).on_error(tell.s()))
+    chorded = run(chord([t.fail.s(), t.add.s(1)], t.total.s("more")).on_error(tell.s()))
+
+    step, body = told
+    assert (step.id, step.task, step.retries) == (result.id, "fail", 2)
+    assert (list(step.args), step.kwargs) == (["b"], {"c": 1})
+    assert step.root_id == step.parent_id == result.parent.id
+    assert (step.headers, step.delivery_info["routing_key"]) == ({"tenant": "x"}, "default")
+    assert not step.called_directly
+    assert (body.id, body.task, list(body.args)) == (chorded.id, "total", ["more"])
 
 
 def test_error_callbacks_of_a_header_run_for_each_that_fails(

@@ -19,8 +19,9 @@ from liteq import failure, parts, signals
 from liteq import outcome as outcomes
 from liteq.app import Liteq
 from liteq.body import Body
+from liteq.brokers.values import Input
 from liteq.context import current
-from liteq.delivery import Delivery
+from liteq.delivery import NO_CALLS, Delivery, find_failed
 from liteq.exceptions import (
     EncodeError,
     Ignore,
@@ -31,7 +32,7 @@ from liteq.exceptions import (
     SoftTimeLimitExceeded,
 )
 from liteq.executor import Executor, ExecutorSettings
-from liteq.message import Message
+from liteq.message import PACKED_FIELDS, Message
 from liteq.outcome import Failed, Ignored, Outcome, Retried, Revoked, Succeeded
 from liteq.serializers import dumps, dumps_call
 from liteq.task import Task
@@ -53,6 +54,7 @@ def run(app: Liteq, clock: world.FakeClock) -> Callable[..., Outcome]:
         *args: Any,
         options: dict[str, Any] | None = None,
         inputs: Any = (),
+        failed: Any = NO_CALLS,
         number: int = 1,
         report: Any = None,
         limit: int | None = None,
@@ -69,7 +71,7 @@ def run(app: Liteq, clock: world.FakeClock) -> Callable[..., Outcome]:
         body = Body()
         try:
             executor = Executor(app.tasks, settings)
-            return executor.run(Delivery(message, number, inputs), report, body)
+            return executor.run(Delivery(message, number, inputs, failed), report, body)
         finally:
             body.close()
 
@@ -760,6 +762,48 @@ def test_an_errback_of_three_arguments_gets_request_exception_and_traceback(
 
     outcome = run(errback, inputs=[error_input(ValueError("no"))])
     assert got(outcome) == ["s1", "ValueError", "no", "Traceback: x"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({}, ["s1", "charge", [7], {"to": "x"}, "r1", 3, 2, "worker-1"]),
+        ({"body": b"{"}, ["s1", "charge", None, None, "r1", 3, 2, "worker-1"]),
+        ({"envelope": "{"}, ["s1", None, None, None, None, 0, 0, None]),
+        (None, ["s1", None, None, None, None, 0, 0, None]),
+    ],
+    ids=["known", "arguments undecodable", "damaged", "gone"],
+)
+def test_the_request_of_an_errback_is_what_can_be_read_of_the_call_that_failed(
+    run: Run, change: dict[str, Any] | None, told: list[Any]
+) -> None:
+    body = dumps_call((7,), {"to": "x"})
+    call = Message(id="s1", task="charge", body=body, root_id="r1", retries=3).pack()
+    packed = tuple({**dict(zip(PACKED_FIELDS, call, strict=True)), **(change or {})}.values())
+    failed = {} if change is None else {"s1": (packed, 2, "worker-1")}
+
+    def errback(r: Any, exc: Any, traceback: Any) -> Any:
+        args = r.args and list(r.args)
+        return [r.id, r.task, args, r.kwargs, r.root_id, r.retries, r.deliveries, r.hostname]
+
+    assert got(run(errback, inputs=[error_input(ValueError("no"))], failed=failed)) == told
+
+
+def test_what_failed_is_left_out_if_the_store_has_it_no_more_or_does_not_answer(
+    app: Liteq, caplog: pytest.LogCaptureFixture
+) -> None:
+    inputs = [Input("s1", "error", 0, b""), Input("s2", "result", 1, b"")]
+    app.broker.enqueue([Message(id="s2", task=NAME, body=b"")])
+
+    assert find_failed(app.broker, inputs) == {}
+
+    app.broker.enqueue([Message(id="s1", task=NAME, body=b"")])
+    assert list(find_failed(app.broker, inputs)) == ["s1"]
+
+    app.broker.close()
+    absent = Liteq(broker="redis://127.0.0.1:1/0").broker
+    assert find_failed(absent, inputs) == {}
+    assert "cannot be looked up" in caplog.text
 
 
 def test_an_errback_with_an_argument_of_its_own_is_counted_without_it(run: Run) -> None:

@@ -93,7 +93,7 @@ def test_what_an_attempt_raises_goes_through_and_the_message_is_given_back(
     @app.task(acks_late=False)
     def once() -> None: ...
 
-    def attempt(lease: Any, report: Any) -> Any:
+    def attempt(lease: Any, failed: Any, report: Any) -> Any:
         raise KeyboardInterrupt
 
     sent, early = one.apply_async(queue="a"), once.apply_async(queue="b")

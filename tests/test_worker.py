@@ -1275,6 +1275,24 @@ def test_every_pool_runs_workflows_and_those_that_tasks_put_in_their_place(
         assert app.workflow(result.id).wait(timeout=20) == "succeeded"
 
 
+def test_an_error_callback_in_a_worker_is_told_of_the_call_that_failed(app: Liteq) -> None:
+    told = []
+
+    @app.task
+    def fail(x: int) -> None:
+        raise ValueError(x)
+
+    @app.task
+    def tell(request: Any, exc: BaseException, traceback: str) -> None:
+        told.append((request.id, request.task, list(request.args), request.hostname))
+
+    failed = fail.apply_async([7], link_error=tell.s())
+    worker = Worker(app, install_signals=False, concurrency=1, pool="threads", burst=True)
+    worker.run()
+
+    assert told == [(failed.id, fail.name, [7], worker.hostname)]
+
+
 def test_a_burst_goes_on_with_what_comes_of_its_last_task(app: Liteq) -> None:
     @app.task
     def add(x: int, y: int) -> int:
@@ -1291,7 +1309,7 @@ def test_what_a_pool_gives_back_unstarted_is_no_attempt() -> None:
     lease: Any = SimpleNamespace(packed=("id", "shop.add"), task="shop.add", id="id")
     teller: Any = SimpleNamespace(heard=False)
     nothing: Any = None
-    attempts = Attempts(nothing, nothing, nothing, teller, 3)
+    attempts = Attempts(nothing, nothing, nothing, teller, 3, nothing)
     settlements: Any = [
         (lease, Released()),
         (lease, Succeeded(b"1", 0.1)),

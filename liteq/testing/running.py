@@ -14,7 +14,7 @@ from liteq.brokers.values import Lease
 from liteq.clock import Clock, ManualClock
 from liteq.context import Report
 from liteq.current import get_current_app
-from liteq.delivery import Delivery
+from liteq.delivery import Delivery, FailedCalls
 from liteq.exceptions import LiteqError, TaskRevokedError
 from liteq.executor import Ended, Executor, TaskLike
 from liteq.inline import InlineWorker, Ran, attempt_with
@@ -231,8 +231,8 @@ def _interruptible(executor: Executor) -> Any:
     sees: it is for who runs the tests."""
     attempt = attempt_with(executor)
 
-    def run(lease: Lease, report: Report) -> Ended:
-        ended = attempt(lease, report)
+    def run(lease: Lease, failed: FailedCalls, report: Report) -> Ended:
+        ended = attempt(lease, failed, report)
         if isinstance(ended.exc, KeyboardInterrupt):
             raise ended.exc
         return ended
