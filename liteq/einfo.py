@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from liteq import failure
 from liteq.exceptions import TaskFailed
-from liteq.redaction import hide
+from liteq.redaction import Redactor, hide
 
 __all__ = ["ExceptionInfo", "line", "summary"]
 
@@ -21,13 +21,20 @@ _LINE: Final = 500  # characters of a text in a log line
 class ExceptionInfo:
     """An exception with the text of its traceback: what hooks know as `einfo`.
 
-    `secrets`: texts that are hidden in the traceback and in the record.
+    `secrets`: texts that are hidden in the traceback and in the record; `redactor` knows
+    the names of attributes that are.
     """
 
     internal = False
 
-    def __init__(self, exc: BaseException, secrets: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        exc: BaseException,
+        secrets: Collection[str] = (),
+        redactor: Redactor | None = None,
+    ) -> None:
         self._secrets = secrets
+        self._redactor = redactor
         self.exception = exc
         self.type = type(exc)
         self.tb = exc.__traceback__
@@ -48,7 +55,10 @@ class ExceptionInfo:
         """Return the record of the exception that a store keeps."""
         try:
             return failure.describe(
-                self.exception, traceback=self.traceback, secrets=self._secrets
+                self.exception,
+                traceback=self.traceback,
+                secrets=self._secrets,
+                redactor=self._redactor,
             )
         except BaseException as broken:  # noqa: BLE001 (the user's class)
             reason = f"cannot be described: {type(broken).__name__}"

@@ -271,7 +271,8 @@ class ChordError(TaskError):
 
 
 class TaskFailed(TaskError):
-    """A task failed with an exception whose class this process does not have.
+    """A task failed with an exception whose class this process does not have, or which holds
+    what cannot be stored.
 
     `type_name` is the class's dotted name, `message` its text, `remote_traceback` the
     traceback as the worker printed it.

@@ -400,7 +400,7 @@ class _Attempt:
 
     def _failed(self, exc: BaseException, runtime: float) -> Ended:
         plan = self.plan
-        einfo = ExceptionInfo(exc, self._secrets())
+        einfo = self._einfo(exc)
         error = einfo.record()
         self._call_hook("on_failure", exc, self.id, self.args, self.kwargs, einfo)
         if task_failure.receivers:
@@ -491,7 +491,7 @@ class _Attempt:
 
     def _retried(self, retry: Retry, runtime: float) -> Ended:
         reason = retry.exc if isinstance(retry.exc, BaseException) else retry
-        einfo = ExceptionInfo(reason, self._secrets())
+        einfo = self._einfo(reason)
         outcome = Retried(
             run_at=_due(retry, self.settings.clock.now()),
             error=einfo.record(),
@@ -539,7 +539,7 @@ class _Attempt:
         Put back, it is due at once, and that counts as no retry. Otherwise it failed, but
         by its own will: neither `on_failure` nor `task_failure` hears of it, as in Celery.
         """
-        error = ExceptionInfo(exc, self._secrets()).record()
+        error = self._einfo(exc).record()
         outcome: Outcome
         if exc.requeue:
             now = self.settings.clock.now()
@@ -561,7 +561,7 @@ class _Attempt:
         if self.context.is_eager:
             raise exc
         self._internal_error("Task %s[%s] failed outside of its code", exc)
-        return Ended(Failed(ExceptionInfo(exc, self._secrets()).record()), exc=exc)
+        return Ended(Failed(self._einfo(exc).record()), exc=exc)
 
     # What every end has
 
@@ -616,8 +616,11 @@ class _Attempt:
                 request=self.context,
                 exception=exc,
                 traceback=exc.__traceback__,
-                einfo=ExceptionInfo(exc, self._secrets()),
+                einfo=self._einfo(exc),
             )
+
+    def _einfo(self, exc: BaseException) -> ExceptionInfo:
+        return ExceptionInfo(exc, self._secrets(), self.settings.redactor)
 
     def _secrets(self) -> set[str]:
         """Return the texts in the arguments that are not to be shown. Not for every

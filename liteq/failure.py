@@ -1,8 +1,9 @@
 """An exception as data, and back.
 
-A worker stores what went wrong as a JSON record: class name, message, arguments that
-JSON can carry, traceback text. Whoever asks for the result gets the user's own class
-back only if it is an `Exception` in a module which that process has imported already.
+A worker stores what went wrong as a JSON record: class name, message, traceback text, and
+what `liteq.carrying` can carry of the arguments and attributes. Whoever asks for the result
+gets the user's own class back only if all that its text needs is there, and it is an
+`Exception` in a module which that process has imported already.
 Nothing that is read from a store is ever imported or called by name: Celery's version
 of this was CVE-2021-23727.
 """
@@ -10,26 +11,28 @@ of this was CVE-2021-23727.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Collection
-from types import ModuleType
 from typing import Any, Final
 
-from liteq import exceptions
+from liteq.carrying import ERROR_TEXT_LIMIT, Carrier, cut, find, made, text_of
 from liteq.exceptions import DecodeError, TaskFailed
-from liteq.redaction import hide
+from liteq.redaction import Redactor
 
 __all__ = ["ERROR_TEXT_LIMIT", "chord_error", "describe", "read", "rebuild"]
 
-ERROR_TEXT_LIMIT: Final = 32_768  # characters kept of a message and of a traceback
-_PLAIN: Final = (str, int, float, bool, type(None))
-_HEAP_TYPE: Final = 1 << 9  # Py_TPFLAGS_HEAPTYPE: set for every class written in Python
+# A reader of before the others knows `args` alone: whoever has none gets `TaskFailed` there.
+_STATE: Final = {"args": list, "values": list, "attributes": dict, "members": dict}
 
 
 def describe(
-    exc: BaseException, *, traceback: str | None = None, secrets: Collection[str] = ()
+    exc: BaseException,
+    *,
+    traceback: str | None = None,
+    secrets: Collection[str] = (),
+    redactor: Redactor | None = None,
 ) -> bytes:
-    """Return the record of an exception, without these secret texts.
+    """Return the record of an exception, without these secret texts, and without what goes
+    by the name of a secret among its attributes.
 
     The traceback is taken from the exception unless text is given. Both it and the
     message are cut in the middle to `ERROR_TEXT_LIMIT` characters.
@@ -39,21 +42,14 @@ def describe(
         import traceback as tracebacks  # late: a reader of results describes no errors
 
         traceback = "".join(tracebacks.format_exception(exc)) if exc.__traceback__ else ""
+    carrier = Carrier(secrets, redactor)
     record: dict[str, Any] = {
         "type": kind.__qualname__,
         "module": kind.__module__,
-        "message": _cut(hide(_text(exc), secrets)),
-        "traceback": _cut(hide(traceback, secrets)),
+        "message": carrier.text(text_of(exc)),
+        "traceback": carrier.text(traceback),
     }
-    if all(isinstance(arg, _PLAIN) for arg in exc.args):
-        record["args"] = [
-            _cut(hide(arg, secrets)) if isinstance(arg, str) else arg for arg in exc.args
-        ]
-    try:
-        return json.dumps(record).encode()
-    except ValueError:  # an integer of more digits than Python is willing to print
-        del record["args"]
-        return json.dumps(record).encode()
+    return json.dumps(record | carrier.state(exc, record["message"])).encode()
 
 
 def chord_error(source: str, record: bytes) -> bytes:
@@ -68,7 +64,8 @@ def chord_error(source: str, record: bytes) -> bytes:
 
 def read(record: bytes) -> dict[str, Any]:
     """Return the record's fields: type, module, message, traceback; args, if all of them
-    were plain values; and for what a gather failed with, `source` (an id) and `cause`
+    were plain values, or else `values`, their trees, if they have any; `attributes` and
+    `members`, trees by name; and for what a gather failed with, `source` (an id) and `cause`
     (fields like these). Raises `DecodeError` if the record is damaged."""
     try:
         fields: dict[str, Any] = json.loads(record)
@@ -86,14 +83,15 @@ def _checked(fields: dict[str, Any]) -> dict[str, Any]:
     for name in ("type", "module", "message", "traceback"):
         if type(fields[name]) is not str:
             raise TypeError(name)
-    if type(fields.get("args", [])) is not list:
-        raise TypeError("args")
+    for name, kind in _STATE.items():
+        if type(fields.get(name, kind())) is not kind:
+            raise TypeError(name)
     return fields
 
 
 def _in_words(fields: dict[str, Any]) -> dict[str, Any]:
     cause = fields["cause"]
-    reason = f"{cause['type']}({_cut(cause['message'])!r})"
+    reason = f"{cause['type']}({cut(cause['message'])!r})"
     fields["message"] = f"Dependency {fields['source']} raised {reason}"
     fields["traceback"] = cause["traceback"]
     fields["args"] = [fields["message"]]
@@ -101,8 +99,8 @@ def _in_words(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def rebuild(record: bytes) -> BaseException:
-    """Return an exception for the record: the user's class if this process has it,
-    else `TaskFailed`. Raises `DecodeError` for a record that is damaged."""
+    """Return an exception for the record: the user's class if this process has it and the
+    record what that needs, else `TaskFailed`. Raises `DecodeError` for a damaged record."""
     return _rebuilt(read(record))
 
 
@@ -114,60 +112,12 @@ def _rebuilt(fields: dict[str, Any]) -> BaseException:
 
 
 def _without_cause(fields: dict[str, Any]) -> BaseException:
-    kind = _find(fields["module"], fields["type"])
-    if kind is not None and "args" in fields:
-        exc = _make(kind, fields["args"])
+    kind = find(fields["module"], fields["type"])
+    if kind is not None and ("args" in fields or "values" in fields):
+        exc = made(kind, fields)
         if exc is not None:
             return exc
     name = fields["type"]
     if fields["module"] not in ("builtins", "__main__"):
         name = f"{fields['module']}.{name}"
     return TaskFailed(name, fields["message"], fields["traceback"])
-
-
-def _find(module: str, qualname: str) -> type[BaseException] | None:
-    """Return the class, if it is an exception in a module that is imported already.
-
-    Names are looked up in the namespaces themselves: `getattr` would call a module's
-    `__getattr__`, which in many packages imports what it is asked for.
-    """
-    found: Any = sys.modules.get(module)
-    for part in qualname.split("."):
-        if not isinstance(found, (ModuleType, type)):
-            return None
-        found = vars(found).get(part)
-    if isinstance(found, type) and issubclass(found, Exception):
-        return found
-    return None
-
-
-def _make(kind: type[BaseException], args: list[Any]) -> BaseException | None:
-    """Return an instance holding these args, without running the class's own code.
-
-    `__new__` and `__init__` are the user's code and may do anything; the `__new__` of
-    the built-in class below sets `args`, which is what `str()` and comparison use.
-    liteq's own classes are initialised: they keep attributes beside `args`.
-    """
-    builtin = next(base for base in kind.__mro__ if not base.__flags__ & _HEAP_TYPE)
-    try:
-        exc: BaseException = builtin.__new__(kind, *args)
-        BaseException.args.__set__(exc, tuple(args))  # type: ignore[attr-defined]
-        if kind.__module__ == exceptions.__name__:
-            kind.__init__(exc, *args)
-    except (TypeError, ValueError):
-        return None
-    return exc
-
-
-def _text(exc: BaseException) -> str:
-    try:
-        return str(exc)
-    except Exception as broken:  # noqa: BLE001 (a user's __str__; the report must go on)
-        return f"<{type(exc).__name__}.__str__ raised {type(broken).__name__}>"
-
-
-def _cut(text: str) -> str:
-    if len(text) <= ERROR_TEXT_LIMIT:
-        return text
-    half = ERROR_TEXT_LIMIT // 2
-    return f"{text[:half]}\n… {len(text) - ERROR_TEXT_LIMIT} characters cut …\n{text[-half:]}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import subprocess
 import sys
 import time
 import tracemalloc
@@ -167,12 +168,21 @@ def test_a_random_envelope_ends_in_an_outcome(app: Liteq, envelope: str) -> None
 records = st.builds(
     lambda record: json.dumps(record).encode(),
     st.dictionaries(
-        st.sampled_from(["type", "module", "message", "traceback", "args", "cause", "source"]),
+        st.sampled_from(
+            (
+                *("type", "module", "message", "traceback", "args", "cause", "source"),
+                *("values", "attributes", "members"),
+            )
+        ),
         plain | names,
     ),
 )
 good_records = st.builds(
-    failure.describe, st.builds(ValueError, st.text()) | st.builds(KeyError, values)
+    failure.describe,
+    st.builds(ValueError, st.text())
+    | st.builds(KeyError, values)
+    | st.builds(FileNotFoundError, st.just(2), st.text(), st.text())
+    | st.builds(UnicodeDecodeError, st.text(), st.binary(), *[st.integers()] * 2, st.text()),
 )
 
 
@@ -244,7 +254,16 @@ ENVELOPE = (
     f'{{"root_id":"r","parent_id":"p","headers":{{"a": 1}},"shadow":"s","stamps":{{"x":"y"}},'
     f'"stamped_headers":["x"],"immutable":true,"keywords":["k", null],"v":{VERSION}}}'
 ).encode()
-RECORD = failure.describe(KeyError("k", 1, None))
+RECORDS = [
+    failure.describe(exc)
+    for exc in (
+        KeyError("k", 1, None),
+        UnicodeDecodeError("utf-8", b"a\xff", 1, 2, "no"),
+        FileNotFoundError(2, "gone", "/x", None, "/y"),
+        subprocess.CalledProcessError(1, ["false"], b"out"),
+        ExceptionGroup("two", [ValueError({1: b"x"}), OSError(1, "no", "/x")]),
+    )
+]
 
 
 def damage(data: bytes, dice: Random) -> bytes:
@@ -289,7 +308,7 @@ def test_damage_is_met_in_time(app: Liteq) -> None:
         meet, whole = (
             (body, WHOLE[number % len(WHOLE)]),
             (envelope, ENVELOPE),
-            (record, RECORD),
+            (record, RECORDS[number % len(RECORDS)]),
         )[dice.randrange(3)]
         data = damage(whole, dice)
         for _ in range(3):  # the collector may come in between

@@ -44,6 +44,7 @@ UNSENT = {
     "liteq.asyncresult",
     "liteq.builtin",
     "liteq.calls",
+    "liteq.carrying",
     "liteq.failure",
     "liteq.ids",
     "liteq.limits",
