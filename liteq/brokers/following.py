@@ -112,7 +112,7 @@ class End(NamedTuple):
     tells: bool = True
     silent: bool = False
     wrapped: bool = False
-    cause: "End | None" = None
+    cause: Any = None  # an End: what is text here would be compiled by who imports it
 
 
 class Following:
