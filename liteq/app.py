@@ -109,6 +109,7 @@ class Liteq:
         self.clock = clock
         self.autofinalize = autofinalize
         self.finalized = False
+        self.modules_imported = False
         self._home = os.path.dirname(os.path.abspath(file)) if file else os.getcwd()
         self._lock = threading.RLock()  # the broker must be made once among threads
         self._tasks = TaskRegistry()

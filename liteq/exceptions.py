@@ -50,6 +50,7 @@ __all__ = [
     "ScheduleNotFound",
     "SchedulingError",
     "SchemaError",
+    "SecurityError",
     "SoftTimeLimitExceeded",
     "StoreForbidden",
     "StoreLost",
@@ -122,6 +123,9 @@ class ContentDisallowed(DecodeError):
 class InvalidSignature(DecodeError):
     """A message or result that is not signed, or not as it is now, though `security_keys`
     are set."""
+
+
+SecurityError = InvalidSignature  # Celery's name
 
 
 class MessageTooLarge(MessageError, ValueError):

@@ -28,7 +28,8 @@ def import_all(app: Liteq, discoveries: Iterable[Discovery]) -> None:
         discover(packages, related_name)
     for task in app.tasks.values():
         app.annotate(task)
-    if signals.import_modules.receivers:
+    if not app.modules_imported:  # the command has imported them, and the worker does again
+        app.modules_imported = True
         signals.import_modules.send(sender=app)
 
 

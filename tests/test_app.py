@@ -751,6 +751,7 @@ def test_tasks_are_discovered_when_the_default_modules_are_imported(
     import_modules.connect(lambda **kw: told.append(kw["sender"]), weak=False, dispatch_uid="t")
 
     app.import_default_modules()
+    app.import_default_modules()  # as a worker does after its command
     import_modules.disconnect(dispatch_uid="t")
 
     assert "shop_pkg.tasks.found" in app.tasks
