@@ -484,10 +484,10 @@ class AsyncResult(ResultBase, Generic[R]):
     def _result_of(self, record: Record) -> Any:
         if record.state == "succeeded":
             return self._value_of(record)
+        if self._state_of(record) == states.REVOKED:  # which may have been between attempts
+            return TaskRevokedError(_why(record.revoked))
         if record.state in ("failed", "retrying") and record.result is not None:
             return failure.rebuild(record.result)
-        if self._state_of(record) == states.REVOKED:
-            return TaskRevokedError(_why(record.revoked))
         if record.note is not None and record.state in _NOTED:
             return self._loads(record.note.meta)
         return None

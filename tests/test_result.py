@@ -267,6 +267,20 @@ def test_a_call_that_expired_is_revoked_though_nobody_has_looked(clock: FakeCloc
             result.get()
 
 
+def test_a_call_that_expired_between_two_attempts_is_revoked(clock: FakeClock) -> None:
+    with app_in_memory(clock=clock) as app:
+        result = app.task(name="work")(lambda: None).apply_async(expires=10)
+        error = describe(ValueError("a try"))
+        settle(app, Retried(run_at=clock.now() + 100, error=error))
+        assert isinstance(result.result, ValueError)
+        clock.advance(10)
+
+        assert (result.state, result.ready()) == ("REVOKED", True)
+        assert isinstance(result.result, TaskRevokedError)
+        with pytest.raises(TaskRevokedError, match="expired"):
+            result.get()
+
+
 # Waiting
 
 
