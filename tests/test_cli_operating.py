@@ -98,6 +98,28 @@ def test_a_backup_does_not_replace_a_file_and_leaves_none_half(
 
 
 @pytest.mark.process
+def test_a_backup_that_cannot_be_written_says_where_to(here: Here, tmp_path: Path) -> None:
+    here.ok("call", "tasks.add", "-a", "[1, 2]")
+    shut = tmp_path / "shut"
+    shut.mkdir()
+    here.ok("db", "backup", str(shut / "copy.db"))
+    here.forget()
+
+    absent = here("db", "backup", str(tmp_path / "absent" / "copy.db"))
+    with closed(shut):
+        refused = here("db", "backup", str(shut / "copy.db"))
+        unread = here("db", "restore", str(shut / "copy.db"), "--yes")
+
+    for done, why in (
+        (absent, "copy.db cannot be written (No such file or directory): name a file"),
+        (refused, "copy.db cannot be written (Permission denied): name a file"),
+        (unread, "copy.db cannot be read: Permission denied"),
+    ):
+        (line,) = done.stderr.splitlines()
+        assert why in line
+        assert done.returncode == 2
+
+
 def test_backups_under_load_are_each_one_moment(store: SqliteBroker, tmp_path: Path) -> None:
     writer = """
 import sys

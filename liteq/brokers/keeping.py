@@ -24,6 +24,7 @@ from liteq.brokers.liveness import LockFiles
 from liteq.brokers.schema import STATE_CODES
 from liteq.exceptions import BrokerError, ImproperlyConfigured, SchemaError
 from liteq.message import GATHER
+from liteq.shortage import advice
 
 __all__ = ["Keeper", "Reclaimed", "workers_alive"]
 
@@ -75,13 +76,14 @@ class Keeper:
         """Write a copy of the store as it is at one moment to a file; return its bytes.
 
         The copy is checked, private (0600), one file without a WAL, and there as a whole or
-        not at all. Raises `ImproperlyConfigured` if the target is there, unless with `force`.
+        not at all. Raises `ImproperlyConfigured` if the target is there, unless with `force`,
+        and if its folder is not, or cannot be written to.
         """
-        if target.is_dir():
+        if os.path.isdir(target):
             raise ImproperlyConfigured(
                 f"{target} is a folder: name the file that the backup is to be"
             )
-        if target.exists() and not force:
+        if os.path.exists(target) and not force:
             raise ImproperlyConfigured(
                 f"{target} is there already: name another file, or use --force"
             )
@@ -90,8 +92,7 @@ class Keeper:
                 f"{target} is in the store's own folder: a backup belongs on another disk"
             )
         partial = target.with_name(f".{target.name}.partial")
-        partial.unlink(missing_ok=True)
-        os.close(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+        _make_anew(partial, target)
         try:
             with self._opened(self.path) as source, self._opened(str(partial)) as copy:
                 _copy(source, copy)
@@ -125,7 +126,13 @@ class Keeper:
                 f"stop the workers of {self.folder} first: {len(alive)} live "
                 f"(they hold {', '.join(alive[:3])})"
             )
-        if not backup.is_file():
+        try:
+            is_file = backup.is_file()
+        except PermissionError as exc:
+            raise ImproperlyConfigured(
+                f"the backup {backup} cannot be read: {exc.strerror}"
+            ) from exc
+        if not is_file:
             raise ImproperlyConfigured(f"there is no backup {backup}")
         with self._opened(str(backup)) as source:
             _refuse_foreign(source, str(backup))
@@ -281,6 +288,20 @@ def workers_alive(folder: Path) -> list[str]:
     except PermissionError as exc:
         raise forbidden(exc) from exc
     return [name for name in names if name.endswith(".lock") and not locks.is_dead(name)]
+
+
+def _make_anew(partial: Path, target: Path) -> None:
+    """Make the file that a backup is written to before it gets its name."""
+    try:
+        partial.unlink(missing_ok=True)
+        os.close(os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+    except OSError as exc:
+        if advice(exc) is not None:  # it is not for its name that it cannot be made
+            raise
+        raise ImproperlyConfigured(
+            f"{target} cannot be written ({exc.strerror}): name a file in a folder that is "
+            "there, and that you may write to"
+        ) from exc
 
 
 def _copy(source: apsw.Connection, target: apsw.Connection) -> None:
