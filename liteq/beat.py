@@ -70,6 +70,7 @@ MAX_INTERVAL: Final = 60.0  # seconds until a lost wake-up or a set clock is not
 SLICE: Final = 100  # entries fired before the loop looks up
 _BROKEN_FOR: Final = 60.0  # seconds that an entry is left alone whose schedule failed
 _STEP: Final = 0.5  # seconds by which a clock that was set differs from one that runs
+_LONGEST_SLEEP: Final = 86_400.0  # seconds: epoll overflows after 24 days
 _LONGEST_PAUSE: Final = 4.0  # seconds between two tries to reach the store
 _ENTRY_ONLY: Final = (LiteqError, ValueError, TypeError)
 
@@ -416,6 +417,7 @@ class Service:
                     polls = mailbox is not None and mailbox.fileno() < 0
                     if mailbox is not None and polls:
                         wait = min(wait, mailbox.poll_interval)
+                    wait = min(wait, _LONGEST_SLEEP)
                     ready = selector.select(0 if self._is_told_to_stop() else wait)
                     if any(key.fileobj is self.life for key, _ in ready):
                         break

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -686,6 +688,21 @@ def test_a_service_ends_when_the_store_is_lost(app: Liteq) -> None:
 
     app.broker.schedules = lost  # type: ignore[method-assign]
     assert Service(app, install_signals=False).run() == 6
+
+
+@pytest.mark.parametrize("longest", [3e6, 1e300])
+def test_a_service_may_have_nothing_to_do_for_longer_than_the_kernel_can_count(
+    tmp_path: Path, longest: float
+) -> None:
+    app = Liteq("shop", broker=str(tmp_path / "store"))
+    ours, theirs = socket.socketpair()
+    with ours:
+        theirs.close()  # so it stops as soon as it would sleep
+
+        status = Service(app, max_interval=longest, install_signals=False, life=ours).run()
+
+    assert status == 0
+    app.close()
 
 
 # Schedulers of the user's own

@@ -97,6 +97,41 @@ def test_wrong_usage_is_explained_and_ends_with_2(
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize("seconds", ["nan", "inf", "1e300"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["beat", "--max-interval"],
+        ["call", "tasks.add", "-a", "[1, 2]", "--countdown"],
+        ["call", "tasks.add", "-a", "[1, 2]", "--expires"],
+        ["call", "tasks.add", "-a", "[1, 2]", "--wait"],
+        ["events", "--freq"],
+        ["events", "--timeout"],
+        ["health", "--max-age"],
+        ["inspect", "active", "--timeout"],
+        ["queues", "latency", "--max"],
+        ["result", "id", "--wait"],
+        ["schedule", "add", "often", "tasks.fail", "30", "--expires"],
+        ["status", "--interval"],
+        ["status", "--timeout"],
+        ["watch", "id", "--timeout"],
+        ["worker", "--grace"],
+        ["worker", "--soft-time-limit"],
+        ["worker", "--time-limit"],
+    ],
+    ids=lambda words: f"{words[0]} {words[-1]}",
+)
+def test_no_span_of_time_is_endless_or_no_number_and_nothing_is_sent(
+    words: list[str], seconds: str, here: Here
+) -> None:
+    done = here(*words, seconds)
+
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert re.search(r"number of seconds|outside of the years", done.stderr)
+    assert here.ok("ls", "--json") == "[]"
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from liteq.cli.front import Exit, Failure, Session, names
+from liteq.cli.front import Exit, Failure, Seconds, Session, names
 from liteq.cli.output import print_json, shown
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def asking_options(function: F) -> F:
         click.option(
             "-t",
             "--timeout",
-            type=click.FloatRange(min=0, min_open=True),
+            type=Seconds(min=0, min_open=True),
             default=1.0,
             show_default=True,
             metavar="SEC",

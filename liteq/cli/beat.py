@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from liteq.cli.front import VERSION, Session, command, names
+from liteq.cli.front import VERSION, Seconds, Session, command, names
 from liteq.cli.logs import is_apart, log_as_asked, log_options
 from liteq.cli.pidfile import holding
 from liteq.cli.worker import store_of
@@ -30,7 +30,7 @@ _WITHOUT_EFFECT = {
 @command()
 @click.option(
     "--max-interval",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Seconds(min=0, min_open=True),
     metavar="SEC",
     help="Look at the store at least this often.  [default: 60]",
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from liteq.cli.front import Exit, Session, command
+from liteq.cli.front import Exit, Seconds, Session, command
 from liteq.cli.logs import log_as_asked, log_options
 from liteq.cli.output import shown
 
@@ -39,7 +39,7 @@ COLOURS = {
     "--freq",
     "--frequency",
     "frequency",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Seconds(min=0, min_open=True),
     default=1.0,
     show_default=True,
     metavar="SEC",
@@ -50,7 +50,7 @@ COLOURS = {
 @click.option(
     "-t",
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Seconds(min=0, min_open=True),
     metavar="SEC",
     help="Stop when none has come for so long.",
 )

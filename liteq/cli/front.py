@@ -28,6 +28,7 @@ __all__ = [
     "Exit",
     "Failure",
     "Group",
+    "Seconds",
     "Session",
     "as_json",
     "ask",
@@ -39,6 +40,8 @@ __all__ = [
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_LONGEST: Final = 1e9  # seconds, 31 years: beyond three hundred, clocks and sleeps overflow
 
 
 class Exit(enum.IntEnum):
@@ -353,6 +356,21 @@ def names(text: str) -> list[str]:
     if not all(found):
         raise click.BadParameter(f"{text!r} has an empty name in it")
     return found
+
+
+class Seconds(click.FloatRange):
+    """The type of an option that is a span of time. No bound keeps nan out, and infinity is
+    no time that a clock can wait for."""
+
+    name = "seconds"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        seconds: float = super().convert(value, param, ctx)
+        if not seconds <= _LONGEST:  # nan is not, either
+            self.fail(f"{value!r} is no number of seconds up to {_LONGEST:g}", param, ctx)
+        return seconds
 
 
 def as_json(function: F) -> F:

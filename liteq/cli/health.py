@@ -6,7 +6,7 @@ import os
 
 import click
 
-from liteq.cli.front import Exit, Session, as_json, command, print_json
+from liteq.cli.front import Exit, Seconds, Session, as_json, command, print_json
 from liteq.cli.output import shown
 from liteq.pulse import MAX_AGE
 
@@ -17,7 +17,7 @@ __all__ = ["health"]
 @click.argument("check", type=click.Choice(["live", "ready"]), default="ready")
 @click.option(
     "--max-age",
-    type=click.FloatRange(min=1),
+    type=Seconds(min=1),
     default=MAX_AGE,
     show_default=True,
     metavar="SEC",

@@ -11,6 +11,7 @@ from liteq.cli.front import (
     Exit,
     Failure,
     Group,
+    Seconds,
     Session,
     as_json,
     ask,
@@ -104,7 +105,7 @@ def _rows(app: Liteq) -> list[dict[str, Any]]:
 @click.option(
     "--max",
     "most",
-    type=click.FloatRange(min=0),
+    type=Seconds(min=0),
     metavar="SEC",
     help="End with 1 if one of them is above this.",
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from liteq.cli.front import Exit, Failure, Session, as_json, command
+from liteq.cli.front import Exit, Failure, Seconds, Session, as_json, command
 from liteq.cli.output import plain_table, print_json, print_table, shown, span
 from liteq.exceptions import BrokerError
 
@@ -42,7 +42,7 @@ COLOURS: Final = {"alive": "green", "stuck": "yellow", "dead": "red"}
 @click.option(
     "-t",
     "--timeout",
-    type=click.FloatRange(min=0),
+    type=Seconds(min=0),
     default=1.0,
     show_default=True,
     metavar="SEC",
@@ -51,7 +51,7 @@ COLOURS: Final = {"alive": "green", "stuck": "yellow", "dead": "red"}
 @click.option("--watch", is_flag=True, help="Show it again and again, until Ctrl-C.")
 @click.option(
     "--interval",
-    type=click.FloatRange(min=0.1),
+    type=Seconds(min=0.1),
     default=2.0,
     show_default=True,
     metavar="SEC",

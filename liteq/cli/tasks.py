@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from liteq.cli.front import Exit, Failure, Session, as_json, command, completing, print_json
+from liteq.cli.front import (
+    Exit,
+    Failure,
+    Seconds,
+    Session,
+    as_json,
+    command,
+    completing,
+    print_json,
+)
 from liteq.cli.output import json_text, shown
 
 if TYPE_CHECKING:
@@ -67,9 +76,7 @@ def seconds_or_moment(text: str) -> float | datetime:
 @click.option("--priority", type=click.IntRange(0, 9), metavar="N", help="9 goes before 0.")
 @click.option("--serializer", metavar="NAME", help="In place of the task's own.")
 @click.option("--exchange", hidden=True)
-@click.option(
-    "--wait", type=click.FloatRange(min=0), metavar="SEC", help="Wait, and print the result."
-)
+@click.option("--wait", type=Seconds(min=0), metavar="SEC", help="Wait, and print the result.")
 @as_json
 def call(
     name: str,
@@ -109,7 +116,7 @@ def call(
 
 @command()
 @click.argument("id", shell_complete=completing("ids"))
-@click.option("--wait", type=click.FloatRange(min=0), metavar="SEC", help="Wait for its end.")
+@click.option("--wait", type=Seconds(min=0), metavar="SEC", help="Wait for its end.")
 @click.option("--traceback", "with_traceback", is_flag=True, help="Show the error's traceback.")
 @click.option("-t", "--task", hidden=True)
 @as_json

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from liteq.cli.front import Exit, Session, command, completing
+from liteq.cli.front import Exit, Seconds, Session, command, completing
 from liteq.cli.output import STATE_COLOURS, json_text, moment, shown, span
 
 if TYPE_CHECKING:
@@ -23,9 +23,7 @@ _SPINNER: Final = "|/-\\"
 
 @command()
 @click.argument("id", shell_complete=completing("ids"))
-@click.option(
-    "--timeout", type=click.FloatRange(min=0), metavar="SEC", help="Give up after this long."
-)
+@click.option("--timeout", type=Seconds(min=0), metavar="SEC", help="Give up after this long.")
 @click.option("--json", "as_json", is_flag=True, help="Each change as JSON in a line.")
 def watch(id: str, timeout: float | None, as_json: bool) -> int:
     """Follow a task to its end, with a bar of its progress.

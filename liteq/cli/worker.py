@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
-from liteq.cli.front import VERSION, Session, command, completing, names
+from liteq.cli.front import VERSION, Seconds, Session, command, completing, names
 from liteq.cli.logs import format_option, is_apart, level_option, log_as_set, logfile_option
 from liteq.cli.pidfile import holding
 from liteq.garbage import unseen
@@ -83,7 +83,7 @@ def autoscale(text: str) -> tuple[int, int]:
     return most, max(least, 1)
 
 
-SECONDS = click.FloatRange(min=0, min_open=True)
+SECONDS = Seconds(min=0, min_open=True)
 POSITIVE = click.IntRange(min=1)
 
 _OPTIONS = [
@@ -172,7 +172,7 @@ _WORKER_ONLY = [
     click.option("--burst", is_flag=True, help="Stop when the queues are empty."),
     click.option(
         "--grace",
-        type=click.FloatRange(min=0),
+        type=Seconds(min=0),
         metavar="SEC",
         help="How long a stop waits for running tasks before they are given back."
         "  [default: 25]",
