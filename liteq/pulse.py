@@ -104,7 +104,10 @@ def quick_answer(words: Sequence[str], on_server: Callable[[str], Iterable[Beat]
     ]
     if not good or not all(line[:-1].isprintable() for line in good):
         return False
-    sys.stdout.write("".join(good))
+    try:
+        sys.stdout.write("".join(good))
+    except (AttributeError, UnicodeError):  # there is none, or it has no such character
+        return False
     return True
 
 

@@ -73,6 +73,18 @@ class Project:
             check=False,
         )
 
+    def shell(self, line: str) -> subprocess.CompletedProcess[str]:
+        """Run a command with what a shell makes of the words behind it."""
+        return subprocess.run(
+            ["sh", "-c", f'exec "$0" -m liteq {line}', sys.executable],
+            cwd=self.folder,
+            env=self.environ,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+
     def ok(self, *words: str, **environ: str) -> str:
         """Run a command that must succeed; return what it printed."""
         done = self(*words, **environ)

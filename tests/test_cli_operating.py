@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import configparser
 import gc
+import io
 import json
 import os
 import re
@@ -658,6 +659,24 @@ def test_a_probe_that_finds_a_worker_needs_no_command_line(
     assert project("health", "-b", str(folder)).returncode == 5
 
 
+def test_a_probe_whose_answer_cannot_be_written_leaves_it_to_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = SqliteBroker(tmp_path / "store")
+    broker.register("\N{CYRILLIC SMALL LETTER ZHE}", ["a"], 1, {})
+    answered = {}
+
+    for encoding in ("utf-8", "latin-1", ""):
+        stream = io.TextIOWrapper(io.BytesIO(), encoding) if encoding else None
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "stdout", stream)
+            words = ["-b", str(tmp_path / "store")]
+            answered[encoding] = pulse.quick_answer(words, lambda _: ())
+
+    assert answered == {"utf-8": True, "latin-1": False, "": False}
+    broker.close()
+
+
 def test_health_finds_the_store_that_is_there(
     here: Here, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -942,6 +961,76 @@ def test_a_doctor_says_that_it_may_not_look(here: Here, project: Project) -> Non
         assert found["level"] == "fail"
         assert "are to run as one user" in found["what"]
         assert found["advice"] == ""
+
+
+# The streams that a command is given
+
+STRANGE = "tasks.\N{CYRILLIC SMALL LETTER ZHE}\N{GRINNING FACE}"
+STRANGE_TASKS = f"""
+from liteq import Liteq
+app = Liteq("shop")
+
+
+@app.task(name={STRANGE!a})
+def strange():
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"PYTHONIOENCODING": "latin-1"},
+        {"PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ],
+    ids=str,
+)
+def test_what_an_encoding_lacks_is_escaped_and_json_stays_json(
+    environ: dict[str, str], here: Here, project: Project
+) -> None:
+    project.write("tasks.py", STRANGE_TASKS)
+    here.ok("call", STRANGE)
+    here.forget()
+
+    table = project("ls", **environ)
+    document = project("ls", "--json", **environ)
+    drawn = project.at_terminal("ls", **environ)
+
+    escaped = "tasks.\\u0436\\ud83d\\ude00"
+    assert table.returncode == 0, table.stderr
+    for text in (table.stdout, drawn):
+        assert escaped in text or STRANGE in text  # for ASCII, click writes UTF-8
+    assert escaped in table.stdout or "latin-1" not in environ.values()
+    (told,) = json.loads(document.stdout)
+    assert told["task"] == STRANGE
+
+
+@pytest.mark.parametrize("word", ["ls", "queues", "status", "doctor", "version"])
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
+def test_a_command_needs_no_stream_to_write_to(
+    word: str, closed: str, here: Here, project: Project
+) -> None:
+    here.ok("call", "tasks.add", "-a", "[1, 2]")
+    here.forget()
+    status = {"status": Exit.UNAVAILABLE}.get(word, Exit.OK)
+
+    done = project.shell(f"{word} {closed}")
+
+    assert "Traceback" not in done.stderr
+    assert done.returncode == status
+
+
+def test_a_question_that_no_stream_can_answer_is_answered_with_no(
+    here: Here, project: Project
+) -> None:
+    here.ok("call", "tasks.add", "-a", "[1, 2]")
+    here.forget()
+
+    done = project.shell("purge <&-")
+
+    assert "nobody is there to ask" in done.stderr
+    assert done.returncode == 1
 
 
 # Tables

@@ -17,6 +17,7 @@ import click
 from liteq import exceptions
 from liteq.cli.front import EXIT_CODES, Exit, Group, Session
 from liteq.cli.output import shown
+from liteq.cli.streams import mend_streams
 from liteq.shortage import advice
 
 if TYPE_CHECKING:
@@ -124,6 +125,8 @@ def main(argv: Sequence[str] | None = None, *, app: Liteq | None = None) -> int:
     """
     session = Session(app)
     try:
+        if session.owns_process:
+            mend_streams()
         status = cli.main(
             argv,
             prog_name="liteq",
