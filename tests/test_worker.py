@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from api import app_in_memory, forget_current, record
-from world import wait_until
+from world import make, wait_until
 
 from liteq import BoundTask, Liteq, signals
 from liteq.attempts import Attempts
@@ -781,6 +781,20 @@ def test_a_task_that_the_worker_does_not_know_waits_for_one_that_does(app: Liteq
         result = app.send_task("unknown")
         wait_until(lambda: record(app, result.id).state == "parked")
     assert record(app, result.id).deliveries == 0
+
+
+@pytest.mark.usefixtures("without_backstop")
+def test_an_idle_worker_looks_through_all_that_it_does_not_know(
+    app: Liteq, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = steps_of(app, monkeypatch)
+    known = app.task(lambda: "ran")
+    app.broker.enqueue([make("unknown", priority=1) for _ in range(2_000)])
+
+    with running(app) as worker:
+        assert known.delay().get(timeout=10) == "ran"
+        wait_until(lambda: worker._next_due is None and not worker._membership.look)
+    assert len(answers) < 20  # and then it sleeps
 
 
 # Stopping

@@ -257,7 +257,7 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
                     self._promote(db, now, open_queues)
                     settling.following.queued = True
                     due = self._next_due(db, open_queues)
-                leases, aside = self._claim(
+                leases, aside, more = self._claim(
                     db,
                     settling,
                     worker,
@@ -268,7 +268,9 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
                     lines,
                     parked=bool(parked),
                 )
-                if aside:  # an error callback of one that had expired may be due later
+                if more:
+                    due = now
+                elif aside:  # an error callback of one that had expired may be due later
                     due = self._next_due(db, open_queues)
             if lines.any or settling.opened:
                 due = self._look_again(lines, settling, due, claimed=limit > 0 and bool(alive))
@@ -324,9 +326,11 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
         lines: Lines,
         *,
         parked: bool,
-    ) -> tuple[list[Lease], list[tuple[Lease, Aside]]]:
+    ) -> tuple[list[Lease], list[tuple[Lease, Aside]], bool]:
         """Claim, parking unknown tasks and revoking what has expired, until the limit is
-        reached or nothing is left; but put aside no more than a slice in one step."""
+        reached or nothing is left; but put aside no more than a slice in one step. Return
+        the leases, what was put aside, and whether there is more to look through."""
+        more = False
         leases: list[Lease] = []
         aside: list[tuple[Lease, Aside]] = []
         now = settling.now
@@ -374,11 +378,11 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
             if len(found) < wanted and lined == before:
                 break  # that was all
             if len(aside) + lined + lines.tried > SLICE:
-                settling.following.queued = True  # this worker has more to look through, too
+                more = True
                 break
         if lines.tried:
             leases.sort(key=lambda lease: (-lease.packed[4], lease.key))
-        return leases, aside
+        return leases, aside, more
 
     def _look_again(
         self, lines: Lines, settling: Settling, due: float | None, *, claimed: bool

@@ -22,7 +22,7 @@ import pytest
 from world import START, FakeClock, Store, enlist, make, wait_until
 
 from liteq import failure
-from liteq.brokers.base import FINAL_STATES, ORDERS, Broker, Note, Schedule
+from liteq.brokers.base import FINAL_STATES, ORDERS, Broker, Note, Schedule, Step
 from liteq.exceptions import (
     AlreadyEnqueued,
     EncodeError,
@@ -1044,6 +1044,28 @@ def test_5_a_claim_names_what_it_met_and_did_not_take(broker: Broker, clock: Fak
         (expired.id, "shop.charge", "expired"),
     }
     assert broker.step(worker, queues=["default"], limit=10, tasks=["shop.charge"]).aside == ()
+
+
+@pytest.mark.parametrize("useless", ["unknown", "expired"])
+def test_5_a_step_that_meets_too_much_to_put_aside_says_to_look_again(
+    broker: Broker, clock: FakeClock, useless: str
+) -> None:
+    task = "unknown" if useless == "unknown" else "shop.known"
+    expires_at = clock.now() + 1 if useless == "expired" else None
+    put(broker, *[make(task, priority=1, expires_at=expires_at) for _ in range(1_200)])
+    known = put(broker, make("shop.known"))
+    worker = enlist(broker)
+    clock.advance(2)
+
+    def step() -> Step:
+        return broker.step(worker, queues=["default"], limit=1, tasks={"shop.known"})
+
+    steps = list(itertools.takewhile(lambda step: not step.leases, iter(step, None)))
+
+    assert 1 < len(steps) <= 3
+    assert all(one.next_due is not None and one.next_due <= clock.now() for one in steps)
+    assert state(broker, known) == "running"
+    assert step().next_due is None
 
 
 def test_5_a_parked_message_is_claimed_where_any_task_will_do(broker: Broker) -> None:

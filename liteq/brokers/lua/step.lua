@@ -153,8 +153,9 @@ local function read(id)  -- what a claim needs of a message; `what`: of those th
   return m
 end
 
+local more = false  -- to look through than one step does
 local function put_due()
-  local due
+  local due = more and '0'  -- due by any clock: the worker's may be behind this one
   for _, queue in ipairs(open_queues) do
     local first = call('ZRANGE', P .. 'd:' .. queue, 0, 0, 'WITHSCORES')
     if first[2] and (not due or tonumber(first[2]) < tonumber(due)) then due = first[2] end
@@ -529,8 +530,8 @@ if limit > 0 and alive then
       end
     end
     if not line and #batch < wanted and moved == before then break end
-    if #aside + moved + tried > SLICE then  -- there is more to look through
-      call('PUBLISH', P .. 'work:' .. worker, '')
+    if #aside + moved + tried > SLICE then
+      more = true
       break
     end
   end
