@@ -87,6 +87,16 @@ _QUEUED_IN_RANKED: Final = (
     "WHERE state = 1 AND queue = ? ORDER BY priority DESC, seq LIMIT ?)"
 )
 
+# From any number of queues: a compound has a term for each, of which SQLite takes 500, and is
+# compiled anew when it is long. This reads the rows of the candidates, beside the index.
+_QUEUED_IN_MANY: Final = (
+    "SELECT seq FROM (SELECT first.seq, first.priority FROM json_each(?) AS named "
+    "CROSS JOIN message AS first WHERE first.seq IN (SELECT seq FROM message "
+    "INDEXED BY message_queued WHERE state = 1 AND queue = named.value "
+    "ORDER BY priority DESC, seq LIMIT ?)) ORDER BY priority DESC, seq LIMIT ?"
+)
+_MANY_QUEUES: Final = 50
+
 # What a step has to know before it begins, in one statement: whether its worker counts as
 # alive; whether there are edges, waiters, parked messages; whether a run is to be ended;
 # whether a queue is paused, letters have come, somebody listens; whether messages wait under
@@ -418,6 +428,8 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
     def _first_in(self, queues: Sequence[str], limit: int) -> tuple[str, list[Any]]:
         """Return what selects those first in line in these queues, and what it is given."""
         count = len(queues)
+        if count > _MANY_QUEUES:
+            return _QUEUED_IN_MANY, [json.dumps(list(queues)), limit, limit]
         candidates = self._candidates.get(count)
         if candidates is None:
             if count == 1:

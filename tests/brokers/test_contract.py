@@ -1496,6 +1496,37 @@ def test_7_a_limited_claim_keeps_the_order_over_queues(broker: Broker) -> None:
     assert got == [expected[0:2], expected[2:4], expected[4:6], expected[6:]]
 
 
+@pytest.mark.parametrize("number", [100, 4_000])
+def test_7_the_order_holds_over_any_number_of_queues(broker: Broker, number: int) -> None:
+    queues = [f"q{n}" for n in range(number)]
+    worker = enlist(broker, *queues)
+    messages = [
+        put(broker, make(queue=queue, priority=n % 10))
+        for n, queue in enumerate(queues[:: number // 20])
+    ]
+
+    got = [claimed(broker, worker, *queues, limit=limit) for limit in (7, 100, 1)]
+
+    expected = [m.id for m in sorted(messages, key=lambda message: -message.priority)]
+    assert got == [expected[:7], expected[7:], []]
+
+
+def test_7_an_idle_worker_may_have_thousands_of_queues(
+    broker: Broker, clock: FakeClock
+) -> None:
+    queues = [f"q{n}" for n in range(4_000)]
+    worker = enlist(broker, *queues)
+    broker.step(worker, queues=queues, limit=1, idle=True)
+    late = put(broker, make(queue="q3999", run_at=clock.now() + 1))
+    put(broker, make(queue="q3998"))
+    clock.advance(2)
+
+    step = broker.step(worker, queues=queues, limit=2, idle=True)
+
+    assert late.id in [lease.id for lease in step.leases]
+    assert step.next_due is None
+
+
 def test_7_a_claim_takes_only_from_the_queues_it_names(broker: Broker) -> None:
     mine = put(broker, make(queue="mine"))
     put(broker, make(queue="yours", priority=9))

@@ -166,6 +166,22 @@ def test_a_claim_walks_the_queued_messages_in_order(
         assert ("USE TEMP B-TREE FOR ORDER BY" in plan) == (len(queues) > 1)
 
 
+def test_a_claim_walks_the_queued_messages_of_many_queues_in_order(
+    planner: Planner, broker: Broker
+) -> None:
+    queues = [f"q{n}" for n in range(1_200)]
+    worker = enlist(broker, *queues)
+    broker.enqueue([make(queue=queue) for queue in queues[:10]])
+
+    plans = planner.plans(lambda: broker.claim(worker, queues, 4))
+
+    for statement in ("SELECT -priority, seq", "UPDATE message SET state = 3"):
+        plan = plan_of(plans, statement)
+        assert plan[0] == BY_KEY
+        assert plan.count(QUEUED) == 1
+        assert "SEARCH first USING INTEGER PRIMARY KEY (rowid=?)" in plan
+
+
 @pytest.mark.parametrize("queues", [("a",), ("a", "b", "c")], ids=len)
 def test_what_goes_to_a_worker_that_stands_by_finds_it_without_a_scan(
     planner: Planner, broker: Broker, queues: tuple[str, ...]

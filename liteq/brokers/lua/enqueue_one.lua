@@ -72,7 +72,10 @@ local function standing(worker)
     keys[last + 1], keys[last + 2] = P .. 'q:' .. name, P .. 'p:' .. name
     keys[last + 3] = P .. 'limited:' .. name
   end
-  if not consumed or call('EXISTS', unpack(keys)) > 0 then return end
+  if not consumed then return end
+  for i = 1, #keys, 1000 do  -- `unpack` has a limit
+    if call('EXISTS', unpack(keys, i, math.min(i + 999, #keys))) > 0 then return end
+  end
   local beat = call('ZSCORE', P .. 'workers', worker)
   if not beat then return end
   local steady = tonumber(ARGV[2])

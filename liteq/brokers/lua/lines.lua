@@ -103,7 +103,10 @@ end
 local function has_lines()
   local keys = {}
   for i, queue in ipairs(claimer.queues) do keys[i] = P .. 'limited:' .. queue end
-  return #keys > 0 and call('EXISTS', unpack(keys)) > 0
+  for i = 1, #keys, 1000 do  -- `unpack` has a limit
+    if call('EXISTS', unpack(keys, i, math.min(i + 999, #keys))) > 0 then return true end
+  end
+  return false
 end
 
 local function first_line()  -- the one of those that may go that has the best rank

@@ -87,14 +87,15 @@ local function plain_step(text_of, pack, put_leases)
   if ARGV[place + 1] ~= '0' or ARGV[place + 2] ~= '0' then return end  -- others, and notes
 
   -- What else there may be in its way.
-  local limit, queues, others = tonumber(ARGV[place + 3]), {}, {}
+  local limit, queues = tonumber(ARGV[place + 3]), {}
+  local others = {P .. 'orders:' .. worker, P .. 'paused', P .. 'limits:names'}
   if limit > 500 or (fresh and limit == 0) then return end
   local last = tonumber(ARGV[place + 4])
   for i = 1, last do
     local queue = ARGV[place + 4 + i]
     queues[i] = queue
-    others[3 * i - 2], others[3 * i - 1] = P .. 'd:' .. queue, P .. 'p:' .. queue
-    others[3 * i] = P .. 'limited:' .. queue
+    others[3 * i + 1], others[3 * i + 2] = P .. 'd:' .. queue, P .. 'p:' .. queue
+    others[3 * i + 3] = P .. 'limited:' .. queue
   end
   if fresh then others[#others + 1] = P .. 'leases:' .. worker end
   place = place + 4 + last
@@ -104,8 +105,10 @@ local function plain_step(text_of, pack, put_leases)
     'heard')
   if not me[1] or me[2] or me[4] == ARGV[3] then return end
   if limit > 0 and digest ~= '*' and me[3] ~= digest then return end
-  local there, due = call('EXISTS', P .. 'orders:' .. worker, P .. 'paused', P .. 'limits:names',
-    unpack(others)), ''
+  local there, due = 0, ''
+  for i = 1, #others, 1000 do  -- `unpack` has a limit
+    there = there + call('EXISTS', unpack(others, i, math.min(i + 999, #others)))
+  end
   if there > 0 then  -- what is delayed is in nobody's way until it is due
     for _, queue in ipairs(queues) do
       local first = call('ZRANGE', P .. 'd:' .. queue, 0, 0, 'WITHSCORES')[2]
