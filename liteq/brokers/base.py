@@ -139,7 +139,8 @@ class Broker(ABC):
         reason and its bytes, or parked for a worker that knows its task.
     6.  *In time.* Never claimed before `run_at`, never claimed after `expires_at`.
     7.  *In order.* A claim takes the highest priority (9 before 0), then the oldest,
-        over all the queues it names.
+        over all the queues it names. What has come due takes its place in that order a
+        slice of each queue at a time, in the order of `run_at`.
     8.  *Revoked is revoked.* A message revoked before its start is never claimed,
         whoever restarts; one revoked while it runs gets no further attempt.
     9.  *Each tick once.* `fire()` for the same entry and instant takes effect once,
