@@ -179,7 +179,8 @@ class _Gate(_Lock):
             self._queue.append((since, who))
             self._next()
             return
-        pause = max(0.0001, 0.001 - (self._run.now - since) / 10)
+        waited = self._run.now - since
+        pause = max(0.0001, 0.001 - waited / 10, min(0.01, (waited - 0.2) / 20))
         pause *= self._random.uniform(0.2, 1.0)
         self._run.after(pause, partial(self._try, since, who))
 

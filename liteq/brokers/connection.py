@@ -585,7 +585,9 @@ class _Handle:
                         f"another process has been writing to {self.database.path} for "
                         f"{waited:.1f} s: is one stopped in the middle of a transaction?"
                     ) from None
-                pause = max(0.0001, 0.001 - waited / 10)
+                # The longer it has waited the sooner it looks again; but dozens that do so take
+                # the processor from who is inside, and then it is for each to step back.
+                pause = max(0.0001, 0.001 - waited / 10, min(0.01, (waited - 0.2) / 20))
             else:
                 return
 

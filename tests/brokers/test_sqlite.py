@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import apsw
 import pytest
@@ -1014,6 +1014,38 @@ def test_a_writer_that_does_not_let_go_is_reported(store: Store, folder: Path) -
 
 
 # A full store
+
+
+def test_who_waits_long_at_the_gate_leaves_the_processor_to_who_is_inside(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Clock:
+        now = 0.0
+        pauses: ClassVar[list[tuple[float, float]]] = []
+
+        def monotonic(self) -> float:
+            return self.now
+
+        def sleep(self, seconds: float) -> None:
+            self.pauses.append((self.now, seconds))
+            self.now += seconds
+
+    broker = SqliteBroker(folder)
+    broker.enqueue([make()])
+    gate = os.open(folder / "gate", os.O_RDWR)
+    fcntl.flock(gate, fcntl.LOCK_EX)
+    monkeypatch.setattr(connection, "time", clock := Clock())
+    try:
+        with pytest.raises(BrokerBusy):
+            broker.revoke(["x"])
+    finally:
+        os.close(gate)
+
+    soon = [pause for at, pause in clock.pauses if 0.02 < at < 0.2]
+    late = [pause for at, pause in clock.pauses if at > 0.5]
+    assert max(soon) <= 0.0001
+    assert min(late) >= 0.002
+    broker.close()
 
 
 def test_who_holds_the_gate_keeps_nobody_from_opening_and_reading(
