@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -983,6 +984,47 @@ def test_outcomes_wait_until_the_store_can_be_reached_again(
 
         assert result.get(timeout=10) == "done"
     assert len(app.broker.attempts(result.id)) == 0
+
+
+class LitteredBroker(SqliteBroker):
+    """A store with work for `slices` slices of upkeep, each of which takes `cost` seconds."""
+
+    slices, cost = 9, 0.0
+
+    def __init__(self, clock: list[float]) -> None:
+        super().__init__(None)
+        self.monotonic = clock
+        self.began: list[float] = []
+
+    def maintain(self) -> bool:
+        self.began.append(self.monotonic[0])
+        self.monotonic[0] += self.cost
+        return len(self.began) <= self.slices
+
+
+@pytest.mark.parametrize("cost", [0.004, 1.0])
+def test_upkeep_has_a_share_of_the_workers_time_as_long_as_there_is_more(
+    app: Liteq, monkeypatch: pytest.MonkeyPatch, cost: float
+) -> None:
+    clock = [1_000.0]
+    broker = app.broker = LitteredBroker(clock)
+    broker.cost = cost
+    made = Worker(app, pool="solo", install_signals=False)
+    select = selectors.DefaultSelector.select
+
+    def sleep(self: selectors.DefaultSelector, timeout: float | None = None) -> Any:
+        clock[0] += timeout or 0.0
+        if len(broker.began) > broker.slices:
+            made.stop()
+        return select(self, 0)
+
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(selectors.DefaultSelector, "select", sleep)
+
+    assert made.run() == 0
+
+    pauses = [after - before for before, after in pairwise(broker.began[:9])]
+    assert pauses == pytest.approx([4 * cost] * 8, abs=0.1 * cost)
 
 
 class AbsentBroker(SqliteBroker):
