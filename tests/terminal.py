@@ -75,8 +75,11 @@ class Project:
 
     def shell(self, line: str) -> subprocess.CompletedProcess[str]:
         """Run a command with what a shell makes of the words behind it."""
+        return self._run(["sh", "-c", f'exec "$0" -m liteq {line}', sys.executable])
+
+    def _run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            ["sh", "-c", f'exec "$0" -m liteq {line}', sys.executable],
+            command,
             cwd=self.folder,
             env=self.environ,
             capture_output=True,
@@ -116,15 +119,7 @@ class Project:
         return text.decode()
 
     def python(self, code: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            cwd=self.folder,
-            env=self.environ,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
+        done = self._run([sys.executable, "-c", code])
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
