@@ -194,8 +194,10 @@ class Reader:
         args = kwargs = None
         try:
             args, kwargs = loads_call(message.body, message.content_type, self._accept)
-        except Exception:  # noqa: BLE001 (pickle may raise anything)
-            logger.warning("the arguments of %s[%s] cannot be read", message.task, id)
+        except Exception:  # pickle may raise anything
+            logger.warning(
+                "the arguments of %s[%s] cannot be read", message.task, id, exc_info=True
+            )
         return Context.of(packed, number, args, kwargs, hostname=worker)
 
     def _value(
