@@ -13,7 +13,7 @@ from typing import Any, Final
 import apsw
 
 from liteq import failure
-from liteq.brokers.connection import fetch_all, fetch_one
+from liteq.brokers.connection import fetch_one
 from liteq.brokers.enqueueing import enter_workflow, insert, prepare
 from liteq.brokers.following import IGNORED_KEPT, Following, find_open_gather
 from liteq.brokers.limiting import free_slots
@@ -33,9 +33,12 @@ from liteq.outcome import (
     Succeeded,
 )
 
-__all__ = ["SLICE", "Settling"]
+__all__ = ["SLICE", "WEIGHT", "Settling", "fetch_slice"]
 
 SLICE: Final = 500  # rows that one transaction of upkeep touches: a few milliseconds
+SLICE_BYTES: Final = 8_000_000  # of theirs, past which it touches no more: as many again
+# What a row is to its pages. `length` reads the head of a row, not the blob.
+WEIGHT: Final = "length(body) + coalesce(length(result), 0)"
 
 _WAITING: Final = STATE_CODES["waiting"]
 _QUEUED: Final = STATE_CODES["queued"]
@@ -399,13 +402,12 @@ class Settling:
 
     def give_up_parked(self, before: float) -> None:
         """Make dead letters of messages whose task nobody has known for so long."""
-        parked = fetch_all(
+        parked, _ = fetch_slice(
             self.db,
-            "SELECT seq, id, task FROM message WHERE state = 4 AND parked_at <= ? "
-            f"LIMIT {SLICE}",
+            f"SELECT {WEIGHT}, seq, id, task FROM message WHERE state = 4 AND parked_at <= ?",
             (before,),
         )
-        for seq, id, task in parked:
+        for _, seq, id, task in parked:
             reason = f"unknown task {task!r}: no worker that met it has this task"
             error = failure.describe(NotRegistered(reason))
             self.db.execute(
@@ -419,3 +421,21 @@ class Settling:
         """Write down an attempt that ends now; before the lease is given up, which wipes
         what is to be written down. A stale lease matches no row here either."""
         self.db.execute(_ATTEMPT, (outcome, error, self.now, lease.key, lease.token))
+
+
+def fetch_slice(
+    db: apsw.Connection, sql: str, bindings: Sequence[Any]
+) -> tuple[list[tuple[Any, ...]], bool]:
+    """Return the first rows that a query finds, each with its `WEIGHT` in front, and whether
+    there may be more. They are few where they are large: to write or free five hundred of
+    some megabytes each would hold the write lock for seconds."""
+    rows: list[tuple[Any, ...]] = []
+    weight = 0
+    cursor = db.execute(f"{sql} LIMIT {SLICE}", bindings)
+    for row in cursor:
+        rows.append(row)
+        weight += row[0]
+        if weight > SLICE_BYTES:
+            break
+    cursor.close()  # see `fetch_all`
+    return rows, weight > SLICE_BYTES or len(rows) == SLICE

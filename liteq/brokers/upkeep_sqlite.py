@@ -19,7 +19,7 @@ from liteq.brokers.following import Following, revocation
 from liteq.brokers.limiting import free_slots, tidy
 from liteq.brokers.mail_sqlite import SqliteMail
 from liteq.brokers.schema import STATE_CODES
-from liteq.brokers.settling import SLICE, Settling
+from liteq.brokers.settling import SLICE, WEIGHT, Settling, fetch_slice
 from liteq.brokers.uniqueness import end_periods
 from liteq.message import Message
 
@@ -104,32 +104,31 @@ class SqliteUpkeep(SqliteMail):
 
     def _purge(self, place: str, queues: str | None) -> int:
         """Delete what one partial index holds, in slices: a million rows at once would
-        hold the write lock for seconds."""
+        hold the write lock for seconds, and so would a hundred large ones."""
         where = "dead IS NOT NULL" if place == "dead" else f"state = {STATE_CODES[place]:d}"
-        sql = f"SELECT seq, id FROM message INDEXED BY message_{place} WHERE {where}"
+        sql = f"SELECT {WEIGHT}, seq, id FROM message INDEXED BY message_{place} WHERE {where}"
         bindings: tuple[Any, ...] = ()
         if queues is not None:
             sql += " AND queue IN (SELECT value FROM json_each(?))"
             bindings = (queues,)
         now = self.clock.now()
 
-        def delete(db: apsw.Connection) -> tuple[Following, int]:
+        def delete(db: apsw.Connection) -> tuple[Following, int, bool]:
             following = Following(db, now)
-            found = fetch_all(db, f"{sql} LIMIT {SLICE}", bindings)
-            for seq, id in found:
+            found, more = fetch_slice(db, sql, bindings)
+            for _, seq, id in found:
                 following.purged(seq, id)
-            end_periods(db, [id for _, id in found])
+            end_periods(db, [id for _, _, id in found])
             following.follow_all()
-            _delete(db, [seq for seq, _ in found])
-            return following, len(found)
+            _delete(db, [seq for _, seq, _ in found])
+            return following, len(found), more
 
-        total = 0
-        while True:
-            following, count = self._database.write(delete, durable=self.durable)
+        total, more = 0, True
+        while more:
+            following, count, more = self._database.write(delete, durable=self.durable)
             self._announce(following)
             total += count
-            if count < SLICE:
-                return total
+        return total
 
     def changed(self) -> bool:
         return self._database.changed()
@@ -164,14 +163,10 @@ class SqliteUpkeep(SqliteMail):
 
         def sweep(db: apsw.Connection) -> Following:
             settling = Settling(db, now, self.max_deliveries)
-            _delete(db, _seqs(db, f"delete_at <= ? ORDER BY delete_at LIMIT {SLICE}", (now,)))
+            _delete(db, _seqs(db, "delete_at <= ? ORDER BY delete_at", now))
             for states in ("IN (1, 2, 4)", "= 5"):
-                late = "expires_at IS NOT NULL AND expires_at <= ?"
-                for (seq,) in fetch_all(
-                    db,
-                    f"SELECT seq FROM message WHERE {late} AND state {states} LIMIT {SLICE}",
-                    (now,),
-                ):
+                late = f"expires_at IS NOT NULL AND expires_at <= ? AND state {states}"
+                for seq in _seqs(db, late, now):
                     settling.following.revoke(seq, "expired")
             tidy(db, now)
             settling.give_up_parked(now - self.unknown_expires)
@@ -225,6 +220,6 @@ def _delete(db: apsw.Connection, seqs: Sequence[int]) -> None:
     workflows.delete_empty(db, touched - {None})
 
 
-def _seqs(db: apsw.Connection, where: str, bindings: Sequence[Any]) -> list[int]:
-    found = fetch_all(db, f"SELECT seq FROM message WHERE {where}", bindings)
-    return [seq for (seq,) in found]
+def _seqs(db: apsw.Connection, due: str, now: float) -> list[int]:
+    found, _ = fetch_slice(db, f"SELECT {WEIGHT}, seq FROM message WHERE {due}", (now,))
+    return [seq for _, seq in found]

@@ -335,9 +335,9 @@ def test_expired_results_are_found_by_when_they_expire(
 
     plans = planner.plans(broker.maintain)
 
-    by_time = "SEARCH message USING COVERING INDEX message_deletable (delete_at<?)"
-    assert by_time in plan_of(plans, "SELECT EXISTS")
-    assert plan_of(plans, "SELECT seq FROM message WHERE delete_at") == [by_time]
+    by_time = "SEARCH message USING {} message_deletable (delete_at<?)"
+    assert by_time.format("COVERING INDEX") in plan_of(plans, "SELECT EXISTS")
+    assert plan_of(plans, r"SELECT .* WHERE delete_at <= \? ORDER") == [by_time.format("INDEX")]
 
 
 def test_messages_that_expired_unstarted_are_found_by_when_they_expire(
@@ -349,7 +349,7 @@ def test_messages_that_expired_unstarted_are_found_by_when_they_expire(
     plans = planner.plans(broker.maintain)
 
     by_time = "SEARCH message USING INDEX message_expiring (expires_at>? AND expires_at<?)"
-    assert plan_of(plans, r"SELECT seq FROM message WHERE expires_at.* IN") == [by_time]
+    assert plan_of(plans, r"SELECT length.* WHERE expires_at.* IN") == [by_time]
 
 
 def test_what_nobody_knows_is_found_by_since_when(
@@ -362,7 +362,7 @@ def test_what_nobody_knows_is_found_by_since_when(
     plans = planner.plans(broker.maintain)
 
     by_time = "SEARCH message USING INDEX message_parked_at (parked_at<?)"
-    assert plan_of(plans, "SELECT seq, id, task FROM message WHERE state = 4") == [by_time]
+    assert plan_of(plans, "SELECT .* task FROM message WHERE state = 4") == [by_time]
 
 
 def test_a_purge_finds_what_waits_beside_any_number_of_results(
@@ -372,7 +372,7 @@ def test_a_purge_finds_what_waits_beside_any_number_of_results(
 
     plans = planner.plans(lambda: broker.purge(["default"]))
 
-    found = plan_of(plans, "SELECT seq, id FROM message INDEXED BY message_queued")
+    found = plan_of(plans, "SELECT .* seq, id FROM message INDEXED BY message_queued")
     assert found[0] == "SEARCH message USING INDEX message_queued (queue=?)"
 
 

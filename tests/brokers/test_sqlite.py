@@ -27,7 +27,7 @@ from rights import closed
 from world import FakeClock, Store, enlist, make, no_descriptors, uncovered
 
 from liteq import failure, parts
-from liteq.brokers import connection, following, schema, wakeup
+from liteq.brokers import connection, following, schema, settling, wakeup
 from liteq.brokers.base import Broker
 from liteq.brokers.connection import (
     DATABASE,
@@ -1228,6 +1228,81 @@ def test_a_store_of_version_1_is_upgraded_with_all_that_waits_in_it(
     assert broker.get([callback.id])[callback.id].revoked == "upstream"
     assert broker.workflow(into.id) is not None
     assert integrity(folder) == "ok"
+    broker.close()
+
+
+def test_large_results_are_deleted_a_few_at_a_time(
+    store: Store, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = store.open()
+    ids = [make().id for _ in range(10)]
+    for id in ids:
+        broker.store(id, "SUCCESS", b"x" * 5_000, expires=10)
+    clock.advance(11)
+    monkeypatch.setattr(settling, "SLICE_BYTES", 8_000)
+
+    left = []
+    while broker.maintain():
+        left.append(len(broker.get(ids)))
+
+    assert left == [8, 6, 4, 2, 0]
+    broker.close()
+
+
+def test_large_messages_are_revoked_for_lateness_a_few_at_a_time(
+    store: Store, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = store.open()
+    messages = [make(body=b"x" * 5_000, expires_at=clock.now() + 10) for _ in range(10)]
+    broker.enqueue(messages)
+    clock.advance(11)
+    monkeypatch.setattr(settling, "SLICE_BYTES", 8_000)
+
+    waiting = []
+    while broker.maintain():
+        states = [kept.state for kept in broker.get([m.id for m in messages]).values()]
+        waiting.append(states.count("queued"))
+
+    assert waiting == [8, 6, 4, 2, 0]
+    broker.close()
+
+
+def test_large_messages_are_purged_a_few_at_a_time(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = store.open()
+    broker.enqueue([make(body=b"x" * 5_000) for _ in range(10)])
+    monkeypatch.setattr(settling, "SLICE_BYTES", 8_000)
+    writes: list[Any] = []
+    write = Database.write
+
+    def watched(self: Database, body: Any, **options: Any) -> Any:
+        done = write(self, body, **options)
+        writes.append(done)
+        return done
+
+    monkeypatch.setattr(Database, "write", watched)
+
+    purged = broker.purge(["default"])
+
+    assert purged == 10
+    assert [done[1] for done in writes if done[1]] == [2] * 5
+    broker.close()
+
+
+def test_a_large_result_alone_is_deleted_all_the_same(
+    store: Store, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = store.open()
+    id = make().id
+    broker.store(id, "SUCCESS", b"x" * 9_000, expires=10)
+    clock.advance(11)
+    monkeypatch.setattr(settling, "SLICE_BYTES", 8_000)
+
+    while broker.maintain():
+        pass
+
+    assert broker.get([id]) == {}
     broker.close()
 
 
