@@ -303,12 +303,6 @@ class Database:
                         handle.open()
                     except apsw.Error as exc:
                         raise self._translate(handle, exc) from exc
-                    except PermissionError as exc:
-                        raise ImproperlyConfigured(
-                            f"the store {self.path} belongs to another user "
-                            f"({exc.filename}: {exc.strerror}): all programs that use it are "
-                            "to run as one user"
-                        ) from exc
                     except OSError as exc:
                         if (lacking := advice(exc)) is None:
                             raise
