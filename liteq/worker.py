@@ -447,7 +447,7 @@ class Worker(Steered):
             self._tally.claimed(step.leases, self._broker.clock.now())
         self._next_due = step.next_due
         if limit:
-            membership.look = len(step.leases) >= limit
+            membership.look = len(step.leases) >= limit or self._is_due()
         if step.leases:
             attempts.hand_out(pool, step.leases)
         elif self._stands_by and membership.standby is None and not attempts.leases:
@@ -592,7 +592,7 @@ class Worker(Steered):
         """Do what is due by the clock."""
         if self._wishes.hang_up or self._wishes.stacks:
             self._obey()
-        if self._next_due is not None and self._next_due <= self._broker.clock.now():
+        if self._is_due():
             self._next_due = None  # the next claim tells what comes after it
             self._membership.look = True
         if now >= self._try_again:
@@ -608,6 +608,10 @@ class Worker(Steered):
         if notify is not None and notify.watchdog_interval and now >= self._next_watchdog:
             self._next_watchdog = now + notify.watchdog_interval
             notify.watchdog()
+
+    def _is_due(self) -> bool:
+        """Tell whether it is time for what the last step said to look again for."""
+        return self._next_due is not None and self._next_due <= self._broker.clock.now()
 
     def _keep_store(self, now: float) -> None:
         """Do what is due in the store. Each call may fail, and is then made again."""

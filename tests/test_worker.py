@@ -1350,6 +1350,24 @@ def test_an_error_callback_in_a_worker_is_told_of_the_call_that_failed(app: Lite
     assert told == [(failed.id, fail.name, [7], worker.hostname)]
 
 
+@pytest.mark.parametrize("useless", ["unknown", "expired"])
+def test_a_burst_runs_what_is_behind_more_than_a_step_looks_at(
+    app: Liteq, useless: str
+) -> None:
+    ran: list[int] = []
+    last = app.task(ran.append)
+    task = "unknown" if useless == "unknown" else last.name
+    expires_at = app.broker.clock.now() - 1 if useless == "expired" else None
+    app.broker.enqueue(
+        [make(task, b"[[1], {}]", priority=1, expires_at=expires_at) for _ in range(1_200)]
+    )
+    last.delay(2)
+
+    Worker(app, install_signals=False, concurrency=1, pool="threads", burst=True).run()
+
+    assert ran == [2]
+
+
 def test_a_burst_goes_on_with_what_comes_of_its_last_task(app: Liteq) -> None:
     @app.task
     def add(x: int, y: int) -> int:
