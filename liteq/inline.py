@@ -124,7 +124,8 @@ class InlineWorker:
             step = self._broker.step(self._id, queues=queues, limit=1, tasks=self._tasks)
             if step.leases:
                 return step.leases[0]
-            if not step.aside and self._find_queues() == queues:
+            more = step.next_due is not None and step.next_due <= self._broker.clock.now()
+            if not (more or step.aside) and self._find_queues() == queues:
                 return None
 
     def _find_queues(self) -> tuple[str, ...]:

@@ -360,6 +360,18 @@ def test_what_is_enqueued_by_what_runs_is_run_too(app: Liteq, t: Inline) -> None
     assert [run.queue for run in t.drain()] == ["default", "low"]
 
 
+def test_all_that_is_due_at_one_moment_is_run(app: Liteq, t: Inline) -> None:
+    order: list[int] = []
+    note = app.task(order.append)
+    for n in range(600):
+        note.apply_async((n % 3,), countdown=60, priority=n % 3)
+    t.clock.advance(60)
+
+    t.drain()
+
+    assert order == [2] * 200 + [1] * 200 + [0] * 200
+
+
 def test_one_queue_is_drained(app: Liteq, t: Inline) -> None:
     @app.task
     def work() -> None: ...

@@ -1368,6 +1368,21 @@ def test_a_burst_runs_what_is_behind_more_than_a_step_looks_at(
     assert ran == [2]
 
 
+def test_a_burst_runs_all_that_is_due_at_one_moment(app: Liteq) -> None:
+    order: list[int] = []
+    note, clock = app.task(order.append), app.broker.clock
+    run_at = clock.now() + 0.05
+    bodies = (b"[[%d], {}]" % (n % 2) for n in range(1_200))
+    app.broker.enqueue(
+        [make(note.name, body, priority=body[2] % 2, run_at=run_at) for body in bodies]
+    )
+    wait_until(lambda: clock.now() >= run_at)
+
+    Worker(app, install_signals=False, concurrency=1, pool="threads", burst=True).run()
+
+    assert order == [1] * 600 + [0] * 600
+
+
 def test_a_burst_goes_on_with_what_comes_of_its_last_task(app: Liteq) -> None:
     @app.task
     def add(x: int, y: int) -> int:

@@ -140,7 +140,7 @@ class Broker(ABC):
     6.  *In time.* Never claimed before `run_at`, never claimed after `expires_at`.
     7.  *In order.* A claim takes the highest priority (9 before 0), then the oldest,
         over all the queues it names. What has come due takes its place in that order a
-        slice of each queue at a time, in the order of `run_at`.
+        slice of each queue in a step; nothing is claimed before all of it has.
     8.  *Revoked is revoked.* A message revoked before its start is never claimed,
         whoever restarts; one revoked while it runs gets no further attempt.
     9.  *Each tick once.* `fire()` for the same entry and instant takes effect once,

@@ -262,11 +262,14 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
             )
             leases: list[Lease] = []
             aside: list[tuple[Lease, Aside]] = []
-            if limit > 0 and alive:
-                if due is not None and due <= now:
-                    self._promote(db, now, open_queues)
-                    settling.following.queued = True
-                    due = self._next_due(db, open_queues)
+            claims = limit > 0 and bool(alive)
+            if claims and due is not None and due <= now:
+                self._promote(db, now, open_queues)
+                settling.following.queued = True
+                due = self._next_due(db, open_queues)
+                # The first in line may be among those that have no place in it yet.
+                claims = due is None or due > now
+            if claims:
                 leases, aside, more = self._claim(
                     db,
                     settling,
@@ -283,7 +286,7 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
                 elif aside:  # an error callback of one that had expired may be due later
                     due = self._next_due(db, open_queues)
             if lines.any or settling.opened:
-                due = self._look_again(lines, settling, due, claimed=limit > 0 and bool(alive))
+                due = self._look_again(lines, settling, due, claimed=claims)
             if settling.following.freed:  # what is claimed here already is no news to others
                 claimed = {lease.key for lease in leases}
                 settling.following.freed = [
@@ -469,7 +472,7 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
 
     @staticmethod
     def _promote(db: apsw.Connection, now: float, queues: Sequence[str]) -> None:
-        """Make claimable what has come due, in slices."""
+        """Make claimable what has come due, a slice of each queue."""
         for queue in queues:
             db.execute(
                 "UPDATE message SET state = 1 WHERE seq IN (SELECT seq FROM message "

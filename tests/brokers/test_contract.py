@@ -1577,6 +1577,42 @@ def test_7_a_due_message_takes_its_place_by_priority(broker: Broker, clock: Fake
     assert claimed(broker, enlist(broker)) == [high.id, later.id, low.id]
 
 
+def test_7_however_much_is_due_at_once_goes_by_priority(
+    broker: Broker, clock: FakeClock
+) -> None:
+    first = put(broker, make(queue="other", priority=1))
+    delayed = [make(priority=n % 10, run_at=clock.now() + 9 - n % 7) for n in range(1_700)]
+    put(broker, *delayed)
+    last = put(broker, make(queue="other", priority=8))
+    worker = enlist(broker, "default", "other")
+    clock.advance(10)
+
+    steps = [broker.step(worker, queues=["default", "other"], limit=600) for _ in range(8)]
+
+    # All of it gets its place, a slice in each step, before any of it is claimed.
+    before = list(itertools.takewhile(lambda step: not step.leases, steps))
+    assert len(before) == 3
+    assert all(one.next_due is not None and one.next_due <= clock.now() for one in before)
+    expected = sorted([first, *delayed, last], key=lambda message: -message.priority)
+    got = [lease.id for step in steps for lease in step.leases]
+    assert got == [message.id for message in expected]
+
+
+def test_7_what_ended_is_settled_while_much_is_due(broker: Broker, clock: FakeClock) -> None:
+    running = put(broker, make())
+    worker = enlist(broker)
+    (lease,) = broker.claim(worker, ["default"])
+    put(broker, *[make(run_at=clock.now() + 1) for _ in range(501)])
+    clock.advance(2)
+
+    step = broker.step(
+        worker, settlements=[(lease, Succeeded(b"1"))], queues=["default"], limit=1
+    )
+
+    assert (step.accepted, step.leases) == ((True,), ())
+    assert state(broker, running) == "succeeded"
+
+
 # 8. Revoked is revoked
 
 

@@ -153,7 +153,7 @@ local function read(id)  -- what a claim needs of a message; `what`: of those th
   return m
 end
 
-local more = false  -- to look through than one step does
+local more = false  -- to make claimable, or to look through, than one step does
 local function put_due()
   local due = more and '0'  -- due by any clock: the worker's may be behind this one
   for _, queue in ipairs(open_queues) do
@@ -402,6 +402,7 @@ local function promote(queue)
   each_thousand('ZREM', key, due)
   each_thousand('ZADD', P .. 'q:' .. queue, ready)
   fresh[queue] = (fresh[queue] or 0) + #due
+  more = more or (#due == SLICE and call('ZCOUNT', key, '-inf', NOW_TEXT) > 0)
 end
 
 local anything = digest == '*'
@@ -464,7 +465,8 @@ if limit > 0 and alive then
     if not anything then learn({m}) end
     return m.x and (tonumber(m.x) or math.huge) <= NOW or not (anything or known[m.what.t])
   end
-  while #leases < limit and #sources > 0 do
+  -- Nothing while some of what is due has no place yet: it may be the first in line.
+  while not more and #leases < limit and #sources > 0 do
     local wanted = math.min(limit - #leases + #aside, SLICE)
     local line, batch, before = lined and tried < SLICE and first_line(), {}, moved
     if line then
