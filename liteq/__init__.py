@@ -52,7 +52,6 @@ if TYPE_CHECKING:
     from liteq.app import Liteq as Celery
     from liteq.app import Liteq as Liteq
     from liteq.app import shared_task as shared_task
-    from liteq.asyncresult import AsyncResult as AsyncResult
     from liteq.canvas import Graph as Graph
     from liteq.canvas import Signature as Signature
     from liteq.canvas import StampingVisitor as StampingVisitor
@@ -67,10 +66,11 @@ if TYPE_CHECKING:
     from liteq.canvas import xstarmap as xstarmap
     from liteq.current import current_app as current_app
     from liteq.current import current_task as current_task
-    from liteq.joining import allow_join_result as allow_join_result
     from liteq.limits import Concurrency as Concurrency
     from liteq.limits import Rate as Rate
     from liteq.redaction import Secret as Secret
+    from liteq.results.asyncresult import AsyncResult as AsyncResult
+    from liteq.results.joining import allow_join_result as allow_join_result
     from liteq.settingvalues import Exchange as Exchange
     from liteq.settingvalues import Queue as Queue
     from liteq.task import AsyncTask as AsyncTask
@@ -79,7 +79,7 @@ if TYPE_CHECKING:
     from liteq.utils import uuid as uuid
 
 _HOMES = {
-    "AsyncResult": "asyncresult",
+    "AsyncResult": "results.asyncresult",
     "AsyncTask": "task",
     "BoundTask": "task",
     "Celery": "app",
@@ -92,7 +92,7 @@ _HOMES = {
     "Secret": "redaction",
     "Signature": "canvas",
     "Task": "task",
-    "allow_join_result": "joining",
+    "allow_join_result": "results.joining",
     "StampingVisitor": "canvas",
     "chain": "canvas",
     "chord": "canvas",

@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self, Unpack
 
-    from liteq.asyncresult import AsyncResult
     from liteq.brokers.base import Broker
     from liteq.brokers.values import QueueInfo
     from liteq.bulk import BulkResult
@@ -54,6 +53,7 @@ if TYPE_CHECKING:
     from liteq.redaction import Redactor
     from liteq.result import GroupResult as _GroupResult  # these are properties of the app
     from liteq.result import ResultSet as _ResultSet
+    from liteq.results.asyncresult import AsyncResult
     from liteq.routes import Router
     from liteq.sending import Sender
     from liteq.signing import Signer
@@ -578,7 +578,7 @@ class Liteq:
 
     def AsyncResult(self, id: str, *args: Any, **kwargs: Any) -> AsyncResult[Any]:  # noqa: N802 (Celery's name)
         """Return the result of a call by its id."""
-        from liteq.asyncresult import AsyncResult  # late: as what sends calls
+        from liteq.results.asyncresult import AsyncResult  # late: as what sends calls
 
         kwargs["app"] = self
         return AsyncResult(id, *args, **kwargs)

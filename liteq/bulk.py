@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, overload
 
 from liteq import context, serializers
 from liteq.calls import too_large
+from liteq.canvases.signatures import Signature
 from liteq.ids import new_id, new_ids
 from liteq.message import Alike, Message
 from liteq.options import UNIQUE_OPTIONS
 from liteq.result import AsyncResult, ResultSet
-from liteq.signatures import Signature
 
 if TYPE_CHECKING:
     from liteq.app import Liteq

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar, cast, overload
 
-from liteq.canvasbase import (
+from liteq.canvases.base import (
     Canvas,
     entered,
     hang,
@@ -24,11 +24,9 @@ from liteq.canvasbase import (
     part,
     unpacked,
 )
-from liteq.graph import Graph
-from liteq.ids import new_id
-from liteq.mapped import chunks, xmap, xstarmap
-from liteq.result import AsyncResult, GroupResult
-from liteq.signatures import (
+from liteq.canvases.graph import Graph
+from liteq.canvases.mapped import chunks, xmap, xstarmap
+from liteq.canvases.signatures import (
     Signature,
     as_list,
     joinable,
@@ -36,7 +34,9 @@ from liteq.signatures import (
     signature,
     subtask,
 )
-from liteq.stamping import StampingVisitor
+from liteq.canvases.stamping import StampingVisitor
+from liteq.ids import new_id
+from liteq.result import AsyncResult, GroupResult
 
 if TYPE_CHECKING:
     from typing import Self

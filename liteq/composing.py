@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from liteq import context
 from liteq.calls import checked_id, too_large
 from liteq.canvas import Graph, Signature, as_list, chain, chord, chunks, group, is_empty
+from liteq.canvases.signatures import maybe_signature, merged
 from liteq.exceptions import ImproperlyConfigured, LiteqError, NotRegistered
 from liteq.ids import new_id, new_ids
 from liteq.layout import (
@@ -40,7 +41,6 @@ from liteq.message import GATHER, PACKED_FIELDS, Edge, Message, Workflow
 from liteq.options import UNIQUE_OPTIONS, checked_seconds
 from liteq.result import AsyncResult, GroupResult
 from liteq.serializers import dumps_call
-from liteq.signatures import maybe_signature, merged
 
 if TYPE_CHECKING:
     from liteq.calls import Defaults

@@ -20,7 +20,6 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from liteq import current
-from liteq.asyncresult import signal_name
 from liteq.brokers.values import Letter, RevokeAnswer, WorkerInfo
 from liteq.commands import (
     Command,
@@ -35,6 +34,7 @@ from liteq.exceptions import ImproperlyConfigured
 from liteq.ids import new_id
 from liteq.limits import Limit, rate_limit_of
 from liteq.loggers import get_logger
+from liteq.results.asyncresult import signal_name
 from liteq.wording import shown
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, TypeVar
 
 from liteq.app import Liteq
 from liteq.exceptions import ImproperlyConfigured, LiteqError
-from liteq.joining import importing
 from liteq.reference import app_of
+from liteq.results.joining import importing
 from liteq.settingsources import project_options
 
 __all__ = [

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from liteq.canvas import Signature, as_list, chain, chord, chunks, group, is_empty
-from liteq.signatures import maybe_signature
+from liteq.canvases.signatures import maybe_signature
 
 __all__ = [
     "NONE",

@@ -1,7 +1,8 @@
 """The pools by name: what a worker asks for children to run its jobs.
 
-`liteq.poolbase` says what every pool promises, `liteq.prefork` runs jobs in child
-processes, `liteq.threadpool`, `liteq.asynciopool` and `liteq.solopool` in this one.
+`liteq.pools.base` says what every pool promises, `liteq.pools.prefork` runs jobs in child
+processes; in this one `liteq.pools.threadpool`, `liteq.pools.asynciopool` and
+`liteq.pools.solopool` run them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from importlib import import_module
 from typing import Final
 
 from liteq.exceptions import ImproperlyConfigured
-from liteq.poolbase import (
+from liteq.pools.base import (
     Broken,
     Done,
     Event,
@@ -44,11 +45,11 @@ __all__ = [
 
 # Where each is: one that is not asked for is not imported.
 _KINDS: Final = {
-    "prefork": ("liteq.prefork", "ProcessPool"),
-    "processes": ("liteq.prefork", "ProcessPool"),
-    "threads": ("liteq.threadpool", "ThreadPool"),
-    "asyncio": ("liteq.asynciopool", "AsyncioPool"),
-    "solo": ("liteq.solopool", "SoloPool"),
+    "prefork": ("liteq.pools.prefork", "ProcessPool"),
+    "processes": ("liteq.pools.prefork", "ProcessPool"),
+    "threads": ("liteq.pools.threadpool", "ThreadPool"),
+    "asyncio": ("liteq.pools.asynciopool", "AsyncioPool"),
+    "solo": ("liteq.pools.solopool", "SoloPool"),
 }
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from liteq.asyncresult import AsyncResult, signal_name
-from liteq.eagerresult import EagerResult
-from liteq.groupresult import GroupResult, result_from_tuple
-from liteq.joining import allow_join_result, assert_will_not_block, denied_join_result
-from liteq.progress import PastAttempt, Progress
-from liteq.resultbase import ResultBase
-from liteq.resultset import ResultSet
+from liteq.results.asyncresult import AsyncResult, signal_name
+from liteq.results.base import ResultBase
+from liteq.results.eagerresult import EagerResult
+from liteq.results.groupresult import GroupResult, result_from_tuple
+from liteq.results.joining import allow_join_result, assert_will_not_block, denied_join_result
+from liteq.results.progress import PastAttempt, Progress
+from liteq.results.resultset import ResultSet
 from liteq.states import PROGRESS
 
 __all__ = [

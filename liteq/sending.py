@@ -13,7 +13,6 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from liteq import context, serializers, signals
-from liteq.asyncresult import AsyncResult
 from liteq.calls import Defaults, checked_id, merge, too_large, with_options
 from liteq.exceptions import AlwaysEagerIgnored, BrokerUnavailable
 from liteq.ids import new_id
@@ -23,6 +22,7 @@ from liteq.options import (
     UNIQUE_OPTIONS,
     WITHOUT_EFFECT,
 )
+from liteq.results.asyncresult import AsyncResult
 from liteq.rules import Rules, defaults_of
 from liteq.states import IGNORED
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from liteq.bulk import BulkResult
     from liteq.canvas import Graph, Signature
     from liteq.composing import Composed
-    from liteq.eagerresult import EagerResult
+    from liteq.results.eagerresult import EagerResult
     from liteq.task import Task
 
     AnyTask: TypeAlias = Task[..., Any]
@@ -402,7 +402,7 @@ class Sender:
         """Return the result of a call that was not stored, since another has its key: that
         of the other, or one that is over and says so."""
         if message.on_conflict == "skip":
-            from liteq.eagerresult import EagerResult  # late: rare
+            from liteq.results.eagerresult import EagerResult  # late: rare
 
             result: Any = EagerResult(message.id, None, IGNORED, name=message.task)
         else:

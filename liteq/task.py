@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
     from liteq.app import Liteq
     from liteq.arguments import Check
-    from liteq.asyncresult import AsyncResult
     from liteq.bulk import BulkResult
     from liteq.calls import Defaults
     from liteq.canvas import Signature, chunks, xmap, xstarmap
-    from liteq.eagerresult import EagerResult
     from liteq.limits import Declared, MaxConcurrency, RateLimit
+    from liteq.results.asyncresult import AsyncResult
+    from liteq.results.eagerresult import EagerResult
 
 __all__ = ["AsyncTask", "BoundTask", "Task", "is_coroutine_function"]
 
@@ -555,7 +555,7 @@ class Task(Generic[P, R]):
 
     def AsyncResult(self, task_id: str, **kwargs: Any) -> AsyncResult[R]:  # noqa: N802
         """Return the result of a call of this task by its id."""
-        from liteq.asyncresult import AsyncResult  # late, as with what sends calls
+        from liteq.results.asyncresult import AsyncResult  # late, as with what sends calls
 
         return AsyncResult(task_id, task_name=self.name, app=self.app, **kwargs)
 

@@ -24,8 +24,6 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final
 
 from liteq import cpus, signals
-from liteq.announcing import Announcer
-from liteq.attempts import Attempts, Settlements
 from liteq.brokers.base import Broker
 from liteq.brokers.values import Lease, Note, Step
 from liteq.delivery import find_failed
@@ -39,26 +37,28 @@ from liteq.exceptions import (
 )
 from liteq.garbage import Collector
 from liteq.loggers import get_logger
-from liteq.membership import Membership
 from liteq.nodes import node_name
-from liteq.notices import Notices
 from liteq.pool import Broken, Pool, Ready, Returned
 from liteq.shares import Shares, split_weights
-from liteq.steered import Steered
-from liteq.telling import Teller
-from liteq.timelimits import TimeLimits
-from liteq.wishes import COLD, WARM, Wishes, dump_stacks
-from liteq.workerpool import has_processes, pool_of
+from liteq.workers.announcing import Announcer
+from liteq.workers.attempts import Attempts, Settlements
+from liteq.workers.membership import Membership
+from liteq.workers.notices import Notices
+from liteq.workers.pool import has_processes, pool_of
+from liteq.workers.steered import Steered
+from liteq.workers.telling import Teller
+from liteq.workers.timelimits import TimeLimits
+from liteq.workers.wishes import COLD, WARM, Wishes, dump_stacks
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
     from liteq.autoscale import Autoscaler
-    from liteq.companion import Companion
     from liteq.config import Settings
     from liteq.metrics import Tally
-    from liteq.scraping import Endpoint
-    from liteq.steering import Steering
     from liteq.systemd import Notifier
+    from liteq.workers.companion import Companion
+    from liteq.workers.scraping import Endpoint
+    from liteq.workers.steering import Steering
 
 __all__ = ["EXIT_BROKEN", "EXIT_SCHEMA", "EXIT_STORE", "Worker", "grace_of"]
 
@@ -252,7 +252,7 @@ class Worker(Steered):
 
     def _serve_metrics(self, where: str) -> None:
         from liteq.metrics import Tally, WorkerCollector, exposition  # late: few ask for them
-        from liteq.scraping import Endpoint, address_of
+        from liteq.workers.scraping import Endpoint, address_of
 
         self._tally = Tally()
         collector = WorkerCollector(self, self._tally)
@@ -333,7 +333,7 @@ class Worker(Steered):
         return True
 
     def _make_companion(self) -> Companion:
-        from liteq.companion import Companion  # late: for `-B` alone
+        from liteq.workers.companion import Companion  # late: for `-B` alone
 
         forks = self.app.conf.worker_pool_start_method in (None, "", "fork")
         return Companion(
@@ -345,7 +345,7 @@ class Worker(Steered):
 
     @cached_property
     def _steering(self) -> Steering:
-        from liteq.steering import Steering  # late: few workers are told anything
+        from liteq.workers.steering import Steering  # late: few workers are told anything
 
         return Steering(self)
 
@@ -485,7 +485,7 @@ class Worker(Steered):
                 limit=limit,
                 idle=idle,
             )
-        from liteq.turns import step_in_turns  # late: few workers have weighted queues
+        from liteq.workers.turns import step_in_turns  # late: few workers have weighted queues
 
         return step_in_turns(
             ask,

@@ -18,8 +18,8 @@ from types import FrameType
 from typing import Any
 
 from liteq import Liteq
-from liteq.child import _Child
-from liteq.prefork import ProcessPool
+from liteq.pools.child import _Child
+from liteq.pools.prefork import ProcessPool
 from liteq.worker import Worker
 
 calls: Counter[str] = Counter()
@@ -33,7 +33,7 @@ HEAVY = (
     "liteq.commands",
     "liteq.composing",
     "liteq.events.receiver",
-    "liteq.inprocess",
+    "liteq.pools.inprocess",
     "multiprocess",
     "multiprocessing",
     "pathlib",

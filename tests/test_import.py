@@ -31,9 +31,9 @@ NEEDLESS = {
     "liteq.canvas",
     "liteq.composing",
     "liteq.replacing",
-    "liteq.groupresult",
+    "liteq.results.groupresult",
     "liteq.result",
-    "liteq.resultset",
+    "liteq.results.resultset",
     "liteq.workflows",
 }
 # What a program that sends nothing has no use for, nor one that has not yet: 20 ms.
@@ -41,7 +41,7 @@ UNSENT = {
     "json",
     "struct",
     "liteq.arguments",
-    "liteq.asyncresult",
+    "liteq.results.asyncresult",
     "liteq.builtin",
     "liteq.calls",
     "liteq.carrying",
@@ -148,7 +148,7 @@ def test_the_worker_of_the_benchmarks_carries_no_results(
 
     loaded = modules_of("import benchmarks.on_liteq")
 
-    assert loaded & {"liteq.result", "liteq.asyncresult", "liteq.canvas"} == set()
+    assert loaded & {"liteq.result", "liteq.results.asyncresult", "liteq.canvas"} == set()
 
 
 def test_no_text_is_compiled_for_a_plain_call(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from liteq.metrics import (
     exposition,
 )
 from liteq.outcome import Failed, Lost, Released, Retried, Succeeded
-from liteq.scraping import Endpoint, address_of
+from liteq.workers.scraping import Endpoint, address_of
 
 Samples = dict[tuple[Any, ...], float]
 
@@ -355,7 +355,7 @@ def test_no_worker_pays_for_metrics_that_nobody_asks_for() -> None:
 
     code = (
         "import sys, liteq.worker\n"
-        "unwanted = {'liteq.metrics', 'liteq.scraping', 'prometheus_client'}\n"
+        "unwanted = {'liteq.metrics', 'liteq.workers.scraping', 'prometheus_client'}\n"
         "assert not unwanted & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -32,7 +32,7 @@ from liteq.pool import (
     Returned,
     make_pool,
 )
-from liteq.poolbase import Births, LookAhead
+from liteq.pools.base import Births, LookAhead
 
 Ended = Done | LostJob | Returned
 

@@ -22,9 +22,9 @@ from liteq.exceptions import SoftTimeLimitExceeded
 from liteq.executor import Executor, TaskLike
 from liteq.message import Message
 from liteq.outcome import Failed, Retried, Succeeded
-from liteq.poolbase import Runner
-from liteq.runner import RunnerFactory, TaskRunner, job, read_answer, read_report
+from liteq.pools.base import Runner
 from liteq.serializers import dumps_call
+from liteq.workers.runner import RunnerFactory, TaskRunner, job, read_answer, read_report
 
 app = Liteq("doors", broker="memory://", set_as_current=False)
 

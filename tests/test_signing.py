@@ -238,9 +238,9 @@ def test_a_pickle_is_not_read_before_its_signature_is(tmp_path: Any, broker: Bro
     def hear(request: Any, **_: Any) -> None:
         heard.append(request.args)
 
-    from liteq.announcing import Announcer
-    from liteq.notices import Notices
-    from liteq.wishes import Wishes
+    from liteq.workers.announcing import Announcer
+    from liteq.workers.notices import Notices
+    from liteq.workers.wishes import Wishes
 
     task_received.connect(hear)
     try:

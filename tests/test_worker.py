@@ -23,7 +23,6 @@ from api import app_in_memory, forget_current, record
 from world import make, wait_until
 
 from liteq import BoundTask, Liteq, signals
-from liteq.attempts import Attempts
 from liteq.brokers.base import Step
 from liteq.brokers.sqlite import SqliteBroker
 from liteq.canvas import chain, group
@@ -41,6 +40,7 @@ from liteq.exceptions import (
 )
 from liteq.outcome import Lost, Released, Succeeded
 from liteq.worker import EXIT_STORE, Worker
+from liteq.workers.attempts import Attempts
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ def _commands(kind: str) -> dict[str, ControlCommand]:
 
     session = Session.current()
     session.import_tasks()  # where the user's own commands are
-    import_module("liteq.steering")  # and where ours are
+    import_module("liteq.workers.steering")  # and where ours are
     return {name: one for name, one in Panel.meta.items() if one.kind == kind}
 
 

@@ -34,7 +34,7 @@ def metrics(port: str | None, **options: Any) -> None:
     """
     from liteq.loggers import get_logger
     from liteq.metrics import StoreCollector, exposition
-    from liteq.scraping import Endpoint, address_of
+    from liteq.workers.scraping import Endpoint, address_of
 
     session = Session.current()
     app = session.app

@@ -21,7 +21,7 @@ from liteq.inline import InlineWorker, Ran, attempt_with
 from liteq.limits import limits_by_task
 from liteq.outcome import Failed, Ignored, Replaced, Retried, Revoked, Succeeded
 from liteq.serializers import loads, loads_call
-from liteq.workerpool import executor_settings
+from liteq.workers.pool import executor_settings
 
 if TYPE_CHECKING:
     from liteq.app import Liteq

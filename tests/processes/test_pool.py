@@ -26,8 +26,6 @@ import pytest
 from world import no_descriptors, wait_until
 
 from liteq import garbage
-from liteq.child import PACKET, Links, _Child
-from liteq.forking import Forked
 from liteq.pool import (
     Broken,
     Done,
@@ -41,7 +39,9 @@ from liteq.pool import (
     Returned,
     make_pool,
 )
-from liteq.prefork import ProcessPool
+from liteq.pools.child import PACKET, Links, _Child
+from liteq.pools.forking import Forked
+from liteq.pools.prefork import ProcessPool
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 

@@ -25,10 +25,10 @@ from liteq.contrib.django.framework import (
 )
 from liteq.contrib.django.project import project_app
 from liteq.definition import check_options
-from liteq.eagerresult import EagerResult
 from liteq.exceptions import LiteqError
 from liteq.ids import new_id
 from liteq.options import checked_limits
+from liteq.results.eagerresult import EagerResult
 
 if TYPE_CHECKING:
     from liteq.app import Liteq

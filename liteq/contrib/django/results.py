@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from liteq.app import Liteq
     from liteq.brokers.values import Attempt, Record
     from liteq.context import Context
-    from liteq.eagerresult import EagerResult
+    from liteq.results.eagerresult import EagerResult
 
 __all__ = [
     "FINISHED",

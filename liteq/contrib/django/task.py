@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from liteq.asyncresult import AsyncResult
 from liteq.ids import new_id
+from liteq.results.asyncresult import AsyncResult
 from liteq.task import Task
 
 __all__ = ["DjangoTask"]

@@ -1,6 +1,6 @@
 """What runs inside a child process: take a job, run it, answer, until the channel ends.
 
-The parent's side of the same conversation is `liteq.prefork`. A child has three links
+The parent's side of the same conversation is `liteq.pools.prefork`. A child has three links
 to its parent, each a pair of Unix sockets:
 
 - *jobs* keeps packets apart and is read by whoever comes first, the child or, taking
@@ -32,7 +32,7 @@ from types import FrameType
 from typing import Any, Final, NamedTuple
 
 from liteq.garbage import Collector
-from liteq.poolbase import Runner
+from liteq.pools.base import Runner
 
 __all__ = [
     "DONE",

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+from liteq.canvases.stamping import StampingVisitor, stamped
 from liteq.current import get_current_app
 from liteq.ids import new_id
 from liteq.redaction import default
 from liteq.result import AsyncResult, EagerResult
-from liteq.stamping import StampingVisitor, stamped
 
 if TYPE_CHECKING:
     from typing import Self

@@ -13,19 +13,19 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from liteq import __version__
-from liteq.attempts import Attempts
 from liteq.brokers.base import Broker
 from liteq.brokers.values import Lease
 from liteq.loggers import get_logger
-from liteq.membership import Membership
 from liteq.pool import Pool
-from liteq.telling import Teller
-from liteq.timelimits import TimeLimits
+from liteq.workers.attempts import Attempts
+from liteq.workers.membership import Membership
+from liteq.workers.telling import Teller
+from liteq.workers.timelimits import TimeLimits
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
     from liteq.autoscale import Autoscaler
-    from liteq.steering import Steering
+    from liteq.workers.steering import Steering
 
 __all__ = ["Steered"]
 

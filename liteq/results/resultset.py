@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from liteq import states
 from liteq.current import get_current_app
-from liteq.joining import assert_will_not_block
 from liteq.offload import off_loop
-from liteq.resultbase import ResultBase
+from liteq.results.base import ResultBase
+from liteq.results.joining import assert_will_not_block
 
 if TYPE_CHECKING:
     from typing import Self

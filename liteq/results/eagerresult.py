@@ -8,14 +8,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from liteq import states
-from liteq.asyncresult import AsyncResult, R, detail_of
 from liteq.exceptions import TaskRevokedError
-from liteq.joining import assert_will_not_block
-from liteq.resultbase import Links, ResultBase, in_line
+from liteq.results.asyncresult import AsyncResult, R, detail_of
+from liteq.results.base import Links, ResultBase, in_line
+from liteq.results.joining import assert_will_not_block
 
 if TYPE_CHECKING:
     from liteq.brokers.values import Record, RevokeAnswer
-    from liteq.progress import PastAttempt
+    from liteq.results.progress import PastAttempt
 
 __all__ = ["EagerResult"]
 

@@ -15,9 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 from liteq.eventloop import run_to_end
-from liteq.inprocess import Bell, InProcess, stop_runner
 from liteq.loggers import get_logger
-from liteq.poolbase import (
+from liteq.pools.base import (
     WAIT_LIMIT,
     Broken,
     Done,
@@ -31,6 +30,7 @@ from liteq.poolbase import (
     Reported,
     Runner,
 )
+from liteq.pools.inprocess import Bell, InProcess, stop_runner
 
 __all__ = ["AsyncioPool"]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from liteq import inspecting  # registers the commands that look
 from liteq.brokers.values import Letter
 from liteq.commands import (
     CODE_LIMIT,
@@ -23,6 +22,7 @@ from liteq.commands import (
     inspect_command,
 )
 from liteq.loggers import get_logger
+from liteq.workers import inspecting  # registers the commands that look
 
 if TYPE_CHECKING:
     from liteq.app import Liteq

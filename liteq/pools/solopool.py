@@ -11,9 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from types import FrameType
 
-from liteq.inprocess import InProcess, stop_runner
 from liteq.loggers import get_logger
-from liteq.poolbase import (
+from liteq.pools.base import (
     WAIT_LIMIT,
     Done,
     Event,
@@ -25,6 +24,7 @@ from liteq.poolbase import (
     Reported,
     Runner,
 )
+from liteq.pools.inprocess import InProcess, stop_runner
 
 __all__ = ["SoloPool"]
 

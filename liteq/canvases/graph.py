@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from liteq.canvasbase import part
+from liteq.canvases.base import part
 from liteq.current import get_current_app
 
 if TYPE_CHECKING:
     from typing import Self
 
     from liteq.app import Liteq
-    from liteq.signatures import Signature
+    from liteq.canvases.signatures import Signature
 
 __all__ = ["Graph", "GraphNode"]
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from liteq.canvasbase import part
+from liteq.canvases.base import part
+from liteq.canvases.signatures import Signature, full
 from liteq.result import GroupResult
-from liteq.signatures import Signature, full
 
 if TYPE_CHECKING:
     from liteq.app import Liteq

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from liteq.canvases.signatures import Signature, full
+from liteq.canvases.stamping import StampingVisitor, stamped
 from liteq.current import get_current_app
 from liteq.result import AsyncResult, GroupResult
-from liteq.signatures import Signature, full
-from liteq.stamping import StampingVisitor, stamped
 
 if TYPE_CHECKING:
     from typing import Self

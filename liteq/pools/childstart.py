@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from liteq.child import child_main
-from liteq.childlinks import Child, connect
-from liteq.forking import Forked
-from liteq.poolbase import PoolOptions, Runner
+from liteq.pools.base import PoolOptions, Runner
+from liteq.pools.child import child_main
+from liteq.pools.childlinks import Child, connect
+from liteq.pools.forking import Forked
 
 __all__ = ["Starter"]
 

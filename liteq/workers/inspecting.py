@@ -12,7 +12,7 @@ from liteq.redaction import mask_url
 from liteq.showing import shown_arguments
 
 if TYPE_CHECKING:
-    from liteq.steering import State
+    from liteq.workers.steering import State
 
 __all__: list[str] = []
 

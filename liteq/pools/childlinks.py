@@ -1,7 +1,7 @@
 """What the parent of a prefork pool knows of one child, and the parent's ends of its links.
 
-What travels on the links is described in `liteq.child`; what is done with the child is the
-pool's affair (`liteq.prefork`).
+What travels on the links is described in `liteq.pools.child`; what is done with the child is
+the pool's affair (`liteq.pools.prefork`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import threading
 from collections import deque
 from typing import Any, Literal
 
-from liteq.child import Links
-from liteq.forking import Forked
-from liteq.poolbase import Job, PoolOptions
+from liteq.pools.base import Job, PoolOptions
+from liteq.pools.child import Links
+from liteq.pools.forking import Forked
 
 __all__ = ["Child", "connect", "kill", "kill_group", "signal_name"]
 

@@ -19,15 +19,15 @@ from liteq.brokers.values import Input, Lease, Note, Step
 from liteq.delivery import FailedCalls
 from liteq.exceptions import TimeLimitExceeded
 from liteq.loggers import get_logger
-from liteq.notices import Notices
 from liteq.outcome import Failed, Lost, Outcome, Released, Revoked, Succeeded
 from liteq.pool import Done, Event, Job, LostJob, Pool, Reported, Returned
-from liteq.runner import job, read_answer, read_report
-from liteq.telling import Teller
-from liteq.timelimits import TimeLimits
+from liteq.workers.notices import Notices
+from liteq.workers.runner import job, read_answer, read_report
+from liteq.workers.telling import Teller
+from liteq.workers.timelimits import TimeLimits
 
 if TYPE_CHECKING:
-    from liteq.steering import Steering
+    from liteq.workers.steering import Steering
 
 __all__ = ["Attempts", "Settlements"]
 

@@ -14,7 +14,7 @@ import socket
 from collections.abc import Callable
 
 from liteq.loggers import get_logger
-from liteq.poolbase import (
+from liteq.pools.base import (
     Broken,
     Event,
     Job,
@@ -108,7 +108,7 @@ class InProcess(Pool):
         """End the process here if it is one that the job has forked: what follows a job is
         the pool's part, and the pool is in another process."""
         if os.getpid() != self._pid:
-            from liteq.child import leave  # rarely used
+            from liteq.pools.child import leave  # rarely used
 
             leave(0)
 

@@ -29,16 +29,16 @@ from typing import (
 from liteq import failure, parts, serializers, states
 from liteq.current import get_current_app
 from liteq.exceptions import TaskRevokedError
-from liteq.joining import assert_will_not_block
 from liteq.message import GATHER
 from liteq.offload import off_loop
-from liteq.resultbase import Links, ResultBase, as_tuple, in_line
+from liteq.results.base import Links, ResultBase, as_tuple, in_line
+from liteq.results.joining import assert_will_not_block
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
     from liteq.brokers.values import Record, RevokeAnswer
     from liteq.message import Edge
-    from liteq.progress import PastAttempt, Progress
+    from liteq.results.progress import PastAttempt, Progress
 
 __all__ = [
     "AsyncResult",
@@ -253,7 +253,9 @@ class AsyncResult(ResultBase, Generic[R]):
         meta = self._loads(record.note.meta)
         if not isinstance(meta, Mapping):
             return None
-        from liteq.progress import Progress  # late: few ask, and all who send import this
+        from liteq.results.progress import (
+            Progress,  # late: few ask, and all who send import this
+        )
 
         done = meta.get("done", meta.get("current", 0))
         return Progress(done, meta.get("total"), meta.get("message"))
@@ -271,7 +273,7 @@ class AsyncResult(ResultBase, Generic[R]):
     @property
     def attempts(self) -> list[PastAttempt]:
         """The attempts that did not succeed, oldest first."""
-        from liteq.progress import PastAttempt  # late: see `progress`
+        from liteq.results.progress import PastAttempt  # late: see `progress`
 
         return [
             PastAttempt(

@@ -11,9 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
-from liteq.inprocess import Bell, InProcess, stop_runner
 from liteq.loggers import get_logger
-from liteq.poolbase import (
+from liteq.pools.base import (
     WAIT_LIMIT,
     Births,
     Done,
@@ -27,6 +26,7 @@ from liteq.poolbase import (
     Reported,
     Runner,
 )
+from liteq.pools.inprocess import Bell, InProcess, stop_runner
 
 __all__ = ["ThreadPool"]
 

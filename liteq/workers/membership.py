@@ -13,13 +13,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from liteq import signals
-from liteq.announcing import Announcer
 from liteq.brokers.base import HELLO, MAIL, ORDERS, Broker, Mailbox
 from liteq.brokers.values import Lease
 from liteq.exceptions import BrokerError
 from liteq.limits import limits_by_task
 from liteq.loggers import get_logger
-from liteq.peers import Peers
+from liteq.workers.announcing import Announcer
+from liteq.workers.peers import Peers
 
 __all__ = ["Membership"]
 

@@ -10,7 +10,7 @@ certain not to run. That answers the three questions a pool gets wrong most easi
 - Before a child is killed for its job, all others are taken back. What it then still
   holds is that job, or nothing.
 
-`liteq.child` is the other side and describes what travels on the sockets.
+`liteq.pools.child` is the other side and describes what travels on the sockets.
 """
 
 from __future__ import annotations
@@ -23,22 +23,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from liteq.child import (
-    DONE,
-    FRAME,
-    HELLO,
-    JOB,
-    PACKET,
-    PING,
-    POKE,
-    PONG,
-    READY,
-    REPORT,
-)
-from liteq.childlinks import Child, kill, kill_group, signal_name
-from liteq.childstart import Starter
 from liteq.loggers import get_logger
-from liteq.poolbase import (
+from liteq.pools.base import (
     WAIT_LIMIT,
     Births,
     Broken,
@@ -55,6 +41,20 @@ from liteq.poolbase import (
     Returned,
     Runner,
 )
+from liteq.pools.child import (
+    DONE,
+    FRAME,
+    HELLO,
+    JOB,
+    PACKET,
+    PING,
+    POKE,
+    PONG,
+    READY,
+    REPORT,
+)
+from liteq.pools.childlinks import Child, kill, kill_group, signal_name
+from liteq.pools.childstart import Starter
 from liteq.shortage import advice
 
 __all__ = ["ProcessPool"]

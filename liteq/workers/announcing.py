@@ -11,7 +11,7 @@ from typing import Any
 from liteq.exceptions import WorkerTerminate
 from liteq.loggers import get_logger
 from liteq.signals import Signal
-from liteq.wishes import COLD, WARM, Wishes
+from liteq.workers.wishes import COLD, WARM, Wishes
 
 __all__ = ["Announcer"]
 

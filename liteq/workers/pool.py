@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from liteq.exceptions import ImproperlyConfigured
 from liteq.executor import ExecutorSettings, TaskLike
 from liteq.pool import Pool, PoolOptions, make_pool
-from liteq.runner import RunnerFactory
+from liteq.workers.runner import RunnerFactory
 
 if TYPE_CHECKING:
     from liteq.app import Liteq

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from liteq import states
-from liteq.asyncresult import AsyncResult
 from liteq.calls import lifetime
 from liteq.current import get_current_app
 from liteq.message import GATHER
-from liteq.resultbase import ResultBase, as_tuple, in_line
-from liteq.resultset import MANY, ResultSet
+from liteq.results.asyncresult import AsyncResult
+from liteq.results.base import ResultBase, as_tuple, in_line
+from liteq.results.resultset import MANY, ResultSet
 
 if TYPE_CHECKING:
     from liteq.app import Liteq

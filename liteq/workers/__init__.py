@@ -1,0 +1,1 @@
+"""The parts of a worker. Its loop, in `liteq.worker`, puts them together."""
