@@ -38,7 +38,13 @@ class Threads:
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> Threads:
     counted = Threads()
-    for place in ("brokers.base", "brokers.redis_async", "sending", "waiting", "results.asyncresult"):
+    for place in (
+        "brokers.base",
+        "brokers.redis_async",
+        "sending",
+        "waiting",
+        "results.asyncresult",
+    ):
         monkeypatch.setattr(f"liteq.{place}.off_loop", counted.off_loop)
     return counted
 
