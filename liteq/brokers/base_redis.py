@@ -204,7 +204,7 @@ class RedisStore(Broker):
             channels = [f"{prefix}mail:{name}"]
         if beat:
             channels.append(f"{prefix}beats")
-        listening = None if worker is None else lambda: self._call("idle", worker)
+        listening = None if worker is None else lambda anew: self._call("idle", worker, anew)
         mailbox = RedisMailbox(
             self._link,
             name,

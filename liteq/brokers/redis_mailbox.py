@@ -32,9 +32,9 @@ _PAUSE: Final = 1.0  # seconds between two tries to connect
 
 
 class RedisMailbox(Mailbox):
-    """A mailbox that listens on these channels. `listening` is called whenever it does
-    anew: what was published before that is lost. `takes_leases`: they may come in place of
-    words. Raises `BrokerUnavailable` if the server cannot be reached; one that is lost later
+    """A mailbox that listens on these channels. `listening` is called whenever it begins to,
+    with True if it does so anew: what was published before that is lost. `takes_leases`:
+    they may come in place of words. Raises `BrokerUnavailable` if the server cannot be reached; one that is lost later
     is looked for by `mend()`."""
 
     def __init__(
@@ -43,7 +43,7 @@ class RedisMailbox(Mailbox):
         name: str,
         channels: Sequence[str],
         poll_interval: float,
-        listening: Callable[[], object] | None = None,
+        listening: Callable[[bool], object] | None = None,
         *,
         takes_leases: bool = False,
     ) -> None:
@@ -123,7 +123,7 @@ class RedisMailbox(Mailbox):
             self._drop()
         if self._socket is None and not self._closed and time.monotonic() >= self._try_at:
             with contextlib.suppress(OSError, RedisError, ServerError):
-                self._connect()
+                self._connect(anew=True)
                 self._missed = True
 
     def close(self) -> None:
@@ -131,7 +131,7 @@ class RedisMailbox(Mailbox):
         self._drop()
         self._signal.close()
 
-    def _connect(self) -> None:
+    def _connect(self, *, anew: bool = False) -> None:
         self._try_at = time.monotonic() + _PAUSE
         self._moves = self._link.moves
         connection = self._link.connect()
@@ -151,7 +151,7 @@ class RedisMailbox(Mailbox):
         # Of what TLS has received, there may be more than it gave, with nothing to select.
         self._encrypted = isinstance(sock, ssl.SSLSocket)
         if self._listening is not None:
-            self._listening()
+            self._listening(anew)
 
     def _drop(self) -> None:
         connection, self._connection, self._socket = self._connection, None, None

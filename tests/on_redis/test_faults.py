@@ -90,6 +90,26 @@ def test_a_claim_whose_answer_is_lost_is_answered_the_second_time(
         assert all(patient.settle(worker, lease, Succeeded(b"1")) for lease in leases)
 
 
+def test_a_step_whose_answer_is_lost_says_again_that_there_is_more(
+    patient: RedisBroker, proxy: Proxy
+) -> None:
+    worker, tasks = enlist(patient), {"shop.charge"}
+    patient.step(worker, queues=["default"], limit=1, tasks=tasks)
+    lease = held(patient, worker)
+    patient.enqueue([make("unknown") for _ in range(1_200)])
+    steps = []
+    for n in range(1, 4):
+        lose(proxy, "step")
+        ended = [(lease, Succeeded(b"1"))]
+        steps.append(
+            patient.step(worker, settlements=ended, queues=["default"], limit=1, tasks=tasks)
+        )
+        assert proxy.lost == n
+
+    said = [(step.accepted, step.next_due) for step in steps]
+    assert said == [((True,), 0.0), ((False,), 0.0), ((False,), None)]
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "outcome",
@@ -316,6 +336,23 @@ def test_a_mailbox_hears_again_after_its_line_was_cut(
     assert mailbox.receive() == {""}
     enlist(broker)
     assert HELLO in wait_until(lambda: mailbox.wait(0.2))
+    mailbox.close()
+
+
+def test_a_worker_looks_at_once_when_its_mailbox_hears_again(
+    broker: RedisBroker, proxy: Proxy, direct: RedisBroker
+) -> None:
+    worker = enlist(broker)
+    mailbox = broker.mailbox(worker)
+    proxy.cut()
+    assert "" in wait_until(lambda: mailbox.wait(0.2))
+    direct.enqueue([make()])  # of which nobody is told
+    mailbox._try_at = 0.0  # type: ignore[attr-defined]
+
+    mailbox.mend()  # type: ignore[attr-defined]
+
+    assert select.select([mailbox.fileno()], [], [], 5)[0]
+    assert mailbox.receive() == {""}
     mailbox.close()
 
 

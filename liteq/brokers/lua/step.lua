@@ -187,8 +187,10 @@ if me[4] == ARGV[3] then
   if fresh_token then
     standing = standing .. ' ' .. (string.match(me[8] or '', '^%d+') or '')
   end
+  local flags, look = string.match(me[5], '^(%d*)(%+?)$')
+  more = look ~= ''
   put(standing)
-  put(me[5])
+  put(flags)
   put_due()
   put_orders()
   filled = put_leases(sizes, data, filled, text_of, pack, leases, inputs)
@@ -542,7 +544,7 @@ if limit > 0 and alive then
   follow()
 end
 if alive then
-  call('HSET', P .. 'worker:' .. worker, 'word', ARGV[3], 'said', flags)
+  call('HSET', P .. 'worker:' .. worker, 'word', ARGV[3], 'said', flags .. (more and '+' or ''))
 end
 ring()
 if limit > 0 and alive then
