@@ -34,8 +34,8 @@ _PAUSE: Final = 1.0  # seconds between two tries to connect
 class RedisMailbox(Mailbox):
     """A mailbox that listens on these channels. `listening` is called whenever it begins to,
     with True if it does so anew: what was published before that is lost. `takes_leases`:
-    they may come in place of words. Raises `BrokerUnavailable` if the server cannot be reached; one that is lost later
-    is looked for by `mend()`."""
+    they may come in place of words. Raises `BrokerUnavailable` if the server cannot be
+    reached; one that is lost later is looked for by `mend()`."""
 
     def __init__(
         self,
