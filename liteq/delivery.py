@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from liteq.brokers.values import Input
     from liteq.signing import Signer
 
-__all__ = ["NO_CALLS", "Delivery", "FailedCalls", "Reader", "find_failed"]
+__all__ = ["NO_CALLS", "Delivery", "FailedCalls", "Reader", "find_failed", "plain"]
 
 logger = get_logger("liteq.delivery")
 
@@ -34,8 +34,8 @@ _VERSION_NOW: Final = f'"v":{VERSION}}}'
 
 # (source, kind, position, value): a brokers.values.Input, as it travels to a child.
 InputTuple: TypeAlias = tuple[str, str, int, bytes]
-# By id: the packed message, how often it was started, and by which worker last.
-FailedCalls: TypeAlias = dict[str, tuple[Packed, int, str | None]]
+# By id: the packed message, how often it was started, by which worker last, and its inputs.
+FailedCalls: TypeAlias = dict[str, tuple[Packed, int, str | None, tuple[InputTuple, ...]]]
 
 NO_CALLS: Final[FailedCalls] = {}
 
@@ -47,13 +47,18 @@ def find_failed(broker: Broker, inputs: Sequence[Input]) -> FailedCalls:
     if not ids:
         return NO_CALLS
     try:
-        records = broker.get(ids)
+        return {
+            id: (record.packed, record.deliveries, record.worker, plain(broker.inputs(id)))
+            for id, record in broker.get(ids).items()
+        }
     except LiteqError as exc:
         logger.warning("what failed cannot be looked up for its error callback: %s", exc)
         return NO_CALLS
-    return {
-        id: (record.packed, record.deliveries, record.worker) for id, record in records.items()
-    }
+
+
+def plain(inputs: Sequence[Input]) -> tuple[InputTuple, ...]:
+    """Return inputs as they travel to a child."""
+    return tuple((one.source, one.kind, one.position, one.value) for one in inputs)
 
 
 class Delivery:
@@ -122,10 +127,10 @@ class Reader:
             self._signer.check(packed)
 
     def arguments(
-        self, delivery: Delivery, plan: Plan
+        self, delivery: Delivery, plan: Plan | None
     ) -> tuple[Sequence[Any], Mapping[str, Any]]:
-        """Return what to call the task with: positional and keyword arguments. Raises
-        whatever reading the body or an input does."""
+        """Return what to call the task with, or, without its plan, what it was called with:
+        positional and keyword arguments. Raises whatever reading the body or an input does."""
         packed = delivery.packed
         envelope = packed[16]
         immutable, names = False, _NO_NAMES
@@ -163,17 +168,18 @@ class Reader:
     def _given(
         self,
         inputs: Sequence[InputTuple],
-        plan: Plan,
+        plan: Plan | None,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         failed: FailedCalls,
     ) -> list[Any]:
-        """Return what the messages this one waited for put before its own arguments."""
+        """Return what the messages this one waited for put before its own arguments: for
+        an error, where there is no plan to say what it takes, the id."""
         values: list[Any] = []
         for source, kind, _, value in inputs:
             if kind != "error":
                 values.append(self._value(kind, value, source))
-            elif plan.takes_error(args, kwargs):
+            elif plan is not None and plan.takes_error(args, kwargs):
                 text = failure.read(value)["traceback"]
                 values += (self._request(source, failed), failure.rebuild(value), text)
             else:
@@ -185,7 +191,7 @@ class Reader:
         read, which may be what it failed of, and without arguments if they cannot."""
         if id not in failed:
             return Context(id=id)
-        packed, number, worker = failed[id]
+        packed, number, worker, inputs = failed[id]
         try:
             self.admit(packed)
             message = Message.unpack(packed)
@@ -193,7 +199,7 @@ class Reader:
             return Context(id=id)
         args = kwargs = None
         try:
-            args, kwargs = loads_call(message.body, message.content_type, self._accept)
+            args, kwargs = self.arguments(Delivery(packed, inputs=inputs), None)
         except Exception:  # pickle may raise anything
             logger.warning(
                 "the arguments of %s[%s] cannot be read", message.task, id, exc_info=True

@@ -303,10 +303,14 @@ def test_an_error_callback_is_given_the_request_of_the_call_that_failed(
 
     result = run(chain(t.add.s(1), failing).on_error(tell.s()))
     chorded = run(chord([t.fail.s(), t.add.s(1)], t.total.s("more")).on_error(tell.s()))
+    run(chord([t.add.s(1), t.add.s(2)], t.fail.s("more")).on_error(tell.s()))
+    run(chain(t.add.s(1), t.fail.si("own")).on_error(tell.s()))
 
-    step, body = told
+    step, body, after, immutable = told
     assert (step.id, step.task, step.retries) == (result.id, "fail", 2)
-    assert (list(step.args), step.kwargs) == (["b"], {"c": 1})
+    assert (list(step.args), step.kwargs) == ([1, "b"], {"c": 1})  # the first is add's result
+    assert list(after.args) == [[1, 2], "more"]
+    assert list(immutable.args) == ["own"]
     assert step.root_id == step.parent_id == result.parent.id
     assert (step.headers, step.delivery_info["routing_key"]) == ({"tenant": "x"}, "default")
     assert not step.called_directly

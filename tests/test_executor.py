@@ -767,7 +767,7 @@ def test_an_errback_of_three_arguments_gets_request_exception_and_traceback(
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({}, ["s1", "charge", [7], {"to": "x"}, "r1", 3, 2, "worker-1"]),
+        ({}, ["s1", "charge", ["s0", "x", 7], {"to": "x"}, "r1", 3, 2, "worker-1"]),
         ({"body": b"{"}, ["s1", "charge", None, None, "r1", 3, 2, "worker-1"]),
         ({"envelope": "{"}, ["s1", None, None, None, None, 0, 0, None]),
         (None, ["s1", None, None, None, None, 0, 0, None]),
@@ -780,7 +780,8 @@ def test_the_request_of_an_errback_is_what_can_be_read_of_the_call_that_failed(
     body = dumps_call((7,), {"to": "x"})
     call = Message(id="s1", task="charge", body=body, root_id="r1", retries=3).pack()
     packed = tuple({**dict(zip(PACKED_FIELDS, call, strict=True)), **(change or {})}.values())
-    failed = {} if change is None else {"s1": (packed, 2, "worker-1")}
+    inputs = [("s0", *error_input(ValueError("x"))[1:]), ("s2", "result", 1, b'"x"')]
+    failed = {} if change is None else {"s1": (packed, 2, "worker-1", inputs)}
 
     def errback(r: Any, exc: Any, traceback: Any) -> Any:
         args = r.args and list(r.args)

@@ -468,6 +468,10 @@ class Broker(ABC):
         return await off_loop(self.get, ids)
 
     @abstractmethod
+    def inputs(self, id: str) -> tuple[Input, ...]:
+        """Return what the messages that this one waited for have left for it, in order."""
+
+    @abstractmethod
     def attempts(self, id: str) -> list[Attempt]:
         """Return the attempts of a message that did not succeed, oldest first."""
 

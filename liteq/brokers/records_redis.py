@@ -15,9 +15,10 @@ from liteq.brokers.redis_form import (
     STATES,
     Fields,
     attempt_of,
+    read_inputs,
     record_of,
 )
-from liteq.brokers.values import Attempt, Node, QueueInfo, Record, State, WorkflowInfo
+from liteq.brokers.values import Attempt, Input, Node, QueueInfo, Record, State, WorkflowInfo
 from liteq.message import GATHER, Edge
 
 if TYPE_CHECKING:
@@ -71,6 +72,9 @@ class RedisRecords(RedisStore):
         for some in slices(list(ids), LOOK):
             found.update(_records(await self._acall("get", *some)))
         return found
+
+    def inputs(self, id: str) -> tuple[Input, ...]:
+        return read_inputs(Fields(self._call("inputs", id)))
 
     def attempts(self, id: str) -> list[Attempt]:
         packed = self._call("attempts", id)

@@ -15,7 +15,16 @@ from liteq.brokers.connection import fetch_all, fetch_one
 from liteq.brokers.following import NOTED
 from liteq.brokers.schema import STATE_CODES, STATE_NAMES
 from liteq.brokers.uniqueness import holder
-from liteq.brokers.values import Attempt, Node, Note, QueueInfo, Record, State, WorkflowInfo
+from liteq.brokers.values import (
+    Attempt,
+    Input,
+    Node,
+    Note,
+    QueueInfo,
+    Record,
+    State,
+    WorkflowInfo,
+)
 from liteq.brokers.wakeup import LocalMailbox, SocketMailbox
 from liteq.message import GATHER, Edge
 
@@ -39,6 +48,18 @@ class SqliteRecords(SqliteStore):
 
     def get(self, ids: Sequence[str]) -> dict[str, Record]:
         return self._database.read(lambda db: _records(db, ids))
+
+    def inputs(self, id: str) -> tuple[Input, ...]:
+        rows = self._database.read(
+            lambda db: fetch_all(
+                db,
+                "SELECT source, kind, position, value FROM input "
+                "WHERE target = (SELECT seq FROM message WHERE message.id = ?) "
+                "ORDER BY position, source",
+                (id,),
+            )
+        )
+        return tuple(Input(*row) for row in rows)
 
     def attempts(self, id: str) -> list[Attempt]:
         rows = self._database.read(

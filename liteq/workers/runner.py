@@ -17,7 +17,7 @@ from typing import Any, Final
 from liteq import outcome
 from liteq.body import Body
 from liteq.brokers.values import Lease, Note
-from liteq.delivery import NO_CALLS, Delivery, FailedCalls
+from liteq.delivery import NO_CALLS, Delivery, FailedCalls, plain
 from liteq.executor import Executor, ExecutorSettings, TaskLike
 from liteq.outcome import Outcome
 from liteq.signals import worker_process_init, worker_process_shutdown
@@ -40,9 +40,7 @@ _FORMAT: Final = 2  # of marshal: later ones look for what occurs twice, which t
 
 def job(lease: Lease, failed: FailedCalls = NO_CALLS) -> bytes:
     """Return the payload of a job for this lease. `failed`: see `delivery.find_failed`."""
-    inputs: tuple[tuple[str, str, int, bytes], ...] = ()
-    if lease.inputs:
-        inputs = tuple((i.source, i.kind, i.position, i.value) for i in lease.inputs)
+    inputs = plain(lease.inputs) if lease.inputs else ()
     return marshal.dumps((lease.packed, lease.delivery, inputs, failed), _FORMAT)
 
 

@@ -193,6 +193,19 @@ def test_10_a_gather_may_be_part_of_another(broker: Broker) -> None:
     assert list(parts.unpack(second[1])) == [("result", b'"two"'), ("result", b'"three"')]
 
 
+def test_what_was_left_for_a_message_is_kept_when_it_has_failed(broker: Broker) -> None:
+    first, second, last = tasks("first", "second", "last")
+    edges = [Edge(second.id, last.id, "success", 1), Edge(first.id, last.id, "success", 0)]
+    broker.enqueue([first, second, last], edges)
+    assert broker.inputs(last.id) == broker.inputs("gone") == ()
+
+    work(broker, enlist(broker), {"last": Failed(ERROR)})
+
+    assert end(broker, last)[0] == "failed"
+    found = [(one.source, one.kind, one.position) for one in broker.inputs(last.id)]
+    assert found == [(first.id, "result", 0), (second.id, "result", 1)]
+
+
 def test_10_a_failed_part_fails_its_gather_at_once_with_a_chord_error(broker: Broker) -> None:
     members, into, body, edges = chord(3)
     later = make("later")
