@@ -38,11 +38,14 @@ if TYPE_CHECKING:
 __all__ = [
     "annotate",
     "check_options",
+    "check_parameters",
+    "has_parameter",
     "is_redefined",
     "is_same_function",
     "make_class",
     "name_of",
     "rebase",
+    "sensitive_names",
     "share",
     "shared_task",
 ]
@@ -138,7 +141,7 @@ def make_class(
     if base is Task and is_coroutine_function(fun):
         base = AsyncTask
     own, own_name = fun, name_of(fun, name)
-    _check_keys(fun, options)
+    check_parameters(fun, options)
     if options.get("pydantic", base.pydantic):
         fun = _with_models(fun, app=app, name=name, base=base, options=options)
     body: Any = fun if bind else staticmethod(fun)
@@ -220,19 +223,42 @@ def limits_of(options: Mapping[str, Any]) -> tuple[Declared, ...]:
     return declared(options.get("name") or "task", **given)
 
 
-def _check_keys(fun: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    """Raise `TypeError` if a limit's key is to be an argument that the function has not."""
-    code = getattr(fun, "__code__", None)
+def check_parameters(fun: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Raise `TypeError` if an option names an argument that the function has not: the key of
+    a limit, or what is sensitive."""
     keys = [options.get("rate_limit_key"), *(limit.key for limit in limits_of(options))]
-    if code is None or code.co_flags & _VAR_KEYWORDS:
-        return
-    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-    for key in keys:
-        if isinstance(key, str) and key not in names:
+    wanted = [(key, "which a limit is to be kept by") for key in keys if isinstance(key, str)]
+    secrets = sensitive_names(options)
+    wanted += [(name, "which is to be hidden (sensitive)") for name in secrets]
+    for name, why in wanted:
+        if not has_parameter(fun, name):
             raise TypeError(
-                f"{name_of(fun)}() has no argument {key!r}, which a limit is to be kept by: "
-                f"it has {', '.join(names) or 'none'}"
+                f"{name_of(fun)}() has no argument {name!r}, {why}: "
+                f"it has {', '.join(_parameters(fun.__code__)) or 'none'}"
             )
+
+
+def has_parameter(fun: Any, name: str) -> bool:
+    """Tell whether a function may be given an argument of this name, as far as its code
+    says: to ask `inspect` would take longer than all the rest."""
+    code = getattr(fun, "__code__", None)
+    if code is None or code.co_flags & _VAR_KEYWORDS:
+        return True
+    return name in _parameters(code)
+
+
+def _parameters(code: CodeType) -> tuple[str, ...]:
+    return code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+
+
+def sensitive_names(options: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return which arguments the option `sensitive` names. Raises `TypeError` for what are
+    no names."""
+    given = options.get("sensitive") or ()
+    names = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else given
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"sensitive takes names of arguments, not {given!r}")
+    return tuple(names)
 
 
 def name_of(fun: Any, task: str | None = None) -> str:
@@ -287,6 +313,7 @@ def check_options(options: Mapping[str, Any], base: type[Any] | None = None) -> 
 
         read_options(options)
     limits_of(options)
+    sensitive_names(options)
     retries = options.get("max_retries")
     if retries is not None and (isinstance(retries, bool) or not isinstance(retries, int)):
         raise TypeError(f"max_retries is a whole number, or None for no end, not {retries!r}")

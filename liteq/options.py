@@ -176,7 +176,7 @@ class TaskOptions(TypedDict, total=False):
     pydantic_strict: bool | None
     pydantic_context: Mapping[str, Any] | None
     pydantic_dump_kwargs: Mapping[str, Any] | None
-    sensitive: Iterable[str]
+    sensitive: str | Iterable[str]
     abstract: bool
     shared: bool
     lazy: bool

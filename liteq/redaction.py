@@ -154,14 +154,14 @@ class Redactor:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         parameters: Sequence[str] = (),
-        sensitive: Iterable[str] = (),
+        sensitive: str | Iterable[str] = (),
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the arguments of a call with what is secret in them replaced.
 
         `parameters` are the names of the positional ones; `sensitive` names of this
-        task's parameters that are secret whatever they are called.
+        task's parameters that are secret whatever they are called (a text is one name).
         """
-        hidden = frozenset(sensitive)
+        hidden = _named(sensitive)
         names = [*parameters, *[None] * (len(args) - len(parameters))]
         return (
             tuple(
@@ -179,7 +179,7 @@ class Redactor:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         parameters: Sequence[str] = (),
-        sensitive: Iterable[str] = (),
+        sensitive: str | Iterable[str] = (),
         limit: int = _TEXT_LIMIT,
     ) -> tuple[str, str]:
         """Return `argsrepr` and `kwargsrepr` of a call, as events and logs show them."""
@@ -191,11 +191,11 @@ class Redactor:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         parameters: Sequence[str] = (),
-        sensitive: Iterable[str] = (),
+        sensitive: str | Iterable[str] = (),
     ) -> set[str]:
         """Return the texts that are secret in the arguments of a call, to be hidden from
         what is said about it, as an exception's message. Very short ones are left out."""
-        hidden = frozenset(sensitive)
+        hidden = _named(sensitive)
         found: set[str] = set()
         names = [*parameters, *[None] * (len(args) - len(parameters))]
         for name, one in (*zip(names, args, strict=False), *kwargs.items()):
@@ -393,6 +393,11 @@ def _fields(value: Any) -> dict[str, Any] | None:
 
 
 # Names
+
+
+def _named(sensitive: str | Iterable[str]) -> frozenset[str]:
+    return frozenset((sensitive,) if isinstance(sensitive, str) else sensitive)
+
 
 _CAMEL: Final = r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])"
 

@@ -126,7 +126,7 @@ class Task(Generic[P, R]):
     trail: bool = True
     send_events: bool = True
     resultrepr_maxsize: int = 1024
-    sensitive: Iterable[str] = ()
+    sensitive: str | Iterable[str] = ()
     pydantic: bool = False
     pydantic_strict: bool | None = None
     pydantic_context: Mapping[str, Any] | None = None

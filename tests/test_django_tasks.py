@@ -23,7 +23,8 @@ FILES = {
         "patient": {
             "BACKEND": BACKEND,
             "OPTIONS": {"max_retries": 1, "default_retry_delay": 0, "time_limit": 60,
-                        "autoretry_for": ["builtins.ConnectionError"]},
+                        "autoretry_for": ["builtins.ConnectionError"],
+                        "sensitive": ["pin", "word"]},
         },
         "hasty": {"BACKEND": BACKEND, "OPTIONS": {"enqueue_on_commit": False}},
     }
@@ -248,6 +249,7 @@ FILES = {
                 "queue": raised(lambda: add.using(queue_name="none"))[0],
                 "priority": raised(lambda: add.using(priority=101))[0],
                 "of a task": raised(lambda: declared(time_limit="long"))[0],
+                "secret": raised(lambda: declared(sensitive="kode")),
                 "option": raised(lambda: LiteqBackend("x", {"OPTIONS": {"max_retry": 1}})),
                 "name": raised(lambda: LiteqBackend("x", {"OPTIONS": {"queue": "a"}})),
                 "flag": raised(
@@ -492,6 +494,8 @@ def test_mistakes_show_where_they_are_made(told: Any) -> None:
         "TypeError",
         "seen() missing 1 required positional argument: 'word'",
     ]
+    assert answer["secret"][0].startswith("InvalidTask")
+    assert "has no argument 'kode'" in answer["secret"][1]
     assert answer["option"][1].endswith("no option 'max_retry'; did you mean 'max_retries'?")
     assert answer["name"][1].endswith("each task says it itself")
     assert answer["flag"][1].endswith("enqueue_on_commit is True or False, not 1")

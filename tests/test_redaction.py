@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 import liteq
-from liteq import Liteq, Secret, serializers
+from liteq import Liteq, Secret, Task, serializers
 from liteq.log import safe
 from liteq.redaction import HIDDEN, Redactor, hide, mask_url
+from liteq.testing import inline
 
 CANARY = "hunter2-canary"
 redactor = Redactor()
@@ -154,6 +155,54 @@ def test_a_task_says_which_of_its_parameters_are_secret() -> None:
 
     shown = pay.redacted(("bob", CANARY, CANARY), {"password": CANARY})
     assert shown == (f"('bob', '{HIDDEN}', '{HIDDEN}')", f"{{'password': '{HIDDEN}'}}")
+
+
+def test_one_name_of_a_secret_parameter_needs_no_list() -> None:
+    app = Liteq("shop", broker="memory://")
+
+    @app.task(sensitive="code")
+    def enter(code: str) -> None:
+        raise ValueError(f"wrong: {code}")
+
+    class Leave(Task[[str], None]):
+        name, sensitive = "leave", "code"
+
+        def run(self, code: str) -> None:
+            raise ValueError(f"wrong: {code}")
+
+    leave = app.register_task(Leave())
+    with inline(app) as t:
+        for task in (enter, leave):
+            assert task.redacted((CANARY,), {})[0] == f"('{HIDDEN}',)"
+            task.delay(CANARY)
+            (run,) = t.drain()
+            assert CANARY not in str(app.AsyncResult(run.id).result)
+
+
+@pytest.mark.parametrize("names", ["kode", ["code", "kode"]])
+def test_a_secret_parameter_that_the_task_has_not_is_refused(names: Any) -> None:
+    app = Liteq("shop", broker="memory://")
+
+    def enter(code: str, *, again: str = "") -> None: ...
+
+    with pytest.raises(TypeError, match=r"no argument 'kode'.*it has code, again"):
+        app.task(sensitive=names)(enter)
+
+
+def test_any_secret_parameter_may_be_among_keyword_arguments() -> None:
+    app = Liteq("shop", broker="memory://")
+
+    @app.task(sensitive="code")
+    def enter(**answers: str) -> None: ...
+
+    assert enter.redacted((), {"code": CANARY})[1] == f"{{'code': '{HIDDEN}'}}"
+
+
+@pytest.mark.parametrize("names", [3, [3], True])
+def test_secret_parameters_go_by_names(names: Any) -> None:
+    app = Liteq("shop", broker="memory://")
+    with pytest.raises(TypeError, match="sensitive takes names of arguments, not"):
+        app.task(sensitive=names)
 
 
 def test_texts_that_are_secret_can_be_taken_out_of_a_message() -> None:

@@ -24,7 +24,12 @@ from liteq.contrib.django.framework import (
     TaskResultStatus,
 )
 from liteq.contrib.django.project import project_app
-from liteq.definition import check_options
+from liteq.definition import (
+    check_options,
+    check_parameters,
+    has_parameter,
+    sensitive_names,
+)
 from liteq.exceptions import LiteqError
 from liteq.ids import new_id
 from liteq.options import checked_limits
@@ -65,7 +70,7 @@ class LiteqTask(Task):  # type: ignore[misc]  # Django ships no types
     unique: bool | None = None
     unique_key: Any = None
     unique_for: float | timedelta | None = None
-    sensitive: Iterable[str] | None = None
+    sensitive: str | Iterable[str] | None = None
 
 
 _OPTIONS: Final = tuple({f.name for f in fields(LiteqTask)} - {f.name for f in fields(Task)})
@@ -118,10 +123,14 @@ class LiteqBackend(BaseTaskBackend):  # type: ignore[misc]  # Django ships no ty
             name: value for name in _OPTIONS if (value := getattr(task, name, None)) is not None
         }
         options = {**self._task_options, **own}
+        if "sensitive" not in own:  # the backend's names are for the tasks that have them
+            names = sensitive_names(options)
+            options["sensitive"] = [name for name in names if has_parameter(task.func, name)]
         if "autoretry_for" not in options and any(name in options for name in _OF_RETRIES):
             options["autoretry_for"] = (Exception,)
         try:
             _check(options)
+            check_parameters(task.func, own)
         except (TypeError, ValueError) as exc:
             raise InvalidTask(f"{task.module_path}: {exc}") from exc
         running.enter(task, options)
