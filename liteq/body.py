@@ -6,9 +6,14 @@ at most once: from a signal handler in the same thread, from another thread, or,
 function is a coroutine, at the `await` where it stands.
 
 How an interruption never hits what comes after the body: there is one token per call,
-kept in a dict. Whoever takes it out has decided the race, since `dict.pop` is atomic. The
-body's end takes it, and then nobody can interrupt any more; or `interrupt()` takes it,
-and then the body's end waits for the exception that is on its way, and swallows it.
+kept in a dict under the number of the attempt. Whoever takes it out has decided the race,
+since `dict.pop` is atomic. The body's end takes it, and then nobody can interrupt any more;
+or `interrupt()` takes it, and then the body's end waits for the exception that is on its
+way, and swallows it.
+
+How one that comes before the body is not lost: `interrupt()` notes the attempt before it
+looks for a token, and a body puts its token before it looks at the note. So one of the two
+sees the other. The note is for that attempt alone: read by no other, it need not be removed.
 """
 
 from __future__ import annotations
@@ -30,7 +35,6 @@ __all__ = ["Body", "Ending", "is_coroutine"]
 # What a call came to: its value, or the exception it ended with.
 Ending: TypeAlias = tuple[Any, BaseException | None]
 
-_TOKEN: Final = 0
 _NOTHING: Final = object()
 
 
@@ -44,9 +48,14 @@ class Body:
 
     Coroutines run on a loop that belongs to this object and is kept between them, so
     that a task can keep its connections; `close()` ends it.
+
+    `attempt`: which attempt the next calls belong to. Who can be interrupted sets it to a
+    number that no other attempt has.
     """
 
     def __init__(self) -> None:
+        self.attempt = 0
+        self._told: int | None = None  # the attempt to interrupt when its body begins
         self._tokens: dict[int, _Call | _Drive] = {}
         self._call = _Call()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -59,24 +68,32 @@ class Body:
         A coroutine function returns its coroutine: give that to `run()` or `arun()`.
         """
         tokens = self._tokens
+        attempt = self.attempt
         token = self._call
         token.prepare()
         value: Any = _NOTHING
         error: BaseException | None = None
         try:
             try:
-                tokens[_TOKEN] = token
+                tokens[attempt] = token
+                if self._told == attempt and tokens.pop(attempt, None) is not None:
+                    token.interrupt()  # it was told before: raises here
                 value = fun(*args, **kwargs)
             except BaseException as exc:  # noqa: BLE001 (it is how the task ended)
                 error = exc
-            if tokens.pop(_TOKEN, None) is None:
-                token.absorb()
+            if tokens.pop(attempt, None) is None and token.absorb():
+                self._told = attempt  # for the coroutine, if that is what was returned
         except SoftTimeLimitExceeded:
-            pass  # it came after the body's end and before the line that waits for it
+            # It came after the body's end and before the line that waits for it.
+            self._told = attempt
         if value is _NOTHING and error is None:
             error = SoftTimeLimitExceeded()
         try:
-            return (None, _trimmed(error)) if error is not None else (value, None)
+            if error is None:
+                return value, None
+            if is_coroutine(value):
+                value.close()  # or Python warns that it was never awaited
+            return None, _trimmed(error)
         finally:
             del error  # or it would hold this frame, and this frame it, and both the task's
 
@@ -93,8 +110,7 @@ class Body:
             self._loop = asyncio.new_event_loop()
         loop = self._loop
         drive = _Drive(coroutine, loop)
-        drive.task = loop.create_task(drive.settle())
-        self._tokens[_TOKEN] = drive
+        self._begin(drive)
         try:
             ending: Ending = loop.run_until_complete(drive.task)
             return ending
@@ -102,7 +118,7 @@ class Body:
             self.close()  # ends this one too, which must not go on beside the next task
             return None, _trimmed(exc)
         finally:
-            self._tokens.pop(_TOKEN, None)
+            self._tokens.pop(self.attempt, None)
 
     async def arun(self, coroutine: CoroutineType[Any, Any, Any]) -> Ending:
         """Run a coroutine to its end, in a task of its own, while the current one waits.
@@ -117,29 +133,39 @@ class Body:
         assert waiter is not None  # a coroutine that runs has one
         loop = asyncio.get_running_loop()
         drive = _Drive(coroutine, loop, waiter)
-        drive.task = loop.create_task(drive.settle())
-        self._tokens[_TOKEN] = drive
+        self._begin(drive)
         try:
             ending: Ending = await drive.task
         except asyncio.CancelledError:  # before it began
             coroutine.close()
             raise
         finally:
-            self._tokens.pop(_TOKEN, None)
+            self._tokens.pop(self.attempt, None)
         if waiter.cancelling():
             raise asyncio.CancelledError
         return ending
 
-    def interrupt(self) -> bool:
-        """Raise `SoftTimeLimitExceeded` in the body that runs now.
+    def _begin(self, drive: _Drive) -> None:
+        """Have a coroutine driven on its loop, which can be interrupted from now on."""
+        drive.begin()
+        self._tokens[self.attempt] = drive
+        if self._told == self.attempt and self._tokens.pop(self.attempt, None) is not None:
+            drive.was_told = True
 
-        False: none runs, or it was interrupted before. Called in the thread that runs
-        the body (by a signal handler), this raises. A thread gets the exception at its
-        next bytecode: not while it sleeps or waits in C.
+    def interrupt(self, attempt: int) -> bool:
+        """Raise `SoftTimeLimitExceeded` in the body of this attempt.
+
+        False: it does not run, or was interrupted before. If it has yet to begin, the
+        exception takes the place of its first line. Called in the thread that runs the body
+        (by a signal handler), this raises. A thread gets the exception at its next bytecode:
+        not while it sleeps or waits in C.
         """
-        token = self._tokens.pop(_TOKEN, None)
+        self._told = attempt
+        token = self._tokens.pop(attempt, None)
         if token is None:
             return False
+        self._told = None
+        self._call = _Call()  # the next call must not see what is still to be said in this one
         token.interrupt()
         return True
 
@@ -181,8 +207,9 @@ class _Call:
         _raise_in(self._thread, SoftTimeLimitExceeded)
         self._is_sent = True
 
-    def absorb(self) -> None:
-        """Return when no interruption can arrive any more.
+    def absorb(self) -> bool:
+        """Return when no interruption can arrive any more; tell whether the body may have
+        ended without it.
 
         The other thread may stand between taking the token and sending. What it sends
         may arrive at any bytecode, here too, or did so in the body, which may have caught
@@ -192,7 +219,7 @@ class _Call:
         under a tracer.)
         """
         if self._is_raised:
-            return
+            return False
         try:
             while not self._is_sent:
                 time.sleep(0)
@@ -200,7 +227,7 @@ class _Call:
             while True:
                 time.sleep(0)
         except SoftTimeLimitExceeded:
-            return
+            return True
 
 
 class _Drive:
@@ -226,6 +253,11 @@ class _Drive:
         self._is_stepping = False
         self._is_over = False
         self._is_due = False  # cancelled by us; the coroutine has yet to hear of it
+        self.was_told = False  # before the coroutine began
+
+    def begin(self) -> None:
+        """Have the coroutine driven by a task of the loop."""
+        self.task = self._loop.create_task(self.settle())
 
     def interrupt(self) -> None:
         if self._is_stepping and threading.get_ident() == self._thread:
@@ -241,7 +273,7 @@ class _Drive:
 
     def __await__(self) -> Generator[Any, Any, Any]:
         reply: Any = None
-        error: BaseException | None = None
+        error: BaseException | None = SoftTimeLimitExceeded() if self.was_told else None
         try:
             while True:
                 try:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import itertools
+import random
 import signal
 import sys
 import threading
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from liteq.body import Body, Ending
+from liteq.body import Body, Ending, is_coroutine
 from liteq.exceptions import SoftTimeLimitExceeded
 
 
@@ -47,7 +48,7 @@ def signals(body: Body, *delays: float, every: float | None = None) -> Iterator[
                 return
             signal.pthread_kill(main, signal.SIGUSR1)
 
-    before = signal.signal(signal.SIGUSR1, lambda *_: body.interrupt() and None)
+    before = signal.signal(signal.SIGUSR1, lambda *_: body.interrupt(body.attempt) and None)
     sender = threading.Thread(target=send)
     sender.start()
     try:
@@ -112,9 +113,94 @@ def test_what_a_failed_body_held_is_freed_without_the_collector(body: Body) -> N
 
 
 def test_nothing_is_interrupted_while_nothing_runs(body: Body) -> None:
-    assert body.interrupt() is False
     body.call(lambda: None, (), {})
-    assert body.interrupt() is False
+    assert body.interrupt(body.attempt) is False
+
+
+def test_what_comes_after_an_attempt_does_not_reach_the_next(body: Body) -> None:
+    async def work() -> int:
+        return 1
+
+    body.attempt = 1
+    body.call(lambda: None, (), {})
+    body.interrupt(1)
+    body.attempt = 2
+    assert body.call(lambda: 1, (), {}) == (1, None)
+    assert body.run(work()) == (1, None)
+
+
+def test_what_comes_before_a_body_is_raised_as_it_begins(body: Body) -> None:
+    ran: list[str] = []
+    body.attempt = 1
+    assert body.interrupt(1) is False
+    assert isinstance(body.call(ran.append, ("call",), {})[1], SoftTimeLimitExceeded)
+    body.attempt = 2
+    assert body.call(lambda: 1, (), {}) == (1, None)
+    assert ran == []
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_what_comes_before_a_coroutine_is_raised_as_it_begins(body: Body, alone: bool) -> None:
+    ran: list[str] = []
+
+    async def work() -> None:
+        ran.append("work")
+
+    def run() -> Ending:
+        return body.run(work()) if alone else asyncio.run(body.arun(work()))
+
+    body.attempt = 1
+    body.interrupt(1)
+    assert isinstance(run()[1], SoftTimeLimitExceeded)
+    assert ran == []
+    body.attempt = 2
+    assert run() == (None, None)
+
+
+@at_any_moment
+@pytest.mark.parametrize("by_signal", [True, False])
+@pytest.mark.parametrize("is_async", [True, False])
+def test_an_attempt_that_is_told_at_any_moment_is_interrupted_once(
+    body: Body, by_signal: bool, is_async: bool
+) -> None:
+    caught: list[int] = []
+
+    def wait() -> None:
+        try:
+            spin()
+        except SoftTimeLimitExceeded:
+            caught.append(body.attempt)
+        short()
+
+    async def await_it() -> None:
+        try:
+            await asyncio.sleep(20)
+        except SoftTimeLimitExceeded:
+            caught.append(body.attempt)
+        await asyncio.sleep(0)
+
+    def tell(delay: float) -> None:
+        time.sleep(delay)
+        if by_signal:
+            signal.pthread_kill(main, signal.SIGUSR1)
+        else:
+            body.interrupt(body.attempt)
+
+    main = threading.get_ident()
+    dice = random.Random(1)
+    expected = list(range(100))
+    with signals(body):
+        for body.attempt in expected:
+            teller = threading.Thread(target=tell, args=(dice.random() * 3e-4,))
+            teller.start()
+            value, error = body.call(await_it if is_async else wait, (), {})
+            if is_coroutine(value):
+                value, error = body.run(value)
+            teller.join()
+            if isinstance(error, SoftTimeLimitExceeded):  # before its first line
+                caught.append(body.attempt)
+            [None for _ in range(50)]
+    assert caught == expected
 
 
 def test_a_signal_interrupts_a_function(body: Body) -> None:
@@ -128,7 +214,7 @@ def test_a_body_may_catch_the_interruption_and_is_spared_a_second(body: Body) ->
         try:
             spin()
         except SoftTimeLimitExceeded:
-            assert body.interrupt() is False
+            assert body.interrupt(body.attempt) is False
             return "cleaned"
         return "never"
 
@@ -145,7 +231,7 @@ def test_another_thread_interrupts_a_function(body: Body) -> None:
 
     def interrupt() -> None:
         started.wait()
-        body.interrupt()
+        body.interrupt(body.attempt)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
@@ -168,7 +254,7 @@ def test_an_interruption_by_a_thread_never_comes_after_the_body(body: Body) -> N
 
     def pester() -> None:
         while not stop.is_set():
-            body.interrupt()
+            body.interrupt(body.attempt)
 
     thread = threading.Thread(target=pester)
     switching = sys.getswitchinterval()
@@ -178,6 +264,7 @@ def test_an_interruption_by_a_thread_never_comes_after_the_body(body: Body) -> N
     late = time.monotonic() + 60  # however many bodies that is on a fast machine
     try:
         while (hits < 100 or misses < 100) and time.monotonic() < late:
+            body.attempt += 1
             _, error = body.call(short, (), {})
             if error is None:
                 misses += 1
@@ -199,6 +286,7 @@ def test_an_interruption_by_a_signal_never_comes_after_the_body(body: Body) -> N
     late = time.monotonic() + 60
     with signals(body, every=0.0003):
         while hits < 100 and time.monotonic() < late:
+            body.attempt += 1
             _, error = body.call(short, (), {})
             hits += error is not None
             [None for _ in range(50)]
@@ -328,7 +416,7 @@ def test_another_thread_interrupts_a_coroutine(body: Body) -> None:
 
     def interrupt() -> None:
         started.wait()
-        body.interrupt()
+        body.interrupt(body.attempt)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
@@ -348,6 +436,7 @@ def test_signals_at_every_moment_reach_coroutines_only_inside(body: Body) -> Non
     late = time.monotonic() + 60
     with signals(body, every=0.0007):
         while hits < 100 and time.monotonic() < late:
+            body.attempt += 1
             value, error = body.run(work())
             assert (value, error) == (1, None) or isinstance(error, SoftTimeLimitExceeded)
             hits += error is not None
@@ -368,7 +457,7 @@ def test_interruptions_leave_the_interpreter_as_fast_as_before(body: Body) -> No
     thread = threading.Thread(target=lambda: ran.append(body.call(catch, (), {})))
     thread.start()
     started.wait()
-    body.interrupt()
+    body.interrupt(body.attempt)
     thread.join()
     assert ran == [(None, None)]
     before = sys.gettrace()  # a tracer meets such a check at every call, for ever
@@ -424,7 +513,7 @@ def test_many_bodies_share_a_loop_and_one_is_interrupted() -> None:
         bodies = [Body() for _ in range(3)]
         runs = [asyncio.create_task(b.arun(work(n))) for n, b in enumerate(bodies)]
         await asyncio.sleep(0.005)
-        assert bodies[1].interrupt()
+        assert bodies[1].interrupt(0)
         return await asyncio.gather(*runs)
 
     (one, two, three) = asyncio.run(all_of_them())
@@ -478,7 +567,7 @@ def test_a_cancellation_goes_before_an_interruption() -> None:
         body = Body()
         run = asyncio.create_task(body.arun(work()))
         await asyncio.sleep(0.005)
-        body.interrupt()
+        body.interrupt(body.attempt)
         run.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asyncio.wait_for(run, 5)
@@ -493,7 +582,7 @@ def test_an_interruption_that_comes_too_late_changes_nothing() -> None:
     async def late() -> Any:
         body = Body()
         ending = await body.arun(quick())
-        assert body.interrupt() is False
+        assert body.interrupt(body.attempt) is False
         await asyncio.sleep(0)
         return ending
 

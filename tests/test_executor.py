@@ -1010,7 +1010,7 @@ def test_a_soft_limit_is_a_failure_that_a_task_can_catch(app: Liteq) -> None:
         message = Message(id="m1", task=NAME, body=dumps_call((catch,), {}))
         attempt = asyncio.create_task(Executor(app.tasks).arun(Delivery(message), body=body))
         await asyncio.sleep(0.005)
-        body.interrupt()
+        body.interrupt(body.attempt)
         return await attempt
 
     assert got(asyncio.run(limited(catch=True))) == "caught"

@@ -45,11 +45,11 @@ class TinyRunner:
     """Runs (operation, argument); is interrupted from anywhere, as a pool may do it."""
 
     def __init__(self) -> None:
-        self._inside = False
+        self._inside: int | None = None  # the job that can be interrupted
+        self._told: int | None = None
         self._thread = 0
         self._task: asyncio.Task[bytes] | None = None
-        self._interrupted = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def start(self) -> None:
         pass
@@ -60,43 +60,45 @@ class TinyRunner:
     def is_async(self, payload: bytes) -> bool:
         return str(marshal.loads(payload)[0]).startswith("async_")
 
-    def run(self, payload: bytes, report: Report) -> bytes:
+    def run(self, payload: bytes, report: Report, key: int) -> bytes:
         name, arg = marshal.loads(payload)
         if name == "break":
             raise RuntimeError("the runner is broken")
         try:
             try:
                 self._thread = threading.get_ident()
-                self._inside = True
+                with self._lock:
+                    self._inside = key
+                    if self._told == key:
+                        self.interrupt(key)
                 answer: bytes = OPS[name](arg, report)
             finally:
                 with self._lock:
-                    self._inside = False
+                    self._inside = None
         except SoftLimit:
             answer = b"soft"
         return answer
 
-    async def arun(self, payload: bytes, report: Report) -> bytes:
+    async def arun(self, payload: bytes, report: Report, key: int) -> bytes:
         name, arg = marshal.loads(payload)
-        self._interrupted = False
         self._task = asyncio.ensure_future(OPS[name](arg, report))
         try:
             return await self._task
         except asyncio.CancelledError:
-            if self._interrupted:
+            if self._told == key:
                 return b"soft"
             self._task.cancel()
             raise
 
-    def interrupt(self) -> None:
+    def interrupt(self, key: int) -> None:
+        self._told = key
         if self._task is not None:
-            self._interrupted = True
             self._task.cancel()
             return
         with self._lock:
-            if not self._inside:
+            if self._inside != key:
                 return
-            self._inside = False
+            self._inside = None
             if self._thread == threading.get_ident():
                 raise SoftLimit
             ctypes.pythonapi.PyThreadState_SetAsyncExc(

@@ -85,37 +85,37 @@ def silent(data: bytes) -> None:
 
 def test_a_runner_is_what_pools_expect(runner: TaskRunner) -> None:
     expected: Runner = runner
-    assert expected.run(payload("add", 1, 2), silent)
+    assert expected.run(payload("add", 1, 2), silent, 1)
 
 
 def test_a_job_becomes_an_answer(runner: TaskRunner) -> None:
-    answer = read_answer(runner.run(payload("add", 1, 2), silent))
+    answer = read_answer(runner.run(payload("add", 1, 2), silent, 1))
     assert isinstance(answer, Succeeded)
     assert answer.result == b"3"
 
 
 def test_inputs_travel_with_the_job(runner: TaskRunner) -> None:
     inputs = (Input(source="s1", kind="result", position=0, value=b"40"),)
-    answer = read_answer(runner.run(payload("add", 2, inputs=inputs), silent))
+    answer = read_answer(runner.run(payload("add", 2, inputs=inputs), silent, 1))
     assert isinstance(answer, Succeeded)
     assert answer.result == b"42"
 
 
 def test_a_retry_travels_with_its_changes(runner: TaskRunner) -> None:
-    answer = read_answer(runner.run(payload("retry"), silent))
+    answer = read_answer(runner.run(payload("retry"), silent, 1))
     assert isinstance(answer, Retried)
     assert dict(answer.changes or {})["queue"] == "slow"
 
 
 def test_an_unknown_task_is_an_answer_too(runner: TaskRunner) -> None:
-    answer = read_answer(runner.run(payload("gone"), silent))
+    answer = read_answer(runner.run(payload("gone"), silent, 1))
     assert isinstance(answer, Failed)
     assert answer.dead
 
 
 def test_what_a_task_says_on_the_way_is_reported(runner: TaskRunner) -> None:
     said: list[bytes] = []
-    runner.run(payload("tell"), said.append)
+    runner.run(payload("tell"), said.append, 1)
     assert [read_report(data) for data in said] == [Note("PROGRESS", b'{"done":1}')]
 
 
@@ -127,7 +127,7 @@ def test_a_runner_knows_async_tasks(runner: TaskRunner) -> None:
 
 def test_an_async_task_runs_on_a_loop_or_without_one(runner: TaskRunner) -> None:
     job = payload("add_async", 1, 2)
-    for answer in (runner.run(job, silent), asyncio.run(runner.arun(job, silent))):
+    for answer in (runner.run(job, silent, 1), asyncio.run(runner.arun(job, silent, 1))):
         outcome = read_answer(answer)
         assert isinstance(outcome, Succeeded)
         assert outcome.result == b"3"
@@ -135,11 +135,11 @@ def test_an_async_task_runs_on_a_loop_or_without_one(runner: TaskRunner) -> None
 
 def test_the_soft_limit_reaches_the_task_from_a_signal_handler(runner: TaskRunner) -> None:
     main = threading.get_ident()
-    before = signal.signal(signal.SIGUSR1, lambda *_: runner.interrupt())
+    before = signal.signal(signal.SIGUSR1, lambda *_: runner.interrupt(1))
     sender = threading.Timer(0.02, signal.pthread_kill, (main, signal.SIGUSR1))
     sender.start()
     try:
-        answer = read_answer(runner.run(payload("spin"), silent))
+        answer = read_answer(runner.run(payload("spin"), silent, 1))
     finally:
         sender.join()
         signal.signal(signal.SIGUSR1, before)
@@ -148,9 +148,25 @@ def test_the_soft_limit_reaches_the_task_from_a_signal_handler(runner: TaskRunne
 
 
 def test_an_interruption_between_two_jobs_hurts_neither(runner: TaskRunner) -> None:
-    runner.run(payload("add", 1, 2), silent)
-    runner.interrupt()
-    assert isinstance(read_answer(runner.run(payload("add", 1, 2), silent)), Succeeded)
+    runner.run(payload("add", 1, 2), silent, 1)
+    runner.interrupt(1)
+    assert isinstance(read_answer(runner.run(payload("add", 1, 2), silent, 2)), Succeeded)
+
+
+@pytest.mark.parametrize("name", ["add", "add_async"])
+def test_a_soft_limit_that_passes_before_the_body_is_raised_at_its_beginning(
+    runner: TaskRunner, name: str
+) -> None:
+    def slow(**_: Any) -> None:
+        runner.interrupt(1)
+
+    signals.task_prerun.connect(slow)
+    try:
+        ended = [read_answer(runner.run(payload(name, 1, 2), silent, key)) for key in (1, 2)]
+    finally:
+        signals.task_prerun.disconnect(slow)
+    assert isinstance(ended[0], Failed)
+    assert failure.read(ended[0].error)["type"] == SoftTimeLimitExceeded.__name__
 
 
 @pytest.mark.parametrize("own_process", [True, False])
@@ -183,9 +199,9 @@ def test_a_factory_can_be_sent_to_another_process() -> None:
     factory = RunnerFactory(tasks_of, ("doors",))
     factory()
     there = pickle.loads(pickle.dumps(factory))
-    assert isinstance(read_answer(there().run(payload("add", 1), silent)), Succeeded)
+    assert isinstance(read_answer(there().run(payload("add", 1), silent, 1)), Succeeded)
 
 
 def test_an_answer_is_plain_bytes(runner: TaskRunner) -> None:
-    wire = marshal.loads(runner.run(payload("add", 1, 2), silent))
+    wire = marshal.loads(runner.run(payload("add", 1, 2), silent, 1))
     assert wire[0] == "Succeeded"

@@ -145,6 +145,33 @@ def test_a_soft_limit_is_raised_in_the_main_thread_by_an_alarm(app: Liteq) -> No
     assert result.get(timeout=1) == "cleaned up"
 
 
+@pytest.mark.parametrize("is_async", [True, False])
+@pytest.mark.parametrize("pool", ["threads", "asyncio", "solo"])
+def test_a_soft_limit_that_passes_before_the_body_is_not_lost(
+    app: Liteq, pool: str, is_async: bool
+) -> None:
+    def prepare(**_: Any) -> None:
+        time.sleep(0.2)
+
+    def begin() -> None:
+        raise AssertionError("it has begun")
+
+    async def abegin() -> None:
+        await asyncio.sleep(1000)  # a handler on the loop stops that, and its timers
+
+    result = app.task(name="late", soft_time_limit=0.05)(abegin if is_async else begin).delay()
+    calm = app.task(name="calm")(lambda: "calm").delay()
+    signals.task_prerun.connect(prepare)
+    try:
+        Worker(app, install_signals=False, concurrency=1, pool=pool, burst=True).run()
+    finally:
+        signals.task_prerun.disconnect(prepare)
+
+    with pytest.raises(SoftTimeLimitExceeded):
+        result.get(timeout=1)
+    assert calm.get(timeout=1) == "calm"
+
+
 def test_a_soft_limit_longer_than_an_alarm_can_be_is_none(app: Liteq) -> None:
     result = app.task(soft_time_limit=1e12)(lambda: "done").delay()
     app.run_until_empty()

@@ -263,7 +263,7 @@ class AsyncioPool(InProcess):
         loop = asyncio.get_running_loop()
         timers = []
         if job.soft is not None:
-            timers.append(loop.call_later(job.soft, runner.interrupt))
+            timers.append(loop.call_later(job.soft, runner.interrupt, job.key))
         if job.hard is not None:
             timers.append(loop.call_later(job.hard, self._on_hard_limit, run))
         began = time.perf_counter()
@@ -296,7 +296,7 @@ class AsyncioPool(InProcess):
         if runner.is_async(job.payload):
             run.cancellable = True
             try:
-                return await runner.arun(job.payload, report)
+                return await runner.arun(job.payload, report, job.key)
             finally:
                 self._end_copy()
         loop = asyncio.get_running_loop()
@@ -304,7 +304,7 @@ class AsyncioPool(InProcess):
 
     def _run_plain(self, runner: Runner, job: Job, report: Report) -> bytes:
         try:
-            return runner.run(job.payload, report)
+            return runner.run(job.payload, report, job.key)
         finally:
             self._end_copy()
 
@@ -318,7 +318,7 @@ class AsyncioPool(InProcess):
         if run is None:
             return
         if signum == signal.SIGUSR1:
-            run.runner.interrupt()
+            run.runner.interrupt(key)
         else:
             self._cancel(run, ("terminated", f"terminated by signal {signum}"))
 

@@ -64,8 +64,8 @@ class Runner(Protocol):
         """Clean up, in the child, after the last job. Not called in a child that dies."""
         ...
 
-    def run(self, payload: bytes, report: Report) -> bytes:
-        """Run one job and return its answer.
+    def run(self, payload: bytes, report: Report, key: int) -> bytes:
+        """Run one job and return its answer. `key`: what `interrupt` calls it.
 
         Errors of the user's code are part of the answer: an exception that leaves this
         method ends the child, and the job is lost. `report(data)` sends word of the
@@ -73,7 +73,7 @@ class Runner(Protocol):
         """
         ...
 
-    async def arun(self, payload: bytes, report: Report) -> bytes:
+    async def arun(self, payload: bytes, report: Report, key: int) -> bytes:
         """Like `run`, on an event loop. Only the asyncio pool calls it."""
         ...
 
@@ -81,14 +81,14 @@ class Runner(Protocol):
         """Tell whether the job belongs on an event loop. Only the asyncio pool asks."""
         ...
 
-    def interrupt(self) -> None:
-        """Raise `SoftTimeLimitExceeded` inside the job that runs now.
+    def interrupt(self, key: int) -> None:
+        """Raise `SoftTimeLimitExceeded` inside the user's code of this job.
 
-        The pool calls it only between the call of `run`/`arun` and their return, and at
-        most once for a job: in a child process and in the solo pool from a signal handler
-        in the thread that runs the job (so it may raise), in a thread pool from another
-        thread, in an asyncio pool from the loop's thread. It must do nothing once the
-        user's code has ended.
+        The pool calls it from a signal handler in the thread that runs the job, in a child
+        process and in the solo pool (so it may raise), in a thread pool from another thread,
+        in an asyncio pool from the loop's thread. It may come at any moment. If that code has
+        yet to begin, it is to be raised there: the limit will not be told again. Once it has
+        ended, nothing is to happen, and least of all to the next job.
         """
         ...
 

@@ -190,10 +190,9 @@ class _Child:
         self._answers = links.answers
         self._memory = _Memory() if links.watch_memory else None
         self._main = threading.get_ident()
-        self._key: int | None = None  # the job that runs now
         self._lock = threading.Lock()  # reports come from any thread: frames stay whole
         self._sending = False  # by the main thread
-        self._late = False  # the soft limit passed while it was sending
+        self._late: int | None = None  # whose soft limit passed while it was sending
         self._ours = True
         self._garbage = Collector()
         self._impatient = False  # no longer than until garbage is to be collected
@@ -252,11 +251,8 @@ class _Child:
 
     def _run(self, runner: Runner, key: int, payload: bytes) -> float:
         """Run a job and answer; return when it ended."""
-        self._late = False
         began = time.perf_counter()
-        self._key = key
-        answer = runner.run(payload, partial(self._report, key))
-        self._key = None
+        answer = runner.run(payload, partial(self._report, key), key)
         ended = time.perf_counter()
         if not self._ours:
             # The task forked, and this is the copy, back from what was meant to be one
@@ -275,9 +271,9 @@ class _Child:
         self._sending = True
         self._send(REPORT, key, data)
         self._sending = False
-        if self._late and self._key == key:
-            self._late = False
-            self._runner.interrupt()
+        if self._late is not None:
+            late, self._late = self._late, None
+            self._runner.interrupt(late)
 
     def _send(self, kind: int, key: int, payload: bytes, runtime: float = 0.0) -> None:
         memory = 0 if self._memory is None else self._memory.kib()
@@ -290,17 +286,19 @@ class _Child:
                 self._answers.sendall(payload)
 
     def _on_soft_limit(self, signum: int, frame: FrameType | None) -> None:
-        """The parent says that the soft limit of some job has passed."""
+        """The parent says that the soft limit of some job has passed.
+
+        That may be over already: the runner knows, and the next one does not suffer for it.
+        """
         try:
             said = self._answers.recv(4096, socket.MSG_DONTWAIT)
         except OSError:
             return  # a signal that somebody else sent
-        if self._key not in {key for (key,) in POKE.iter_unpack(said)}:
-            return  # for a job that has ended: the next one must not suffer for it
-        if self._sending:  # an exception in the middle of a frame would garble the stream
-            self._late = True
-        else:
-            self._runner.interrupt()
+        for (key,) in POKE.iter_unpack(said):
+            if self._sending:  # an exception in the middle of a frame would garble the stream
+                self._late = key
+            else:
+                self._runner.interrupt(key)
 
     def _disown(self) -> None:
         """In a process that the task forked: let go of the links to the parent."""

@@ -471,8 +471,12 @@ class ProcessPool(Pool):
             return
         soft_due = job.soft is not None and not child.soft_done
         if soft_due and due.reached(child.since + (job.soft or 0.0)):
-            child.soft_done = True
-            self._poke(child, job.key)
+            if self._isolate(child, job.key):
+                child.soft_done = True
+                self._poke(child, job.key)
+            self._feed()
+            due.at(due.now)  # the child may have another job now, with limits of its own
+            return
         if len(child.held) > 1 and due.reached(child.since + WAIT_LIMIT):
             self._put_back(self._take_back(child))
             self._feed()

@@ -122,7 +122,7 @@ class SoloPool(InProcess):
             if job.soft is not None and self.can_soft:
                 answer = self._run_with_alarm(self._runner, job)
             else:
-                answer = self._runner.run(job.payload, self._reporter(job.key))
+                answer = self._runner.run(job.payload, self._reporter(job.key), job.key)
         except Exception as exc:  # the runner is broken; the worker is not
             log.exception("the runner has failed")
             event: Event = LostJob(job.key, f"the runner failed: {exc!r}", "died")
@@ -140,14 +140,13 @@ class SoloPool(InProcess):
         assert job.soft is not None
 
         def on_alarm(signum: int, frame: FrameType | None) -> None:
-            if self._running is job:
-                runner.interrupt()
+            runner.interrupt(job.key)
 
         handler = signal.signal(signal.SIGALRM, on_alarm)
         soft = min(max(job.soft, 1e-6), threading.TIMEOUT_MAX)  # the kernel takes no more
         left, interval = signal.setitimer(signal.ITIMER_REAL, soft)
         try:
-            return runner.run(job.payload, self._reporter(job.key))
+            return runner.run(job.payload, self._reporter(job.key), job.key)
         finally:
             signal.setitimer(signal.ITIMER_REAL, left, interval)
             signal.signal(signal.SIGALRM, handler)

@@ -41,9 +41,6 @@ class _Slot:
         self.ready = False  # has begun to take jobs
         self.since = 0.0
         self.warned = False  # its soft limit was announced
-        # Between the look at which job runs and the exception for it, that job must not
-        # end and the next one begin.
-        self.lock = threading.Lock()
         self.runner: Runner
 
 
@@ -117,7 +114,7 @@ class ThreadPool(InProcess):
         slot = next((s for s in self._slots if s.job is self._held[key]), None)
         if slot is None or signum != signal.SIGUSR1:
             return False
-        self._interrupt(slot, self._held[key])
+        slot.runner.interrupt(key)
         return True
 
     def recall(self) -> None:
@@ -149,12 +146,7 @@ class ThreadPool(InProcess):
             return
         if due.reached(slot.since + job.soft):
             slot.warned = True
-            self._interrupt(slot, job)
-
-    def _interrupt(self, slot: _Slot, job: Job) -> None:
-        with slot.lock:
-            if slot.job is job:
-                slot.runner.interrupt()
+            slot.runner.interrupt(job.key)
 
     def _stuck(self, now: float) -> int:
         """Return how many threads run a slow job, behind which nothing should wait."""
@@ -270,14 +262,13 @@ class ThreadPool(InProcess):
             self._bell.ring()  # the loop has a time to watch now
         began = time.perf_counter()
         try:
-            answer = slot.runner.run(job.payload, self._reporter(job.key))
+            answer = slot.runner.run(job.payload, self._reporter(job.key), job.key)
         except BaseException as exc:
             self._tell(LostJob(job.key, f"the thread ended: {exc!r}", "died"))
             raise
         finally:
-            self._end_copy()  # before the lock, of which it has another state
-            with slot.lock:
-                slot.job = None
+            self._end_copy()
+            slot.job = None
         self._tell(Done(job.key, answer, time.perf_counter() - began))
 
     def _reporter(self, key: int) -> Report:

@@ -79,19 +79,21 @@ class TaskRunner:
         if self._own_process and worker_process_shutdown.receivers:
             worker_process_shutdown.tell(None, pid=os.getpid(), exitcode=0)
 
-    def run(self, payload: bytes, report: Send) -> bytes:
+    def run(self, payload: bytes, report: Send, key: int) -> bytes:
         """Run a job and return the answer. Whatever the task raises is in the answer."""
+        self._body.attempt = key
         ended = self._executor.run(
             Delivery(*marshal.loads(payload)), partial(_report, report), self._body
         )
         return marshal.dumps(outcome.encode(ended), _FORMAT)
 
-    async def arun(self, payload: bytes, report: Send) -> bytes:
+    async def arun(self, payload: bytes, report: Send, key: int) -> bytes:
         """Run a job of an `async def` task on the running loop.
 
         Raises `CancelledError`, and gives no answer, if the current asyncio task is
         cancelled: that is how the pool ends a job.
         """
+        self._body.attempt = key
         ended = await self._executor.arun(
             Delivery(*marshal.loads(payload)), partial(_report, report), self._body
         )
@@ -101,14 +103,15 @@ class TaskRunner:
         """Tell whether the job's task is an `async def`."""
         return self._executor.is_async(marshal.loads(payload)[0][1])
 
-    def interrupt(self) -> None:
-        """Raise `SoftTimeLimitExceeded` inside the task's body, if it runs now.
+    def interrupt(self, key: int) -> None:
+        """Raise `SoftTimeLimitExceeded` inside the body of this job's task.
 
-        At most once for a job; never in a hook that follows, nor in another job. In the
-        thread that runs the job (a signal handler) this raises; another thread gets the
-        exception at its next bytecode, a coroutine at its `await`.
+        Where it has yet to begin, it is raised at the beginning. At most once for a job;
+        never in a hook that follows, nor in another job. In the thread that runs the job (a
+        signal handler) this raises; another thread gets the exception at its next bytecode, a
+        coroutine at its `await`.
         """
-        self._body.interrupt()
+        self._body.interrupt(key)
 
 
 class RunnerFactory:

@@ -61,7 +61,8 @@ class SoftLimit(Exception):
 
 class TinyRunner:
     def __init__(self) -> None:
-        self.inside = False
+        self.inside: int | None = None  # the job that can be interrupted
+        self.told: int | None = None
 
     def start(self) -> None:
         pass
@@ -72,28 +73,31 @@ class TinyRunner:
     def is_async(self, payload: bytes) -> bool:
         return False
 
-    async def arun(self, payload: bytes, report: Report) -> bytes:
+    async def arun(self, payload: bytes, report: Report, key: int) -> bytes:
         raise NotImplementedError
 
-    def run(self, payload: bytes, report: Report) -> bytes:
+    def run(self, payload: bytes, report: Report, key: int) -> bytes:
         name, arg = marshal.loads(payload)
         try:
-            self.inside = True
+            self.inside = key
             try:
+                if self.told == key:
+                    self.interrupt(key)
                 answer = OPS[name](arg, report)
                 if not isinstance(answer, bytes):
                     answer = marshal.dumps(answer)
             finally:
-                self.inside = False
+                self.inside = None
         except SoftLimit:
             return b"soft"
         except Exception as exc:
             return repr(exc).encode()
         return answer
 
-    def interrupt(self) -> None:
-        if self.inside:
-            self.inside = False
+    def interrupt(self, key: int) -> None:
+        self.told = key
+        if self.inside == key:
+            self.inside = None
             raise SoftLimit
 
 
@@ -720,6 +724,32 @@ def test_soft_limits_at_the_very_end_of_jobs_never_hit_another(start: Any) -> No
     assert soft > 0  # the limit was hit at times, and the stream of answers is intact
 
 
+def test_a_soft_limit_that_passes_before_the_users_code_begins_is_not_lost(
+    start: Any,
+) -> None:
+    class Slow(TinyRunner):
+        def run(self, payload: bytes, report: Report, key: int) -> bytes:
+            time.sleep(0.3)
+            return super().run(payload, report, key)
+
+    loop = start(1, runner=Slow)
+    loop.ready(1)
+    assert loop.run("sleep", 30.0, 1, soft=0.1) == b"soft"
+    assert loop.run("echo", b"calm", 2) == b"calm"
+
+
+def test_a_soft_limit_of_a_job_that_was_not_started_does_not_stay_behind(start: Any) -> None:
+    loop = start(1)
+    loop.ready(1)
+    (pid,) = loop.pool.pids()
+    halt(pid)
+    loop.pool.submit(job(1, "echo", b"calm", soft=0.05))
+    assert loop.end_of(1) == Returned(1)
+    os.kill(pid, signal.SIGCONT)
+    loop.events.clear()
+    assert loop.run("echo", b"calm", 1) == b"calm"
+
+
 def test_a_soft_limit_in_the_middle_of_a_report_leaves_the_stream_whole(start: Any) -> None:
     loop = start(1)
     loop.ready(1)
@@ -1092,7 +1122,7 @@ def test_a_child_reads_nothing_from_the_terminal(start: Any) -> None:
 
 def test_at_fork_runs_in_the_child_before_everything(start: Any) -> None:
     class Runner(TinyRunner):
-        def run(self, payload: bytes, report: Report) -> bytes:
+        def run(self, payload: bytes, report: Report, key: int) -> bytes:
             return b" ".join(seen)
 
     seen: list[bytes] = []

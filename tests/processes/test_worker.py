@@ -21,6 +21,7 @@ from world import make, wait_until
 
 from liteq.exceptions import (
     QueueFull,
+    SoftTimeLimitExceeded,
     TaskRevokedError,
     TimeLimitExceeded,
     WorkerLostError,
@@ -333,6 +334,14 @@ def hard():
 @app.task
 def endless():
     time.sleep(1000)
+
+@app.task(soft_time_limit=0.1)
+def prepared():
+    time.sleep(1000)
+
+@signals.task_prerun.connect(sender=prepared)
+def prepare(**_):
+    time.sleep(0.5)
 """
 
 
@@ -341,6 +350,8 @@ def test_limits_of_the_task_are_kept(open_shop: OpenShop) -> None:
     shop.start("-c", "1")
 
     assert shop.tasks.soft.delay().get(timeout=10) == "cleaned up"
+    with pytest.raises(SoftTimeLimitExceeded):
+        shop.tasks.prepared.delay().get(timeout=10)
     result = shop.tasks.hard.delay()
     with pytest.raises(TimeLimitExceeded, match=re.escape("0.5")):
         result.get(timeout=10)
