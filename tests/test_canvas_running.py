@@ -280,6 +280,18 @@ def test_a_step_that_fails_in_a_member_fails_the_body_with_a_chord_error(
     assert isinstance(told.value.__cause__, ValueError)
 
 
+def test_the_error_of_a_chord_in_a_header_names_the_call_that_failed(
+    t: Tasks, run: Run
+) -> None:
+    result = run(chord([chord([t.fail.s()], t.total.s()), t.add.s(1)], t.total.s()))
+
+    [failed] = result.parent.results[0].parent.results
+    for follow in (True, False):
+        with pytest.raises(ChordError, match=f"Dependency {failed.id} raised") as told:
+            result.get(timeout=0, follow_parents=follow)
+        assert isinstance(told.value.__cause__, ValueError)
+
+
 def test_a_step_that_fails_before_a_group_is_all_that_tells_its_callback(
     t: Tasks, run: Run
 ) -> None:
