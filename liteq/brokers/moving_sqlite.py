@@ -161,12 +161,18 @@ def _kept(db: apsw.Connection, record: Record) -> Kept:
         pending=pending,
         changed=any(attempt.outcome in ("retried", "replaced") for attempt in attempts),
         bonds=tuple(
-            Bond(target, on, position, bool(met))
+            Bond(target, _once(on), position, bool(met))
             for target, on, position, met in fetch_all(db, _BONDS, (seq,))
         ),
         inputs=tuple(Input(*row) for row in inputs),
         attempts=tuple(attempts),
     )
+
+
+def _once(on: str) -> str:
+    """Return the kind of an edge with one "was ": it once had one for each replacement."""
+    word = on.rpartition("was ")[2]
+    return on if word == on else f"was {word}"
 
 
 def _insert(db: apsw.Connection, kept: Kept, now: float) -> int:

@@ -75,12 +75,17 @@ _REQUEUE: Final = (
 )
 _ATTEMPT: Final = (
     "INSERT INTO attempt(message, number, outcome, error, worker, started_at, ended_at) "
-    "SELECT seq, 1 + (SELECT count(*) FROM attempt WHERE message = seq), ?, ?, worker, "
-    "started_at, ? FROM message WHERE seq = ? AND token = ?"
+    "SELECT seq, 1 + coalesce((SELECT max(number) FROM attempt WHERE message = seq), 0), "
+    "?, ?, worker, started_at, ? FROM message WHERE seq = ? AND token = ?"
 )
 # An edge that led to a message before it was replaced is kept, for who draws them, under
-# a name that sets nothing off.
-_RETIRE_EDGES: Final = "UPDATE edge SET fires = 'was ' || fires WHERE target = ?"
+# a name that sets nothing off. They are found by what has come of them, its inputs: of a
+# message that is replaced again and again, more and more have led there before.
+_RETIRE_EDGES: Final = (
+    "UPDATE OR REPLACE edge SET fires = 'was ' || fires WHERE target = ?1 "
+    "AND fires NOT LIKE 'was %' AND source IN (SELECT message.seq FROM input "
+    "JOIN message ON message.id = input.source WHERE input.target = ?1)"
+)
 _FORGET_INPUTS: Final = "DELETE FROM input WHERE target = ?"
 _ADD_PART: Final = (
     "INSERT INTO edge(source, target, fires, position) SELECT ?1, ?2, 'part', "
@@ -296,8 +301,8 @@ class Settling:
                 lease.token,
             ),
         )
-        self.db.execute(_FORGET_INPUTS, (lease.key,))
         self.db.execute(_RETIRE_EDGES, (lease.key,))
+        self.db.execute(_FORGET_INPUTS, (lease.key,))
         insert(self.following, batch, workflow, {lease.id: lease.key})
         if new["task"] == GATHER and not pending:
             self.following.join(lease.key)

@@ -73,7 +73,7 @@ def nodes(db: apsw.Connection, id: str) -> tuple[list[Node], list[Edge]]:
         )
     ]
     edges = [
-        Edge(source, target, fires.removeprefix("was "), position)
+        Edge(source, target, fires.rpartition("was ")[2], position)
         for source, target, fires, position in fetch_all(db, _EDGES, (seq,))
     ]
     return found, edges

@@ -479,6 +479,20 @@ def test_a_graph_is_added_and_replaced_by_key(planner: Planner, broker: Broker) 
     assert by_index(plans) == []
 
 
+def test_what_led_to_a_replaced_message_is_found_by_its_inputs(
+    planner: Planner, broker: Broker
+) -> None:
+    """Not by the message: each replacement would read all edges that have led there."""
+    chord(broker)
+    worker, leases = claim(broker)
+
+    plans = planner.plans(lambda: broker.settle(worker, leases[0], Replaced({})))
+
+    plan = plan_of(plans, "UPDATE OR REPLACE edge")
+    assert plan[0] == "SEARCH edge USING PRIMARY KEY (source=? AND target=?)"
+    assert by_index(plans) == []
+
+
 def test_a_workflows_nodes_are_found_by_workflow(planner: Planner, broker: Broker) -> None:
     *_, body = chord(broker)
 

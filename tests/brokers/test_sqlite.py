@@ -1125,6 +1125,17 @@ def alter(folder: Path, *statements: str) -> None:
     db.close()
 
 
+def test_an_edge_that_an_earlier_liteq_retired_often_is_drawn_as_it_was(
+    store: Store, folder: Path
+) -> None:
+    one, two = make("one"), make("two")
+    edge = Edge(one.id, two.id, "success")
+    store.open().enqueue([one, two], [edge], Workflow(two.id))
+    alter(folder, "UPDATE edge SET fires = 'was was was success'")
+
+    assert store.open().nodes(two.id)[1] == [edge]
+
+
 def test_a_store_of_a_later_liteq_is_refused(store: Store, folder: Path) -> None:
     store.open().enqueue([make()])
     later = schema.VERSION + 1

@@ -741,6 +741,29 @@ def test_10_a_message_may_become_a_gather(broker: Broker, number: int) -> None:
     assert listed(last) == [("result", b'"p%d"' % n) for n in range(number)]
 
 
+def test_10_what_has_been_replaced_often_is_drawn_with_each_edge_as_it_was(
+    broker: Broker,
+) -> None:
+    first, then = tasks("first", "then")
+    broker.enqueue([first, then], path(first, then), Workflow(then.id))
+    worker = enlist(broker)
+    steps = tasks(*[f"step{n}" for n in range(4)])
+    for step in steps:
+        (lease,) = broker.claim(worker, ["default"])
+        graph = Graph((step.pack(),), ((step.id, first.id, "success", 0),))
+        broker.settle(worker, lease, Replaced({}, graph))
+        (lease,) = broker.claim(worker, ["default"])
+        broker.settle(worker, lease, Succeeded(b"1"))
+
+    _, edges = broker.nodes(then.id)
+
+    drawn = {Edge(step.id, first.id, "success", 0) for step in steps}
+    assert set(edges) == drawn | set(path(first, then))
+    assert len(edges) == 5
+    assert [one.number for one in broker.attempts(first.id)] == [1, 2, 3, 4]
+    assert names(work(broker, worker)) == ["first", "then"]
+
+
 def test_10_a_replaced_part_keeps_its_place(broker: Broker) -> None:
     members, into, body, edges = chord(3)
     broker.enqueue([*members, into, body], edges)

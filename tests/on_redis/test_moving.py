@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 import redis
 import redis_server
@@ -14,14 +15,15 @@ from world import FakeClock, Store, enlist, make
 
 from liteq.brokers import connect
 from liteq.brokers.base import Broker, Schedule
+from liteq.brokers.connection import DATABASE
 from liteq.brokers.moving import move
 from liteq.brokers.redis import RedisBroker
 from liteq.brokers.sqlite import SqliteBroker
 from liteq.cli import main
 from liteq.exceptions import BrokerError, ImproperlyConfigured
 from liteq.limits import Limit, LimitInfo, write
-from liteq.message import Edge, Workflow
-from liteq.outcome import Failed, Retried, Succeeded
+from liteq.message import Edge, Graph, Workflow
+from liteq.outcome import Failed, Replaced, Retried, Succeeded
 from on_redis.test_same import STATES, Pair, _drawn, _ids, _plain
 
 pytestmark = pytest.mark.redis
@@ -56,12 +58,13 @@ def visible(broker: Broker, ids: list[str]) -> dict[str, Any]:
     }
 
 
-def finish(broker: Broker, clock: FakeClock) -> list[tuple[str, Any]]:
+def finish(broker: Broker, clock: FakeClock, *queues: str) -> list[tuple[str, Any]]:
     """Run everything that is left, and say in which order and with what."""
     ran = []
-    worker = enlist(broker, "a", "b")
+    queues = queues or ("a", "b")
+    worker = enlist(broker, *queues)
     for _ in range(40):
-        while leases := broker.claim(worker, ["a", "b"], 1):
+        while leases := broker.claim(worker, queues, 1):
             (lease,) = leases
             ran.append((lease.id, lease.inputs))
             broker.settle(worker, lease, Succeeded(lease.id.encode()))
@@ -143,6 +146,37 @@ def there(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> I
     opened = Store(request.param, folder, clock).open()
     yield opened
     opened.close()
+
+
+def test_what_led_to_a_message_before_it_was_replaced_moves(
+    tmp_path: Path, there: Broker, clock: FakeClock
+) -> None:
+    """Also from a store in which an earlier liteq has written this down once too often."""
+    store = Store("sqlite", tmp_path, clock)
+    here = store.open()
+    first, then, new = make("first"), make("then"), make("new")
+    edges = [Edge(new.id, first.id, "success"), Edge(first.id, then.id, "success")]
+    here.enqueue([first, then], edges[1:], Workflow(then.id))
+    worker = enlist(here)
+    (lease,) = here.claim(worker, ["default"])
+    here.settle(worker, lease, Replaced({}, Graph((new.pack(),), (tuple(edges[0]),))))
+    (lease,) = here.claim(worker, ["default"])
+    here.settle(worker, lease, Succeeded(b"1"))
+    (lease,) = here.claim(worker, ["default"])
+    here.settle(worker, lease, Replaced({}))
+    here.unregister(worker)
+    here.close()
+    db = apsw.Connection(str(tmp_path / "store" / DATABASE))
+    db.execute("UPDATE edge SET fires = 'was ' || fires WHERE fires LIKE 'was %'")
+    db.close()
+    back = SqliteBroker(None, clock=clock)
+
+    list(move(store.open(), there))
+    list(move(there, back))
+
+    for broker in (there, back):
+        assert sorted(broker.nodes(then.id)[1]) == sorted(edges)
+        assert [id for id, _ in finish(broker, clock, "default")] == [first.id, then.id]
 
 
 RATE = Limit("mails", interval=30.0)
