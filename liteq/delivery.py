@@ -13,7 +13,7 @@ from liteq import failure, parts
 from liteq.context import Context
 from liteq.exceptions import DecodeError, LiteqError, MessageTooLarge
 from liteq.loggers import get_logger
-from liteq.message import MAX_ENVELOPE, VERSION, Message, Packed
+from liteq.message import GATHER, MAX_ENVELOPE, VERSION, Message, Packed
 from liteq.plan import Plan
 from liteq.serializers import loads, loads_call
 
@@ -188,7 +188,8 @@ class Reader:
 
     def _request(self, id: str, failed: FailedCalls) -> Context:
         """Return the request of a call that failed: with no more than its id if it cannot be
-        read, which may be what it failed of, and without arguments if they cannot."""
+        read, which may be what it failed of, and without arguments if they cannot, or if it
+        is a gather, which has none."""
         if id not in failed:
             return Context(id=id)
         packed, number, worker, inputs = failed[id]
@@ -197,6 +198,8 @@ class Reader:
             message = Message.unpack(packed)
         except (DecodeError, MessageTooLarge):
             return Context(id=id)
+        if message.task == GATHER:
+            return Context.of(packed, number, None, None, hostname=worker)
         args = kwargs = None
         try:
             args, kwargs = self.arguments(Delivery(packed, inputs=inputs), None)

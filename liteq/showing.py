@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from liteq.message import Message
+from liteq.message import GATHER, Message
 from liteq.serializers import loads_call
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ def shown_arguments(app: Liteq, message: Message) -> tuple[Any, Any]:
     """Return the positional and the keyword arguments of a call, without secrets."""
     if message.argsrepr is not None or message.kwargsrepr is not None:  # the caller's wish
         return message.argsrepr, message.kwargsrepr
+    if message.task == GATHER:
+        return "<the results of its parts>", None
     try:
         args, kwargs = loads_call(
             message.body, message.content_type, tuple(app.conf.accept_content)

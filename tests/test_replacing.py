@@ -16,6 +16,7 @@ from api import forget_current, record
 from liteq import BoundTask, Liteq, Signature, signals
 from liteq.canvas import chain, chord, group
 from liteq.exceptions import ImproperlyConfigured
+from liteq.operating import describe
 
 MODES = ("apply", "eager", "memory", "sqlite")
 
@@ -119,6 +120,33 @@ def test_any_signature_may_take_its_place(tasks: Tasks, run: Run) -> None:
     assert run(become.s(chain(add.s(1, 2), group(add.s(1), add.s(2))))).get() == [4, 5]
     assert run(become.s(become.s(add.s(1, 2)))).get() == 3
     assert run(become.s(chain(become.s(add.s(1, 2)), add.s(3)))).get() == 6
+
+
+def test_a_call_that_a_group_took_the_place_of_has_no_arguments_any_more(
+    app: Liteq, tasks: Tasks, run: Run, mode: str
+) -> None:
+    result = run(tasks.become.s(group(tasks.add.s(1, 1), tasks.add.s(2, 2))))
+
+    assert result.get() == [2, 4]
+    if mode in ("memory", "sqlite"):
+        assert (result.args, result.kwargs) == (None, None)
+        assert describe(app, result.id)["args"] == "<the results of its parts>"
+
+
+def test_an_error_callback_hears_of_a_group_that_took_a_calls_place(
+    app: Liteq, tasks: Tasks, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[Any] = []
+
+    @app.task
+    def failed(request: Any, exc: BaseException, traceback: str) -> None:
+        told.append((request.id, request.args, type(exc).__name__))
+
+    both = group(tasks.add.s(1, 1), tasks.fail.s())
+    result = run(tasks.become.s(both).set(link_error=failed.s()))
+
+    assert [(id, name) for id, _, name in told] == [(result.id, "ChordError")]
+    assert "cannot be read" not in caplog.text
 
 
 def test_what_waits_for_it_is_given_the_value_of_its_replacement(

@@ -309,13 +309,14 @@ class AsyncResult(ResultBase, Generic[R]):
 
     @property
     def args(self) -> tuple[Any, ...] | None:
-        """The positional arguments it was called with."""
+        """The positional arguments it was called with; None of a group that stands for a
+        call (`Task.replace`)."""
         body = self._body()
         return None if body is None else body[0]
 
     @property
     def kwargs(self) -> dict[str, Any] | None:
-        """The keyword arguments it was called with."""
+        """The keyword arguments it was called with; None as for `args`."""
         body = self._body()
         return None if body is None else body[1]
 
@@ -599,7 +600,7 @@ class AsyncResult(ResultBase, Generic[R]):
 
     def _body(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         record = self._look()
-        if record is None:
+        if record is None or record.packed[1] == GATHER:
             return None
         message = record.message
         return serializers.loads_call(
