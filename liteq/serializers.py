@@ -12,6 +12,9 @@ that are imported already, must be of the very kind that the tag says, and its i
 filled without a call of `__init__`. (Pickle runs whatever the bytes say: it is read only
 where `accept_content` names it.)
 
+A dataclass is carried with the attributes that are no fields, but not with what a
+`cached_property` has kept.
+
 Small differences that come back: a subclass of str, int, float, list or dict as its base,
 a named tuple as a tuple, a bytearray as bytes, a tzinfo that is not a ZoneInfo as its offset.
 """

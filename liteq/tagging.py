@@ -217,7 +217,29 @@ def _tag_dataclass(value: Any, depth: int) -> Any:
         for field in dataclasses.fields(value)
         if hasattr(value, field.name)
     ]
-    return _mark("dataclass", module, name, _pairs(items, depth))
+    pairs = _pairs(items, depth)
+    if own := _beside(value, dict(items)):
+        pairs += [[f".{key}", member] for key, member in _pairs(own, depth)]
+    return _mark("dataclass", module, name, pairs)
+
+
+def _beside(value: Any, fields: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return the attributes of a dataclass's instance that are no fields, as `__post_init__`
+    sets them, but those that will be computed again when they are asked for."""
+    kind = type(value)
+    return [
+        (name, member)
+        for name, member in getattr(value, "__dict__", {}).items()
+        if name not in fields and not _is_computed(kind, name)
+    ]
+
+
+def _is_computed(kind: type, name: str) -> bool:
+    """Tell whether what an instance holds under a name is kept there by a descriptor of its
+    class that gives way to it, as a `cached_property` does."""
+    found = next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), None)
+    maker = type(found)
+    return hasattr(maker, "__get__") and not hasattr(maker, "__set__") and not callable(found)
 
 
 def _tag_model(value: Any, depth: int) -> Any:
@@ -529,7 +551,8 @@ def _read_dataclass(module: str, name: str, pairs: Any) -> Any:
     """Make an instance of a dataclass by setting its fields, without running its code.
 
     A field that the class has gained since takes its default; one that it has lost is
-    dropped: old and new code share a store while a release is rolled out.
+    dropped: old and new code share a store while a release is rolled out. Attributes that
+    are no fields have a dot before their name, which a liteq of before passes over.
     """
     import dataclasses  # late: 10 ms, which whoever has such a class has spent already
 
@@ -550,6 +573,10 @@ def _read_dataclass(module: str, name: str, pairs: Any) -> Any:
         else:
             raise DecodeError(f"the value of {module}.{name}.{field.name} is missing")
         object.__setattr__(instance, field.name, value)
+    own = {name[1:]: value for name, value in values.items() if name[:1] == "."}
+    if own and kind.__dictoffset__:  # it may have got slots since, and have no such place
+        # Not by `setattr`: that runs what descriptors the class has.
+        object.__getattribute__(instance, "__dict__").update(own)
     return instance
 
 

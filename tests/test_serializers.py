@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import json
 import math
 import pickle
 import subprocess
 import sys
+import threading
 import uuid
 from collections import OrderedDict, defaultdict, namedtuple
 from collections.abc import Callable, Iterator
@@ -81,6 +83,27 @@ class Strict:
 
     def __post_init__(self) -> None:
         assert self.value >= 0, "this must not run when it is read"
+
+
+@dataclasses.dataclass
+class Order:
+    net: int
+    vat: dataclasses.InitVar[int] = 19
+
+    def __post_init__(self, vat: int) -> None:
+        self.gross = self.net * (100 + vat) // 100
+
+    @functools.cached_property
+    def lock(self) -> Any:
+        return threading.Lock()
+
+
+@dataclasses.dataclass(frozen=True)
+class Locked:
+    value: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lock", threading.Lock())
 
 
 @dataclasses.dataclass
@@ -324,6 +347,49 @@ def test_a_python_whose_encoder_is_unknown_writes_the_same_bytes(others: str) ->
 def test_a_dataclass_is_filled_without_running_its_code() -> None:
     data = dumps(Strict(1)).replace(b'["value",1]', b'["value",-1]')
     assert loads(data).value == -1
+
+
+@pytest.mark.parametrize("content_type", ["json", "msgpack", "yaml"])
+def test_a_dataclass_comes_back_with_what_it_holds_beside_its_fields(content_type: str) -> None:
+    pytest.importorskip(content_type)
+    order = Order(100, vat=7)
+    order.note = (1, 2)  # type: ignore[attr-defined]
+
+    back = loads(dumps(order, content_type), content_type, [content_type])
+
+    assert vars(back) == {"net": 100, "gross": 107, "note": (1, 2)}
+
+
+def test_what_a_dataclass_will_compute_again_is_not_carried() -> None:
+    order = Order(100)
+    assert order.lock
+    assert vars(loads(dumps(order))) == {"net": 100, "gross": 119}
+
+
+def test_an_attribute_that_a_dataclass_cannot_be_without_is_named() -> None:
+    with pytest.raises(EncodeError, match=r"^args\[0\]\.lock: object of type lock"):
+        dumps_call((Locked(1),), {})
+
+
+def test_no_code_runs_for_an_attribute_that_is_no_field() -> None:
+    data = dumps(Order(100)).replace(b'[".gross",119]', b'[".__class__",1]')
+    back = loads(data)
+    assert type(back) is Order
+    assert vars(back) == {"net": 100, "__class__": 1}
+
+
+def test_an_attribute_is_dropped_where_the_class_has_slots_since() -> None:
+    data = dumps(Frozen(datetime(2026, 1, 1, tzinfo=UTC))).replace(
+        b'["point",null]', b'[".gone",1]'
+    )
+    assert loads(data) == Frozen(datetime(2026, 1, 1, tzinfo=UTC))
+
+
+def test_a_plain_dataclass_has_the_bytes_that_it_always_had() -> None:
+    assert dumps(Point(1, 2, [3])) == (
+        b'{"__liteq__":["dataclass","%b","Point",[["x",1],["y",2],["tags",[3]]]]}'
+        % __name__.encode()
+    )
 
 
 def test_a_field_gained_since_takes_its_default() -> None:
