@@ -92,12 +92,15 @@ def compose(
     options: Options = NONE,
     *,
     take_over: Message | None = None,
+    part_of: str | None = None,
 ) -> Composed:
     """Return what it takes to run a signature, called with these arguments and options.
 
     With `take_over`, the last message takes over the id, the place and the followers of
-    that one (`Task.replace`). Raises for what cannot be sent, naming the part that is to
-    blame: `TypeError`, `ValueError`, `EncodeError`, `MessageTooLarge`, `NotRegistered`.
+    that one (`Task.replace`). With `part_of`, it becomes the next part of the gather of
+    this id, which is in the store (`Task.add_to_chord`). Raises for what cannot be sent,
+    naming the part that is to blame: `TypeError`, `ValueError`, `EncodeError`,
+    `MessageTooLarge`, `NotRegistered`.
     """
     composer = _Composer(sender)
     if isinstance(sig, Graph):
@@ -106,6 +109,8 @@ def compose(
     steps = composer.layout(Step(sig, tuple(args), kwargs, options, where=where))
     if take_over is not None:
         return _taken_over(composer, steps, take_over)
+    if part_of is not None:
+        return _added(composer, steps, part_of)
     made = composer.sequence(steps, _Before(parent=composer.parent))
     name = _name(sig)
     workflow = Workflow(made.id, name) if name and made.id is not None else None
@@ -129,11 +134,7 @@ def compose_call(
 def _taken_over(composer: _Composer, steps: list[Step], old: Message) -> Composed:
     if not steps:
         raise ImproperlyConfigured("a task cannot be replaced by an empty workflow")
-    if is_empty(steps[-1].sig):  # a group of no members, whose value is an empty list
-        nothing: Signature[Any] = Signature(
-            "liteq.accumulate", ([],), {"index": 0}, app=composer.app
-        )
-        steps[-1] = steps[-1]._replace(sig=nothing, options=NONE, is_group=False)
+    _give_value(composer, steps)
     last = _Member(id=old.id, policy="fail")
     sequence = composer.sequence(steps, _Before(parent=old.id), last)
     at = next(i for i, one in enumerate(composer.messages) if one.id == old.id)
@@ -153,6 +154,26 @@ def _taken_over(composer: _Composer, steps: list[Step], old: Message) -> Compose
     return Composed(
         composer.messages, composer.edges, None, sequence.result, sequence.entry, changes
     )
+
+
+def _added(composer: _Composer, steps: list[Step], gather: str) -> Composed:
+    if not steps:
+        raise ImproperlyConfigured("an empty workflow cannot be added to a chord")
+    _give_value(composer, steps)
+    last = _Member(group=gather, policy="fail")
+    made = composer.sequence(steps, _Before(parent=composer.parent), last)
+    composer.edges.append(Edge(made.id or "", gather, "part", -1))
+    return Composed(composer.messages, composer.edges, None, made.result, made.entry)
+
+
+def _give_value(composer: _Composer, steps: list[Step]) -> None:
+    """Have a call stand for a group of no members at the end, whose value, an empty list,
+    is waited for."""
+    if is_empty(steps[-1].sig):
+        nothing: Signature[Any] = Signature(
+            "liteq.accumulate", ([],), {"index": 0}, app=composer.app
+        )
+        steps[-1] = steps[-1]._replace(sig=nothing, options=NONE, is_group=False)
 
 
 def _name(sig: Signature[Any]) -> str:

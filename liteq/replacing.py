@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from liteq import outcome, texts
-from liteq.canvas import Signature, group
+from liteq.canvas import Signature
 from liteq.exceptions import ImproperlyConfigured, Replaced
 from liteq.message import PACKED_FIELDS, Edge, Graph, Message
 
@@ -28,8 +28,7 @@ def put_in_place(task: Task[..., Any], sig: Any) -> Replaced:
     message = request.message
     if message is None:
         raise RuntimeError("replace() is for a call that a worker runs, under an id")
-    if not isinstance(sig, Signature):
-        raise TypeError(f"replace() takes a signature, as task.s(…) makes it, not {sig!r}")
+    _check("replace", sig)
     if "chord" in sig.options:
         raise ImproperlyConfigured(
             f"{sig!r} belongs to a chord, so it cannot take this call's place"
@@ -39,7 +38,7 @@ def put_in_place(task: Task[..., Any], sig: Any) -> Replaced:
     return request.replaced
 
 
-def put_beside(task: Task[..., Any], sig: Signature[Any], *, lazy: bool) -> Any:
+def put_beside(task: Task[..., Any], sig: Any, *, lazy: bool) -> Any:
     """Add a signature to the chord of the call that the task runs; return its result. See
     `Task.add_to_chord`."""
     request = task.request
@@ -51,9 +50,15 @@ def put_beside(task: Task[..., Any], sig: Signature[Any], *, lazy: bool) -> Any:
             "add_to_chord() sends the call when this one has succeeded, so it cannot be "
             "lazy: leave that out"
         )
+    _check("add_to_chord", sig)
     added, result = _addition(task.app.sender, sig, message)
     request.added = added if request.added is None else _joined(request.added, added)
     return result
+
+
+def _check(method: str, sig: Any) -> None:
+    if not isinstance(sig, Signature):
+        raise TypeError(f"{method}() takes a signature, as task.s(…) makes it, not {sig!r}")
 
 
 def _replacement(sender: Sender, sig: Signature[Any], message: Message) -> Replaced:
@@ -71,18 +76,8 @@ def _replacement(sender: Sender, sig: Signature[Any], message: Message) -> Repla
 def _addition(sender: Sender, sig: Signature[Any], message: Message) -> tuple[Graph, Any]:
     """Return the graph that adds a signature to the gather of which a message is a part,
     and the signature's result. Raises what sending the signature would raise."""
-    if isinstance(sig, group):
-        sig = sig | Signature("liteq.accumulate", kwargs={"index": 0}, app=sender.app)
-    composed = sender.compose(sig)
-    gather = message.gather or ""
-    messages = [
-        one._replace(gather=gather, group_id=gather, has_links=True)
-        if one.id == composed.result.id
-        else one
-        for one in composed.messages
-    ]
-    edges = [*composed.edges, Edge(composed.result.id, gather, "part", -1)]
-    return _graph(sender.ready(messages), edges), composed.result
+    composed = sender.compose(sig, part_of=message.gather)
+    return _graph(sender.ready(composed.messages), composed.edges), composed.result
 
 
 def _joined(one: Graph, other: Graph) -> Graph:

@@ -143,13 +143,16 @@ class Sender:
         options: Options | None = None,
         *,
         take_over: Message | None = None,
+        part_of: str | None = None,
     ) -> Composed:
         """Return the messages and edges of a signature, of whatever kind; see
         `liteq.composing.compose`. Nothing is sent."""
         from liteq.composing import compose  # late: plain calls need none of it
 
         args, kwargs = _arguments(args, kwargs)
-        return compose(self, sig, args, kwargs, options or {}, take_over=take_over)
+        return compose(
+            self, sig, args, kwargs, options or {}, take_over=take_over, part_of=part_of
+        )
 
     def call_composed(self, composed: Composed) -> Any:
         """Send what `compose()` returned, and return its result."""

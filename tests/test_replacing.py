@@ -17,6 +17,7 @@ from liteq import BoundTask, Liteq, Signature, signals
 from liteq.canvas import chain, chord, group
 from liteq.exceptions import ImproperlyConfigured
 from liteq.operating import describe
+from liteq.result import GroupResult
 
 MODES = ("apply", "eager", "memory", "sqlite")
 
@@ -354,6 +355,58 @@ def test_a_chain_and_a_group_may_be_added(tasks: Tasks, run: Run) -> None:
 
     assert run(chord([tasks.extend.s(1, two)], tasks.note.s())).get() == [1, 7]
     assert run(chord([tasks.extend.s(1, pair)], tasks.note.s())).get() == [1, [2, 4]]
+
+
+def test_what_ends_in_a_group_is_added_with_the_list_of_its_values(
+    tasks: Tasks, run: Run
+) -> None:
+    add, note = tasks.add, tasks.note
+    pair = group(add.s(1), add.s(2))
+
+    for added, value in (
+        (chain(add.s(1, 1), pair), [3, 4]),
+        (chord([add.s(1, 1)], group(note.s(), note.s())), [[2], [2]]),
+        (chain(pair.clone([1]), group(note.s())), [2, 3]),
+        (add.chunks([(1, 1), (2, 2), (3, 3)], 2), [[2, 4], [6]]),
+        (group([]), []),
+        (chain(add.s(1, 1), group([])), 2),
+    ):
+        assert run(chord([tasks.extend.s(1, added)], note.s())).get() == [1, value], added
+
+
+def test_the_result_of_a_group_that_is_added_is_that_of_a_group(
+    app: Liteq, tasks: Tasks, run: Run, mode: str
+) -> None:
+    made: list[Any] = []
+
+    @app.task(bind=True)
+    def grow(self: BoundTask) -> None:
+        made.append(self.add_to_chord(group(tasks.add.s(1, 1), tasks.add.s(2, 2))))
+
+    run(chord([grow.s()], tasks.note.s()))
+
+    assert isinstance(made[0], GroupResult)
+    assert mode not in ("memory", "sqlite") or made[0].get() == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "words"),
+    [
+        (chain(), ImproperlyConfigured, "an empty workflow cannot be added to a chord"),
+        ("add", TypeError, r"add_to_chord\(\) takes a signature, as task.s"),
+    ],
+)
+def test_what_cannot_be_added_fails_the_task(
+    app: Liteq, tasks: Tasks, run: Run, wrong: Any, error: type[Exception], words: str
+) -> None:
+    @app.task(bind=True)
+    def grow(self: BoundTask) -> None:
+        self.add_to_chord(wrong)
+
+    result = run(group(grow.s()) | tasks.note.s())
+
+    with pytest.raises(error, match=words):
+        result.get(disable_sync_subtasks=False)
 
 
 def test_one_that_was_added_and_fails_fails_the_chord(tasks: Tasks, run: Run) -> None:
