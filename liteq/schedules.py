@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeAlias, r
 from liteq.cronfields import FIELDS, Cron, ParseException, parse, split
 from liteq.current import get_current_app
 from liteq.exceptions import ImproperlyConfigured
-from liteq.walltime import floor_wall, next_instant, zone_name, zone_of
+from liteq.walltime import next_instant, rounded_down, zone_name, zone_of
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -37,7 +37,7 @@ __all__ = [
 
 Spec: TypeAlias = dict[str, Any]
 
-_UNITS: Final = (86_400, 3_600, 60)
+_UNITS: Final = (86_400, 3_600, 60, 1)
 _LONGEST: Final = 1e10  # seconds: beyond, a datetime cannot hold the sum
 
 
@@ -121,8 +121,8 @@ class BaseSchedule:
 
 class schedule(BaseSchedule):  # noqa: N801 (Celery's name)
     """Every so many seconds (a number, or a timedelta), the first time one interval after
-    the entry was made. With `relative`, rounded down to the unit of the interval: every
-    two hours is then at full hours.
+    the entry was made. With `relative`, rounded down to the unit of the interval, which is
+    days, hours, minutes or seconds: every two hours is then at full hours.
 
     Raises `ValueError` for an interval that is not above zero.
     """
@@ -157,18 +157,33 @@ class schedule(BaseSchedule):  # noqa: N801 (Celery's name)
         return self._step(now)
 
     def following(self, due: float, after: float) -> float | None:
-        whole = max(0, floor((after - due) / self.seconds))  # skipped at one go
-        found = self._step(due + whole * self.seconds)
+        # Passed over at one go, but for the last: of days, one may have had 25 hours.
+        passed = max(0, floor((after - due) / self._grid) - 1)
+        found = self._step(due, passed)
         while found <= after:
             found = self._step(found)
         return found
 
-    def _step(self, instant: float) -> float:
-        later = instant + self.seconds
-        if self.relative:
-            unit = next((unit for unit in _UNITS if self.seconds >= unit), 1)
-            later = floor_wall(self.tz, later, unit)
-        return later
+    def _step(self, instant: float, passed: int = 0) -> float:
+        """Return the instant that follows this one, having passed over so many. It is later:
+        `following()` would not end otherwise."""
+        seconds, unit = passed * self._grid + self.seconds, self._unit
+        if unit is None:
+            return instant + seconds
+        return rounded_down(self.tz, instant, seconds, unit)
+
+    @property
+    def _unit(self) -> int | None:
+        """What instants are rounded down to, in seconds; None if they are not, as below a
+        second."""
+        units = _UNITS if self.relative else ()
+        return next((unit for unit in units if self.seconds >= unit), None)
+
+    @property
+    def _grid(self) -> float:
+        """How far apart the instants are."""
+        unit = self._unit
+        return self.seconds if unit is None else self.seconds - self.seconds % unit
 
     def remaining_estimate(self, last_run_at: datetime) -> timedelta:
         now = self._instant(self.now())

@@ -22,8 +22,9 @@ from typing import Any, Final
 
 from liteq.cronfields import Cron
 
-__all__ = ["floor_wall", "local_zone", "next_instant", "zone_name", "zone_of"]
+__all__ = ["local_zone", "next_instant", "rounded_down", "zone_name", "zone_of"]
 
+_DAY: Final = 86_400
 _PROBE: Final = 43_200  # seconds: no zone changes its offset twice within half a day
 _LOOK_BACK: Final = 3 * _PROBE  # longer than any hour that came twice, days included
 
@@ -99,11 +100,36 @@ def _offset(zone: tzinfo, instant: int) -> int:
     return 0 if ahead is None else int(ahead.total_seconds())
 
 
-def floor_wall(zone: tzinfo, instant: float, unit: int) -> float:
-    """Return when the wall clock showed this time, rounded down to `unit` seconds."""
-    wall = floor(instant) + _offset(zone, floor(instant))
-    shown = datetime.fromtimestamp(wall - wall % unit, UTC)
-    return shown.replace(tzinfo=zone).timestamp()
+def rounded_down(zone: tzinfo, instant: float, seconds: float, unit: int) -> float:
+    """Return the instant `seconds` later, rounded down to when the wall clock began to show
+    a multiple of `unit` seconds; always one that is later than `instant`.
+
+    Up to hours it is elapsed time that is added. Days are those of the calendar, however
+    long they are, and begin with the first midnight if the clock shows two.
+    """
+    found = _rounded_down(zone, instant, seconds, unit)
+    while found <= instant:  # the clock was set back to before the multiple that it showed
+        seconds += unit
+        found = _rounded_down(zone, instant, seconds, unit)
+    return found
+
+
+def _rounded_down(zone: tzinfo, instant: float, seconds: float, unit: int) -> float:
+    if unit < _DAY:
+        return _floor(zone, instant + seconds, unit)
+    wall = instant + _offset(zone, floor(instant)) + seconds
+    midnight = datetime.fromtimestamp(wall - wall % unit, UTC).replace(tzinfo=zone)
+    return _floor(zone, midnight.timestamp(), unit)  # it shows one, if the clock jumped over it
+
+
+def _floor(zone: tzinfo, instant: float, unit: int) -> float:
+    """Return when the clock last began to show a multiple of `unit`, or jumped over it."""
+    whole = floor(instant)
+    offset = _offset(zone, whole)
+    shown = (whole + offset) // unit * unit
+    before = _offset(zone, shown - offset)
+    change = None if before == offset else _change(zone, shown - offset, whole)
+    return shown - offset if change is None else min(shown - before, change)
 
 
 # Zones and their names

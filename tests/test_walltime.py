@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from functools import cache
 from zoneinfo import ZoneInfo, available_timezones
@@ -16,6 +16,7 @@ from cronsim import CronSim
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from liteq import Liteq
 from liteq.schedules import crontab, schedule
 from liteq.walltime import next_instant, zone_name, zone_of
 
@@ -193,6 +194,84 @@ def test_the_next_instant_is_later_and_the_same_from_wherever_one_asks(
     assert next_instant(cron, zone, found - 0.001) == found
 
 
+# Intervals that are rounded down
+
+INTERVALS = (1.5, 7, 60, 90, 900, 1_800, HOUR, 5_400, 2 * HOUR, 9_000, 12 * HOUR)
+DAYS = (DAY, 25 * HOUR, 2 * DAY, 7 * DAY)
+
+
+@cache
+def every(seconds: float, name: str) -> schedule:
+    app = Liteq("every", set_as_current=False, timezone=name)
+    return schedule(seconds, relative=True, app=app)
+
+
+def unit_of(seconds: float) -> int:
+    return next(unit for unit in (DAY, HOUR, MINUTE, 1) if seconds >= unit)
+
+
+@st.composite
+def around_changes(draw: st.DrawFn, names: Sequence[str] = ODD) -> tuple[str, float]:
+    """A zone, and an instant within a day and a half of a change of its clocks."""
+    name = draw(st.sampled_from(names))
+    change = draw(st.sampled_from(changes(name) or [FROM]))
+    near = st.integers(-72, 72).map(lambda half_hours: half_hours * HOUR / 2)
+    return name, change + draw(near | st.floats(-1.5 * DAY, 1.5 * DAY))
+
+
+@example(("Europe/Paris", 1824944400.0), 1_800, 0)  # 02:00 for the second time
+@example(("UTC", 1767225600.0), 0.5, 0)
+@given(
+    around_changes((*ODD, "UTC")),
+    st.sampled_from((*INTERVALS, *DAYS)) | st.floats(0.1, 5 * DAY),
+    st.floats(0, 3 * DAY),
+)
+def test_a_relative_interval_always_goes_on(
+    where: tuple[str, float], seconds: float, late: float
+) -> None:
+    name, now = where
+    when = every(seconds, name)
+
+    first = when.first(now)
+    assert first is not None
+    following = when.following(first, first + late)
+
+    assert first > now
+    assert following is not None
+    assert first + late < following <= first + late + 2 * seconds + DAY + 3 * HOUR
+
+
+@given(around_changes(), st.sampled_from((*INTERVALS, *DAYS)))
+def test_a_relative_interval_is_due_when_its_unit_begins_or_was_jumped_over(
+    where: tuple[str, float], seconds: float
+) -> None:
+    name, at = where
+    when, zone = every(seconds, name), ZoneInfo(name)
+    for _ in range(5):
+        found = when.following(at, at)
+        assert found is not None
+        shown = datetime.fromtimestamp(found, zone).replace(tzinfo=UTC).timestamp()
+        assert shown % unit_of(seconds) == 0 or gap_before(int(found), zone)
+        at = found
+
+
+@given(
+    around_changes([name for name in ODD if name != "Australia/Lord_Howe"]),
+    st.sampled_from([s for s in (*INTERVALS, *DAYS) if s >= 1_800]),
+    st.floats(0, 4 * DAY),
+)
+def test_what_a_relative_interval_missed_does_not_move_it(
+    where: tuple[str, float], seconds: float, late: float
+) -> None:
+    name, now = where
+    when = every(seconds, name)
+    due = walked = when.first(now)
+    assert due is not None
+    while walked is not None and walked <= due + late:
+        walked = when.following(walked, walked)
+    assert when.following(due, due + late) == walked
+
+
 # cronsim, which follows Debian's cron
 
 
@@ -290,6 +369,57 @@ def test_a_midnight_that_does_not_exist_runs_at_one() -> None:
 def test_every_two_hours_is_elapsed_time_whatever_the_clocks_do() -> None:
     start = datetime(2027, 3, 28, 0, 30, tzinfo=ZoneInfo("Europe/Paris")).timestamp()
     assert schedule(7_200).following(start, start) == start + 7_200
+
+
+def relative(seconds: float, name: str, start: str, count: int) -> list[str]:
+    zone, shown = ZoneInfo(name), []
+    at: float | None = datetime.fromisoformat(start).replace(tzinfo=zone).timestamp()
+    for _ in range(count):
+        assert at is not None
+        at = every(seconds, name).following(at, at)
+        assert at is not None
+        shown.append(datetime.fromtimestamp(at, zone).strftime("%d %H:%M%z"))
+    return shown
+
+
+def test_a_relative_interval_runs_in_both_passes_of_an_hour() -> None:
+    assert relative(1_800, "Europe/Paris", "2027-10-31 02:00", 4) == [
+        "31 02:30+0200",
+        "31 02:00+0100",
+        "31 02:30+0100",
+        "31 03:00+0100",
+    ]
+
+
+def test_a_relative_day_may_have_25_hours() -> None:
+    assert relative(DAY, "Europe/Paris", "2027-10-30 00:00", 3) == [
+        "31 00:00+0200",
+        "01 00:00+0100",
+        "02 00:00+0100",
+    ]
+
+
+def test_a_relative_day_begins_with_the_first_of_two_midnights() -> None:
+    assert relative(DAY, "America/Havana", "2027-11-06 00:00", 2) == [
+        "07 00:00-0400",
+        "08 00:00-0500",
+    ]
+
+
+def test_a_full_hour_that_the_clock_was_set_back_from_is_waited_for() -> None:
+    assert relative(HOUR, "Australia/Lord_Howe", "2027-04-04 00:00", 3) == [
+        "04 01:00+1100",
+        "04 02:00+1030",
+        "04 03:00+1030",
+    ]
+
+
+def test_a_full_hour_that_the_clock_jumped_over_is_right_after_the_gap() -> None:
+    assert relative(HOUR, "Australia/Lord_Howe", "2027-10-03 00:00", 3) == [
+        "03 01:00+1030",
+        "03 02:30+1100",
+        "03 03:00+1100",
+    ]
 
 
 # Zones
