@@ -7,13 +7,14 @@ Nothing of Django is imported unless `DJANGO_SETTINGS_MODULE` names a project's 
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Final
 
 from liteq import signals
 
-__all__ = ["is_named", "set_up"]
+__all__ = ["close_old_connections", "is_named", "set_up"]
 
 _inherited: list[Any] = []
+_CALLERS: Final = "_django_callers"  # of an attempt's context: connections it was called in
 
 
 def is_named() -> bool:
@@ -43,11 +44,24 @@ def set_up() -> None:
         signal.connect(receiver, weak=False, dispatch_uid=receiver.__name__)
 
 
-def _close_all(**_: Any) -> None:
-    """Before the fork: what a module opened while it was imported is nobody's any more."""
+def close_old_connections() -> None:
+    """Close the connections of this thread that have had their time, as Django's function
+    of this name does, but none in a transaction: that is a test's, which Django would end."""
     from django.db import connections
 
-    connections.close_all()
+    for connection in connections.all(initialized_only=True):
+        if not connection.in_atomic_block:
+            connection.close_if_unusable_or_obsolete()
+
+
+def _close_all(**_: Any) -> None:
+    """Before the fork: what a module opened while it was imported is nobody's any more. A
+    transaction is somebody's, who runs a worker inside of it."""
+    from django.db import connections
+
+    for connection in connections.all(initialized_only=True):
+        if not connection.in_atomic_block:
+            connection.close()
 
 
 def _leave_to_parent(**_: Any) -> None:
@@ -64,17 +78,28 @@ def _leave_to_parent(**_: Any) -> None:
 
 
 def _begin(task: Any, **_: Any) -> None:
-    if not task.request.is_eager:  # eager: inside of somebody's request or test
-        from django.db import close_old_connections, reset_queries
+    if task.request.is_eager:  # inside of somebody's request or test
+        return
+    from django.db import connections
 
-        close_old_connections()
-        reset_queries()  # with DEBUG, each connection notes what it was asked
+    close_old_connections()
+    callers = []
+    for connection in connections.all(initialized_only=True):
+        if connection.in_atomic_block:
+            callers.append(connection)  # its log is read by `assertNumQueries()`
+        else:
+            connection.queries_log.clear()  # with DEBUG, each notes what it was asked
+    setattr(task.request, _CALLERS, callers)
 
 
 def _end(task: Any, **_: Any) -> None:
-    if not task.request.is_eager:
-        from django.core.cache import close_caches
-        from django.db import close_old_connections
+    if task.request.is_eager:
+        return
+    from django.core.cache import close_caches
+    from django.db import connections
 
-        close_old_connections()
-        close_caches()
+    callers = vars(task.request).get(_CALLERS, ())
+    for connection in connections.all(initialized_only=True):
+        if connection not in callers:
+            connection.close_if_unusable_or_obsolete()
+    close_caches()
