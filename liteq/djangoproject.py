@@ -102,4 +102,8 @@ def _end(task: Any, **_: Any) -> None:
     for connection in connections.all(initialized_only=True):
         if connection not in callers:
             connection.close_if_unusable_or_obsolete()
+            if connection.closed_in_transaction:
+                # The task left it open, as one does that is interrupted between two steps
+                # of `atomic`. Django never opens such a connection again.
+                del connections[connection.alias]
     close_caches()

@@ -93,6 +93,25 @@ FILES = {
         celeryd_after_setup.send("worker")
         said["worker has"] = connection.connection is not None
     """,
+    "left.py": """
+        import django
+        from proj.celery import app
+        django.setup()
+        from django.db import connection, transaction
+        from shop.models import Order
+        from shop.tasks import count
+        connection.settings_dict["NAME"] = "left.sqlite3"
+        with connection.schema_editor() as editor:
+            editor.create_model(Order)
+        @app.task
+        def leave_open():
+            transaction.atomic().__enter__()
+            Order.objects.create(name="lost")
+        leave_open.delay()
+        result = count.delay()
+        app.run_until_empty()
+        said = result.get(timeout=10)
+    """,
     "eager.py": """
         import django
         from proj.celery import app
@@ -164,6 +183,10 @@ def test_a_call_waits_for_the_commit_and_the_connection_ends_with_the_task(
 
 def test_no_connection_is_shared_with_a_child(project: Path) -> None:
     assert said(project, "forked") == {"child has": False, "worker has": False}
+
+
+def test_a_transaction_that_a_task_leaves_open_ends_with_it(project: Path) -> None:
+    assert said(project, "left") == 0
 
 
 def test_an_eager_task_leaves_its_callers_connection_open(project: Path) -> None:
