@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar, overload
 
 from liteq import context, serializers
 from liteq.calls import too_large
@@ -60,9 +60,13 @@ class BulkResult(Sequence[AsyncResult[R]]):
         """The ids of the calls."""
         return [item if type(item) is str else item.id for item in self._items]
 
-    def get(self, **options: Any) -> list[R]:
+    @overload
+    def get(self, *, propagate: Literal[True] = ..., **options: Any) -> list[R]: ...
+    @overload
+    def get(self, *, propagate: bool, **options: Any) -> list[R | BaseException]: ...
+    def get(self, **options: Any) -> list[Any]:
         """Wait for all of them and return their values; options as in `ResultSet.get`."""
-        values: list[R] = ResultSet(list(self), app=self._app).get(**options)
+        values: list[Any] = ResultSet(list(self), app=self._app).get(**options)
         return values
 
     def __len__(self) -> int:

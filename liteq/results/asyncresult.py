@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import (
     Callable,
     Collection,
+    Coroutine,
     Generator,
     Iterable,
     Mapping,
@@ -20,10 +21,13 @@ from datetime import UTC, datetime
 from typing import (
     TYPE_CHECKING,
     Any,
+    ClassVar,
     Final,
     Generic,
+    Literal,
     NoReturn,
     TypeVar,
+    overload,
 )
 
 from liteq import failure, parts, serializers, states
@@ -81,6 +85,7 @@ class AsyncResult(ResultBase, Generic[R]):
     duplicate: bool = False
     ignored: bool = False
     _record: Record | None = None  # once it has ended
+    _waits: ClassVar[bool] = True  # whether its end may be still to come
     _waiting: Sequence[tuple[Callable[..., Any], Callable[..., Any] | None]] = ()
 
     def __init__(
@@ -100,6 +105,32 @@ class AsyncResult(ResultBase, Generic[R]):
 
     # Waiting
 
+    @overload
+    def get(
+        self,
+        timeout: float | None = ...,
+        propagate: Literal[True] = ...,
+        interval: float = ...,
+        no_ack: bool = ...,
+        follow_parents: bool = ...,
+        callback: Callable[[str, Any], Any] | None = ...,
+        on_message: Callable[..., Any] | None = ...,
+        on_interval: Callable[[], Any] | None = ...,
+        disable_sync_subtasks: bool = ...,
+    ) -> R: ...
+    @overload
+    def get(
+        self,
+        timeout: float | None = ...,
+        propagate: bool = ...,
+        interval: float = ...,
+        no_ack: bool = ...,
+        follow_parents: bool = ...,
+        callback: Callable[[str, Any], Any] | None = ...,
+        on_message: Callable[..., Any] | None = ...,
+        on_interval: Callable[[], Any] | None = ...,
+        disable_sync_subtasks: bool = ...,
+    ) -> R | BaseException: ...
     def get(
         self,
         timeout: float | None = None,
@@ -111,7 +142,7 @@ class AsyncResult(ResultBase, Generic[R]):
         on_message: Callable[..., Any] | None = None,
         on_interval: Callable[[], Any] | None = None,
         disable_sync_subtasks: bool = True,
-    ) -> R:
+    ) -> Any:
         """Wait until the call has ended, and return its value.
 
         Raises what the task raised (unless `propagate` is off: then the exception is
@@ -125,10 +156,10 @@ class AsyncResult(ResultBase, Generic[R]):
         outcome. What is replaced before it was read is passed over.
         """
         if self.ignored:
-            return None  # type: ignore[return-value]
+            return None
         if disable_sync_subtasks:
-            assert_will_not_block()
-        if self._record is None:
+            assert_will_not_block(waits=self._waits)
+        if self._waits and self._record is None:
             from liteq.waiting import settled  # late: 5 ms that a mere sender saves
 
             waiting = settled(
@@ -147,6 +178,24 @@ class AsyncResult(ResultBase, Generic[R]):
 
     wait = get
 
+    @overload
+    def aget(
+        self,
+        timeout: float | None = ...,
+        *,
+        propagate: Literal[True] = ...,
+        follow_parents: bool = ...,
+        disable_sync_subtasks: bool = ...,
+    ) -> Coroutine[Any, Any, R]: ...
+    @overload
+    def aget(
+        self,
+        timeout: float | None = ...,
+        *,
+        propagate: bool = ...,
+        follow_parents: bool = ...,
+        disable_sync_subtasks: bool = ...,
+    ) -> Coroutine[Any, Any, R | BaseException]: ...
     async def aget(
         self,
         timeout: float | None = None,  # noqa: ASYNC109
@@ -154,13 +203,13 @@ class AsyncResult(ResultBase, Generic[R]):
         propagate: bool = True,
         follow_parents: bool = True,
         disable_sync_subtasks: bool = True,
-    ) -> R:
+    ) -> Any:
         """Wait like `get()`, on the running event loop."""
         if self.ignored:
-            return None  # type: ignore[return-value]
+            return None
         if disable_sync_subtasks:
-            assert_will_not_block()
-        if self._record is None:
+            assert_will_not_block(waits=self._waits)
+        if self._waits and self._record is None:
             from liteq.waiting import asettled  # late: 5 ms that a mere sender saves
 
             waiting = asettled(self.app.broker, (self.id,), timeout=timeout)
@@ -547,7 +596,7 @@ class AsyncResult(ResultBase, Generic[R]):
             made.append(group or AsyncResult(id, None, task, self._app))
         return made
 
-    def _outcome(self, propagate: bool, callback: Callable[[str, Any], Any] | None) -> R:
+    def _outcome(self, propagate: bool, callback: Callable[[str, Any], Any] | None) -> Any:
         record = self._record
         if self._is_count and propagate:
             group = self.app.GroupResult.restore(self.id)
@@ -559,7 +608,7 @@ class AsyncResult(ResultBase, Generic[R]):
             raise value
         if callback is not None:
             callback(self.id, value)
-        return value  # type: ignore[no-any-return]
+        return value
 
     def _raise_if_failed(self) -> None:
         """Raise what the call failed with, if it is known to have. (Its value, if it has

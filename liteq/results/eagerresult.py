@@ -11,7 +11,6 @@ from liteq import states
 from liteq.exceptions import TaskRevokedError
 from liteq.results.asyncresult import AsyncResult, R, detail_of
 from liteq.results.base import Links, ResultBase, in_line
-from liteq.results.joining import assert_will_not_block
 
 if TYPE_CHECKING:
     from liteq.brokers.values import Record, RevokeAnswer
@@ -22,6 +21,8 @@ __all__ = ["EagerResult"]
 
 class EagerResult(AsyncResult[R]):
     """The result of a call that was run in place: it is ready."""
+
+    _waits = False
 
     def __init__(
         self,
@@ -40,42 +41,6 @@ class EagerResult(AsyncResult[R]):
         self._traceback = traceback
         self._made = children
         self._ran = False  # as a step of a workflow
-
-    def get(
-        self,
-        timeout: float | None = None,
-        propagate: bool = True,
-        interval: float = 0.5,
-        no_ack: bool = True,
-        follow_parents: bool = True,
-        callback: Callable[[str, Any], Any] | None = None,
-        on_message: Callable[..., Any] | None = None,
-        on_interval: Callable[[], Any] | None = None,
-        disable_sync_subtasks: bool = True,
-    ) -> R:
-        """Return the value, or raise what the task raised."""
-        if disable_sync_subtasks:
-            assert_will_not_block(waits=False)
-        if follow_parents and propagate:
-            self._raise_for_parents()
-        return self._outcome(propagate, callback)
-
-    wait = get
-
-    async def aget(
-        self,
-        timeout: float | None = None,  # noqa: ASYNC109
-        *,
-        propagate: bool = True,
-        follow_parents: bool = True,
-        disable_sync_subtasks: bool = True,
-    ) -> R:
-        """Return the value, or raise what the task raised."""
-        if disable_sync_subtasks:
-            assert_will_not_block(waits=False)
-        if follow_parents and propagate:
-            self._raise_for_parents()
-        return self._outcome(propagate, None)
 
     def then(
         self,
@@ -162,13 +127,13 @@ class EagerResult(AsyncResult[R]):
     def _dropped(self) -> list[str]:
         return []
 
-    def _outcome(self, propagate: bool, callback: Callable[[str, Any], Any] | None) -> R:
+    def _outcome(self, propagate: bool, callback: Callable[[str, Any], Any] | None) -> Any:
         failed = self._state in states.PROPAGATE_STATES
         if failed and propagate and isinstance(self._value, BaseException):
             raise self._value
         if callback is not None:
             callback(self.id, self._value)
-        return self._value  # type: ignore[no-any-return]
+        return self._value
 
     def __reduce__(self) -> Any:
         if self.parent is None:

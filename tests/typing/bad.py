@@ -46,6 +46,7 @@ add.s(1) | 5  # error
 chord([add.s(1)], add.s(), on_error="go")  # error
 Graph("g").add("a", add.s(1), before="b")  # error
 text: str = add.delay(1).get()  # error
+maybe: int = add.delay(1).get(propagate=False)  # error
 words: str = (charge.s(1) | add.s()).delay().get()  # error
 number: int = fetch("u")  # error
 

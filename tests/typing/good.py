@@ -93,6 +93,13 @@ assert_type(add(1, 2), int)
 assert_type(add.apply_async((1,), countdown=5, queue="q"), AsyncResult[int])
 assert_type(add.apply((1,)), EagerResult[int])
 assert_type(add.apply((1,)).get(), int)
+assert_type(add.apply((1,)).get(propagate=False), int | BaseException)
+assert_type(add.delay(1).get(propagate=True), int)
+assert_type(add.delay(1).get(5, True), int)
+assert_type(add.delay(1).get(propagate=False), int | BaseException)
+assert_type(add.delay(1).get(5, False), int | BaseException)
+assert_type(add.delay(1).wait(propagate=False), int | BaseException)
+assert_type(add.enqueue_many([(1,)]).get(propagate=False), list[int | BaseException])
 assert_type(send.delay("a", urgent=True).get(), str)
 assert_type(charge.delay(1).get(), dict[str, int])
 assert_type(shared.delay(1).get(), float)
@@ -120,6 +127,16 @@ async def main() -> None:
     assert_type(await checked, bytes)
     assert_type(await add.delay(1), int)
     assert_type(await add.delay(1).aget(timeout=1), int)
+    assert_type(await add.delay(1).aget(propagate=False), int | BaseException)
+
+
+def whether_it_failed(result: AsyncResult[int], *, raises: bool) -> str:
+    ended = result.get(propagate=False)
+    assert_type(result.get(propagate=raises), int | BaseException)
+    if isinstance(ended, BaseException):
+        return str(ended.args)
+    assert_type(ended, int)
+    return "" if result.get(propagate=False) == ended else "changed"
 
 
 # Signatures
