@@ -129,7 +129,7 @@ def _on_server(place: Place, options: Mapping[str, Any]) -> list[Pulse]:
     from liteq.brokers.redis_pulse import beats, dial, prefix_of
     from liteq.brokers.redis_wire import ServerError
 
-    name = options.get("namespace") or place.options.get("namespace") or "default"
+    name = place.options.get("namespace") or options.get("namespace") or "default"
     prefix = prefix_of(name, options.get("global_keyprefix", ""))
     try:
         with closing(dial(place.path or place.hosts[0])) as connection:

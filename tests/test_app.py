@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -158,6 +159,89 @@ def test_a_url_carries_options_of_the_broker() -> None:
     assert not broker.durable
 
 
+# Every row of the table in docs/reference/settings.md, as text and as what is made of it.
+_OPTIONS = {
+    "lease_timeout": ("30", 30.0, lambda broker: broker.lease_timeout),
+    "busy_timeout": ("2.5", 2.5, lambda broker: broker._database.busy_timeout),
+    "max_size": ("20000000", 20_000_000, lambda broker: broker._database.max_size),
+    "max_lengths": ('{"mail": "7"}', 7, lambda broker: broker._lengths.of("mail")),
+    "max_length": ("5", 5, lambda broker: broker._lengths.of("mail")),
+    "max_deliveries": ("2", 2, lambda broker: broker.max_deliveries),
+    "unknown_expires": ("100", 100.0, lambda broker: broker.unknown_expires),
+    "poll_interval": ("1", 1.0, lambda broker: broker.poll_interval),
+    "allow_network_filesystem": (
+        "true",
+        True,
+        lambda broker: broker._database.allow_network_filesystem,
+    ),
+}
+_OF_SQLITE = ("busy_timeout", "max_size", "allow_network_filesystem")
+
+
+@pytest.mark.parametrize("option", _OPTIONS)
+@pytest.mark.parametrize("url", ["sqlite:///srv/shop.liteq", "memory://", "redis://h"])
+def test_text_is_read_as_the_option_of_the_broker_that_it_is(url: str, option: str) -> None:
+    if url.startswith("redis") and option in _OF_SQLITE:
+        return
+    text, value, read = _OPTIONS[option]
+
+    in_query = connect(f"{url}?{option}={quote(text)}")
+    in_dict = connect(url, {option: text})
+
+    for broker in (in_query, in_dict):
+        assert read(broker) == value
+        assert type(read(broker)) is type(value)
+
+
+@pytest.mark.parametrize("text", ["false", "0", "no", ""])
+def test_the_guard_against_network_file_systems_is_on_if_the_url_says_so(text: str) -> None:
+    broker: Any = connect(f"sqlite:///srv/shop.liteq?allow_network_filesystem={text}")
+
+    assert broker._database.allow_network_filesystem is False
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("lease_timeout", "soon"),
+        ("busy_timeout", "0"),
+        ("busy_timeout", "inf"),
+        ("max_size", "20MB"),
+        ("max_size", 2.5),
+        ("max_lengths", '{"mail": 0}'),
+        ("max_lengths", "mail"),
+        ("max_length", "0"),
+        ("max_deliveries", "2.5"),
+        ("max_deliveries", True),
+        ("unknown_expires", "nan"),
+        ("poll_interval", "-1"),
+        ("allow_network_filesystem", "maybe"),
+        ("durability", "off"),
+    ],
+)
+def test_an_option_of_the_broker_that_cannot_be_is_refused(option: str, value: Any) -> None:
+    with pytest.raises(ImproperlyConfigured, match=f"{option} .*, not {value!r}"):
+        connect("memory://", {option: value})
+    with pytest.raises(ImproperlyConfigured, match=f"{option} .*, not '{value}'"):
+        connect(f"memory://?{option}={value}")
+
+
+def test_the_url_goes_before_the_options_and_these_before_the_settings() -> None:
+    options: dict[str, Any] = {"max_deliveries": 5, "lease_timeout": 30}
+    for url in ("memory://", "redis://h"):
+        app = Liteq("shop", broker=f"{url}?max_deliveries=2", worker_lease_timeout=90)
+        app.conf.broker_transport_options = options
+
+        assert (app.broker.max_deliveries, app.broker.lease_timeout) == (2, 30.0)
+
+
+def test_an_option_that_is_none_is_the_default() -> None:
+    broker: Any = connect("memory://?max_size=", {"busy_timeout": None})
+
+    assert broker._database.max_size is None
+    assert broker._database.busy_timeout == 5.0
+
+
 def test_options_of_other_transports_are_passed_over() -> None:
     connect("memory://", {"visibility_timeout": 3600})
 
@@ -165,6 +249,9 @@ def test_options_of_other_transports_are_passed_over() -> None:
 def test_an_unknown_option_of_the_broker_is_warned_about() -> None:
     with pytest.warns(ConfigWarning, match="durabilty"):
         connect("memory://", {"durabilty": "normal"})
+    for url in ("memory://", "redis://h"):
+        with pytest.warns(ConfigWarning, match="URL: .* no option 'clock' .it has .*max_leng"):
+            connect(f"{url}?clock=1")
 
 
 @pytest.mark.parametrize("url", ["amqp://guest@host//", "sqs://", "pyamqp://x"])

@@ -12,7 +12,6 @@ Redis never loads its client.
 
 from __future__ import annotations
 
-import warnings
 from importlib import import_module
 
 TYPE_CHECKING = False  # like exceptions, typing is more than a probe has time for
@@ -37,40 +36,6 @@ _MODULES: Final = {
 }
 _ADVICE: Final = (
     "use sqlite:///path/to/name.liteq (one machine, no server) or redis://host:6379/0"
-)
-_OTHERS: Final = frozenset(  # what other stores and Celery's transports have
-    {
-        "allow_network_filesystem",
-        "busy_timeout",
-        "client_name",
-        "confirm_publish",
-        "fanout_patterns",
-        "fanout_prefix",
-        "global_keyprefix",
-        "health_check_interval",
-        "interval_max",
-        "interval_start",
-        "interval_step",
-        "master_name",
-        "max_connections",
-        "max_retries",
-        "max_size",
-        "namespace",
-        "polling_interval",
-        "predefined_queues",
-        "priority_steps",
-        "queue_name_prefix",
-        "queue_order_strategy",
-        "region",
-        "replica_timeout",
-        "replicas",
-        "retry_on_timeout",
-        "sep",
-        "socket_connect_timeout",
-        "socket_keepalive",
-        "socket_timeout",
-        "visibility_timeout",
-    }
 )
 _SERVERS: Final = frozenset(
     {
@@ -118,18 +83,29 @@ def connect(
 ) -> Broker:
     """Return a broker for the URL. Nothing is opened before its first use.
 
-    `options` are the broker's own (`broker_transport_options`); `clock` replaces the
-    system's. Raises `ImproperlyConfigured` for a scheme that liteq does not speak.
+    `options` are the broker's own (`broker_transport_options`), before which those in the
+    query of the URL go; `clock` replaces the system's. Raises `ImproperlyConfigured` for a
+    scheme that liteq does not speak, and for an option whose value cannot be.
     """
     scheme = scheme_of(url)
     if scheme not in _MODULES:
         from liteq.exceptions import ImproperlyConfigured
 
         raise ImproperlyConfigured(_refusal(url, scheme))
+    from liteq.brokers.storeoptions import read  # late: a probe needs none
+
     module, name = _MODULES[scheme]
     kind = getattr(import_module(module), name)
-    target, given = (url, {}) if module.endswith("redis") else sqlite_target(url)
-    settings = _known(kind, {**(options or {}), **given})
+    settings = read(kind, options or {}, "broker_transport_options")
+    target: str | None = url
+    given: Mapping[str, str]
+    if module.endswith("redis"):
+        from liteq.brokers.redis_url import parse  # late: for Redis alone
+
+        given = parse(url, master_name=settings.get("master_name", "")).options
+    else:
+        target, given = sqlite_target(url)
+    settings |= read(kind, given, "the query of the broker's URL")
     if clock is not None:
         settings["clock"] = clock
     broker: Broker = kind(target, **settings)
@@ -145,18 +121,24 @@ def sqlite_target(url: str) -> tuple[str | None, dict[str, str]]:
     path, _, query = rest.partition("?")
     options: dict[str, str] = {}
     for pair in filter(None, query.split("&")):
-        name, _, options[name] = pair.partition("=")
+        name, _, value = pair.partition("=")
+        options[name] = _unquoted(value)
     if scheme_of(url) == "memory" or path.strip("/") in ("", ":memory:"):
         return None, options
     if path.startswith("//"):  # SQLAlchemy writes an absolute path with four slashes
         path = path[1:]
-    if "%" in path:
-        from urllib.parse import unquote  # late: 5 ms, and few paths need it
-
-        path = unquote(path)
+    path = _unquoted(path)
     if rest.startswith("/") and not rest.startswith("//"):
         _refuse_slip(url, rest, path)
     return path, options
+
+
+def _unquoted(text: str) -> str:
+    if "%" not in text:
+        return text
+    from urllib.parse import unquote  # late: 5 ms, and few paths need it
+
+    return unquote(text)
 
 
 def _refuse_slip(url: str, rest: str, path: str) -> None:
@@ -180,24 +162,6 @@ def _store_of(url: str) -> tuple[str, str]:
     if scheme in ("redis", "rediss", "valkey", "valkeys"):
         return "redis", rest.partition("/")[0]
     return scheme, rest.rstrip("/")
-
-
-def _known(kind: type[Broker], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that this broker has. A configuration moved from elsewhere
-    carries those of other transports (`visibility_timeout`), which mean nothing here."""
-    names = getattr(kind.__init__, "__kwdefaults__", None) or {}
-    for name in sorted(options.keys() - names - _OTHERS):
-        if name.startswith("ssl_"):
-            continue
-        from liteq.exceptions import ConfigWarning
-
-        warnings.warn(
-            f"broker_transport_options: {kind.__name__} has no option {name!r} "
-            f"(it has {', '.join(sorted(names))})",
-            ConfigWarning,
-            stacklevel=3,
-        )
-    return {name: value for name, value in options.items() if name in names}
 
 
 def _refusal(url: str, scheme: str) -> str:

@@ -52,8 +52,8 @@ class RedisStore(Broker):
         max_lengths: Mapping[str, int] | None = None,
         unknown_expires: float = 86_400.0,
         poll_interval: float = 0.5,
-        socket_timeout: float | None = None,
-        socket_connect_timeout: float | None = None,
+        socket_timeout: float = 5.0,
+        socket_connect_timeout: float = 3.0,
         socket_keepalive: bool = True,
         visibility_timeout: float | None = None,
         master_name: str = "",
@@ -90,7 +90,7 @@ class RedisStore(Broker):
             )
         if durability == "replicated" and replicas < 1:
             raise ImproperlyConfigured(f"replicas must be 1 or more, not {replicas}")
-        name = namespace or place.options.get("namespace", "") or "default"
+        name = namespace or "default"
         if set(name) & set("{}") or set(global_keyprefix) & set("{}"):
             raise ImproperlyConfigured(
                 f"braces mark a cluster's hash slot: the namespace {name!r} and the "
@@ -106,10 +106,8 @@ class RedisStore(Broker):
         self._link = Link(
             place,
             self._prefix,
-            timeout=_seconds(socket_timeout, place.options, "socket_timeout", 5.0),
-            connect_timeout=_seconds(
-                socket_connect_timeout, place.options, "socket_connect_timeout", 3.0
-            ),
+            timeout=socket_timeout,
+            connect_timeout=socket_connect_timeout,
             keepalive=socket_keepalive,
             replicas=replicas if durability == "replicated" else 0,
             replica_timeout=replica_timeout,
@@ -275,16 +273,3 @@ def address(mailbox: Mailbox) -> str:
 
 def slices(items: list[Any], size: int) -> Iterable[list[Any]]:
     return (items[at : at + size] for at in range(0, len(items), size))
-
-
-def _seconds(
-    given: float | None, options: Mapping[str, str], name: str, default: float
-) -> float:
-    value: object = given if given is not None else options.get(name, default)
-    try:
-        seconds = float(str(value))
-    except ValueError:
-        seconds = 0.0
-    if seconds <= 0:
-        raise ImproperlyConfigured(f"{name} is a number of seconds above 0, not {value!r}")
-    return seconds

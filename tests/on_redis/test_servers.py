@@ -434,7 +434,6 @@ def test_nobody_is_given_up_for_having_been_out_of_reach(start: Start) -> None:
         ({"durability": "replicated", "replicas": 0}, "replicas must be 1 or more"),
         ({"namespace": "a{b}"}, "braces mark"),
         ({"global_keyprefix": "{x}"}, "braces mark"),
-        ({"socket_timeout": 0}, "socket_timeout is a number of seconds above 0"),
     ],
 )
 def test_an_option_that_cannot_be_is_refused(options: dict[str, object], message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -208,8 +209,47 @@ def test_options_of_other_stores_and_transports_are_taken_in_silence() -> None:
 
 
 def test_a_namespace_is_in_the_url_or_among_the_options() -> None:
-    assert RedisBroker("redis://h?namespace=shop")._prefix == "{liteq:shop}:"
-    assert RedisBroker("redis://h?namespace=a", namespace="b")._prefix == "{liteq:b}:"
+    def prefix(url: str, options: dict[str, Any]) -> Any:
+        return connect(url, options)._prefix  # type: ignore[attr-defined]
+
+    assert prefix("redis://h", {"namespace": "shop"}) == "{liteq:shop}:"
+    assert prefix("redis://h?namespace=shop", {"namespace": "b"}) == "{liteq:shop}:"
+
+
+@pytest.mark.parametrize(
+    ("option", "read"),
+    [
+        ("socket_timeout=2.5", lambda broker: broker._link.timeout == 2.5),
+        (
+            "socket_connect_timeout=2",
+            lambda broker: broker._link.options["socket_connect_timeout"] == 2.0,
+        ),
+        (
+            "socket_keepalive=false",
+            lambda broker: broker._link.keepalive is False,
+        ),
+        ("global_keyprefix=shop:", lambda broker: broker._prefix.startswith("shop:{")),
+        ("durability=replicated&replicas=2", lambda broker: broker._link._replicas == 2),
+        (
+            "durability=replicated&replica_timeout=0.5",
+            lambda broker: broker._link._replica_timeout == 0.5,
+        ),
+        ("client_name=web", lambda broker: broker._link.options["client_name"] == "web"),
+        ("visibility_timeout=3600", lambda broker: True),
+    ],
+)
+def test_options_of_the_connection_are_in_the_url_too(
+    option: str, read: Callable[[Any], bool]
+) -> None:
+    assert read(connect(f"redis://h?{option}"))
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "soon", "nan", "inf"])
+def test_a_timeout_that_no_socket_can_have_is_refused(value: str) -> None:
+    with pytest.raises(ImproperlyConfigured, match="socket_timeout is a number of seconds"):
+        connect(f"redis://h?socket_timeout={value}")
+    with pytest.raises(ImproperlyConfigured, match="broker_transport_options: socket_timeout"):
+        connect("redis://h", {"socket_timeout": float(value) if value != "soon" else value})
 
 
 def test_an_app_takes_its_store_from_its_urls() -> None:

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis_server
 from world import make, wait_until
 
 from liteq.exceptions import (
+    ImproperlyConfigured,
     QueueFull,
     SoftTimeLimitExceeded,
     TaskRevokedError,
@@ -275,6 +277,45 @@ def test_a_task_that_kills_its_process_is_a_dead_letter_after_max_deliveries(
     assert "started 3 times" in dead.dead
     assert "SIGKILL" in dead.dead
     assert shop.tasks.add.delay(1, 2).get(timeout=10) == 3
+
+
+@pytest.mark.parametrize("store", ["sqlite", "redis"])
+def test_5_the_options_of_the_urls_query_hold_when_a_child_dies(
+    open_shop: OpenShop, tmp_path: Path, store: str
+) -> None:
+    place = f"sqlite:///{tmp_path}/store"
+    options = "max_deliveries=2&lease_timeout=30&poll_interval=0.5&unknown_expires=100"
+    if store == "redis":
+        place = redis_server.shared()
+        options += f"&namespace={redis_server.namespace_of(tmp_path)}"
+    shop = open_shop(
+        "@app.task\ndef poison():\n    note('poison')\n    os.kill(os.getpid(), 9)\n",
+        url=f"{place}{'&' if '?' in place else '?'}{options}",
+    )
+    result = shop.tasks.poison.delay()
+    shop.start("-c", "1")
+
+    with pytest.raises(WorkerLostError, match="SIGKILL"):
+        result.get(timeout=20)
+
+    assert len(shop.notes("poison")) == 2
+    (dead,) = shop.app.broker.browse("dead")
+    assert "started 2 times" in (dead.dead or "")
+    assert shop.tasks.add.delay(1, 2).get(timeout=10) == 3
+
+
+def test_a_worker_whose_store_has_an_option_that_cannot_be_ends_with_2(
+    open_shop: OpenShop, tmp_path: Path
+) -> None:
+    shop = open_shop(url=f"sqlite:///{tmp_path}/store?max_size=20MB")
+
+    worker = shop.start(ready=False)
+
+    assert worker.wait(20) == 2
+    assert "max_size must be a whole number of at least 1, not '20MB'" in shop.log()
+    assert "Traceback" not in shop.log()
+    with pytest.raises(ImproperlyConfigured, match="max_size"):
+        shop.tasks.add.delay(1, 2)
 
 
 def test_an_early_acknowledged_task_is_never_started_again(open_shop: OpenShop) -> None:
