@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from math import isnan
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 from liteq import serializers
@@ -25,7 +26,16 @@ from liteq.exceptions import (
 )
 from liteq.loggers import get_logger
 from liteq.redaction import default
-from liteq.schedules import Timetable, crontab, from_spec, maybe_schedule, schedule, solar
+from liteq.schedules import (
+    LONGEST,
+    SHORTEST,
+    Timetable,
+    crontab,
+    from_spec,
+    maybe_schedule,
+    schedule,
+    solar,
+)
 from liteq.task import Task
 
 if TYPE_CHECKING:
@@ -45,6 +55,7 @@ ENTRY_KEYS: Final = frozenset(
 )
 _ON_TIME: Final = 60.0  # seconds: so late, a run was delayed and not missed
 _TINY: Final = 1e-6
+_AGAIN: Final = 1.0  # seconds until a schedule class is asked again that names no later time
 _NATIVE: Final = (schedule, crontab, solar)
 
 
@@ -206,7 +217,7 @@ class Entry:
         when = self.timetable
         if when is None:
             fires, seconds = self._ask(due if last is None else last)
-            return Decision(fires, now + max(seconds, 0.001))
+            return Decision(fires, now + seconds)
         if not isinstance(when, crontab):
             deadline = None
         if self.catch_up == "all":
@@ -222,8 +233,20 @@ class Entry:
         return Decision(fires, when.following(due, now))
 
     def _ask(self, last: float) -> tuple[bool, float]:
-        due, seconds = self.schedule.is_due(datetime.fromtimestamp(last, UTC))
-        return bool(due), float(seconds)
+        """Ask a class of the user's whether it is due, and in how many seconds to ask again:
+        above zero, so that it does not keep the beat from sleeping.
+
+        One that is due may have counted down to this moment and below. Raises `ValueError`
+        for another that is to be asked in the past.
+        """
+        due, given = self.schedule.is_due(datetime.fromtimestamp(last, UTC))
+        seconds = float(given)
+        if isnan(seconds) or (seconds < 0 and not due):
+            raise ValueError(
+                f"is_due() of {_shown(self.schedule)} returned {(due, given)!r}: the second is "
+                "in how many seconds it is to be asked again"
+            )
+        return bool(due), min(max(seconds, SHORTEST), LONGEST) if seconds > 0 else _AGAIN
 
     def __repr__(self) -> str:
         return f"<Entry {self.name}: {self.call}>"  # not the fields: they may hold secrets

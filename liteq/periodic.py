@@ -171,7 +171,7 @@ class Schedules:
             elif row is not None and row.entry == data:
                 continue
             keeps_time = row is not None and _spec(row.entry) == _spec(data)
-            due = row.due_at if row is not None and keeps_time else entry.first(now)
+            due = row.due_at if row is not None and keeps_time else _first(entry, now)
             # Another beat that starts now may have written the same: then it stands.
             broker.put_schedule(
                 Schedule(
@@ -409,6 +409,16 @@ def _task_of(entry: Entry, app: Liteq) -> Any:
     if entry.canvas is not None:
         return app.signature(entry.canvas)
     return entry.task if entry.task in app.tasks else app.signature(entry.task)
+
+
+def _first(entry: Entry, now: float) -> float | None:
+    """Return the first instant of an entry; now, at which the beat asks it again, if its
+    schedule is a class of the user's that fails: the others must not stop for it."""
+    try:
+        return entry.first(now)
+    except Exception:
+        logger.exception("the schedule of the periodic entry %r failed", entry.name)
+        return now
 
 
 def _spec(data: bytes) -> Any:

@@ -38,7 +38,8 @@ __all__ = [
 Spec: TypeAlias = dict[str, Any]
 
 _UNITS: Final = (86_400, 3_600, 60, 1)
-_LONGEST: Final = 1e10  # seconds: beyond, a datetime cannot hold the sum
+SHORTEST: Final = 0.001  # seconds that an interval may have
+LONGEST: Final = 1e10  # seconds: beyond, a datetime cannot hold the sum
 
 
 class schedstate(NamedTuple):  # noqa: N801 (Celery's name)
@@ -492,7 +493,7 @@ def _interval(given: Any) -> timedelta:
         seconds = float(given)
     else:
         raise TypeError(f"an interval is a number of seconds or a timedelta, not {given!r}")
-    if not (isfinite(seconds) and 0.001 <= seconds <= _LONGEST):
+    if not (isfinite(seconds) and SHORTEST <= seconds <= LONGEST):
         raise ValueError(f"an interval is above zero (0.001 s or more), not {given!r}")
     return timedelta(seconds=seconds)
 

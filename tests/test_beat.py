@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import threading
 from datetime import datetime, timedelta
@@ -474,6 +475,54 @@ def test_a_schedule_class_that_fails_is_asked_again_later(
     beat.wake()
     beat.tick()
     assert row(app).total == 1
+
+
+class Says:
+    """A schedule of the user's that always says the same."""
+
+    def __init__(self, *said: Any) -> None:
+        self.said = said
+        self.asked = 0
+
+    def is_due(self, last_run_at: datetime) -> Any:
+        self.asked += 1
+        return self.said
+
+
+@pytest.mark.parametrize("said", [(False, -5), (False, math.nan), (True, math.nan), ()])
+def test_a_schedule_class_that_says_nothing_of_use_is_an_error_of_its_entry_alone(
+    app: Liteq, clock: FakeClock, caplog: pytest.LogCaptureFixture, said: tuple[Any, ...]
+) -> None:
+    says = Says(*said)
+    beat = started(app, tick={**TICK, "schedule": says}, other={**TICK, "schedule": 10.0})
+    for _ in range(5):
+        assert beat.tick() == 10.0
+        clock.advance(10)
+        beat.tick()
+    assert row(app, "other").total == 5
+    assert row(app).total == 0
+    assert says.asked == 2  # at the start, and by the beat
+    assert "the schedule of the periodic entry 'tick' failed" in caplog.text
+    assert [entry.name for entry in app.schedules.list()] == ["other", "tick"]
+
+
+def test_a_schedule_class_that_is_always_due_is_asked_once_a_second(
+    app: Liteq, clock: FakeClock
+) -> None:
+    beat = started(app, tick={**TICK, "schedule": Says(True, -5)})
+    for _ in range(3):
+        assert beat.tick() == 1.0
+        clock.advance(1)
+        beat.tick()
+    assert row(app).total == 4
+
+
+def test_a_schedule_class_may_say_never(app: Liteq, clock: FakeClock) -> None:
+    beat = started(app, tick={**TICK, "schedule": Says(False, math.inf)})
+    assert beat.tick() == beat.max_interval
+    [entry] = app.schedules.list()
+    assert entry.due_at is not None
+    assert entry.due_at.year > 2300
 
 
 def test_an_entry_with_code_in_it_is_left_to_the_beats_that_have_it(
