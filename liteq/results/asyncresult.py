@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import (
     Callable,
     Collection,
-    Coroutine,
     Generator,
     Iterable,
     Mapping,
@@ -179,23 +178,23 @@ class AsyncResult(ResultBase, Generic[R]):
     wait = get
 
     @overload
-    def aget(
+    async def aget(
         self,
-        timeout: float | None = ...,
+        timeout: float | None = ...,  # noqa: ASYNC109
         *,
         propagate: Literal[True] = ...,
         follow_parents: bool = ...,
         disable_sync_subtasks: bool = ...,
-    ) -> Coroutine[Any, Any, R]: ...
+    ) -> R: ...
     @overload
-    def aget(
+    async def aget(
         self,
-        timeout: float | None = ...,
+        timeout: float | None = ...,  # noqa: ASYNC109
         *,
         propagate: bool = ...,
         follow_parents: bool = ...,
         disable_sync_subtasks: bool = ...,
-    ) -> Coroutine[Any, Any, R | BaseException]: ...
+    ) -> R | BaseException: ...
     async def aget(
         self,
         timeout: float | None = None,  # noqa: ASYNC109
