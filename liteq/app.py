@@ -186,6 +186,10 @@ class Liteq:
             return self.task_from_function(fun, **options)
         return lambda fun: self.task_from_function(fun, **options)
 
+    @overload
+    def register_task(self, task: type[T], **options: Any) -> T: ...
+    @overload
+    def register_task(self, task: T, **options: Any) -> T: ...
     def register_task(self, task: Any, **options: Any) -> Any:
         """Register a task object or class, in place of one that has its name."""
         check_options(options, task if isinstance(task, type) else type(task))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from liteq import BoundTask, Graph, Liteq, chord, shared_task
+from liteq import BoundTask, Graph, Liteq, Task, chord, shared_task
 from liteq.testing import perform
 
 app = Liteq("shop")
@@ -28,7 +28,13 @@ def shared(x: int) -> float:
     return x / 2
 
 
+class Add(Task[[int, int], int]):
+    def run(self, x: int, y: int) -> int:
+        return x + y
+
+
 add.delay("1")  # error
+app.register_task(Add()).delay("1", 2)  # error
 add.delay()  # error
 add.delay(1, 2, 3)  # error
 add.delay(1, z=2)  # error

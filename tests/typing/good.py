@@ -85,6 +85,13 @@ def based(x: int) -> int:
     return x
 
 
+class Add(Task[[int, int], int]):
+    name = "add"
+
+    def run(self, x: int, y: int) -> int:
+        return x + y
+
+
 # Tasks
 
 assert_type(add.delay(1), AsyncResult[int])
@@ -107,6 +114,9 @@ assert_type(welcome.delay("ada"), AsyncResult[bool])
 assert_type(queue.AsyncResult("…"), AsyncResult[Any])
 assert_type(shared_bound.delay(1).get(), float)
 assert_type(based.connect(), int)
+assert_type(based.delay(1).get(), Any)
+assert_type(app.register_task(Add()), Add)
+assert_type(app.register_task(Add, queue="q").delay(1, 2).get(), int)
 assert_type(add.enqueue_many([(1,), {"x": 1, "y": 2}], priority=3), BulkResult[int])
 assert_type(add.enqueue_many([(1,)])[0].get(), int)
 assert_type(add.enqueue_many([(1,)]).get(timeout=1), list[int])
