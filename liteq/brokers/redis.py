@@ -135,6 +135,7 @@ class RedisBroker(RedisRoster, RedisSchedules, RedisRecords, RedisUpkeep):
             while True:
                 tokens = (len(doubtful), *doubtful)
                 head = (worker, token, *stands, *tokens, *ends.arguments())
+                now = self.clock.now()
                 answer = self._call("step", *head, *tail, word=token)
                 if answer[0] == b"tasks":
                     self._call("known", worker, digest, *(tasks or ()))
@@ -150,7 +151,7 @@ class RedisBroker(RedisRoster, RedisSchedules, RedisRecords, RedisUpkeep):
         if worker in self._outages:  # one of our own
             self._answered[worker] = token
         self._mend_mailboxes()
-        return _read_step(Fields(answer), token, ends)
+        return _read_step(Fields(answer), token, ends, now)
 
     def _has_disowned(self, worker: int) -> bool:
         outage = self._link.last_outage
@@ -220,7 +221,7 @@ class RedisBroker(RedisRoster, RedisSchedules, RedisRecords, RedisUpkeep):
 _WHY: Final[dict[bytes, Aside]] = {b"p": "parked", b"x": "expired", b"d": "damaged"}
 
 
-def _read_step(fields: Fields, token: int, ends: Settlements) -> Step:
+def _read_step(fields: Fields, token: int, ends: Settlements, now: float) -> Step:
     standing, flags = fields.bytes(), fields.bytes()
     due = fields.bytes()
     terminate = {fields.number(): fields.text() for _ in range(fields.number())}
@@ -234,7 +235,7 @@ def _read_step(fields: Fields, token: int, ends: Settlements) -> Step:
     return Step(
         accepted=ends.accepted(flags),
         leases=tuple(leases),
-        next_due=float(due) if due else None,
+        next_due=_instant(due, now),
         terminate=terminate,
         alive=standing[:1] == b"1",
         aside=tuple(aside),
@@ -242,6 +243,14 @@ def _read_step(fields: Fields, token: int, ends: Settlements) -> Step:
         heard=b"h" in standing,
         standby=int(standing.partition(b" ")[2] or 0),
     )
+
+
+def _instant(due: bytes, now: float) -> float | None:
+    """Return when it is due by the clock of this machine, which the worker waits by. In what
+    time is what the server says: the two clocks may differ."""
+    if due == b"now":
+        return 0.0
+    return now + float(due) if due else None
 
 
 def _stands(answer: Sequence[bytes | None]) -> dict[str, str]:

@@ -290,9 +290,9 @@ class Step(NamedTuple):
     """The answer to one `Broker.step()`.
 
     `accepted[i]` is False when settlement i came from a holder that had lost its lease.
-    `next_due` is when the next delayed message of these queues is due (Unix seconds); by now,
-    if more was due, or to be put aside, than one step sees to: the next one is to be made at
-    once.
+    `next_due` is when the next delayed message of these queues is due (Unix seconds, by the
+    broker's `clock`); by now, if more was due, or to be put aside, than one step sees to: the
+    next one is to be made at once.
     `terminate` holds the keys of leases of this worker whose run is to be ended now,
     with the name of the signal asked for. `alive` is False when this worker was given up
     for dead: nothing was claimed, and it must `register()` anew. `aside` are messages

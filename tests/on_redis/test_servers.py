@@ -17,6 +17,7 @@ from liteq import failure
 from liteq.brokers import redis_link
 from liteq.brokers.redis import RedisBroker
 from liteq.brokers.redis_wire import ServerError
+from liteq.clock import SystemClock
 from liteq.exceptions import BrokerError, BrokerUnavailable, ImproperlyConfigured
 from liteq.message import Edge
 from liteq.outcome import Failed, Retried, Succeeded
@@ -116,6 +117,34 @@ def test_a_clock_that_was_set_takes_no_lease(start: Start) -> None:
     assert broker.reclaim() == 0
     assert enlist(broker) in [info.id for info in broker.workers()]
     assert broker.settle(worker, lease, Succeeded(b"1"))
+    broker.close()
+
+
+class Shifted(SystemClock):
+    """A machine's clock that is an hour off."""
+
+    def __init__(self, seconds: float) -> None:
+        self.now = lambda: time.time() + seconds  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("seconds", [3_600, -3_600])
+def test_a_worker_whose_clock_is_off_is_told_by_it_when_the_next_is_due(
+    start: Start, seconds: float
+) -> None:
+    broker = RedisBroker(start().url)
+    broker.clock = Shifted(seconds)  # the server's still counts in the store
+    worker = enlist(broker)
+    broker.enqueue([make(run_at=time.time() + 100)])
+
+    due = broker.step(worker, queues=["default"], limit=1).next_due
+    assert due is not None
+    assert 90 < due - broker.clock.now() <= 100
+
+    # The same when more is in its way than what is delayed.
+    broker.enqueue([make(expires_at=time.time() - 1), make(run_at=time.time() + 50)])
+    due = broker.step(worker, queues=["default"], limit=1).next_due
+    assert due is not None
+    assert 40 < due - broker.clock.now() <= 50
     broker.close()
 
 

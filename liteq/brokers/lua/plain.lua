@@ -119,6 +119,7 @@ local function plain_step(text_of, pack, put_leases)
       end
     end
     if there > 0 then return end
+    due = string.format('%.17g', tonumber(due) - tonumber(now))
   end
 
   -- What is claimed.

@@ -28,8 +28,8 @@
 --        rates, and the ids of settled messages that are under limits
 -- Answers   1 if it is alive, else 0, with an m if it has letters, an h if somebody listens to
 --           events, and behind a space the token that an idle worker stands by with; a 1 or 0
---           for each settlement; when the next is due, or ""; the number of
---           orders; for each: number, signal; the leases (see `put_leases`); the
+--           for each settlement; in how many seconds the next is due, "now" or ""; the
+--           number of orders; for each: number, signal; the leases (see `put_leases`); the
 --           number of those put aside; for each: a letter (p parked, x expired), number,
 --           delivery, the fields of a message (see `put_message`); or d: it was damaged.
 --           Or only "tasks", when the worker's tasks are not known under this digest; or
@@ -155,12 +155,14 @@ end
 
 local more = false  -- to make claimable, or to look through, than one step does
 local function put_due()
-  local due = more and '0'  -- due by any clock: the worker's may be behind this one
+  if more then return put('now') end
+  local due
   for _, queue in ipairs(open_queues) do
     local first = call('ZRANGE', P .. 'd:' .. queue, 0, 0, 'WITHSCORES')
     if first[2] and (not due or tonumber(first[2]) < tonumber(due)) then due = first[2] end
   end
-  put(has_lines() and next_opening(due) or due or '')
+  due = has_lines() and next_opening(due) or due
+  put(due and tonumber(due) - NOW or '')
 end
 
 local function put_orders()
