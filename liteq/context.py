@@ -63,7 +63,7 @@ class Context:
     report: Report | None = None
     retry: Retry | None = None  # asked for with `throw=False`
     replaced: Replaced | None = None  # asked for with `replace()`
-    added: Any = None  # what `add_to_chord()` adds when the attempt succeeds
+    added: Any = None  # what `add_to_chord()` adds when the attempt ends well
     body_called: bool = False  # by an overridden `__call__`
     waited: bool = False  # for other messages, before it was due
     _packed: Packed | None = None

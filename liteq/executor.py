@@ -530,8 +530,10 @@ class _Attempt:
             runtime=runtime,
         )
         self._postrun(states.IGNORED, exc)
-        outcome: Outcome = exc.outcome._replace(runtime=runtime)
-        return Ended(outcome, exc=exc)
+        graph, added = exc.outcome.graph, self.context.added
+        if added is not None:
+            graph = graph.joined(added)
+        return Ended(exc.outcome._replace(graph=graph, runtime=runtime), exc=exc)
 
     def _rejected(self, exc: Reject, runtime: float) -> Ended:
         """End an attempt that refused its message.

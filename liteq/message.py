@@ -358,3 +358,7 @@ class Graph(NamedTuple):
 
     messages: tuple[Packed, ...] = ()
     edges: tuple[tuple[str, str, str, int], ...] = ()
+
+    def joined(self, other: "Graph") -> "Graph":
+        """Return what two graphs are together."""
+        return Graph((*self.messages, *other.messages), (*self.edges, *other.edges))

@@ -43,7 +43,8 @@ class Replaced(NamedTuple):
     `changes` (packed fields, as in `Retried`, and `task` as well) make the task's own
     message into that last one: it keeps its edges, its place in gathers and who waits
     for it, and starts anew, its inputs, retries and deliveries forgotten. `graph` holds
-    the other messages, and the edges among them and to it. All is enqueued in this step.
+    the other messages, and the edges among them and to it; and what the task adds to its
+    workflow, as in `Succeeded`. All is enqueued in this step.
     """
 
     changes: Mapping[str, Any]

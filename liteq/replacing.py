@@ -52,7 +52,7 @@ def put_beside(task: Task[..., Any], sig: Any, *, lazy: bool) -> Any:
         )
     _check("add_to_chord", sig)
     added, result = _addition(task.app.sender, sig, message)
-    request.added = added if request.added is None else _joined(request.added, added)
+    request.added = added if request.added is None else request.added.joined(added)
     return result
 
 
@@ -78,11 +78,6 @@ def _addition(sender: Sender, sig: Signature[Any], message: Message) -> tuple[Gr
     and the signature's result. Raises what sending the signature would raise."""
     composed = sender.compose(sig, part_of=message.gather)
     return _graph(sender.ready(composed.messages), composed.edges), composed.result
-
-
-def _joined(one: Graph, other: Graph) -> Graph:
-    """Return what two graphs are together."""
-    return Graph((*one.messages, *other.messages), (*one.edges, *other.edges))
 
 
 def _changed(message: Message, changes: Mapping[str, Any]) -> Message:

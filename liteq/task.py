@@ -465,9 +465,11 @@ class Task(Generic[P, R]):
     def add_to_chord(self, sig: Signature[Any], lazy: bool = False) -> Any:
         """Add a call to the chord whose header this one is in; return its result.
 
-        It is sent when this attempt has succeeded, in one step with that, and the body
-        waits for it and is given its value behind the others. Raises `ValueError` if
-        this call is in no chord.
+        It is sent when this attempt has succeeded, or has been replaced, in one step with
+        that. The body waits for it, and is given its value (of a group: the list of
+        values) behind the others. Raises `ValueError` if this call is in no chord,
+        `TypeError` for what is no signature, and `ImproperlyConfigured` for an empty
+        workflow.
         """
         from liteq.replacing import put_beside  # late: few tasks do it
 

@@ -5,6 +5,7 @@ Each is run in place (`apply`), in eager mode, and by a worker on every store.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,7 +16,7 @@ from api import forget_current, record
 
 from liteq import BoundTask, Liteq, Signature, signals
 from liteq.canvas import chain, chord, group
-from liteq.exceptions import ImproperlyConfigured
+from liteq.exceptions import Ignore, ImproperlyConfigured
 from liteq.operating import describe
 from liteq.result import GroupResult
 
@@ -426,6 +427,29 @@ def test_what_a_failed_attempt_added_is_not_sent(app: Liteq, tasks: Tasks, run: 
 
     assert run(chord([shaky.s()], tasks.total.s())).get() == 10
     assert tasks.seen == [1]
+
+
+@pytest.mark.parametrize("added_last", [False, True])
+def test_a_task_may_add_to_its_chord_and_be_replaced(
+    app: Liteq, tasks: Tasks, run: Run, added_last: bool
+) -> None:
+    @app.task(bind=True)
+    def both(self: BoundTask, sig: dict[str, Any]) -> None:
+        with contextlib.suppress(Ignore):
+            if added_last:
+                self.replace(Signature.from_dict(sig, app=app))
+        self.add_to_chord(tasks.add.s(10, 0))
+        self.add_to_chord(group(tasks.add.s(20, 0), tasks.add.s(30, 0)))
+        if not added_last:
+            self.replace(Signature.from_dict(sig, app=app))
+
+    for sig, value in (
+        (tasks.add.s(1, 2), 3),
+        (chain(tasks.add.s(1, 2), tasks.add.s(3)), 6),
+        (group(tasks.add.s(1, 2), tasks.add.s(3, 4)), [3, 7]),
+    ):
+        header = [both.s(sig), tasks.add.s(1, 1)]
+        assert run(chord(header, tasks.note.s())).get() == [value, 2, 10, [20, 30]]
 
 
 def test_outside_of_a_chord_there_is_none_to_add_to(tasks: Tasks, run: Run) -> None:

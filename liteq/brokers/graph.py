@@ -13,7 +13,7 @@ from typing import Final
 from liteq.exceptions import InvalidTaskError
 from liteq.message import GATHER, Packed
 
-__all__ = ["POLICIES", "count_edges"]
+__all__ = ["POLICIES", "count_edges", "divide_edges"]
 
 POLICIES: Final = frozenset({b"fail", b"collect", b"skip", b"count"})
 _KINDS: Final = frozenset({"success", "failure", "part"})
@@ -66,6 +66,32 @@ def count_edges(
     if not in_order:
         _refuse_cycle(edges, tasks)
     return counted
+
+
+def divide_edges(
+    messages: Sequence[Packed],
+    edges: Sequence[tuple[str, str, str, int]],
+    there: str | None = None,
+) -> tuple[list[tuple[str, str, str, int]], list[tuple[str, str, str, int]]]:
+    """Return the edges of a running task's graph that lead to these messages, or to the one
+    that is in the store under the id `there`; and those that add parts to other gathers.
+
+    Raises `InvalidTaskError` for any other edge.
+    """
+    ids = {packed[0] for packed in messages}
+    inner, parts = [], []
+    for edge in edges:
+        source, target, on, _ = edge
+        if target in ids or target == there:
+            inner.append(edge)
+        elif on == "part" and source in ids:
+            parts.append(edge)
+        else:
+            raise InvalidTaskError(
+                f"{target!r} cannot be made to wait for {source!r} with {on!r}: a task may "
+                "add parts to a gather, and nothing else to what is in the store"
+            )
+    return inner, parts
 
 
 def _check_first(source: str, target: str, on: str, tasks: Mapping[str, str]) -> None:

@@ -14,7 +14,7 @@ from operator import length_hint
 from typing import Any, Final, NamedTuple, cast
 
 from liteq import failure
-from liteq.brokers.graph import count_edges
+from liteq.brokers.graph import count_edges, divide_edges
 from liteq.brokers.moving import Kept
 from liteq.brokers.redis_wire import strings, unpack
 from liteq.brokers.values import Attempt, Input, Lease, Note, Record, Schedule, State
@@ -368,7 +368,7 @@ def _checked(lease: Lease, outcome: Outcome) -> Outcome:
         if type(outcome) is Replaced:
             _check_replacement(lease, outcome)
         elif type(outcome) is Succeeded and outcome.added is not None:
-            _check_added(outcome.added)
+            _check_graph(outcome.added)
     except (InvalidTaskError, TypeError, ValueError) as exc:
         return _refused(outcome, exc)
     return outcome
@@ -384,24 +384,14 @@ def _check_replacement(lease: Lease, outcome: Replaced) -> None:
     if unknown := outcome.changes.keys() - _REPLACE:
         raise InvalidTaskError(f"a replacement cannot change {sorted(unknown)}")
     itself = _changed(lease.packed, dict(outcome.changes))
-    count_edges(outcome.graph.messages, outcome.graph.edges, itself)
-    _encodable(outcome.graph)
+    _check_graph(outcome.graph, itself)
 
 
-def _check_added(added: Graph) -> None:
-    ids = {packed[0] for packed in added.messages}
-    count_edges(added.messages, [edge for edge in added.edges if edge[1] in ids])
-    for source, target, on, _ in added.edges:
-        if target not in ids and (on != "part" or source not in ids):
-            raise InvalidTaskError(
-                f"{target!r} cannot be made to wait for {source!r} with {on!r}: a task may "
-                "add parts to a gather, and nothing else to what is in the store"
-            )
-    _encodable(added)
-
-
-def _encodable(graph: Graph) -> None:
-    """Raise `TypeError` or `ValueError` for values that no store could keep."""
+def _check_graph(graph: Graph, there: Packed | None = None) -> None:
+    """Raise what the graph of a task is refused for; `TypeError` or `ValueError` for values
+    that no store could keep."""
+    inner, _ = divide_edges(graph.messages, graph.edges, there[0] if there else None)
+    count_edges(graph.messages, inner, there)
     strings(graph_arguments(graph.messages, graph.edges))
 
 

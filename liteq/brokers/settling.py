@@ -16,6 +16,7 @@ from liteq import failure
 from liteq.brokers.connection import fetch_one
 from liteq.brokers.enqueueing import enter_workflow, insert, prepare
 from liteq.brokers.following import IGNORED_KEPT, Following, find_open_gather
+from liteq.brokers.graph import divide_edges
 from liteq.brokers.limiting import free_slots
 from liteq.brokers.schema import STATE_CODES
 from liteq.brokers.values import Lease
@@ -270,13 +271,15 @@ class Settling:
         return True if error is None else self._fail(lease, error, None, None)
 
     def _graft(self, lease: Lease, changes: Mapping[str, Any], graph: Graph) -> None:
-        """Make the message into the last of the graph, and write the others before it."""
+        """Make the message into the last of the graph, and write the others before it; and
+        what is added to the workflow."""
         if unknown := changes.keys() - _REPLACEABLE:
             raise InvalidTaskError(f"a replacement cannot change {sorted(unknown)}")
         old = dict(zip(PACKED_FIELDS, lease.packed, strict=True))
         new = {**old, "retries": 0, **changes}
         itself = (lease.id, new["task"], new["body"])
-        batch = prepare(graph.messages, graph.edges, self.now, itself)
+        inner, parts = divide_edges(graph.messages, graph.edges, lease.id)
+        batch = prepare(graph.messages, inner, self.now, itself)
         pending = batch.counted.get(lease.id, 0)
         if pending or new["task"] == GATHER:
             state = _WAITING
@@ -303,7 +306,7 @@ class Settling:
         )
         self.db.execute(_RETIRE_EDGES, (lease.key,))
         self.db.execute(_FORGET_INPUTS, (lease.key,))
-        insert(self.following, batch, workflow, {lease.id: lease.key})
+        self._add_parts(parts, insert(self.following, batch, workflow, {lease.id: lease.key}))
         if new["task"] == GATHER and not pending:
             self.following.join(lease.key)
 
@@ -316,20 +319,17 @@ class Settling:
         return self._settle(lease, outcome._replace(added=None))
 
     def _add(self, lease: Lease, added: Graph) -> None:
-        """Write what a task adds to its workflow. A gather that is over takes no more
-        parts: what was meant to be one runs all the same."""
-        ids = {packed[0] for packed in added.messages}
-        inner = [edge for edge in added.edges if edge[1] in ids]
+        """Write what a task adds to its workflow."""
+        inner, parts = divide_edges(added.messages, added.edges)
         batch = prepare(added.messages, inner, self.now)
-        new = insert(self.following, batch, self._workflow_of(lease))
-        for source, target, on, position in added.edges:
-            if target in ids:
-                continue
-            if on != "part" or source not in ids:
-                raise InvalidTaskError(
-                    f"{target!r} cannot be made to wait for {source!r} with {on!r}: a task may "
-                    "add parts to a gather, and nothing else to what is in the store"
-                )
+        self._add_parts(parts, insert(self.following, batch, self._workflow_of(lease)))
+
+    def _add_parts(
+        self, parts: Sequence[tuple[str, str, str, int]], new: Mapping[str, int]
+    ) -> None:
+        """Have gathers of the store wait for messages that are new. One that is over takes
+        no more parts: what was meant to be one runs all the same."""
+        for source, target, _, position in parts:
             gather = find_open_gather(self.db, target)
             if gather is not None and source in new:
                 self.db.execute(_ADD_PART, (new[source], gather, position))

@@ -846,7 +846,7 @@ def test_4_a_replacement_that_is_settled_again_changes_nothing(broker: Broker) -
 
 
 @pytest.mark.parametrize("how", ["replaced", "added"])
-@pytest.mark.parametrize("wrong", ["used id", "cycle", "unknown target"])
+@pytest.mark.parametrize("wrong", ["used id", "cycle", "unknown target", "no gather"])
 def test_4_a_graph_that_is_refused_fails_its_task_and_no_other(
     broker: Broker, how: str, wrong: str
 ) -> None:
@@ -860,6 +860,7 @@ def test_4_a_graph_that_is_refused_fails_its_task_and_no_other(
         "used id": ([good, used._replace(body=b"another")], []),
         "cycle": ([good], path(good, good)),
         "unknown target": ([good], [Edge(good.id, other.id, "success")]),
+        "no gather": ([good], [Edge(good.id, other.id, "part", -1)]),
     }[wrong]
     graph = Graph(tuple(one.pack() for one in messages), tuple(map(tuple, edges)))
     outcome = (
@@ -915,6 +916,29 @@ def test_10_a_part_that_is_added_is_waited_for_and_listed_last(broker: Broker) -
     *_, last = work(broker, worker)
     assert [value for _, value in listed(last)] == [b"0", b"1", b'"more0"', b'"more1"']
     assert broker.get([more[0].id])[more[0].id].workflow == body.id
+
+
+def test_10_what_is_replaced_may_add_parts_in_the_same_step(broker: Broker) -> None:
+    members, into, body, edges = chord(2)
+    broker.enqueue([*members, into, body], edges, Workflow(body.id))
+    worker = enlist(broker)
+    first, second = broker.claim(worker, ["default"], 2)
+    before, *more = tasks("before", "more0", "more1")
+    graph = Graph(
+        tuple(one.pack() for one in (before, *more)),
+        (
+            (before.id, first.id, "success", 0),
+            *[(one.id, into.id, "part", -1) for one in more],
+        ),
+    )
+    outcomes = (Replaced({"task": "last"}, graph), Succeeded(b"1"))
+
+    broker.step(worker, settlements=list(zip((first, second), outcomes, strict=True)))
+
+    assert state(broker, into) == "waiting"
+    *_, last = work(broker, worker)
+    assert [value for _, value in listed(last)] == [b'"last"', b"1", b'"more0"', b'"more1"']
+    assert {broker.get([one.id])[one.id].workflow for one in (before, *more)} == {body.id}
 
 
 def test_10_what_is_added_to_a_gather_that_is_over_runs_all_the_same(broker: Broker) -> None:

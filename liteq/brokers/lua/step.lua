@@ -105,9 +105,10 @@ end
 
 local function refuse_graph(s)  -- what it is to add or be replaced by cannot be
   local refusal, id, other = check_graph(s.graph, true)
-  if refusal or s.kind == 'G' then return refusal, id, other end
+  if refusal then return refusal, id, other end
   for _, edge in ipairs(s.graph.edges) do
-    if not s.graph.new[edge[2]] then
+    local replaced = s.kind == 'G' and (edge[2] == s.id or edge[3] ~= 'p')
+    if not s.graph.new[edge[2]] and not replaced then
       local given = call('HGET', P .. 'm:' .. edge[2], 'g')
       local task = given and given_of(given).t
       if task and task ~= GATHER then return 'N', edge[2], task end
@@ -122,6 +123,17 @@ for i, s in ipairs(settlements) do
       return answer()
     end
   end
+end
+
+local function open_gathers(graph)  -- those of the store that a graph adds parts to
+  local gathers = {}
+  for _, edge in ipairs(graph.edges) do
+    if not graph.new[edge[2]] then
+      local target = load(edge[2])
+      if target and is_open(target) then gathers[edge[2]] = true end
+    end
+  end
+  return gathers
 end
 
 local open_queues = queues  -- those that are not paused
@@ -304,14 +316,7 @@ for _, s in ipairs(settlements) do
     end
     if s.graph then
       s.graph.workflow, s.graph.name = m.W or nil, nil
-      local gathers = {}
-      for _, edge in ipairs(s.graph.edges) do
-        if not s.graph.new[edge[2]] then
-          local target = load(edge[2])
-          if target and is_open(target) then gathers[edge[2]] = true end
-        end
-      end
-      enter(s.graph, gathers)
+      enter(s.graph, open_gathers(s.graph))
     end
     if m.O or m.v then
       if state == 'I' then
@@ -373,7 +378,9 @@ for _, s in ipairs(settlements) do
           call('HSET', key, 'W', s.graph.workflow)
           call('ZADD', P .. 'nodes:' .. s.graph.workflow, m.n, s.id)
         end
-        enter(s.graph, {[s.id] = true})
+        local there = open_gathers(s.graph)
+        there[s.id] = true
+        enter(s.graph, there)
         local now = load(s.id)
         if now.s == 'w' and now.P == '0' then
           now.C, now.D = nil, nil  -- it waits for nothing: its times are worked out
