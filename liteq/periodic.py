@@ -18,7 +18,7 @@ from liteq.entries import CatchUp, Entry, Overlap
 from liteq.exceptions import DecodeError, ImproperlyConfigured, ScheduleError, ScheduleNotFound
 from liteq.loggers import get_logger
 from liteq.result import AsyncResult
-from liteq.schedules import crontab, maybe_schedule
+from liteq.schedules import changed, maybe_schedule
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -28,12 +28,13 @@ __all__ = ["PeriodicEntry", "Schedules"]
 logger = get_logger("liteq.beat")
 
 _OWN_OPTIONS: Final = ("catch_up", "overlap", "relative", "tz")
+_TIMING: Final = ("schedule", "tz", "relative")
 
 
 @dataclass(frozen=True)
 class PeriodicEntry:
-    """A periodic entry as the store has it. Times are aware, in the zone of its crontab or
-    the app's.
+    """A periodic entry as the store has it. Times are aware, in its own zone or the
+    app's.
 
     `origin` is "code" or "runtime". `entry` is None if nothing here can read it; `error`
     then says why.
@@ -252,8 +253,10 @@ class Schedules:
     def update(self, name: str, **changes: Any) -> PeriodicEntry:
         """Change an entry that was made at run time; the names are those of `add()`.
 
+        What is not named stays, as does its zone if another `schedule` has none of its own.
         A changed schedule begins anew. Raises `ScheduleNotFound`, and `ScheduleError` for
-        what cannot be or an entry that is declared in code.
+        what cannot be, a `tz` or `relative` without effect, or an entry that is declared in
+        code.
         """
         while True:
             row = self._row(name)
@@ -262,13 +265,13 @@ class Schedules:
             assert old is not None  # only declared ones are local
             given: dict[str, Any] = {
                 "task": _task_of(old, self._app) if "task" not in changes else None,
-                "schedule": old.schedule,
+                "schedule": self._changed_schedule(old, changes),
                 "args": () if "task" in changes else old.args,
                 "kwargs": {} if "task" in changes else old.kwargs,
                 "options": old.options,
                 "catch_up": old.catch_up,
                 "overlap": old.overlap,
-                **changes,
+                **{key: value for key, value in changes.items() if key not in _TIMING},
             }
             entry = Entry.of(self._app, name, given).check(self._app)
             data = self._dumps(entry)
@@ -359,6 +362,13 @@ class Schedules:
             return entry.first(now)
         return row.due_at if row.due_at > now else entry.timetable.following(row.due_at, now)
 
+    def _changed_schedule(self, old: Entry, changes: Mapping[str, Any]) -> Any:
+        assert old.timetable is not None  # only declared ones have another
+        try:
+            return changed(old.timetable.spec(), changes, self._app)
+        except (ValueError, TypeError, ImproperlyConfigured) as exc:
+            raise ScheduleError(f"periodic entry {old.name!r}: {exc}") from exc
+
     def _dumps(self, entry: Entry) -> bytes:
         try:
             return entry.dumps(self._app.signer)
@@ -384,7 +394,7 @@ class Schedules:
             fields = entries.read(row.entry)
             task, schedule = fields["task"], _words(fields["schedule"])
             entry = Entry.loads(row.name, row.entry, self._app)
-            if entry is not None and isinstance(entry.schedule, crontab):
+            if entry is not None:
                 zone = entry.schedule.tz
         except (DecodeError, ValueError, KeyError, TypeError, ImproperlyConfigured) as exc:
             error = str(exc)

@@ -27,6 +27,7 @@ __all__ = [
     "BaseSchedule",
     "ParseException",
     "Timetable",
+    "changed",
     "crontab",
     "from_spec",
     "maybe_schedule",
@@ -123,12 +124,14 @@ class BaseSchedule:
 class schedule(BaseSchedule):  # noqa: N801 (Celery's name)
     """Every so many seconds (a number, or a timedelta), the first time one interval after
     the entry was made. With `relative`, rounded down to the unit of the interval, which is
-    days, hours, minutes or seconds: every two hours is then at full hours.
+    days, hours, minutes or seconds: every two hours is then at full hours of `tz`, a zone's
+    name or a tzinfo (default: the app's).
 
     Raises `ValueError` for an interval that is not above zero.
     """
 
     relative: bool
+    _tz: tzinfo | None = None  # here too: a subclass may have an __init__ of its own
 
     def __init__(
         self,
@@ -136,10 +139,17 @@ class schedule(BaseSchedule):  # noqa: N801 (Celery's name)
         relative: bool = False,
         nowfun: Callable[[], datetime] | None = None,
         app: Liteq | None = None,
+        *,
+        tz: str | tzinfo | None = None,
     ) -> None:
         super().__init__(nowfun, app)
         self.run_every = _interval(run_every)
         self.relative = bool(relative)
+        self._tz = None if tz is None else zone_of(tz)
+
+    @property
+    def tz(self) -> tzinfo:
+        return self._tz if self._tz is not None else self.app.timezone
 
     @property
     def seconds(self) -> float:
@@ -211,10 +221,10 @@ class schedule(BaseSchedule):  # noqa: N801 (Celery's name)
     __hash__ = BaseSchedule.__hash__
 
     def _value(self) -> Any:
-        return self.run_every, self.relative
+        return self.run_every, self.relative, self._tz if self.relative else None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.run_every, self.relative, self.nowfun)
+        return type(self), (self.run_every, self.relative, self.nowfun), {"_tz": self._tz}
 
 
 class crontab(BaseSchedule):  # noqa: N801 (Celery's name)
@@ -460,14 +470,15 @@ def maybe_schedule(
     if isinstance(s, str):
         return crontab.from_string(s, app=app, tz=tz)
     if isinstance(s, (int, float, timedelta)) and not isinstance(s, bool):
-        return schedule(s, relative, app=app)
+        return schedule(s, relative, app=app, tz=tz)
     if not callable(getattr(s, "is_due", None)):
         raise TypeError(
             "a schedule is a number of seconds, a timedelta, a cron expression, crontab(…) "
             f"or an object with is_due(), not {s!r}"
         )
-    if isinstance(s, crontab) and tz is not None and s._tz is None:
-        s._tz = zone_of(tz)
+    zone = None if tz is None else zone_of(tz)
+    if isinstance(s, (crontab, schedule)) and s._tz is None:
+        s._tz = zone
     if isinstance(s, BaseSchedule) and app is not None:
         s.app = app
     return s
@@ -477,13 +488,53 @@ def from_spec(spec: Mapping[str, Any], app: Liteq | None = None) -> Any:
     """Return the schedule whose `spec()` this was. Raises `ValueError` for another."""
     match spec:
         case {"kind": "every", "seconds": seconds, "relative": relative}:
-            return schedule(seconds, relative, app=app)
+            return schedule(seconds, relative, app=app, tz=spec.get("tz"))
         case {"kind": "crontab", "cron": str(cron), "tz": tz}:
             either = bool(spec.get("dom_or_dow"))
             return crontab.from_string(cron, tz=tz, dom_or_dow=either, app=app)
         case {"kind": "solar", "event": event, "lat": lat, "lon": lon}:
             return solar(event, lat, lon, app=app)
     raise ValueError(f"there is no such schedule: {dict(spec)!r}")
+
+
+def changed(spec: Mapping[str, Any], changes: Mapping[str, Any], app: Liteq) -> Any:
+    """Return the schedule whose `spec()` this was with another `schedule`, `tz` or
+    `relative`: its zone, and what else a number or an expression leaves open, stay unless
+    they are among the changes.
+
+    Raises `ValueError` or `TypeError` for what cannot be, or would have no effect.
+    """
+    given = changes["schedule"] if "schedule" in changes else _bare(spec, app)
+    zone = changes.get("tz", None if getattr(given, "nowfun", None) else spec.get("tz"))
+    if isinstance(given, str):
+        either = bool(spec.get("dom_or_dow"))
+        made = crontab.from_string(given, tz=zone, dom_or_dow=either, app=app)
+    else:
+        relative = bool(changes.get("relative", spec.get("relative")))
+        made = maybe_schedule(given, relative, app, zone)
+    if changes.get("relative") and not getattr(made, "relative", False):
+        raise ValueError(
+            f"only an interval is relative, a number of seconds or a timedelta, not {made!r}"
+        )
+    if (
+        changes.get("tz") is not None
+        and isinstance(made, Timetable)
+        and "tz" not in made.spec()
+    ):
+        raise ValueError(
+            f"tz has no effect on {made!r}: only a crontab and a relative interval have a zone"
+        )
+    return made
+
+
+def _bare(spec: Mapping[str, Any], app: Liteq) -> Any:
+    """Return the number or the expression of a `spec()`, or the schedule if it has neither."""
+    match spec:
+        case {"kind": "every", "seconds": seconds}:
+            return seconds
+        case {"kind": "crontab", "cron": cron}:
+            return cron
+    return from_spec(spec, app)
 
 
 def _interval(given: Any) -> timedelta:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+import re
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from liteq import Liteq
 from liteq.beat import BeatLazyFunc
 from liteq.brokers.base import Broker, Schedule
 from liteq.exceptions import ScheduleError, ScheduleNotFound
-from liteq.schedules import crontab
+from liteq.schedules import crontab, schedule
 
 PARIS = "Europe/Paris"
 
@@ -305,6 +306,92 @@ def test_an_entry_is_added_changed_and_removed(app: Liteq) -> None:
 
     app.schedules.remove("nightly")
     assert app.schedules.list() == []
+
+
+def when(app: Liteq, name: str = "tick") -> Any:
+    entry = app.schedules.get(name).entry
+    assert entry is not None
+    return entry.schedule
+
+
+def test_the_zone_of_an_entry_is_changed_alone(app: Liteq) -> None:
+    either = crontab(0, 9, "fri", 13, tz="Asia/Tokyo", dom_or_dow=True)
+    app.schedules.add("tick", "shop.tick", either)
+    changed = app.schedules.update("tick", tz=PARIS)
+    assert when(app) == crontab(0, 9, "fri", 13, tz=PARIS, dom_or_dow=True)
+    assert changed.due_at is not None
+    assert changed.due_at.isoformat() == "2027-01-22T09:00:00+01:00"
+    app.schedules.update("tick", tz=None)
+    assert when(app).tz == app.timezone
+
+
+def test_an_interval_is_made_relative_or_not_alone(app: Liteq, clock: FakeClock) -> None:
+    app.schedules.add("tick", "shop.tick", 7_200)
+    app.schedules.update("tick", relative=True, tz="Asia/Kathmandu")
+    assert when(app) == schedule(7_200, relative=True, tz="Asia/Kathmandu")
+    app.schedules.update("tick", tz="Asia/Tokyo")
+    assert when(app) == schedule(7_200, relative=True, tz="Asia/Tokyo")
+    app.schedules.update("tick", schedule=3_600)
+    assert when(app) == schedule(3_600, relative=True, tz="Asia/Tokyo")
+    app.schedules.update("tick", relative=False)
+    assert when(app) == schedule(3_600)
+
+
+def test_another_time_of_day_keeps_the_zone_of_an_entry(app: Liteq) -> None:
+    app.schedules.add("tick", "shop.tick", "0 9 13 * fri", tz="Asia/Tokyo")
+    app.schedules.update("tick", schedule="0 10 * * *")
+    assert when(app) == crontab(0, 10, tz="Asia/Tokyo")
+    app.schedules.update("tick", schedule=crontab(0, 11))
+    assert when(app) == crontab(0, 11, tz="Asia/Tokyo")
+    app.schedules.update("tick", schedule=crontab(0, 12, tz=PARIS))
+    assert when(app) == crontab(0, 12, tz=PARIS)
+    there = timezone(timedelta(hours=-3))
+    app.schedules.update("tick", schedule=crontab(0, 13, nowfun=lambda: datetime.now(there)))
+    assert when(app) == crontab(0, 13, tz=there)
+    app.schedules.update("tick", schedule="0 14 * * *", tz=PARIS)
+    assert when(app) == crontab(0, 14, tz=PARIS)
+
+
+def test_what_asks_for_either_day_keeps_it_over_another_expression(app: Liteq) -> None:
+    either = crontab(0, 9, "fri", 13, dom_or_dow=True)
+    app.schedules.add("tick", "shop.tick", either)
+    app.schedules.update("tick", schedule="0 9 1 * mon")
+    assert when(app).dom_or_dow
+    app.schedules.update("tick", schedule=crontab(0, 9, "mon", 1))
+    assert not when(app).dom_or_dow
+
+
+@pytest.mark.parametrize(
+    ("made", "change", "text"),
+    [
+        (7_200, {"tz": "No/Where"}, "no time zone 'No/Where'"),
+        ("0 9 * * *", {"tz": "No/Where"}, "no time zone 'No/Where'"),
+        (7_200, {"tz": PARIS}, "tz has no effect on <freq: 2.00 hours>"),
+        ("0 9 * * *", {"relative": True}, "only an interval is relative"),
+        (7_200, {"schedule": "@daily", "relative": True}, "only an interval is relative"),
+        (7_200, {"relativ": True}, "'relative'?"),
+    ],
+)
+def test_a_change_that_has_no_effect_is_an_error_that_names_it(
+    app: Liteq, made: Any, change: dict[str, Any], text: str
+) -> None:
+    before = app.schedules.add("tick", "shop.tick", made)
+    with pytest.raises(ScheduleError, match="periodic entry 'tick'.*" + re.escape(text)):
+        app.schedules.update("tick", **change)
+    assert app.schedules.get("tick") == before
+
+
+def test_a_relative_interval_is_rounded_in_the_zone_of_its_entry(app: Liteq) -> None:
+    declare(app, tick={"task": "shop.tick", "schedule": 86_400, "relative": True, "tz": PARIS})
+    found = app.schedules.get("tick")
+    assert found.due_at is not None
+    assert found.due_at.isoformat() == "2027-01-16T00:00:00+01:00"
+    assert [due.hour for due in found.next(3)] == [0, 0, 0]
+
+
+def test_the_zone_of_an_interval_must_be_one(app: Liteq) -> None:
+    with pytest.raises(ScheduleError, match="no time zone 'No/Where'"):
+        app.schedules.add("tick", "shop.tick", 30, tz="No/Where")
 
 
 def test_an_entry_may_hold_all_that_json_can_be_taught(app: Liteq) -> None:

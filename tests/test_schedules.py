@@ -322,6 +322,8 @@ def test_equal_schedules_are_equal() -> None:
     assert schedule(60) == timedelta(minutes=1)
     assert schedule(60) == 60
     assert schedule(60) != schedule(60, relative=True)
+    assert schedule(60, relative=True, tz="UTC") != schedule(60, relative=True)
+    assert schedule(60, tz="UTC") == schedule(60)  # only what is relative has a zone
     assert hash(crontab("*/10")) == hash(crontab("0-59/10"))
 
 
@@ -335,7 +337,7 @@ def test_a_step_and_a_list_of_the_same_numbers_are_not_equal() -> None:
         crontab("*/5", "1-3", "mon", "L", "jan", tz="Europe/Paris", dom_or_dow=True),
         crontab([1, 2], 3),
         schedule(30),
-        schedule(timedelta(hours=1), relative=True),
+        schedule(timedelta(hours=1), relative=True, tz="Europe/Paris"),
     ],
 )
 def test_schedules_survive_pickle_and_their_spec(given: Any) -> None:
