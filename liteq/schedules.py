@@ -506,6 +506,7 @@ def changed(spec: Mapping[str, Any], changes: Mapping[str, Any], app: Liteq) -> 
     """
     given = changes["schedule"] if "schedule" in changes else _bare(spec, app)
     zone = changes.get("tz", None if getattr(given, "nowfun", None) else spec.get("tz"))
+    made: Any  # it may be a class of the user's
     if isinstance(given, str):
         either = bool(spec.get("dom_or_dow"))
         made = crontab.from_string(given, tz=zone, dom_or_dow=either, app=app)
