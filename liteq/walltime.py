@@ -4,9 +4,10 @@ The rule (docs: Periodic tasks), where clocks go forward or back:
 
 - Times that do not exist, since the clock jumped over them, run once, right after it.
 - Times that exist twice run at their first occurrence.
-- A schedule whose minute or hour is `*` or `*/n` is about an interval. It runs in both
-  passes of an hour that comes twice; and what was jumped over runs right after the gap
-  only if the schedule names no time within as long after it as the gap was.
+- A schedule whose minute or hour is `*` or `*/n` (or a range over everything, as `0-59/30`)
+  is about an interval. It runs in both passes of an hour that comes twice; and what was
+  jumped over runs right after the gap only if the schedule names no time within as long
+  after it as the gap was.
 
 Instants are Unix seconds; zones are `tzinfo` objects.
 """
