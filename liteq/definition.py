@@ -20,6 +20,7 @@ from liteq import current
 from liteq.local import Proxy
 from liteq.names import is_typed
 from liteq.options import (
+    CALL_OPTIONS,
     TASK_OPTIONS,
     UNIQUE_OPTIONS,
     TaskOptions,
@@ -50,6 +51,7 @@ __all__ = [
     "shared_task",
 ]
 
+_RETRY_ARGUMENTS = frozenset({"args", "kwargs", "max_retries"})
 _VAR_KEYWORDS = 0x08  # the code flag of a function that takes **kwargs
 
 P = ParamSpec("P")
@@ -300,7 +302,13 @@ def _place(code: CodeType) -> tuple[str, int]:
 def check_options(options: Mapping[str, Any], base: type[Any] | None = None) -> None:
     """Raise `TypeError` for an option that neither liteq nor the base class has, and for
     values that would only be found wrong when the task fails."""
-    base = base or options.get("base")
+    given = options.get("base")
+    if given is not None and not (isinstance(given, type) and issubclass(given, Task)):
+        raise TypeError(f"base is a subclass of liteq.Task, not {given!r}")
+    name = options.get("name")
+    if name is not None and not isinstance(name, str):
+        raise TypeError(f"name is a text, not {name!r}")
+    base = base or given
     own = () if base is None else [name for name in options if hasattr(base, name)]
     refuse_unknown(options, {*TASK_OPTIONS, "bind", "base", *own}, "a task")
     for name in ("autoretry_for", "dont_autoretry_for", "throws"):
@@ -317,8 +325,19 @@ def check_options(options: Mapping[str, Any], base: type[Any] | None = None) -> 
     retries = options.get("max_retries")
     if retries is not None and (isinstance(retries, bool) or not isinstance(retries, int)):
         raise TypeError(f"max_retries is a whole number, or None for no end, not {retries!r}")
+    if retries is not None and retries < 0:
+        raise ValueError(f"max_retries is 0 or more, or None for no end, not {retries}")
+    _check_retry_kwargs(options.get("retry_kwargs"))
     checked_deliveries(options.get("max_deliveries"))
     for name in ("default_retry_delay", "retry_backoff", "retry_backoff_max"):
         given = options.get(name)
         if given is not None and not (name == "retry_backoff" and isinstance(given, bool)):
             checked_seconds(name, given)
+
+
+def _check_retry_kwargs(given: Any) -> None:
+    if given is None:
+        return
+    if not isinstance(given, Mapping):
+        raise TypeError(f"retry_kwargs is a dict of what retry() takes, not {given!r}")
+    refuse_unknown(given, CALL_OPTIONS | _RETRY_ARGUMENTS, "retry_kwargs")

@@ -638,8 +638,13 @@ def register_type(
     """Teach the tagged formats a type: `encode` makes a value they know, `decode` undoes it.
 
     Both sides must register it under the same tag; only exact instances of the class are
-    written with it. Raises `ValueError` for a tag that is taken.
+    written with it. Raises `ValueError` for a tag that is taken, and `TypeError` for what
+    is no class, text or function.
     """
+    if not all(map(isinstance, (kind, tag), (type, str))):
+        raise TypeError(f"register_type takes a class and a tag, not {kind!r} and {tag!r}")
+    if not all(map(callable, (encode, decode))):
+        raise TypeError(f"register_type takes two functions, not {encode!r} and {decode!r}")
     if tag in readers and writers.get(kind) is None:
         raise ValueError(f"the type tag {tag!r} is taken")
     readers[tag] = decode

@@ -667,6 +667,20 @@ def test_a_program_may_register_a_type() -> None:
         del tagging.writers[SimpleNamespace], tagging.readers["ns"]
 
 
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        (("x", "y", list, list), "takes a class and a tag, not 'x' and 'y'"),
+        ((range, 3, list, list), "takes a class and a tag, not .* and 3"),
+        ((range, "range", 1, 2), "takes two functions, not 1 and 2"),
+    ],
+)
+def test_a_type_is_registered_with_a_tag_and_two_functions(given: Any, complaint: str) -> None:
+    with pytest.raises(TypeError, match=complaint):
+        serializers.register_type(*given)
+    assert range not in tagging.writers
+
+
 def test_reading_json_needs_no_heavy_module() -> None:
     code = (
         "import sys\n"
