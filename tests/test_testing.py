@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import threading
 import unittest
@@ -285,6 +286,38 @@ def test_time_does_not_run_backwards(t: Inline) -> None:
         t.clock.advance(-1)
     with pytest.raises(ValueError, match="is over: it is 2030-05-17 12:00"):
         t.drain(until=NOON - timedelta(hours=1))
+
+
+@pytest.mark.parametrize("span", [math.nan, math.inf, 1e300, timedelta.max, "x", None])
+def test_the_clock_is_moved_by_what_is_a_time(t: Inline, span: Any) -> None:
+    before = t.clock.now()
+    with pytest.raises((TypeError, ValueError), match=r"advance\("):
+        t.clock.advance(span)
+    with pytest.raises((TypeError, ValueError), match=r"move_to\("):
+        t.clock.move_to(span)
+    assert t.clock.now() == before
+
+
+@pytest.mark.parametrize(
+    ("misuse", "complaint"),
+    [
+        (lambda t: inline("x"), r"inline\(\) takes an app, not 'x'"),
+        (lambda t: inline(at="x").__enter__(), "a time is a datetime.* not 'x'"),
+        (lambda t: start_worker("x").__enter__(), r"start_worker\(\) takes an app, not 'x'"),
+        (lambda t: t.perform("x"), r"perform\(\) takes a task.* not 'x'"),
+        (lambda t: t.assert_enqueued(3), "a task or its name is asked for, not 3"),
+        (lambda t: t.refute_enqueued(3), "a task or its name is asked for, not 3"),
+        (lambda t: assert_enqueued(3), "a task or its name is asked for, not 3"),
+        (lambda t: t.all_enqueued(3), "a task or its name is asked for, not 3"),
+        (lambda t: t.assert_scheduled(3), "a task or its name is asked for, not 3"),
+        (lambda t: t.drain(3), r"drain\(\) takes the name of a queue, or several, not 3"),
+        (lambda t: t.drain([3]), r"drain\(\) takes the name of a queue, or several, not \[3"),
+        (lambda t: t.drain(until=3), "a time is a datetime.* not 3"),
+    ],
+)
+def test_what_is_misused_says_what_it_takes(t: Inline, misuse: Any, complaint: str) -> None:
+    with pytest.raises(TypeError, match=complaint):
+        misuse(t)
 
 
 def test_a_retry_runs_when_the_clock_has_come_there(app: Liteq, t: Inline) -> None:

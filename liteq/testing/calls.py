@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from liteq.app import Liteq
 from liteq.current import get_current_app
 from liteq.exceptions import MessageError
 from liteq.message import GATHER
@@ -16,7 +17,6 @@ from liteq.serializers import dumps_call, loads_call
 from liteq.waiting import has_ended
 
 if TYPE_CHECKING:
-    from liteq.app import Liteq
     from liteq.brokers.values import Record, State
     from liteq.task import Task
 
@@ -25,6 +25,8 @@ __all__ = [
     "all_enqueued",
     "app_of",
     "assert_enqueued",
+    "check_app",
+    "name_of",
     "refute_enqueued",
     "shown",
     "unlike",
@@ -106,7 +108,7 @@ def all_enqueued(
     `app` defaults to the task's, or the current one. Raises `DecodeError` for a call whose
     arguments cannot be read.
     """
-    wanted = _Wanted(name=_name(task), queue=queue)
+    wanted = _Wanted(name=name_of(task), queue=queue)
     return [call for call in _calls(app_of(task, app)) if not wanted.misses(call)]
 
 
@@ -130,9 +132,10 @@ def assert_enqueued(
     Raises `AssertionError`, which shows the calls that come nearest.
     """
     __tracebackhide__ = True
+    name = name_of(task)
     found_app = app_of(task, app)
     wanted = _Wanted(
-        name=_name(task),
+        name=name,
         args=None if args is None else tuple(args),
         kwargs=None if kwargs is None else dict(kwargs),
         queue=queue,
@@ -167,9 +170,10 @@ def refute_enqueued(
     have, for it is another app's, fails as well: its calls are elsewhere.
     """
     __tracebackhide__ = True
+    name = name_of(task)
     found_app = app_of(task, app)
     wanted = _Wanted(
-        name=_name(task),
+        name=name,
         args=None if args is None else tuple(args),
         kwargs=None if kwargs is None else dict(kwargs),
         queue=queue,
@@ -192,6 +196,23 @@ def app_of(task: Task[..., Any] | str | None, app: Liteq | None) -> Liteq:
     if task is None or isinstance(task, str):
         return get_current_app()
     return task.app
+
+
+def name_of(task: Task[..., Any] | str | None) -> str | None:
+    """Return the name of a task that is given by it or itself; None for any task. Raises
+    `TypeError` for what is neither."""
+    if task is None or isinstance(task, str):
+        return task
+    name = getattr(task, "name", None)
+    if not isinstance(name, str):
+        raise TypeError(f"a task or its name is asked for, not {task!r}")
+    return name
+
+
+def check_app(app: Any, where: str) -> None:
+    """Raise `TypeError` for what is no app."""
+    if not isinstance(app, Liteq):
+        raise TypeError(f"{where}() takes an app, not {app!r}")
 
 
 # What is in the store
@@ -268,10 +289,6 @@ def _aware(app: Liteq, moment: datetime | None) -> datetime | None:
     if moment is None or moment.tzinfo is not None:
         return moment
     return moment.replace(tzinfo=app.timezone)
-
-
-def _name(task: Task[..., Any] | str | None) -> str | None:
-    return task if task is None or isinstance(task, str) else task.name
 
 
 # What is wanted of it

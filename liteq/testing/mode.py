@@ -17,8 +17,9 @@ from liteq.brokers.values import Record
 from liteq.clock import Clock, ManualClock, system_clock
 from liteq.current import get_current_app
 from liteq.exceptions import TimeoutError
+from liteq.options import MAX_TIME, checked_seconds
 from liteq.testing import calls, periodic, running
-from liteq.testing.calls import Enqueued
+from liteq.testing.calls import Enqueued, check_app
 from liteq.testing.periodic import BeatByHand
 from liteq.testing.running import MAX_TASKS, TaskRun, moment_of
 from liteq.waiting import has_ended
@@ -48,6 +49,8 @@ def inline(app: Liteq | None = None, *, at: datetime | None = None) -> Inline:
     At the end the app has its own store and clock again, which were left untouched. Inside
     of another, each has a store of its own.
     """
+    if app is not None:
+        check_app(app, "inline")
     return Inline(app, at)
 
 
@@ -60,17 +63,28 @@ class MovableClock(ManualClock):
 
     def advance(self, seconds: float | timedelta) -> None:
         """Let time pass. Nothing runs by that: `drain()` runs what has come due."""
-        span = seconds.total_seconds() if isinstance(seconds, timedelta) else seconds
+        span = checked_seconds("the span of advance()", seconds)
         if span < 0:
             raise ValueError(f"time does not run backwards: advance({seconds})")
+        _check_moment(f"advance({seconds})", self.now() + span)
         super().advance(span)
 
     def move_to(self, moment: float | datetime) -> None:
         """Let time pass until this instant: Unix seconds, or a datetime (a naive one is
         read in the app's zone). If it is over, do nothing."""
         if isinstance(moment, datetime):
-            moment = moment_of(self._app, moment)
-        super().move_to(moment)
+            instant = moment_of(self._app, moment)
+        elif isinstance(moment, timedelta):
+            raise TypeError("move_to() takes an instant: for a span there is advance()")
+        else:
+            instant = checked_seconds("the instant of move_to()", moment)
+        _check_moment(f"move_to({moment})", instant)
+        super().move_to(instant)
+
+
+def _check_moment(what: str, moment: float) -> None:
+    if moment >= MAX_TIME:
+        raise ValueError(f"{what} leads beyond the year 9999")
 
 
 class InlineStore(SqliteBroker):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from liteq.beat import Beat
 from liteq.entries import Entry
 from liteq.schedules import crontab, maybe_schedule, schedule, solar
-from liteq.testing.calls import app_of, shown, unlike, unlike_args, unlike_kwargs
+from liteq.testing.calls import app_of, name_of, shown, unlike, unlike_args, unlike_kwargs
 from liteq.testing.running import prepare
 
 if TYPE_CHECKING:
@@ -59,9 +59,9 @@ def assert_scheduled(
     __tracebackhide__ = True
     if every is not None and at is not None:
         raise TypeError("assert_scheduled() takes every=… or at=…, not both")
+    name = name_of(entry) or ""
     found_app = app_of(entry, app)
     prepare(found_app)
-    name = entry if isinstance(entry, str) else entry.name
     when = every if at is None else at
     wanted = _Wanted(
         name,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, TypeVar, cast
 from weakref import WeakSet
@@ -21,11 +21,11 @@ from liteq.inline import InlineWorker, Ran, attempt_with
 from liteq.limits import limits_by_task
 from liteq.outcome import Failed, Ignored, Replaced, Retried, Revoked, Succeeded
 from liteq.serializers import loads, loads_call
+from liteq.task import Task
 from liteq.workers.pool import executor_settings
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
-    from liteq.task import Task
 
 __all__ = [
     "MAX_TASKS",
@@ -141,13 +141,14 @@ def drain_app(
 ) -> list[TaskRun]:
     """Run what is due, up to what `end_of()` returned. `beat()` fires the periodic entries
     that are due and returns when the next is."""
+    queues = _queues(queue)
     prepare(app)
     runs: list[TaskRun] = []
     app.broker.declare_limits(limits_by_task(app.tasks))
     with InlineWorker(
         app.broker,
         _interruptible(_executor(app)),
-        queues=(queue,) if isinstance(queue, str) else queue,
+        queues=queues,
         tasks=frozenset(app.tasks),
         name=_HOSTNAME,
     ) as worker:
@@ -161,6 +162,16 @@ def drain_app(
     while app.broker.maintain():
         pass
     return runs
+
+
+def _queues(given: Any) -> Sequence[str] | None:
+    """Return which queues are meant. Raises `TypeError` for what are no names."""
+    if given is None:
+        return None
+    names = (given,) if isinstance(given, str) else given
+    if not (isinstance(names, Iterable) and all(isinstance(name, str) for name in names)):
+        raise TypeError(f"drain() takes the name of a queue, or several, not {given!r}")
+    return tuple(names)
 
 
 def _running(
@@ -184,6 +195,8 @@ def perform(task: Task[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     with: the task's exception, `Retry`, `Ignore`, `Reject`.
     """
     __tracebackhide__ = True
+    if not isinstance(task, Task):
+        raise TypeError(f"perform() takes a task, and then its arguments, not {task!r}")
     app = task.app
     prepare(app)
     message, *_ = app.sender.compose(task.s(*args, **kwargs)).messages
@@ -206,6 +219,8 @@ def perform(task: Task[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
 
 def moment_of(app: Liteq, given: datetime | timedelta) -> float:
     """Return an instant, or the end of a span from now, as Unix seconds."""
+    if not isinstance(given, (datetime, timedelta)):
+        raise TypeError(f"a time is a datetime, or a timedelta from now, not {given!r}")
     if isinstance(given, timedelta):
         return app.clock.now() + given.total_seconds()
     if given.tzinfo is None:

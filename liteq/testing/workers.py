@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from liteq import embedded
 from liteq.signals import Signal
+from liteq.testing.calls import check_app
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -48,6 +49,7 @@ def start_worker(
     Celery's further arguments are accepted and do nothing: the worker says itself when it
     is ready, and the log is the test's.
     """
+    check_app(app, "start_worker")
     test_worker_starting.send(sender=app)
     worker: Any = None
     try:
