@@ -219,6 +219,32 @@ def test_the_second_may_be_an_error(app: Liteq) -> None:
     assert caught.value.id == first.id
 
 
+@pytest.mark.parametrize("on_conflict", ["return", "skip", "raise", "replace"])
+def test_a_call_that_has_expired_is_no_duplicate(
+    app: Liteq, t: Inline, on_conflict: str
+) -> None:
+    report = report_of(app, on_conflict=on_conflict)
+    first = report.apply_async((1,), expires=30)
+    t.clock.advance(30)
+    assert first.state == "REVOKED"
+
+    second = report.delay(1)
+
+    assert (second == first, second.duplicate) == (False, False)
+    assert [run.id for run in t.drain()] == [second.id]
+    assert app.AsyncResult(first.id).state == "REVOKED"
+
+
+def test_a_call_that_has_expired_is_no_duplicate_of_many(app: Liteq, t: Inline) -> None:
+    report = report_of(app)
+    report.apply_async((1,), expires=30)
+    t.clock.advance(30)
+
+    first, second = report.enqueue_many([(1,), (1,)])
+
+    assert (first.duplicate, second.duplicate, second == first) == (False, True, True)
+
+
 def test_the_second_may_replace_what_waits(app: Liteq, t: Inline) -> None:
     report = report_of(app, unique_key="day", on_conflict="replace")
     first, second = report.delay(1), report.delay(2)

@@ -162,6 +162,7 @@ class Broker(ABC):
         whoever enqueues at the same time. The key is taken in the step that stores the
         message, and free with the one that ends or deletes it, whatever that is; no
         death of a process leaves it held, and no clock takes it from one that is alive.
+        One that has expired before its start is not: who wants its key ends it first.
 
     An instance may be used by any thread, and after a fork by the child as well.
     Verbs raise `BrokerUnavailable` when the store cannot be reached; nothing else is
@@ -457,7 +458,8 @@ class Broker(ABC):
 
     @abstractmethod
     def holder(self, unique_key: str) -> str | None:
-        """Return the id of the message that holds a key, None if it is free."""
+        """Return the id of the message that holds a key, None if it is free. One that has
+        expired before its start holds none; it is ended by who takes its key, if not before."""
 
     @abstractmethod
     def get(self, ids: Sequence[str]) -> dict[str, Record]:

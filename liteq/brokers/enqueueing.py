@@ -163,6 +163,8 @@ def insert(
         admitted = admit(db, batch.rows, following.now, as_a_whole=as_a_whole)
         for row in admitted.repeated:
             accept_repeat(db, row)
+        for seq in admitted.late:  # none before all are admitted: it may be refused as a whole
+            following.revoke(seq, "expired")
         batch = batch._replace(rows=admitted.rows, edges=[*batch.edges, *admitted.edges])
         if stands is not None:
             stands.update(admitted.stands)

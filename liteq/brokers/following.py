@@ -179,6 +179,18 @@ class Following:
             id, task = row
             self.revoked(seq, id, reason, gather=task == GATHER)
 
+    def mark(self) -> tuple[int, ...]:
+        """Return how much is noted by now, for `back_to()`."""
+        return len(self.ended), len(self._ended), len(self._settled)
+
+    def back_to(self, mark: tuple[int, ...]) -> None:
+        """Forget the ends noted since, which a savepoint has undone."""
+        ended, edges, settled = mark
+        del self.ended[ended:]
+        for noted, before in ((self._ended, edges), (self._settled, settled)):
+            for seq in list(noted)[before:]:
+                del noted[seq]
+
     def join(self, seq: int) -> None:
         """End a gather that waits for nothing. To be followed by `follow_all()`."""
         self._gather(seq, ())

@@ -5,7 +5,8 @@ again exactly if that many of its edges come from messages that have not ended: 
 them will then be met, or end it anew. Were they fewer, it would wait for ever.
 
 A unique message takes its key again, and stays as it is if another has it by now: the
-index of keys lets no two have one, and `OR IGNORE` passes the second over.
+index of keys lets no two have one, and `OR IGNORE` passes the second over. One that has
+expired before its start is over, and is ended first.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Final
 import apsw
 
 from liteq.brokers.connection import fetch_all, fetch_one
+from liteq.brokers.following import Following
 from liteq.brokers.schema import STATE_CODES
 from liteq.message import GATHER
 
@@ -56,21 +58,30 @@ _UNCOUNT: Final = (
     "AND (state IN (0, 1, 2, 4, 5) OR (state IN (7, 8) AND revoke = 'upstream'))"
 )
 _TAKE_BACK: Final = "DELETE FROM input WHERE target = ? AND position = ? AND source = ?"
+_LATE: Final = (
+    "SELECT late.seq FROM message AS mine CROSS JOIN message AS late "
+    "INDEXED BY message_unique ON late.unique_key = ltrim(mine.unique_key, '-') "
+    "WHERE mine.{} = ? AND mine.unique_key IS NOT NULL AND late.state < 6 "
+    "AND late.state NOT IN (0, 3) AND late.expires_at <= ? AND late.seq != mine.seq"
+)
 _EDGES: Final = (
     "SELECT edge.target, edge.fires, edge.position, source.id FROM message source "
     "JOIN edge ON edge.source = source.seq WHERE source.seq = ?"
 )
 
 
-def redrive(db: apsw.Connection, ids: Iterable[str], now: float) -> list[str]:
+def redrive(following: Following, ids: Iterable[str]) -> list[str]:
     """Restart the failed ones of these messages; return their ids.
 
     What followed their ends is undone, and so on down. It is done round by round, so
-    that what waits for many of them is looked at once for all.
+    that what waits for many of them is looked at once for all. To be followed by
+    `follow_all()`.
     """
+    db, now = following.db, following.now
     redriven = []
     undone: list[tuple[int, bool]] = []  # what has not ended any more; had it succeeded?
     for id in ids:
+        _end_late(following, "id", id)
         seq = fetch_one(db, _RESTART, (now, id))
         if seq is not None:
             redriven.append(id)
@@ -82,25 +93,34 @@ def redrive(db: apsw.Connection, ids: Iterable[str], now: float) -> list[str]:
             for target, fires, position, id in fetch_all(db, _EDGES, (seq,)):
                 targets[target] = None
                 if fires == "failure" and not succeeded:
-                    undone += _recall(db, target)
+                    undone += _recall(following, target)
                 elif fires == "success" and succeeded:
                     _uncount(db, target, position, id, inputs=1)
                 elif fires == "part":
                     _uncount_part(db, target, position, id, succeeded=succeeded)
         for target in targets:
+            _end_late(following, "seq", target)
             db.execute(_REVIVE, (target,))
             if db.changes():
                 undone.append((target, False))
     return redriven
 
 
-def _recall(db: apsw.Connection, callback: int) -> list[tuple[int, bool]]:
+def _end_late(following: Following, column: str, of: str | int) -> None:
+    """End what has the key of this message and has expired before its start."""
+    for (late,) in fetch_all(following.db, _LATE.format(column), (of, following.now)):
+        following.revoke(late, "expired")
+
+
+def _recall(following: Following, callback: int) -> list[tuple[int, bool]]:
     """Have an error callback wait again; return it if it had ended."""
+    db = following.db
     state, pending = fetch_one(
         db, "SELECT state, pending FROM message WHERE seq = ?", (callback,)
     ) or (_RUNNING, 0)
     if pending or state in (_RUNNING, _REVOKED):
         return []
+    _end_late(following, "seq", callback)
     db.execute(_RECALL, (callback,))
     if not db.changes():
         return []

@@ -341,11 +341,13 @@ class Settling:
     def _attempt(self, body: Callable[[], None]) -> bytes | None:
         """Do it as a whole or not at all; return the error if the store refuses it."""
         self.db.execute("SAVEPOINT attempt")
+        mark = self.following.mark()
         try:
             body()
         except _REFUSED as exc:
             self.db.execute("ROLLBACK TO attempt")
             self.db.execute("RELEASE attempt")
+            self.following.back_to(mark)
             return failure.describe(exc, traceback="")
         self.db.execute("RELEASE attempt")
         return None

@@ -203,6 +203,7 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
             following, stands = Following(db, now), dict[str, str]()
             if not insert_alike(following, messages):
                 insert(following, prepare(pack_all(messages), (), now), stands=stands)
+                following.follow_all()
             return following, stands
 
         following, stands = self._database.write(write, durable=self.durable, limited=True)
@@ -549,12 +550,21 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
         wanted = list(ids)
         now = self.clock.now()
         redriven: list[str] = []
+
+        def again(db: apsw.Connection, some: Sequence[str]) -> tuple[Following, list[str]]:
+            following = Following(db, now)
+            restarted = redrive(following, some)
+            following.follow_all()
+            return following, restarted
+
         for start in range(0, len(wanted), SLICE):
             some = wanted[start : start + SLICE]
-            redriven += self._database.write(
-                lambda db, some=some: redrive(db, some, now),  # type: ignore[misc]
+            following, restarted = self._database.write(
+                lambda db, some=some: again(db, some),  # type: ignore[misc]
                 durable=self.durable,
             )
+            self._announce(following)
+            redriven += restarted
         if redriven:
             self._wake_workers()
         return redriven

@@ -4,6 +4,9 @@ The lock is the message itself: a unique index holds the keys of messages that h
 ended, so whatever ends one (a settle, a revocation, a dead letter, a purge) gives its key
 free in the same statement, and nothing that dies leaves a lock behind. A key that is kept
 for some time after the end as well has a row in `period`.
+
+A message that has expired before its start is over, although it is marked so only by a
+claim or by upkeep. Who wants its key does not wait for those, and ends it first.
 """
 
 import json
@@ -31,7 +34,7 @@ _SCHEDULED: Final = STATE_CODES["scheduled"]
 _RUNNING: Final = STATE_CODES["running"]
 
 _HOLDER: Final = (
-    "SELECT seq, id, state, workflow, enqueued_at, sent_as "
+    "SELECT seq, id, state, workflow, enqueued_at, sent_as, expires_at "
     "FROM message INDEXED BY message_unique "
     "WHERE unique_key = ? AND state < 6"
 )
@@ -53,18 +56,25 @@ _RENEW: Final = (
     f"UPDATE message SET {_COLUMNS}state = ?, sent_as = ?, result = NULL, parked_at = NULL, "
     "note_state = NULL, note = NULL WHERE seq = ?"
 )
+# What one that waits for another to end waits for: who takes its place waits for it as well.
+_RUNS_BEFORE: Final = (
+    "SELECT message.id FROM edge JOIN message ON message.seq = edge.source "
+    f"WHERE edge.target = ? AND edge.fires = '{END}' AND message.state < 6"
+)
 # A key with a hyphen before it was handed on to the message that runs next.
 _HAND_ON: Final = "UPDATE message SET unique_key = '-' || unique_key WHERE seq = ?"
 
 
 class Admission(NamedTuple):
     """Rows that are to be stored, those that were before, the edges that are to be added,
-    and what is not stored: by its id, that of the message that stands for it."""
+    and what is not stored: by its id, that of the message that stands for it. Before that,
+    those are to end whose keys are taken since they have expired."""
 
     rows: list[tuple[Any, ...]]
     repeated: list[tuple[Any, ...]]
     edges: list[tuple[str, str, str, int]]
     stands: dict[str, str]
+    late: list[int]
 
 
 class _Holder(NamedTuple):
@@ -74,6 +84,12 @@ class _Holder(NamedTuple):
     workflow: int | None
     enqueued_at: float
     sent_as: str | None
+    expires_at: float | None
+
+    def is_late(self, now: float) -> bool:
+        """Tell whether it has expired before its start; one that runs goes on."""
+        late = self.expires_at is not None and self.expires_at <= now
+        return late and self.state != _RUNNING
 
 
 def admit(
@@ -88,6 +104,7 @@ def admit(
     repeated: list[tuple[Any, ...]] = []
     edges: list[tuple[str, str, str, int]] = []
     stands: dict[str, str] = {}
+    late: list[int] = []
     places: dict[str, int] = {}  # of the keys taken here
     for row in rows:
         key = row[UNIQUE]
@@ -106,9 +123,14 @@ def admit(
                 kept[place] = (there, *row[1:])
             stands[row[0]] = there
             continue
-        found = fetch_one(db, _HOLDER, (key,))
-        if found is not None:
-            holder = _Holder(*found)
+        holder = _find(db, key)
+        if holder is not None and holder.is_late(now):
+            late.append(holder.seq)
+            if running := fetch_one(db, _RUNS_BEFORE, (holder.seq,)):
+                edges.append((running, row[0], END, 0))
+                row = (*row[:_WIDTH], _WAITING, row[_WIDTH + 1] + 1, *row[_WIDTH + 2 :])
+            holder = None
+        if holder is not None:
             _refuse(row, holder.id, rule, as_a_whole=as_a_whole)
             if rule.on_conflict != "replace" or holder.sent_as == row[0]:
                 stands[row[0]] = holder.id
@@ -128,7 +150,7 @@ def admit(
             db.execute(_KEEP, (key, row[0], now + rule.unique_for))
         places[key] = len(kept)
         kept.append(row)
-    return Admission(kept, repeated, edges, stands)
+    return Admission(kept, repeated, edges, stands, late)
 
 
 def admits(db: apsw.Connection, rows: Sequence[tuple[Any, ...]], now: float) -> bool:
@@ -172,9 +194,16 @@ def _renew(
 
 def holder(db: apsw.Connection, key: str, now: float) -> str | None:
     """Return the id of the message that holds a key, None if nothing does."""
+    found = _find(db, key)
+    if found is not None and not found.is_late(now):
+        return found.id
+    past: str | None = fetch_one(db, _PERIOD, (key, now))
+    return past
+
+
+def _find(db: apsw.Connection, key: str) -> _Holder | None:
     found = fetch_one(db, _HOLDER, (key,))
-    id: str | None = found[1] if found is not None else fetch_one(db, _PERIOD, (key, now))
-    return id
+    return None if found is None else _Holder(*found)
 
 
 def end_periods(db: apsw.Connection, ids: Sequence[str]) -> None:

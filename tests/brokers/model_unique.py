@@ -26,13 +26,16 @@ class UniqueMachine(BrokerMachine):
         self.paused: set[str] = set()
 
     def holder(self, key: str) -> Entry | None:
-        """Return the entry that is alive and has this key; there is never a second."""
+        """Return the entry that is alive and has this key; there is never a second. One that
+        has expired before its start is over, whether or not the store has noticed."""
+        now = self.clock.now()
         alive = [
             entry
             for entry in self.entries.values()
             if entry.message.unique_key == key
             and not entry.final
             and entry.id not in self.deleted
+            and not (entry.state == "ready" and entry.expired(now))
         ]
         assert len(alive) < 2, "the model itself lets two have a key"
         return alive[0] if alive else None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -138,6 +139,7 @@ ENDS: dict[str, Callable[[Broker, FakeClock, Message], object]] = {
     "revoked": lambda b, c, m: b.revoke([m.id]),
     "purged": lambda b, c, m: b.purge(),
     "expired": lambda b, c, m: (c.advance(100), b.maintain()),
+    "expired unseen": lambda b, c, m: c.advance(100),
     "expired in a claim": lambda b, c, m: (c.advance(100), claimed(b, enlist(b))),
     "lost too often": lambda b, c, m: [run(b, Lost("signal 9")) for _ in range(3)],
     "lost, acks early": lambda b, c, m: run(b, Lost("signal 9")),
@@ -167,6 +169,150 @@ def test_a_key_is_free_with_whatever_ends_its_message(
     assert broker.holder(KEY) is None
     assert broker.enqueue([second]) == {}
     assert claimed(broker, enlist(broker)) == [second.id]
+
+
+UNSTARTED = ("queued", "scheduled", "retrying", "released", "lost", "parked", "limited")
+
+
+@pytest.mark.parametrize("on_conflict", ["return", "skip", "raise", "replace"])
+def test_who_wants_the_key_of_one_that_has_expired_ends_it(
+    broker: Broker, clock: FakeClock, on_conflict: str
+) -> None:
+    first = unique(expires_at=clock.now() + 50, unique_for=600)
+    second = unique(on_conflict=on_conflict)
+    broker.enqueue([first])
+    clock.advance(50)
+
+    assert broker.enqueue([second]) == {}
+
+    assert (record(broker, first).state, record(broker, first).revoked) == (
+        "revoked",
+        "expired",
+    )
+    assert broker.holder(KEY) == second.id
+    assert broker.counts() == {"default": {"queued": 1}}
+    assert claimed(broker, enlist(broker)) == [second.id]
+
+
+@pytest.mark.parametrize("state", UNSTARTED)
+def test_one_that_expires_gives_its_key_free_wherever_it_waits(
+    broker: Broker, clock: FakeClock, state: str
+) -> None:
+    first, second = unique(expires_at=clock.now() + 50), unique()
+    if state == "scheduled":
+        first = first._replace(run_at=clock.now() + 3600)
+    if state == "limited":
+        first = first._replace(limits=write([("one", "")]))
+    broker.enqueue([first])
+    ALIVE.get(state, ALIVE["queued"])(broker, clock, first)
+    clock.advance(100)
+
+    assert broker.enqueue([second]) == {}
+
+    assert record(broker, first).revoked == "expired"
+    assert claimed(broker, enlist(broker)) == [second.id]
+    assert broker.maintain() is False
+
+
+def test_one_that_runs_keeps_its_key_beyond_its_expiry(
+    broker: Broker, clock: FakeClock
+) -> None:
+    first, second = unique(expires_at=clock.now() + 50), unique()
+    broker.enqueue([first])
+    run_by = enlist(broker)
+    [lease] = broker.claim(run_by, ["default"])
+    clock.advance(100)
+
+    assert broker.enqueue([second]) == {second.id: first.id}
+    assert broker.settle(run_by, lease, Succeeded(b"1"))
+
+
+def test_what_waits_for_one_that_has_expired_hears_when_its_key_is_taken(
+    broker: Broker, clock: FakeClock
+) -> None:
+    first, then, handler = unique(expires_at=clock.now() + 50), make(), make()
+    broker.enqueue(
+        [first, then, handler],
+        [Edge(first.id, then.id, "success"), Edge(first.id, handler.id, "failure")],
+    )
+    clock.advance(100)
+    with closing(broker.mailbox()) as mailbox:
+        broker.watch([first.id], mailbox)
+
+        broker.enqueue([unique()])
+
+        assert mailbox.wait(10) == {first.id}
+    assert record(broker, then).revoked == "upstream"
+    assert record(broker, handler).state == "queued"
+
+
+def test_one_that_has_expired_is_left_as_it_is_by_what_is_refused(
+    broker: Broker, clock: FakeClock
+) -> None:
+    first, other = unique(expires_at=clock.now() + 50), unique(unique_key="other")
+    broker.enqueue([first, other])
+    clock.advance(100)
+
+    with pytest.raises(DuplicateTask):
+        broker.enqueue([unique(), unique(unique_key="other", on_conflict="raise")])
+
+    assert record(broker, first).state == "queued"
+
+
+def test_a_graph_that_is_refused_ends_nothing_that_has_expired(
+    broker: Broker, clock: FakeClock
+) -> None:
+    first, handler, other = unique(expires_at=clock.now() + 50), make(), make()
+    done, parent = make(queue="side"), make(queue="side")
+    broker.enqueue([first, handler], [Edge(first.id, handler.id, "failure")])
+    broker.enqueue([done, parent])
+    worker = enlist(broker)
+    past, lease = broker.claim(worker, ["side"], 2)
+    broker.settle(worker, past, Succeeded(b"1"))
+    clock.advance(100)
+
+    edge = (done.id, other.id, "success", 0)  # which is over
+    added = Graph((unique().pack(), other.pack()), (edge,))
+    assert broker.settle(worker, lease, Succeeded(b"1", added=added))
+
+    assert record(broker, parent).state == "failed"
+    assert record(broker, first).state == "queued"
+    assert record(broker, handler).state == "waiting"
+
+
+@pytest.mark.parametrize("on_conflict", ["return", "replace"])
+def test_who_takes_the_place_of_one_that_has_expired_waits_for_what_that_waited_for(
+    broker: Broker, clock: FakeClock, on_conflict: str
+) -> None:
+    first = unique(b"[[1], {}]")
+    late = unique(b"[[2], {}]", on_conflict="replace", expires_at=clock.now() + 50)
+    last = unique(b"[[3], {}]", on_conflict=on_conflict)
+    broker.enqueue([first])
+    worker = enlist(broker)
+    [lease] = broker.claim(worker, ["default"])
+    assert broker.enqueue([late]) == {}
+    clock.advance(100)
+
+    assert broker.enqueue([last]) == {}
+
+    assert record(broker, late).revoked == "expired"
+    assert claimed(broker, worker) == []
+    broker.settle(worker, lease, Succeeded(b"1"))
+    assert claimed(broker, worker) == [last.id]
+
+
+def test_a_workflow_takes_the_key_of_one_that_has_expired(
+    broker: Broker, clock: FakeClock
+) -> None:
+    first = unique(expires_at=clock.now() + 50)
+    broker.enqueue([first])
+    clock.advance(100)
+    one, two = make(), unique()
+
+    broker.enqueue([one, two], [Edge(one.id, two.id, "success")], Workflow("w", "flow"))
+
+    assert record(broker, first).revoked == "expired"
+    assert broker.holder(KEY) == two.id
 
 
 def test_a_call_made_again_is_no_duplicate_of_itself(broker: Broker) -> None:
@@ -593,6 +739,41 @@ def test_a_redrive_passes_over_whose_key_another_holds(broker: Broker) -> None:
     assert broker.redrive([first.id]) == [first.id]
 
 
+def test_a_redrive_takes_the_key_of_one_that_has_expired(
+    broker: Broker, clock: FakeClock
+) -> None:
+    first, second = unique(), unique(expires_at=clock.now() + 50)
+    broker.enqueue([first])
+    run(broker, Failed(ERROR))
+    broker.enqueue([second])
+    clock.advance(100)
+
+    assert broker.redrive([first.id]) == [first.id]
+
+    assert record(broker, second).revoked == "expired"
+    assert broker.holder(KEY) == first.id
+    assert claimed(broker, enlist(broker)) == [first.id]
+
+
+def test_what_a_redrive_has_wait_again_takes_the_key_of_one_that_has_expired(
+    broker: Broker, clock: FakeClock
+) -> None:
+    first, then, handler = make(), unique(), unique(unique_key="other")
+    edges = [Edge(first.id, then.id, "success"), Edge(first.id, handler.id, "failure")]
+    broker.enqueue([first, then, handler], edges, Workflow("w", "flow"))
+    run(broker, Failed(ERROR))
+    run(broker, Succeeded(b"1"))
+    soon = clock.now() + 50
+    late = [unique(expires_at=soon), unique(unique_key="other", expires_at=soon)]
+    broker.enqueue(late)
+    clock.advance(100)
+
+    assert broker.redrive([first.id]) == [first.id]
+
+    assert [record(broker, one).revoked for one in late] == ["expired", "expired"]
+    assert (broker.holder(KEY), broker.holder("other")) == (then.id, handler.id)
+
+
 def test_one_that_handed_its_key_on_is_not_redriven_beside_the_next(broker: Broker) -> None:
     first, second = unique(), unique(on_conflict="replace")
     broker.enqueue([first])
@@ -624,6 +805,24 @@ def test_a_tick_passes_over_while_its_last_call_is_alive(
 
     [entry] = broker.schedules()
     assert (entry.total, entry.last_id, entry.due_at) == (1, first.id, due + 10)
+    assert broker.counts() == {"default": {"queued": 1}}
+
+
+@pytest.mark.parametrize("on_conflict", [None, "skip", "raise", "replace"])
+def test_a_tick_is_sent_although_its_last_call_has_expired_unseen(
+    broker: Broker, clock: FakeClock, on_conflict: str | None
+) -> None:
+    due = clock.now()
+    broker.put_schedule(Schedule("sweep", b"{}", due))
+    [entry] = broker.schedules()
+    first, second = unique(expires_at=due + 3), unique(on_conflict=on_conflict)
+    assert broker.fire("sweep", due, due + 5, revision=entry.revision, messages=[first])
+    clock.advance(5)
+
+    assert broker.fire("sweep", due + 5, due + 10, revision=entry.revision, messages=[second])
+
+    [entry] = broker.schedules()
+    assert (entry.total, entry.last_id) == (2, second.id)
     assert broker.counts() == {"default": {"queued": 1}}
 
 

@@ -285,6 +285,20 @@ def test_13_a_key_that_another_message_holds_there_stops_a_move(
     assert there.counts() == {"default": {"queued": 1}}
 
 
+def test_13_a_message_that_has_expired_there_stops_no_move(
+    here: Broker, there: Broker, clock: FakeClock
+) -> None:
+    mine, other = make(unique_key="k"), make(unique_key="k", expires_at=clock.now() + 50)
+    here.enqueue([mine])
+    there.enqueue([other])
+    clock.advance(100)
+
+    list(move(here, there))
+
+    assert there.get([other.id])[other.id].revoked == "expired"
+    assert there.holder("k") == mine.id
+
+
 def test_queues_that_are_paused_stay_so(here: Broker, there: Broker) -> None:
     here.pause("mail")
     there.pause("sms")

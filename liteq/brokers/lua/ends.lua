@@ -63,20 +63,24 @@ end
 
 -- A unique message's lock, unique:<key>, names who has it, and until when it is kept after
 -- an end. It holds as long as that message is alive, which the message itself says: so what
--- ends it has nothing to give free. It is deleted with the message.
+-- ends it has nothing to give free. It is deleted with the message. One that has expired
+-- before its start is over as well: who wants its key ends it first.
 
 local function is_over(state)
   return string.find('SFRI', state, 1, true) ~= nil
 end
 
 -- Return the id of the message that holds a key, and its state, worker's fields aside; nil
--- if the key is free. One that failed or was revoked has done nothing.
+-- if the key is free. One that failed or was revoked has done nothing. Then the id of one
+-- that is to be ended by who takes the key, since it has expired, and its state.
 local function holder_of(key)
   local lock = call('GET', P .. 'unique:' .. key)
   if not lock then return nil end
   local till, id = string.match(lock, '^(%S*) (.*)$')
-  local m = call('HMGET', P .. 'm:' .. id, 's', 'U', 'W', 'a')
+  local m = call('HMGET', P .. 'm:' .. id, 's', 'U', 'W', 'a', 'x')
   if m[1] and not is_over(m[1]) and m[2] == key then
+    local late = m[1] ~= 'r' and m[5] and (tonumber(m[5]) or math.huge) <= NOW
+    if late then return nil, nil, id, m[1] end
     return id, {s = m[1], W = m[3], a = m[4]}
   end
   if till ~= '' and tonumber(till) > NOW and not (m[1] == 'F' or m[1] == 'R') then
@@ -90,8 +94,9 @@ local function lock(key, id, seconds)
 end
 
 local function can_lock(m)
-  local id = m.U and holder_of(m.U)
-  return not id or id == m.id
+  if not m.U then return true end
+  local id, _, late, state = holder_of(m.U)
+  return (not id or id == m.id) and (late == m.id or state ~= 'w')
 end
 
 -- A message is deleted: so is its lock, but `lasting` for as long as it was asked for.

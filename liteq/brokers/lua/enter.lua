@@ -39,7 +39,15 @@ local function admit(graph, m, whole)
     graph.stands[m.id] = mine.id
     return
   end
-  local id, alive = holder_of(m.U)
+  local id, alive, late, state = holder_of(m.U)
+  if late then
+    graph.late[late] = true
+    -- Of one that waits for another to end: who takes its place waits for it as well.
+    local edges = state == 'w' and call('HGETALL', P .. 'b:' .. late) or {}
+    for i = 1, #edges, 2 do
+      if edges[i + 1] == 'e' then table.insert(graph.edges, {edges[i], m.id, 'e', '0'}) end
+    end
+  end
   if id then
     if whole then return 'P', id end
     if m.policy == 'raise' then return 'D', id end
@@ -100,7 +108,7 @@ end
 -- what stands for it.
 local function check_graph(graph, whole)
   local new = {}
-  graph.new, graph.stands, graph.renewed, graph.keys = new, {}, {}, {}
+  graph.new, graph.stands, graph.renewed, graph.keys, graph.late = new, {}, {}, {}, {}
   local unknown = are_unknown(graph.messages)
   for _, m in ipairs(graph.messages) do
     local there = new[m.id]
@@ -124,7 +132,7 @@ local function check_graph(graph, whole)
   for _, edge in ipairs(graph.edges) do
     if new[edge[2]] and not new[edge[1]] then
       local state = call('HGET', P .. 'm:' .. edge[1], 's')
-      if not state or string.find('SFRI', state, 1, true) then return 'E', edge[1], edge[2] end
+      if not state or is_over(state) or graph.late[edge[1]] then return 'E', edge[1], edge[2] end
     end
   end
 end
@@ -138,6 +146,7 @@ local function enter(graph, there)
   for _ in pairs(new) do count = count + 1 end
   if count == 0 and not there then return end
   local number = call('INCRBY', P .. 'seq', count) - count
+  for id in pairs(graph.late) do revoke(load(id), 'expired') end
   for _, edge in ipairs(graph.edges) do
     local source, target, on, position = unpack(edge)
     if new[target] or (there and there[target] and (new[source] or there[source])) then

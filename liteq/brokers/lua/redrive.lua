@@ -9,6 +9,10 @@ if said then return said end
 -- What is not over any more, or is to wait again: it starts as if it never had.
 local function renew(m, state)
   local key = P .. 'm:' .. m.id
+  if m.U then
+    local _, _, late = holder_of(m.U)
+    if late and late ~= m.id then revoke(load(late), 'expired') end
+  end
   if string.find('SFRI', m.s, 1, true) then
     call('ZREM', P .. 'over:' .. m.s, m.id)
     call('ZREM', P .. 'expiring', m.id)
@@ -110,6 +114,7 @@ while #undone > 0 do
     end
   end
 end
+follow()
 ring()
 for _, id in ipairs(driven) do put(id) end
 return answer_once()
