@@ -41,6 +41,7 @@ from liteq.garbage import Collector
 from liteq.ids import new_token
 from liteq.loggers import get_logger
 from liteq.schedules import schedule
+from liteq.waiting import has_ended
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -274,7 +275,7 @@ class Beat:
         if entry.overlap == "allow" or row.last_id is None:
             return False
         last = self._broker.get([row.last_id]).get(row.last_id)
-        if last is None or last.final:
+        if last is None or has_ended(last, self._clock.now()):
             return False
         return entry.overlap == "skip" or last.state != "running"
 

@@ -365,6 +365,29 @@ def test_overlap_queue_lets_one_wait_behind_one_that_runs(app: Liteq, clock: Fak
     assert dues(app) == [180.0]
 
 
+@pytest.mark.parametrize("overlap", ["skip", "queue"])
+def test_a_run_that_has_expired_is_in_nobodys_way(
+    app: Liteq, clock: FakeClock, overlap: str
+) -> None:
+    beat = started(app, tick={**TICK, "overlap": overlap, "options": {"expires": 60}})
+    for _ in range(3):
+        clock.advance(60)
+        beat.tick()
+    assert row(app).total == 3
+
+
+def test_a_run_that_goes_on_beyond_its_expiry_is_in_the_way(
+    app: Liteq, clock: FakeClock
+) -> None:
+    beat = started(app, tick={**TICK, "overlap": "skip", "options": {"expires": 30}})
+    clock.advance(60)
+    beat.tick()
+    app.broker.claim(enlist(app.broker), ["default"])
+    clock.advance(60)
+    beat.tick()
+    assert row(app).total == 1
+
+
 def test_overlap_allow_sends_whatever_runs(app: Liteq, clock: FakeClock) -> None:
     beat = started(app, tick=TICK)
     for _ in range(3):
