@@ -249,6 +249,8 @@ class Redactor:
                 self._gather(member, None, found, depth - 1, is_secret=is_secret)
             return
         members = value if isinstance(value, Mapping) else _fields(value)
+        if members is not None and members is not value:
+            members = {**getattr(value, "__dict__", {}), **members}  # a task is given both
         for key, member in (members or {}).items():
             self._gather(member, key, found, depth - 1, is_secret=is_secret)
 

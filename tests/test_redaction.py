@@ -28,6 +28,14 @@ class Login:
     password: str
 
 
+@dataclass
+class Derived:
+    user: str
+
+    def __post_init__(self) -> None:
+        self.password = CANARY
+
+
 class Custom:
     def __repr__(self) -> str:
         return f"Custom({CANARY})"
@@ -214,6 +222,11 @@ def test_texts_that_are_secret_can_be_taken_out_of_a_message() -> None:
     assert hide(f"bad {CANARY!r}, from-a-url, {odd!r}", found) == (
         f"bad '{HIDDEN}', {HIDDEN}, \"{HIDDEN}\""
     )
+
+
+def test_secrets_beside_the_fields_of_a_dataclass_are_found_and_not_shown() -> None:
+    assert redactor.secrets((Derived("bob"),), {}) == {CANARY}
+    assert redactor.text(Derived("bob")) == "Derived(user='bob')"
 
 
 @pytest.mark.parametrize(
