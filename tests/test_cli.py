@@ -18,6 +18,7 @@ import click
 import pytest
 from hostile import HOSTILE, forge
 from terminal import JOBS, PATIENCE, TASKS, Here, Project, Running, wait_until
+from world import deaf
 
 import liteq
 from liteq import exceptions
@@ -797,6 +798,52 @@ def test_a_reader_that_has_had_enough_is_no_traceback(project: Project) -> None:
     )
     assert done.stdout.startswith("setting")
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        ("call tasks.nothing", 4),
+        ("config no_such_setting", 3),
+        ("--no-such-option", 2),
+        ("-A nowhere ls", 7),
+        ("worker max_size=1", 2),
+        ("worker --burst", 0),
+        ("-b sqlite://new.liteq queues", 0),
+    ],
+)
+@pytest.mark.parametrize("kind", ["full disk", "no reader"])
+def test_an_error_that_nobody_can_read_has_its_exit_code_all_the_same(
+    project: Project, words: str, status: int, kind: str
+) -> None:
+    with deaf(kind) as stderr:
+        done = subprocess.run(
+            [sys.executable, "-m", "liteq", *words.split()],
+            cwd=project.folder,
+            env=project.environ,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            timeout=PATIENCE,
+            check=False,
+        )
+
+    assert done.returncode == status
+
+
+def test_a_beat_whose_stderr_takes_nothing_goes_on(project: Project) -> None:
+    with (
+        deaf("full disk") as stderr,
+        subprocess.Popen(
+            [sys.executable, "-m", "liteq", "beat"],
+            cwd=project.folder,
+            env=project.environ,
+            stderr=stderr,
+        ) as beat,
+    ):
+        wait_until(lambda: [*project.folder.glob("*.liteq/wake/b*")])
+        beat.terminate()
+
+    assert beat.returncode == 0
 
 
 # The worker

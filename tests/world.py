@@ -103,6 +103,28 @@ def no_descriptors() -> Iterator[None]:
             os.close(fd)
 
 
+@contextlib.contextmanager
+def deaf(kind: str) -> Iterator[int]:
+    """Open something that can be written to, and takes nothing."""
+    if kind == "full disk":
+        reader, writer = None, os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, writer = os.pipe()
+        if kind == "no reader":
+            os.close(reader)
+        else:
+            os.set_blocking(writer, False)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    os.write(writer, b"x" * 4096)
+    try:
+        yield writer
+    finally:
+        os.close(writer)
+        if kind == "full pipe":
+            os.close(reader)
+
+
 def uncovered() -> dict[str, str]:
     """Return the environment for a process that coverage is not to follow.
 

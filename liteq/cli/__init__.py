@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ import click
 from liteq import exceptions
 from liteq.cli.front import EXIT_CODES, Exit, Group, Session
 from liteq.cli.output import shown
-from liteq.cli.streams import mend_streams
+from liteq.cli.streams import mend_streams, say
 from liteq.shortage import advice
 
 if TYPE_CHECKING:
@@ -137,23 +138,24 @@ def main(argv: Sequence[str] | None = None, *, app: Liteq | None = None) -> int:
     except click.ClickException as exc:
         if session.verbose and exc.__cause__ is not None:
             _show_traceback(exc)
-        exc.show()
+        with suppress(OSError):
+            exc.show()
         return exc.exit_code
     except click.Abort as exc:
         if exc.__cause__ is None:  # of a ^C click has ended the line, of a question it has not
-            click.echo(err=True)
+            say()
         return Exit.INTERRUPTED
     except KeyboardInterrupt:  # another one, while click did that
         return Exit.INTERRUPTED
     except exceptions.LiteqError as exc:
         if session.verbose:
             _show_traceback(exc)
-        click.echo(f"liteq: {shown(exc, lines=True)}", err=True)
+        say(f"liteq: {shown(exc, lines=True)}")
         return status_of(exc)
     except (OSError, MemoryError) as exc:
         if session.verbose or (lacking := advice(exc)) is None:
             raise
-        click.echo(f"liteq: {shown(lacking)}", err=True)
+        say(f"liteq: {shown(lacking)}")
         return Exit.FAILED
     return int(status or 0)
 
@@ -171,7 +173,7 @@ def _show_traceback(exc: BaseException) -> None:
     import traceback  # late: for who asks
 
     text = "".join(traceback.format_exception(exc))
-    click.echo(shown(text, lines=True), err=True, nl=False)
+    say(shown(text, lines=True), nl=False)
 
 
 def status_of(exc: exceptions.LiteqError) -> Exit:

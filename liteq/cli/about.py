@@ -19,6 +19,7 @@ from liteq.cli.front import (
     print_json,
     print_table,
 )
+from liteq.cli.streams import say
 
 __all__ = ["config", "report", "shell", "version"]
 
@@ -123,7 +124,7 @@ def shell(ipython: bool, plain: bool) -> None:
             if ipython:
                 raise Failure("IPython is not installed") from exc
         else:
-            click.echo(banner, err=True)
+            say(banner)
             start_ipython(argv=[], user_ns=names)
             return
     with suppress(ImportError):

@@ -10,6 +10,7 @@ import click
 
 from liteq.cli.front import Exit, Failure, Seconds, Session, names
 from liteq.cli.output import print_json, shown
+from liteq.cli.streams import say
 
 if TYPE_CHECKING:
     from liteq.commands import ControlCommand
@@ -141,7 +142,7 @@ def print_answers(
             click.echo(f"{shown(name)}: {word}")
             click.echo(_indented(said))
     for name, why in sorted(silent.items()):
-        click.echo(f"liteq: {shown(name)}: {shown(why)}", err=True)
+        say(f"liteq: {shown(name)}: {shown(why)}")
     if not answers:
         raise Failure("no worker has answered", Exit.UNAVAILABLE)
     errors = [said for said in answers.values() if isinstance(said, dict) and "error" in said]

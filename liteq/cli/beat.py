@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -93,8 +93,7 @@ def _run(session: Session, options: Mapping[str, Any], notify: Any) -> int:
         if notify is not None:
             notify.ready()
         if shown:
-            with suppress(OSError):  # the terminal, or who reads the pipe, may have gone
-                session.banner("ready     Ctrl-C to stop")
+            session.banner("ready     Ctrl-C to stop")
 
     service = Service(
         app,

@@ -9,6 +9,7 @@ import click
 
 from liteq.cli.front import Exit, Failure, Session, as_json, command, print_json
 from liteq.cli.output import shown
+from liteq.cli.streams import say
 
 if TYPE_CHECKING:
     from liteq.doctor import Finding
@@ -44,7 +45,7 @@ def doctor(full: bool, as_json: bool) -> int:
                     f"{'':6}{'':{width}}  {click.style('→', dim=True)} {shown(finding.advice)}"
                 )
         counts = [sum(f.level == level for f in findings) for level in _COLOURS]
-        click.echo("{} ok, {} warn, {} fail".format(*counts), err=True)
+        say("{} ok, {} warn, {} fail".format(*counts))
     return Exit.FAILED if any(finding.level == "fail" for finding in findings) else Exit.OK
 
 

@@ -15,6 +15,7 @@ from click.core import ParameterSource
 
 from liteq import __version__ as VERSION  # noqa: N812 (a constant)
 from liteq.cli.output import print_json, print_table, shown
+from liteq.cli.streams import say
 from liteq.exceptions import LiteqWarning
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ class Failure(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         prefix = "" if self.plain else "liteq: "
-        click.echo(prefix + shown(self.format_message(), lines=True), file=file, err=True)
+        say(prefix + shown(self.format_message(), lines=True))
 
 
 class Session:
@@ -153,12 +154,12 @@ class Session:
     def note(self, text: str) -> None:
         """Say something on stderr that is no error."""
         if not self.quiet:
-            click.echo(f"liteq: {shown(text)}", err=True)
+            say(f"liteq: {shown(text)}")
 
     def banner(self, *lines: str) -> None:
         """Print lines of the worker's banner on stderr."""
         if not self.quiet:
-            click.echo("\n".join(lines), err=True)
+            say("\n".join(lines))
 
     def enter(self) -> None:
         """Do what the global options ask for before the command begins."""
@@ -400,7 +401,7 @@ def ask(question: str, *, yes: bool) -> None:
     except click.Abort:
         if sys.stdin.isatty():
             raise  # a ^C
-        click.echo(err=True)
+        say()
         raise Failure("nothing was done: nobody is there to ask; --yes answers it") from None
     if not agreed:
         raise Failure("nothing was done")
@@ -419,7 +420,7 @@ def _show_warnings_in_one_line() -> None:
         line: str | None = None,
     ) -> None:
         if file is None and issubclass(category, LiteqWarning):
-            print(f"liteq: {shown(message)}", file=sys.stderr)  # noqa: T201 (stderr, as warnings do)
+            say(f"liteq: {shown(message)}")
         else:
             show(message, category, filename, lineno, file, line)
 

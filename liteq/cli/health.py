@@ -8,6 +8,7 @@ import click
 
 from liteq.cli.front import Exit, Seconds, Session, as_json, command, print_json
 from liteq.cli.output import shown
+from liteq.cli.streams import say
 from liteq.pulse import MAX_AGE
 
 __all__ = ["health"]
@@ -80,5 +81,5 @@ def health(check: str, max_age: float, any_host: bool, as_json: bool) -> int:
             if last.alive
             else f"{last.name} has died"
         )
-    click.echo(f"liteq: no live worker {where}: {shown(why)} ({shown(store)})", err=True)
+    say(f"liteq: no live worker {where}: {shown(why)} ({shown(store)})")
     return Exit.NO_WORKER

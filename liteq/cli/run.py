@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from liteq.cli.front import Exit, Failure, Session, command
+from liteq.cli.streams import say
 from liteq.cli.worker import run_worker, worker_options
 
 __all__ = ["run"]
@@ -142,12 +143,12 @@ def _run_script(path: Path, arguments: tuple[str, ...]) -> int:
         exec(compile(path.read_bytes(), str(path), "exec"), main.__dict__)
     except SystemExit as exc:
         if isinstance(exc.code, str):
-            click.echo(exc.code, err=True)
+            say(exc.code)
             return Exit.FAILED
         return exc.code or 0
     except KeyboardInterrupt:
         raise
     except BaseException as exc:  # noqa: BLE001 (the user's code: shown as Python shows it)
-        click.echo(user_traceback(exc), err=True, nl=False)
+        say(user_traceback(exc), nl=False)
         return Exit.FAILED
     return 0

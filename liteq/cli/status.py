@@ -13,6 +13,7 @@ import click
 
 from liteq.cli.front import Exit, Failure, Seconds, Session, as_json, command
 from liteq.cli.output import plain_table, print_json, print_table, shown, span
+from liteq.cli.streams import say
 from liteq.exceptions import BrokerError
 
 if TYPE_CHECKING:
@@ -88,9 +89,7 @@ def status(
         _print(found)
     for one in found:
         if one.state != "alive":
-            click.echo(
-                f"liteq: {shown(one.name)} is {one.state}: {shown(one.reason)}", err=True
-            )
+            say(f"liteq: {shown(one.name)} is {one.state}: {shown(one.reason)}")
     if trouble is not None:
         raise trouble
     if not any(one.state == "alive" for one in found):

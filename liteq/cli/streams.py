@@ -1,4 +1,5 @@
-"""The standard streams of a command: there, whatever was closed, and able to write any name.
+"""The standard streams of a command: there, whatever was closed, able to write any name, and
+no reason to end if nobody can hear what is said beside the data.
 
 What a program opens when it was started without a standard stream takes that one's number:
 what is printed, by a library or a child, would go into the store.
@@ -10,9 +11,12 @@ import codecs
 import io
 import os
 import sys
+from contextlib import suppress
 from typing import Final
 
-__all__ = ["mend_streams"]
+import click
+
+__all__ = ["mend_streams", "say"]
 
 _ESCAPE: Final = "liteq.escape"
 
@@ -27,6 +31,16 @@ def mend_streams() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         codecs.register_error(_ESCAPE, _escaped)
         sys.stdout.reconfigure(errors=_ESCAPE)
+
+
+def say(text: str = "", *, nl: bool = True) -> None:
+    """Write a banner, a note or an error on stderr, if that can be done.
+
+    The disk of a log is full, or who read the pipe has gone: that must neither stop a worker
+    nor take the place of the exit code that an error has.
+    """
+    with suppress(OSError):
+        click.echo(text, err=True, nl=nl)
 
 
 def _escaped(exc: UnicodeError) -> tuple[str, int]:

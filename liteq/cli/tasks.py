@@ -21,6 +21,7 @@ from liteq.cli.front import (
     print_json,
 )
 from liteq.cli.output import json_text, shown
+from liteq.cli.streams import say
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -167,11 +168,11 @@ def _show(made: AsyncResult[Any], *, wait: float, document: bool, with_traceback
             }
         )
     elif not ready:
-        click.echo(f"liteq: {made.id} has not ended: {_standing(made)}", err=True)
+        say(f"liteq: {made.id} has not ended: {_standing(made)}")
     elif failed:
         trace = made.traceback if with_traceback else None
         text = trace or f"{type(value).__name__}: {value}"
-        click.echo(shown(text.rstrip(), lines=True), err=True)
+        say(shown(text.rstrip(), lines=True))
     elif not isinstance(value, str):
         click.echo(json_text(value))
     elif sys.stdout.isatty():

@@ -10,6 +10,7 @@ import click
 
 from liteq.cli.front import Exit, Seconds, Session, command, completing
 from liteq.cli.output import STATE_COLOURS, json_text, moment, shown, span
+from liteq.cli.streams import say
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -53,7 +54,7 @@ def watch(id: str, timeout: float | None, as_json: bool) -> int:
             break
         if deadline is not None and time.monotonic() >= deadline:
             screen.end()
-            click.echo(f"liteq: {id} has not ended: {last.state}", err=True)
+            say(f"liteq: {id} has not ended: {last.state}")
             return Exit.TIMEOUT
     screen.end()
     assert last is not None
@@ -61,7 +62,7 @@ def watch(id: str, timeout: float | None, as_json: bool) -> int:
         return Exit.OK
     error = error_of(last.result) if last.state == "failed" else None
     why = f"{error['type']}: {error['message']}" if error else last.revoked or last.state
-    click.echo(f"liteq: {shown(why)}", err=True)
+    say(f"liteq: {shown(why)}")
     return Exit.FAILED
 
 
@@ -162,4 +163,4 @@ class _Bar(_Screen):
         click.echo(f"\r\x1b[K{line}", nl=False, err=True, color=None)
 
     def end(self) -> None:
-        click.echo(err=True)
+        say()

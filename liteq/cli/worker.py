@@ -289,12 +289,11 @@ def run_worker(
     is_told = True
 
     def ready() -> None:
-        with suppress(OSError):  # the terminal, or who reads the pipe, may have gone
-            if shown:
-                if not is_told and (kept := _kept_by(app)):
-                    session.banner(f"store     {store_of(app)}{kept}")
-                took = time.monotonic() - begun
-                session.banner(f"ready     in {took:.2f} s · Ctrl-C to stop")
+        if shown:
+            if not is_told and (kept := _kept_by(app)):
+                session.banner(f"store     {store_of(app)}{kept}")
+            took = time.monotonic() - begun
+            session.banner(f"ready     in {took:.2f} s · Ctrl-C to stop")
         if on_ready is not None:
             on_ready()
 
