@@ -123,12 +123,14 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def dump_stacks(pool: Pool) -> None:
-    """Write the stacks of this process and its children to standard error."""
+    """Write the stacks of this process and its children to standard error, as far as that
+    takes them: nobody may read it any more, and the worker's loop must go on."""
     children = [pid for pid in pool.pids() if pid != os.getpid()]
     header = f"Stacks of worker {os.getpid()}"
     if children:
         header += f" and its children {', '.join(map(str, children))}"
-    os.write(2, f"{header}\n\n".encode())
+    with contextlib.suppress(OSError):  # faulthandler raises none
+        os.write(2, f"{header}\n\n".encode())
     if children:
         faulthandler.dump_traceback(file=2)  # a pool without children includes us
     pool.dump()

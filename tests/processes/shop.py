@@ -104,9 +104,15 @@ class Shop:
     # Workers
 
     def start(
-        self, *flags: str, name: str = "w", ready: bool = True, **environ: str
+        self,
+        *flags: str,
+        name: str = "w",
+        ready: bool = True,
+        stderr: int | None = None,
+        **environ: str,
     ) -> subprocess.Popen[bytes]:
-        """Start `liteq worker`; unless `ready` is off, wait until it says so."""
+        """Start `liteq worker`; unless `ready` is off, wait until it says so in its log, which
+        is its standard error, if that is nothing else."""
         command = [sys.executable, "-m", "liteq", "worker", "-n", f"{name}@shop", *flags]
         said = self.log(name).count("\nready ")
         with (self.folder / f"{name}.log").open("ab") as log:
@@ -114,7 +120,7 @@ class Shop:
                 command,
                 cwd=self.folder,
                 stdout=log,
-                stderr=log,
+                stderr=log if stderr is None else stderr,
                 start_new_session=True,
                 env={**os.environ, **environ},
             )

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import redis_server
-from world import make, wait_until
+from world import deaf, make, wait_until
 
 from liteq.exceptions import (
     ImproperlyConfigured,
@@ -225,6 +225,32 @@ def test_usr1_writes_the_stacks_of_the_worker_and_its_children(open_shop: OpenSh
     shop.wait(lambda: stack.search(shop.log()), worker)
     assert f"Stacks of worker {worker.pid} and its children {pid}" in shop.log()
     assert re.search(r'worker\.py", line \d+ in _loop', shop.log())
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+@pytest.mark.parametrize("kind", ["full disk", "full pipe", "no reader"])
+def test_a_worker_whose_stderr_takes_nothing_goes_on(
+    open_shop: OpenShop, kind: str, pool: str
+) -> None:
+    shop = open_shop(INITIALISED)
+    with deaf(kind) as stderr:
+        worker = shop.start("-P", pool, "-c", "1", "-l", "debug", ready=False, stderr=stderr)
+        assert shop.tasks.add.delay(1, 2).get(timeout=20) == 3
+
+        worker.send_signal(signal.SIGUSR1)
+        worker.send_signal(signal.SIGHUP)
+        if pool == "prefork":
+            shop.wait(lambda: len(shop.notes("init")) == 2, worker)
+
+        assert shop.tasks.add.delay(2, 3).get(timeout=20) == 5
+        assert shop.stop(worker) == 0
+
+
+INITIALISED = """
+@signals.worker_process_init.connect
+def begun(**_):
+    note("init")
+"""
 
 
 # A child that dies
