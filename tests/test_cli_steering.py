@@ -463,6 +463,15 @@ def test_a_workflow_and_a_schedule_steer_no_terminal(
         assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", done.stdout), words
 
 
+def test_a_paused_schedule_is_shown_as_such(app: Callable[[], Liteq], here: Here) -> None:
+    schedules = app().schedules
+    schedules.add("night", "tasks.log", 3600.0, args=["x"])
+    schedules.pause("night")
+
+    assert re.search("^next +paused$", here.ok("schedule", "show", "night"), re.MULTILINE)
+    assert json.loads(here.ok("schedule", "show", "night", "--json"))["next"] == []
+
+
 # watch
 
 

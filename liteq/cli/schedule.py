@@ -81,13 +81,15 @@ def schedule_list(count: int, as_json: bool) -> None:
 @as_json
 def schedule_show(name: str, count: int, as_json: bool) -> None:
     """Show one with its arguments and options."""
-    fields = _fields(_app(Session.current()).schedules.get(name), count)
+    entry = _app(Session.current()).schedules.get(name)
+    fields = _fields(entry, count)
     if as_json:
         print_json(fields)
         return
     width = max(map(len, fields))
+    fields["next"] = fields["next"] or [_why_not(entry)]
     for key, value in fields.items():
-        first, *rest = value if isinstance(value, list) and key == "next" else [value]
+        first, *rest = value if key == "next" else [value]
         click.echo(f"{click.style(key.ljust(width), bold=True)}  {_text(first)}")
         for more in rest:
             click.echo(f"{'':{width}}  {_text(more)}")
