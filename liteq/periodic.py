@@ -359,7 +359,7 @@ class Schedules:
         if entry is None:
             return row.due_at
         if entry.timetable is None or row.due_at is None:
-            return entry.first(now)
+            return _first(entry, now)
         return row.due_at if row.due_at > now else entry.timetable.following(row.due_at, now)
 
     def _changed_schedule(self, old: Entry, changes: Mapping[str, Any]) -> Any:

@@ -529,6 +529,22 @@ def test_a_schedule_class_that_says_nothing_of_use_is_an_error_of_its_entry_alon
     assert [entry.name for entry in app.schedules.list()] == ["other", "tick"]
 
 
+def test_a_schedule_class_that_fails_does_not_keep_its_entry_paused(
+    app: Liteq, clock: FakeClock
+) -> None:
+    moon = Moon(30)
+    NOW[0] = app.now
+    beat = started(app, tick={**TICK, "schedule": moon})
+    app.schedules.pause("tick")
+    moon.broken = True
+    app.schedules.resume("tick")
+    moon.broken = False
+    beat.wake()
+    beat.tick()
+    assert not row(app).paused
+    assert row(app).due_at == START + 30
+
+
 def test_a_schedule_class_that_is_always_due_is_asked_once_a_second(
     app: Liteq, clock: FakeClock
 ) -> None:
