@@ -25,6 +25,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from liteq.djangothread import carried
 from liteq.exceptions import SoftTimeLimitExceeded
 
 if TYPE_CHECKING:  # 50 ms to import, and most workers run no coroutine: see `_asyncio`
@@ -53,7 +54,10 @@ class Body:
     number that no other attempt has.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bridge: Any | None = None) -> None:
+        """`bridge`: `asgiref.sync`, if coroutines are to run by that, where Django's ORM asks
+        in the thread that waits for them. Nothing can interrupt such a one."""
+        self._bridge = bridge
         self.attempt = 0
         self._told: int | None = None  # the attempt to interrupt when its body begins
         self._tokens: dict[int, _Call | _Drive] = {}
@@ -106,6 +110,8 @@ class Body:
         asyncio = _asyncio()
         if asyncio._get_running_loop() is not None:
             return _elsewhere(coroutine)
+        if self._bridge is not None:
+            return _across(self._bridge, coroutine)
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
         loop = self._loop
@@ -342,10 +348,32 @@ def _elsewhere(coroutine: CoroutineType[Any, Any, Any]) -> Ending:
         finally:
             body.close()
 
-    thread = threading.Thread(target=contextvars.copy_context().run, args=(work,))
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(carried(work),))
     thread.start()
     thread.join()
     return endings[0]
+
+
+def _across(bridge: Any, coroutine: CoroutineType[Any, Any, Any]) -> Ending:
+    """Run a coroutine on a loop in another thread, while this one does for it what it hands
+    to `sync_to_async`."""
+    asyncio = _asyncio()
+    begun: list[tuple[Any, Any]] = []
+
+    async def settle() -> Ending:
+        begun.append((asyncio.get_running_loop(), asyncio.current_task()))
+        try:
+            return await coroutine, None
+        except BaseException as exc:  # noqa: BLE001 (it is how the task ended)
+            return None, _trimmed(exc)
+
+    try:
+        ending: Ending = bridge.async_to_sync(settle)()
+        return ending
+    except BaseException as exc:  # noqa: BLE001 (Ctrl-C, which hits the thread that waits)
+        for loop, task in begun:  # it must not go on beside the next
+            loop.call_soon_threadsafe(task.cancel)
+        return None, _trimmed(exc)
 
 
 def _raise_in(thread: int, kind: type[BaseException]) -> None:

@@ -32,6 +32,7 @@ from liteq.body import Body, Ending, is_coroutine
 from liteq.clock import Clock, system_clock
 from liteq.context import Context, Report
 from liteq.delivery import Delivery, Reader
+from liteq.djangothread import bridge
 from liteq.einfo import ExceptionInfo, line, summary
 from liteq.exceptions import (
     Ignore,
@@ -160,7 +161,7 @@ class Executor:
         going to carry it.
         """
         self._plans.pop(delivery.packed[1], None)  # tests change tasks between two calls
-        body = Body()
+        body = Body(bridge())  # the caller's thread has its connections
         try:
             return self._attempt(delivery, report, body)
         finally:

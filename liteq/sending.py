@@ -8,12 +8,13 @@ app's settings, so a plain `delay()` costs little more than its body and its id.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from liteq import context, serializers, signals
 from liteq.calls import Defaults, checked_id, merge, too_large, with_options
+from liteq.djangothread import bridge
 from liteq.exceptions import AlwaysEagerIgnored, BrokerUnavailable
 from liteq.ids import new_id
 from liteq.message import Edge, Message, Workflow
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Sender"]
 
+T = TypeVar("T")
 Options: TypeAlias = dict[str, Any]
 Args: TypeAlias = Sequence[Any] | None
 Kwargs: TypeAlias = Mapping[str, Any] | None
@@ -67,7 +69,7 @@ class Sender:
         what runs here now is the parent."""
         rules = self.rules()
         if rules.always_eager:
-            return await off_loop(self._eager_call, task, args, kwargs, options)
+            return await self.off_loop(self._eager_call, task, args, kwargs, options)
         messages, edges = self._compose(rules, task, args, kwargs, options)
         stands = await self.asend(messages, edges, options)
         return self._result(messages[0], options, stands)
@@ -102,7 +104,7 @@ class Sender:
         options: Options,
     ) -> BulkResult[Any]:
         """Send many calls like `call_many()`, off the event loop."""
-        return await off_loop(copy_context().run, self.call_many, task, calls, options)
+        return await self.off_loop(self.call_many, task, calls, options)
 
     def call_signatures(self, sigs: Iterable[Signature[Any]]) -> BulkResult[Any]:
         """Send many signatures; see `Liteq.enqueue_many`."""
@@ -112,7 +114,17 @@ class Sender:
 
     async def acall_signatures(self, sigs: Iterable[Signature[Any]]) -> BulkResult[Any]:
         """Send many signatures like `call_signatures()`, off the event loop."""
-        return await off_loop(copy_context().run, self.call_signatures, sigs)
+        return await self.off_loop(self.call_signatures, sigs)
+
+    async def off_loop(self, fun: Callable[..., T], *args: Any) -> T:
+        """Have a function make calls off the event loop, for the task that runs here. If
+        they are eager they run there: under Django in the thread whose transaction they are
+        to see."""
+        sync = bridge() if self.rules().always_eager else None
+        if sync is not None:
+            made: T = await sync.sync_to_async(fun)(*args)
+            return made
+        return await off_loop(copy_context().run, fun, *args)
 
     def apply(
         self,
@@ -175,7 +187,7 @@ class Sender:
         """Send a workflow like `call_workflow()`, the store off the event loop."""
         composed = self._compose_workflow(sig, args, kwargs, options)
         if self.rules().always_eager:
-            return await off_loop(self._run_workflow, composed)
+            return await self.off_loop(self._run_workflow, composed)
         if composed.messages:
             await self.asend(composed.messages, composed.edges, options, composed.workflow)
         return composed.result

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from contextvars import copy_context
 from functools import cache
 from typing import (
     TYPE_CHECKING,
@@ -247,11 +246,9 @@ class Task(Generic[P, R]):
         if _is_overridden(self.apply_async, Task.apply_async) and not _is_overridden(
             self.aapply_async, Task.aapply_async
         ):  # a class that knows no coroutines: what it adds holds here too
-            from liteq.offload import off_loop  # late, as with what sends calls
-
             own: Callable[..., Any] = self.apply_async
-            sent: AsyncResult[R] = await off_loop(
-                copy_context().run, lambda: own(args, kwargs, **given)
+            sent: AsyncResult[R] = await self.app.sender.off_loop(
+                lambda: own(args, kwargs, **given)
             )
             return sent
         result: AsyncResult[R] = await self.app.sender.acall(self, args, kwargs, given)

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from asgiref import sync
 
 from liteq.body import Body, Ending, is_coroutine
 from liteq.exceptions import SoftTimeLimitExceeded
@@ -479,6 +480,26 @@ def test_a_coroutine_called_inside_a_running_loop_runs_elsewhere(body: Body) -> 
     value, error = asyncio.run(outer())
     assert error is None
     assert value != threading.get_ident()
+
+
+def test_ctrl_c_ends_a_coroutine_that_asgiref_runs_in_another_thread() -> None:
+    ended = threading.Event()
+
+    async def work() -> None:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+
+    # A shell that starts programs in the background has them ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        _, error = Body(sync).run(work())
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert isinstance(error, KeyboardInterrupt)
+    assert ended.wait(10)
 
 
 def test_closing_ends_what_is_left_on_the_loop() -> None:

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.traced
 FILES = {
     "proj/settings.py": django_project.SETTINGS
     + """
+    DATABASES["default"]["OPTIONS"] = {"timeout": 0}
     if os.environ["TEST_DATABASE"] == "file":
         DATABASES["default"]["TEST"] = {"NAME": BASE_DIR / "tested"}
     TASKS = {"default": {"BACKEND": "liteq.contrib.django.LiteqBackend",
@@ -45,9 +46,24 @@ FILES = {
         @task
         def rename_by_django(name):
             Order.objects.update(name=name)
+        @shared_task
+        async def arename(name):
+            await Order.objects.aupdate(name=name)
+            return await Order.objects.acount()
+        @shared_task
+        async def afail():
+            raise ValueError(await Order.objects.acount())
+        @shared_task
+        async def acall(name):
+            await arename.adelay(name)
+        @task
+        async def arename_by_django(name):
+            await Order.objects.aupdate(name=name)
     """,
     "cases.py": """
+        from asgiref.sync import sync_to_async
         from django.test import TestCase
+        from liteq import chain
         from liteq.contrib.django.project import project_app
         from liteq.testing import inline, perform
         from shop.models import Order
@@ -95,6 +111,66 @@ FILES = {
                 rename.delay("a")
                 app.run_until_empty()
                 self.assertEqual(self.name(), "a")
+            def test_coroutines_drained(self):
+                for task in (arename, acall):
+                    task.delay(task.name)
+                    self.assertEqual({*self.drain()}, {"SUCCESS"})
+                    self.assertEqual(self.name(), task.name)
+            def test_a_coroutine_performed(self):
+                self.assertEqual(perform(arename, "a"), 1)
+                self.assertEqual(self.name(), "a")
+            def test_a_coroutine_applied(self):
+                self.assertEqual(arename.apply(("a",)).get(), 1)
+                self.assertEqual(self.name(), "a")
+            def test_a_coroutine_failed(self):
+                afail.delay()
+                [run] = self.calls.drain()
+                self.assertEqual(repr(run.exception), "ValueError(1)")
+                self.assertEqual(run.exception.__traceback__.tb_frame.f_code.co_name, "afail")
+            def test_a_coroutine_of_djangos(self):
+                arename_by_django.enqueue("a")
+                self.assertEqual(self.drain(), ["SUCCESS"])
+                self.assertEqual(self.name(), "a")
+            async def test_drained_by_a_coroutine(self):
+                for task in (rename, arename, acall):
+                    await task.adelay(task.name)
+                    states = await sync_to_async(self.drain)()
+                    self.assertEqual({*states}, {"SUCCESS"})
+                    self.assertEqual((await Order.objects.aget()).name, task.name)
+            async def test_coroutines_drained_in_the_loop(self):
+                for task in (arename, acall):
+                    await task.adelay(task.name)
+                    self.drain(), self.drain()
+                    self.assertEqual((await Order.objects.aget()).name, task.name)
+        class Eager(TestCase):
+            @classmethod
+            def setUpTestData(cls):
+                Order.objects.create(name="one")
+            def setUp(self):
+                app.conf.task_always_eager = app.conf.task_eager_propagates = True
+            def tearDown(self):
+                app.conf.task_always_eager = app.conf.task_eager_propagates = False
+            def test_called(self):
+                for task in (rename, arename, acall):
+                    task.delay(task.name)
+                    self.assertEqual(Order.objects.get().name, task.name)
+                for task in (rename_by_django, arename_by_django):
+                    task.enqueue(task.name)
+                    self.assertEqual(Order.objects.get().name, task.name)
+            async def test_called_by_a_coroutine(self):
+                for task in (rename, arename, acall):
+                    await task.adelay(task.name)
+                    self.assertEqual((await Order.objects.aget()).name, task.name)
+                for task in (rename_by_django, arename_by_django):
+                    await task.aenqueue(task.name)
+                    self.assertEqual((await Order.objects.aget()).name, task.name)
+            async def test_more_than_one_called_by_a_coroutine(self):
+                await rename.aenqueue_many([("a",), ("b",)])
+                self.assertEqual((await Order.objects.aget()).name, "b")
+                await app.aenqueue_many([rename.si("c"), arename.si("d")])
+                self.assertEqual((await Order.objects.aget()).name, "d")
+                await chain(arename.si("e"), rename.si("f")).aapply_async()
+                self.assertEqual((await Order.objects.aget()).name, "f")
     """,
     "tested.py": """
         import unittest
@@ -119,14 +195,24 @@ FILES = {
 
 DATABASES = ("file", "memory")
 CASES = (
-    "test_drained",
-    "test_nothing_is_left_by_another_test",
-    "test_performed",
-    "test_what_waits_for_the_commit",
-    "test_failed",
-    "test_a_task_of_djangos",
-    "test_queries_are_counted",
-    "test_a_worker_in_this_thread",
+    "InTransaction.test_drained",
+    "InTransaction.test_nothing_is_left_by_another_test",
+    "InTransaction.test_performed",
+    "InTransaction.test_what_waits_for_the_commit",
+    "InTransaction.test_failed",
+    "InTransaction.test_a_task_of_djangos",
+    "InTransaction.test_queries_are_counted",
+    "InTransaction.test_a_worker_in_this_thread",
+    "InTransaction.test_coroutines_drained",
+    "InTransaction.test_a_coroutine_performed",
+    "InTransaction.test_a_coroutine_applied",
+    "InTransaction.test_a_coroutine_failed",
+    "InTransaction.test_a_coroutine_of_djangos",
+    "InTransaction.test_drained_by_a_coroutine",
+    "InTransaction.test_coroutines_drained_in_the_loop",
+    "Eager.test_called",
+    "Eager.test_called_by_a_coroutine",
+    "Eager.test_more_than_one_called_by_a_coroutine",
 )
 
 
@@ -148,4 +234,4 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Any:
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("database", DATABASES)
 def test_a_task_runs_in_the_tests_own_transaction(told: Any, database: str, case: str) -> None:
-    assert told[database][f"cases.InTransaction.{case}"] == ""
+    assert told[database][f"cases.{case}"] == ""

@@ -89,6 +89,22 @@ def test_the_results_are_eager_ones_in_the_same_form(tasks: Tasks, run: Run) -> 
     assert [value for _, value in last.parent.parent.collect()] == [3, 4, 5]
 
 
+def test_a_call_that_a_coroutine_awaits_knows_its_parent(app: Liteq) -> None:
+    app.conf.task_always_eager = True
+
+    @app.task(bind=True)
+    def inner(self: BoundTask) -> str | None:
+        parent: str | None = self.request.parent_id
+        return parent
+
+    @app.task(bind=True)
+    async def outer(self: BoundTask) -> bool:
+        called = await inner.adelay()
+        return called.result == inner.delay().result == self.request.id
+
+    assert outer.delay().get() is True
+
+
 def test_a_failure_ends_what_waits_and_sets_its_callbacks_off(
     app: Liteq, tasks: Tasks, run: Run
 ) -> None:
