@@ -417,13 +417,14 @@ class solar(BaseSchedule):  # noqa: N801 (Celery's name)
         place.pressure = 0  # the heights above have the refraction in them
         place.horizon = height
         more = {"use_center": True} if self.event.startswith("d") else {}
+        # A second on: from another start, ephem finds an event again a little earlier or later.
         start = datetime.fromtimestamp(now + 1, UTC).replace(tzinfo=None)
-        for _ in range(400):  # days: at the poles the sun rises once a year
+        for _ in range(800):  # half days: near the poles the sun rises once a year
             place.date = start
             try:
                 found = getattr(place, method)(ephem.Sun(), **more)
             except ephem.CircumpolarError:
-                start += timedelta(days=1)
+                start += timedelta(hours=12)  # ephem looks only so far as the next transit
                 continue
             instant: float = found.datetime().replace(tzinfo=UTC).timestamp()
             if instant > now:

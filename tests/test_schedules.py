@@ -426,6 +426,17 @@ def test_a_sun_that_does_not_set_is_waited_for() -> None:
 
 
 @pytest.mark.parametrize(
+    "asked", ["2027-06-01T00:00:00", "2027-06-14T17:09:54", "2027-07-02T05:49:22"]
+)
+def test_the_first_dusk_after_bright_nights_is_the_same_from_wherever_one_asks(
+    asked: str,
+) -> None:
+    pytest.importorskip("ephem", reason="the extra liteq-queue[solar]")
+    found = when(solar("dusk_civil", 73.15, 96.1), datetime.fromisoformat(asked + "Z"))
+    assert found.strftime("%d %B %H:%M") == "25 August 17:02"
+
+
+@pytest.mark.parametrize(
     ("event", "lat", "lon", "text"),
     [
         ("moonrise", 0, 0, "no solar event 'moonrise'"),
