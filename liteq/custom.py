@@ -422,8 +422,11 @@ def _named(name: str) -> Any:
 def _plain(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Return an entry of `beat_schedule` as the arguments of an Entry."""
     found = dict(entry)
-    for ours in ("catch_up", "overlap", "tz"):
+    for ours in ("catch_up", "overlap"):
         found.pop(ours, None)
+    if (zone := found.pop("tz", None)) is not None:
+        relative = bool(found.get("relative"))
+        found["schedule"] = maybe_schedule(found.get("schedule"), relative, tz=zone)
     task = found.get("task")
     if not isinstance(task, str):
         found["task"] = getattr(task, "name", task)

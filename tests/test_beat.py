@@ -24,7 +24,7 @@ from liteq.exceptions import (
     StoreLost,
 )
 from liteq.outcome import Succeeded
-from liteq.schedules import crontab
+from liteq.schedules import crontab, schedule
 
 HOUR = 3_600
 TICK: dict[str, Any] = {"task": "shop.tick", "schedule": 60.0}
@@ -852,6 +852,20 @@ def test_celerys_scheduler_fires_what_is_declared(app: Liteq, clock: FakeClock) 
     result = scheduler.apply_async(entry)
     assert app.broker.get([result.id])[result.id].message.body == b"[[1],{}]"
     assert scheduler.schedule["more"].total_run_count == 1
+
+
+def test_an_entry_of_celerys_scheduler_keeps_its_zone(app: Liteq) -> None:
+    class Plain(Scheduler):
+        pass
+
+    tokyo = {"task": "shop.tick", "tz": "Asia/Tokyo"}
+    app.conf.beat_schedule = {
+        "nine": {**tokyo, "schedule": "0 9 * * *"},
+        "daily": {**tokyo, "schedule": 86_400, "relative": True},
+    }
+    found = {name: entry.schedule for name, entry in Plain(app).schedule.items()}
+    assert found["nine"] == crontab(0, 9, tz="Asia/Tokyo")
+    assert found["daily"] == schedule(86_400, relative=True, tz="Asia/Tokyo")
 
 
 def test_entries_compare_by_what_they_do(app: Liteq) -> None:
