@@ -47,7 +47,8 @@ class Context:
     What is not known has its default: a task that is called as a function sees
     `called_directly` True and no `id`. The caller's own headers are attributes as well,
     where no other has that name: `get("tenant")`. `deliveries` counts the starts of this
-    message, 1 at the first; `report` sends a state that the task gives about itself, and is
+    message since it was sent or retried, 1 at the first, and those before that were put back
+    (`Reject(requeue=True)`); `report` sends a state that the task gives about itself, and is
     None where nobody listens.
     """
 
@@ -137,6 +138,9 @@ class Context:
         context.report = report
         context.called_directly = False
         context._packed = packed
+        if packed[-1] is not None and '"requeued":' in packed[-1]:
+            message = context.message
+            context.deliveries += 0 if message is None else message.requeued
         if is_eager:
             context.is_eager = True
         return context

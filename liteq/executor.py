@@ -45,7 +45,7 @@ from liteq.exceptions import (
     TaskPredicate,
 )
 from liteq.loggers import get_logger
-from liteq.message import Packed
+from liteq.message import Message, Packed
 from liteq.options import due_at
 from liteq.outcome import Failed, Ignored, Outcome, Retried, Revoked, Succeeded
 from liteq.plan import Plan, TaskLike, is_async
@@ -539,14 +539,17 @@ class _Attempt:
     def _rejected(self, exc: Reject, runtime: float) -> Ended:
         """End an attempt that refused its message.
 
-        Put back, it is due at once, and that counts as no retry. Otherwise it failed, but
-        by its own will: neither `on_failure` nor `task_failure` hears of it, as in Celery.
+        Put back, it is due at once, and that counts as no retry; nor as a delivery that
+        `max_deliveries` limits, for nothing died. The message says how often it was, so that
+        a task can tell. Otherwise it failed, but by its own will: neither `on_failure` nor
+        `task_failure` hears of it, as in Celery.
         """
         error = self._einfo(exc).record()
         outcome: Outcome
         if exc.requeue:
             now = self.settings.clock.now()
-            outcome = Retried(now, error, {"retries": self.context.retries}, runtime)
+            changes = {"retries": self.context.retries, "envelope": self._requeued()}
+            outcome = Retried(now, error, changes, runtime)
         else:
             outcome = Failed(error, runtime, children=self._trail())
         self._log(
@@ -558,6 +561,15 @@ class _Attempt:
         )
         self._postrun(states.REJECTED, exc)
         return Ended(outcome, exc=exc)
+
+    def _requeued(self) -> str | None:
+        """Return the envelope of this message once it is put back."""
+        message = Message.unpack(self.packed)
+        message = message._replace(requeued=message.requeued + 1)
+        if (signer := self.settings.signer) is not None:
+            message = signer.sign(message)
+        envelope: str | None = message.pack()[-1]
+        return envelope
 
     def _broke(self, exc: Exception) -> Ended:
         """Fail the task for an error in the machinery around it."""

@@ -122,6 +122,7 @@ class Message(NamedTuple):
     origin: str | None = None
     reply_to: str | None = None
     replaced_task_nesting: int = 0
+    requeued: int = 0  # how often it was started and put back, `Reject(requeue=True)`
     stamps: Mapping[str, Any] | None = None
     stamped_headers: tuple[str, ...] | None = None
     store_errors: bool = False

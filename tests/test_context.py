@@ -96,6 +96,12 @@ def test_a_second_start_shows_as_redelivered() -> None:
     assert request(eager=True).delivery_info["is_eager"]
 
 
+def test_starts_that_were_put_back_count_too() -> None:
+    told = request(MESSAGE._replace(requeued=2))
+    assert told.deliveries == 3
+    assert told.delivery_info["redelivered"]
+
+
 def test_what_is_set_goes_before_what_the_message_says() -> None:
     told = request()
     told.update(headers={"mine": 1}, delivery_info={"queue": "q"})

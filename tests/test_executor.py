@@ -482,10 +482,11 @@ def test_a_rejected_message_goes_back_and_counts_no_retry(
     def work() -> None:
         raise Reject("busy", requeue=True)
 
-    outcome = run(work, retries=2)
+    outcome = run(work, retries=2, headers={"tenant": "x"}, requeued=1)
     assert isinstance(outcome, Retried)
     assert outcome.run_at == clock.now()
-    assert outcome.changes == {"retries": 2}
+    again = world.make(headers={"tenant": "x"}, requeued=2)
+    assert outcome.changes == {"retries": 2, "envelope": again.pack()[-1]}
 
 
 def test_a_rejected_message_that_may_not_go_back_has_failed(

@@ -15,7 +15,7 @@ from api import forget_current
 
 from liteq import Liteq, chain, chord, group
 from liteq.brokers.base import Broker
-from liteq.exceptions import ImproperlyConfigured, InvalidSignature, MessageTooLarge
+from liteq.exceptions import ImproperlyConfigured, InvalidSignature, MessageTooLarge, Reject
 from liteq.executor import Executor, ExecutorSettings
 from liteq.ids import new_id
 from liteq.inline import InlineWorker, attempt_with
@@ -52,6 +52,12 @@ def make_app(broker: Broker, *keys: str, **settings: Any) -> Liteq:
             raise self.retry(args=(n + 1,), countdown=0)
         return n
 
+    @app.task(name="back", bind=True)
+    def back(self: Any, n: int) -> int:
+        if self.request.deliveries == 1:
+            raise Reject("not yet", requeue=True)
+        return n
+
     @app.task(name="become", bind=True)
     def become(self: Any) -> None:
         raise self.replace(add.s(1, 2) | add.s(3))
@@ -86,13 +92,14 @@ def test_calls_retries_and_workflows_run_with_signatures(broker: Broker) -> None
     made = [
         t["add"].delay(2, 3),
         t["again"].delay(1),
+        t["back"].delay(7),
         t["become"].delay(),
         chain(t["add"].s(1), t["add"].s(2)).delay(),
         chord([t["add"].s(n) for n in range(4)], t["total"].s()).delay(),
         (group(t["add"].s(1), group(t["add"].s(2)) | t["total"].s()) | t["total"].s()).delay(),
     ]
     run(app)
-    assert [one.get(timeout=0) for one in made] == [5, 2, 6, 3, 6, 3]
+    assert [one.get(timeout=0) for one in made] == [5, 2, 7, 6, 3, 6, 3]
     several = group(t["add"].s(1), t["add"].s(2)).delay()
     run(app)
     assert several.get(timeout=0) == [1, 2]

@@ -1005,6 +1005,38 @@ def test_a_task_may_ignore_or_reject_its_message(app: Liteq) -> None:
         second.get()
 
 
+def test_a_task_that_puts_its_message_back_can_tell_how_often(app: Liteq) -> None:
+    starts = []
+
+    @app.task(bind=True)
+    def guarded(self: BoundTask) -> int:
+        starts.append(self.request.deliveries)
+        if self.request.deliveries < 5:
+            raise Reject("not yet", requeue=True)
+        return int(self.request.retries)
+
+    result = guarded.delay()
+    app.run_until_empty()
+
+    assert (result.get(), starts) == (0, [1, 2, 3, 4, 5])
+    assert record(app, result.id).deliveries == 1, "max_deliveries counts those that died"
+
+
+def test_a_message_that_was_put_back_is_redelivered(app: Liteq) -> None:
+    @app.task(bind=True)
+    def requeues(self: BoundTask) -> str:  # as in Celery's guide
+        if not self.request.delivery_info["redelivered"]:
+            raise Reject("no reason", requeue=True)
+        return "received two times"
+
+    result = requeues.delay()
+    app.run_until_empty()
+
+    assert result.get() == "received two times"
+    assert requeues.apply().get() == "received two times"
+    assert (requeues.si() | requeues.si()).apply().get() == "received two times"
+
+
 # States of its own
 
 

@@ -192,6 +192,7 @@ def _described(state: State, leases: list[Lease]) -> list[dict[str, Any]]:
 def _info(state: State, record: Record, pid: int | None) -> dict[str, Any]:
     message = record.message
     args, kwargs = shown_arguments(state.app, message)
+    starts = record.deliveries + message.requeued
     return {
         "id": record.id,
         "name": message.task,
@@ -205,10 +206,10 @@ def _info(state: State, record: Record, pid: int | None) -> dict[str, Any]:
             "exchange": "",
             "routing_key": message.queue,
             "priority": message.priority,
-            "redelivered": record.deliveries > 1,
+            "redelivered": starts > 1,
         },
         "worker_pid": pid,
-        "attempt": record.deliveries,
+        "attempt": starts,
         "retries": message.retries,
     }
 
