@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -172,6 +173,27 @@ def test_a_tilde_calling_and_delay_send(t: Tasks, app: Liteq, mode: str) -> None
         assert ~chain(t.add.s(1), t.add.s(2)) == 3
 
 
+def test_the_twins_that_are_awaited_send_the_same(t: Tasks, app: Liteq) -> None:
+    table: list[tuple[Any, Any]] = [
+        (t.add.s(1, 2), 3),
+        (t.add.map([1, 2]), [1, 2]),
+        (t.add.starmap([(1, 2)]), [3]),
+        (t.add.chunks([(1, 2), (3, 4), (5, 6)], 2), [[3, 7], [11]]),
+        (t.add.s(1) | t.add.s(2), 3),
+        (group(t.add.s(1), t.add.s(2)), [1, 2]),
+        (chord([t.add.s(1)], t.total.s()), 1),
+    ]
+
+    async def send() -> list[Any]:
+        sent = [await sig.adelay() for sig, _ in table]
+        return sent + [await sig.aapply_async() for sig, _ in table]
+
+    results = asyncio.run(send())
+    app.run_until_empty()
+
+    assert [r.get(timeout=0) for r in results] == [value for _, value in table] * 2
+
+
 def test_apply_runs_in_place(t: Tasks) -> None:
     sig = t.add.s(1) | group(t.add.s(2), t.add.s(3)) | t.total.s()
 
@@ -185,8 +207,6 @@ async def awaited(sig: Any) -> Any:
 
 
 def test_a_workflow_is_sent_without_blocking_the_loop(t: Tasks, app: Liteq) -> None:
-    import asyncio
-
     result = asyncio.run(awaited(t.add.s(1) | t.add.s(2)))
     app.run_until_empty()
 

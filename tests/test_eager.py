@@ -73,7 +73,7 @@ def test_each_kind_of_workflow_runs_to_its_end(tasks: Tasks, run: Run) -> None:
     assert run(chain(add.s(1, 1), group(add.s(1), add.s(2)), total.s())).get() == 7
     assert run(group(chain(add.s(1, 1), add.s(1)), pair)).get() == [3, 2, 4]
     assert run(chord([chord(pair, total.s()), add.s(1, 1)], total.s())).get() == 8
-    assert run(add.chunks([(1, 2), (3, 4)], 1).group()).get() == [[3], [7]]
+    assert run(add.chunks([(1, 2), (3, 4)], 1)).get() == [[3], [7]]
 
 
 def test_the_results_are_eager_ones_in_the_same_form(tasks: Tasks, run: Run) -> None:

@@ -122,6 +122,25 @@ class chunks(_Calls[list[R]]):
         """Send all parts; see `group.apply_async`."""
         return self.group().apply_async(args, kwargs, **options)
 
+    async def aapply_async(  # type: ignore[override]
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> GroupResult:
+        """Send all parts like `apply_async`, without blocking the event loop."""
+        sent: Any = await self.group().aapply_async(args, kwargs, **options)
+        return sent  # type: ignore[no-any-return]
+
+    def apply(
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        """Run all parts in this process, and return their results; see `Task.apply`."""
+        return self.group().apply(args, kwargs, **options)
+
     def __call__(self, **options: Any) -> GroupResult:  # type: ignore[override]
         """Send all parts."""
         return self.apply_async(**options)
