@@ -26,6 +26,7 @@ from liteq.brokers.values import (
     WorkflowInfo,
 )
 from liteq.clock import Clock, system_clock
+from liteq.exceptions import BrokerError
 from liteq.limits import Limit, LimitInfo
 from liteq.message import Edge, Message, Workflow
 from liteq.offload import off_loop
@@ -370,10 +371,25 @@ class Broker(ABC):
         that had counted its failure and is not over waits for it again.
         """
 
-    @abstractmethod
     def purge(self, queues: Sequence[str] | None = None, *, dead: bool = False) -> int:
         """Delete what waits in these queues (None: all), or, with `dead`, the dead
-        letters instead. Return how many. What is running stays."""
+        letters instead. Return how many. What is running stays.
+
+        It goes slice by slice: an error says how many were deleted before it.
+        """
+        total = 0
+        try:
+            for number in self._purge(queues, dead=dead):
+                total += number
+        except BrokerError as exc:
+            if not total:
+                raise
+            raise type(exc)(f"{exc}; {total:,} messages were deleted before that") from exc
+        return total
+
+    @abstractmethod
+    def _purge(self, queues: Sequence[str] | None, *, dead: bool) -> Iterable[int]:
+        """Delete a slice for each step, and give its number."""
 
     @abstractmethod
     def age(self, queues: Sequence[str], seconds: float) -> int:

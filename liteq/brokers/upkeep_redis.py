@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from liteq import failure
@@ -43,19 +43,17 @@ class RedisUpkeep(RedisMail):
         for some in slices(list(ids), LOOK):
             self._call("forget", *some, durable=True)
 
-    def purge(self, queues: Sequence[str] | None = None, *, dead: bool = False) -> int:
+    def _purge(self, queues: Sequence[str] | None, *, dead: bool) -> Iterator[int]:
         if dead:
             places = [""] if queues is None else list(queues)
         else:
             places = self._queue_names() if queues is None else list(queues)
-        total = 0
         for queue in places:
             last: bytes | None = b"0"
             while last is not None:
                 said = self._once("purge", queue, "dead" if dead else "", SLICE, last)
-                total += int(said[0] or 0)
+                yield int(said[0] or 0)
                 last = said[1]
-        return total
 
     # Keeping house
 

@@ -5,7 +5,7 @@ purges, and the sweep that deletes what has had its time.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import apsw
@@ -97,14 +97,15 @@ class SqliteUpkeep(SqliteMail):
 
         self._database.write(delete, durable=self.durable)
 
-    def purge(self, queues: Sequence[str] | None = None, *, dead: bool = False) -> int:
+    def _purge(self, queues: Sequence[str] | None, *, dead: bool) -> Iterator[int]:
         names = None if queues is None else json.dumps(list(queues))
-        places = ["dead"] if dead else ["queued", "scheduled", "parked", "limited"]
-        return sum(self._purge(place, names) for place in places)
+        for place in ["dead"] if dead else ["queued", "scheduled", "parked", "limited"]:
+            yield from self._purge_place(place, names)
 
-    def _purge(self, place: str, queues: str | None) -> int:
+    def _purge_place(self, place: str, queues: str | None) -> Iterator[int]:
         """Delete what one partial index holds, in slices: a million rows at once would
-        hold the write lock for seconds, and so would a hundred large ones."""
+        hold the write lock for seconds, and so would a hundred large ones. Where there is
+        nothing, nothing is written: a full disk may refuse that after all is done."""
         where = "dead IS NOT NULL" if place == "dead" else f"state = {STATE_CODES[place]:d}"
         sql = f"SELECT {WEIGHT}, seq, id FROM message INDEXED BY message_{place} WHERE {where}"
         bindings: tuple[Any, ...] = ()
@@ -123,12 +124,11 @@ class SqliteUpkeep(SqliteMail):
             _delete(db, [seq for _, seq, _ in found])
             return following, len(found), more
 
-        total, more = 0, True
+        more = self._database.read(lambda db: fetch_one(db, f"SELECT EXISTS({sql})", bindings))
         while more:
             following, count, more = self._database.write(delete, durable=self.durable)
             self._announce(following)
-            total += count
-        return total
+            yield count
 
     def changed(self) -> bool:
         return self._database.changed()

@@ -1533,6 +1533,38 @@ def disk() -> Iterator[SickDisk]:
     assert apsw.vfs_names()[0] == before
 
 
+def test_a_purge_that_fails_says_how_many_it_has_deleted(store: Store, disk: SickDisk) -> None:
+    broker = store.open()
+    for nth in range(1, 1_000, 20):
+        left = broker.counts().get("default", {}).get("queued", 0)
+        broker.enqueue([make() for _ in range(1_100 - left)])
+        disk.fail("write", nth)
+        with pytest.raises(BrokerUnavailable) as caught:
+            broker.purge()
+        disk.heal()
+        if "500 messages were deleted before that" in str(caught.value):
+            break
+
+    assert broker.counts()["default"]["queued"] == 600
+    assert broker.purge() == 600
+    broker.close()
+
+
+def test_a_purge_writes_nothing_where_there_is_nothing(store: Store, folder: Path) -> None:
+    broker = store.open(busy_timeout=0.05)
+    broker.enqueue([make(queue="a")])
+    gate = os.open(folder / "gate", os.O_RDWR)
+    fcntl.flock(gate, fcntl.LOCK_EX)  # so nobody else can write
+    try:
+        assert broker.purge(["b"]) == 0
+        with pytest.raises(BrokerBusy):
+            broker.purge()
+    finally:
+        os.close(gate)
+    assert broker.purge() == 1
+    broker.close()
+
+
 def fail_everywhere(disk: SickDisk, attempt: Callable[[str, int], bool]) -> int:
     """Call `attempt` with each place where a write or a sync can fail; return how many."""
     places = 0
