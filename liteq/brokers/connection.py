@@ -65,6 +65,7 @@ _AT_ONCE: Final = fcntl.LOCK_EX | fcntl.LOCK_NB
 _SAFE_SQLITE: Final = (3, 51, 3)  # earlier ones can corrupt a WAL that two connections reset
 _WAL_BACKSTOP: Final = 4_000  # pages (16 MiB): others than workers checkpoint beyond this
 _RESERVE: Final = 32 * 1024 * 1024  # bytes of disk kept for settling when producers fill it
+_LEAST: Final = 64 * 1024  # bytes of disk: the shared memory of a WAL begins with half of that
 _BELIEVED: Final = 1.0  # seconds for which those who read believe that the file is there still
 
 
@@ -148,7 +149,7 @@ class Database:
         not been run.
         """
         self.check()
-        handle = self._take_handle()
+        handle = self._take_handle(limited=limited)
         try:
             db = handle.prepare(durable=durable, limited=limited)
             handle.pass_gate()
@@ -180,7 +181,7 @@ class Database:
         The same as `write()`, without the 8 us that BEGIN and COMMIT take.
         """
         self.check()
-        handle = self._take_handle()
+        handle = self._take_handle(limited=limited)
         try:
             db = handle.prepare(durable=durable, limited=limited)
             handle.pass_gate()
@@ -284,7 +285,7 @@ class Database:
 
     # Connections
 
-    def _take_handle(self) -> _Handle:
+    def _take_handle(self, *, limited: bool = False) -> _Handle:
         """Return this thread's handle, its connection open and its lock held.
 
         A fork by another thread may close the connection at any moment but this one.
@@ -302,6 +303,11 @@ class Database:
                     try:
                         handle.open()
                     except apsw.Error as exc:
+                        if limited and self._is_for_want_of_disk(exc):
+                            raise QueueFull(
+                                f"the store {self.path} has no room: no space is left on its "
+                                "disk, not even to open it; nothing was stored. Free some"
+                            ) from exc
                         raise self._translate(handle, exc) from exc
                     except OSError as exc:
                         if (lacking := advice(exc)) is None:
@@ -365,6 +371,8 @@ class Database:
             handle.close()  # after a failed fsync the page cache may lie: read it afresh
             # SQLite does not tell why it cannot open a file: it needs four for each thread.
             lacking = of_descriptors(4) if isinstance(exc, apsw.CantOpenError) else None
+            if lacking is None and self._is_for_want_of_disk(exc):
+                lacking = f"no space left on its disk: free some ({exc})"
             return BrokerUnavailable(
                 f"the store {where} cannot be used now ({lacking or exc}); whether the "
                 "last step was written is unknown, and repeating it is safe"
@@ -375,6 +383,18 @@ class Database:
             except SchemaError as refusal:
                 return refusal
         return exc
+
+    def _is_for_want_of_disk(self, exc: Exception) -> bool:
+        """Tell whether there is no room for what SQLite keeps beside the file: it says no more
+        of that than of a sick disk."""
+        if self.folder is None or not isinstance(exc, (apsw.IOError, apsw.CantOpenError)):
+            return False
+        try:
+            disk = os.statvfs(self.folder)
+        except OSError:
+            return False
+        no_files = disk.f_files > 0 and disk.f_favail == 0
+        return no_files or disk.f_bavail * disk.f_frsize < _LEAST
 
     def handles(self) -> list[_Handle]:
         """Return the handles of all threads."""

@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import apsw
@@ -1485,6 +1486,8 @@ class SickDisk(apsw.VFS):
         super().__init__(name, self.base, makedefault=True)
 
     def xOpen(self, name: Any, flags: Any) -> SickFile:  # noqa: N802 (SQLite's name)
+        if flags[0] & apsw.SQLITE_OPEN_WAL:
+            self.count("open")
         return SickFile(self, name, flags)
 
     def fail(self, what: str, nth: int) -> None:
@@ -1531,6 +1534,30 @@ def disk() -> Iterator[SickDisk]:
     yield sick
     sick.unregister()
     assert apsw.vfs_names()[0] == before
+
+
+@pytest.mark.parametrize("lacking", ["bytes", "files"])
+def test_a_store_that_cannot_be_opened_on_a_full_disk_says_so(
+    store: Store, disk: SickDisk, lacking: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = store.open()
+    broker.enqueue([make("a")])
+    broker.close()
+    room = SimpleNamespace(f_bavail=1 << 20, f_frsize=4096, f_files=1 << 20, f_favail=1 << 19)
+    monkeypatch.setattr(os, "statvfs", lambda _: room)
+
+    disk.fail("open", 1)
+    with pytest.raises(BrokerUnavailable, match=r"used now \(open failed\)"):
+        broker.enqueue([make("b")])
+    setattr(room, "f_bavail" if lacking == "bytes" else "f_favail", 0)
+    disk.fail("open", 1)
+    with pytest.raises(QueueFull, match=r"no space is left on its disk.*nothing was stored"):
+        broker.enqueue([make("b")])
+    disk.fail("open", 1)
+    with pytest.raises(BrokerUnavailable, match="no space left on its disk"):
+        broker.counts()
+    disk.heal()
+    broker.close()
 
 
 def test_a_purge_that_fails_says_how_many_it_has_deleted(store: Store, disk: SickDisk) -> None:
