@@ -25,7 +25,7 @@ import redis.asyncio  # noqa: F401 (or each command here would import it anew)
 import redis_server
 from rights import closed
 from terminal import Here, Project, Running
-from world import FakeClock
+from world import FakeClock, make
 
 from liteq import doctor as examining
 from liteq import health, pulse
@@ -99,6 +99,62 @@ def test_a_backup_does_not_replace_a_file_and_leaves_none_half(
 
 
 @pytest.mark.process
+class FullDisk(apsw.VFS):
+    """A file system that has no room for files whose names have this word in them."""
+
+    def __init__(self, word: str) -> None:
+        self.word = word
+        self.base = apsw.vfs_names()[0]
+        super().__init__("full", self.base, makedefault=True)
+
+    def xOpen(self, name: Any, flags: Any) -> apsw.VFSFile:  # noqa: N802 (SQLite's name)
+        path = name.filename() if isinstance(name, apsw.URIFilename) else name or ""
+        kind = FullFile if self.word in path else apsw.VFSFile
+        return kind(self.base, name, flags)
+
+
+class FullFile(apsw.VFSFile):
+    def xWrite(self, data: bytes, offset: int) -> None:  # noqa: N802
+        raise apsw.FullError("full")
+
+
+@pytest.fixture
+def full(request: pytest.FixtureRequest) -> Iterator[None]:
+    disk = FullDisk(request.param)
+    yield
+    disk.unregister()
+
+
+@pytest.mark.parametrize("full", [".partial"], indirect=True)
+@pytest.mark.usefixtures("full")
+def test_a_backup_onto_a_full_disk_says_so_and_leaves_nothing(
+    store: SqliteBroker, tmp_path: Path
+) -> None:
+    store.enqueue([make()])
+    target = tmp_path / "copy.db"
+
+    with pytest.raises(BrokerUnavailable, match=r"partial cannot be written: no space left"):
+        store.keeper().backup(target)
+
+    assert [one for one in tmp_path.iterdir() if "copy" in one.name] == []
+
+
+@pytest.mark.parametrize("full", [".before-"], indirect=True)
+@pytest.mark.usefixtures("full")
+def test_a_restore_without_room_for_what_there_is_leaves_that_as_it_is(
+    store: SqliteBroker, tmp_path: Path
+) -> None:
+    store.enqueue([make()])
+    store.keeper().backup(tmp_path / "b.db")
+    store.enqueue([make()])
+
+    with pytest.raises(BrokerUnavailable, match="cannot be written: no space left"):
+        store.keeper().restore(tmp_path / "b.db")
+
+    assert store.counts() == {"default": {"queued": 2}}
+    assert list((tmp_path / "store").glob("*.before-*")) == []
+
+
 def test_a_backup_that_cannot_be_written_says_where_to(here: Here, tmp_path: Path) -> None:
     here.ok("call", "tasks.add", "-a", "[1, 2]")
     shut = tmp_path / "shut"

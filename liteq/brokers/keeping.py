@@ -22,7 +22,7 @@ from liteq.brokers.connection import Database, fetch_all, fetch_one
 from liteq.brokers.files import DATABASE, forbidden, found, is_there
 from liteq.brokers.liveness import LockFiles
 from liteq.brokers.schema import STATE_CODES
-from liteq.exceptions import BrokerError, ImproperlyConfigured, SchemaError
+from liteq.exceptions import BrokerError, BrokerUnavailable, ImproperlyConfigured, SchemaError
 from liteq.message import GATHER
 from liteq.shortage import advice
 
@@ -252,6 +252,9 @@ class Keeper:
                 with self._opened(str(kept)) as copy:
                     _copy(source, copy)
                     copy.pragma("journal_mode", "DELETE")
+        except BrokerUnavailable:  # there is no room for two
+            kept.unlink(missing_ok=True)
+            raise
         except (BrokerError, apsw.Error):
             # Damaged: nothing can be copied into it, so all of it makes way. The WAL goes
             # with its database: under the new one it would be replayed into that.
@@ -273,6 +276,10 @@ class Keeper:
                 yield db
             finally:
                 db.close()
+        except apsw.FullError as exc:  # its text would be of the copy's source: "not an error"
+            raise BrokerUnavailable(
+                f"{path} cannot be written: no space left on its disk: free some"
+            ) from exc
         except apsw.Error as exc:
             raise BrokerError(f"{path} cannot be read: {exc}") from exc
 
