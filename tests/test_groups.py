@@ -17,6 +17,7 @@ from api import forget_current
 
 from liteq import AsyncResult, Liteq, failure
 from liteq.brokers.base import Broker
+from liteq.canvas import group
 from liteq.exceptions import (
     ChordError,
     IncompleteStream,
@@ -313,6 +314,20 @@ def test_a_group_is_iterated_asynchronously_as_its_members_end(app: Liteq) -> No
         return seen
 
     assert asyncio.run(main()) == ["b", 1, 2]
+
+
+@pytest.mark.parametrize("size", [2, 150])
+def test_a_group_whose_members_have_expired_is_ready_though_nobody_has_looked(
+    app: Liteq, clock: world.FakeClock, size: int
+) -> None:
+    part = app.task(name="part")(lambda: None)
+    sent = group(part.s() for _ in range(size)).apply_async(expires=10)
+    assert not sent.ready()
+    clock.advance(10)
+
+    assert sent.ready()
+    with pytest.raises(TaskRevokedError, match="expired"):
+        sent.get(timeout=0)
 
 
 def test_then_is_called_when_all_have_ended(app: Liteq) -> None:

@@ -46,7 +46,11 @@ class GroupResult(ResultSet):
     def ready(self) -> bool:
         """Tell whether all have ended."""
         gather = self._gather() if len(self.results) > MANY else None
-        return (gather is None or gather.final) and super().ready()
+        # Members that expired are over before the store marks them so, and the gather with
+        # them: but of others, the last one has seldom ended before it.
+        if gather is not None and not gather.final and not self.results[-1].ready():
+            return False
+        return super().ready()
 
     def save(self, backend: Any = None) -> GroupResult:
         """Make the store know the group, for `restore()`; one that was sent it does."""
