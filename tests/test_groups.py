@@ -398,6 +398,32 @@ def test_a_group_made_by_hand_is_restored_once_it_was_saved(app: Liteq) -> None:
     assert GroupResult.restore("mine", app=app) is None
 
 
+def test_a_group_with_the_result_of_a_long_chain_is_saved(app: Liteq) -> None:
+    last = None
+    for number in range(2_000):
+        last = AsyncResult(f"step{number}", parent=last)
+    group = GroupResult("mine", [last, GroupResult("empty", [])], app=app)
+
+    group.save()
+    restored = GroupResult.restore("mine", app=app)
+
+    assert restored == group
+    assert restored is not None
+    assert restored[0].as_list() == [f"step{number}" for number in reversed(range(2_000))]
+
+
+def test_a_group_that_an_earlier_liteq_has_saved_is_restored(app: Liteq) -> None:
+    group = GroupResult("mine", [AsyncResult("a")], AsyncResult("before"), app=app)
+    form = json.dumps(group.as_tuple()).encode()
+    app.broker.store("mine", "SUCCESS", form, task="liteq.group", expires=None)
+
+    restored = GroupResult.restore("mine", app=app)
+
+    assert restored == group
+    assert restored is not None
+    assert restored.parent == group.parent
+
+
 def test_saving_a_group_that_was_sent_changes_nothing(app: Liteq) -> None:
     sent = Sent(app, 2)
 

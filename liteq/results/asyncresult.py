@@ -436,7 +436,8 @@ class AsyncResult(ResultBase, Generic[R]):
     # Forms
 
     def as_tuple(self) -> tuple[tuple[str, Any], None]:
-        """Return the result in a form that JSON carries; see `result_from_tuple`."""
+        """Return the result in Celery's form; see `result_from_tuple`. Each result stands
+        around those before it: of a chain of a few hundred, JSON refuses it as too deep."""
         return as_tuple(self)  # type: ignore[no-any-return]
 
     def as_list(self) -> list[str]:

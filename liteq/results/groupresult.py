@@ -60,7 +60,7 @@ class GroupResult(ResultSet):
         if not broker.get((self.id,)):
             import json  # ids are JSON, whatever the result's serializer
 
-            form = json.dumps(self.as_tuple()).encode()
+            form = json.dumps({"line": _line_of(self)}).encode()
             broker.store(
                 self.id,
                 states.SUCCESS,
@@ -88,14 +88,17 @@ class GroupResult(ResultSet):
         if record.packed[1] == SAVED and record.result is not None:
             import json  # see `save()`
 
-            restored = result_from_tuple(json.loads(record.result), app)
+            form = json.loads(record.result)  # a tuple's, if an earlier liteq has saved it
+            flat = isinstance(form, dict)
+            restored = _in_line(form["line"], app) if flat else result_from_tuple(form, app)
             return restored if isinstance(restored, GroupResult) else None
         if record.packed[1] != GATHER or record.workflow is None:
             return None
         return _gathered(id, *app.broker.nodes(record.workflow), app)
 
     def as_tuple(self) -> tuple[tuple[str | None, Any], list[Any]]:
-        """Return the group in a form that JSON carries; see `result_from_tuple`."""
+        """Return the group in Celery's form; see `result_from_tuple`. Each result stands
+        around those before it: of a chain of a few hundred, JSON refuses it as too deep."""
         return as_tuple(self)  # type: ignore[no-any-return]
 
     def as_list(self) -> list[str | None]:
@@ -135,6 +138,31 @@ class GroupResult(ResultSet):
 
     def _dropped(self) -> list[str]:
         return [*super()._dropped(), *([] if self.id is None else [self.id])]
+
+
+def _line_of(result: Any) -> list[list[Any]]:
+    """Return id and members of a result and of those before it, which JSON carries however
+    many they are."""
+    return [
+        [node.id, [_line_of(one) for one in node.results] if _is_group(node) else None]
+        for node in result._line()
+    ]
+
+
+def _in_line(line: list[list[Any]], app: Liteq) -> Any:
+    """Return the result that `_line_of()` made this of."""
+    made: list[Any] = []
+    for id, members in line:
+        if members is None:
+            made.append(AsyncResult(id, app=app))
+        else:
+            results = [_in_line(member, app) for member in members]
+            made.append(GroupResult(id, results, app=app))
+    return in_line(made)
+
+
+def _is_group(node: Any) -> bool:
+    return getattr(node, "results", None) is not None
 
 
 def result_from_tuple(given: Any, app: Liteq | None = None) -> Any:
