@@ -51,7 +51,7 @@ def run(
     """
     made = _lone(app, messages[0], arguments) if len(messages) == 1 else None
     if isinstance(made, EagerResult):
-        returned: Any = made
+        returned: Any = made if result is None else _like(result, {made.id: made})
     else:
         if made is not None:
             messages, edges = made

@@ -76,6 +76,16 @@ def test_each_kind_of_workflow_runs_to_its_end(tasks: Tasks, run: Run) -> None:
     assert run(add.chunks([(1, 2), (3, 4)], 1)).get() == [[3], [7]]
 
 
+def test_the_header_of_a_chord_without_members_is_before_its_body(
+    tasks: Tasks, run: Run
+) -> None:
+    result = run(chord([], tasks.note.s()))
+
+    assert result.get() == []
+    assert isinstance(result.parent, GroupResult)
+    assert result.parent.results == []
+
+
 def test_the_results_are_eager_ones_in_the_same_form(tasks: Tasks, run: Run) -> None:
     add, total = tasks.add, tasks.total
     last = run(chain(add.s(1, 2), group(add.s(1), add.s(2)), total.s()))
