@@ -18,7 +18,7 @@ from liteq.djangothread import bridge
 from liteq.exceptions import AlwaysEagerIgnored, BrokerUnavailable
 from liteq.ids import new_id
 from liteq.message import Edge, Message, Workflow
-from liteq.offload import off_loop
+from liteq.offload import off_loop, running_loop
 from liteq.options import (
     UNIQUE_OPTIONS,
     WITHOUT_EFFECT,
@@ -118,13 +118,16 @@ class Sender:
 
     async def off_loop(self, fun: Callable[..., T], *args: Any) -> T:
         """Have a function make calls off the event loop, for the task that runs here. If
-        they are eager they run there: under Django in the thread whose transaction they are
-        to see."""
-        sync = bridge() if self.rules().always_eager else None
+        they are eager they run there: in no thread that others need meanwhile, and under
+        Django in the one whose transaction they are to see."""
+        if not self.rules().always_eager:
+            return await off_loop(copy_context().run, fun, *args)
+        sync = bridge()
         if sync is not None:
             made: T = await sync.sync_to_async(fun)(*args)
             return made
-        return await off_loop(copy_context().run, fun, *args)
+        # Each loop has threads of its own for this: a call in a call waits for none of them.
+        return await running_loop().run_in_executor(None, copy_context().run, fun, *args)
 
     def apply(
         self,

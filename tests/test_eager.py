@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -97,6 +98,36 @@ def test_the_results_are_eager_ones_in_the_same_form(tasks: Tasks, run: Run) -> 
     assert last.parent.parent.children == list(last.parent)
     assert asyncio.run(last.aget()) == 9
     assert [value for _, value in last.parent.parent.collect()] == [3, 4, 5]
+
+
+def test_coroutines_that_run_in_place_may_call_one_another(app: Liteq) -> None:
+    app.conf.task_always_eager = True
+
+    @app.task
+    async def countdown(number: int) -> int:
+        return 1 + (await countdown.adelay(number - 1)).result if number else 0
+
+    async def main() -> int:
+        return (await asyncio.wait_for(countdown.adelay(3), 30)).get()
+
+    assert asyncio.run(main()) == 3
+
+
+def test_a_task_that_runs_in_place_keeps_no_other_from_the_store(app: Liteq) -> None:
+    app.conf.task_always_eager = True
+    go = threading.Event()
+
+    @app.task
+    def wait() -> bool:
+        return go.wait(30)
+
+    async def main() -> bool:
+        waiting = asyncio.create_task(wait.adelay())
+        assert await asyncio.wait_for(app.broker.aget(["none"]), 10) == {}
+        go.set()
+        return (await waiting).get()
+
+    assert asyncio.run(main()) is True
 
 
 def test_a_call_that_a_coroutine_awaits_knows_its_parent(app: Liteq) -> None:

@@ -337,7 +337,7 @@ def test_the_command_moves_a_store_and_counts(
 
     assert status == 0
     assert capsys.readouterr().out == "502 messages are in the new store\n"
-    broker = RedisBroker(url)
+    broker = connect(url)
     assert broker.counts() == {"default": {"queued": 501, "waiting": 1}}
     found = broker.workflow(then.id)
     assert found is not None
