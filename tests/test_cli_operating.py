@@ -323,6 +323,12 @@ def test_a_check_finds_what_hangs_in_the_air(store: SqliteBroker) -> None:
     assert store.keeper().check() == ["1 attempts of messages that are gone"]
 
 
+def test_a_store_of_a_later_liteq_stays_one(store: SqliteBroker) -> None:
+    store._database.write(lambda db: db.pragma("user_version", 99), durable=False)
+
+    assert store.keeper().migrate() == (99, 99)
+
+
 # The commands of db
 
 

@@ -70,7 +70,9 @@ class Keeper:
         """
         before = self.version()
         self._database.read(lambda db: None)  # opening it does that
-        return before, schema.VERSION
+        after = self.version()
+        assert after is not None
+        return before, after
 
     def backup(self, target: Path, *, force: bool = False) -> int:
         """Write a copy of the store as it is at one moment to a file; return its bytes.
