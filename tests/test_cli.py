@@ -1111,6 +1111,16 @@ def test_a_script_that_raises_shows_its_own_frames(project: Project) -> None:
     assert done.returncode == 1
 
 
+def test_a_script_whose_worker_cannot_start_ends_as_the_worker_would(project: Project) -> None:
+    project.write("jobs.py", ALONE)
+
+    done = project("run", "-b", "memory://?max_size=20MB", "jobs.py")
+
+    assert done.returncode == 2
+    assert done.stderr.count("max_size must be a whole number") == 1
+    assert "Traceback" not in done.stderr
+
+
 def test_the_worker_does_not_outlive_a_killed_script(
     project: Project, start: Callable[..., Running]
 ) -> None:

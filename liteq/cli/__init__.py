@@ -24,7 +24,7 @@ from liteq.shortage import advice
 if TYPE_CHECKING:
     from liteq.app import Liteq
 
-__all__ = ["cli", "main", "status_of"]
+__all__ = ["cli", "main", "say_error", "status_of"]
 
 # Where each command is, and its help in a line: `liteq --help` imports none of them.
 COMMANDS = {
@@ -148,10 +148,7 @@ def main(argv: Sequence[str] | None = None, *, app: Liteq | None = None) -> int:
     except KeyboardInterrupt:  # another one, while click did that
         return Exit.INTERRUPTED
     except exceptions.LiteqError as exc:
-        if session.verbose:
-            _show_traceback(exc)
-        say(f"liteq: {shown(exc, lines=True)}")
-        return status_of(exc)
+        return say_error(exc, verbose=session.verbose)
     except (OSError, MemoryError) as exc:
         if session.verbose or (lacking := advice(exc)) is None:
             raise
@@ -167,6 +164,14 @@ def _help_width() -> int:
     except (ValueError, OSError):
         columns = 80
     return max(min(columns, 80) - 2, 50)
+
+
+def say_error(exc: exceptions.LiteqError, *, verbose: bool) -> Exit:
+    """Say what is the user's to mend, and return the exit code for it."""
+    if verbose:
+        _show_traceback(exc)
+    say(f"liteq: {shown(exc, lines=True)}")
+    return status_of(exc)
 
 
 def _show_traceback(exc: BaseException) -> None:

@@ -14,9 +14,11 @@ from typing import Any, NoReturn
 
 import click
 
+from liteq.cli import say_error
 from liteq.cli.front import Exit, Failure, Session, command
 from liteq.cli.streams import say
 from liteq.cli.worker import run_worker, worker_options
+from liteq.exceptions import LiteqError
 
 __all__ = ["run"]
 
@@ -99,6 +101,8 @@ def _be_worker(
     except Failure as exc:
         exc.show()
         status = exc.exit_code
+    except LiteqError as exc:
+        status = say_error(exc, verbose=session.verbose)
     except BaseException:  # noqa: BLE001 (the top of a process)
         sys.excepthook(*sys.exc_info())
     finally:
