@@ -624,20 +624,20 @@ class Liteq:
 
     @property
     def current_task(self) -> _Task[..., Any] | None:
-        """The task that runs here now, or None."""
-        running = context.current()
-        return None if running is None else self.tasks.get(running.task or "")
+        """The task that runs here now, be it of this app or of another; else None."""
+        return current.get_current_task()
 
     @property
     def current_worker_task(self) -> _Task[..., Any] | None:
         """The task that a worker runs here now; direct calls inside of it do not count."""
         for running in reversed(context.stack()):
             if not running.called_directly:
-                return self.tasks.get(running.task or "")
+                found: _Task[..., Any] | None = running._task
+                return found
         return None
 
     def set_current(self) -> None:
-        """Make this the current app of the thread."""
+        """Make this the current app of the thread, but for tasks that run: theirs is theirs."""
         current.set_current_app(self)
 
     def set_default(self) -> None:

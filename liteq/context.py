@@ -67,6 +67,7 @@ class Context:
     added: Any = None  # what `add_to_chord()` adds when the attempt ends well
     body_called: bool = False  # by an overridden `__call__`
     waited: bool = False  # for other messages, before it was due
+    _task: Any = None  # the object that runs; `task` is its name, which apps may share
     _packed: Packed | None = None
     _message: Message | None = None
     _children: list[Any] | None = None
@@ -117,11 +118,13 @@ class Context:
         args: Any,
         kwargs: Any,
         *,
+        task: Any = None,
         hostname: str | None = None,
         report: Report | None = None,
         is_eager: bool = False,
     ) -> Context:
-        """Return the context of delivery `number` of a packed message.
+        """Return the context of delivery `number` of a packed message. `task`: the object
+        that runs it.
 
         The message is unpacked only when something is read that is not set here: doing
         it always would cost more than all the rest of a short task.
@@ -137,6 +140,7 @@ class Context:
         context.hostname = hostname
         context.report = report
         context.called_directly = False
+        context._task = task
         context._packed = packed
         if packed[-1] is not None and '"requeued":' in packed[-1]:
             message = context.message

@@ -1,6 +1,7 @@
 """Which app is current, and what is still to be told to apps that come later.
 
-The last app made, or the one that `set_current()` named in this thread, is current.
+While a task runs, its app is current. Elsewhere it is the last app made, or the one that
+`set_current()` named in this thread; a worker and a beat name theirs.
 `shared_task` leaves a constructor here, which every app, old and new, runs once.
 """
 
@@ -56,11 +57,15 @@ def apps() -> Iterator[Liteq]:
 
 
 def get_current_app() -> Liteq:
-    """Return the app of what surrounds the caller, else this thread's current app, else the
-    default one, making one if need be."""
+    """Return the app of what surrounds the caller, else that of the task that runs here, else
+    this thread's current app, else the default one, making one if need be."""
     for find in _surroundings:
         if (surrounding := find()) is not None:
             return surrounding
+    if (running := context.current()) is not None:
+        own: Any = getattr(running._task, "app", None)
+        if own is not None and type(own) is not Proxy:  # a task that no app has has a proxy
+            return own  # type: ignore[no-any-return]
     found: Liteq | None = getattr(_thread, "app", None) or _default
     if found is None:
         with _lock:
@@ -131,10 +136,7 @@ def finalizers() -> list[Callable[[Liteq], object]]:
 def get_current_task() -> Task[..., Any] | None:
     """Return the task running in this thread or coroutine, or None."""
     running = context.current()
-    if running is None or running.task is None:
-        return None
-    app = get_current_app()
-    return app.tasks.get(running.task)
+    return None if running is None else running._task
 
 
 def _after_fork() -> None:

@@ -72,6 +72,7 @@ def _in_thread(app: Liteq, options: dict[str, Any]) -> Iterator[Worker]:
     failures: list[BaseException] = []
 
     def run() -> None:
+        app.set_current()  # in this thread: for the receivers of the worker's signals
         try:
             made.run()
         except BaseException as exc:  # noqa: BLE001 (it is raised in the caller's thread)

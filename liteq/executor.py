@@ -206,6 +206,7 @@ class Executor:
             delivery.number,
             args,
             kwargs,
+            task=plan.task,
             hostname=self.settings.hostname,
             report=report,
             is_eager=delivery.eager,

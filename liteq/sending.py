@@ -400,8 +400,7 @@ class Sender:
     ) -> None:
         if not options.get("add_to_parent", True):
             return
-        caller = self.app.tasks.get(running.task or "")
-        if caller is None or caller.trail:
+        if getattr(running._task, "trail", True):
             running.children.append(result)
 
     def _result(

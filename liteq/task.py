@@ -173,7 +173,7 @@ class Task(Generic[P, R]):
         """
         if self._is_call_of_attempt():
             return self.run(*args, **kwargs)
-        here = Context(task=self.name, args=args, kwargs=kwargs)
+        here = Context(task=self.name, args=args, kwargs=kwargs, _task=self)
         if is_coroutine_function(self.run):
             return _in_context(here, self.run, args, kwargs)  # type: ignore[return-value]
         token = context.push(here)
@@ -391,7 +391,7 @@ class Task(Generic[P, R]):
 
     def push_request(self, *args: Any, **kwargs: Any) -> None:
         """Make a request with these attributes the current one, until `pop_request()`."""
-        pushed = Context(*args, **{"task": self.name, **kwargs})
+        pushed = Context(*args, **{"task": self.name, "_task": self, **kwargs})
         pushed._token = context.push(pushed)  # type: ignore[attr-defined]
 
     def pop_request(self) -> None:

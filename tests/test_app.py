@@ -8,6 +8,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -734,6 +735,56 @@ def test_there_is_a_current_task_only_while_one_runs(app: Liteq) -> None:
     look.apply()
 
     assert seen == [(look.name, look, None), (look.name, look, look)]
+
+
+def test_the_app_of_the_task_that_runs_is_the_current_one() -> None:
+    with ExitStack() as apps:
+        first, second = (apps.enter_context(Liteq(n, broker="memory://")) for n in ("a", "b"))
+        other = second.task(name="look")(lambda: (current_app.main, current_task.app.main))
+
+        @first.task(name="look")
+        def look() -> Any:
+            return current_app.main, current_task.app.main, look.app.current_task, other()
+
+        own = ("a", "a", look, ("b", "b"))
+        assert look() == look.apply().get() == own
+        assert second.current_task is None
+        assert current_app == second
+
+
+def test_a_shared_task_is_sent_to_the_store_of_the_task_that_runs() -> None:
+    shared = shared_task(name="shared")(int)
+    with ExitStack() as apps:
+        first, second = (apps.enter_context(Liteq(n, broker="memory://")) for n in ("a", "b"))
+
+        @first.task
+        def call() -> str:
+            return shared.delay().id
+
+        sent = first.AsyncResult(call.apply().get())
+        second.set_current()
+
+        assert sent.exists()
+        assert not second.AsyncResult(sent.id).exists()
+
+
+def test_the_request_that_is_pushed_has_its_task() -> None:
+    with Liteq("a", broker="memory://") as first, Liteq("b", broker="memory://"):
+        add = first.task(name="add")(int)
+
+        add.push_request(id="one")
+        try:
+            assert (current_task.request.id, current_app.main) == ("one", "a")
+        finally:
+            add.pop_request()
+
+
+def test_a_task_of_no_app_has_the_current_one(app: Liteq) -> None:
+    class Loose(Task[[], str]):
+        def run(self) -> str:
+            return current_app.main
+
+    assert Loose()() == "shop"
 
 
 def test_an_app_that_nobody_holds_is_let_go() -> None:

@@ -188,6 +188,48 @@ def test_a_look_shows_what_runs_over_the_screen_of_a_terminal(
     assert "\x1b[32malive" in kept
 
 
+TWO = """
+import threading
+from liteq import Liteq, current_app, shared_task
+from liteq.signals import worker_init
+
+a, b = Liteq("a"), Liteq("b")
+seen = []
+
+
+@shared_task(name="library")
+def library():
+    print("received by", current_app.main, flush=True)
+
+
+@worker_init.connect
+def note(**_):
+    print("told in", current_app.main, flush=True)
+
+
+@a.task(name="look")
+def look():
+    thread = threading.Thread(target=lambda: seen.append(current_app.main))
+    thread.start()
+    thread.join()
+    library.delay()
+    print("sent by", current_app.main, "beside", seen, flush=True)
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("pool", ["prefork", "threads", "asyncio", "solo"])
+def test_the_app_of_a_worker_is_the_current_one(project: Project, pool: str) -> None:
+    project.write("two.py", TWO)
+    project.write("more.py", "from liteq import Liteq\n\nmore = Liteq('more')\n")
+    project.python("import two; two.look.delay()")
+
+    words = ["worker", "--burst", "-P", pool, "-c", "1", "-I", "more", "-l", "error"]
+    told = project.ok("-A", "two:a", *words)
+
+    assert told.splitlines() == ["told in a", "sent by a beside ['a']", "received by a"]
+
+
 def test_workers_are_asked(here: Here, worker: Running) -> None:
     id = here.ok("call", "tasks.hold", "-k", '{"password": "hunter22222"}')
 

@@ -7,13 +7,15 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis_server
 from api import app_in_memory, forget_current
 
-from liteq import Liteq
+from liteq import Liteq, current_app, current_task
 from liteq.exceptions import ImproperlyConfigured
+from liteq.signals import task_postrun, task_prerun, worker_ready
 
 SCRIPT = """
 import os, sys
@@ -68,6 +70,36 @@ def test_a_worker_runs_tasks_in_the_program_itself(app: Liteq, pool: str) -> Non
         assert twice.delay(4).get(timeout=20) == 8
 
     assert app.broker.workers() == []
+
+
+@pytest.mark.parametrize("pool", ["threads", "asyncio", "solo"])
+def test_each_worker_of_a_program_has_its_own_app(app: Liteq, pool: str) -> None:
+    told: list[tuple[str, str]] = []
+
+    def tell(signal: Any = None, **_: Any) -> None:
+        told.append((signal.name, current_app.main))
+
+    @app.task
+    def look() -> tuple[str, str]:
+        return current_app.main, current_task.app.main
+
+    @app.task
+    async def alook() -> tuple[str, str]:
+        return current_app.main, current_task.app.main
+
+    with Liteq("other", broker="memory://"):
+        for signal in (heard := (worker_ready, task_prerun, task_postrun)):
+            signal.connect(tell)
+        try:
+            with app.worker(pool=pool):
+                seen = [one.delay().get(timeout=20) for one in (look, alook)]
+        finally:
+            for signal in heard:
+                signal.disconnect(tell)
+        assert current_app.main == "other"
+
+    assert seen == [("shop", "shop")] * 2
+    assert set(told) == {(signal.name, "shop") for signal in heard}
 
 
 def test_what_runs_is_finished_before_the_worker_stops(app: Liteq) -> None:

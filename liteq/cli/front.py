@@ -135,6 +135,7 @@ class Session:
         if self._found is None:
             with _trouble_with_app():
                 self._found = self._find(spec or self.options.get("app"))
+            self._found.app.set_current()
             self._configure(self._found.app)
         return self._found
 
@@ -145,6 +146,7 @@ class Session:
 
         with _trouble_with_app():
             import_tasks(self.app, include)
+        self.app.set_current()  # whatever other apps these modules make
 
     @property
     def verbose(self) -> bool:

@@ -100,4 +100,5 @@ def _load_tasks(
     for module in include:
         __import__(module)
     app.import_default_modules()
+    app.set_current()  # whatever other apps these modules make
     return app.tasks
