@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextvars import copy_context
+from functools import partial
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
@@ -29,9 +31,12 @@ os.register_at_fork(after_in_child=_forget)
 async def off_loop(fun: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Return `fun(*args, **kwargs)`, run in the thread while the event loop goes on.
 
-    A call that was cancelled may still take effect: its outcome is unknown.
+    It has a copy of the caller's context variables: receivers of signals are called there,
+    and what they look up in them (a trace, a request) is the caller's. A call that was
+    cancelled may still take effect: its outcome is unknown.
     """
-    return await running_loop().run_in_executor(_thread(), lambda: fun(*args, **kwargs))
+    call = partial(copy_context().run, fun, *args, **kwargs)
+    return await running_loop().run_in_executor(_thread(), call)
 
 
 def running_loop() -> AbstractEventLoop:

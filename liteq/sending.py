@@ -121,7 +121,7 @@ class Sender:
         they are eager they run there: in no thread that others need meanwhile, and under
         Django in the one whose transaction they are to see."""
         if not self.rules().always_eager:
-            return await off_loop(copy_context().run, fun, *args)
+            return await off_loop(fun, *args)
         sync = bridge()
         if sync is not None:
             made: T = await sync.sync_to_async(fun)(*args)

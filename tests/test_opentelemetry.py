@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -103,6 +104,19 @@ def test_a_call_and_its_run_are_in_the_trace_of_who_made_it(traced: Traced) -> N
         "liteq.task.state": "SUCCESS",
     }
     assert not trace.get_current_span().get_span_context().is_valid
+
+
+def test_a_call_from_a_coroutine_is_in_the_trace_of_who_made_it(traced: Traced) -> None:
+    async def main() -> None:
+        with traced.tracer.start_as_current_span("request"):
+            await traced.app.tasks["add"].adelay(1, 2)
+
+    asyncio.run(main())
+    traced.run()
+
+    create = traced.one("create default")
+    assert parent_of(create) == id_of(traced.one("request"))
+    assert parent_of(traced.one("process default")) == id_of(create)
 
 
 def test_a_failure_is_an_error_with_its_type(traced: Traced) -> None:

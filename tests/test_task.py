@@ -5,6 +5,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
@@ -27,7 +28,7 @@ from liteq.exceptions import (
     Retry,
 )
 from liteq.message import Message
-from liteq.signals import before_task_publish
+from liteq.signals import after_task_publish, before_task_publish
 
 
 @pytest.fixture
@@ -1360,6 +1361,42 @@ def test_calls_can_be_sent_without_blocking_the_loop(app: Liteq) -> None:
         return [result.detail for result in results]
 
     assert asyncio.run(main()) == ["queued", "scheduled", "queued", "queued"]
+
+
+def test_receivers_of_a_call_from_a_coroutine_see_its_context_variables(app: Liteq) -> None:
+    request: ContextVar[str] = ContextVar("request", default="none")
+    seen: list[tuple[str, str]] = []
+
+    @before_task_publish.connect
+    def before(**_: Any) -> None:
+        seen.append(("before", request.get()))
+
+    @after_task_publish.connect
+    def after(**_: Any) -> None:
+        seen.append(("after", request.get()))
+
+    @app.task
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    calls: dict[str, Any] = {
+        "adelay": lambda: add.adelay(1, 2),
+        "aapply_async": lambda: add.aapply_async((1, 2)),
+        "asend_task": lambda: app.asend_task("elsewhere"),
+        "a signature": lambda: add.s(1).adelay(2),
+        "a chain": lambda: (add.s(1, 2) | add.s(3)).adelay(),
+        "a bulk": lambda: add.aenqueue_many([(1, 2)]),
+    }
+
+    async def main() -> None:
+        for name, call in calls.items():
+            request.set(name)
+            await call()
+
+    asyncio.run(main())
+
+    both = [(when, name) for name in calls for when in ("before", "after")]
+    assert list(dict.fromkeys(seen)) == both
 
 
 def test_a_retry_knows_its_signature(app: Liteq) -> None:
