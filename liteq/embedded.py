@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from liteq.exceptions import ImproperlyConfigured, LiteqError
 from liteq.reference import load, reference
@@ -23,12 +23,25 @@ if TYPE_CHECKING:
 __all__ = ["main", "run_until_empty", "worker"]
 
 _STOP_TIMEOUT: Final = 10.0  # seconds on top of the worker's own grace period
+_LAST_TIMEOUT: Final = 5.0  # seconds that a worker has which did not heed that
 
 # The child gets our sys.path before it imports anything, as it may be started anywhere.
 _BOOT: Final = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from liteq.embedded import main; main(int(sys.argv[2]))"
 )
+
+_orders: set[int] = set()  # the pipes to worker processes, at our end
+
+
+def _forget_orders() -> None:
+    # In a forked child. A worker ends when nobody holds the other end of its pipe any more,
+    # and the child may outlive the process whose worker it is.
+    while _orders:
+        os.close(_orders.pop())
+
+
+os.register_at_fork(after_in_child=_forget_orders)
 
 
 @contextmanager
@@ -96,7 +109,8 @@ def _in_thread(app: Liteq, options: dict[str, Any]) -> Iterator[Worker]:
 
 @contextmanager
 def _in_process(app: Liteq, options: dict[str, Any]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a worker process, which ends when its standard input does: with this one."""
+    """Run a worker process, which ends when it is told over its standard input, or when that
+    does: with this process."""
     if getattr(app.broker, "directory", "") is None:
         raise ImproperlyConfigured(
             "a store in memory cannot be shared with other processes: use pool='threads', "
@@ -104,16 +118,18 @@ def _in_process(app: Liteq, options: dict[str, Any]) -> Iterator[subprocess.Pope
         )
     settings = pickle.dumps({**app.conf.overrides(), "broker_url": app.broker_url})
     payload = marshal.dumps((reference(app), settings, options))
+    owner = os.getpid()
     ready, announce = os.pipe()
+    stdin, order = os.pipe()
+    _orders.add(order)
     command = [sys.executable, "-c", _BOOT, json.dumps(sys.path), str(announce)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(announce,))
+    process = subprocess.Popen(command, stdin=stdin, pass_fds=(announce,))
+    os.close(stdin)
     os.close(announce)
-    stdin = process.stdin
-    assert stdin is not None
     try:
         with os.fdopen(ready, "rb") as answer:
-            stdin.write(len(payload).to_bytes(8, "big") + payload)
-            stdin.flush()
+            with open(order, "wb", closefd=False) as told:
+                told.write(len(payload).to_bytes(8, "big") + payload)
             if not answer.read(1):
                 raise LiteqError(
                     f"the worker process ended before it was ready, with exit code "
@@ -121,22 +137,31 @@ def _in_process(app: Liteq, options: dict[str, Any]) -> Iterator[subprocess.Pope
                 )
         yield process
     finally:
-        _end(process, stdin, options["grace"] + _STOP_TIMEOUT)
+        if os.getpid() == owner:  # not a forked child of it that leaves the context
+            _end(process, order, options["grace"] + _STOP_TIMEOUT)
 
 
-def _end(process: subprocess.Popen[bytes], stdin: IO[bytes], timeout: float) -> None:
+def _end(process: subprocess.Popen[bytes], order: int, timeout: float) -> None:
+    """Have the worker finish what it runs, and wait for its end."""
+    # A byte, for the pipe need not end here: a process forked by a library in C, as by a web
+    # server, has it too. Forgotten before it is closed: its number may be another's then.
     with suppress(BrokenPipeError):  # it is dead already
-        stdin.close()
-    try:
-        process.wait(timeout)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+        os.write(order, b"!")
+    _orders.remove(order)
+    os.close(order)
+    for insist in (process.terminate, process.kill):
+        try:
+            process.wait(timeout)
+            return
+        except subprocess.TimeoutExpired:
+            insist()
+            timeout = _LAST_TIMEOUT
+    process.wait()
 
 
 def main(announce: int) -> None:
-    """Be the worker process: what to run comes over standard input, whose end is the
-    order to stop. `announce` is the descriptor to write to when ready."""
+    """Be the worker process: what to run comes over standard input; one more byte there, or
+    its end, is the order to stop. `announce` is the descriptor to write to when ready."""
     order = _take_stdin()
     size = int.from_bytes(_read(order, 8), "big")
     given, settings, options = marshal.loads(_read(order, size))

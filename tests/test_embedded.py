@@ -7,11 +7,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from signal import SIGKILL
 from typing import Any
 
 import pytest
 import redis_server
 from api import app_in_memory, forget_current
+from world import wait_until
 
 from liteq import Liteq, current_app, current_task
 from liteq.exceptions import ImproperlyConfigured
@@ -174,6 +176,86 @@ def test_an_app_of_a_module_is_imported_by_its_worker(
     finally:
         shop_mod.app.close()
         del sys.modules["shop_mod"]
+        forget_current()
+
+
+OWNER = """
+import ctypes, os, signal, sys
+from liteq import Liteq
+
+app = Liteq("shop", broker_transport_options={"durability": "normal"})
+app.conf.worker_shutdown_timeout = 0
+
+# uwsgi, say, forks in C, where Python is told nothing.
+forks = {"Python": os.fork, "C": ctypes.PyDLL(None).fork}
+
+
+def live_on(fork):
+    forked = fork()
+    if forked == 0:
+        while True:
+            signal.pause()
+    return forked
+
+
+@app.task
+def work():
+    pass
+
+
+if __name__ == "__main__":
+    with app.worker(concurrency=1, pool="prefork") as worker:
+        forked = live_on(forks[sys.argv[1]])
+        if len(sys.argv) > 2:
+            print(forked, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        child = os.fork()
+        if child == 0:
+            sys.exit()  # leaves the context, too
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert work.delay().get(timeout=20) is None
+    os.kill(forked, signal.SIGKILL)
+    print(worker.returncode)
+"""
+
+
+def owner(tmp_path: Path, *words: str) -> str:
+    """Run a program that owns a worker process, and has forked one that lives on; return what
+    it said. That goes to a file: the end of a pipe would come with that of the other."""
+    script = tmp_path / "prog.py"
+    script.write_text(OWNER)
+    root = Path(__file__).parent.parent
+    with open(tmp_path / "said", "w+") as said:
+        subprocess.run(
+            [sys.executable, str(script), *words],
+            cwd="/",
+            env={**os.environ, "PYTHONPATH": str(root)},
+            stdout=said,
+            check=False,
+        )
+        said.seek(0)
+        return said.read()
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("language", ["Python", "C"])
+def test_a_worker_process_stops_though_a_process_that_was_forked_lives_on(
+    language: str, tmp_path: Path
+) -> None:
+    assert owner(tmp_path, language) == "0\n"
+
+
+@pytest.mark.process
+def test_a_worker_process_ends_with_its_owner_though_what_that_forked_lives_on(
+    tmp_path: Path,
+) -> None:
+    forked = int(owner(tmp_path, "Python", "and die"))
+
+    try:
+        with Liteq("shop", broker=f"sqlite:///{tmp_path}/shop.liteq") as app:
+            wait_until(lambda: not app.broker.workers(), 20)
+    finally:
+        os.kill(forked, SIGKILL)
         forget_current()
 
 
