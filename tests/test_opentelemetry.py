@@ -119,6 +119,28 @@ def test_a_call_from_a_coroutine_is_in_the_trace_of_who_made_it(traced: Traced) 
     assert parent_of(traced.one("process default")) == id_of(create)
 
 
+def test_a_call_in_place_is_in_the_trace_around_it(traced: Traced) -> None:
+    with traced.tracer.start_as_current_span("request") as request:
+        traced.app.tasks["add"].apply((1, 2))
+        assert trace.get_current_span() is request
+
+    process = traced.one("process default")
+    assert parent_of(process) == id_of(traced.one("request"))
+    assert parent_of(traced.one("inside")) == id_of(process)
+    assert not traced.spans("wait default")
+
+
+def test_the_retries_of_a_call_in_place_are_in_the_trace_around_it(traced: Traced) -> None:
+    with traced.tracer.start_as_current_span("request") as request:
+        traced.app.tasks["again"].apply()
+
+    spans = traced.spans("process default")
+    assert len(spans) == 3
+    assert {one.context.trace_id for one in spans if one.context is not None} == {
+        request.get_span_context().trace_id
+    }
+
+
 def test_a_failure_is_an_error_with_its_type(traced: Traced) -> None:
     traced.app.tasks["fail"].delay()
     traced.run()

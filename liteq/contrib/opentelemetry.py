@@ -120,7 +120,9 @@ class LiteqInstrumentor:
 
     def _begin(self, sender: Any, task_id: str, **_: Any) -> None:
         request = sender.request
-        made = propagate.extract(_texts(request.headers), context=context.Context())
+        # A call in place is made where it runs, if it is in no message that says otherwise.
+        here = context.get_current() if request.is_eager else context.Context()
+        made = propagate.extract(_texts(request.headers), context=here)
         queue = str((request.delivery_info or {}).get("routing_key", ""))
         self._wait(request, queue, made)
         told = _attributes(
@@ -140,7 +142,7 @@ class LiteqInstrumentor:
     def _wait(self, request: Any, queue: str, made: context.Context) -> None:
         """Show how long the message has waited, where that is known."""
         message = request.message
-        if message is None or request.deliveries > 1:
+        if message is None or request.is_eager or request.deliveries > 1:
             return
         due = message.run_at or (None if request.waited else made_at(message.id))
         if due is None:
