@@ -686,6 +686,16 @@ def test_they_can_be_mounted_in_another_application(app: Liteq) -> None:
         assert current == ["/admin/liteq/tasks"]
 
 
+def test_what_is_no_file_of_theirs_leads_back_to_the_pages(app: Liteq) -> None:
+    outer = Starlette(routes=[Mount("/admin/liteq", asgi_app(app, auth=None))])
+    with client_of(outer) as client:
+        answer = client.get("/admin/liteq/static/absent.css")
+        links = re.findall(r'(?:href|src)="([^"]+)"', answer.text)
+
+        assert answer.status_code == 404
+        assert {client.get(link).status_code for link in links} == {200}
+
+
 def test_the_command_serves_them_and_ends_at_a_signal(tmp_path: Path) -> None:
     project = Project(tmp_path)
     project.ok("call", "tasks.add", "-a", "[2, 3]")

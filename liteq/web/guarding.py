@@ -75,7 +75,8 @@ class Guard:
         await answer(scope, receive, guarded)
 
     async def _refusal(self, scope: Scope) -> Response | None:
-        """Return what a request is refused with. One that is not has its user's name."""
+        """Return what a request is refused with. One that is not has its user's name, and
+        the path that these pages are mounted at, "" if they are alone."""
         headers = Headers(scope=scope)
         host = _host(headers.get("host", ""))
         if self._hosts is not None and host not in self._hosts:
@@ -102,7 +103,9 @@ class Guard:
             )
         if scope["method"] not in _SAFE and not _is_own(headers):
             return PlainTextResponse("This was sent by a page of another site\n", 403)
-        scope.setdefault("state", {})["liteq_user"] = user
+        # The root as it is here: a mount within writes its own into the scope.
+        told = {"liteq_user": user, "liteq_root": scope.get("root_path", "").rstrip("/")}
+        scope.setdefault("state", {}).update(told)
         return None
 
 

@@ -199,8 +199,8 @@ async def _form(request: Request) -> dict[str, list[str]]:
 
 def _root(request: Request) -> str:
     """Return the path that these pages are mounted at; "" if they are alone."""
-    root: str = request.scope.get("root_path", "")
-    return root.rstrip("/")
+    root: str = request.scope["state"]["liteq_root"]
+    return root
 
 
 def _query(fields: dict[str, Any]) -> str:
