@@ -69,9 +69,9 @@ class Defaults:
     """What every call of one task has in common, under one revision of the settings.
 
     `template` is a message without id and body. `own` are the options set on the task,
-    which a route overrules. With `is_plain`, a call without options is the template: no
-    route looks at the arguments, and nothing counts from the time of the call. `keys` is
-    set if the limits of a call depend on its arguments.
+    which overrule a route; what it has from the settings does not. With `is_plain`, a call
+    without options is the template: no route looks at the arguments, and nothing counts
+    from the time of the call. `keys` is set if its limits depend on its arguments.
     """
 
     __slots__ = (
@@ -117,15 +117,11 @@ def merge(
     router: Router,
     task: Any = None,
 ) -> dict[str, Any]:
-    """Return all options of a call: those given with it, then the route's, then the
-    task's own. A given None counts as not given."""
+    """Return all options of a call: those given with it, then the task's own, then the
+    route's, as in Celery. A given None counts as not given."""
     given = {key: value for key, value in options.items() if value is not None}
-    route = router.route(name, args, kwargs, given, task)
-    if not route:
-        return {**own, **given}
-    if "queue" not in route and "routing_key" in route:
-        own = {key: value for key, value in own.items() if key != "queue"}
-    return {**own, **route, **given}
+    chosen = {**own, **given}
+    return {**router.route(name, args, kwargs, chosen, task), **chosen}
 
 
 def with_options(

@@ -29,6 +29,8 @@ _OWN: Final = (
     "delivery_mode",
     "priority",
     "expires",
+    "time_limit",
+    "soft_time_limit",
     *sorted(UNIQUE_OPTIONS),
 )
 
@@ -76,13 +78,13 @@ def defaults_of(rules: Rules, name: str, task: AnyTask) -> Defaults:
     """Return what the calls of a task have in common. Raises `TypeError` or `ValueError` for
     options of the task that cannot be."""
     hard, soft = checked_limits(task.time_limit, task.soft_time_limit)
-    own = {key: getattr(task, key) for key in _OWN if getattr(task, key) is not None}
+    own = {key: value for key in _OWN if (value := task.own_option(key)) is not None}
     template = Message(
         id="",
         task=name,
         body=b"",
         queue=rules.router.queue(own),
-        priority=checked_priority(own.get("priority", 0)),
+        priority=checked_priority(0 if task.priority is None else task.priority),
         time_limit=hard,
         soft_time_limit=soft,
         acks_late=bool(task.acks_late),

@@ -61,8 +61,8 @@ def _from_conf(setting: str) -> Any:
     return _FromConf(setting)
 
 
-def _inherited(cls: type, name: str) -> Any:  # above the classes: making them calls it
-    return next((b.__dict__[name] for b in cls.__mro__[1:] if name in b.__dict__), None)
+def _declared(classes: Iterable[type], name: str) -> Any:  # above: making classes calls it
+    return next((cls.__dict__[name] for cls in classes if name in cls.__dict__), None)
 
 
 class Task(Generic[P, R]):
@@ -144,7 +144,7 @@ class Task(Generic[P, R]):
         if "abstract" not in cls.__dict__ and "run" in cls.__dict__:
             cls.abstract = False
         for name, value in list(cls.__dict__.items()):
-            if value is None and isinstance(_inherited(cls, name), _FromConf):
+            if value is None and isinstance(_declared(cls.__mro__[1:], name), _FromConf):
                 delattr(cls, name)  # None means "as the app is set", as in Celery
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -577,6 +577,14 @@ class Task(Generic[P, R]):
             if not advice:
                 raise
             raise TypeError(f"{exc} ({advice})") from None
+
+    def own_option(self, name: str) -> Any:
+        """Return an option as it is set on the task or on its classes; None for one that has
+        its value from the settings."""
+        if name in vars(self):
+            return vars(self)[name]
+        in_class = _declared(type(self).__mro__, name)
+        return None if isinstance(in_class, _FromConf) else getattr(self, name)
 
     def deliveries_allowed(self) -> int | None:
         """Return how often a call may be started in all when its process dies each time;

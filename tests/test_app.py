@@ -1020,13 +1020,63 @@ def test_a_compiled_pattern_is_a_route(app: Liteq) -> None:
     assert routed(app)[0] == "regex"
 
 
-def test_the_call_beats_the_route_and_the_route_the_task(app: Liteq) -> None:
+def test_the_call_beats_the_task_and_the_task_the_route(app: Liteq) -> None:
     app.conf.task_routes = {"test_app.add": {"queue": "route", "priority": 4}}
-    app.task(queue="own", priority=2)(add)
-
     assert routed(app) == ("route", 4)
-    assert routed(app, queue="call") == ("call", 4)
-    assert routed(app, priority=9) == ("route", 9)
+
+    app.task(add).queue = "own"
+    assert routed(app) == ("own", 4)
+
+    app.task(add).priority = 2
+    assert routed(app) == ("own", 2)
+    assert routed(app, queue="call") == ("call", 2)
+    assert routed(app, priority=9) == ("own", 9)
+
+
+def test_the_route_beats_the_settings(app: Liteq) -> None:
+    app.conf.task_routes = {"test_app.add": {"priority": 4, "time_limit": 5}}
+    app.conf.task_default_priority = 7
+    app.conf.task_time_limit = 60
+    task = app.task(add)
+
+    message = record(app, task.delay(1, 2).id).message
+    assert (message.priority, message.time_limit) == (4, 5)
+
+    task.time_limit = 30
+    assert record(app, task.delay(1, 2).id).message.time_limit == 30
+
+
+def test_a_signature_and_a_call_by_name_follow_the_task(app: Liteq) -> None:
+    app.conf.task_routes = {"test_app.add": {"queue": "route"}}
+    task = app.task(queue="own")(add)
+
+    sent = [
+        task.s(1, 2).delay(),
+        task.s(1, 2).set(queue="call").delay(),
+        (task.si(1, 2) | task.si(1, 2)).delay(),
+        app.send_task("test_app.add", (1, 2)),
+        app.send_task("test_app.add", (1, 2), queue="call"),
+    ]
+
+    queues = [record(app, result.id).message.queue for result in sent]
+    assert queues == ["own", "call", "own", "own", "call"]
+
+
+def test_a_route_of_an_exchange_and_a_key_leaves_the_queue_of_the_task(app: Liteq) -> None:
+    app.conf.task_queues = (Queue("media", routing_key="media.x"), "own")
+    app.conf.task_routes = {"test_app.add": {"exchange": "media", "routing_key": "media.x"}}
+    assert routed(app)[0] == "media"
+
+    app.task(add).queue = "own"
+    assert routed(app)[0] == "own"
+
+
+def test_a_router_is_shown_the_options_of_the_task(app: Liteq) -> None:
+    seen: list[Any] = []
+    app.conf.task_routes = [lambda name, args, kwargs, options, **_: seen.append(options)]
+    app.task(queue="own", priority=2)(add).apply_async((1, 2), priority=3)
+
+    assert seen == [{"queue": "own", "priority": 3}]
 
 
 def test_the_task_beats_the_default_queue(app: Liteq) -> None:

@@ -710,6 +710,7 @@ def test_a_call_made_by_a_task_is_its_child(app: Liteq) -> None:
 
 def test_a_child_inherits_the_priority_if_the_settings_say_so(app: Liteq) -> None:
     app.conf.task_inherit_parent_priority = True
+    app.conf.task_default_priority = 3
 
     @app.task
     def inner() -> None: ...
