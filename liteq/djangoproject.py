@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 from typing import Any, Final
+from weakref import WeakSet
 
 from liteq import signals
 
-__all__ = ["close_old_connections", "is_named", "set_up"]
+__all__ = ["is_named", "set_up"]
 
 _inherited: list[Any] = []
+_coroutines: WeakSet[Any] = WeakSet()  # the attempts that are such, and run in this process
 _CALLERS: Final = "_django_callers"  # of an attempt's context: connections it was called in
 
 
@@ -44,16 +46,6 @@ def set_up() -> None:
         signal.connect(receiver, weak=False, dispatch_uid=receiver.__name__)
 
 
-def close_old_connections() -> None:
-    """Close the connections of this thread that have had their time, as Django's function
-    of this name does, but none in a transaction: that is a test's, which Django would end."""
-    from django.db import connections
-
-    for connection in connections.all(initialized_only=True):
-        if not connection.in_atomic_block:
-            connection.close_if_unusable_or_obsolete()
-
-
 def _close_all(**_: Any) -> None:
     """Before the fork: what a module opened while it was imported is nobody's any more. A
     transaction is somebody's, who runs a worker inside of it."""
@@ -82,7 +74,10 @@ def _begin(task: Any, **_: Any) -> None:
         return
     from django.db import connections
 
-    close_old_connections()
+    if _is_coroutine(task):
+        _mind_shared_thread()
+        _coroutines.add(task.request)
+    _close_old()
     callers = []
     for connection in connections.all(initialized_only=True):
         if connection.in_atomic_block:
@@ -98,6 +93,9 @@ def _end(task: Any, **_: Any) -> None:
     from django.core.cache import close_caches
     from django.db import connections
 
+    if _is_coroutine(task):
+        _coroutines.discard(task.request)
+        _mind_shared_thread()
     callers = vars(task.request).get(_CALLERS, ())
     for connection in connections.all(initialized_only=True):
         if connection not in callers:
@@ -107,3 +105,47 @@ def _end(task: Any, **_: Any) -> None:
                 # of `atomic`. Django never opens such a connection again.
                 del connections[connection.alias]
     close_caches()
+
+
+def _close_old() -> None:
+    """Close the connections of this thread that have had their time, as Django's function
+    `close_old_connections` does, but none in a transaction: that is a test's, which Django
+    would end."""
+    from django.db import connections
+
+    for connection in connections.all(initialized_only=True):
+        if not connection.in_atomic_block:
+            connection.close_if_unusable_or_obsolete()
+
+
+def _close_broken() -> None:
+    """Close the connections of this thread that are of no more use to anybody, but none in a
+    transaction."""
+    from django.db import connections
+
+    for connection in connections.all(initialized_only=True):
+        if connection.in_atomic_block or connection.connection is None:
+            continue
+        if connection.errors_occurred and not connection.is_usable():
+            connection.close()
+
+
+def _is_coroutine(task: Any) -> bool:
+    from asgiref.sync import iscoroutinefunction  # late: Django has it
+
+    return bool(iscoroutinefunction(task.run))
+
+
+def _mind_shared_thread() -> None:
+    """Have old connections closed in the thread in which asgiref asks the database for all
+    coroutines of this process.
+
+    Nobody waits for it: what a coroutine asks comes later in that thread, and a task that
+    holds the thread may wait for this one. While others run, who may be in the midst of
+    reading rows (`aiterator()`), a connection stays for as long as it can be used.
+    """
+    from asgiref.sync import SyncToAsync  # late: Django has it
+
+    work = _close_broken if _coroutines else _close_old
+    begun = SyncToAsync.single_thread_executor.submit(work)
+    begun.add_done_callback(lambda done: done.result())  # what this raises is logged there

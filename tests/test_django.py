@@ -38,6 +38,7 @@ FILES = {
     """,
     "shop/tasks.py": """
         from liteq import shared_task
+        from . import coroutines
         from .models import Order
         @shared_task
         def count(least=0):
@@ -111,6 +112,50 @@ FILES = {
         result = count.delay()
         app.run_until_empty()
         said = result.get(timeout=10)
+    """,
+    "shop/coroutines.py": """
+        from asgiref.sync import sync_to_async
+        from django.db import connection
+        from liteq import shared_task
+        from liteq.result import allow_join_result
+        @sync_to_async
+        def is_open():
+            return connection.connection is not None
+        @sync_to_async
+        def open():
+            connection.ensure_connection()
+        @sync_to_async
+        def break_off():
+            connection.errors_occurred = True
+            connection.is_usable = lambda: False
+        @shared_task(name="ask")
+        async def ask():
+            found = await is_open()
+            await open()
+            return found
+        @shared_task(name="beside")
+        async def beside(broken):
+            if broken:
+                await break_off()
+        @shared_task(name="ask_around")
+        async def ask_around(broken):
+            await open()
+            with allow_join_result():
+                await beside.delay(broken)
+            return await is_open()
+    """,
+    "coroutines.py": """
+        import django
+        from proj.celery import app
+        django.setup()
+        from shop.coroutines import ask, ask_around
+        said = {}
+        for pool in ("prefork", "threads", "asyncio", "solo"):
+            with app.worker(pool=pool, concurrency=1):
+                said[pool] = [ask.delay().get(timeout=20) for _ in range(2)]
+        with app.worker(pool="asyncio", concurrency=2):
+            said["beside another"] = ask_around.delay(False).get(timeout=20)
+            said["broken"] = ask_around.delay(True).get(timeout=20)
     """,
     "eager.py": """
         import django
@@ -187,6 +232,16 @@ def test_no_connection_is_shared_with_a_child(project: Path) -> None:
 
 def test_a_transaction_that_a_task_leaves_open_ends_with_it(project: Path) -> None:
     assert said(project, "left") == 0
+
+
+def test_the_connections_of_coroutines_end_with_them_but_for_those_beside(
+    project: Path,
+) -> None:
+    told = said(project, "coroutines")
+
+    assert told.pop("beside another") is True
+    assert told.pop("broken") is False
+    assert told == {pool: [False, False] for pool in ("prefork", "threads", "asyncio", "solo")}
 
 
 def test_an_eager_task_leaves_its_callers_connection_open(project: Path) -> None:

@@ -17,7 +17,6 @@ from liteq.contrib.django.framework import TaskContext, TaskResultDoesNotExist, 
 from liteq.contrib.django.results import FINISHED, tell
 from liteq.contrib.django.task import DjangoTask
 from liteq.current import connect_on_app_finalize
-from liteq.djangoproject import close_old_connections
 from liteq.signals import task_failure
 from liteq.task import is_coroutine_function
 from liteq.taskmodules import discover
@@ -76,7 +75,7 @@ class DjangoRun(DjangoTask):
         if task.takes_context:
             args = (TaskContext(task_result=result), *args)
         if is_coroutine_function(fun):
-            return _awaited(partial(fun, *args, **kwargs), is_eager=request.is_eager)
+            return _awaited(partial(fun, *args, **kwargs))
         return normalize_json(fun(*args, **kwargs))
 
     def check_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -92,17 +91,8 @@ class DjangoRun(DjangoTask):
             tell(FINISHED, result)
 
 
-async def _awaited(body: Callable[[], Any], *, is_eager: bool) -> Any:
-    """Await a body that is a coroutine. What it asked the database was asked in Django's
-    thread for that, whose connections end with the task as those of this one do: unless it
-    is somebody's, in whose request or test the task runs."""
-    from asgiref.sync import sync_to_async  # late: tasks that are coroutines alone
-
-    try:
-        return normalize_json(await body())
-    finally:
-        if not is_eager:
-            await sync_to_async(close_old_connections)()
+async def _awaited(body: Callable[[], Any]) -> Any:
+    return normalize_json(await body())
 
 
 def _fail(
