@@ -146,7 +146,7 @@ def _store(app: Liteq, message: Message, ended: Ended) -> None:
         case Succeeded():
             state = states.SUCCESS
             kind = app.conf.result_serializer
-            value = serializers.dumps(ended.value, kind, root="result")
+            value = serializers.dumps_result(ended.value, kind)
             if app.signer is not None:
                 value = app.signer.seal(value, message.id, message.gather)
         case Failed(error=error):

@@ -51,7 +51,7 @@ from liteq.outcome import Failed, Ignored, Outcome, Retried, Revoked, Succeeded
 from liteq.plan import Plan, TaskLike, is_async
 from liteq.redaction import hide
 from liteq.retry import exhausted, give_up
-from liteq.serializers import dumps
+from liteq.serializers import dumps, dumps_result
 from liteq.signals import (
     Signal,
     task_failure,
@@ -374,7 +374,7 @@ class _Attempt:
         if self.packed[11] and not self._is_waited_for():  # its results are ignored
             return None
         try:
-            result = dumps(value, self.settings.result_serializer, root="result")
+            result = dumps_result(value, self.settings.result_serializer)
         except Exception:
             if self.context.is_eager and not self._is_waited_for():
                 return None  # nobody is going to carry it

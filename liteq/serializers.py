@@ -44,6 +44,7 @@ __all__ = [
     "check",
     "dumps",
     "dumps_call",
+    "dumps_result",
     "loads",
     "loads_call",
     "register",
@@ -90,6 +91,18 @@ def dumps_call(
     args = list(args)
     kwargs = kwargs if type(kwargs) is dict else dict(kwargs)
     return _writer(content_type)([args, kwargs], ("args", "kwargs"), (args, kwargs))
+
+
+def dumps_result(value: Any, content_type: str = "json") -> bytes:
+    """Return what a task returned as bytes. An `AsyncResult` or a `GroupResult`, which JSON
+    cannot carry, is written as its `as_tuple()`, as by Celery. Raises as `dumps` does."""
+    try:
+        return dumps(value, content_type, root="result")
+    except EncodeError:
+        stored_form = getattr(value, "_stored_form", None)
+        if stored_form is None:
+            raise
+        return dumps(stored_form(), content_type, root="result")
 
 
 # Reading

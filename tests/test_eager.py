@@ -247,6 +247,19 @@ def test_what_expires_while_it_waits_is_revoked(app: Liteq, tasks: Tasks, run: R
         result.get()
 
 
+def test_a_result_that_a_task_returns_is_itself_for_its_caller_and_a_tuple_in_the_store(
+    app: Liteq, tasks: Tasks
+) -> None:
+    app.conf.task_store_eager_result = True
+    inner = tasks.add.s(1, 2).apply()
+    start = app.task(name="start")(lambda: inner)
+
+    result = start.apply()
+
+    assert result.get() is inner
+    assert app.AsyncResult(result.id).get() == inner.as_tuple()
+
+
 def test_a_value_that_others_need_must_be_one_that_can_be_sent(
     app: Liteq, tasks: Tasks, run: Run
 ) -> None:

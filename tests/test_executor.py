@@ -34,7 +34,8 @@ from liteq.exceptions import (
 from liteq.executor import Executor, ExecutorSettings
 from liteq.message import PACKED_FIELDS, Message
 from liteq.outcome import Failed, Ignored, Outcome, Retried, Revoked, Succeeded
-from liteq.serializers import dumps, dumps_call
+from liteq.result import AsyncResult, GroupResult, result_from_tuple
+from liteq.serializers import dumps, dumps_call, loads
 from liteq.task import Task
 
 NAME = "shop.work"
@@ -301,6 +302,24 @@ def test_a_result_that_cannot_be_serialised_fails_the_task(
     assert error_of(outcome)["type"] == EncodeError.__name__
     assert "result" in error_of(outcome)["message"]
     assert [told[0] for told in telling.told] == ["before_start", "on_failure", "after_return"]
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        (AsyncResult("a"), [["a", None], None]),
+        (AsyncResult("b", parent=AsyncResult("a")), [["b", [["a", None], None]], None]),
+        (GroupResult("g", [AsyncResult("a")]), [["g", None], [[["a", None], None]]]),
+    ],
+    ids=["call", "chain", "group"],
+)
+def test_a_result_of_other_calls_is_kept_as_its_tuple(run: Run, value: Any, kept: Any) -> None:
+    outcome = run(lambda: value)
+
+    assert isinstance(outcome, Succeeded)
+    assert outcome.result is not None
+    assert json.loads(json.dumps(loads(outcome.result))) == kept
+    assert result_from_tuple(loads(outcome.result)) == value
 
 
 def test_a_result_that_contains_itself_fails_the_task(run: Run) -> None:

@@ -440,6 +440,8 @@ class AsyncResult(ResultBase, Generic[R]):
         around those before it: of a chain of a few hundred, JSON refuses it as too deep."""
         return as_tuple(self)  # type: ignore[no-any-return]
 
+    _stored_form = as_tuple  # see `dumps_result`
+
     def as_list(self) -> list[str]:
         """Return the ids of this result and of its parents."""
         return [node.id for node in self._line()]

@@ -101,6 +101,8 @@ class GroupResult(ResultSet):
         around those before it: of a chain of a few hundred, JSON refuses it as too deep."""
         return as_tuple(self)  # type: ignore[no-any-return]
 
+    _stored_form = as_tuple  # see `dumps_result`
+
     def as_list(self) -> list[str | None]:
         """Return the ids of this group and of what came before it."""
         return [node.id for node in self._line()]
