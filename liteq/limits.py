@@ -27,6 +27,7 @@ __all__ = [
     "Rate",
     "RateLimit",
     "allowed_text",
+    "checked",
     "declared",
     "key_text",
     "limits_by_task",
@@ -333,8 +334,24 @@ def read(text: str) -> Pairs:
     store, and nobody can read, names none: a worker is not to end of it."""
     try:
         return tuple((name, key) for name, key in json.loads(text))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return ()
+
+
+def checked(limit: Limit) -> Limit:
+    """Return a limit as it was read from a store. Raises `ValueError` for what cannot be one:
+    a claim that counts by it would fail, again and again."""
+    name, interval, burst, most, _ = limit
+    if type(name) is not str:
+        raise ValueError(f"no name: {name!r}")
+    if interval is not None:
+        if type(interval) not in (int, float) or not 0 < interval < math.inf:
+            raise ValueError(f"no interval: {interval!r}")
+        if type(burst) is not int or not 1 <= burst <= _LONGEST / max(interval, 1e-9):
+            raise ValueError(f"no burst: {burst!r}")
+    if most is not None and (type(most) is not int or most < 1):
+        raise ValueError(f"no number of runs: {most!r}")
+    return limit
 
 
 def limits_text(text: str | None) -> str:

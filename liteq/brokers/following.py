@@ -13,7 +13,7 @@ import apsw
 
 from liteq import failure, parts
 from liteq.brokers.connection import fetch_all, fetch_one
-from liteq.brokers.schema import STATE_CODES
+from liteq.brokers.schema import MOST, STATE_CODES
 from liteq.exceptions import Ignore, InvalidTaskError, MessageTooLarge, TaskRevokedError
 from liteq.message import GATHER
 
@@ -58,32 +58,36 @@ _INPUT: Final = (
     f"SELECT seq, ?2, ?3, ?4, ?5 FROM message WHERE seq = ?1 AND {_OPEN} "
     "ON CONFLICT DO NOTHING"
 )
+# A damaged envelope, or a count that nobody has counted, ends nothing but its own message.
+_SAID: Final = "CASE WHEN json_valid({0}envelope) THEN json_extract({0}envelope, '$.{1}') END"
+_MET: Final = "pending = max(pending, 0) - 1"
+_GIVEN: Final = f"inputs = min(inputs, {MOST}) + 1"
 # The right-hand sides see the row as it was, so the due time is worked out twice.
-_DUE: Final = "coalesce(?1 + json_extract(envelope, '$.countdown'), run_at)"
+_DUE: Final = f"coalesce(?1 + {_SAID.format('', 'countdown')}, run_at)"
 _STAYS: Final = "state != 0 OR pending > 1"
 _GIVE: Final = (
-    "UPDATE message SET pending = pending - 1, inputs = inputs + 1, "
+    f"UPDATE message SET {_MET}, {_GIVEN}, "
     f"state = CASE WHEN {_STAYS} THEN state WHEN {_DUE} > ?1 THEN 2 ELSE 1 END, "
     f"run_at = CASE WHEN {_STAYS} THEN run_at ELSE {_DUE} END, "
     f"expires_at = CASE WHEN {_STAYS} THEN expires_at "
-    "ELSE coalesce(?1 + json_extract(envelope, '$.expires_in'), expires_at) END "
+    f"ELSE coalesce(?1 + {_SAID.format('', 'expires_in')}, expires_at) END "
     "WHERE seq = ?2"
 )
-_TURN: Final = _GIVE.replace("inputs = inputs + 1, ", "")
+_TURN: Final = _GIVE.replace(f"{_GIVEN}, ", "")
 _GATHER: Final = (
     "SELECT id, body, state, pending, ignore_result, result_expires FROM message "
     f"WHERE seq = ? AND {_OPEN}"
 )
-# A damaged envelope ends nothing but its own message.
-_PARENT_OF: Final = (
-    "CASE WHEN json_valid({0}.envelope) THEN json_extract({0}.envelope, '$.parent_id') END"
-)
 _ARE_SIBLINGS: Final = (
     "SELECT 1 FROM message AS a, message AS b WHERE a.seq = ? AND b.seq = ? "
-    f"AND b.task != '{GATHER}' AND {_PARENT_OF.format('a')} = {_PARENT_OF.format('b')}"
+    f"AND b.task != '{GATHER}' "
+    f"AND {_SAID.format('a.', 'parent_id')} = {_SAID.format('b.', 'parent_id')}"
 )
 _PART: Final = "INSERT INTO input(target, position, source, kind, value) VALUES (?,?,?,?,?)"
-_COUNT: Final = "UPDATE message SET pending = pending - ?, inputs = inputs + ? WHERE seq = ?"
+_COUNT: Final = (
+    "UPDATE message SET pending = max(pending, 0) - ?, "
+    f"inputs = min(inputs, {MOST}) + ? WHERE seq = ?"
+)
 _LIST: Final = "SELECT kind, value FROM input WHERE target = ? ORDER BY position, source"
 _SIZE: Final = "SELECT total(length(value)) FROM input WHERE target = ?"
 _JOINED: Final = (

@@ -29,7 +29,7 @@ from typing import Any, Final, NamedTuple
 import apsw
 
 from liteq.brokers.connection import fetch_all, fetch_one
-from liteq.limits import Limit, LimitInfo, merged, read
+from liteq.limits import Limit, LimitInfo, checked, merged, read
 
 __all__ = [
     "NO_BOOK",
@@ -203,7 +203,7 @@ class Lines:
     def _line_up(self, how: str, rank: Rank, queue: str, limits: str | None) -> None:
         self.any = True
         self.db.execute(how, (limits, rank[1]))
-        self.db.execute(_ENTER, (queue, limits, -rank[0], rank[1]))
+        self.db.execute(_ENTER, (queue, limits, -int(rank[0]), rank[1]))
 
     def take(self, claim: str, bindings: Row, wanted: int, others: Iterable[Row]) -> list[Row]:
         """Claim from the lines what goes before the others, or fits in beside them, and
@@ -271,7 +271,7 @@ class Lines:
         rank, task, expires_at = head[:2], head[2], head[3]
         if (wanted := self.limits_of(task, limits) or limits) != limits:
             self.db.execute("UPDATE message SET limits = ? WHERE seq = ?", (wanted, rank[1]))
-            self.db.execute(_ENTER, (queue, wanted, -rank[0], rank[1]))
+            self.db.execute(_ENTER, (queue, wanted, -int(rank[0]), rank[1]))
             return None
         useless = (expires_at is not None and expires_at <= self.now) or (
             self._tasks is not None and task not in self._tasks
@@ -377,7 +377,7 @@ class Lines:
         since = ", since = NULL" if served else ""
         self.db.execute(
             f"UPDATE line SET priority = ?, head = ?{since} WHERE queue = ? AND limits = ?",
-            (-rank[0], rank[1], queue, limits),
+            (-int(rank[0]), rank[1], queue, limits),  # a float: damaged, and taken as that
         )
 
     def _drop(self, queue: str, limits: str) -> None:
@@ -465,18 +465,13 @@ def read_book(db: apsw.Connection, revision: int | None) -> Book:
         return NO_BOOK
     limits: dict[str, Limit] = {}
     extra: dict[str, list[str]] = {}
-    for name, declared, changed, task in fetch_all(
-        db, "SELECT name, declared, override, task FROM limits"
-    ):
-        text = changed or declared
-        if text is not None:
-            limits[name] = _limit(text)
-        if changed is not None and task is not None:
-            extra.setdefault(task, []).append(name)
-    tasks = {
-        task: json.loads(names)
-        for task, names in fetch_all(db, "SELECT task, names FROM limited")
-    }
+    for name, declared, changed, user in _rules(db):
+        limit = changed or declared
+        if limit is not None:
+            limits[name] = limit
+        if changed is not None and user is not None:
+            extra.setdefault(user, []).append(name)
+    tasks = _names_by_task(db)
     for task, names in extra.items():
         known = tasks.setdefault(task, [])
         known += [name for name in names if name not in known]
@@ -486,24 +481,15 @@ def read_book(db: apsw.Connection, revision: int | None) -> Book:
 def infos(db: apsw.Connection) -> list[LimitInfo]:
     """Return all limits by name."""
     users: dict[str, list[str]] = {}
-    for task, names in fetch_all(db, "SELECT task, names FROM limited ORDER BY task"):
-        for name in json.loads(names):
+    for task, names in _names_by_task(db).items():
+        for name in names:
             users.setdefault(name, []).append(task)
     found = []
-    for name, declared, changed, task in fetch_all(
-        db, "SELECT name, declared, override, task FROM limits ORDER BY name"
-    ):
+    for name, declared, changed, user in _rules(db):
         tasks = users.get(name, [])
-        if changed is not None and task is not None and task not in tasks:
-            tasks = sorted([*tasks, task])
-        found.append(
-            LimitInfo(
-                name,
-                _limit(declared) if declared else None,
-                _limit(changed) if changed else None,
-                tuple(tasks),
-            )
-        )
+        if changed is not None and user is not None and user not in tasks:
+            tasks = sorted([*tasks, user])
+        found.append(LimitInfo(name, declared, changed, tuple(tasks)))
     return found
 
 
@@ -538,7 +524,8 @@ def declare(db: apsw.Connection, tasks: Mapping[str, Sequence[Limit]]) -> None:
         )
     db.execute(
         "UPDATE limits SET declared = NULL WHERE name NOT IN "
-        "(SELECT value FROM limited, json_each(limited.names))"
+        "(SELECT value FROM limited, "
+        "json_each(CASE WHEN json_valid(limited.names) THEN limited.names END))"
     )
     _changed(db)
 
@@ -555,8 +542,7 @@ def override(db: apsw.Connection, name: str, limit: Limit | None, task: str | No
 
 def overrides(db: apsw.Connection) -> list[tuple[str, Limit, str | None]]:
     """Return the name, the limit and the task of all that is in force so."""
-    rows = fetch_all(db, "SELECT name, override, task FROM limits WHERE override IS NOT NULL")
-    return [(name, _limit(text), task) for name, text, task in rows]
+    return [(name, limit, task) for name, _, limit, task in _rules(db) if limit is not None]
 
 
 def _changed(db: apsw.Connection) -> None:
@@ -571,5 +557,44 @@ def _changed(db: apsw.Connection) -> None:
     )
 
 
-def _limit(text: str) -> Limit:
-    return Limit(*json.loads(text))
+def _rules(db: apsw.Connection) -> list[tuple[str, Limit | None, Limit | None, str | None]]:
+    """Return by name what is declared, what overrides it, and the task that this is for."""
+    return [
+        (name, _limit(name, declared), _limit(name, changed), task)
+        for name, declared, changed, task in fetch_all(
+            db, "SELECT name, declared, override, task FROM limits ORDER BY name"
+        )
+    ]
+
+
+def _names_by_task(db: apsw.Connection) -> dict[str, list[str]]:
+    found = {}
+    for task, text in fetch_all(db, "SELECT task, names FROM limited ORDER BY task"):
+        try:
+            found[task] = [name for name in json.loads(text) if isinstance(name, str)]
+        except (TypeError, ValueError, RecursionError):
+            warn_unreadable(f"what limits the task {task!r}", text)
+    return found
+
+
+def _limit(name: str, text: str | None) -> Limit | None:
+    """Return a limit; none for what another program wrote and nobody can read."""
+    if text is None:
+        return None
+    try:
+        return checked(Limit(*json.loads(text)))
+    except (TypeError, ValueError, RecursionError):
+        warn_unreadable(f"the limit {name!r}", text)
+        return None
+
+
+def warn_unreadable(what: str, text: str) -> None:
+    """Say that something in the store holds for nobody: all else goes on."""
+    from liteq.loggers import get_logger  # late: a third of what a sender loads
+
+    get_logger("liteq.limits").warning(
+        "%s is damaged in the store and counts as none: %.100r (`liteq limits set` and "
+        "`reset` write it anew, so does a worker that declares it)",
+        what,
+        text,
+    )

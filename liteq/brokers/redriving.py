@@ -18,7 +18,7 @@ import apsw
 
 from liteq.brokers.connection import fetch_all, fetch_one
 from liteq.brokers.following import Following
-from liteq.brokers.schema import STATE_CODES
+from liteq.brokers.schema import MOST, STATE_CODES
 from liteq.message import GATHER
 
 __all__ = ["redrive"]
@@ -53,7 +53,7 @@ _RECALL: Final = (
 )
 # What has counted an end that is undone now, and has not started.
 _UNCOUNT: Final = (
-    "UPDATE message SET pending = pending + 1, inputs = inputs - ?2, "
+    f"UPDATE message SET pending = min(pending, {MOST}) + 1, inputs = max(inputs, 0) - ?2, "
     "state = CASE WHEN state IN (1, 2, 4, 5) THEN 0 ELSE state END WHERE seq = ?1 "
     "AND (state IN (0, 1, 2, 4, 5) OR (state IN (7, 8) AND revoke = 'upstream'))"
 )

@@ -20,6 +20,7 @@ from liteq.exceptions import BrokerError, SchemaError
 
 __all__ = [
     "APPLICATION_ID",
+    "MOST",
     "STATE_CODES",
     "STATE_NAMES",
     "VERSION",
@@ -30,6 +31,10 @@ __all__ = [
 
 VERSION: Final = 4
 APPLICATION_ID: Final = 0x6C746571  # "lteq"
+
+# Of starts, retries, edges, or a priority: more than that another program has written, and to
+# go on counting from the largest integer that SQLite has would fail the whole step.
+MOST: Final = 2**31
 
 # The numbers stand in the partial indexes below, and in files: never change one.
 STATE_CODES: Final[Mapping[str, int]] = {

@@ -18,7 +18,7 @@ from liteq.brokers.enqueueing import enter_workflow, insert, prepare
 from liteq.brokers.following import IGNORED_KEPT, Following, find_open_gather
 from liteq.brokers.graph import divide_edges
 from liteq.brokers.limiting import free_slots
-from liteq.brokers.schema import STATE_CODES
+from liteq.brokers.schema import MOST, STATE_CODES
 from liteq.brokers.values import Lease
 from liteq.exceptions import InvalidTaskError, MessageError, NotRegistered, WorkerLostError
 from liteq.message import GATHER, PACKED_FIELDS, Graph, Workflow
@@ -334,7 +334,8 @@ class Settling:
             if gather is not None and source in new:
                 self.db.execute(_ADD_PART, (new[source], gather, position))
                 self.db.execute(
-                    "UPDATE message SET pending = pending + 1 WHERE seq = ?", (gather,)
+                    f"UPDATE message SET pending = min(pending, {MOST}) + 1 WHERE seq = ?",
+                    (gather,),
                 )
                 self.following.edges_added()
 

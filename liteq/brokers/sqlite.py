@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import apsw
 
+from liteq import failure
 from liteq.brokers import limiting, queueing, standby
 from liteq.brokers.base import ORDERS
 from liteq.brokers.base_sqlite import PACKED
@@ -36,15 +37,16 @@ from liteq.brokers.records_sqlite import SqliteRecords
 from liteq.brokers.redriving import redrive
 from liteq.brokers.roster_sqlite import SqliteRoster, leases_of
 from liteq.brokers.schedules_sqlite import SqliteSchedules
-from liteq.brokers.schema import STATE_CODES
+from liteq.brokers.schema import MOST, STATE_CODES
 from liteq.brokers.settling import SLICE, Settling
 from liteq.brokers.uniqueness import UNIQUE
 from liteq.brokers.upkeep_sqlite import SqliteUpkeep
 from liteq.brokers.values import Aside, Input, Lease, Note, RevokeAnswer, Step
-from liteq.exceptions import BrokerError
+from liteq.exceptions import BrokerError, DecodeError
 from liteq.limits import Limit, LimitInfo
 from liteq.message import PACKED_FIELDS, Alike, Edge, Message, Packed, Workflow, pack_all
 from liteq.outcome import (
+    Failed,
     Outcome,
     Released,
     Revoked,
@@ -72,7 +74,8 @@ _FIND: Final = (
 )
 _TAKE: Final = (
     "UPDATE message SET state = 3, token = ?1, worker = ?2, started_at = ?3, "
-    "parked_at = NULL, deliveries = deliveries + 1 WHERE seq IN ({candidates})"
+    f"parked_at = NULL, deliveries = min(deliveries, {MOST}) + 1 "
+    "WHERE seq IN ({candidates})"
 )
 _CLAIM_ONE: Final = (
     _TAKE.format(candidates="?4")
@@ -341,9 +344,10 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
         *,
         parked: bool,
     ) -> tuple[list[Lease], list[tuple[Lease, Aside]], bool]:
-        """Claim, parking unknown tasks and revoking what has expired, until the limit is
-        reached or nothing is left; but put aside no more than a slice in one step. Return
-        the leases, what was put aside, and whether there is more to look through."""
+        """Claim, parking unknown tasks, revoking what has expired and burying what is damaged,
+        until the limit is reached or nothing is left; but put aside no more than a slice in
+        one step. Return the leases, what was put aside, and whether there is more to look
+        through."""
         more = False
         leases: list[Lease] = []
         aside: list[tuple[Lease, Aside]] = []
@@ -370,7 +374,11 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
             for one in found:
                 _, seq, delivery, inputs, expires_at = one[:5]
                 lease = _new(Lease, (seq, token, delivery, one[5:], ()))
-                if expires_at is not None and expires_at <= now:
+                if damage := _damage_of(delivery, one[12], one[9]):
+                    error = failure.describe(DecodeError(damage), traceback="")
+                    settling.settle([(lease, Failed(error, dead=damage))])
+                    aside.append((lease, "damaged"))
+                elif expires_at is not None and expires_at <= now:
                     settling.settle([(lease, Revoked("expired"))])
                     aside.append((lease, "expired"))
                 elif tasks is not None and one[6] not in tasks:
@@ -630,6 +638,14 @@ def _take(
     if found:
         db.execute(_TAKE.format(candidates=candidates), (*marks, *bindings))
     return found
+
+
+def _damage_of(delivery: int, retries: int, priority: int) -> str | None:
+    """Say what is wrong with the numbers that a message is claimed by; None if nothing is."""
+    if 0 < delivery < MOST and 0 <= retries < MOST and -MOST < priority < MOST:
+        return None
+    said = f"{delivery - 1:.0f} starts, {retries} retries and the priority {priority}"
+    return f"damaged in the store: it has {said}"
 
 
 def _to_terminate(db: apsw.Connection, worker: int) -> dict[int, str]:

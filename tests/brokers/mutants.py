@@ -22,6 +22,7 @@ from liteq.brokers import (
     limiting,
     queueing,
     redriving,
+    schema,
     settling,
     sqlite,
     standby,
@@ -164,7 +165,8 @@ def no_delivery_limit(patch: Patch) -> None:
 
 
 def delivery_not_counted(patch: Patch) -> None:
-    swap(patch, sqlite, ("_TAKE",), "deliveries = deliveries + 1", "deliveries = 1")
+    counted = f"min(deliveries, {schema.MOST}) + 1"
+    swap(patch, sqlite, ("_TAKE",), counted, "1")
     swap(patch, sqlite, ("_FIND",), "deliveries + 1", "1")
 
 
@@ -387,7 +389,7 @@ def gather_in_the_order_of_ends(patch: Patch) -> None:
 
 
 def redriven_part_counted_twice(patch: Patch) -> None:
-    swap(patch, redriving, ("_UNCOUNT",), "pending = pending + 1, ", "")
+    swap(patch, redriving, ("_UNCOUNT",), f"pending = min(pending, {schema.MOST}) + 1, ", "")
 
 
 def redrive_forgets_what_else_failed(patch: Patch) -> None:

@@ -50,6 +50,7 @@ from liteq.exceptions import (
     StoreForbidden,
     StoreLost,
 )
+from liteq.limits import Limit, LimitInfo
 from liteq.message import GATHER, PACKED_FIELDS, Edge, Graph, Message, Workflow
 from liteq.outcome import Failed, Ignored, Replaced, Revoked, Succeeded
 
@@ -517,6 +518,141 @@ def test_a_text_that_is_none_is_damage(store: Store, folder: Path, column: str) 
     verbs = {"task": lambda: broker.claim(worker, ["default"]), "queue": broker.counts}
     with pytest.raises(BrokerError, match=r"is damaged .*: stop all workers and restore"):
         verbs[column]()
+    broker.close()
+
+
+DEEP = "[" * 100_000
+_NO_LIMIT = ["null", "no JSON", "9" * 5000, DEEP, "[1]", '["l","soon"]', '["l",0]', '["l",1,0]']
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("deliveries = 9223372036854775807", " starts, 0 retries"),
+        ("deliveries = -9223372036854775808", "-9223372036854775808 starts, 0 retries"),
+        ("retries = 9223372036854775807", "0 starts, 9223372036854775807 retries"),
+        ("retries = -1", "0 starts, -1 retries"),
+        ("priority = -9223372036854775808", "the priority -9223372036854775808"),
+        ("priority = 9223372036854775807", "the priority 9223372036854775807"),
+    ],
+)
+@pytest.mark.parametrize("limits", [None, '[["l",""]]'])
+def test_5_a_message_with_numbers_that_nobody_counted_is_a_dead_letter(
+    store: Store, folder: Path, change: str, says: str, limits: str | None
+) -> None:
+    broker = store.open()
+    broker.override_limit("l", Limit("l", most=9))
+    bad, good, after = make(limits=limits), make(), make()
+    broker.enqueue([bad, good, after], [Edge(bad.id, after.id, "failure", 0)])
+    alter(folder, f"UPDATE message SET {change} WHERE id = '{bad.id}'")
+
+    step = broker.step(enlist(broker), queues=["default"], limit=3)
+
+    assert good.id in [lease.id for lease in step.leases]
+    assert [(one.id, why) for one, why in step.aside] == [(bad.id, "damaged")]
+    [dead] = broker.browse("dead", limit=10)
+    assert (dead.id, dead.state) == (bad.id, "failed")
+    assert dead.dead is not None
+    assert dead.dead.startswith("damaged in the store: it has ")
+    assert says in dead.dead
+    assert "damaged in the store" in str(failure.rebuild(dead.result or b""))
+    assert broker.get([after.id])[after.id].state != "waiting"
+    broker.close()
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    "change",
+    [
+        "envelope = '{\"content'",
+        "envelope = 'null'",
+        f"envelope = '{DEEP}'",
+        "envelope = '{\"countdown\": []}'",
+        "pending = -9223372036854775808",
+        "inputs = 9223372036854775807",
+    ],
+)
+def test_5_what_is_damaged_while_it_waits_is_no_end_of_what_it_waits_for(
+    store: Store, folder: Path, change: str
+) -> None:
+    broker = store.open()
+    first, bad = make(), make()
+    broker.enqueue([first, bad], [Edge(first.id, bad.id, "success")])
+    worker = enlist(broker)
+    [lease] = broker.claim(worker, ["default"])
+    alter(folder, f"UPDATE message SET {change} WHERE id = '{bad.id}'")
+
+    assert broker.settle(worker, lease, Succeeded(b"1"))
+
+    assert broker.get([first.id])[first.id].state == "succeeded"
+    [lease] = broker.claim(worker, ["default"])
+    assert lease.id == bad.id
+    broker.close()
+
+
+def test_5_a_gather_with_a_damaged_count_is_no_end_of_its_parts(
+    store: Store, folder: Path
+) -> None:
+    broker = store.open()
+    part, gather = make(), make(GATHER, b"fail")
+    broker.enqueue([part, gather], [Edge(part.id, gather.id, "part", 0)])
+    worker = enlist(broker)
+    [lease] = broker.claim(worker, ["default"])
+    numbers = "pending = -9223372036854775808, inputs = 9223372036854775807"
+    alter(folder, f"UPDATE message SET {numbers} WHERE id = '{gather.id}'")
+
+    assert broker.settle(worker, lease, Succeeded(b"1"))
+
+    assert broker.get([part.id])[part.id].state == "succeeded"
+    broker.close()
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("limits", [DEEP, "null", "[1]", "[[1,2]]", '[["l",[]]]', "9" * 5000])
+def test_5_limits_that_nobody_can_read_limit_nothing(
+    store: Store, folder: Path, limits: str
+) -> None:
+    broker = store.open()
+    broker.override_limit("l", Limit("l", most=1))
+    bad, good = make(), make()
+    broker.enqueue([bad, good])
+    alter(folder, f"UPDATE message SET limits = '{limits}' WHERE id = '{bad.id}'")
+
+    leases = broker.claim(enlist(broker), ["default"], 2)
+
+    assert {lease.id for lease in leases} == {bad.id, good.id}
+    broker.close()
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("text", _NO_LIMIT)
+def test_5_a_limit_that_nobody_can_read_is_none_and_a_warning(
+    store: Store, folder: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = store.open()
+    told = Limit("l", most=1)
+    broker.declare_limits({"shop.charge": [told]})
+    broker.override_limit("l", Limit("l", most=5))
+    broker.override_limit("other", Limit("other", most=1), task="shop.thank")
+    broker.enqueue([make(), make(), make("shop.thank")])
+    alter(
+        folder,
+        f"UPDATE limits SET override = '{text}'",
+        "INSERT INTO limited VALUES ('shop.more', '[\"l\"')",
+        f"INSERT INTO limits(name, declared) VALUES ('bad', '{text}')",
+    )
+
+    leases = broker.claim(enlist(broker), ["default"], 5)
+
+    assert [lease.task for lease in leases] == ["shop.charge", "shop.thank"]
+    assert "the limit 'l' is damaged in the store and counts as none" in caplog.text
+    assert "what limits the task 'shop.more' is damaged" in caplog.text
+    known = {one.name: one for one in broker.limits()}
+    assert known["l"] == LimitInfo("l", told, None, ("shop.charge",))
+    assert known["bad"] == LimitInfo("bad", None, None, ())
+    broker.declare_limits({"shop.more": []})
+    assert {one.name for one in broker.limits()} >= {"l"}
     broker.close()
 
 
