@@ -359,6 +359,14 @@ class Liteq:
         return self.sender.rules().redactor
 
     @property
+    def early_redactor(self) -> Redactor:
+        """The same for what must not load the settings, as a repr: while they are not, it
+        knows the names that the code has set."""
+        from liteq.redaction import Redactor  # late: for this
+
+        return Redactor(self.conf.so_far("task_sensitive_names") or ())
+
+    @property
     def signer(self) -> Signer | None:
         """What signs messages and results, and checks them; None without `security_keys`."""
         return self.sender.rules().signer

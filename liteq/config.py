@@ -34,6 +34,7 @@ __all__ = ["Settings", "refuse_misspelt"]
 
 _NOT_SETTINGS: Final = frozenset({"app"})  # in [tool.liteq] for the command line alone
 _CODE: Final = "code"
+_ARGUMENTS: Final = frozenset({"args", "kwargs"})  # of a periodic entry, or a signature
 
 
 class Settings(MutableMapping[str, Any]):
@@ -285,6 +286,11 @@ class Settings(MutableMapping[str, Any]):
         table = self.table(with_defaults, censored)
         return "\n".join(f"{key}: {value!r}" for key, value in sorted(table.items()))
 
+    def so_far(self, name: str) -> Any:
+        """Return a setting without loading: until that is done, what the code has set, or
+        None."""
+        return (self._changes if self._values is None else self._values).get(name)
+
     # Loading
 
     @property
@@ -456,8 +462,18 @@ def _censored(key: Any, value: Any) -> Any:
     if isinstance(value, str):
         return mask_url(value)
     if isinstance(value, Mapping):
-        return {name: _censored(name, member) for name, member in value.items()}
+        shown = {name: _censored(name, member) for name, member in value.items()}
+        if "task" in value:  # a call, whose parameters are not known here
+            shown |= {name: _starred(value[name]) for name in _ARGUMENTS & value.keys()}
+        return shown
     for kind in (list, tuple, set):
         if type(value) is kind:
             return kind(_censored("", member) for member in value)
     return value
+
+
+def _starred(arguments: Any) -> Any:
+    """Return the arguments of a call with stars in place of each."""
+    if isinstance(arguments, Mapping):
+        return dict.fromkeys(arguments, HIDDEN)
+    return [HIDDEN for _ in arguments] if isinstance(arguments, (list, tuple)) else HIDDEN

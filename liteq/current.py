@@ -31,6 +31,7 @@ __all__ = [
     "get_current_app",
     "get_current_task",
     "kept",
+    "known_app",
     "look_around",
     "set_current_app",
     "set_default_app",
@@ -59,6 +60,19 @@ def apps() -> Iterator[Liteq]:
 def get_current_app() -> Liteq:
     """Return the app of what surrounds the caller, else that of the task that runs here, else
     this thread's current app, else the default one, making one if need be."""
+    found = known_app()
+    if found is None:
+        with _lock:
+            found = _default
+            if found is None:
+                assert _make_default is not None  # set when liteq.app is imported
+                found = _make_default()
+                set_default_app(found)
+    return found
+
+
+def known_app() -> Liteq | None:
+    """Return the current app if there is one: what is only looked at makes none."""
     for find in _surroundings:
         if (surrounding := find()) is not None:
             return surrounding
@@ -67,13 +81,6 @@ def get_current_app() -> Liteq:
         if own is not None and type(own) is not Proxy:  # a task that no app has has a proxy
             return own  # type: ignore[no-any-return]
     found: Liteq | None = getattr(_thread, "app", None) or _default
-    if found is None:
-        with _lock:
-            found = _default
-            if found is None:
-                assert _make_default is not None  # set when liteq.app is imported
-                found = _make_default()
-                set_default_app(found)
     return found
 
 

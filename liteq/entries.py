@@ -76,8 +76,7 @@ class BeatLazyFunc:
 
     def __repr__(self) -> str:
         func = self._func_params["func"]
-        shown = [*map(repr, self._func_params["args"])]
-        shown += [f"{name}={value!r}" for name, value in self._func_params["kwargs"].items()]
+        shown = default().sources(self._func_params["args"], self._func_params["kwargs"])
         return f"{getattr(func, '__qualname__', func)}({', '.join(shown)})"
 
 
@@ -281,14 +280,15 @@ class Entry:
     @property
     def call(self) -> str:
         """The call as source text, what is secret by its name or type hidden."""
+        return self.written()
+
+    def written(self, app: Liteq | None = None) -> str:
+        """Return the call as source text, its parameters as an app knows them (default: the
+        current one)."""
         if self.canvas is not None:
-            return repr(Signature.from_dict(self.canvas))
-        redactor = default()
-        shown = [redactor.source(arg) for arg in self.args]
-        shown += [
-            f"{name}={redactor.source(value, name)}" for name, value in self.kwargs.items()
-        ]
-        return f"{self.task}({', '.join(shown)})"
+            return repr(Signature.from_dict(self.canvas, app=app))
+        call: Signature[Any] = Signature(self.task, self.args, self.kwargs, app=app)
+        return repr(call)
 
     # In the store
 

@@ -17,6 +17,7 @@ from liteq.brokers.values import Schedule
 from liteq.entries import CatchUp, Entry, Overlap
 from liteq.exceptions import DecodeError, ImproperlyConfigured, ScheduleError, ScheduleNotFound
 from liteq.loggers import get_logger
+from liteq.redaction import HIDDEN
 from liteq.result import AsyncResult
 from liteq.schedules import changed, maybe_schedule
 
@@ -204,10 +205,13 @@ class Schedules:
         if known is None:
             return
         one, other = (maybe_schedule(each["schedule"]) for each in (known, given))
-        if one != other:
+        what = "another schedule" if one != other else ""
+        if HIDDEN in name and known["task"] != given["task"]:  # the same for all that is hidden
+            what = "other arguments"
+        if what:
             raise ScheduleError(
-                f"periodic entry {name!r}: there is one of that name already, with another "
-                "schedule: give each a name="
+                f"periodic entry {name!r}: there is one of that name already, with {what}: "
+                "give each a name="
             )
 
     # At run time

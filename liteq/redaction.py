@@ -186,6 +186,25 @@ class Redactor:
         shown = self.arguments(args, kwargs, parameters, sensitive)
         return self.text(shown[0], limit=limit), self.text(shown[1], limit=limit)
 
+    def sources(
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        parameters: Sequence[str] = (),
+        sensitive: str | Iterable[str] = (),
+    ) -> list[str]:
+        """Return the arguments of a call as source text, each as `source()` has it."""
+        hidden = _named(sensitive)
+        names = [*parameters, *[None] * (len(args) - len(parameters))]
+
+        def write(name: str | None, value: Any) -> str:
+            return repr(HIDDEN) if name in hidden else self.source(value, name)
+
+        return [
+            *(write(name, one) for name, one in zip(names, args, strict=False)),
+            *(f"{name}={write(name, one)}" for name, one in kwargs.items()),
+        ]
+
     def secrets(
         self,
         args: Sequence[Any],

@@ -5,6 +5,7 @@ What is secret is hidden (`liteq.redaction`), what cannot be read is said to be 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from liteq.message import GATHER, Message
@@ -13,7 +14,7 @@ from liteq.serializers import loads_call
 if TYPE_CHECKING:
     from liteq.app import Liteq
 
-__all__ = ["shown_arguments", "shown_call"]
+__all__ = ["shown_arguments", "shown_call", "without_secrets"]
 
 
 def shown_arguments(app: Liteq, message: Message) -> tuple[Any, Any]:
@@ -28,7 +29,14 @@ def shown_arguments(app: Liteq, message: Message) -> tuple[Any, Any]:
         )
     except Exception as exc:  # noqa: BLE001 (pickle may raise anything)
         return f"<unreadable: {type(exc).__name__}>", None
-    task = app.tasks.get(message.task)
+    return without_secrets(app, message.task, args, kwargs)
+
+
+def without_secrets(
+    app: Liteq, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[list[Any], dict[str, Any]]:
+    """Return the arguments for a task of this name, what is secret in them hidden."""
+    task = app.tasks.get(name)
     shown, named = app.redactor.arguments(
         args,
         kwargs,

@@ -463,6 +463,16 @@ def test_a_workflow_and_a_schedule_steer_no_terminal(
         assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", done.stdout), words
 
 
+def test_a_schedule_shows_no_secret_by_its_position(
+    app: Callable[[], Liteq], here: Here
+) -> None:
+    app().schedules.add("charge", "tasks.charge", 3600.0, args=["42", "hunter2-canary"])
+    for words in (["schedule", "list", "--json"], ["schedule", "show", "charge"]):
+        shown = here.ok(*words)
+        assert "hunter2-canary" not in shown
+        assert "tasks.charge('42', '********')" in shown
+
+
 def test_a_paused_schedule_is_shown_as_such(app: Callable[[], Liteq], here: Here) -> None:
     schedules = app().schedules
     schedules.add("night", "tasks.log", 3600.0, args=["x"])

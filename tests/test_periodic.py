@@ -108,6 +108,18 @@ def test_two_calls_of_one_name_and_different_schedules_are_an_error(app: Liteq) 
         app.add_periodic_task(20.0, tick)
 
 
+def test_calls_that_differ_in_what_is_hidden_alone_need_names(app: Liteq) -> None:
+    @app.task
+    def login(password: str) -> None: ...
+
+    name = app.add_periodic_task(10.0, login.s("hunter2-canary"))
+    app.add_periodic_task(10.0, login.s("hunter2-canary"))
+
+    assert "hunter2-canary" not in name
+    with pytest.raises(ScheduleError, match="with other arguments: give each a name="):
+        app.add_periodic_task(10.0, login.s("another"))
+
+
 def test_a_second_start_changes_nothing(app: Liteq, clock: FakeClock) -> None:
     declare(app, tick=TICK)
     before = stored(app, "tick")

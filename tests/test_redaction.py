@@ -14,6 +14,7 @@ import pytest
 
 import liteq
 from liteq import Liteq, Secret, Task, serializers
+from liteq.canvas import Signature, group
 from liteq.log import safe
 from liteq.redaction import HIDDEN, Redactor, hide, mask_url
 from liteq.testing import inline
@@ -163,6 +164,55 @@ def test_a_task_says_which_of_its_parameters_are_secret() -> None:
 
     shown = pay.redacted(("bob", CANARY, CANARY), {"password": CANARY})
     assert shown == (f"('bob', '{HIDDEN}', '{HIDDEN}')", f"{{'password': '{HIDDEN}'}}")
+
+
+def test_a_signature_shows_no_secret_however_it_was_given() -> None:
+    app = Liteq("shop", broker="memory://", task_sensitive_names=["iban"])
+
+    @app.task(name="login")
+    def login(user: str, password: str) -> None: ...
+
+    @app.task(name="pay", sensitive=["pin"])
+    def pay(pin: str, iban: str = "") -> None: ...
+
+    calls: list[Signature[Any]] = [login.s("bob", CANARY), pay.s(CANARY, iban=CANARY)]
+    maps = [login.starmap([("bob", CANARY)]), pay.map([CANARY]), pay.chunks([[CANARY]], 2)]
+    for sig in (*calls, *maps, calls[0] | pay.si(pin=CANARY), group(calls)):
+        assert CANARY not in repr(sig)
+        assert HIDDEN in repr(sig)
+    app.finalize()
+    for call in calls:  # as from JSON: it has no task, and its app is the current one
+        assert repr(Signature.from_dict(dict(call))) == repr(call)
+    assert repr(calls[0]) == f"login('bob', '{HIDDEN}')"
+    assert repr(maps[0]) == f"[login(*x) for x in [('bob', '{HIDDEN}')]]"
+
+
+def test_the_repr_of_a_signature_neither_makes_an_app_nor_loads_its_settings() -> None:
+    app = Liteq("shop", broker="memory://", task_sensitive_names=["iban"])
+
+    @app.on_after_configure.connect
+    def refuse(**kwargs: Any) -> None:
+        raise AssertionError("the settings were loaded")
+
+    assert "iban='********'" in repr(Signature("pay", (), {"iban": CANARY}, app=app))
+    assert not app.finalized
+
+
+def test_settings_are_shown_without_the_arguments_of_calls() -> None:
+    app = Liteq("shop", broker="memory://")
+
+    @app.task
+    def login(user: str, password: str) -> None: ...
+
+    app.conf.beat_schedule = {
+        "a": {"task": "login", "schedule": 5.0, "args": ("bob", CANARY)},
+        "b": {"task": "pay", "schedule": 5.0, "kwargs": {"pin": CANARY}},
+        "c": {"task": login.s("bob", CANARY) | login.si(CANARY, "x"), "schedule": 5.0},
+    }
+    assert CANARY not in app.conf.humanize() + app.bugreport()
+    shown = app.conf.table()["beat_schedule"]
+    assert shown["a"] == {"task": "login", "schedule": 5.0, "args": [HIDDEN, HIDDEN]}
+    assert shown["b"]["kwargs"] == {"pin": HIDDEN}
 
 
 def test_one_name_of_a_secret_parameter_needs_no_list() -> None:

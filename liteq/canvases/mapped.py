@@ -38,6 +38,20 @@ class _Calls(Signature[list[R]]):
         found: Liteq = self["kwargs"]["task"].app if self._app is None else self._app
         return found
 
+    def _written(self) -> str:
+        """Return the list of what the task is called with, as source text without secrets."""
+        task = self["kwargs"]["task"]
+        return f"[{', '.join(_arguments(task, item) for item in self['kwargs']['it'])}]"
+
+
+def _arguments(task: Signature[Any], item: Any) -> str:
+    if not isinstance(item, (list, tuple)):
+        return task.sources((item,), {})[0]
+    shown = ", ".join(task.sources(item, {}))
+    if isinstance(item, list):
+        return f"[{shown}]"
+    return f"({shown},)" if len(item) == 1 else f"({shown})"
+
 
 @Signature.register_type()
 class xmap(_Calls[R]):
@@ -57,7 +71,9 @@ class xmap(_Calls[R]):
         )
 
     def __repr__(self) -> str:
-        return f"[{self['kwargs']['task'].task}(x) for x in {self['kwargs']['it']!r}]"
+        task = self["kwargs"]["task"]
+        items = ", ".join(task.sources((item,), {})[0] for item in self["kwargs"]["it"])
+        return f"[{task.task}(x) for x in [{items}]]"
 
 
 @Signature.register_type()
@@ -78,7 +94,7 @@ class xstarmap(_Calls[R]):
         )
 
     def __repr__(self) -> str:
-        return f"[{self['kwargs']['task'].task}(*x) for x in {self['kwargs']['it']!r}]"
+        return f"[{self['kwargs']['task'].task}(*x) for x in {self._written()}]"
 
 
 @Signature.register_type()
@@ -147,7 +163,7 @@ class chunks(_Calls[list[R]]):
 
     def __repr__(self) -> str:
         named = self["kwargs"]
-        return f"{named['task'].task}.chunks({named['it']!r}, {named['n']})"
+        return f"{named['task'].task}.chunks({self._written()}, {named['n']})"
 
 
 def _task_of(task: Any, app: Liteq | None) -> Signature[Any]:

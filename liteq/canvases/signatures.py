@@ -15,8 +15,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from liteq.canvases.stamping import StampingVisitor, stamped
-from liteq.current import get_current_app
+from liteq.current import get_current_app, known_app
 from liteq.ids import new_id
+from liteq.local import Proxy
 from liteq.redaction import default
 from liteq.result import AsyncResult, EagerResult
 
@@ -351,10 +352,22 @@ class Signature(dict[str, Any], Generic[R]):
         """Return the call as source text, `args` in front, what is secret by its name or
         type hidden."""
         given, kwargs, _ = self.merge(args)
-        redactor = default()
-        shown = [redactor.source(arg) for arg in given]
-        shown += [f"{name}={redactor.source(value, name)}" for name, value in kwargs.items()]
-        return f"{self.task}({', '.join(shown)})"
+        return f"{self.task}({', '.join(self.sources(given, kwargs))})"
+
+    def sources(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
+        """Return arguments for this task as source text, what is secret by its name or type
+        hidden. It makes no app, finalizes none and loads no settings: this is for reprs."""
+        app = self._app if self._app is not None else known_app()
+        task = self._type
+        if task is None and app is not None and app.finalized:
+            task = app.tasks.get(self.task)
+        own: Any = None if task is None else task.app
+        if own is not None and type(own) is not Proxy:  # as that of a task which no app has
+            app = own
+        redactor = default() if app is None else app.early_redactor
+        if task is None:
+            return redactor.sources(args, kwargs)
+        return redactor.sources(args, kwargs, task.parameters, task.sensitive)
 
     def __repr__(self) -> str:
         return self.reprcall()

@@ -11,6 +11,7 @@ import click
 
 from liteq.cli.front import Group, Session, as_json, print_json, print_table
 from liteq.cli.output import json_text, shown
+from liteq.showing import without_secrets
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -229,12 +230,13 @@ def _fields(entry: PeriodicEntry, count: int) -> dict[str, Any]:
     if entry.last_run_at is not None:
         fields["last_run_at"] = entry.last_run_at.isoformat(timespec="seconds")
     if made is not None:
-        redactor = Session.current().app.redactor
+        app = Session.current().app
+        args, kwargs = without_secrets(app, made.task, made.args, made.kwargs)
         fields.update(
-            call=made.call,
-            args=redactor.value(list(made.args)),
-            kwargs=redactor.value(made.kwargs),
-            options=redactor.value(made.options),
+            call=made.written(app),
+            args=args,
+            kwargs=kwargs,
+            options=app.redactor.value(made.options),
             catch_up=made.catch_up,
             overlap=made.overlap,
         )
