@@ -356,7 +356,7 @@ class Control:
         **kwargs: Any,
     ) -> Replies:
         """Change the time limits of a task, in seconds, for attempts that begin from now on
-        in these workers, until they restart. None: no limit."""
+        in these workers, until they restart. None or 0: no limit."""
         limits = {"task_name": task_name, "soft": soft, "hard": hard}
         return self.broadcast("time_limit", limits, destination, **kwargs)
 

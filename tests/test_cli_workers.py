@@ -260,6 +260,7 @@ def test_workers_are_steered(here: Here, worker: Running) -> None:
     assert "shelved 4" in here.ok("control", "shelve", "3")
     assert "shelve <n>" in here.ok("control", "--list")
     assert "set successfully" in here.ok("control", "time_limit", "tasks.add", "1", "2")
+    assert "set successfully" in here.ok("control", "time_limit", "tasks.add", "0", "0")
     assert "set successfully" in here.ok("control", "rate_limit", "tasks.add", "100/m")
     refused = here("control", "pool_shrink", "9")
     assert refused.returncode == 1

@@ -329,7 +329,8 @@ def test_time_limits_change_for_what_begins_later(app: Liteq, start: Start) -> N
         busy.delay().get(timeout=10)
     assert "unknown task" in said(control.time_limit("no", 1, reply=True, timeout=10))["error"]
     wrong = control.time_limit("shop.busy", soft=-1, reply=True, timeout=10)
-    assert "above 0" in said(wrong)["error"]
+    assert "0 seconds or more" in said(wrong)["error"]
+    assert "ok" in said(control.time_limit("shop.busy", 0, 0, reply=True, timeout=10))
 
 
 def test_a_worker_shuts_down_when_it_is_told_to(app: Liteq, start: Start) -> None:

@@ -41,6 +41,7 @@ from liteq.exceptions import (
 from liteq.outcome import Lost, Released, Succeeded
 from liteq.worker import EXIT_STORE, Worker
 from liteq.workers.attempts import Attempts
+from liteq.workers.timelimits import TimeLimits
 
 
 @pytest.fixture
@@ -192,6 +193,31 @@ def test_a_hard_limit_cancels_a_coroutine(app: Liteq) -> None:
     with running(app, pool="asyncio"), pytest.raises(TimeLimitExceeded, match=r"0\.05"):
         waiting.delay().get(timeout=10)
     assert cancelled.is_set()
+
+
+def test_a_limit_of_zero_is_none_wherever_it_is_set(app: Liteq) -> None:
+    app.conf.task_time_limit = app.conf.task_soft_time_limit = 0
+    app.task(name="plain")(lambda: None)
+    app.task(name="zero", time_limit=0, soft_time_limit=0)(lambda: None)
+    app.task(name="own", time_limit=9, soft_time_limit=8)(lambda: None)
+    app.task(name="freed", time_limit=9, soft_time_limit=8)(lambda: None)
+    unlimited = TimeLimits(
+        lambda: app.tasks, app.conf.task_soft_time_limit, app.conf.task_time_limit
+    )
+    limited = TimeLimits(lambda: app.tasks, 5.0, 6.0)
+    for limits in (unlimited, limited):
+        limits.override("freed", 0, 0)
+
+    names = ("plain", "zero", "own", "freed")
+    assert [unlimited.of(name) for name in names] == [
+        (None, None), (None, None), (8, 9), (None, None),
+    ]  # fmt: skip
+    assert [limited.of(name) for name in names] == [
+        (5, 6), (5, 6), (8, 9), (None, None),
+    ]  # fmt: skip
+    sent = app.tasks["own"].apply_async(time_limit=0, soft_time_limit=0)
+    (stored,) = app.broker.get([sent.id]).values()
+    assert (stored.message.soft_time_limit, stored.message.time_limit) == (None, None)
 
 
 @pytest.mark.parametrize(

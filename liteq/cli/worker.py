@@ -83,7 +83,7 @@ def autoscale(text: str) -> tuple[int, int]:
     return most, max(least, 1)
 
 
-SECONDS = Seconds(min=0, min_open=True)
+SECONDS = Seconds(min=0)
 POSITIVE = click.IntRange(min=1)
 
 _OPTIONS = [
@@ -135,13 +135,13 @@ _OPTIONS = [
         "--time-limit",
         type=SECONDS,
         metavar="SEC",
-        help="Kill a task after this long.",
+        help="Kill a task after this long; 0: as the settings say.",
     ),
     click.option(
         "--soft-time-limit",
         type=SECONDS,
         metavar="SEC",
-        help="Raise SoftTimeLimitExceeded in it after this long.",
+        help="Raise SoftTimeLimitExceeded in it after this long; 0: likewise.",
     ),
     click.option(
         "--max-tasks-per-child",

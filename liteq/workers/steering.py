@@ -150,10 +150,10 @@ def time_limit(
     soft: float | None = None,
     **kwargs: Any,
 ) -> dict[str, str]:
-    """Change the time limits of a task, in seconds."""
+    """Change the time limits of a task, in seconds; 0 is none."""
     for limit in (soft, hard):
-        if limit is not None and not float(limit) > 0:
-            return {"error": f"a time limit must be above 0 seconds, not {limit!r}"}
+        if limit is not None and not float(limit) >= 0:
+            return {"error": f"a time limit must be 0 seconds or more, not {limit!r}"}
     if task_name not in state.app.tasks:
         return {"error": f"unknown task {task_name!r}"}
     state.worker.limit_time(

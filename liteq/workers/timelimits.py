@@ -20,7 +20,7 @@ Limits: TypeAlias = tuple[float | None, float | None]  # soft and hard, in secon
 
 class TimeLimits:
     """`tasks` returns those that the app has now, by name; `soft` and `hard` are the worker's
-    own limits in seconds."""
+    own limits in seconds. Zero is no limit, wherever one is set, as in Celery."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class TimeLimits:
         hard: float | None,
     ) -> None:
         self._tasks = tasks
-        self._of_worker = (soft, hard)
+        self._of_worker = (soft or None, hard or None)
         self._overridden: dict[str, Limits] = {}
         self._known: dict[str, Limits] = {}
 
@@ -59,7 +59,7 @@ class TimeLimits:
 
     def override(self, name: str, soft: float | None, hard: float | None) -> None:
         """Let a task have these from now on."""
-        self._overridden[name] = (soft, hard)
+        self._overridden[name] = (soft or None, hard or None)
         self._known.pop(name, None)
 
     def look_again(self) -> None:
