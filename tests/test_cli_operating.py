@@ -590,6 +590,25 @@ def test_a_store_out_of_reach_is_no_reason_to_restart_a_worker(
     assert not (tmp_path / "absent").exists()
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+def test_a_worker_that_is_not_registered_yet_is_no_reason_to_restart_it(
+    here: Here, tmp_path: Path, kind: str
+) -> None:
+    if kind == "redis":
+        redis_server.require()
+        url = f"{redis_server.shared()}&namespace={redis_server.namespace_of(tmp_path)}"
+    else:
+        url = str(tmp_path / "store")
+        SqliteBroker(url).counts()
+
+    ready, live = here("health", "-b", url), here("health", "live", "-b", url)
+
+    assert ready.returncode == 5
+    assert live.returncode == 0
+    assert "whether one lives is not known" in live.stderr
+    assert json.loads(here.ok("health", "live", "-b", url, "--json"))["ok"] is True
+
+
 def test_health_of_workers_on_redis_is_read_over_a_plain_socket(
     here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

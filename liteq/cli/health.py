@@ -29,9 +29,10 @@ __all__ = ["health"]
 def health(check: str, max_age: float, any_host: bool, as_json: bool) -> int:
     """Tell whether a worker of this host lives, without importing the app.
 
-    `ready`: its heartbeat is in the store, and not old. `live`: the same, but a store that
-    cannot be reached is no reason to restart a worker, and ends with 0. The store is -b,
-    LITEQ_BROKER_URL, [tool.liteq], or the one *.liteq folder here.
+    `ready`: its heartbeat is in the store, and not old. `live`: the same, but what is not
+    known is no reason to restart a worker, and ends with 0: no worker is registered (it may
+    be starting), or the store cannot be reached. The store is -b, LITEQ_BROKER_URL,
+    [tool.liteq], or the one *.liteq folder here.
 
     Ends with 0, with 5 if no worker lives, with 6 if the store cannot be reached.
 
@@ -55,6 +56,7 @@ def health(check: str, max_age: float, any_host: bool, as_json: bool) -> int:
             print_json({"ok": True, "check": check, "workers": [], "store": str(exc)})
         return Exit.OK
     good = [one for one in found if one.alive and one.age <= max_age]
+    ok = bool(good) or (check == "live" and not found)
     if as_json:
         workers = [
             {
@@ -66,13 +68,18 @@ def health(check: str, max_age: float, any_host: bool, as_json: bool) -> int:
             }
             for w in found
         ]
-        print_json({"ok": bool(good), "check": check, "workers": workers})
+        print_json({"ok": ok, "check": check, "workers": workers})
     for one in () if as_json else good:
         click.echo(f"{shown(one.name)}  pid {one.pid}  heartbeat {one.age:.1f} s ago")
     if good:
         return Exit.OK
     where = "anywhere" if any_host else f"on {here}"
     store = mask_url(url)
+    if ok:
+        session.note(
+            f"no worker is registered {where}; whether one lives is not known ({store})"
+        )
+        return Exit.OK
     why = "no worker is registered"
     if found:
         last = min(found, key=lambda one: (not one.alive, one.age))
