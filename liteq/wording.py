@@ -59,4 +59,4 @@ def ago(seconds: float | None, now: float) -> str:
     """Return how long ago a moment was, or in how long it will be."""
     if seconds is None:
         return ""
-    return f"in {span(seconds - now)}" if seconds > now + 1 else f"{span(now - seconds)} ago"
+    return f"in {span(seconds - now)}" if seconds > now else f"{span(now - seconds)} ago"

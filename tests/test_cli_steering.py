@@ -556,6 +556,8 @@ def test_spans_and_moments_are_said_in_their_largest_unit() -> None:
     assert said == ["12 ms", "3.1 s", "45 s", "119 s", "2 min", "2 h", "2 d"]
     assert ago(100.0, 160.0) == "60 s ago"
     assert ago(160.0, 100.0) == "in 60 s"
+    assert ago(100.9, 100.0) == "in 900 ms"
+    assert ago(100.0, 100.0) == "0 ms ago"
 
 
 def test_times_and_states_are_read() -> None:
