@@ -1111,6 +1111,20 @@ def test_a_script_that_raises_shows_its_own_frames(project: Project) -> None:
     assert done.returncode == 1
 
 
+@pytest.mark.parametrize("command", [["worker", "-B", "--burst", "-c", "1"], ["beat"]])
+def test_a_scheduler_that_is_not_there_is_wrong_configuration(
+    project: Project, command: list[str]
+) -> None:
+    by_option = project(*command, "--scheduler", "no:Such")
+    project.environ["LITEQ_BEAT_SCHEDULER"] = "no:Such"
+    by_setting = project(*command)
+
+    for done in (by_option, by_setting):
+        assert done.returncode == 2
+        assert "there is no scheduler 'no:Such'" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
 def test_a_script_whose_worker_cannot_start_ends_as_the_worker_would(project: Project) -> None:
     project.write("jobs.py", ALONE)
 

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from liteq.beat import Service
+from liteq.custom import find_scheduler
 from liteq.loggers import get_logger
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Companion:
     """Keeps one beat running. All methods belong to the worker's thread.
 
     `process`: fork a process for it; `forget` closes there what is the worker's alone.
+    Raises `ImproperlyConfigured` for a scheduler that is not there: no pause would bring it.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class Companion:
         self._app = app
         self._process = process
         self._forget = forget
-        self._scheduler = scheduler
+        self._scheduler = find_scheduler(app, scheduler or app.conf.beat_scheduler) or "default"
         self._pause = _SHORTEST_PAUSE
         self._start_at: float | None = None  # monotonic; None: it runs, or is to stop
         self._started_at = 0.0
