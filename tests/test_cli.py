@@ -1134,6 +1134,13 @@ def test_a_script_whose_worker_cannot_start_ends_as_the_worker_would(project: Pr
     assert done.stderr.count("max_size must be a whole number") == 1
     assert "Traceback" not in done.stderr
 
+    project.environ["LITEQ_WORKER_LOGFILE"] = "absent/x.log"
+    unwritable = project("run", "jobs.py")
+
+    assert unwritable.returncode == 2
+    assert "--logfile absent/x.log: No such file" in unwritable.stderr
+    assert "Traceback" not in unwritable.stderr
+
 
 def test_the_worker_does_not_outlive_a_killed_script(
     project: Project, start: Callable[..., Running]

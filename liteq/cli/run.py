@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import click
 
 from liteq.cli import say_error
-from liteq.cli.front import Exit, Failure, Session, command
+from liteq.cli.front import Exit, Session, command
 from liteq.cli.streams import say
 from liteq.cli.worker import run_worker, worker_options
 from liteq.exceptions import LiteqError
@@ -98,8 +98,9 @@ def _be_worker(
         status = run_worker(
             session, options, loglevel="warning", on_ready=lambda: _say_ready(writing)
         )
-    except Failure as exc:
-        exc.show()
+    except click.ClickException as exc:
+        with suppress(OSError):
+            exc.show()
         status = exc.exit_code
     except LiteqError as exc:
         status = say_error(exc, verbose=session.verbose)
