@@ -934,12 +934,14 @@ def test_commands_options_and_what_the_store_has_are_completed(project: Project)
     broker = SqliteBroker(project.folder / "shop.liteq", durability="normal")
     enqueue(broker, 2, queue="mail")
     broker.enqueue([Message("x", "shop.charge", b"[[],{}]", "default")])
+    broker.enqueue([Message("x\x07\nplain,y", "shop.charge", b"[[],{}]", "default")])
     broker.close()
     project.write("tasks.py", "raise SystemExit('the app was imported')")
 
     assert completed(project, "liteq wo") == ["worker", "workflow"]
     assert "--since" in completed(project, "liteq ls --si")
     assert completed(project, "liteq show m") == ["m0", "m1"]
+    assert completed(project, "liteq show x") == ["x"]
     assert completed(project, "liteq ls -Q ") == ["default", "mail"]
     assert completed(project, "liteq worker -Q default,m") == ["default,mail"]
     assert completed(project, "liteq call sh") == ["shop.charge"]

@@ -22,7 +22,7 @@ from liteq.cli.filters import moment_ago, states
 from liteq.cli.output import ago, shown, span
 from liteq.discovery import find_app
 from liteq.ids import new_id
-from liteq.message import Message
+from liteq.message import Edge, Message, Workflow
 from liteq.outcome import Failed, Succeeded
 from liteq.searches import UNFINISHED, instant
 
@@ -196,6 +196,44 @@ def test_what_others_wrote_does_not_steer_the_terminal(
         assert not set(output) & set("\x1b\x07\u202e\x9b"), output
     assert "\\x1b[31mred\\x07\\u202egnp\\x9b2J" in outputs[1]
     assert json.loads(outputs[3])[1]["queue"] == f"q{EVIL}"
+
+
+def test_an_id_that_others_chose_does_not_steer_the_terminal(
+    app: Callable[[], Liteq], here: Here
+) -> None:
+    first, then, bad = (f"{name}{EVIL}" for name in ("first", "then", "bad"))
+    broker = app().broker
+    messages = [Message(id, f"tasks.{EVIL}", b"[[], {}]", f"q{EVIL}") for id in (first, then)]
+    broker.enqueue(messages, [Edge(first, then, "success")], Workflow(first, EVIL))
+    broker.enqueue([Message(bad, "tasks.log", b"{broken")])
+
+    said = [
+        here(*words)
+        for words in (
+            ["result", first],
+            ["watch", first, "--timeout", "0"],
+            ["show", then],
+            ["workflow", "show", first],
+            ["worker", "--burst"],
+            ["dead", "redrive", bad],
+            ["worker", "--burst"],
+            ["retry", bad],
+            ["control", "revoke", first],
+            ["call", f"tasks.{EVIL}"],
+        )
+    ]
+
+    for done in said:
+        assert not set(done.stdout + done.stderr) & set("\x1b\x07\u202e\x9b"), done
+    escaped = r"\x1b[31mred\x07\u202egnp\x9b2J"
+    assert f"first{escaped} has not ended: PENDING (queued in q{escaped}" in said[0].stderr
+    assert f"first{escaped} has not ended: queued" in said[1].stderr
+    assert f"then{escaped}" in said[2].stdout
+    assert f"first{escaped}" in said[2].stdout
+    assert f"first{escaped}" in said[3].stdout
+    assert f"bad{escaped}" in said[5].stdout
+    assert f"bad{escaped}" in said[7].stdout
+    assert f"first{escaped}  revoked" in said[8].stdout
 
 
 # show

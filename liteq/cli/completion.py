@@ -15,6 +15,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from liteq.cli.front import Session, command
+from liteq.cli.output import shown
 
 if TYPE_CHECKING:
     from liteq.brokers.base import Broker
@@ -60,7 +61,7 @@ def complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) ->
         from liteq.brokers.searching import Search
 
         return [
-            CompletionItem(one.id, help=f"{one.task} {one.state}")
+            CompletionItem(one.id, help=shown(f"{one.task} {one.state}"))
             for one in islice(broker.find(Search()), 20)
         ]
 
@@ -116,7 +117,8 @@ def _from_store(
         url, options = store_url(given)
         broker = connect(url, {**options, **_ASKED})
         try:
-            return look(broker)
+            # Not what would steer the terminal of who asks, or end a line of the answer.
+            return [one for one in look(broker) if one.value.isprintable()]
         finally:
             broker.close()
     except LiteqError:

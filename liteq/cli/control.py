@@ -14,7 +14,7 @@ from liteq.cli.asking import (
     print_answers,
 )
 from liteq.cli.front import Exit, Failure, Session, command
-from liteq.cli.output import print_json
+from liteq.cli.output import print_json, shown
 
 __all__ = ["control"]
 
@@ -86,7 +86,7 @@ def _in_store(
         print_json(done)
     else:
         for id, answer in done.items():
-            click.echo(f"{id}  {answer}")
+            click.echo(f"{shown(id)}  {answer}")
     unknown = [id for id, answer in done.items() if answer == "unknown"]
     if unknown:
         raise Failure(f"no such task: {', '.join(unknown)}", Exit.NOT_FOUND)

@@ -19,7 +19,7 @@ from liteq.cli.front import (
     print_json,
     print_table,
 )
-from liteq.cli.output import ago, moment
+from liteq.cli.output import ago, moment, shown
 
 if TYPE_CHECKING:
     from liteq.brokers.base import Broker
@@ -134,7 +134,7 @@ def dead_redrive(
         known = resolved(broker, ids)
         driven = [id for some in operating.retry(broker, known) for id in some]
         for id in driven:
-            click.echo(id)
+            click.echo(shown(id))
         if missing := [id for id in known if id not in driven]:
             raise Failure(_why_not(broker, missing), Exit.NOT_FOUND)
         return Exit.OK
@@ -143,7 +143,7 @@ def dead_redrive(
     if sure("Redrive", counts, "dead letter", yes=yes, dry_run=dry_run):
         for some in operating.retry(broker, search):
             for id in some:
-                click.echo(id)
+                click.echo(shown(id))
     return Exit.OK
 
 

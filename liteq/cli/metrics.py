@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import selectors
+import sys
 from typing import Any, Final
 
 import click
 
 from liteq.cli.front import Session, command
 from liteq.cli.logs import is_apart, log_as_asked, log_options
+from liteq.cli.output import shown
 
 __all__ = ["metrics"]
 
@@ -42,7 +44,8 @@ def metrics(port: str | None, **options: Any) -> None:
     tell = session.note if is_apart(app) else get_logger("liteq.metrics").info
     collector = StoreCollector(app)
     if port is None:
-        click.echo(exposition(collector).decode(), nl=False)
+        text = exposition(collector).decode()
+        click.echo(shown(text, lines=True) if sys.stdout.isatty() else text, nl=False)
         return
     exposition(collector)  # what is missing or cannot be read is said now
     with selectors.DefaultSelector() as selector:

@@ -159,7 +159,7 @@ def schedule_add(
 @click.argument("name")
 def schedule_run(name: str) -> None:
     """Send one now, out of turn, and print the id."""
-    click.echo(_app(Session.current()).schedules.run_now(name).id)
+    click.echo(shown(_app(Session.current()).schedules.run_now(name).id))
 
 
 @schedule.command("pause")

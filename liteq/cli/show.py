@@ -46,7 +46,7 @@ def print_task(told: Mapping[str, Any], now: float, zone: tzinfo, *, tracebacks:
 
     state = "dead" if told["dead"] is not None else told["state"]
     word = click.style(state, fg=STATE_COLOURS.get(state), bold=True)
-    click.echo(f"{shown(told['task'])}  {told['id']}  {word}")
+    click.echo(f"{shown(told['task'])}  {shown(told['id'])}  {word}")
     click.echo()
     retries = f"{told['retries']} retries" if told["retries"] else ""
     starts = f"{told['deliveries']} starts" if told["deliveries"] > 1 else ""
@@ -69,7 +69,7 @@ def print_task(told: Mapping[str, Any], now: float, zone: tzinfo, *, tracebacks:
         click.echo(click.style("\n  waits for", dim=True))
         for source in told["inputs"]:
             word = click.style(source["state"], fg=STATE_COLOURS.get(source["state"]))
-            click.echo(f"    {source['id']}  {shown(source['name'])}  {word}")
+            click.echo(f"    {shown(source['id'])}  {shown(source['name'])}  {word}")
     click.echo()
     start = told["enqueued_at"]
     for number, (at, what, trace) in enumerate(timeline(told, now)):

@@ -9,6 +9,7 @@ import click
 
 from liteq.cli.filters import by_what, need, resolved, search_for, sure, yes_option
 from liteq.cli.front import Exit, Failure, Session, command, completing
+from liteq.cli.output import shown
 
 __all__ = ["cancel", "retry"]
 
@@ -42,7 +43,7 @@ def retry(
         known = resolved(broker, ids)
         driven = [id for some in operating.retry(broker, known) for id in some]
         for id in driven:
-            click.echo(id)
+            click.echo(shown(id))
         if missing := [id for id in known if id not in driven]:
             raise Failure(f"not failed: {', '.join(missing)}", Exit.NOT_FOUND)
         return Exit.OK

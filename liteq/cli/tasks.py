@@ -111,7 +111,7 @@ def call(
     if as_json:
         print_json({"id": made.id, "task": name})
     else:
-        click.echo(made.id)
+        click.echo(shown(made.id))
     return Exit.OK
 
 
@@ -168,7 +168,7 @@ def _show(made: AsyncResult[Any], *, wait: float, document: bool, with_traceback
             }
         )
     elif not ready:
-        say(f"liteq: {made.id} has not ended: {_standing(made)}")
+        say(f"liteq: {shown(f'{made.id} has not ended: {_standing(made)}')}")
     elif failed:
         trace = made.traceback if with_traceback else None
         text = trace or f"{type(value).__name__}: {value}"

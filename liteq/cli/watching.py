@@ -54,7 +54,7 @@ def watch(id: str, timeout: float | None, as_json: bool) -> int:
             break
         if deadline is not None and time.monotonic() >= deadline:
             screen.end()
-            say(f"liteq: {id} has not ended: {last.state}")
+            say(f"liteq: {shown(id)} has not ended: {last.state}")
             return Exit.TIMEOUT
     screen.end()
     assert last is not None

@@ -90,7 +90,7 @@ def workflow_show(id: str, everything: bool, as_json: bool) -> None:
     progress = made.progress
     failed = f", {progress.failed:,} failed" if progress.failed else ""
     state = click.style(known.state, fg=STATE_COLOURS.get(known.state), bold=True)
-    title = f"{shown(known.name or 'workflow')} {known.id}  {state}"
+    title = f"{shown(known.name or 'workflow')} {shown(known.id)}  {state}"
     click.echo(f"{title}  {progress.done:,} of {progress.total:,} done{failed}")
     lines = draw(nodes, edges, branches=None if everything else BRANCHES)
     _print_tree(app.broker, lines)
@@ -123,7 +123,7 @@ def workflow_retry(id: str) -> int:
     """
     again = Session.current().app.workflow(id).retry_failed()
     for one in again:
-        click.echo(one)
+        click.echo(shown(one))
     if not again:
         raise Failure(f"nothing in {id} has failed", Exit.NOT_FOUND)
     return Exit.OK
@@ -165,7 +165,7 @@ def _print_tree(broker: Broker, lines: list[Line]) -> None:
         state = click.style(word, fg=STATE_COLOURS.get(node.state)) + " " * (states - len(word))
         took = _took(node)
         told = f"  {shown(errors[node.id])}" if node.id in errors else ""
-        click.echo(f"{text:<{width}}  {state}  {took:>8}  {node.id}{told}".rstrip())
+        click.echo(f"{text:<{width}}  {state}  {took:>8}  {shown(node.id)}{told}".rstrip())
 
 
 def _state(node: Node) -> str:
