@@ -419,7 +419,7 @@ def _remarks(names: Iterable[str], values: Mapping[str, Any], warned: set[str]) 
     useless: dict[str, list[str]] = {}
     for name in names:
         row = SETTINGS.get(name)
-        if name in warned or (row and (row.kind == "used" or values[name] == row.default)):
+        if name in warned or (row and (row.kind == "used" or values[name] in row.expected)):
             continue
         warned.add(name)
         if row is None:

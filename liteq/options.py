@@ -229,7 +229,7 @@ TASK_WITHOUT_EFFECT: Final[Mapping[str, str]] = {
     "exchange_type": _NO_EXCHANGES,
     "delivery_mode": "every message is kept on disk",
     "backend": "results are kept in the store, beside the messages",
-    "send_events": "monitoring reads the store, no events are sent",
+    "send_events": "events of all tasks are sent, while somebody listens",
     "resultrepr_maxsize": "results are not logged",
     "Strategy": _NO_CLASSES,
     "Request": _NO_CLASSES,

@@ -37,10 +37,11 @@ class Setting:
     """One row of the table.
 
     `kind` is "used", or "accepted": Celery's, known, and without effect here. `nullable`
-    lets None mean what `doc` says it means.
+    lets None mean what `doc` says it means. `expected` are the values of an accepted one
+    that nothing is said about: what holds here, and Celery's default.
     """
 
-    __slots__ = ("check", "default", "doc", "kind", "name", "nullable")
+    __slots__ = ("check", "default", "doc", "expected", "kind", "name", "nullable")
 
     def __init__(
         self,
@@ -51,6 +52,7 @@ class Setting:
         kind: Literal["used", "accepted"] = "used",
         *,
         nullable: bool = False,
+        of_celery: Any = None,
     ) -> None:
         self.name = name
         self.default = default
@@ -58,16 +60,18 @@ class Setting:
         self.doc = doc
         self.kind = kind
         self.nullable = nullable
+        self.expected = (default,) if of_celery is None else (default, of_celery)
 
 
 def _used(name: str, default: Any, check: Check, doc: str, *, null: bool = False) -> Setting:
     return Setting(name, default, check, doc, nullable=null or default is None)
 
 
-def _accepted(doc: str, **defaults: Any) -> list[Setting]:
-    """Return rows for Celery's settings that liteq knows and has no use for."""
+def _accepted(doc: str, *, of_celery: Any = None, **defaults: Any) -> list[Setting]:
+    """Return rows for Celery's settings that liteq knows and has no use for. `of_celery` is
+    Celery's default of them, where it is not what holds here."""
     return [
-        Setting(name, default, anything, doc, "accepted", nullable=True)
+        Setting(name, default, anything, doc, "accepted", nullable=True, of_celery=of_celery)
         for name, default in defaults.items()
     ]
 
@@ -223,7 +227,7 @@ _ROWS: Final[tuple[Setting, ...]] = (
         result_backend_transport_options={},
         result_backend_thread_safe=False,
         result_backend_always_retry=False,
-        result_backend_max_retries=None,
+        result_backend_max_retries=float("inf"),
         result_backend_base_sleep_between_retries_ms=10,
         result_backend_max_sleep_between_retries_ms=10_000,
         result_cache_max=-1,
@@ -234,7 +238,9 @@ _ROWS: Final[tuple[Setting, ...]] = (
         override_backends={},
         cache_backend=None,
         cache_backend_options={},
-        database_engine_options=None,
+        database_url=None,
+        database_engine_callback=None,
+        database_engine_options={"pool_pre_ping": True, "pool_recycle": 3600},
         database_short_lived_sessions=False,
         database_table_names=None,
         database_table_schemas=None,
@@ -252,6 +258,46 @@ _ROWS: Final[tuple[Setting, ...]] = (
         redis_backend_use_ssl=None,
         redis_backend_health_check_interval=None,
         redis_client_name=None,
+        arangodb_backend_settings=None,
+        azureblockblob_container_name="celery",
+        azureblockblob_retry_initial_backoff_sec=2,
+        azureblockblob_retry_increment_base=2,
+        azureblockblob_retry_max_attempts=3,
+        azureblockblob_base_path="",
+        azureblockblob_connection_timeout=20,
+        azureblockblob_read_timeout=120,
+        cassandra_auth_kwargs=None,
+        cassandra_auth_provider=None,
+        cassandra_bundle_path=None,
+        cassandra_entry_ttl=None,
+        cassandra_keyspace=None,
+        cassandra_options={},
+        cassandra_port=None,
+        cassandra_read_consistency=None,
+        cassandra_servers=None,
+        cassandra_table=None,
+        cassandra_write_consistency=None,
+        cosmosdbsql_database_name="celerydb",
+        cosmosdbsql_collection_name="celerycol",
+        cosmosdbsql_consistency_level="Session",
+        cosmosdbsql_max_retry_attempts=9,
+        cosmosdbsql_max_retry_wait_time=30,
+        couchbase_backend_settings=None,
+        elasticsearch_max_retries=None,
+        elasticsearch_retry_on_timeout=None,
+        elasticsearch_save_meta_as_text=True,
+        elasticsearch_timeout=None,
+        gcs_base_path="",
+        gcs_bucket=None,
+        gcs_project=None,
+        gcs_ttl=0,
+        mongodb_backend_settings=None,
+        s3_access_key_id=None,
+        s3_base_path=None,
+        s3_bucket=None,
+        s3_endpoint_url=None,
+        s3_region=None,
+        s3_secret_access_key=None,
     ),
     # Worker
     _used("worker_concurrency", None, concurrency, "Tasks at once; None: the number of CPUs."),
@@ -322,15 +368,18 @@ _ROWS: Final[tuple[Setting, ...]] = (
     ),
     *_accepted(
         "liteq leaves the root logger and the standard streams alone.",
+        of_celery=True,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
-        worker_redirect_stdouts_level="WARNING",
+    ),
+    *_accepted(
+        "liteq leaves the standard streams alone.", worker_redirect_stdouts_level="WARNING"
     ),
     *_accepted(
         _NO_CLASSES,
         worker_agent=None,
-        worker_autoscaler=None,
-        worker_consumer=None,
+        worker_autoscaler="celery.worker.autoscale:Autoscaler",
+        worker_consumer="celery.worker.consumer:Consumer",
         worker_timer=None,
         worker_executable=None,
         worker_pool_putlocks=True,
@@ -342,7 +391,7 @@ _ROWS: Final[tuple[Setting, ...]] = (
         event_queue_expires=60.0,
         event_queue_prefix="celeryev",
         event_queue_durable=False,
-        event_queue_exclusive=False,
+        event_queue_exclusive=True,
         event_serializer="json",
         event_exchange="celeryev",
     ),
@@ -350,7 +399,7 @@ _ROWS: Final[tuple[Setting, ...]] = (
         "Commands go through the store.",
         control_queue_expires=10.0,
         control_queue_durable=False,
-        control_queue_exclusive=False,
+        control_queue_exclusive=True,
         control_exchange="celery",
     ),
     # Beat
@@ -395,19 +444,25 @@ def _words(text: str) -> list[str]:
     return text.split()
 
 
-# Names that Celery had before version 4, where it is not CELERY_ and the new name.
+# Names that Celery had before version 4, where it is not CELERY_ and the new name. Those of
+# its backends that are only the new name in capitals (S3_BUCKET) may be a project's own.
 OLD_NAMES: Final[Mapping[str, str]] = {
     **{
         f"BROKER_{name}": f"broker_{name.lower()}"
         for name in _words(
             "URL READ_URL WRITE_URL TRANSPORT TRANSPORT_OPTIONS CONNECTION_TIMEOUT HOST PORT "
             "CONNECTION_RETRY CONNECTION_MAX_RETRIES FAILOVER_STRATEGY HEARTBEAT USER VHOST "
-            "HEARTBEAT_CHECKRATE LOGIN_METHOD POOL_LIMIT USE_SSL PASSWORD"
+            "HEARTBEAT_CHECKRATE LOGIN_METHOD POOL_LIMIT USE_SSL PASSWORD CHANNEL_ERROR_RETRY "
+            "CONNECTION_RETRY_ON_STARTUP NATIVE_DELAYED_DELIVERY_QUEUE_TYPE "
+            "POOL_ACQUIRE_TIMEOUT"
         )
     },
     **{
         f"CELERYBEAT_{name}": f"beat_{name.lower()}"
-        for name in _words("SCHEDULE SCHEDULER SCHEDULE_FILENAME SYNC_EVERY MAX_LOOP_INTERVAL")
+        for name in _words(
+            "SCHEDULE SCHEDULER SCHEDULE_FILENAME SYNC_EVERY MAX_LOOP_INTERVAL "
+            "CRON_STARTING_DEADLINE ENABLE_REMOTE_CONTROL REMOTE_CONTROL_MAX_TICK_AGE"
+        )
     },
     "CELERYBEAT_LOG_FILE": "beat_logfile",
     "CELERYBEAT_PID_FILE": "beat_pidfile",
@@ -417,7 +472,11 @@ OLD_NAMES: Final[Mapping[str, str]] = {
             "AGENT AUTOSCALER CONCURRENCY CONSUMER EXECUTABLE HIJACK_ROOT_LOGGER LOG_COLOR "
             "LOG_FORMAT MAX_TASKS_PER_CHILD MAX_MEMORY_PER_CHILD POOL POOL_PUTLOCKS TIMER "
             "POOL_RESTARTS PREFETCH_MULTIPLIER PROC_ALIVE_TIMEOUT REDIRECT_STDOUTS STATE_DB "
-            "REDIRECT_STDOUTS_LEVEL TASK_LOG_FORMAT TIMER_PRECISION UMASK UID GID"
+            "REDIRECT_STDOUTS_LEVEL TASK_LOG_FORMAT TIMER_PRECISION UMASK UID GID LOG_DATEFMT "
+            "CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS DEDUPLICATE_SUCCESSFUL_TASKS "
+            "DETECT_QUORUM_QUEUES DISABLE_PREFETCH ENABLE_PREFETCH_COUNT_REDUCTION "
+            "ENABLE_SOFT_SHUTDOWN_ON_IDLE ETA_TASK_LIMIT POOL_START_METHOD "
+            "SOFT_SHUTDOWN_TIMEOUT TASK_LOG_DATEFMT"
         )
     },
     "CELERYD_LOG_FILE": "worker_logfile",
@@ -426,34 +485,40 @@ OLD_NAMES: Final[Mapping[str, str]] = {
     "CELERYD_WORKER_LOST_WAIT": "worker_lost_wait",
     "CELERYD_TASK_TIME_LIMIT": "task_time_limit",
     "CELERYD_TASK_SOFT_TIME_LIMIT": "task_soft_time_limit",
-    "CELERY_ACKS_LATE": "task_acks_late",
-    "CELERY_ALWAYS_EAGER": "task_always_eager",
-    "CELERY_ANNOTATIONS": "task_annotations",
-    "CELERY_CREATE_MISSING_QUEUES": "task_create_missing_queues",
-    "CELERY_DEFAULT_DELIVERY_MODE": "task_default_delivery_mode",
-    "CELERY_DEFAULT_EXCHANGE": "task_default_exchange",
-    "CELERY_DEFAULT_EXCHANGE_TYPE": "task_default_exchange_type",
-    "CELERY_DEFAULT_QUEUE": "task_default_queue",
-    "CELERY_DEFAULT_RATE_LIMIT": "task_default_rate_limit",
-    "CELERY_DEFAULT_ROUTING_KEY": "task_default_routing_key",
+    **{
+        f"CELERY_{name}": f"task_{name.lower()}"
+        for name in _words(
+            "ACKS_LATE ACKS_ON_FAILURE ACKS_ON_FAILURE_OR_TIMEOUT ACKS_ON_TIMEOUT ALWAYS_EAGER "
+            "ALLOW_ERROR_CB_ON_CHORD_HEADER ANNOTATIONS CREATE_MISSING_QUEUES DEFAULT_EXCHANGE "
+            "CREATE_MISSING_QUEUE_EXCHANGE_TYPE CREATE_MISSING_QUEUE_TYPE DEFAULT_PRIORITY "
+            "DEFAULT_DELIVERY_MODE DEFAULT_EXCHANGE_TYPE DEFAULT_QUEUE DEFAULT_QUEUE_TYPE "
+            "DEFAULT_RATE_LIMIT DEFAULT_ROUTING_KEY EAGER_PROPAGATES IGNORE_RESULT "
+            "INHERIT_PARENT_PRIORITY QUEUES QUEUE_MAX_PRIORITY "
+            "REJECT_ON_WORKER_LOST REMOTE_TRACEBACKS REPR_MAXLEVELS RETRY_ON_WORKER_LOST "
+            "ROUTES STORE_EAGER_RESULT STORE_ERRORS_EVEN_IF_IGNORED TRACK_STARTED"
+        )
+    },
     "CELERY_DISABLE_RATE_LIMITS": "worker_disable_rate_limits",
-    "CELERY_EAGER_PROPAGATES": "task_eager_propagates",
     "CELERY_EAGER_PROPAGATES_EXCEPTIONS": "task_eager_propagates",
     "CELERY_ENABLE_REMOTE_CONTROL": "worker_enable_remote_control",
-    "CELERY_IGNORE_RESULT": "task_ignore_result",
     "CELERY_MAX_CACHED_RESULTS": "result_cache_max",
     "CELERY_MESSAGE_COMPRESSION": "task_compression",
-    "CELERY_QUEUES": "task_queues",
+    "CELERY_REDIRECT_STDOUTS": "worker_redirect_stdouts",
+    "CELERY_REDIRECT_STDOUTS_LEVEL": "worker_redirect_stdouts_level",
     "CELERY_RESULT_DB_SHORT_LIVED_SESSIONS": "database_short_lived_sessions",
     "CELERY_RESULT_DB_TABLENAMES": "database_table_names",
     "CELERY_RESULT_DBURI": "result_backend",
     "CELERY_RESULT_ENGINE_OPTIONS": "database_engine_options",
-    "CELERY_ROUTES": "task_routes",
     "CELERY_SEND_EVENTS": "worker_send_task_events",
     "CELERY_SEND_TASK_SENT_EVENT": "task_send_sent_event",
-    "CELERY_STORE_ERRORS_EVEN_IF_IGNORED": "task_store_errors_even_if_ignored",
     "CELERY_TASK_RESULT_EXPIRES": "result_expires",
-    "CELERY_TRACK_STARTED": "task_track_started",
+    "CONTROL_EXCHANGE": "control_exchange",
+    **{
+        f"CONTROL_QUEUE_{name}": f"control_queue_{name.lower()}"
+        for name in _words("TTL EXPIRES EXCLUSIVE DURABLE")
+    },
+    "ENABLE_UTC": "enable_utc",
+    "RESULT_ACCEPT_CONTENT": "result_accept_content",
 }
 
 

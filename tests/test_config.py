@@ -204,6 +204,65 @@ def test_a_value_of_the_wrong_type_is_refused(
     assert conf[name] == SETTINGS[name].default
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "value"),
+    [
+        ("BROKER_CONNECTION_RETRY_ON_STARTUP", "broker_connection_retry_on_startup", False),
+        ("CELERYBEAT_CRON_STARTING_DEADLINE", "beat_cron_starting_deadline", 5.0),
+        ("CELERYD_LOG_DATEFMT", "worker_log_datefmt", "%H"),
+        ("CELERYD_POOL_START_METHOD", "worker_pool_start_method", "spawn"),
+        ("CELERYD_SOFT_SHUTDOWN_TIMEOUT", "worker_soft_shutdown_timeout", 9.0),
+        ("CELERY_ACKS_ON_FAILURE_OR_TIMEOUT", "task_acks_on_failure_or_timeout", False),
+        ("CELERY_DEFAULT_PRIORITY", "task_default_priority", 5),
+        ("CELERY_INHERIT_PARENT_PRIORITY", "task_inherit_parent_priority", True),
+        ("CELERY_MONGODB_BACKEND_SETTINGS", "mongodb_backend_settings", None),
+        ("CELERY_REDIRECT_STDOUTS", "worker_redirect_stdouts", True),
+        ("CELERY_REJECT_ON_WORKER_LOST", "task_reject_on_worker_lost", True),
+        ("CELERY_STORE_EAGER_RESULT", "task_store_eager_result", True),
+        ("CONTROL_QUEUE_TTL", "control_queue_ttl", 9.0),
+        ("ENABLE_UTC", "enable_utc", False),
+        ("RESULT_ACCEPT_CONTENT", "result_accept_content", ("pickle",)),
+    ],
+)
+def test_an_old_name_of_celerys_is_understood(
+    bare: Path, old: str, new: str, value: Any
+) -> None:
+    conf = settings(bare)
+    conf.config_from_object({old: value})
+
+    assert conf[new] == value
+    assert conf.source_of(new) == "configuration object"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("control_queue_exclusive", True),
+        ("database_engine_options", {"pool_pre_ping": True, "pool_recycle": 3600}),
+        ("gcs_ttl", 0),
+        ("result_backend_max_retries", float("inf")),
+        ("worker_consumer", "celery.worker.consumer:Consumer"),
+        ("worker_hijack_root_logger", True),
+        ("worker_hijack_root_logger", False),
+        ("worker_redirect_stdouts", True),
+    ],
+)
+def test_nothing_is_said_of_celerys_default_or_of_what_holds_here(
+    bare: Path, name: str, value: Any
+) -> None:
+    conf = settings(bare, {name: value})
+
+    assert conf[name] == value
+
+
+@pytest.mark.parametrize("name", ["database_url", "s3_bucket", "cassandra_servers"])
+def test_a_setting_of_a_backend_of_celerys_is_known_and_has_no_effect(
+    bare: Path, name: str
+) -> None:
+    with pytest.warns(ConfigWarning, match=f"no effect in liteq: {name}"):
+        settings(bare, {name: "x"})
+
+
 def test_the_source_of_a_wrong_value_is_named_and_secrets_are_not_shown(bare: Path) -> None:
     conf = settings(bare, LITEQ_TASK_TIME_LIMIT="x")
     with pytest.raises(ImproperlyConfigured, match=r"from environment \(LITEQ_TASK_TIME_LIMI"):
