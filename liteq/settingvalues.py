@@ -16,9 +16,11 @@ __all__ = [
     "Queue",
     "Unfit",
     "address",
+    "annotating",
     "anything",
     "choice",
     "concurrency",
+    "finite_seconds",
     "flag",
     "integer",
     "keys",
@@ -28,6 +30,7 @@ __all__ = [
     "queues",
     "rate",
     "remote",
+    "routes",
     "seconds",
     "secrets",
     "text",
@@ -137,15 +140,17 @@ def text(value: Any) -> str:
     return value
 
 
-def integer(least: int = 0) -> Check:
+def integer(least: int = 0, most: int | None = None) -> Check:
     expected = f"must be a whole number of at least {least}"
+    if most is not None:
+        expected = f"must be a whole number from {least} to {most}"
 
     def check(value: Any) -> int:
         try:
             number = int(value)
         except (TypeError, ValueError, OverflowError):
             raise Unfit(expected) from None
-        if isinstance(value, bool) or number < least:
+        if isinstance(value, bool) or number < least or (most is not None and number > most):
             raise Unfit(expected)
         if not isinstance(value, str) and number != value:
             raise Unfit(expected)
@@ -172,6 +177,14 @@ def seconds(value: Any) -> float:
     return seconds
 
 
+def finite_seconds(value: Any) -> float:
+    """A duration that is reckoned with: one that ends."""
+    duration = seconds(value)
+    if duration > _LONGEST:
+        raise Unfit(f"must be a number of seconds (or a timedelta) up to {_LONGEST:g}")
+    return duration
+
+
 def choice(*words: str) -> Check:
     def check(value: Any) -> str:
         if value not in words:
@@ -183,18 +196,51 @@ def choice(*words: str) -> Check:
 
 def mapping(value: Any) -> Any:
     if isinstance(value, str):
-        import json  # late: only for settings in the environment
-
-        try:
-            value = json.loads(value)
-        except ValueError:
-            raise Unfit("must be a dict (in the environment: a JSON object)") from None
+        value = _of_json(value, "must be a dict (in the environment: a JSON object)")
     if not isinstance(value, Mapping):
         raise Unfit("must be a dict")
     return value
 
 
+def routes(value: Any) -> Any:
+    """Checked where it is used, but for text: the path of a router, or routes as JSON."""
+    if _is_json(value):
+        return _of_json(
+            value, "must be the path of a router, or a JSON object or list of routes"
+        )
+    return value
+
+
+def annotating(value: Any) -> Any:
+    """Dictionaries by the task's name or "*", objects with a method `annotate`, or a list."""
+    expected = "must be a dict by task, an object with a method annotate(), or a list of such"
+    if isinstance(value, str):
+        value = _of_json(value, f"{expected} (in the environment: JSON)")
+    for rule in value if isinstance(value, list | tuple) else [value]:
+        by_name = isinstance(rule, Mapping) and all(
+            options is None or isinstance(options, Mapping) for options in rule.values()
+        )
+        if not by_name and not callable(getattr(rule, "annotate", None)):
+            raise Unfit(expected)
+    return value
+
+
+def _is_json(value: Any) -> bool:
+    return isinstance(value, str) and value.lstrip()[:1] in ("[", "{")
+
+
+def _of_json(value: str, expected: str) -> Any:
+    import json  # late: only for settings in the environment
+
+    try:
+        return json.loads(value)
+    except ValueError:
+        raise Unfit(expected) from None
+
+
 def names(value: Any) -> tuple[str, ...]:
+    if _is_json(value):
+        value = _of_json(value, "must be a list of names, with commas between them, or in JSON")
     if isinstance(value, str):
         value = [name.strip() for name in value.split(",") if name.strip()]
     if isinstance(value, Mapping) or not isinstance(value, Iterable):
@@ -218,6 +264,7 @@ def keys(value: Any) -> tuple[str, ...]:
     return keys
 
 
+_LONGEST: Final = 253_402_300_800  # from 1970 to the year 9999
 _SHORTEST_KEY: Final = 16
 _LEAST_SECRET: Final = 16
 
@@ -254,7 +301,9 @@ def zone(value: Any) -> Any:
 
 def queues(value: Any) -> tuple[Queue, ...]:
     """Names, `Queue`s of liteq or kombu, or a dict of options by name."""
-    if isinstance(value, str):
+    if _is_json(value):
+        value = _of_json(value, "must be a list of queues or a dict (in the environment: JSON)")
+    elif isinstance(value, str):
         value = names(value)
     if isinstance(value, Mapping):
         return tuple(_queue(name, options) for name, options in value.items())
