@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
@@ -280,9 +279,10 @@ def stack() -> tuple[Context, ...]:
 
 
 def _iso(moment: float | None) -> str | None:
-    if moment is None:
-        return None
-    return datetime.fromtimestamp(moment, UTC).isoformat()
+    from liteq.wording import instant  # late: few tasks ask
+
+    found = instant(moment)
+    return None if found is None else found.isoformat()
 
 
 def _property(message: Message, name: str, default: Any) -> Any:

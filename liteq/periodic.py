@@ -20,6 +20,7 @@ from liteq.loggers import get_logger
 from liteq.redaction import HIDDEN
 from liteq.result import AsyncResult
 from liteq.schedules import changed, maybe_schedule
+from liteq.wording import instant
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -390,9 +391,6 @@ class Schedules:
     def _shown(self, row: Schedule) -> PeriodicEntry:
         zone, entry, error = self._app.timezone, None, None
 
-        def moment(seconds: float | None) -> datetime | None:
-            return None if seconds is None else datetime.fromtimestamp(seconds, zone)
-
         task = schedule = "?"
         try:
             fields = entries.read(row.entry)
@@ -406,8 +404,8 @@ class Schedules:
             name=row.name,
             origin=row.origin,
             paused=row.paused,
-            due_at=moment(row.due_at),
-            last_run_at=moment(row.last_run_at),
+            due_at=instant(row.due_at, zone),
+            last_run_at=instant(row.last_run_at, zone),
             last_id=row.last_id,
             total=row.total,
             task=task,

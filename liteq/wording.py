@@ -10,7 +10,7 @@ import re
 from datetime import UTC, datetime, tzinfo
 from typing import Final
 
-__all__ = ["CONTROL", "ago", "moment", "shown", "span"]
+__all__ = ["CONTROL", "ago", "instant", "moment", "shown", "span"]
 
 # C0 and C1 controls, and the marks that reorder or hide text (Unicode's Bidi_Control, BOM).
 CONTROL: Final = re.compile(
@@ -33,10 +33,22 @@ def _escaped(character: str, *, lines: bool) -> str:
 
 
 def moment(seconds: float | None, zone: tzinfo = UTC) -> str | None:
-    """Return a Unix time as ISO 8601, with its offset."""
+    """Return a Unix time as ISO 8601, with its offset; "?" for one that no date has."""
     if seconds is None:
         return None
-    return datetime.fromtimestamp(seconds, zone).isoformat(timespec="seconds")
+    found = instant(seconds, zone)
+    return "?" if found is None else found.isoformat(timespec="seconds")
+
+
+def instant(seconds: float | None, zone: tzinfo = UTC) -> datetime | None:
+    """Return a Unix time as a datetime; None for none, and for one beyond all years, which
+    another program has written, or a call that is never to start."""
+    if seconds is None:
+        return None
+    try:
+        return datetime.fromtimestamp(seconds, zone)
+    except (OverflowError, ValueError, OSError):
+        return None
 
 
 def span(seconds: float | None) -> str:

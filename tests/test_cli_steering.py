@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 import pytest
 import redis.asyncio  # noqa: F401 (or each command here would import it anew)
 import redis_server
+from hostile import HOSTILE, forge
 from terminal import Here, Project, Running
 
 from liteq import failure
@@ -234,6 +235,46 @@ def test_an_id_that_others_chose_does_not_steer_the_terminal(
     assert f"bad{escaped}" in said[5].stdout
     assert f"bad{escaped}" in said[7].stdout
     assert f"first{escaped}  revoked" in said[8].stdout
+
+
+@pytest.mark.parametrize("never", [float("inf"), 1e15, -1e18])
+def test_one_bad_member_of_a_workflow_takes_no_list_down(
+    app: Callable[[], Liteq], here: Here, never: float
+) -> None:
+    broken = next(one for one in HOSTILE if one.name == "an envelope that is no JSON")
+    bad, good = forge(broken, "tasks.log"), forge(broken._replace(envelope=None), "tasks.log")
+    good = good._replace(run_at=never, expires_at=float("inf"), limits="[" * 100_000)
+    app().broker.enqueue([bad, good], [], Workflow(good.id, "flow"))
+
+    for words in (
+        *(["show", id, *more] for id in (bad.id, good.id) for more in ([], ["--json"])),
+        ["workflow", "show", good.id],
+        ["workflow", "show", good.id, "--json"],
+        ["workflow", "list"],
+        ["ls"],
+        ["ls", "--json"],
+        ["inspect", "query_task", good.id],
+    ):
+        done = here(*words)
+        assert "Traceback" not in done.stderr, words
+        if words[0] != "inspect":
+            assert done.returncode == 0, done.stderr
+    assert json.loads(here.ok("show", good.id, "--json"))["run_at"] == "?"
+    assert here.ok("workflow", "show", good.id).count("tasks.log") == 2
+
+
+def test_a_schedule_that_is_never_due_takes_no_list_down(
+    app: Callable[[], Liteq], here: Here
+) -> None:
+    shop = app()
+    shop.schedules.add("night", "tasks.log", 3600.0, args=[1])
+    [row] = shop.broker.schedules()
+    for never in (float("inf"), 1e15, -1e18):
+        shop.broker.put_schedule(row._replace(due_at=never))
+
+        assert "night" in here.ok("schedule", "list")
+        assert "night" in here.ok("schedule", "show", "night")
+        [row] = shop.broker.schedules()
 
 
 # show

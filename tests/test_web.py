@@ -31,12 +31,14 @@ from world import FakeClock
 
 from liteq import Liteq, chain, failure, group
 from liteq.exceptions import ImproperlyConfigured
+from liteq.message import Workflow
 from liteq.outcome import Failed
 from liteq.web import actions, asgi_app
 from liteq.web.actions import said
 from liteq.worker import Worker
 
 OWN = {"Sec-Fetch-Site": "same-origin"}
+DEEP = "[" * 100_000
 OTHERS = ("/tasks", "/tasks?dead=1", "/workflows", "/schedules", "/workers")
 
 
@@ -246,6 +248,23 @@ def test_a_message_that_cannot_be_read_hides_itself_alone(
     assert "canary" not in told
     assert good in shown(ask, "/tasks")
     assert "1 task deleted" in press(ask, "/drop", id=bad.id, dead="1", sure="1")
+
+
+@pytest.mark.parametrize("never", [float("inf"), 1e15, -1e18])
+def test_one_bad_member_of_a_workflow_takes_no_page_down(
+    app: Liteq, ask: TestClient, never: float
+) -> None:
+    broken = next(one for one in HOSTILE if one.name == "an envelope that is no JSON")
+    bad, deep = forge(broken, "shop.add"), forge(broken._replace(envelope=DEEP), "shop.add")
+    good = forge(broken._replace(envelope=None), "shop.add")
+    good = good._replace(run_at=never, expires_at=float("inf"), limits=DEEP)
+    app.broker.enqueue([bad, deep, good], [], Workflow(good.id, "flow"))
+
+    for id in (bad.id, deep.id, good.id):
+        assert "shop.add" in shown(ask, f"/task?id={id}")
+    assert shown(ask, f"/workflow?id={good.id}").count("shop.add") >= 3
+    assert good.id in shown(ask, "/tasks")
+    assert "flow" in shown(ask, "/workflows")
 
 
 # What is done

@@ -209,14 +209,13 @@ def _read_node(fields: Fields, nodes: list[Node], edges: list[Edge]) -> None:
     id, task, envelope, letter, revoked, started, settled, result = fields.some(8)
     assert id is not None
     assert task is not None
-    rest = json.loads(envelope) if envelope else {}
     state: State = STATES[letter or b""]
     if result is not None and state in ("queued", "scheduled"):
         state = "retrying"
     nodes.append(
         Node(
             id=id.decode(),
-            name=rest.get("node") or rest.get("shadow") or task.decode(),
+            name=_called(envelope) or task.decode(),
             task=task.decode(),
             state=state,
             upstream=revoked == b"upstream",
@@ -228,6 +227,16 @@ def _read_node(fields: Fields, nodes: list[Node], edges: list[Edge]) -> None:
     for _ in range(fields.number()):
         text, position = fields.text(), fields.number()
         edges.append(Edge(id.decode(), text[1:], words[text[0].lower()], position))
+
+
+def _called(envelope: bytes | None) -> str | None:
+    """Return what a node is called beside its task; nothing, if its envelope is damaged."""
+    try:
+        fields = json.loads(envelope or b"{}")
+        found = fields.get("node") or fields.get("shadow")
+    except (AttributeError, ValueError, RecursionError):
+        return None
+    return None if found is None else str(found)
 
 
 def _records(answer: Sequence[bytes | None]) -> dict[str, Record]:

@@ -19,9 +19,11 @@ _COUNTS: Final = (
     f"SELECT {_STATE}, count(*), sum(state = 8 AND revoke = 'upstream') FROM message "
     f"WHERE workflow = ? AND task != '{GATHER}' GROUP BY 1, 2"
 )
+# One with a damaged envelope is called as its task is.
 _NODES: Final = (
-    f"SELECT {_STATE}, id, task, coalesce(json_extract(envelope, '$.node'), "
-    "json_extract(envelope, '$.shadow'), task), revoke, started_at, settled_at "
+    f"SELECT {_STATE}, id, task, CASE WHEN json_valid(envelope) THEN "
+    "coalesce(json_extract(envelope, '$.node'), json_extract(envelope, '$.shadow'), task) "
+    "ELSE task END, revoke, started_at, settled_at "
     "FROM message WHERE workflow = ? ORDER BY seq"
 )
 _EDGES: Final = (
@@ -61,7 +63,7 @@ def nodes(db: apsw.Connection, id: str) -> tuple[list[Node], list[Edge]]:
     found = [
         Node(
             id=id,
-            name=name,
+            name=str(name),
             task=task,
             state=_state(code, retrying),
             upstream=revoke == "upstream",

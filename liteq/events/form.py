@@ -6,11 +6,11 @@ import json
 import os
 import time
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from liteq.message import GATHER, Message
 from liteq.showing import shown_call
+from liteq.wording import instant
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -61,4 +61,5 @@ def sent(app: Liteq, hostname: str, messages: Iterable[Message]) -> list[bytes]:
 
 
 def _iso(seconds: float | None) -> str | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat()
+    found = instant(seconds)
+    return None if found is None else found.isoformat()

@@ -700,4 +700,6 @@ def _why(revoked: str | None) -> str:
 
 
 def _time(moment: float | None) -> datetime | None:
-    return None if moment is None else datetime.fromtimestamp(moment, UTC)
+    from liteq.wording import instant  # late: few who wait for a result ask
+
+    return instant(moment)

@@ -26,7 +26,7 @@ from liteq.web.actions import ACTIONS, PERMISSIONS, Action, said
 from liteq.web.guarding import Auth, Guard
 from liteq.web.views import PAGES
 from liteq.web.visits import Moved, Page, Visit
-from liteq.wording import ago, moment, shown, span
+from liteq.wording import ago, instant, moment, shown, span
 
 __all__ = ["build"]
 
@@ -151,9 +151,8 @@ class _Site:
     def _clock(self, when: float | datetime) -> str:
         """Return a moment to the second, as a filter reads it: a datetime in its own zone,
         another in the app's."""
-        if not isinstance(when, datetime):
-            when = datetime.fromtimestamp(when, self._app.timezone)
-        return when.isoformat(" ", "seconds")
+        found = when if isinstance(when, datetime) else instant(when, self._app.timezone)
+        return "?" if found is None else found.isoformat(" ", "seconds")
 
     # What went wrong
 

@@ -215,8 +215,7 @@ def _info(state: State, record: Record, pid: int | None) -> dict[str, Any]:
 
 
 def _moment(seconds: float | None) -> str | None:
-    if seconds is None:
-        return None
-    from datetime import UTC, datetime  # late: for this one answer
+    from liteq.wording import instant  # late: for this one answer
 
-    return datetime.fromtimestamp(seconds, UTC).isoformat()
+    found = instant(seconds)
+    return None if found is None else found.isoformat()
