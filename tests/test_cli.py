@@ -830,6 +830,29 @@ def test_an_error_that_nobody_can_read_has_its_exit_code_all_the_same(
     assert done.returncode == status
 
 
+@pytest.mark.parametrize("words", [["config"], ["queues", "--json"], ["--help"]])
+def test_a_command_whose_reader_has_gone_ends_as_other_programs_do(
+    project: Project, words: list[str]
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "liteq", *words],
+            cwd=project.folder,
+            env=project.environ,
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            timeout=PATIENCE,
+            check=False,
+        )
+    finally:
+        os.close(writing)
+
+    assert done.returncode == 141
+    assert done.stderr == b""
+
+
 def test_a_beat_whose_stderr_takes_nothing_goes_on(project: Project) -> None:
     with (
         deaf("full disk") as stderr,

@@ -11,14 +11,14 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from liteq import exceptions
 from liteq.cli.front import EXIT_CODES, Exit, Group, Session
 from liteq.cli.output import shown
-from liteq.cli.streams import mend_streams, say
+from liteq.cli.streams import mend_streams, piped, say
 from liteq.shortage import advice
 
 if TYPE_CHECKING:
@@ -89,6 +89,14 @@ COMMANDS = {
 
 class Commands(Group):
     """The commands of `COMMANDS`, each imported when it is asked for."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with piped():  # --help
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with piped():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(COMMANDS)

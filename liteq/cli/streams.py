@@ -11,12 +11,15 @@ import codecs
 import io
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import click
 
-__all__ = ["mend_streams", "say"]
+__all__ = ["PIPE_CLOSED", "mend_streams", "piped", "say"]
+
+PIPE_CLOSED: Final = 141  # 128 and the number of SIGPIPE, by which other programs end then
 
 _ESCAPE: Final = "liteq.escape"
 
@@ -41,6 +44,33 @@ def say(text: str = "", *, nl: bool = True) -> None:
     """
     with suppress(OSError):
         click.echo(text, err=True, nl=nl)
+
+
+@contextmanager
+def piped() -> Iterator[None]:
+    """End the command with `PIPE_CLOSED` if who reads its stdout goes before the end, as
+    `head` does: it has what it wanted, and click would call it a failure."""
+    try:
+        yield
+    except BrokenPipeError:
+        if not _is_unread():
+            raise
+        raise click.exceptions.Exit(PIPE_CLOSED) from None
+
+
+def _is_unread() -> bool:
+    """Tell whether nobody reads stdout any more, and let what it may still hold go nowhere:
+    Python would fail once more when it writes that at its end."""
+    import select  # late: for few
+
+    stdout = select.poll()
+    stdout.register(sys.stdout.fileno(), 0)
+    if not stdout.poll(0):  # it was another pipe that broke
+        return False
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
+    return True
 
 
 def _escaped(exc: UnicodeError) -> tuple[str, int]:
