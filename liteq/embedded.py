@@ -9,7 +9,7 @@ import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
@@ -117,7 +117,7 @@ def _in_process(app: Liteq, options: dict[str, Any]) -> Iterator[subprocess.Pope
             "or a broker with an sqlite:// URL"
         )
     settings = pickle.dumps({**app.conf.overrides(), "broker_url": app.broker_url})
-    payload = marshal.dumps((reference(app), settings, options))
+    payload = marshal.dumps((reference(app), _plain(app.conf.changes), settings, options))
     owner = os.getpid()
     ready, announce = os.pipe()
     stdin, order = os.pipe()
@@ -139,6 +139,17 @@ def _in_process(app: Liteq, options: dict[str, Any]) -> Iterator[subprocess.Pope
     finally:
         if os.getpid() == owner:  # not a forked child of it that leaves the context
             _end(process, order, options["grace"] + _STOP_TIMEOUT)
+
+
+def _plain(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a program has set, for the process that makes its app anew: but a router
+    that is a function, say, which only the app's module can set there."""
+    plain = {}
+    for name, value in changes.items():
+        with suppress(ValueError):  # no number, text or collection of such
+            marshal.dumps(value)
+            plain[name] = value
+    return plain
 
 
 def _end(process: subprocess.Popen[bytes], order: int, timeout: float) -> None:
@@ -164,8 +175,9 @@ def main(announce: int) -> None:
     its end, is the order to stop. `announce` is the descriptor to write to when ready."""
     order = _take_stdin()
     size = int.from_bytes(_read(order, 8), "big")
-    given, settings, options = marshal.loads(_read(order, size))
+    given, changes, settings, options = marshal.loads(_read(order, size))
     app = load(given)
+    app.conf.update(changes)
     app.conf.override(pickle.loads(settings), source="the embedding program")
     os.set_inheritable(announce, False)
 

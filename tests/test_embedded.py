@@ -166,13 +166,22 @@ def test_an_app_of_a_module_is_imported_by_its_worker(
         "app = Liteq('shop', broker_transport_options={'durability': 'normal'})\n"
         "@app.task\ndef pid(): return os.getpid()\n"
     )
+    (tmp_path / "shop_more.py").write_text(
+        "from shop_mod import app\n"
+        "@app.task\ndef limits(): return app.conf.task_time_limit, app.conf.timezone\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     import shop_mod  # type: ignore[import-not-found]
 
     try:
         assert shop_mod.app.reference() == "shop_mod:app"
+        shop_mod.app.conf.imports = ("shop_more",)  # what is set later goes with it
+        shop_mod.app.conf.task_time_limit = 33
+        shop_mod.app.conf.task_routes = lambda name, *_, **__: None
         with shop_mod.app.worker(concurrency=1, pool="prefork"):
             assert shop_mod.pid.delay().get(timeout=20) != os.getpid()
+            limits = shop_mod.app.send_task("shop_more.limits").get(timeout=20)
+            assert tuple(limits) == (33, shop_mod.app.conf.timezone)
     finally:
         shop_mod.app.close()
         del sys.modules["shop_mod"]
