@@ -16,6 +16,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from math import isfinite
 from typing import IO, Any, Final, Protocol
 
 from liteq.exceptions import ImproperlyConfigured
@@ -161,7 +162,7 @@ class TextFormatter(logging.Formatter):
 
 class JsonFormatter(logging.Formatter):
     """One JSON object per line: ts (UTC), level, logger, message, then what the record has
-    of `EXTRA`, and `exception` with the traceback."""
+    of `EXTRA`, `exception` with the traceback, and `stack` if the call asked for it."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the record as one line of ASCII."""
@@ -174,12 +175,16 @@ class JsonFormatter(logging.Formatter):
         }
         for name in EXTRA:
             value = record.process if name == "pid" else getattr(record, name, None)
+            if isinstance(value, float) and not isfinite(value):
+                value = str(value)  # `NaN` is no JSON
             if value is not None:
                 fields[name] = value
         if record.exc_info and record.exc_info[0] is not None:
             fields["exception"] = _masked(self.formatException(record.exc_info))
         elif record.exc_text:
             fields["exception"] = _masked(record.exc_text)
+        if record.stack_info:
+            fields["stack"] = _masked(self.formatStack(record.stack_info))
         return json.dumps(fields, default=str)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -166,6 +167,19 @@ def test_json_carries_tracebacks_and_any_object() -> None:
     fields = json.loads(log.JsonFormatter().format(made))
     assert "ValueError: oops" in fields["exception"]
     assert fields["queue"] == "x"
+
+
+def test_json_carries_the_stack_that_was_asked_for() -> None:
+    made = failed("oops")
+    made.stack_info = "Stack (most recent call last):\n  File …"
+    assert json.loads(log.JsonFormatter().format(made))["stack"] == made.stack_info
+
+
+def test_json_has_no_number_that_json_has_not() -> None:
+    made = failed("oops")
+    made.duration_ms = math.nan
+    line = log.JsonFormatter().format(made)
+    assert json.loads(line, parse_constant=pytest.fail)["duration_ms"] == "nan"
 
 
 @bare_root()
