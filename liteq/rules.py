@@ -51,6 +51,7 @@ class Rules:
             conf.timezone if conf.value_set_for("timezone") else None,
             enable_utc=conf.enable_utc,
         )
+        self.accept: tuple[str, ...] = conf.accept_content
         self.always_eager: bool = conf.task_always_eager
         self.inherits_priority: bool = conf.task_inherit_parent_priority
         self.max_body_size: int = conf.task_max_body_size

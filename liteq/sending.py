@@ -484,8 +484,9 @@ class Sender:
         changed: dict[str, Any] = {"id": checked_id(given) if given else new_id(), "body": body}
         if without := options.keys() & WITHOUT_EFFECT.keys():
             self._say_without_effect(without, options)
-        if options.get("serializer"):
-            changed["content_type"] = options["serializer"]
+        if kind := options.get("serializer"):
+            serializers.refuse_unread(kind, rules.accept)
+            changed["content_type"] = kind
         if running is not None and running.id is not None:
             changed.update(root_id=running.root_id, parent_id=running.id)
             if rules.inherits_priority and running.message is not None:

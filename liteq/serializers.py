@@ -45,8 +45,10 @@ __all__ = [
     "dumps",
     "dumps_call",
     "dumps_result",
+    "is_registered",
     "loads",
     "loads_call",
+    "refuse_unread",
     "register",
     "register_type",
     "registered",
@@ -276,6 +278,22 @@ def unregister(name: str) -> None:
 def registered() -> list[str]:
     """Return the names of the formats, installed or not."""
     return sorted({found.name for found in _formats.values()})
+
+
+def is_registered(name: str) -> bool:
+    """Tell whether there is a format of this name or MIME type, installed or not."""
+    return name in _formats
+
+
+def refuse_unread(name: str, accept: Collection[str]) -> None:
+    """Raise `ContentDisallowed` for a format that readers who accept these would refuse, and
+    `ImproperlyConfigured` for one that does not exist."""
+    found = _format(name)
+    if not (found.name in accept or found.content_type in accept):
+        raise ContentDisallowed(
+            f"no worker would read the serializer {cut(name)}: accept_content allows only "
+            f"{', '.join(accept) or 'nothing'}"
+        )
 
 
 def check(name: str) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -20,6 +20,7 @@ from liteq import AsyncTask, BoundTask, Liteq, Task, current_task
 from liteq.exceptions import (
     AlreadyEnqueued,
     ConfigWarning,
+    ContentDisallowed,
     EncodeError,
     Ignore,
     MaxRetriesExceededError,
@@ -706,6 +707,23 @@ def test_a_call_made_by_a_task_is_its_child(app: Liteq) -> None:
     assert [sent(app, result.app.AsyncResult(id)).parent_id for id in ids] == [result.id] * 2
     assert {sent(app, result.app.AsyncResult(id)).root_id for id in ids} == {result.id}
     assert result.children == [ids[0]]
+
+
+def test_a_call_in_a_format_that_no_worker_reads_is_refused(app: Liteq) -> None:
+    @app.task
+    def work() -> None: ...
+
+    sends: list[Callable[[], object]] = [
+        lambda: work.apply_async(serializer="pickle"),
+        lambda: work.enqueue_many([()], serializer="pickle"),
+        lambda: (work.si().set(serializer="pickle") | work.si()).delay(),
+    ]
+    for send in sends:
+        with pytest.raises(ContentDisallowed, match=r"pickle.*allows only json"):
+            send()
+
+    app.conf.accept_content = ["json", "application/x-python-serialize"]
+    assert sent(app, work.apply_async(serializer="pickle")).content_type == "pickle"
 
 
 def test_a_child_inherits_the_priority_if_the_settings_say_so(app: Liteq) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import selectors
 import shutil
@@ -22,7 +23,7 @@ import pytest
 from api import app_in_memory, forget_current, record
 from world import make, wait_until
 
-from liteq import BoundTask, Liteq, signals
+from liteq import BoundTask, Liteq, serializers, signals
 from liteq.brokers.base import Step
 from liteq.brokers.sqlite import SqliteBroker
 from liteq.canvas import chain, group
@@ -1251,6 +1252,44 @@ def test_prefork_refuses_a_store_in_memory(app: Liteq) -> None:
     with pytest.raises(ImproperlyConfigured, match="cannot be shared with child processes"):
         Worker(app, pool="prefork", install_signals=False).run()
     assert app.broker.workers() == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "wrong"),
+    [
+        ("accept_content", ["json", "jsn"], "jsn"),
+        ("accept_content", ["application/jsn"], "application/jsn"),
+        ("result_accept_content", ["pikle"], "pikle"),
+        ("task_serializer", "jsn", "jsn"),
+        ("result_serializer", "jsn", "jsn"),
+    ],
+)
+def test_a_format_that_nobody_has_registered_is_refused_before_a_claim(
+    app: Liteq, setting: str, value: Any, wrong: str
+) -> None:
+    result = app.task(name="plain")(lambda: None).delay()
+    app.conf[setting] = value
+
+    with pytest.raises(
+        ImproperlyConfigured, match=rf"setting {setting} = .* \(from code\): .*'{wrong}'"
+    ):
+        Worker(app, pool="threads", burst=True, install_signals=False).run()
+    assert result.detail == "queued"
+
+
+def test_a_format_that_a_task_module_registers_is_accepted(app: Liteq) -> None:
+    @signals.import_modules.connect
+    def imported(**_: Any) -> None:
+        serializers.register("own", json.dumps, json.loads, "application/x-own")
+
+    app.conf.accept_content = ["application/json", "own"]
+    result = app.task(name="plain")(lambda: "done").delay()
+    try:
+        Worker(app, pool="threads", burst=True, install_signals=False).run()
+    finally:
+        serializers.unregister("own")
+
+    assert result.get(timeout=1) == "done"
 
 
 def test_a_worker_without_queues_is_refused(app: Liteq) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from liteq import serializers
 from liteq.exceptions import ImproperlyConfigured
 from liteq.executor import ExecutorSettings, TaskLike
 from liteq.pool import Pool, PoolOptions, make_pool
@@ -13,8 +14,16 @@ from liteq.workers.runner import RunnerFactory
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
+    from liteq.config import Settings
 
 __all__ = ["executor_settings", "has_processes", "pool_of"]
+
+_FORMATS: Final = (
+    "accept_content",
+    "result_accept_content",
+    "task_serializer",
+    "result_serializer",
+)
 
 
 def has_processes(kind: str) -> bool:
@@ -38,7 +47,7 @@ def pool_of(
 
     `hostname` is the worker's, `include` the modules that it has imported; the rest is as
     in `PoolOptions`. Raises `ImproperlyConfigured` for children that could not reach the
-    store.
+    store, and for formats that nobody has registered: all that waits would be refused.
     """
     if has_processes(kind) and getattr(app.broker, "directory", "") is None:
         raise ImproperlyConfigured(
@@ -46,6 +55,7 @@ def pool_of(
             "pool='threads', or an sqlite:// broker"
         )
     conf = app.conf
+    _check_formats(conf)
     options = PoolOptions(
         concurrency=concurrency,
         max_lookahead=conf.worker_max_lookahead,
@@ -64,6 +74,21 @@ def pool_of(
     else:
         runners = RunnerFactory(lambda: app.tasks, (), settings, own_process=own_process)
     return make_pool(kind, runners, options)
+
+
+def _check_formats(conf: Settings) -> None:
+    """Raise `ImproperlyConfigured` for a format in the settings that is not registered. Task
+    modules may register some, so this is only known when they are imported."""
+    for setting in _FORMATS:
+        given = conf[setting] or ()
+        for name in (given,) if isinstance(given, str) else given:
+            if not serializers.is_registered(name):
+                raise ImproperlyConfigured(
+                    f"setting {setting} = {given!r} (from {conf.source_of(setting)}): there is "
+                    f"no serializer {name!r}: use one of "
+                    f"{', '.join(serializers.registered())}, or add it with "
+                    "liteq.serializers.register() in a module that the worker imports"
+                )
 
 
 def executor_settings(app: Liteq, hostname: str) -> ExecutorSettings:
