@@ -16,21 +16,32 @@ __all__ = ["Shares", "split_weights"]
 def split_weights(names: Iterable[str]) -> tuple[list[str], dict[str, int]]:
     """Return names without their weights ("high:3" is `high`), and the weights given.
 
-    Raises `ValueError` for a weight of zero. What follows the last colon is no weight
-    unless it is a number.
+    Raises `ValueError` for a weight that is no whole number above zero, and for a second
+    one of a queue. What follows the last colon is no weight unless it is a number.
     """
     plain: list[str] = []
     weights: dict[str, int] = {}
     for given in names:
         name, colon, weight = given.strip().rpartition(":")
-        if not colon or not name or not (weight.isascii() and weight.isdigit()):
+        if not colon or not name or not _is_number(weight):
             plain.append(given.strip())
             continue
-        if int(weight) == 0:
-            raise ValueError(f"the weight of queue {name!r} is a whole number above 0, not 0")
+        if not (weight.isascii() and weight.isdigit() and int(weight)):
+            raise ValueError(
+                f"the weight of queue {name!r} is a whole number above 0, not {weight}"
+            )
+        if weights.setdefault(name, int(weight)) != int(weight):
+            raise ValueError(f"queue {name!r} has two weights, {weights[name]} and {weight}")
         plain.append(name)
-        weights[name] = int(weight)
     return plain, weights
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 class Shares:

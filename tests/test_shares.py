@@ -94,5 +94,8 @@ def test_weights_stand_behind_the_last_colon() -> None:
         ["high", "low", "a:b", "a:b"],
         {"high": 3, "a:b": 2},
     )
-    with pytest.raises(ValueError, match="the weight of queue 'low'"):
-        split_weights(["low:0"])
+    for weight in ("0", "-1", "1.5", "nan"):
+        with pytest.raises(ValueError, match=f"the weight of queue 'low'.* not {weight}"):
+            split_weights([f"low:{weight}"])
+    with pytest.raises(ValueError, match="queue 'low' has two weights, 2 and 3"):
+        split_weights(["low:2", "low:3"])
