@@ -22,7 +22,7 @@ from api import app_in_memory, forget_current, record
 from world import FakeClock
 
 from liteq import BoundTask, Liteq, Queue, Task, current_app, current_task, shared_task
-from liteq.brokers import connect
+from liteq.brokers import connect, scheme_of
 from liteq.brokers.base import Broker
 from liteq.canvas import chord
 from liteq.exceptions import (
@@ -261,6 +261,25 @@ def test_a_message_server_that_liteq_does_not_speak_is_refused_with_the_alternat
 ) -> None:
     with pytest.raises(ImproperlyConfigured, match=r"no broker for .* use sqlite:///"):
         connect(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis:/:pw@localhost:6379/0", "redis//localhost", "sqlite:shop", "postgres:x", "memory:"],
+)
+def test_a_url_without_its_slashes_makes_no_store(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ImproperlyConfigured, match="has no '://' behind") as info:
+        Liteq("shop", broker=url).send_task("shop.tick")
+    assert "pw" not in str(info.value)
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", ["./a:b", "a/b:c", "shop", "dir//shop", "a.b"])
+def test_a_path_may_have_a_colon_behind_its_first_folder(path: str) -> None:
+    assert scheme_of(path) == "sqlite"
 
 
 def test_a_mistyped_scheme_is_refused_without_its_password() -> None:

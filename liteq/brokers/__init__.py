@@ -66,9 +66,14 @@ _SERVERS: Final = frozenset(
 
 
 def scheme_of(url: str) -> str:
-    """Return the URL's scheme in lower case, without a "+driver"; "sqlite" for a path."""
+    """Return the URL's scheme in lower case, without a "+driver"; "sqlite" for a path.
+
+    Raises `ImproperlyConfigured` for a URL that is misspelt: it would be a path, and what is
+    sent would be in a new store, where no worker looks for it.
+    """
     scheme, colon, _ = url.partition("://")
     if not colon:
+        _refuse_misspelt(url)
         return "memory" if url == "memory" else "sqlite"
     return scheme.partition("+")[0].lower()
 
@@ -139,6 +144,24 @@ def _unquoted(text: str) -> str:
     from urllib.parse import unquote  # late: 5 ms, and few paths need it
 
     return unquote(text)
+
+
+def _refuse_misspelt(url: str) -> None:
+    """Raise `ImproperlyConfigured` for what begins as a URL does: a word and a colon, or the
+    word of a scheme and two slashes. A path that is meant begins with `./` or `/`."""
+    word, colon, _ = url.partition(":")
+    if not colon:
+        word, slashes, _ = url.partition("//")
+        if not slashes or word.partition("+")[0].lower() not in _MODULES:
+            return
+    if not word or not word.replace("+", "").replace("-", "").isalnum():
+        return
+    from liteq.exceptions import ImproperlyConfigured
+
+    raise ImproperlyConfigured(
+        f"broker URL {url.split('@')[-1]!r} has no '://' behind {word!r}: {_ADVICE}, or ./ "
+        "before the name of a folder that is meant so"
+    )
 
 
 def _refuse_slip(url: str, rest: str, path: str) -> None:
