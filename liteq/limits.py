@@ -35,6 +35,7 @@ __all__ = [
     "merged",
     "rate_limit_of",
     "read",
+    "warn_unreadable",
     "write",
 ]
 
@@ -352,6 +353,18 @@ def checked(limit: Limit) -> Limit:
     if most is not None and (type(most) is not int or most < 1):
         raise ValueError(f"no number of runs: {most!r}")
     return limit
+
+
+def warn_unreadable(what: str, text: str) -> None:
+    """Say that something in the store holds for nobody: all else goes on."""
+    from liteq.loggers import get_logger  # late: a third of what a sender loads
+
+    get_logger("liteq.limits").warning(
+        "%s is damaged in the store and counts as none: %.100r (`liteq limits set` and "
+        "`reset` write it anew, so does a worker that declares it)",
+        what,
+        text,
+    )
 
 
 def limits_text(text: str | None) -> str:

@@ -29,7 +29,7 @@ from typing import Any, Final, NamedTuple
 import apsw
 
 from liteq.brokers.connection import fetch_all, fetch_one
-from liteq.limits import Limit, LimitInfo, checked, merged, read
+from liteq.limits import Limit, LimitInfo, checked, merged, read, warn_unreadable
 
 __all__ = [
     "NO_BOOK",
@@ -586,15 +586,3 @@ def _limit(name: str, text: str | None) -> Limit | None:
     except (TypeError, ValueError, RecursionError):
         warn_unreadable(f"the limit {name!r}", text)
         return None
-
-
-def warn_unreadable(what: str, text: str) -> None:
-    """Say that something in the store holds for nobody: all else goes on."""
-    from liteq.loggers import get_logger  # late: a third of what a sender loads
-
-    get_logger("liteq.limits").warning(
-        "%s is damaged in the store and counts as none: %.100r (`liteq limits set` and "
-        "`reset` write it anew, so does a worker that declares it)",
-        what,
-        text,
-    )

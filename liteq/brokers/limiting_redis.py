@@ -7,9 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from liteq.brokers.redis_form import Fields
-from liteq.limits import Limit, LimitInfo, write
+from liteq.limits import Limit, LimitInfo, checked, warn_unreadable, write
 
 __all__ = ["declaring", "infos", "overrides", "overriding"]
+
+# What another program wrote: no JSON, or not of our form.
+_UNREADABLE = (AttributeError, TypeError, ValueError, RecursionError)
 
 Call = Callable[..., list[bytes | None]]
 
@@ -35,9 +38,9 @@ def infos(answer: Sequence[bytes | None]) -> list[LimitInfo]:
     declared: dict[str, Limit] = {}
     users: dict[str, set[str]] = {}
     for _ in range(fields.number()):
-        task, listed = fields.text(), json.loads(fields.bytes())
-        for name, _pair, rule in listed:
-            declared[name] = _limit(name, rule)
+        task, text = fields.text(), fields.bytes()
+        for name, limit in _listed(task, text):
+            declared[name] = limit
             users.setdefault(name, set()).add(task)
     changed: dict[str, Limit] = {}
     for name, limit, user in _overrides(fields):
@@ -61,8 +64,20 @@ def overrides(answer: Sequence[bytes | None]) -> list[tuple[str, Limit, str | No
 
 def _overrides(fields: Fields) -> Iterator[tuple[str, Limit, str | None]]:
     while fields.more():
-        name, (_, rule, task) = fields.text(), json.loads(fields.bytes())
-        yield name, _limit(name, rule), task
+        name, text = fields.text(), fields.bytes()
+        try:
+            _, rule, task = json.loads(text)
+            yield name, _limit(name, rule), task
+        except _UNREADABLE:
+            warn_unreadable(f"the limit {name!r}", text.decode(errors="replace"))
+
+
+def _listed(task: str, text: bytes) -> list[tuple[str, Limit]]:
+    try:
+        return [(name, _limit(name, rule)) for name, _, rule in json.loads(text)]
+    except _UNREADABLE:
+        warn_unreadable(f"what limits the task {task!r}", text.decode(errors="replace"))
+        return []
 
 
 def _pair(name: str) -> str:
@@ -80,10 +95,12 @@ def _rule(limit: Limit) -> str:
 
 def _limit(name: str, rule: str) -> Limit:
     interval, burst, most, own = rule.split(",")
-    return Limit(
-        name,
-        interval=float(interval) if interval else None,
-        burst=int(burst),
-        most=int(most) if most else None,
-        per_worker=own == "1",
+    return checked(
+        Limit(
+            name,
+            interval=float(interval) if interval else None,
+            burst=int(burst),
+            most=int(most) if most else None,
+            per_worker=own == "1",
+        )
     )

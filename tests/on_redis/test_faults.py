@@ -31,7 +31,8 @@ from liteq.exceptions import (
     SchemaError,
     StoreLost,
 )
-from liteq.message import Edge
+from liteq.limits import Limit, LimitInfo
+from liteq.message import GATHER, Edge
 from liteq.outcome import Failed, Lost, Outcome, Released, Retried, Succeeded
 from on_redis.proxy import Proxy
 
@@ -566,6 +567,9 @@ _DAMAGE = [
     ("HDEL", "g", None, "its field g is gone"),
     ("HDEL", "b", None, "its field b is gone"),
     ("HSET", "k", b"7", "its field k is 7"),
+    ("HSET", "k", b"0 - 9223372036854775807 -", "its field k is 0 - 9223372036854775807"),
+    ("HSET", "g", b"0,9223372036854775807,,,1,0,,,7,defaultadd", "its field g is 0,92233"),
+    ("HSET", "g", b"99999999999,0,,,1,0,,,7,defaultadd", "its field g is 99999"),
     ("DEL", None, None, "all its fields are gone"),
     ("SET", None, b"hello", "its key holds a string of another program"),
 ]
@@ -614,6 +618,68 @@ def test_5_a_message_that_another_program_damaged_is_a_dead_letter(
     direct.unregister(worker)
     direct.forget([bad.id])
     assert direct.browse("dead", limit=10) == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("e", b'{"content'),
+        ("P", b"many"),
+        ("P", b"9223372036854775807"),
+        ("P", b"-9223372036854775808"),
+        ("C", b"soon"),
+        ("D", b"nan"),
+        ("u", b"never"),
+        ("x", b"nan"),
+        ("L", b"[" * 100_000),
+    ],
+)
+@pytest.mark.parametrize("fires", ["success", "part"])
+def test_5_what_is_damaged_while_it_waits_is_no_end_of_what_it_waits_for(
+    direct: RedisBroker, server: RedisServer, field: str, value: bytes, fires: str
+) -> None:
+    times = {"run_at": 1.0, "expires_at": 1e10, "shadow": "x"}
+    first = make()
+    bad = make(GATHER, b"fail") if fires == "part" else make(**times)
+    direct.enqueue([first, bad], [Edge(first.id, bad.id, fires, 0)])
+    worker = enlist(direct)
+    [lease] = direct.claim(worker, ["default"])
+    server.say("HSET", f"{direct._prefix}m:{bad.id}", field, value)
+
+    assert direct.settle(worker, lease, Succeeded(b"1"))
+
+    assert direct.get([first.id])[first.id].state == "succeeded"
+    if fires == "success":
+        [lease] = direct.claim(worker, ["default"])
+        assert lease.id == bad.id
+        assert direct.settle(worker, lease, Released())
+
+
+@pytest.mark.parametrize("text", [b"null", b"{", b"[" * 100_000, b"[[1,2]]", b'["a","b"]'])
+def test_5_a_limit_that_nobody_can_read_is_none_and_a_warning(
+    direct: RedisBroker, server: RedisServer, text: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = Limit("l", most=1)
+    direct.declare_limits({"shop.charge": [told], "shop.bad": [Limit("bad", most=1)]})
+    prefix = f"{direct._prefix}limits:"
+    server.say("HSET", f"{prefix}overrides", "l", text)
+    server.say("HSET", f"{prefix}declared", "shop.bad", text)
+    direct.declare_limits({"shop.thank": [Limit("thank", 1.0)]})
+    server.say("HSET", f"{prefix}names", "shop.more", text)
+    server.say("HSET", f"{prefix}rules", "thank", b"soon,x,-1")
+    server.say("SET", f"{direct._prefix}bucket:l\n", b"x")
+    direct.enqueue([make(), make(), make("shop.more"), make("shop.thank")])
+    worker = enlist(direct)
+
+    leases = direct.claim(worker, ["default"], 5)
+
+    assert sorted(lease.task for lease in leases) == ["shop.charge", "shop.more", "shop.thank"]
+    known = {one.name: one for one in direct.limits()}
+    assert known["l"] == LimitInfo("l", told, None, ("shop.charge",))
+    assert "is damaged in the store and counts as none" in caplog.text
+    [charged] = [lease for lease in leases if lease.task == "shop.charge"]
+    server.say("HSET", f"{direct._prefix}m:{charged.id}", "H", text)
+    assert direct.settle(worker, charged, Succeeded(b"1"))
 
 
 def test_a_busy_server_is_asked_again(direct: RedisBroker, server: RedisServer) -> None:

@@ -53,6 +53,11 @@ local function given(text)  -- nil for an argument that was left empty
   if text ~= '' then return text end
 end
 
+local function number_of(text)  -- nil for what another program wrote, and is no number
+  local found = tonumber(text or nil)
+  if found == found then return found end
+end
+
 local sizes, data, filled = {}, {}, 0
 local function put(value)
   filled = filled + 1
@@ -85,7 +90,7 @@ local function given_of(text)
     local p, y, o, size, at = string.match(text or '',
       '^(%-?%d+),(%-?%d+),([%deinfa.+-]*,[%deinfa.+-]*,[01],[01],%d*,[%deinfa.+-]*),(%d+),()')
     local behind = at and at + tonumber(size)
-    if not behind or behind > #text + 1 then return DAMAGED end
+    if not behind or behind > #text + 1 or #p > 3 or #y > 10 then return DAMAGED end
     found = {p = tonumber(p), y = y, o = o, q = string.sub(text, at, behind - 1),
       t = string.sub(text, behind)}
     givens[text] = found

@@ -9,7 +9,8 @@ local function damage_of(n, g, b, k)
     name, value = 'g', g
     if g and not given_of(g).damaged then
       if not b then return 'its field b is gone' end
-      if not k or string.find(k, '^%d+ %S+ %-?%d+ %S+$') then return nil end
+      local deliveries = string.match(k or '0 - 0 -', '^%d+ %S+ (%-?%d+) %S+$')
+      if deliveries and #deliveries < 11 then return nil end
       name, value = 'k', k
     end
   end

@@ -156,7 +156,7 @@ end
 local function line_up(id, queue, priority, number, run_at, expires_at, limits, place)
   local state
   place = place or place_now
-  if run_at and tonumber(run_at) > NOW then
+  if (number_of(run_at) or 0) > NOW then
     state = 'd'
     place('d:' .. queue, run_at, id)
   elseif limits then
@@ -167,7 +167,7 @@ local function line_up(id, queue, priority, number, run_at, expires_at, limits, 
     place('q:' .. queue, rank(priority, number), id)
   end
   woken(queue)  -- for a delayed one too: a worker is to know when to look again
-  if expires_at then place('expiry', expires_at, id) end
+  if number_of(expires_at) then place('expiry', expires_at, id) end
   return state
 end
 
@@ -202,7 +202,8 @@ end
 -- Write down that a message is over; `keep`: seconds, "" for ever.
 local function close(m, state, keep)
   if m.t ~= GATHER then call('ZADD', P .. 'over:' .. state, m.n, m.id) end
-  if keep ~= '' then call('ZADD', P .. 'expiring', NOW + tonumber(keep), m.id) end
+  local seconds = number_of(keep)
+  if seconds then call('ZADD', P .. 'expiring', NOW + seconds, m.id) end
 end
 
 -- What has ended, as it is handed on. `value` is the result, or the error that stands for
@@ -285,28 +286,37 @@ local function start(m)  -- what a message waited for has come
   call('ZREM', P .. 'w:' .. m.q, m.id)
   local key = P .. 'm:' .. m.id
   local run_at, expires_at = m.u, m.x
-  if m.C then
+  if number_of(m.C) then
     run_at = string.format('%.17g', NOW + tonumber(m.C))
     call('HSET', key, 'u', run_at)
   end
-  if m.D then
+  if number_of(m.D) then
     expires_at = string.format('%.17g', NOW + tonumber(m.D))
     call('HSET', key, 'x', expires_at)
   end
   call('HSET', key, 's', line_up(m.id, m.q, m.p, tonumber(m.n), run_at, expires_at))
 end
 
+-- Count edges of a message as met, and return how many are left; none of a number that nobody
+-- can have counted.
+local function count_down(m, count)
+  local left = (number_of(m.P) or count) - count
+  if math.abs(left) > 2 ^ 31 then left = 0 end
+  call('HSET', P .. 'm:' .. m.id, 'P', string.format('%d', left))
+  return left
+end
+
 local function give(target, position, finish)
   local m = load(target)
   if not m or not is_open(m) or not met(m, finish.id) then return end
   call('HSET', P .. 'i:' .. target, position .. ':' .. finish.id, finish.kind .. finish.value)
-  if call('HINCRBY', P .. 'm:' .. target, 'P', -1) == 0 and m.s == 'w' then start(m) end
+  if count_down(m, 1) == 0 and m.s == 'w' then start(m) end
 end
 
 local function take_turn(target, finish)  -- it waited for the end alone
   local m = load(target)
   if not m or not is_open(m) or not met(m, finish.id) then return end
-  if call('HINCRBY', P .. 'm:' .. target, 'P', -1) == 0 and m.s == 'w' then start(m) end
+  if count_down(m, 1) == 0 and m.s == 'w' then start(m) end
 end
 
 local function inputs(id)  -- {position, source, kind, value} in their order
@@ -334,7 +344,7 @@ local function join(m)  -- a gather has all its parts: its result is their list
   call('DEL', P .. 'i:' .. m.id)
   call('HSET', P .. 'm:' .. m.id, 's', 'S', 'Z', NOW_TEXT)
   if ignores(m.o) then
-    keep = tostring(math.min(tonumber(given(keep) or IGNORED_KEPT), IGNORED_KEPT))
+    keep = tostring(math.min(number_of(keep) or IGNORED_KEPT, IGNORED_KEPT))
   elseif m.b ~= 'count' then
     call('HSET', P .. 'm:' .. m.id, 'r', value)
   end
@@ -390,9 +400,7 @@ local function gather(target, arrivals)
     end
   end
   local pending = tonumber(m.P)
-  if count > 0 then
-    pending = call('HINCRBY', P .. 'm:' .. target, 'P', string.format('%d', -count))
-  end
+  if count > 0 then pending = count_down(m, count) end
   if m.s ~= 'w' then return end
   if bad then
     fail_gather(m, bad)

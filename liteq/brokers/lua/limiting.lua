@@ -21,12 +21,24 @@
 
 local BAND = tonumber(rank(8, 0))
 
+local function list_in(text)  -- nothing, of what another program wrote and nobody can read
+  local good, list = pcall(cjson.decode, text)
+  return good and type(list) == 'table' and list or {}
+end
+
+local function are_texts(list, count)
+  if type(list) ~= 'table' then return false end
+  for i = 1, count do
+    if type(list[i]) ~= 'string' then return false end
+  end
+  return true
+end
+
 local parsed = {}
 local function pairs_of(limits)  -- {name, key or nil}
   if not parsed[limits] then
-    local good, list = pcall(cjson.decode, limits)
     local found = {}
-    for _, pair in ipairs(good and type(list) == 'table' and list or {}) do
+    for _, pair in ipairs(list_in(limits)) do
       if type(pair) == 'table' and type(pair[1]) == 'string' then found[#found + 1] = pair end
     end
     parsed[limits] = found
@@ -40,8 +52,10 @@ local function rule_of(name)
     local text = call('HGET', P .. 'limits:rules', name)
     if text then
       local interval, burst, most, own = string.match(text, '^([^,]*),([^,]*),([^,]*),(.*)$')
-      rules[name] = {interval = tonumber(interval), burst = tonumber(burst),
-        most = tonumber(most), own = own == '1'}
+      interval, burst, most = number_of(interval), number_of(burst), number_of(most)
+      local is_rate = interval and interval > 0 and interval < math.huge and burst and burst >= 1
+      rules[name] = {interval = is_rate and interval or nil, burst = burst,
+        most = most and most >= 1 and most or nil, own = own == '1'}
     else
       rules[name] = false
     end
@@ -55,7 +69,10 @@ local function names_of(task)
   if not names then return nil end
   if names[task] == nil then
     local text = call('HGET', P .. 'limits:names', task)
-    names[task] = text and cjson.decode(text) or false
+    names[task] = text and {} or false
+    for _, one in ipairs(text and list_in(text) or {}) do
+      if are_texts(one, 2) then table.insert(names[task], one) end
+    end
   end
   return names[task]
 end
@@ -126,7 +143,8 @@ local function free_slots(id)  -- of a message that runs no more
   local held = call('HGET', P .. 'm:' .. id, 'H')
   if not held then return end
   call('HDEL', P .. 'm:' .. id, 'H')
-  for _, bucket in ipairs(cjson.decode(held)) do
+  for _, bucket in ipairs(list_in(held)) do
+    bucket = tostring(bucket)
     call('SREM', P .. 'slots:' .. bucket, id)
     for _, queue in ipairs(call('SMEMBERS', P .. 'gates:' .. bucket)) do
       unblock(bucket, queue, 1)
@@ -147,7 +165,8 @@ local function free_at_of(bucket, rule)
   local text = call('GET', P .. 'bucket:' .. bucket)
   if not text then return 0 end
   local free_at, used_at = string.match(text, '^(%S+) (%S+)$')
-  free_at, used_at = tonumber(free_at), tonumber(used_at)
+  free_at, used_at = number_of(free_at), number_of(used_at)
+  if not (free_at and used_at) then return 0 end
   if used_at > NOW then  -- the clock was set back
     used_at = NOW
     put_free_at(bucket, free_at, used_at)

@@ -139,7 +139,7 @@ local function plain_step(text_of, pack, put_leases)
     if not (m.n and m.g and m.b and tonumber(m.n)) then return end  -- damaged
     if found[4] then  -- the third of four words is how often it was delivered
       local deliveries = string.match(found[4], '^%d+ %S+ (%-?%d+) %S+$')
-      if not deliveries then return end
+      if not deliveries or #deliveries > 10 then return end
       m.d = text_of[tonumber(deliveries) + 1]
     end
     if found[5] then
@@ -149,9 +149,9 @@ local function plain_step(text_of, pack, put_leases)
     end
     if not asked[m.g] then
       asked[m.g] = true
-      local size, at = string.match(m.g,
-        '^%-?%d+,%-?%d+,[%deinfa.+-]*,[%deinfa.+-]*,[01],[01],%d*,[%deinfa.+-]*,(%d+),()')
-      if not size or at + tonumber(size) > #m.g + 1 then return end
+      local p, y, size, at = string.match(m.g,
+        '^(%-?%d+),(%-?%d+),[%deinfa.+-]*,[%deinfa.+-]*,[01],[01],%d*,[%deinfa.+-]*,(%d+),()')
+      if not size or #p > 3 or #y > 10 or at + tonumber(size) > #m.g + 1 then return end
       if digest ~= '*' then tasks[#tasks + 1] = string.sub(m.g, at + tonumber(size)) end
     end
     messages[i] = m

@@ -20,21 +20,28 @@ while place < #ARGV do
 end
 if not changed then return answer() end
 
+local function is_rule(text)
+  return string.find(text, '^[%d.e+-]*,%d+,%d*,[01]$') ~= nil
+end
+
 local in_force, under = {}, {}
 local declared = call('HGETALL', P .. 'limits:declared')
 for i = 1, #declared, 2 do
   local list = {}
-  for j, limit in ipairs(cjson.decode(declared[i + 1])) do
-    in_force[limit[1]] = limit[3]
-    list[j] = {limit[1], limit[2]}
+  for _, limit in ipairs(list_in(declared[i + 1])) do
+    if are_texts(limit, 3) and is_rule(limit[3]) then
+      in_force[limit[1]] = limit[3]
+      list[#list + 1] = {limit[1], limit[2]}
+    end
   end
   under[declared[i]] = list
 end
 local overrides = call('HGETALL', P .. 'limits:overrides')
 for i = 1, #overrides, 2 do
-  local name, override = overrides[i], cjson.decode(overrides[i + 1])
-  in_force[name] = override[2]
-  if type(override[3]) == 'string' then
+  local name, override = overrides[i], list_in(overrides[i + 1])
+  local good = are_texts(override, 2) and is_rule(override[2])
+  if good then in_force[name] = override[2] end
+  if good and type(override[3]) == 'string' then
     local list, there = under[override[3]] or {}, false
     for _, one in ipairs(list) do there = there or one[1] == name end
     if not there then list[#list + 1] = {name, override[1]} end
