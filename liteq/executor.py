@@ -197,20 +197,20 @@ class Executor:
             if not delivery.eager:
                 self._reader.admit(packed)
             args, kwargs = self._reader.arguments(delivery, plan)
+            about = Context.of(
+                packed,
+                delivery.number,
+                args,
+                kwargs,
+                task=plan.task,
+                hostname=self.settings.hostname,
+                report=report,
+                is_eager=delivery.eager,
+            )
         except (InvalidSignature, MessageTooLarge) as exc:
             return _dead(exc, str(exc))
         except Exception as exc:  # noqa: BLE001 (pickle may raise anything)
             return _dead(exc, f"undecodable body: {summary(exc)}")
-        about = Context.of(
-            packed,
-            delivery.number,
-            args,
-            kwargs,
-            task=plan.task,
-            hostname=self.settings.hostname,
-            report=report,
-            is_eager=delivery.eager,
-        )
         if delivery.inputs:
             about.waited = True
         return _Attempt(self.settings, plan, about, packed, args, kwargs)

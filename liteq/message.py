@@ -296,8 +296,11 @@ def _read_envelope(text: str) -> dict[str, Any]:
             if fields.get(name) is not None:
                 fields[name] = tuple(fields[name])
         later = version > VERSION
+        counted = isinstance(fields.get("requeued", 0), int)
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as exc:
         raise DecodeError(f"the envelope of a message is damaged: {text:.200}") from exc
+    if not counted:
+        raise DecodeError(f"the envelope of a message has no number of starts: {text:.200}")
     if later:
         raise DecodeError(
             f"the message was written by a later liteq (envelope version {version}, "

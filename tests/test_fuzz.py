@@ -156,6 +156,7 @@ envelopes = (
 @fuzz
 @given(envelope=envelopes)
 @example(envelope=f'{{"headers": [], "v": {VERSION}}}')
+@example(envelope=f'{{"requeued": [], "v": {VERSION}}}')
 def test_a_random_envelope_ends_in_an_outcome(app: Liteq, envelope: str) -> None:
     forged = forge(HOSTILE[0]._replace(body=b"[[1], {}]", envelope=envelope), "shop.take")
 
