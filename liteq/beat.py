@@ -294,7 +294,7 @@ class Beat:
         assert row.due_at is not None
         messages, edges, workflow = composed[:3] if composed else ((), (), None)
         if messages:
-            messages = self.app.sender.ready(messages)
+            messages = self.app.sender.ready(messages, edges)
             logger.info("Scheduler: Sending due task %s (%s)", row.name, messages[0].task)
         try:
             moved = self._broker.fire(

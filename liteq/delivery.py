@@ -111,8 +111,11 @@ class Reader:
         self._signer = signer
         self._most = most
 
-    def admit(self, packed: Packed) -> None:
-        """Raise `MessageTooLarge` or `InvalidSignature` for what is not to be read at all."""
+    def admit(
+        self, packed: Packed, inputs: Sequence[InputTuple], *, is_whole: bool = True
+    ) -> None:
+        """Raise `MessageTooLarge` or `InvalidSignature` for a message that is not to be read
+        at all, or not with these inputs; `is_whole`: they are all that it waited for."""
         most = self._most
         if most is not None and len(packed[2]) > most:
             raise MessageTooLarge(
@@ -125,6 +128,7 @@ class Reader:
             )
         if self._signer is not None:
             self._signer.check(packed)
+            self._signer.check_inputs(packed, inputs, is_whole=is_whole)
 
     def arguments(
         self, delivery: Delivery, plan: Plan | None
@@ -194,7 +198,7 @@ class Reader:
             return Context(id=id)
         packed, number, worker, inputs = failed[id]
         try:
-            self.admit(packed)
+            self.admit(packed, inputs, is_whole=False)  # it may not have started
             message = Message.unpack(packed)
         except (DecodeError, MessageTooLarge):
             return Context(id=id)
@@ -210,22 +214,30 @@ class Reader:
         return Context.of(packed, number, args, kwargs, hostname=worker)
 
     def _value(
-        self, kind: str, value: bytes, source: str | None, gather: str | None = None
+        self,
+        kind: str,
+        value: bytes,
+        source: str | None,
+        gather: str | None = None,
+        depth: int = 0,
     ) -> Any:
         """Return what an input stands for: a value, an exception, or a list of them.
 
-        `source` is whose end it is, `gather` what it is a part of, where they are known.
+        `source` is whose end it is, of a part None: it is in the list of `gather`, and in so
+        many lists inside of each other.
         """
         match kind:
             case "error":
                 return failure.rebuild(value)
             case "list":
+                gather, depth = gather or source, depth + 1
                 return [
-                    self._value(kind, part, None, source) for kind, part in parts.unpack(value)
+                    self._value(kind, part, None, gather, depth)
+                    for kind, part in parts.unpack(value)
                 ]
             case _:
                 if self._signer is not None:
-                    value = self._signer.open(value, source, gather)
+                    value = self._signer.open(value, source, gather, depth)
                 if value == NOTHING:
                     return None
                 serializer = self._result_serializer

@@ -49,6 +49,8 @@ def run(
     is the same of `EagerResult`s. `arguments` are used in place of the body of the
     first. With `throw` what `get()` of the result raises is raised here.
     """
+    if app.signer is not None:  # not signed here, but results say what they are parts of
+        messages = app.signer.bind(messages, edges)
     made = _lone(app, messages[0], arguments) if len(messages) == 1 else None
     if isinstance(made, EagerResult):
         returned: Any = made if result is None else _like(result, {made.id: made})
@@ -148,7 +150,7 @@ def _store(app: Liteq, message: Message, ended: Ended) -> None:
             kind = app.conf.result_serializer
             value = serializers.dumps_result(ended.value, kind)
             if app.signer is not None:
-                value = app.signer.seal(value, message.id, message.gather)
+                value = app.signer.seal(value, message.id, message.gathers)
         case Failed(error=error):
             state, value = states.FAILURE, error
         case _:

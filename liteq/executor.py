@@ -195,7 +195,7 @@ class Executor:
             return Ended(Revoked("expired"))
         try:
             if not delivery.eager:
-                self._reader.admit(packed)
+                self._reader.admit(packed, delivery.inputs)
             args, kwargs = self._reader.arguments(delivery, plan)
             about = Context.of(
                 packed,
@@ -390,7 +390,9 @@ class _Attempt:
             envelope = self.packed[-1]
             part = envelope is not None and '"gather":' in envelope
             message = self.context.message if part else None
-            result = self.settings.signer.seal(result, self.id, message and message.gather)
+            result = self.settings.signer.seal(
+                result, self.id, message.gathers if message else ()
+            )
         return result
 
     def _is_waited_for(self) -> bool:

@@ -26,6 +26,7 @@ __all__ = [
     "Message",
     "Packed",
     "Rule",
+    "Take",
     "Workflow",
     "pack_all",
     "rule_of",
@@ -58,6 +59,19 @@ PACKED_FIELDS: Final = (
     "unique_key",
     "envelope",
 )
+
+
+class Take(NamedTuple):
+    """One input that a signed message waits for, at this position; see `binding`.
+
+    `kind`: "result" or "error" of the call `source`, or the policy of that gather, which
+    has `least` parts, and more if some are added.
+    """
+
+    source: str
+    position: int
+    kind: str
+    least: int = 1
 
 
 class Message(NamedTuple):
@@ -140,11 +154,19 @@ class Message(NamedTuple):
     unique_for: float | None = None
     max_wait: float | None = None
     keywords: tuple[str | None, ...] | None = None  # by input: the argument that it becomes
+    # Of a signed one: see `binding`.
+    takes: tuple[Take, ...] | None = None
+    within: tuple[str, ...] | None = None  # the gathers around `gather`, innermost first
     signature: str | None = None  # see `signing`; last, since it covers all before it
 
     def __repr__(self) -> str:
         # Not the fields: bodies hold secrets, and a repr ends up in logs and tracebacks.
         return f"<Message {self.task}[{self.id}]: {len(self.body)} bytes in {self.queue}>"
+
+    @property
+    def gathers(self) -> tuple[str, ...]:
+        """The gather that needs its value, and those that this one is inside of."""
+        return () if self.gather is None else (self.gather, *(self.within or ()))
 
     def pack(self) -> Packed:
         """Return the message as a tuple in the order of `PACKED_FIELDS`."""
@@ -292,9 +314,11 @@ def _read_envelope(text: str) -> dict[str, Any]:
     try:
         fields: dict[str, Any] = json.loads(text)
         version = fields.pop("v")
-        for name in ("stamped_headers", "keywords"):
+        for name in ("stamped_headers", "keywords", "within"):
             if fields.get(name) is not None:
                 fields[name] = tuple(fields[name])
+        if fields.get("takes") is not None:
+            fields["takes"] = tuple(Take(*take) for take in fields["takes"])
         later = version > VERSION
         counted = isinstance(fields.get("requeued", 0), int)
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as exc:

@@ -66,7 +66,7 @@ def _replacement(sender: Sender, sig: Signature[Any], message: Message) -> Repla
     place. Raises what sending the signature would raise."""
     composed = sender.compose(sig, take_over=message)
     new = _kept(message, _changed(message, composed.replaced or {}))
-    new, *others = sender.ready([new, *composed.messages])
+    new, *others = sender.ready([new, *composed.messages], composed.edges, message)
     pairs = zip(PACKED_FIELDS, message.pack(), new.pack(), strict=True)
     changes = {name: now for name, was, now in pairs if now != was}
     texts.check(changes.values())
@@ -77,7 +77,8 @@ def _addition(sender: Sender, sig: Signature[Any], message: Message) -> tuple[Gr
     """Return the graph that adds a signature to the gather of which a message is a part,
     and the signature's result. Raises what sending the signature would raise."""
     composed = sender.compose(sig, part_of=message.gather)
-    return _graph(sender.ready(composed.messages), composed.edges), composed.result
+    messages = sender.ready(composed.messages, composed.edges, message)
+    return _graph(messages, composed.edges), composed.result
 
 
 def _changed(message: Message, changes: Mapping[str, Any]) -> Message:

@@ -244,7 +244,7 @@ class Sender:
         says; that is safe, since a message that is there already is left as it is.
         """
         workflow = workflow or _linked(messages, edges)
-        messages = self.ready(messages)
+        messages = self.ready(messages, edges)
         try:
             stands = self.app.broker.enqueue(messages, edges, workflow)
         except BrokerUnavailable as exc:
@@ -264,9 +264,9 @@ class Sender:
         run off the loop."""
         workflow = workflow or _linked(messages, edges)
         if signals.before_task_publish.receivers:
-            messages = await off_loop(self.ready, messages)
+            messages = await off_loop(self.ready, messages, edges)
         else:
-            messages = self.ready(messages)
+            messages = self.ready(messages, edges)
         try:
             stands = await self.app.broker.aenqueue(messages, edges, workflow)
         except BrokerUnavailable as exc:
@@ -288,16 +288,23 @@ class Sender:
         if self.rules().sends_events:
             self.app.events.sent(stored)
 
-    def ready(self, messages: Sequence[Message]) -> Sequence[Message]:
+    def ready(
+        self,
+        messages: Sequence[Message],
+        edges: Sequence[Edge] = (),
+        around: Message | None = None,
+    ) -> Sequence[Message]:
         """Return messages as they are stored: shown to the receivers of
-        `before_task_publish`, then signed. All that is stored goes through here."""
+        `before_task_publish`, then signed with what they wait for. All that is stored goes
+        through here. `around`: see `binding.bind`."""
         if signals.before_task_publish.receivers:
             from liteq import publishing  # late: few have receivers
 
             messages = publishing.announce(messages)
         rules = self._rules or self.rules()  # they were looked at when these were made
         if (signer := rules.signer) is not None:
-            messages = [signer.sign(message) for message in messages]
+            bound = signer.bind(messages, edges, around)
+            messages = [signer.sign(message) for message in bound]
         return messages
 
     def _send_again(

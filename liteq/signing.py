@@ -7,9 +7,10 @@ can be exchanged while everything runs.
 
 What a message's signature covers: id, task, body, queue, expiry, time limits, how it is
 acknowledged, how long its result is kept, and all of the envelope (headers, stamps,
-format, place in a workflow). What the store itself may change is left out: priority, time
-of the start, number of retries, limits. What a result's covers: the id of its task, the
-gather that it is a part of, the bytes. So neither can be handed to another id.
+format, place in a workflow, what it waits for: see `binding`). What the store itself may
+change is left out: priority, time of the start, number of retries, limits. What a result's
+covers: the id of its task, the gathers that it is a part of, the bytes. So neither can be
+handed to another id.
 """
 
 from __future__ import annotations
@@ -21,14 +22,16 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from liteq.exceptions import InvalidSignature
-from liteq.message import GATHER, VERSION, Message, Packed
+from liteq.binding import bind, check
+from liteq.exceptions import InvalidSignature, MessageTooLarge
+from liteq.message import GATHER, MAX_ENVELOPE, VERSION, Edge, Message, Packed
 
 __all__ = ["Signer", "unsealed"]
 
 _SEAL: Final = b"\x01liteq1"  # no format that values are written in begins like this
 _END: Final = f'"v":{VERSION}}}'  # of every envelope
 _SIGNED_END: Final = re.compile(rf'"signature":"([0-9a-f]{{16}}):([0-9a-f]{{64}})",{_END}$')
+_ROOM: Final = 256  # characters of an envelope, for its signature and end
 _MESSAGE: Final = b"message"
 _VALUE: Final = b"value"
 
@@ -63,13 +66,27 @@ class Signer:
 
     # Messages
 
+    def bind(
+        self, messages: Sequence[Message], edges: Sequence[Edge], around: Message | None = None
+    ) -> Sequence[Message]:
+        """Return messages that say what they wait for; see `binding.bind`."""
+        return bind(messages, edges, around)
+
     def sign(self, message: Message) -> Message:
-        """Return the message with a signature. (A gather is no message that runs.)"""
+        """Return the message with a signature. (A gather is no message that runs.)
+
+        Raises `MessageTooLarge` if it waits for more than an envelope can name.
+        """
         if message.task == GATHER:
             return message
         packed = message._replace(signature=None).pack()
         envelope = packed[-1]
         head = "{" if envelope is None else envelope.removesuffix(_END)
+        if len(head) > MAX_ENVELOPE - _ROOM:
+            raise MessageTooLarge(
+                f"{message.task} waits for {len(message.takes or ())} calls, more than a "
+                "signed message can name: have it wait for a group of them"
+            )
         signature = self._mac(_MESSAGE, self._first, _covered(packed, head))
         return message._replace(signature=f"{self._first}:{signature}")
 
@@ -84,18 +101,43 @@ class Signer:
             _MESSAGE, found[1], found[2], _covered(packed, envelope[: found.start()]), "message"
         )
 
+    def check_inputs(
+        self,
+        packed: Packed,
+        inputs: Sequence[tuple[str, str, int, bytes]],
+        *,
+        is_whole: bool = True,
+    ) -> None:
+        """Raise `InvalidSignature` unless a message, which was found to be as it was signed,
+        has the inputs that it waits for; see `binding.check`. What names none may have some
+        where what is not signed is accepted."""
+        envelope: str | None = packed[-1]
+        if envelope is None or '"takes":' not in envelope:
+            if inputs and not self._accepts_unsigned:
+                check(None, inputs)
+            return
+        check(Message.unpack(packed).takes, inputs, is_whole=is_whole)
+
     # Values
 
-    def seal(self, data: bytes, id: str, gather: str | None = None) -> bytes:
-        """Return bytes with a signature in front that says whose result they are."""
-        mac = self._mac(_VALUE, self._first, _of_value(data, id, gather))
-        return b"%b%b\n%b" % (_SEAL, json.dumps([self._first, mac, id, gather]).encode(), data)
+    def seal(self, data: bytes, id: str, gathers: Sequence[str] = ()) -> bytes:
+        """Return bytes with a signature in front that says whose result they are.
 
-    def open(self, sealed: bytes, id: str | None = None, gather: str | None = None) -> bytes:
+        `gathers`: what they are a part of, and what that is inside of.
+        """
+        path = gathers or (None,)
+        mac = self._mac(_VALUE, self._first, _of_value(data, id, path))
+        head = json.dumps([self._first, mac, id, *path])
+        return b"%b%b\n%b" % (_SEAL, head.encode(), data)
+
+    def open(
+        self, sealed: bytes, id: str | None = None, gather: str | None = None, depth: int = 1
+    ) -> bytes:
         """Return the bytes that `seal()` was given.
 
-        `id` and `gather` are whose they must be, if that is known. Raises
-        `InvalidSignature` if they are not, or bear no valid signature.
+        `id` and `gather` are whose they must be, if that is known; `depth`: in how many
+        lists inside of each other the part is. Raises `InvalidSignature` if they are not,
+        or bear no valid signature.
         """
         about = "the value" if id is None else f"the value of {id}"
         if not sealed.startswith(_SEAL):
@@ -103,14 +145,14 @@ class Signer:
             return sealed
         line, _, data = sealed.partition(b"\n")
         try:
-            name, mac, owner, part_of = json.loads(line[len(_SEAL) :])
-            covered = _of_value(data, owner, part_of)
+            name, mac, owner, *path = json.loads(line[len(_SEAL) :])
+            covered = _of_value(data, owner, path)
         except (ValueError, TypeError, AttributeError, RecursionError) as exc:
             raise InvalidSignature(f"the signature of {about} is damaged") from exc
         self._compare(_VALUE, name, mac, covered, about)
         if id is not None and owner != id:
             raise InvalidSignature(f"{about} was signed as that of {owner}")
-        if gather is not None and part_of != gather:
+        if gather is not None and path[depth - 1 : depth] != [gather]:
             raise InvalidSignature(f"the value of {owner} was signed as no part of {gather}")
         return data
 
@@ -157,8 +199,8 @@ def _covered(packed: Packed, head: str) -> bytes:
     return _joined([*(text.encode("utf-8", "surrogatepass") for text in texts), body])
 
 
-def _of_value(data: bytes, id: str, gather: str | None) -> bytes:
-    parts = (id, "" if gather is None else f"={gather}")
+def _of_value(data: bytes, id: str, path: Sequence[str | None]) -> bytes:
+    parts = (id, *("" if gather is None else f"={gather}" for gather in path))
     return _joined([*(part.encode("utf-8", "surrogatepass") for part in parts), data])
 
 

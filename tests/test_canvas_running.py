@@ -16,7 +16,7 @@ from liteq.canvas import Graph, StampingVisitor, chain, chord, group
 from liteq.exceptions import ChordError, Ignore, TaskRevokedError
 from liteq.result import GroupResult
 
-MODES = ("eager", "memory", "sqlite")
+MODES = ("eager", "memory", "sqlite", "signed")
 
 
 @pytest.fixture(params=MODES)
@@ -26,7 +26,8 @@ def mode(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def app(mode: str, tmp_path: Any, clock: world.FakeClock) -> Iterator[Liteq]:
-    app = Liteq("shop", broker="memory://", clock=clock)
+    keys = ("a key of at least 16 characters",) if mode == "signed" else ()
+    app = Liteq("shop", broker="memory://", clock=clock, security_keys=keys)
     if mode == "sqlite":
         app.broker = world.Store("sqlite", tmp_path, clock).open()
     app.conf.task_always_eager = mode == "eager"

@@ -15,11 +15,12 @@ from api import forget_current
 
 from liteq import Liteq, chain, chord, group
 from liteq.brokers.base import Broker
+from liteq.canvas import Graph
 from liteq.exceptions import ImproperlyConfigured, InvalidSignature, MessageTooLarge, Reject
 from liteq.executor import Executor, ExecutorSettings
 from liteq.ids import new_id
 from liteq.inline import InlineWorker, attempt_with
-from liteq.message import Message
+from liteq.message import GATHER, Edge, Message, Take
 from liteq.outcome import Succeeded
 from liteq.serializers import dumps, dumps_call
 from liteq.signals import before_task_publish, task_received
@@ -37,6 +38,7 @@ def _current() -> Iterator[None]:
 def make_app(broker: Broker, *keys: str, **settings: Any) -> Liteq:
     app = Liteq("shop", broker="memory://", clock=broker.clock, security_keys=keys, **settings)
     app.broker = broker
+    is_late: list[bool] = []
 
     @app.task(name="add")
     def add(*numbers: int) -> int:
@@ -61,6 +63,34 @@ def make_app(broker: Broker, *keys: str, **settings: Any) -> Liteq:
     @app.task(name="become", bind=True)
     def become(self: Any) -> None:
         raise self.replace(add.s(1, 2) | add.s(3))
+
+    @app.task(name="show")
+    def show(*values: Any, **named: Any) -> str:
+        return f"{values} {dict(sorted(named.items()))}"
+
+    @app.task(name="late", bind=True)
+    def late(self: Any, n: int) -> int:
+        if not is_late:
+            is_late.append(True)
+            raise ValueError("not yet")
+        return n
+
+    @app.task(name="fail")
+    def fail(*_: Any) -> None:
+        raise ValueError("no")
+
+    @app.task(name="tell")
+    def tell(request: Any, exc: BaseException, traceback: str) -> str:
+        return f"{request.id} {exc}"
+
+    @app.task(name="split", bind=True)
+    def split(self: Any, *numbers: int) -> None:
+        raise self.replace(group(add.s(n) for n in numbers))
+
+    @app.task(name="more", bind=True)
+    def more(self: Any, n: int) -> int:
+        self.add_to_chord(group(add.s(n), split.s(n, n)))
+        return n
 
     return app
 
@@ -104,6 +134,44 @@ def test_calls_retries_and_workflows_run_with_signatures(broker: Broker) -> None
     run(app)
     assert several.get(timeout=0) == [1, 2]
     assert app.AsyncResult(several.id).get(timeout=0) == [1, 2]
+
+
+def test_what_a_workflow_becomes_while_it_runs_is_taken_as_it_comes(broker: Broker) -> None:
+    app = make_app(broker, NEW)
+    add, show, split, more = (app.tasks[name] for name in ("add", "show", "split", "more"))
+    graph = Graph().add("a", add.s(6)).add("b", split.s(3, 4))
+    graph.add("c", show.s(), after={"under": "b", "over": "a"})
+    inner = chain(add.s(0), group(split.si(1, 2), add.si(3)))
+    made = [
+        (chain(split.s(1, 2), show.s()), "([1, 2],) {}"),
+        (chord([split.s(1, 2), add.s(3)], show.s()), "([[1, 2], 3],) {}"),
+        (chord([inner, add.s(4)], show.s()), "([[[1, 2], 3], 4],) {}"),
+        (chord([add.s(1), more.s(2)], show.s()), "([1, 2, [2, [2, 2]]],) {}"),
+        (graph, "() {'over': 6, 'under': [3, 4]}"),
+    ]
+    results = [sig.delay() for sig, _ in made]
+    whole = chord([add.s(1), inner], add.s()).delay().parent
+    run(app)
+    assert [one.get(timeout=0) for one in results] == [shown for _, shown in made]
+    assert app.AsyncResult(whole.id).get(timeout=0) == [1, [[1, 2], 3]]
+
+
+def test_an_error_callback_is_called_with_what_failed(broker: Broker) -> None:
+    app = make_app(broker, NEW)
+    fail, tell = app.tasks["fail"], app.tasks["tell"]
+    failed = fail.apply_async(link_error=tell.s().set(task_id="told"))
+    run(app)
+    assert app.AsyncResult("told").get(timeout=0) == f"{failed.id} no"
+
+
+def test_what_failed_in_a_workflow_runs_again_and_the_rest_goes_on(broker: Broker) -> None:
+    app = make_app(broker, NEW)
+    chorded = chord([app.tasks["add"].s(1), app.tasks["late"].s(2)], app.tasks["total"].s())
+    made = chorded.delay()
+    run(app)
+    app.broker.redrive([made.parent.results[1].id])
+    run(app)
+    assert made.get(timeout=0) == 3
 
 
 def test_a_message_keeps_its_signature_through_every_store(broker: Broker) -> None:
@@ -333,6 +401,150 @@ def test_signing_is_not_even_imported_without_keys() -> None:
         "assert 'liteq.signing' not in sys.modules and 'hmac' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# What a message waits for: the edges are the store's, and anybody may write them
+
+
+def signed(app: Liteq, sig: Any) -> dict[str, Message]:
+    """Return the messages of a workflow as they are sent, by the names of their tasks."""
+    composed = app.sender.compose(sig)
+    ready = app.sender.ready(composed.messages, composed.edges)
+    return {message.task: message for message in ready}
+
+
+def fed(app: Liteq, target: Message, messages: list[Message], edges: list[Edge]) -> str:
+    """Return why a message is a dead letter that was put into the store with these."""
+    app.broker.enqueue([*messages, target], edges)
+    run(app)
+    return reason(app, target.id) or ""
+
+
+def test_a_call_that_waits_for_nothing_is_given_no_error(broker: Broker) -> None:
+    app = make_app(broker, NEW)
+    call = signed(app, app.tasks["show"].s(1))["show"]
+    forged = world.make("unknown", id="text of anybody's")
+    why = fed(app, call, [forged], [Edge(forged.id, call.id, "failure")])
+    assert "inputs from 1 others, and was signed to take from 0" in why
+
+
+@pytest.mark.parametrize("parts", [0, 1])
+def test_a_call_that_waits_for_nothing_is_given_no_list(broker: Broker, parts: int) -> None:
+    app = make_app(broker, NEW)
+    call = signed(app, app.tasks["show"].s(1))["show"]
+    gather = world.make(GATHER, b"collect")
+    forged = [world.make("unknown") for _ in range(parts)]
+    edges = [Edge(one.id, gather.id, "part", n) for n, one in enumerate(forged)]
+    why = fed(app, call, [*forged, gather], [*edges, Edge(gather.id, call.id, "success")])
+    assert "inputs from 1 others, and was signed to take from 0" in why
+
+
+def test_a_call_is_given_the_result_of_no_other_call(broker: Broker) -> None:
+    app = make_app(broker, NEW)
+    add, show = app.tasks["add"], app.tasks["show"]
+    step = signed(app, add.s(1) | show.s())["show"]
+    other = signed(app, add.s(1000))["add"]
+    why = fed(app, step, [other], [Edge(other.id, step.id, "success")])
+    assert f"an input from '{other.id}' at position 0" in why
+
+
+def test_a_call_does_not_run_without_what_it_waits_for(broker: Broker) -> None:
+    app = make_app(broker, NEW)
+    step = signed(app, app.tasks["add"].s(1) | app.tasks["show"].s("x"))["show"]
+    assert "inputs from 0 others, and was signed to take from 1" in fed(app, step, [], [])
+
+
+def test_what_is_taken_is_not_exchanged_among_positions(broker: Broker) -> None:
+    app = make_app(broker, NEW)
+    graph = Graph().add("a", app.tasks["add"].s(1)).add("b", app.tasks["back"].s(2))
+    graph.add("c", app.tasks["show"].s(), after={"over": "a", "under": "b"})
+    made = signed(app, graph)
+    a, b, c = made["add"], made["back"], made["show"]
+    edges = [Edge(a.id, c.id, "success", 1), Edge(b.id, c.id, "success", 0)]
+    assert "signed to take from" in fed(app, c, [a, b], edges)
+
+
+def test_an_error_callback_is_called_for_no_other_failure(broker: Broker) -> None:
+    app = make_app(broker, NEW)
+    add, tell = app.tasks["add"], app.tasks["tell"]
+    callback = signed(app, add.s(1).on_error(tell.s()))["tell"]
+    other = signed(app, app.tasks["fail"].s())["fail"]
+    why = fed(app, callback, [other], [Edge(other.id, callback.id, "failure")])
+    assert f"an input from '{other.id}'" in why
+
+
+def test_a_step_is_given_no_error_for_a_result(broker: Broker) -> None:
+    app = make_app(broker, NEW)
+    made = signed(app, app.tasks["fail"].s() | app.tasks["show"].s())
+    fail, step = made["fail"], made["show"]
+    why = fed(app, step, [fail], [Edge(fail.id, step.id, "failure")])
+    assert f"an input of the kind 'error' from {fail.id}" in why
+
+
+def test_the_body_of_a_chord_is_given_no_single_result_for_a_list(broker: Broker) -> None:
+    app = make_app(broker, NEW)
+    made = signed(app, chord([app.tasks["add"].s(1)], app.tasks["show"].s()))
+    body, gather = made["show"], made[GATHER]
+    forged = world.make("unknown", id=gather.id)
+    app.broker.enqueue([forged, body], [Edge(forged.id, body.id, "success")])
+    settle(app, forged.id, b"1")
+    run(app)
+    assert "an input of the kind 'result'" in (reason(app, body.id) or "")
+
+
+def test_a_list_has_all_the_parts_that_were_signed(broker: Broker) -> None:
+    app = make_app(broker, NEW)
+    made = signed(
+        app, chord([app.tasks["add"].s(1), app.tasks["back"].s(2)], app.tasks["show"].s())
+    )
+    add, body, gather = made["add"], made["show"], made[GATHER]
+    edges = [Edge(add.id, gather.id, "part", 0), Edge(gather.id, body.id, "success")]
+    assert "has 1 parts, and at least 2" in fed(app, body, [add, gather], edges)
+
+
+def test_a_list_has_no_error_that_its_gather_would_have_failed_of(broker: Broker) -> None:
+    app = make_app(broker, NEW)
+    made = signed(app, chord([app.tasks["fail"].s()], app.tasks["show"].s()))
+    fail, body = made["fail"], made["show"]
+    gather = made[GATHER]._replace(body=b"collect")
+    edges = [Edge(fail.id, gather.id, "part", 0), Edge(gather.id, body.id, "success")]
+    assert "has an error in it" in fed(app, body, [fail, gather], edges)
+
+
+def test_a_list_in_a_list_has_no_part_of_another_group(broker: Broker) -> None:
+    app = make_app(broker, NEW)
+    add, show = app.tasks["add"], app.tasks["show"]
+    made = signed(app, chord([app.tasks["back"].s(2)], show.s()))
+    body, gather = made["show"], made[GATHER]
+    theirs = signed(app, chord([add.s(1000)], show.s()))
+    for stolen, inner in (
+        (theirs["add"], theirs[GATHER]),
+        (made["back"], world.make(GATHER, b"fail")),  # of this group, but not in a list in it
+    ):
+        edges = [
+            Edge(stolen.id, inner.id, "part", 0),
+            Edge(inner.id, gather.id, "part", 0),
+            Edge(gather.id, body.id, "success"),
+        ]
+        why = fed(app, body, [stolen, inner, gather], edges)
+        assert f"no part of {gather.id}" in why
+        app.broker.forget([body.id, gather.id])
+
+
+def test_a_call_waits_for_no_more_than_its_message_can_name() -> None:
+    takes = tuple(Take(new_id(), n, "result") for n in range(20_000))
+    with pytest.raises(MessageTooLarge, match="waits for 20000 calls"):
+        Signer([NEW]).sign(world.make(takes=takes))
+
+
+def test_what_names_nothing_is_given_what_it_waits_for_while_a_store_moves(
+    broker: Broker,
+) -> None:
+    before = make_app(broker)
+    line = chain(before.tasks["add"].s(1), before.tasks["add"].s(2)).delay()
+    app = make_app(broker, NEW, security_accept_unsigned=True)
+    run(app)
+    assert app.AsyncResult(line.id).get(timeout=0) == 3
 
 
 # Results

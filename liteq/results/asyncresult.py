@@ -559,14 +559,15 @@ class AsyncResult(ResultBase, Generic[R]):
         of = record.id
         return [self._part(*part, of) for part in parts.unpack(record.result or b"")]
 
-    def _part(self, kind: str, value: bytes, gather: str | None) -> Any:
+    def _part(self, kind: str, value: bytes, gather: str, depth: int = 1) -> Any:
         match kind:
             case "error":
                 return failure.rebuild(value)
             case "list":  # of a gather that was a part itself
-                return [self._part(*part, None) for part in parts.unpack(value)]
+                inner = parts.unpack(value)
+                return [self._part(*part, gather, depth + 1) for part in inner]
             case _:
-                return self._opened(value, None, gather)
+                return self._opened(value, None, gather, depth)
 
     @property
     def _is_count(self) -> bool:
@@ -633,11 +634,13 @@ class AsyncResult(ResultBase, Generic[R]):
         for node in reversed(self._line()[1:]):
             node.maybe_throw()
 
-    def _opened(self, data: bytes, id: str | None, gather: str | None = None) -> Any:
+    def _opened(
+        self, data: bytes, id: str | None, gather: str | None = None, depth: int = 1
+    ) -> Any:
         """Return the value in signed bytes. Raises `InvalidSignature` if they are not those
-        of this task, or of a part of this gather."""
+        of this task, or of a part of this gather, in so many lists inside of each other."""
         if (signer := self.app.signer) is not None:
-            data = signer.open(data, id, gather)
+            data = signer.open(data, id, gather, depth)
         elif data[:1] == b"\x01":  # signed, and no keys here: it is read unchecked
             from liteq.signing import unsealed  # late: hashlib is 3 ms
 
