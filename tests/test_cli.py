@@ -602,6 +602,35 @@ def test_queues_are_counted_and_purged(here: Here) -> None:
     assert here.ok("purge", "-f") == "1"
 
 
+QUEUED = """
+@app.task(queue="mail")
+def send(): ...
+
+
+app.conf.task_routes = {"other.*": {"queue": "routed"}}
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["queues", "latency", "mial", "--max", "1"],
+        ["queues", "resume", "mial"],
+        ["queues", "purge", "mial", "-f"],
+        ["purge", "-Q", "mial", "-f"],
+    ],
+)
+def test_a_queue_that_nobody_knows_is_not_found(
+    here: Here, project: Project, words: list[str]
+) -> None:
+    project.write("tasks.py", f"{TASKS}\n{QUEUED}")
+    unknown = here(*words)
+    assert unknown.returncode == 3
+    assert "there is no queue 'mial': did you mean 'mail'?" in unknown.stderr
+    for queue in ("mail", "default", "routed"):  # of a task, of nobody, of a route
+        assert here(*(queue if word == "mial" else word for word in words)).returncode == 0
+
+
 def test_a_queue_is_paused_resumed_and_purged_by_name(here: Here) -> None:
     here.ok("call", "tasks.add", "-a", "[1, 2]")
     here.ok("queues", "pause", "default", "mail")

@@ -70,7 +70,7 @@ Exit codes:
   3      not found: a task's id, a queue, a limit, a setting, a store
   4      unknown task name
   5      no live worker (health)
-  6      the store cannot be reached, or is locked
+  6      the store cannot be reached, or is locked; it or the queue is full
   7      the app was not found or cannot be imported
   8      the store's schema is too new or too old
   69     no worker has answered (status, inspect, control)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,6 +26,7 @@ from liteq.cli.output import span
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
+    from liteq.task import Task
 
 __all__ = ["purge", "queues"]
 
@@ -113,6 +115,7 @@ def _rows(app: Liteq) -> list[dict[str, Any]]:
 def queues_latency(names: tuple[str, ...], most: float | None, as_json: bool) -> int:
     """Print how many seconds the first in line of each queue has been ready to run."""
     session = Session.current()
+    _refuse_unknown(session, names)
     known = {info.name: info.latency or 0.0 for info in session.app.queues()}
     waits = {
         name: round(known.get(name, 0.0), 3)
@@ -150,6 +153,7 @@ def queues_pause(names: tuple[str, ...]) -> None:
 def queues_resume(names: tuple[str, ...]) -> None:
     """Have the workers go on with these queues."""
     session = Session.current()
+    _refuse_unknown(session, names)
     for name in names:
         if not session.app.resume_queue(name):
             session.note(f"{name} was not paused")
@@ -160,6 +164,7 @@ def queues_resume(names: tuple[str, ...]) -> None:
 @_named
 def queues_purge(names: tuple[str, ...], force: bool) -> None:
     """Delete what waits in these queues; print how many messages there were."""
+    _refuse_unknown(Session.current(), names)
     _purge(sorted(set(names)), force=force)
 
 
@@ -186,7 +191,47 @@ def purge(force: bool, chosen: list[str] | None, excluded: list[str] | None) -> 
     liteq purge -Q mail,slow --yes
     """
     broker = Session.current().app.broker
+    _refuse_unknown(Session.current(), chosen or ())
     _purge(sorted(set(chosen or broker.counts()) - set(excluded or ())), force=force)
+
+
+def _refuse_unknown(session: Session, names: Iterable[str]) -> None:
+    """End the command for a queue that neither the store, a worker, a setting nor a task
+    knows: it is misspelt, and a monitor of it would find it in order for ever. What a
+    function of the user's routes to cannot be known."""
+    app = session.app
+    known = {
+        *(info.name for info in app.queues()),
+        *(name for worker in app.broker.workers() for name in worker.queues),
+        *app.select_queues(),
+        app.conf.task_default_queue,
+    }
+    if known.issuperset(names) or not app.router.is_static:
+        return
+    session.import_tasks()
+    known |= {_queue_of(app, task) for task in app.tasks.own().values()}
+    if isinstance(routes := app.conf.task_routes, Mapping):  # for tasks of others, too
+        known |= {_queue_named(route) for route in routes.values()}
+    for name in names:
+        if name not in known:
+            from difflib import get_close_matches  # late: for an error
+
+            near = get_close_matches(name, known, n=1)
+            hint = f": did you mean {near[0]!r}?" if near else ""
+            raise Failure(f"there is no queue {name!r}{hint}", Exit.NOT_FOUND)
+
+
+def _queue_of(app: Liteq, task: Task[..., Any]) -> str:
+    """Return where calls of a task go if they do not say."""
+    from liteq.calls import merge  # late, as the app is
+
+    own = {"queue": task.queue, "routing_key": task.own_option("routing_key")}
+    return app.router.queue(merge(task.name, (), {}, {}, own, app.router, task))
+
+
+def _queue_named(route: Any) -> str:
+    queue = route.get("queue") if isinstance(route, Mapping) else route
+    return str(getattr(queue, "name", queue))
 
 
 def _purge(emptied: list[str], *, force: bool) -> None:
