@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import itertools
 import os
-import select
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from multiprocessing import connection  # `select()` knows no descriptor above 1023
 from pathlib import Path
 from typing import Any
 
@@ -402,9 +402,9 @@ def test_2_the_death_of_a_peer_is_seen_without_asking(store: Store) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "1\n"
         peers = broker.peers()
-        before = select.select(peers, [], [], 0)[0]
+        before = connection.wait(peers, 0)
         process.kill()
-        after = select.select(peers, [], [], 10)[0]
+        after = connection.wait(peers, 10)
 
     assert before == []
     assert after or not peers  # an empty answer: this platform cannot say
@@ -2273,14 +2273,14 @@ def test_a_mailbox_can_be_waited_for_with_others(broker: Broker) -> None:
     if mailbox.fileno() < 0:
         pytest.skip("this platform has no sockets here; the mailbox polls")
     mailbox.receive()
-    quiet = select.select([mailbox.fileno()], [], [], 0)[0]
+    quiet = connection.wait([mailbox.fileno()], 0)
 
     put(broker, make())
 
     assert quiet == []
-    assert select.select([mailbox.fileno()], [], [], 5)[0] == [mailbox.fileno()]
+    assert connection.wait([mailbox.fileno()], 5) == [mailbox.fileno()]
     mailbox.receive()
-    assert select.select([mailbox.fileno()], [], [], 0)[0] == []
+    assert connection.wait([mailbox.fileno()], 0) == []
     mailbox.close()
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import select
 import socket
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import connection  # `select()` knows no descriptor above 1023
 from pathlib import Path
 from typing import Any
 
@@ -324,7 +324,7 @@ def test_a_mailbox_hears_again_after_its_line_was_cut(
     descriptor = mailbox.fileno()
     mailbox.receive()
     proxy.cut()
-    assert select.select([descriptor], [], [], 5)[0]
+    assert connection.wait([descriptor], 5)
     assert mailbox.receive() == {""}  # something may have been missed
     mailbox._try_at = 0.0  # type: ignore[attr-defined]
 
@@ -333,7 +333,7 @@ def test_a_mailbox_hears_again_after_its_line_was_cut(
     assert mailbox.fileno() == descriptor
     mailbox.receive()
     broker.enqueue([make()])
-    assert select.select([descriptor], [], [], 5)[0]
+    assert connection.wait([descriptor], 5)
     assert mailbox.receive() == {""}
     enlist(broker)
     assert HELLO in wait_until(lambda: mailbox.wait(0.2))
@@ -352,7 +352,7 @@ def test_a_worker_looks_at_once_when_its_mailbox_hears_again(
 
     mailbox.mend()  # type: ignore[attr-defined]
 
-    assert select.select([mailbox.fileno()], [], [], 5)[0]
+    assert connection.wait([mailbox.fileno()], 5)
     assert mailbox.receive() == {""}
     mailbox.close()
 
@@ -394,7 +394,7 @@ def test_a_forked_child_uses_a_connection_of_its_own(server: RedisServer) -> Non
     assert broker.counts() == {"default": {"queued": 3}}
     mailbox.receive()
     enlist(broker)
-    assert select.select([mailbox.fileno()], [], [], 5)[0]  # the parent's still hears
+    assert connection.wait([mailbox.fileno()], 5)  # the parent's still hears
     for fd in (read, write):
         os.close(fd)
     mailbox.close()
