@@ -16,9 +16,38 @@ _BUILTIN: Final = ("liteq.", "celery.")
 
 
 class TaskRegistry(dict[str, "Task[..., Any]"]):
-    """The tasks of an app by name. A missing name raises `NotRegistered`, a `KeyError`."""
+    """The tasks of an app by name. A missing name raises `NotRegistered`, a `KeyError`.
+
+    `changes` counts how often it was changed: who keeps what it has read off the tasks
+    looks at that, for one task in the place of another leaves as many as before.
+    """
 
     NotRegistered = NotRegistered
+    changes = 0
+
+    def __setitem__(self, name: str, task: Task[..., Any]) -> None:
+        self.changes += 1
+        super().__setitem__(name, task)
+
+    def __delitem__(self, name: str) -> None:
+        self.changes += 1
+        super().__delitem__(name)
+
+    def pop(self, name: str, *default: Any) -> Any:
+        self.changes += 1
+        return super().pop(name, *default)
+
+    def clear(self) -> None:
+        self.changes += 1
+        super().clear()
+
+    def update(self, *others: Any, **named: Any) -> None:
+        self.changes += 1
+        super().update(*others, **named)
+
+    def setdefault(self, name: str, default: Any = None) -> Any:
+        self.changes += 1
+        return super().setdefault(name, default)
 
     def __missing__(self, name: str) -> Task[..., Any]:
         raise NotRegistered(f"no task {name!r} is registered{_hint(name, self)}")

@@ -184,6 +184,7 @@ class Worker(Steered):
             partial(find_failed, app.broker),
         )
         self._tasks: frozenset[str] = frozenset()
+        self._seen = -1  # changes of the app's tasks, when these were read
         self._ready = 0
         self._is_ready = False
         self._next_due: float | None = None
@@ -762,8 +763,10 @@ class Worker(Steered):
     # What the app knows
 
     def _known_tasks(self) -> frozenset[str]:
-        if len(self._tasks) != len(self.app.tasks):
-            self._tasks = frozenset(self.app.tasks)
+        tasks = self.app.tasks
+        if self._seen != tasks.changes:
+            self._seen = tasks.changes
+            self._tasks = frozenset(tasks)
             self._time_limits.look_again()
         return self._tasks
 

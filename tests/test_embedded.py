@@ -104,6 +104,22 @@ def test_each_worker_of_a_program_has_its_own_app(app: Liteq, pool: str) -> None
     assert set(told) == {(signal.name, "shop") for signal in heard}
 
 
+def test_a_worker_in_the_program_learns_that_one_task_is_there_for_another(app: Liteq) -> None:
+    @app.task
+    def before() -> str:
+        return "before"
+
+    with app.worker():
+        assert before.delay().get(timeout=20) == "before"
+        app.tasks.unregister(before)
+
+        @app.task
+        def after() -> str:
+            return "after"
+
+        assert after.delay().get(timeout=20) == "after"
+
+
 def test_what_runs_is_finished_before_the_worker_stops(app: Liteq) -> None:
     @app.task
     def work(n: int) -> int:
