@@ -8,6 +8,7 @@ from weakref import ref
 
 from liteq.brokers.base import DEFAULT_MAX_DELIVERIES, Broker, Mailbox
 from liteq.brokers.lengths import Lengths, queue_full
+from liteq.brokers.redis_form import Settlements
 from liteq.brokers.redis_link import KEYS_VERSION, Link
 from liteq.brokers.redis_liveness import Birth
 from liteq.brokers.redis_mailbox import RedisMailbox
@@ -120,6 +121,9 @@ class RedisStore(Broker):
         self._birth: Birth | None = None
         self._mailboxes: list[ref[RedisMailbox]] = []  # of workers, of which there is one
         self._doubtful: dict[int, set[int]] = {}  # by worker: tokens of claims that failed
+        # By token, steps that settled something and were not answered: worker, runs, how.
+        self._unheard: dict[int, tuple[int, list[tuple[str, int]], Settlements]] = {}
+        self._heard: set[tuple[str, int]] = set()  # runs that they have settled
         self._answered: dict[int, int] = {}  # by worker: token of its last step
         self._outages: dict[int, object] = {}  # by worker: the last that it has dealt with
         self._digests: dict[int, tuple[Collection[str], str]] = {}  # by worker

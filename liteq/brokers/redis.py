@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import compress
 from typing import Any, Final
 
 from liteq.brokers.base_redis import LOOK, refusal, refuse, slices
@@ -110,6 +111,8 @@ class RedisBroker(RedisRoster, RedisSchedules, RedisRecords, RedisUpkeep):
         ignore_rates: bool = False,
         idle: bool = False,
     ) -> Step:
+        if self._unheard:
+            self._hear()
         token = self._tokens()
         doubtful = self._doubtful.get(worker, ())
         unanswered = {token}
@@ -146,12 +149,33 @@ class RedisBroker(RedisRoster, RedisSchedules, RedisRecords, RedisUpkeep):
         except BrokerError:
             # It may have taken effect, and nobody would know of these leases.
             self._doubtful[worker] = {*doubtful, *unanswered}
+            if settlements:
+                self._unheard[token] = (worker, [_run(lease) for lease, _ in settlements], ends)
             raise
         self._doubtful.pop(worker, None)
         if worker in self._outages:  # one of our own
             self._answered[worker] = token
         self._mend_mailboxes()
-        return _read_step(Fields(answer), token, ends, now)
+        step = _read_step(Fields(answer), token, ends, now)
+        return self._with_heard(step, settlements) if self._heard and settlements else step
+
+    def _hear(self) -> None:
+        """Learn what the steps have settled that were not answered: whoever makes the next
+        settles the same again, which is refused then, and was not lost."""
+        for token, (worker, runs, ends) in list(self._unheard.items()):
+            key = f"{self._prefix}worker:{worker}"
+            word, said = self._link.ask("HMGET", key, "word", "said")
+            if word == b"%d" % token:  # it is the last that was made
+                self._heard.update(compress(runs, ends.accepted(said.rstrip(b"+"))))
+            self._unheard.pop(token, None)
+
+    def _with_heard(self, step: Step, settlements: Sequence[tuple[Lease, Outcome]]) -> Step:
+        runs = [_run(lease) for lease, _ in settlements]
+        accepted = tuple(
+            taken or run in self._heard for run, taken in zip(runs, step.accepted, strict=True)
+        )
+        self._heard.difference_update(runs)
+        return step._replace(accepted=accepted)
 
     def _has_disowned(self, worker: int) -> bool:
         outage = self._link.last_outage
@@ -216,6 +240,10 @@ class RedisBroker(RedisRoster, RedisSchedules, RedisRecords, RedisUpkeep):
 
     def limits(self) -> list[LimitInfo]:
         return infos(self._call("limits"))
+
+
+def _run(lease: Lease) -> tuple[str, int]:
+    return lease.id, lease.token
 
 
 _WHY: Final[dict[bytes, Aside]] = {b"p": "parked", b"x": "expired", b"d": "damaged"}

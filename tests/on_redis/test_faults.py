@@ -274,6 +274,66 @@ def test_a_settle_that_was_never_answered_was_no_lost_lease(
     assert not broker.settle(worker, lease, Succeeded(b"1"))
 
 
+@pytest.mark.parametrize(
+    "outcome",
+    [Succeeded(b"1"), Failed(ERROR), Retried(0.0, ERROR), Released(), Lost("signal 9")],
+    ids=lambda outcome: type(outcome).__name__,
+)
+def test_a_settle_that_was_never_answered_is_known_after_other_steps(
+    broker: RedisBroker, proxy: Proxy, outcome: Outcome
+) -> None:
+    worker = enlist(broker)
+    lease = held(broker, worker)
+    waiting = make()
+    broker.enqueue([waiting])
+    lose(proxy, "step")
+    broker._link.timeout = 0.0  # no time for another try
+    with pytest.raises(BrokerUnavailable):
+        broker.step(worker, settlements=[(lease, outcome)], queues=["default"], limit=1)
+    broker._link.timeout = 0.5
+    assert broker.beat(worker)
+    assert broker.disown(worker, lambda: [lease]) == 0
+
+    assert broker.settle(worker, lease, outcome)
+
+    assert not broker.settle(worker, lease, outcome)
+    claimed = broker.claim(worker, ["default"], 5)
+    assert (waiting.id, 1) in [(one.id, one.delivery) for one in claimed]
+    assert all(broker.settle(worker, one, Succeeded(b"1")) for one in claimed)
+
+
+def test_a_settle_that_never_came_is_refused_when_others_have_ended_the_attempt(
+    broker: RedisBroker, proxy: Proxy, direct: RedisBroker
+) -> None:
+    worker = enlist(broker)
+    lease = held_once(broker, worker)
+    proxy.refuse = True
+    proxy.cut()
+    with pytest.raises(BrokerUnavailable):
+        broker.settle(worker, lease, Succeeded(b"1"))
+    proxy.refuse = False
+    direct.unregister(worker)  # as lost: it may have been started
+
+    assert not broker.settle(worker, lease, Succeeded(b"1"))
+
+    assert direct.get([lease.id])[lease.id].state == "failed"
+
+
+def test_a_settle_that_was_never_answered_is_known_under_another_name(
+    broker: RedisBroker, proxy: Proxy, direct: RedisBroker
+) -> None:
+    worker = enlist(broker)
+    lease = held(broker, worker)
+    lose(proxy, "step")
+    broker._link.timeout = 0.0
+    with pytest.raises(BrokerUnavailable):
+        broker.settle(worker, lease, Succeeded(b"1"))
+    broker._link.timeout = 0.5
+    direct.unregister(worker)  # given up for dead: it comes back as another
+
+    assert broker.settle(enlist(broker), lease, Succeeded(b"1"))
+
+
 # A line that is bad
 
 

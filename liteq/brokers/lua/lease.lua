@@ -8,11 +8,9 @@ local function is_of(text, token)  -- whether a lease has this token
 end
 
 -- Return the message if this lease holds it; with `all`, with all that it needs to go on.
--- Else nil, and whether the lease ended with it.
 local function held(id, token, all)
   local found = redis.pcall('HMGET', P .. 'm:' .. id, 's', 'k', 'n', 'f')
-  if not is_of(found[2], token) then return nil, false end
-  if found[1] ~= 'r' then return nil, found[1] and is_over(found[1]) end
+  if found[1] ~= 'r' or not is_of(found[2], token) then return nil end
   local m = {id = id, s = 'r', n = tonumber(found[3]) and found[3] or '0'}
   if all or found[4] then
     local more = call('HMGET', P .. 'm:' .. id, unpack(MORE))

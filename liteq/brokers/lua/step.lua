@@ -8,7 +8,7 @@
 --           forgot, and some may have been run: see `Broker.disown`. Or a minus: it stands by
 --           no longer, and nothing is given back
 --      then the number of tokens of claims whose answer was lost, and those: what they hold
---           is given back, and what was settled with them was settled
+--           is given back
 --      then the number of groups of plain successes, which add nothing to their workflow;
 --        for each, S or s (the values are handed on, not kept), the token, result_expires,
 --        how many they are, and for each of them: id, value
@@ -246,8 +246,7 @@ for _, group in ipairs(groups) do
     local id, value = ARGV[at], ARGV[at + 1]
     local key = P .. 'm:' .. id
     local found = call('HMGET', key, 's', 'k', 'n', 'f')
-    local mine = found[2] and string.find(found[2], fence, 1, true) == 1
-    if mine and found[1] == 'r' then
+    if found[1] == 'r' and found[2] and string.find(found[2], fence, 1, true) == 1 then
       accepted[#accepted + 1] = '1'
       if is_limited[id] then free_slots(id) end
       if kept then
@@ -274,8 +273,7 @@ for _, group in ipairs(groups) do
         if m.O or m.v then succeeded(m, value ~= '' and value or 'null') end
       end
     else
-      local ended = mine and string.find('SFRI', found[1], 1, true)
-      accepted[#accepted + 1] = again and ended and '1' or '0'
+      accepted[#accepted + 1] = '0'
     end
   end
 end
@@ -283,8 +281,8 @@ end
 for _, s in ipairs(settlements) do
   local kind = s.kind
   local plain = not s.graph and (kind == 'S' or kind == 's' or kind == 'I')
-  local m, ended = held(s.id, s.token, not plain)
-  accepted[#accepted + 1] = (m or (again and ended)) and '1' or '0'
+  local m = held(s.id, s.token, not plain)
+  accepted[#accepted + 1] = m and '1' or '0'
   if m and is_limited[s.id] then free_slots(s.id) end
   if not m then
     -- it had lost the lease
