@@ -61,7 +61,7 @@ _REFUSED: Final = (LiteqError, TypeError, ValueError)  # what a call that cannot
 _AT: Final = {name: number for number, name in enumerate(Message._fields)}
 _ID, _BODY, _PARENT, _INDEX = (_AT[name] for name in ("id", "body", "parent_id", "group_index"))
 _CONTENT_TYPE = _AT["content_type"]
-_ROOT, _PRIORITY, _GROUP = (_AT[name] for name in ("root_id", "priority", "group_id"))
+_ROOT, _GROUP = _AT["root_id"], _AT["group_id"]
 _GATHER, _LINKED, _IMMUTABLE = (_AT[name] for name in ("gather", "has_links", "immutable"))
 _IGNORED, _KEYWORDS, _LIMITS = _AT["ignore_result"], _AT["keywords"], _AT["limits"]
 
@@ -235,12 +235,13 @@ class _Member(NamedTuple):
 
 class _Sequence(NamedTuple):
     """A sequence that was composed: the id of its last message, that of the last task in
-    it, its result, and that of its first step."""
+    it, its result, that of its first step, and the priority that follows from it."""
 
     id: str | None
     task_id: str | None
     result: Any
     entry: Any
+    priority: int | None
 
 
 _Adder: TypeAlias = Callable[[Signature[Any], int], AsyncResult[Any]]
@@ -271,12 +272,9 @@ class _Composer:
         self._depth = 0
         self._in_links = 0
         self.parent: str | None = None
-        self._priority: int | None = None  # of the task that sends this
         running = context.current()
         if running is not None and running.id is not None:
             self.root, self.parent = running.root_id, running.id
-            if running.message is not None:
-                self._priority = running.message.priority
 
     def layout(self, step: Step) -> list[Step]:
         """Return the steps of a signature."""
@@ -299,7 +297,13 @@ class _Composer:
             if node.after:
                 source, *more = (made[name].id or "" for name in node.after)
                 last = made[node.after[-1]].task_id
-                before = _Before(source, last, more=tuple(more), keywords=node.keywords)
+                before = _Before(
+                    source,
+                    last,
+                    priority=made[node.after[0]].priority,
+                    more=tuple(more),
+                    keywords=node.keywords,
+                )
             place: _Member | None = _Member(policy="fail")
             if len(ends) > 1 and node.name in ends:
                 place = _Member(None, gather, ends.index(node.name))
@@ -342,6 +346,7 @@ class _Composer:
         task_id: str | None = None
         result: Any = None
         entry: Any = None
+        priority: int | None = None
         for number, step in enumerate(steps):
             is_last = number == len(steps) - 1
             here = place if is_last else None
@@ -364,7 +369,7 @@ class _Composer:
             if not is_last:
                 before = _Before(id, task_id, result=result, priority=priority)
         self._depth -= 1
-        return _Sequence(id, task_id, result, entry)
+        return _Sequence(id, task_id, result, entry, priority)
 
     def _group(
         self, step: Step, before: _Before, place: _Member | None, policy: str
@@ -610,7 +615,7 @@ class _Composer:
         before: _Before,
     ) -> list[Any]:
         """Return the fields of a message, but for id, body, and its place in a group."""
-        if options or not known.defaults.is_plain:
+        if options or not known.defaults.is_plain or self._rules.inherits_priority:
             fields = list(self._special(known, name, args, kwargs, options, before))
         else:
             fields = list(known.defaults.template)
@@ -618,12 +623,6 @@ class _Composer:
             fields[_ROOT] = self.root
         if "parent_id" not in options:
             fields[_PARENT] = before.parent
-        if self._rules.inherits_priority and not (
-            "priority" in options or "priority" in known.defaults.own
-        ):
-            inherited = before.priority if before.source is not None else self._priority
-            if inherited is not None:
-                fields[_PRIORITY] = inherited
         return fields
 
     def _special(
@@ -635,8 +634,9 @@ class _Composer:
         options: Options,
         before: _Before,
     ) -> Message:
-        """Return a message with options. Of one that waits for another, a countdown and an
-        expiry in seconds count from the end of that, as in Celery."""
+        """Return a message with options, or with a priority that it may inherit. Of one that
+        waits for another, a countdown and an expiry in seconds count from the end of that,
+        as in Celery."""
         given = dict(options)
         changes: dict[str, Any] = {}
         if before.source is not None:
@@ -649,7 +649,14 @@ class _Composer:
             if "expires_in" in changes:
                 changes["expires_at"] = None
         message = self._sender.message(
-            self._rules, name, known.task, args, kwargs, given, body=b""
+            self._rules,
+            name,
+            known.task,
+            args,
+            kwargs,
+            given,
+            body=b"",
+            inherited=before.priority,
         )
         return message._replace(**changes) if changes else message
 

@@ -455,8 +455,10 @@ class Sender:
         options: Options,
         *,
         body: bytes | None = None,
+        inherited: int | None = None,
     ) -> Message:
-        """Return the message of one call: the task's template and what differs."""
+        """Return the message of one call: the task's template and what differs. `inherited`
+        is the priority of the call that it stands behind in a workflow."""
         defaults = self.defaults(rules, name, task)
         template = defaults.template
         if body is None and defaults.keys is not None:
@@ -468,9 +470,9 @@ class Sender:
             if len(body) > rules.max_body_size:
                 raise too_large(name, body, rules.max_body_size)
         running = context.current()
-        if options or running is not None or not defaults.is_plain:
+        if options or running is not None or inherited is not None or not defaults.is_plain:
             return self._special(
-                rules, defaults, template, body, task, args, kwargs, options, running
+                rules, defaults, template, body, task, args, kwargs, options, running, inherited
             )
         return defaults.message(new_id(), body)
 
@@ -485,8 +487,10 @@ class Sender:
         kwargs: Mapping[str, Any],
         options: Options,
         running: context.Context | None,
+        inherited: int | None,
     ) -> Message:
-        """Return the message of a call with options, a route of its own, or a parent."""
+        """Return the message of a call with options, a route of its own, or a parent. What
+        it inherits gives way to all of them, as in Celery's `send_task`."""
         given = options.get("task_id")
         changed: dict[str, Any] = {"id": checked_id(given) if given else new_id(), "body": body}
         if without := options.keys() & WITHOUT_EFFECT.keys():
@@ -496,8 +500,10 @@ class Sender:
             changed["content_type"] = kind
         if running is not None and running.id is not None:
             changed.update(root_id=running.root_id, parent_id=running.id)
-            if rules.inherits_priority and running.message is not None:
-                changed["priority"] = running.message.priority
+            if inherited is None and running.message is not None:
+                inherited = running.message.priority
+        if rules.inherits_priority and inherited is not None:
+            changed["priority"] = inherited
         merged = merge(template.task, args, kwargs, defaults.own, options, rules.router, task)
         if task is not None and (shadow := task.shadow_name(args, kwargs, options)):
             merged.setdefault("shadow", shadow)

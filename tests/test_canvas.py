@@ -177,6 +177,36 @@ def test_priorities_are_inherited_if_the_setting_says_so(app: Liteq, add: Any) -
     assert [by_name(made, n).priority for n in "abcd"] == [7, 7, 1, 7]
 
 
+def test_an_inherited_priority_gives_way_to_a_task_s_and_to_a_route_s(
+    app: Liteq, add: Any
+) -> None:
+    @app.task(name="urgent", priority=9)
+    def urgent(*values: Any) -> None: ...
+
+    app.conf.update(task_inherit_parent_priority=True, task_default_priority=3)
+    app.conf.task_routes = {"one": {"priority": 2}}
+    routed = app.tasks["one"]
+    sig = add.s("a").set(priority=7) | group(urgent.s("b"), add.s("c"), routed.si("d"))
+    call = add.s("a").set(priority=7, link=[routed.si("e"), add.si("f")])
+
+    made, linked = compose(app, sig), compose(app, call)
+
+    assert [by_name(made, n).priority for n in "abcd"] == [7, 9, 7, 2]
+    assert [by_name(linked, n).priority for n in "aef"] == [7, 2, 7]
+
+
+def test_a_node_inherits_the_priority_of_the_first_that_it_is_behind(
+    app: Liteq, add: Any
+) -> None:
+    app.conf.task_inherit_parent_priority = True
+    graph = Graph().add("a", add.s("a").set(priority=7)).add("b", add.s("b"))
+    graph.add("c", add.s("c"), after=["a", "b"]).add("d", add.s("d"), after=["b", "a"])
+
+    made = compose(app, graph)
+
+    assert [by_name(made, n).priority for n in "abcd"] == [7, 0, 7, 0]
+
+
 # Groups and chords
 
 

@@ -135,6 +135,50 @@ def test_a_call_that_a_group_took_the_place_of_has_no_arguments_any_more(
         assert describe(app, result.id)["args"] == "<the results of its parts>"
 
 
+def test_whatever_a_task_calls_inherits_its_priority_where_no_route_has_one(
+    app: Liteq, run: Run
+) -> None:
+    app.conf.task_inherit_parent_priority = True
+    app.conf.task_routes = {"routed": {"priority": 2}}
+    seen: list[tuple[str, int]] = []
+
+    @app.task(name="plain", bind=True)
+    def plain(self: BoundTask, how: str) -> None:
+        seen.append((how, self.request.delivery_info["priority"]))
+
+    @app.task(name="routed", bind=True, default_retry_delay=0)
+    def routed(self: BoundTask, how: str, again: int | None = None) -> None:
+        seen.append((how, self.request.delivery_info["priority"]))
+        if not self.request.retries and how == "retry":
+            raise self.retry(**({} if again is None else {"priority": again}))
+
+    @app.task(bind=True)
+    def outer(self: BoundTask) -> None:
+        plain.delay("call")
+        routed.delay("call")
+        group(plain.si("group"), routed.si("group")).delay()
+        routed.delay("retry")
+        routed.delay("retry", again=4)
+        raise self.replace(plain.si("replace") | routed.si("replace") | plain.si("after"))
+
+    run(outer.s().set(priority=8))
+    app.run_until_empty()  # what a call that runs in place has sent
+
+    assert sorted(seen) == [
+        ("after", 2),
+        ("call", 2),
+        ("call", 8),
+        ("group", 2),
+        ("group", 8),
+        ("replace", 2),
+        ("replace", 8),
+        ("retry", 2),
+        ("retry", 2),
+        ("retry", 2),
+        ("retry", 4),
+    ]
+
+
 def test_an_error_callback_hears_of_a_group_that_took_a_calls_place(
     app: Liteq, tasks: Tasks, run: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
