@@ -680,6 +680,31 @@ def test_5_a_message_that_another_program_damaged_is_a_dead_letter(
     assert direct.browse("dead", limit=10) == []
 
 
+@pytest.mark.parametrize("outcome", [Succeeded(b"1"), Failed(ERROR)])
+@pytest.mark.parametrize(("verb", "field", "value"), [one[:3] for one in _DAMAGE])
+def test_5_what_is_damaged_while_it_runs_is_no_end_of_the_worker_that_settles_it(
+    direct: RedisBroker,
+    server: RedisServer,
+    verb: str,
+    field: str | None,
+    value: bytes | None,
+    outcome: Outcome,
+) -> None:
+    worker = enlist(direct)
+    bad, good = held(direct, worker), held(direct, worker)
+    words = [word for word in (field, value) if word is not None]
+    server.say(verb, f"{direct._prefix}m:{bad.id}", *words)
+
+    ended = [(bad, outcome), (good, outcome)]
+    step = direct.step(worker, settlements=ended, queues=["default"], limit=1)
+
+    assert step.accepted == (field in ("n", "g", "b"), True)
+    for _ in range(2):
+        assert direct.step(worker, queues=["default"], limit=1, idle=True).leases == ()
+    dead = [one.id for one in direct.browse("dead", limit=10)]
+    assert dead == ([] if step.accepted[0] else [bad.id])
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

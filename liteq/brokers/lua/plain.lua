@@ -67,8 +67,8 @@ local function plain_step(text_of, pack, put_leases)
     local last = place + 4 + 2 * tonumber(ARGV[place + 4])
     for at = place + 5, last, 2 do
       local id, key = ARGV[at], P .. 'm:' .. ARGV[at]
-      local found = call('HMGET', key, 's', 'k', 'n', 'f')
-      if found[1] ~= 'r' or not tonumber(found[3]) or string.find(found[2], fence, 1, true) ~= 1 or numbers[id] then return end
+      local found = redis.pcall('HMGET', key, 's', 'k', 'n', 'f')
+      if found[1] ~= 'r' or not tonumber(found[3]) or string.find(found[2] or '', fence, 1, true) ~= 1 or numbers[id] then return end
       if found[4] then
         local more = call('HMGET', key, 'O', 'V', 'N', 'r', 'v')
         if more[1] or more[2] or more[3] or (more[4] and not kept) then return end

@@ -218,10 +218,15 @@ local strays = false
 local idle = fresh_token and (last == '' or last == me[4])
 if again or idle then
   for _, id in ipairs(call('SMEMBERS', P .. 'leases:' .. worker)) do
-    local stored = lease_of(call('HGET', P .. 'm:' .. id, 'k'))
-    local m = stored and (idle or doubtful[stored]) and held(id, stored, true)
-    if m then
-      strays = true
+    local found = redis.pcall('HMGET', P .. 'm:' .. id, 'n', 'g', 'b', 'k')
+    local why = idle and damage_of(found[1], found[2], found[3], found[4] or '')
+    local stored = lease_of(found[4])
+    local m = not why and stored and (idle or doubtful[stored]) and held(id, stored, true)
+    strays = strays or why or m
+    if why then
+      call('SREM', P .. 'leases:' .. worker, id)
+      bury(id, why)
+    elseif m then
       if m.V then revoke_lease(m, 'revoked') else requeue(m, 1) end
       free_slots(id)
     end
@@ -245,7 +250,7 @@ for _, group in ipairs(groups) do
   for at = group.at + 1, group.at + 2 * group.count, 2 do
     local id, value = ARGV[at], ARGV[at + 1]
     local key = P .. 'm:' .. id
-    local found = call('HMGET', key, 's', 'k', 'n', 'f')
+    local found = redis.pcall('HMGET', key, 's', 'k', 'n', 'f')
     if found[1] == 'r' and found[2] and string.find(found[2], fence, 1, true) == 1 then
       accepted[#accepted + 1] = '1'
       if is_limited[id] then free_slots(id) end
