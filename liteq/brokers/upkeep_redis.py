@@ -61,7 +61,11 @@ class RedisUpkeep(RedisMail):
         # The parked and the gone are old by the server's clock, which is asked first.
         now = self._now()
         before = now - self.unknown_expires
-        more, *parked = self._call("maintain", SLICE, before, now - _GONE_FOR)
+        more, slots, *rest = self._call("maintain", SLICE, before, now - _GONE_FOR)
+        at = 2 * int(slots or 0)
+        for bucket, id in zip(rest[:at:2], rest[1:at:2], strict=True):
+            _warn_of_slot((bucket or b"").decode(), (id or b"").decode())
+        parked = rest[at:]
         lost: list[Any] = []
         for id, task in zip(parked[::2], parked[1::2], strict=True):
             name = (task or b"").decode()
@@ -76,3 +80,16 @@ class RedisUpkeep(RedisMail):
         from liteq.brokers.moving_redis import RedisShelf  # late: for one command
 
         return RedisShelf(self._call, self._link)
+
+
+def _warn_of_slot(bucket: str, id: str) -> None:
+    from liteq.loggers import get_logger  # late: a third of what a sender loads
+
+    name, _, key = bucket.partition("\n")
+    get_logger("liteq.limits").warning(
+        "gave back the slot that %s held of the limit %r%s: it does not run, and what it held "
+        "is damaged in the store",
+        id,
+        name,
+        f" for {key!r}" if key else "",
+    )

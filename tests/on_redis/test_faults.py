@@ -767,6 +767,47 @@ def test_5_a_limit_that_nobody_can_read_is_none_and_a_warning(
     assert direct.settle(worker, charged, Succeeded(b"1"))
 
 
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [
+        ("HSET", ["H", b"null"]),
+        ("HSET", ["H", b"{"]),
+        ("HSET", ["H", b'["another\n"]']),
+        ("HSET", ["H", b"[[1], {}, null]"]),
+        ("HDEL", ["H"]),
+        ("DEL", []),
+        ("SET", [b"hello"]),
+    ],
+)
+def test_5_slots_of_which_the_message_knows_no_more_are_given_back(
+    direct: RedisBroker,
+    server: RedisServer,
+    verb: str,
+    words: list[Any],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    direct.declare_limits({"shop.charge": [Limit("l", most=1)]})
+    first, second, third = make(), make(), make()
+    direct.enqueue([first, second, third])
+    worker = enlist(direct)
+    [lease] = direct.claim(worker, ["default"], 5)
+    direct.maintain()
+    assert direct.claim(worker, ["default"], 5) == ()  # it is held while it runs
+    server.say(verb, f"{direct._prefix}m:{lease.id}", *words)
+    direct.settle(worker, lease, Succeeded(b"1"))
+    direct.claim(worker, ["default"], 5)
+
+    direct.maintain()
+    direct.maintain()
+
+    [lease] = direct.claim(worker, ["default"], 5)
+    assert lease.id == second.id
+    assert caplog.text.count("gave back the slot") == 1
+    assert f"{first.id} held of the limit 'l'" in caplog.text
+    assert direct.settle(worker, lease, Succeeded(b"1"))
+    assert [one.id for one in direct.claim(worker, ["default"], 5)] == [third.id]
+
+
 def test_a_busy_server_is_asked_again(direct: RedisBroker, server: RedisServer) -> None:
     direct.check()
     server.say("CONFIG", "SET", "lua-time-limit", "1")

@@ -17,7 +17,8 @@
 --   closed:<worker>     zset  queue and line that this worker passes over, by until when
 --   limits:rules        hash  name: interval,burst,most,per_worker ("" for none) in force
 --   limits:names        hash  task: names that its messages are under, each with its pair as JSON
--- A message's H is the list (JSON) of the buckets whose slots it holds.
+-- A message's H is the list (JSON) of the buckets whose slots it holds. What is damaged there,
+-- `maintain.lua` makes good.
 
 local BAND = tonumber(rank(8, 0))
 
@@ -139,17 +140,18 @@ local function unblock(bucket, queue, count)
   end
 end
 
+local function give_slot_back(bucket, id)
+  call('SREM', P .. 'slots:' .. bucket, id)
+  for _, queue in ipairs(call('SMEMBERS', P .. 'gates:' .. bucket)) do
+    unblock(bucket, queue, 1)
+  end
+end
+
 local function free_slots(id)  -- of a message that runs no more
   local held = call('HGET', P .. 'm:' .. id, 'H')
   if not held then return end
   call('HDEL', P .. 'm:' .. id, 'H')
-  for _, bucket in ipairs(list_in(held)) do
-    bucket = tostring(bucket)
-    call('SREM', P .. 'slots:' .. bucket, id)
-    for _, queue in ipairs(call('SMEMBERS', P .. 'gates:' .. bucket)) do
-      unblock(bucket, queue, 1)
-    end
-  end
+  for _, bucket in ipairs(list_in(held)) do give_slot_back(tostring(bucket), id) end
 end
 
 local function put_free_at(bucket, free_at, used_at)

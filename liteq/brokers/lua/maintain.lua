@@ -1,9 +1,10 @@
--- A slice of Broker.maintain: delete what has expired, end what is too late.
--- Needs: form base | ends
+-- A slice of Broker.maintain: delete what has expired, end what is too late, give back slots.
+-- Needs: form base | ends limiting
 -- ARGV[4]   how many of each at most
 --      [5]  parked before this time: named in the answer, for the caller to give up
 --      [6]  gone before this time: forgotten
--- Answers   1 if there is more to do now; then for each parked too long: id, task
+-- Answers   1 if there is more to do now; the number of slots given back; for each: bucket, id;
+--           then for each parked too long: id, task
 
 write_when_full()
 local most = tonumber(ARGV[4])
@@ -27,8 +28,34 @@ for _, id in ipairs(slice(P .. 'gone', ARGV[6])) do
   end
 end
 local parked = slice(P .. 'parked', ARGV[5])
+
+-- A message whose H another program has damaged ends without giving its slots back. They are
+-- in somebody's way where a bucket blocks a line; some of those are looked at each time.
+local given_back, looked_at = {}, 0
+local function recount(bucket)
+  local ids = call('SRANDMEMBER', P .. 'slots:' .. bucket, math.max(most - looked_at, 0))
+  looked_at = looked_at + #ids
+  for _, id in ipairs(ids) do
+    if redis.pcall('HMGET', P .. 'm:' .. id, 's')[1] ~= 'r' then
+      give_slot_back(bucket, id)
+      given_back[#given_back + 1] = {bucket, id}
+    end
+  end
+end
+if call('EXISTS', P .. 'limits:rules') == 1 then
+  for _, queue in ipairs(call('SRANDMEMBER', P .. 'queues', 10)) do
+    local lines = call('HRANDFIELD', P .. 'blocked:' .. queue, 10, 'WITHVALUES')
+    for i = 2, #lines, 2 do recount(lines[i]) end
+  end
+end
+
 ring()
 put(more and '1' or '0')
+put(#given_back)
+for _, slot in ipairs(given_back) do
+  put(slot[1])
+  put(slot[2])
+end
 for _, id in ipairs(parked) do
   put(id)
   put(given_of(call('HGET', P .. 'm:' .. id, 'g')).t)
