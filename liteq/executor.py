@@ -568,10 +568,7 @@ class _Attempt:
     def _requeued(self) -> str | None:
         """Return the envelope of this message once it is put back."""
         message = Message.unpack(self.packed)
-        message = message._replace(requeued=message.requeued + 1)
-        if (signer := self.settings.signer) is not None:
-            message = signer.sign(message)
-        envelope: str | None = message.pack()[-1]
+        envelope: str | None = message._replace(requeued=message.requeued + 1).pack()[-1]
         return envelope
 
     def _broke(self, exc: Exception) -> Ended:

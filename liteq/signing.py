@@ -8,9 +8,9 @@ can be exchanged while everything runs.
 What a message's signature covers: id, task, body, queue, expiry, time limits, how it is
 acknowledged, how long its result is kept, and all of the envelope (headers, stamps,
 format, place in a workflow, what it waits for: see `binding`). What the store itself may
-change is left out: priority, time of the start, number of retries, limits. What a result's
-covers: the id of its task, the gathers that it is a part of, the bytes. So neither can be
-handed to another id.
+change is left out: priority, time of the start, limits, how often it was retried and put
+back. What a result's covers: the id of its task, the gathers that it is a part of, the bytes.
+So neither can be handed to another id.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ __all__ = ["Signer", "unsealed"]
 _SEAL: Final = b"\x01liteq1"  # no format that values are written in begins like this
 _END: Final = f'"v":{VERSION}}}'  # of every envelope
 _SIGNED_END: Final = re.compile(rf'"signature":"([0-9a-f]{{16}}):([0-9a-f]{{64}})",{_END}$')
+_REQUEUED: Final = re.compile(r'"requeued":-?\d+,')  # a space is behind any other colon
 _ROOM: Final = 256  # characters of an envelope, for its signature and end
 _MESSAGE: Final = b"message"
 _VALUE: Final = b"value"
@@ -194,6 +195,8 @@ def _covered(packed: Packed, head: str) -> bytes:
         id = f"unique {str(packed[15]).lstrip('-')}"  # it may become another's, with that key
     if '"expires_in":' in head:
         expires_at = None  # it is set when what this one waits for has ended
+    if '"requeued":' in head:
+        head = _REQUEUED.sub("", head)
     numbers = [None if n is None else float(n) for n in (expires_at, hard, soft, most, kept)]
     texts = (id, task, queue, repr(numbers), f"{bool(late)}{bool(ignored)}", head)
     return _joined([*(text.encode("utf-8", "surrogatepass") for text in texts), body])

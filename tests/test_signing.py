@@ -267,8 +267,8 @@ def test_a_message_that_was_changed_does_not_run(field: str, clock: world.FakeCl
 
 def test_what_the_store_changes_itself_is_not_covered(broker: Broker) -> None:
     signer = Signer([NEW])
-    signed = signer.sign(world.make("add", priority=1))
-    for changes in ({"priority": 9}, {"run_at": 5.0}, {"retries": 3}):
+    signed = signer.sign(world.make("add", priority=1, requeued=1))
+    for changes in ({"priority": 9}, {"run_at": 5.0}, {"retries": 3}, {"requeued": 0}):
         signer.check(signed._replace(**changes).pack())
 
 
@@ -298,6 +298,27 @@ def test_a_dead_letter_runs_when_its_key_is_known_and_it_is_redriven(broker: Bro
     both.broker.redrive([made.id])
     run(both)
     assert both.AsyncResult(made.id).get(timeout=0) == 4
+
+
+def test_a_message_that_was_put_back_and_failed_runs_when_it_is_redriven(
+    broker: Broker,
+) -> None:
+    app = make_app(broker, NEW)
+    starts: list[int] = []
+
+    @app.task(name="falter", bind=True)
+    def falter(self: Any) -> None:
+        starts.append(self.request.deliveries)
+        if self.request.deliveries < 3:
+            raise Reject("not yet", requeue=True)
+        raise ValueError("no")
+
+    made = falter.delay()
+    run(app)
+    app.broker.redrive([made.id])
+    run(app)
+
+    assert starts == [1, 2, 3, 1, 2, 3]
 
 
 def test_a_pickle_is_not_read_before_its_signature_is(tmp_path: Any, broker: Broker) -> None:

@@ -27,7 +27,14 @@ _RUNNING: Final = STATE_CODES["running"]
 _SUCCEEDED: Final = STATE_CODES["succeeded"]
 _REVOKED: Final = STATE_CODES["revoked"]
 
+# The number of times that it was put back. A damaged envelope stays as it is.
+_NOT_REQUEUED: Final = (
+    """envelope = CASE WHEN instr(envelope, '"requeued":') > 0 AND json_valid(envelope) THEN """
+    """replace(envelope, '"requeued":' || coalesce(json_extract(envelope, '$.requeued'), '') """
+    "|| ',', '') ELSE envelope END"
+)
 _FRESH: Final = (
+    f"{_NOT_REQUEUED}, "
     "deliveries = 0, retries = 0, result = NULL, children = NULL, dead = NULL, "
     "parked_at = NULL, settled_at = NULL, delete_at = NULL, started_at = NULL, revoke = NULL, "
     "unique_key = ltrim(unique_key, '-')"

@@ -1168,6 +1168,21 @@ def test_5_redrive_gives_a_dead_letter_a_fresh_start(broker: Broker) -> None:
     assert broker.get([message.id])[message.id].result == b"new"
 
 
+def test_5_a_redriven_message_was_never_put_back(broker: Broker) -> None:
+    headers = {"requeued": 2, 'a "requeued":2,': '"requeued":2,'}
+    message = put(broker, make(headers=headers, requeued=2, shadow="it"))
+    plain = put(broker, make(requeued=11))
+    worker = enlist(broker)
+    for lease in broker.claim(worker, ["default"], limit=2):
+        broker.settle(worker, lease, Failed(b"no"))
+
+    broker.redrive([message.id, plain.id])
+
+    found = [lease.message for lease in broker.claim(worker, ["default"], limit=2)]
+    assert [one.requeued for one in found] == [0, 0]
+    assert (found[0].headers, found[0].shadow) == (headers, "it")
+
+
 def test_5_redrive_takes_failed_messages_and_no_others(broker: Broker) -> None:
     kinds = ("succeeded", "failed", "ignored", "revoked")
     messages = {kind: put(broker, make()) for kind in kinds}

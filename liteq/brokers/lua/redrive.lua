@@ -21,6 +21,10 @@ local function renew(m, state)
     take_out(m)
   end
   call('HDEL', key, 'r', 'c', 'X', 'K', 'Z', 'V')
+  local envelope = call('HGET', key, 'e')
+  if envelope and string.find(envelope, '"requeued":', 1, true) then
+    call('HSET', key, 'e', (string.gsub(envelope, '"requeued":%-?%d+,', '')))
+  end
   call('HSET', key, 's', state, 'k', string.format('0 %s 0 -', m.w or '-'),
     'g', (string.gsub(m.g, '^(%-?%d+),%-?%d+,', '%1,0,')))
   if state == 'w' then wait(m) end
