@@ -20,13 +20,13 @@ __all__ = [
     "anything",
     "choice",
     "concurrency",
-    "finite_seconds",
     "flag",
     "integer",
     "keys",
     "level",
     "mapping",
     "names",
+    "pauses",
     "queues",
     "rate",
     "remote",
@@ -160,7 +160,7 @@ def integer(least: int = 0, most: int | None = None) -> Check:
 
 
 def seconds(value: Any) -> float:
-    """A duration: a number of seconds, or a timedelta."""
+    """A duration, which is reckoned with and ends: a number of seconds, or a timedelta."""
     if isinstance(value, timedelta):
         value = value.total_seconds()
     expected = "must be a number of seconds (or a timedelta), 0 or more"
@@ -173,16 +173,10 @@ def seconds(value: Any) -> float:
             raise Unfit(expected) from None
     if not value >= 0:  # nan is refused too
         raise Unfit(expected)
+    if value > _LONGEST:
+        raise Unfit(f"must be a number of seconds (or a timedelta) up to {_LONGEST:g}")
     seconds: float = value
     return seconds
-
-
-def finite_seconds(value: Any) -> float:
-    """A duration that is reckoned with: one that ends."""
-    duration = seconds(value)
-    if duration > _LONGEST:
-        raise Unfit(f"must be a number of seconds (or a timedelta) up to {_LONGEST:g}")
-    return duration
 
 
 def choice(*words: str) -> Check:
@@ -200,6 +194,18 @@ def mapping(value: Any) -> Any:
     if not isinstance(value, Mapping):
         raise Unfit("must be a dict")
     return value
+
+
+def pauses(value: Any) -> Any:
+    """How often to try again, in Celery's words, and with which pauses between."""
+    policy = dict(mapping(value))
+    for name in ("interval_start", "interval_step", "interval_max"):
+        if name in policy:
+            try:
+                policy[name] = seconds(policy[name])
+            except Unfit as exc:
+                raise Unfit(f"its {name} {exc}") from None
+    return policy
 
 
 def routes(value: Any) -> Any:

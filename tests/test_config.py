@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import re
 import sys
 import warnings
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from liteq.exceptions import ConfigWarning, ImproperlyConfigured
 from liteq.redaction import mask_url
 from liteq.settings import SETTINGS
 from liteq.settingsources import project_options
-from liteq.settingvalues import Exchange, Queue
+from liteq.settingvalues import Exchange, Queue, seconds
 
 
 @pytest.fixture
@@ -169,6 +170,19 @@ def test_a_secret_file_that_cannot_be_read_is_named(bare: Path) -> None:
 # Mistakes
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "inf", -1, timedelta.max])
+@pytest.mark.parametrize(
+    "name", [name for name, row in SETTINGS.items() if row.check is seconds]
+)
+def test_no_setting_in_seconds_is_without_end_or_below_zero(
+    bare: Path, name: str, value: Any
+) -> None:
+    told = re.escape(f"setting {name} = {value!r} (from code): must be a number of seconds")
+
+    with pytest.raises(ImproperlyConfigured, match=told):
+        settings(bare, {name: value})[name]
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -182,6 +196,8 @@ def test_a_secret_file_that_cannot_be_read_is_named(bare: Path) -> None:
         ("task_soft_time_limit", "inf", "up to"),
         ("result_expires", timedelta.max, "up to"),
         ("result_expires", 10**400, "up to"),
+        ("task_publish_retry_policy", {"interval_max": -1}, "its interval_max must be"),
+        ("task_publish_retry_policy", '{"interval_step": Infinity}', "its interval_step must"),
         ("task_default_priority", 77, "from 0 to 9"),
         ("task_annotations", "annotations.Mine", "a dict by task"),
         ("task_annotations", {"tasks.add": "10/m"}, "a dict by task"),
