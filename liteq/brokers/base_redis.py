@@ -124,7 +124,8 @@ class RedisStore(Broker):
         # By token, steps that settled something and were not answered: worker, runs, how.
         self._unheard: dict[int, tuple[int, list[tuple[str, int]], Settlements]] = {}
         self._heard: set[tuple[str, int]] = set()  # runs that they have settled
-        self._answered: dict[int, int] = {}  # by worker: token of its last step
+        # By worker: the token of its last step, and the last outage when that was answered.
+        self._answered: dict[int, tuple[int, object]] = {}
         self._outages: dict[int, object] = {}  # by worker: the last that it has dealt with
         self._digests: dict[int, tuple[Collection[str], str]] = {}  # by worker
         self._steady: dict[int, tuple[float, float]] = {}  # by worker: ours, the server's

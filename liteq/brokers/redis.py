@@ -121,11 +121,11 @@ class RedisBroker(RedisRoster, RedisSchedules, RedisRecords, RedisUpkeep):
             fresh = self._tokens()
             unanswered.add(fresh)
             with_this = self._standing_by(fresh, queues, limit, tasks)
-            stands = (with_this, self._answered.get(worker))
+            stands = (with_this, self._answered.get(worker, (None,))[0])
         elif idle:
             # After an outage the server may have forgotten settlements: then what it believes
             # that the worker holds may have been run, and `disown()` comes first.
-            stands = ("-",)
+            stands = (f"-{self._last_step(worker) or ''}",)
         ends = Settlements(settlements, self.max_deliveries)
         limit = max(limit, 0)
         digest = self._digest(worker, tasks) if limit else "*"
@@ -154,7 +154,7 @@ class RedisBroker(RedisRoster, RedisSchedules, RedisRecords, RedisUpkeep):
             raise
         self._doubtful.pop(worker, None)
         if worker in self._outages:  # one of our own
-            self._answered[worker] = token
+            self._answered[worker] = (token, self._link.last_outage)
         self._mend_mailboxes()
         step = _read_step(Fields(answer), token, ends, now)
         return self._with_heard(step, settlements) if self._heard and settlements else step

@@ -71,7 +71,7 @@ class RedisRoster(RedisStore):
     def unregister(self, worker: int) -> None:
         reason = "its worker left without settling it"
 
-        def end(lease: Lease) -> Outcome:  # what it did with them is unknown
+        def end(lease: Lease, _: bytes) -> Outcome:  # what it did with them is unknown
             return Released() if lease.packed[10] else Lost(reason)
 
         self._take_back(worker, "gone", end)
@@ -84,13 +84,25 @@ class RedisRoster(RedisStore):
         if outage == self._outages.get(worker):
             return 0
         self._call("condemn", worker, "", 0)  # nobody leases it anything from now on
-        total = self._take_back(worker, "", lambda _: Lost(_FORGOTTEN), held())
+        last = str(self._last_step(worker)).encode()
+
+        def end(_: Lease, word: bytes) -> Outcome:
+            return Released() if word == last else Lost(_FORGOTTEN)
+
+        total = self._take_back(worker, "", end, held())
         self._outages[worker] = outage
         return total
 
+    def _last_step(self, worker: int) -> int | None:
+        """Return the token of the last step before the outage that is to be dealt with. A
+        server that knows no later one, and this, has forgotten nothing: what the worker
+        holds there, and knows nothing of, never came to it, and was not started."""
+        token, outage = self._answered.get(worker, (None, None))
+        return token if outage == self._outages.get(worker) else None
+
     def reclaim(self, worker: int | None = None) -> int:
         return sum(
-            self._take_back(id, "dead", lambda _: Lost(_DIED))
+            self._take_back(id, "dead", lambda *_: Lost(_DIED))
             for id in self._dead_workers(worker)
         )
 
@@ -98,22 +110,24 @@ class RedisRoster(RedisStore):
         self,
         worker: int,
         how: str,
-        end: Callable[[Lease], Outcome],
+        end: Callable[[Lease, bytes], Outcome],
         but: Collection[Lease] = (),
     ) -> int:
         """Stop a worker (see condemn.lua), and end the leases that it holds but for these,
-        each fenced, in slices."""
+        each fenced, in slices. `end` is given the word of its last step, too."""
         left = [word for lease in but for word in (lease.id, lease.token)]
         total = 0
         while True:
             fields = Fields(self._call("condemn", worker, how, SLICE, *left))
-            looked_at, leases = fields.number(), []
+            word, looked_at, leases = fields.bytes(), fields.number(), []
             for _ in range(fields.number()):
                 key, token, delivery = fields.number(), fields.number(), fields.number()
                 leases.append(Lease(key, token, delivery, packed_of(fields.some(PACKED_COUNT))))
             if leases:
                 leases.sort(key=lambda one: one.key)  # what follows is not to hang on chance
-                step = self.step(worker, settlements=[(lease, end(lease)) for lease in leases])
+                step = self.step(
+                    worker, settlements=[(lease, end(lease, word)) for lease in leases]
+                )
                 total += sum(step.accepted)
             if looked_at < SLICE:
                 return total

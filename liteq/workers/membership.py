@@ -133,7 +133,10 @@ class Membership:
 
         if taken := self._broker.disown(self.id, known):
             messages = "1 message" if taken == 1 else f"{taken} messages"
-            logger.warning("took back %s: the server has forgotten how it ended", messages)
+            logger.warning(
+                "took back %s: the server has forgotten how it ended, or it never came here",
+                messages,
+            )
             self.standby = None  # nor is anything believed that is on its way
             self.look = True
 

@@ -591,6 +591,51 @@ def test_what_was_lost_with_the_line_comes_with_the_next_idle_step(
     far.close()
 
 
+@pytest.mark.parametrize("first", ["heartbeat", "upkeep"])
+def test_what_was_lost_with_both_lines_has_not_been_delivered(
+    direct: RedisBroker, proxy: Proxy, stand_by: Callable[..., Idle], first: str
+) -> None:
+    far = RedisBroker(proxy.url, socket_timeout=5)
+    worker = stand_by(on=far)
+    told = worker.step(idle=True).standby
+    proxy.hold()
+    id = put(direct)
+    assert state_of(direct, id) == "running"
+    proxy.cut()
+    proxy.release()
+
+    far.maintain()  # which finds that there was an outage
+    steps = [worker.step(idle=True) for _ in range(2)] if first == "upkeep" else []
+    assert far.beat(worker.id)
+    taken = far.disown(worker.id, lambda: [lease for step in steps for lease in step.leases])
+    steps.append(worker.step(idle=not steps))
+
+    (lease,) = [lease for step in steps for lease in step.leases]
+    assert (lease.id, lease.delivery, taken) == (id, 1, first == "heartbeat")
+    assert told not in [step.standby for step in steps]
+    assert direct.attempts(id) == []
+    assert direct.settle(worker.id, lease, Succeeded(b"1"))
+    far.close()
+
+
+def test_what_another_step_has_hidden_since_the_outage_is_lost(
+    direct: RedisBroker, proxy: Proxy, stand_by: Callable[..., Idle]
+) -> None:
+    far = RedisBroker(proxy.url, socket_timeout=5)
+    worker = stand_by(on=far)
+    proxy.hold()
+    id = put(direct)
+    proxy.cut()
+    proxy.release()
+    far.maintain()
+    worker.step(limit=0)  # the server has its word now, whatever it had forgotten before
+
+    assert far.disown(worker.id, list) == 1
+
+    assert [past.outcome for past in direct.attempts(id)] == ["lost"]
+    far.close()
+
+
 @pytest.mark.parametrize("queued", [False, True])
 def test_an_idle_step_that_is_repeated_is_answered_as_before(
     store: Store, broker: RedisBroker, stand_by: Callable[..., Idle], queued: bool

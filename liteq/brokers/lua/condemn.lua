@@ -5,7 +5,8 @@
 --           "gone": it leaves by itself; "": it is only looked at
 --      [6]  how many leases
 --      then, for each lease that is left alone: id, token
--- Answers   the number of ids looked at, without those; the number of leases; for each: number, token, delivery, the fields of a message
+-- Answers   the word of its last step; the number of ids looked at, without those; the number of
+--           leases; for each: number, token, delivery, the fields of a message
 
 write_when_full()
 local worker = ARGV[4]
@@ -43,6 +44,7 @@ for _, id in ipairs(ids) do
 end
 follow()
 ring()
+put(call('HGET', P .. 'worker:' .. worker, 'word') or '')
 put(#ids - passed)
 put(#held)
 for _, one in ipairs(held) do

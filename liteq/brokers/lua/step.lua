@@ -5,8 +5,8 @@
 --      [6]  of an idle worker: a star, a new token, a space, and the rest of what it stands by
 --           with (see `enqueue_one.lua`); and the word of its last step that was answered, or
 --           "": if the store knows of that, whatever the worker holds is given back. Else it
---           forgot, and some may have been run: see `Broker.disown`. Or a minus: it stands by
---           no longer, and nothing is given back
+--           forgot, and some may have been run: see `Broker.disown`. Or a minus and such a word,
+--           or only a minus, and nothing is given back: it stands by no longer
 --      then the number of tokens of claims whose answer was lost, and those: what they hold
 --           is given back
 --      then the number of groups of plain successes, which add nothing to their workflow;
@@ -40,10 +40,10 @@ local SLICE = 500
 local worker, token = take(), take()
 local doubtful, again = {}, false
 local first = take()
-local stands_down = first == '-'
+local stands_down, last = string.match(first, '^(%-)(%d*)$')
 if stands_down then first = take() end
 local fresh_token, stands = string.match(first, '^%*(%d+) (.*)$')
-local last = fresh_token and take()
+if fresh_token then last = take() end
 for _ = 1, tonumber(fresh_token and take() or first) do
   doubtful[take()] = true
   again = true
@@ -215,7 +215,7 @@ end
 write_when_full()
 
 local strays = false
-local idle = fresh_token and (last == '' or last == me[4])
+local idle = last == me[4] or (fresh_token and last == '')
 if again or idle then
   for _, id in ipairs(call('SMEMBERS', P .. 'leases:' .. worker)) do
     local found = redis.pcall('HMGET', P .. 'm:' .. id, 'n', 'g', 'b', 'k')
@@ -575,7 +575,8 @@ if fresh_token and alive then
     call('HDEL', P .. 'worker:' .. worker, 'standby')
   end
 elseif stands_down and me[8] then
-  standing = standing .. ' ' .. (string.match(me[8], '^%d+') or '')  -- for what is on its way
+  -- For what is on its way, unless that was given back.
+  if not strays then standing = standing .. ' ' .. (string.match(me[8], '^%d+') or '') end
   call('HDEL', P .. 'worker:' .. worker, 'standby')
 end
 
