@@ -369,7 +369,8 @@ class solar(BaseSchedule):  # noqa: N801 (Celery's name)
 
     Events: dawn_astronomical, dawn_nautical, dawn_civil, sunrise, solar_noon, sunset,
     dusk_civil, dusk_nautical, dusk_astronomical. A day without the event, as near the
-    poles, is passed over. Needs the package ephem (`liteq-queue[solar]`).
+    poles, is passed over. It is due at the next whole second. Needs the package ephem
+    (`liteq-queue[solar]`).
     """
 
     # By event: the method that finds it, and how high the sun's centre is then (degrees;
@@ -417,8 +418,8 @@ class solar(BaseSchedule):  # noqa: N801 (Celery's name)
         place.pressure = 0  # the heights above have the refraction in them
         place.horizon = height
         more = {"use_center": True} if self.event.startswith("d") else {}
-        # A second on: from another start, ephem finds an event again a little earlier or later.
-        start = datetime.fromtimestamp(now + 1, UTC).replace(tzinfo=None)
+        # A minute before: ephem passes over an event that is a part of a second ahead.
+        start = datetime.fromtimestamp(now - 60, UTC).replace(tzinfo=None)
         for _ in range(800):  # half days: near the poles the sun rises once a year
             place.date = start
             try:
@@ -428,12 +429,13 @@ class solar(BaseSchedule):  # noqa: N801 (Celery's name)
                 continue
             instant: float = found.datetime().replace(tzinfo=UTC).timestamp()
             if instant > now:
-                return float(floor(instant))
-            start += timedelta(minutes=1)
+                return float(floor(instant) + 1)
+            start = found.datetime() + timedelta(minutes=1)
         return None
 
     def following(self, due: float, after: float) -> float | None:
-        return self.first(max(due, after))
+        # A second on: from another start, ephem finds an event up to 0.2 s earlier or later.
+        return self.first(max(due + 1, after))
 
     def remaining_estimate(self, last_run_at: datetime) -> timedelta:
         now = self._instant(self.now())
@@ -441,9 +443,11 @@ class solar(BaseSchedule):  # noqa: N801 (Celery's name)
 
     def is_due(self, last_run_at: datetime) -> tuple[bool, float]:
         now = self._instant(self.now())
-        instant = self.first(self._instant(last_run_at))
+        last = self._instant(last_run_at)
+        instant = following = self.following(last, last)
         due = instant is not None and instant <= now
-        following = self.first(now) if due else instant
+        if instant is not None and due:
+            following = self.following(instant, now)
         return schedstate(due, max(0.0, self._until(following, now).total_seconds()))
 
     def spec(self) -> Spec:

@@ -416,6 +416,36 @@ def test_solar_events_come_in_the_order_of_the_day() -> None:
     assert again == solar("sunset", 48.85, 2.35) == from_spec(again.spec())
 
 
+@pytest.mark.parametrize("ahead", [0.3, 0.5, 0.99, 1.5, 59.5, 3600])
+def test_an_event_of_the_sun_is_found_however_near_it_is(ahead: float) -> None:
+    ephem = pytest.importorskip("ephem", reason="the extra liteq-queue[solar]")
+    for lon in range(-180, 180, 30):
+        place = ephem.Observer()
+        place.lat, place.lon, place.horizon, place.pressure = "48.85", str(lon), "-0:34", 0
+        place.date = NOON.replace(tzinfo=None)
+        event = place.next_setting(ephem.Sun()).datetime().replace(tzinfo=UTC).timestamp()
+
+        due = solar("sunset", 48.85, lon).first(event - ahead)
+
+        assert due is not None
+        assert event - 0.2 < due < event + 1.2  # as exact as ephem is
+
+
+def test_an_event_of_the_sun_is_due_once() -> None:
+    pytest.importorskip("ephem", reason="the extra liteq-queue[solar]")
+    for lon in range(-180, 180, 5):
+        setting = solar("sunset", 48.85, lon)
+        due = setting.first(NOON.timestamp())
+        assert due is not None
+        following = setting.following(due, due + 0.01)
+        assert following is not None
+        assert following > due + 80_000
+        ran = datetime.fromtimestamp(due + 0.01, UTC)
+        again, seconds = solar("sunset", 48.85, lon, nowfun=at(ran)).is_due(ran)
+        assert not again
+        assert seconds > 80_000
+
+
 def test_a_sun_that_does_not_set_is_waited_for() -> None:
     pytest.importorskip("ephem", reason="the extra liteq-queue[solar]")
     june = datetime(2027, 6, 1, tzinfo=UTC)
