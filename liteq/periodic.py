@@ -445,9 +445,12 @@ def _words(spec: Mapping[str, Any]) -> str:
     match spec:
         case {"kind": "every", "seconds": float() | int() as seconds}:
             whole = timedelta(seconds=seconds)
-            return f"every {seconds:g} s" if seconds < 120 else f"every {whole}"
+            words = f"every {seconds:g} s" if seconds < 120 else f"every {whole}"
+            if spec.get("relative"):
+                words += f" relative {spec.get('tz') or ''}".rstrip()
+            return words
         case {"kind": "crontab", "cron": cron, "tz": tz}:
-            return f"{cron} {tz}"
+            return f"{cron} {tz}{' dom_or_dow' if spec.get('dom_or_dow') else ''}"
         case {"kind": "solar", "event": event, "lat": lat, "lon": lon}:
             return f"{event} at {lat:g}, {lon:g}"
     return str(spec.get("repr", "?"))

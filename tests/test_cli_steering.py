@@ -25,6 +25,7 @@ from liteq.discovery import find_app
 from liteq.ids import new_id
 from liteq.message import Edge, Message, Workflow
 from liteq.outcome import Failed, Succeeded
+from liteq.schedules import crontab
 from liteq.searches import UNFINISHED, instant
 
 TASKS = """
@@ -550,6 +551,35 @@ def test_a_schedule_shows_no_secret_by_its_position(
         shown = here.ok(*words)
         assert "hunter2-canary" not in shown
         assert "tasks.charge('42', '********')" in shown
+
+
+def test_a_schedule_says_how_it_goes_by_the_clock(app: Callable[[], Liteq], here: Here) -> None:
+    schedules = app().schedules
+    schedules.add("plain", "tasks.log", 7200.0, args=["x"])
+    schedules.add("full", "tasks.log", 7200.0, args=["x"], relative=True, tz="Asia/Tokyo")
+    schedules.add("cron", "tasks.log", crontab("0", "3", tz="Asia/Tokyo"), args=["x"])
+    either = crontab("0", "3", day_of_month="1", day_of_week="1", dom_or_dow=True)
+    schedules.add("either", "tasks.log", either, args=["x"])
+
+    said = {
+        "plain": ("every 2:00:00", {"relative": False}),
+        "full": ("every 2:00:00 relative Asia/Tokyo", {"relative": True, "tz": "Asia/Tokyo"}),
+        "cron": ("0 3 * * * Asia/Tokyo", {"tz": "Asia/Tokyo"}),
+        "either": ("0 3 1 * 1 UTC dom_or_dow", {"dom_or_dow": True, "tz": "UTC"}),
+    }
+    listed = json.loads(here.ok("schedule", "list", "--json"))
+    assert {
+        each["name"]: (
+            each["schedule"],
+            {name: each[name] for name in ("relative", "dom_or_dow", "tz") if name in each},
+        )
+        for each in listed
+    } == said
+    text = here.ok("schedule", "list")
+    shown = here.ok("schedule", "show", "full")
+    assert all(words in text for words, _ in said.values())
+    assert re.search("^schedule +every 2:00:00 relative Asia/Tokyo$", shown, re.MULTILINE)
+    assert re.search("^relative +yes$", shown, re.MULTILINE)
 
 
 def test_a_paused_schedule_is_shown_as_such(app: Callable[[], Liteq], here: Here) -> None:

@@ -220,6 +220,7 @@ def _fields(entry: PeriodicEntry, count: int) -> dict[str, Any]:
         "name": entry.name,
         "task": entry.task,
         "schedule": entry.schedule,
+        **_on_the_clock(entry),
         "origin": entry.origin,
         "paused": entry.paused,
         "next": [each.isoformat(timespec="seconds") for each in entry.next(count)],
@@ -243,6 +244,14 @@ def _fields(entry: PeriodicEntry, count: int) -> dict[str, Any]:
     if entry.error:
         fields["error"] = entry.error
     return fields
+
+
+def _on_the_clock(entry: PeriodicEntry) -> dict[str, Any]:
+    """Return how a schedule goes by the clock: in which zone, and whether an interval does.
+    Nothing of one that does not, or that cannot be read."""
+    when = entry.entry.timetable if entry.entry is not None else None
+    spec = when.spec() if when is not None else {}
+    return {name: spec[name] for name in ("relative", "dom_or_dow", "tz") if name in spec}
 
 
 def _why_not(entry: PeriodicEntry) -> str:
