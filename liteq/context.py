@@ -12,12 +12,13 @@ from contextvars import ContextVar, Token
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
+    from liteq.brokers.values import Said
     from liteq.exceptions import Replaced, Retry
     from liteq.message import Message, Packed
 
 __all__ = ["Context", "Report", "current", "noted", "pop", "push", "stack"]
 
-Report: TypeAlias = Callable[[str, bytes], None]
+Report: TypeAlias = "Callable[[Said], None]"
 
 
 class _Stored:
@@ -47,8 +48,9 @@ class Context:
     `called_directly` True and no `id`. The caller's own headers are attributes as well,
     where no other has that name: `get("tenant")`. `deliveries` counts the starts of this
     message since it was sent or retried, 1 at the first, and those before that were put back
-    (`Reject(requeue=True)`); `report` sends a state that the task gives about itself, and is
-    None where nobody listens.
+    (`Reject(requeue=True)`); `checkpoint` is what an earlier attempt, or this one, gave last to
+    `Task.checkpoint()`, else None; `report` sends what the task says about itself, and is None
+    where nobody listens.
     """
 
     id: str | None = None
@@ -66,6 +68,7 @@ class Context:
     added: Any = None  # what `add_to_chord()` adds when the attempt ends well
     body_called: bool = False  # by an overridden `__call__`
     waited: bool = False  # for other messages, before it was due
+    rewritten: bool = False  # its message is another than was delivered
     _task: Any = None  # the object that runs; `task` is its name, which apps may share
     _packed: Packed | None = None
     _message: Message | None = None
@@ -105,6 +108,7 @@ class Context:
     stamped_headers = _Stored(lambda message: message.stamped_headers)
     argsrepr = _Stored(lambda message: message.argsrepr)
     kwargsrepr = _Stored(lambda message: message.kwargsrepr)
+    checkpoint = _Stored(lambda message: _checkpoint(message))
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.update(*args, **kwargs)
@@ -156,6 +160,15 @@ class Context:
 
             self._message = Message.unpack(self._packed)
         return self._message
+
+    def rewrite(self, message: Message) -> None:
+        """Have the next attempt be of this message, which differs by its envelope alone."""
+        self._message = message
+        self.rewritten = True
+        if self.report is not None:
+            from liteq.brokers.values import Rewrite  # late: few tasks do it
+
+            self.report(Rewrite(message.pack()[-1]))
 
     @property
     def children(self) -> list[Any]:
@@ -283,6 +296,12 @@ def _iso(moment: float | None) -> str | None:
 
     found = instant(moment)
     return None if found is None else found.isoformat()
+
+
+def _checkpoint(message: Message) -> Any:
+    from liteq import checkpoints  # late: few tasks have any
+
+    return checkpoints.read(message.checkpoint)
 
 
 def _property(message: Message, name: str, default: Any) -> Any:

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from liteq import context, states
 from liteq.body import Body, Ending, is_coroutine
+from liteq.brokers.values import Note
 from liteq.clock import Clock, system_clock
 from liteq.context import Context, Report
 from liteq.delivery import Delivery, Reader
@@ -45,7 +46,7 @@ from liteq.exceptions import (
     TaskPredicate,
 )
 from liteq.loggers import get_logger
-from liteq.message import Message, Packed
+from liteq.message import Packed
 from liteq.options import due_at
 from liteq.outcome import Failed, Ignored, Outcome, Retried, Revoked, Succeeded
 from liteq.plan import Plan, TaskLike, is_async
@@ -130,7 +131,7 @@ class Executor:
     ) -> Outcome:
         """Run one attempt and return its outcome. Never raises.
 
-        `report(state, meta)` takes what the task says about itself on the way. `body` is
+        `report` takes what the task says about itself on the way. `body` is
         what can be interrupted; it keeps the event loop for `async def` tasks.
         """
         if body is None:
@@ -307,7 +308,7 @@ class _Attempt:
         report = self.context.report
         if report is not None and not self.packed[11]:  # its results are ignored
             meta = {"pid": os.getpid(), "hostname": self.settings.hostname}
-            report(states.STARTED, dumps(meta, root="meta"))
+            report(Note(states.STARTED, dumps(meta, root="meta")))
 
     # The end
 
@@ -496,10 +497,13 @@ class _Attempt:
     def _retried(self, retry: Retry, runtime: float) -> Ended:
         reason = retry.exc if isinstance(retry.exc, BaseException) else retry
         einfo = self._einfo(reason)
+        changes = getattr(retry, "changes", None)  # set by Task.retry
+        if self.context.rewritten:
+            changes = {"envelope": self._envelope(), **(changes or {})}
         outcome = Retried(
             run_at=_due(retry, self.settings.clock.now()),
             error=einfo.record(),
-            changes=getattr(retry, "changes", None) or None,  # set by Task.retry
+            changes=changes or None,
             runtime=runtime,
         )
         self._call_hook("on_retry", reason, self.id, self.args, self.kwargs, einfo)
@@ -551,7 +555,7 @@ class _Attempt:
         outcome: Outcome
         if exc.requeue:
             now = self.settings.clock.now()
-            changes = {"retries": self.context.retries, "envelope": self._requeued()}
+            changes = {"retries": self.context.retries, "envelope": self._envelope(requeued=1)}
             outcome = Retried(now, error, changes, runtime)
         else:
             outcome = Failed(error, runtime, children=self._trail())
@@ -565,10 +569,12 @@ class _Attempt:
         self._postrun(states.REJECTED, exc)
         return Ended(outcome, exc=exc)
 
-    def _requeued(self) -> str | None:
-        """Return the envelope of this message once it is put back."""
-        message = Message.unpack(self.packed)
-        envelope: str | None = message._replace(requeued=message.requeued + 1).pack()[-1]
+    def _envelope(self, *, requeued: int = 0) -> str | None:
+        """Return the envelope of the next attempt's message, put back so many times more."""
+        message = self.context.message
+        assert message is not None  # it is being run
+        changed = message._replace(requeued=message.requeued + requeued)
+        envelope: str | None = changed.pack()[-1]
         return envelope
 
     def _broke(self, exc: Exception) -> Ended:

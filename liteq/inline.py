@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from liteq.brokers.base import Broker
-from liteq.brokers.values import Lease, Note
+from liteq.brokers.values import Lease, Said
 from liteq.context import Report
 from liteq.delivery import Delivery, FailedCalls, find_failed
 from liteq.executor import Ended, Executor
@@ -142,8 +142,8 @@ class InlineWorker:
         return Ran(lease, ended, began)
 
     def _reporter(self, lease: Lease) -> Report:
-        def report(state: str, meta: bytes) -> None:
-            self._broker.step(self._id, notes=[(lease, Note(state, meta))])
+        def report(said: Said) -> None:
+            self._broker.step(self._id, notes=[(lease, said)])
 
         return report
 

@@ -157,6 +157,7 @@ class Message(NamedTuple):
     # Of a signed one: see `binding`.
     takes: tuple[Take, ...] | None = None
     within: tuple[str, ...] | None = None  # the gathers around `gather`, innermost first
+    checkpoint: str | None = None  # what the next attempt goes on from; see `checkpoints`
     signature: str | None = None  # see `signing`; last, since it covers all before it
 
     def __repr__(self) -> str:

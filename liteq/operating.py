@@ -13,11 +13,12 @@ from contextlib import closing
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from liteq import failure
+from liteq import checkpoints, failure
 from liteq.brokers.base import Broker
 from liteq.brokers.searching import Found, Search
 from liteq.brokers.values import FINAL_STATES, Attempt, Record, State
 from liteq.exceptions import DecodeError, LiteqError, UnknownTaskId
+from liteq.message import Message
 from liteq.searches import UNFINISHED
 from liteq.showing import shown_call
 
@@ -163,6 +164,7 @@ def describe(app: Liteq, id: str) -> dict[str, Any]:
         "dead": record.dead,
         "revoked": record.revoked,
         "progress": _progress(app, record),
+        "checkpoint": _checkpoint(app, message),
         "result": _result(app, record),
         "error": error_of(record.result) if record.state in ("failed", "retrying") else None,
         "workflow": record.workflow,
@@ -227,6 +229,15 @@ def _progress(app: Liteq, record: Record) -> dict[str, Any] | None:
         "total": progress.total,
         "message": progress.message,
     }
+
+
+def _checkpoint(app: Liteq, message: Message) -> str | None:
+    if message.checkpoint is None:
+        return None
+    try:
+        return app.redactor.text(checkpoints.read(message.checkpoint))
+    except LiteqError as exc:
+        return f"unreadable ({exc})"
 
 
 def _result(app: Liteq, record: Record) -> str | None:

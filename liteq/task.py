@@ -485,6 +485,7 @@ class Task(Generic[P, R]):
         given; one that has ended is left alone.
         """
         from liteq import serializers, texts  # late: who sends no call needs none
+        from liteq.brokers.values import Note
 
         request = self.request
         task_id = task_id or request.id
@@ -494,7 +495,7 @@ class Task(Generic[P, R]):
         value = serializers.dumps(meta, self.app.conf.result_serializer, root="meta")
         if task_id == request.id:
             if request.report is not None:
-                request.report(state, value)
+                request.report(Note(state, value))
         else:
             if state == SUCCESS and self.app.signer is not None:
                 value = self.app.signer.seal(value, task_id)
@@ -506,6 +507,21 @@ class Task(Generic[P, R]):
         """Tell how far the task is: `result.progress` shows it."""
         meta = {"done": done, "total": total, "message": message}
         self.update_state(state=PROGRESS, meta=meta)
+
+    def checkpoint(self, value: Any) -> None:
+        """Have the call's next attempt go on from here: it finds the value as
+        `self.request.checkpoint`.
+
+        Whatever makes it: a retry, the death of the child or of the worker, a stop, a failed
+        call that is run again. The last one counts; None takes it away. It is stored with the
+        worker's next step, which is not waited for: if the whole worker dies, what a few
+        milliseconds before it said may be missing, so the work behind a checkpoint may be done
+        again, and is never left out. Values are those of JSON and liteq's own types, 64 KiB at
+        most. Raises `EncodeError` or `MessageTooLarge`.
+        """
+        from liteq import checkpoints  # late: few tasks do it
+
+        checkpoints.keep(self.request, value, self.app.signer)
 
     def add_trail(self, result: Any) -> Any:
         """Enter a result among the children of the running attempt; return it."""

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from liteq import cpus, signals
 from liteq.brokers.base import Broker
-from liteq.brokers.values import Lease, Note, Step
+from liteq.brokers.values import Lease, Said, Step
 from liteq.delivery import find_failed
 from liteq.exceptions import (
     BrokerError,
@@ -411,7 +411,7 @@ class Worker(Steered):
         every child is busy, and during a warm stop.
         """
         attempts, membership = self._attempts, self._membership
-        settlements, notes = attempts.settlements, attempts.notes
+        settlements, notes = attempts.settlements, attempts.notes()
         limit = 0
         # What is settled may be what others wait for: they are claimed in the same step.
         if (membership.look or settlements) and not self._stopping and self._ready:
@@ -431,7 +431,7 @@ class Worker(Steered):
             return
         if idle:
             membership.standby = step.standby
-        attempts.settlements, attempts.notes = [], []
+        attempts.stored()
         if settlements:  # so there is traffic, of which a wake-up may be lost
             self._next_look = min(self._next_look, now + _BACKSTOP)
         if self._pause:
@@ -467,7 +467,7 @@ class Worker(Steered):
     def _ask(
         self,
         settlements: Settlements,
-        notes: Sequence[tuple[Lease, Note]],
+        notes: Sequence[tuple[Lease, Said]],
         limit: int,
         *,
         idle: bool,

@@ -281,10 +281,10 @@ def test_the_children_are_told(run: Run) -> None:
 
 def test_a_started_task_says_where_if_it_is_tracked(run: Run) -> None:
     said: list[Any] = []
-    run(lambda: 1, options={"track_started": True}, report=lambda *said_: said.append(said_))
-    ((state, meta),) = said
-    assert state == "STARTED"
-    assert json.loads(meta)["hostname"] == "here"
+    run(lambda: 1, options={"track_started": True}, report=said.append)
+    (note,) = said
+    assert note.state == "STARTED"
+    assert json.loads(note.meta)["hostname"] == "here"
 
 
 # Results that cannot be kept

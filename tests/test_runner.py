@@ -16,7 +16,7 @@ import pytest
 
 from liteq import failure, signals
 from liteq.app import Liteq
-from liteq.brokers.base import Input, Lease, Note
+from liteq.brokers.base import Input, Lease, Note, Rewrite
 from liteq.context import current
 from liteq.exceptions import SoftTimeLimitExceeded
 from liteq.executor import Executor, TaskLike
@@ -58,7 +58,8 @@ def tell() -> None:
     here = current()
     assert here is not None
     assert here.report is not None
-    here.report("PROGRESS", b'{"done":1}')
+    here.report(Note("PROGRESS", b'{"done":1}'))
+    here.report(Rewrite('{"checkpoint":"1"}'))
 
 
 def tasks_of(which: str) -> Mapping[str, TaskLike]:
@@ -116,7 +117,10 @@ def test_an_unknown_task_is_an_answer_too(runner: TaskRunner) -> None:
 def test_what_a_task_says_on_the_way_is_reported(runner: TaskRunner) -> None:
     said: list[bytes] = []
     runner.run(payload("tell"), said.append, 1)
-    assert [read_report(data) for data in said] == [Note("PROGRESS", b'{"done":1}')]
+    assert [read_report(data) for data in said] == [
+        Note("PROGRESS", b'{"done":1}'),
+        Rewrite('{"checkpoint":"1"}'),
+    ]
 
 
 def test_a_runner_knows_async_tasks(runner: TaskRunner) -> None:

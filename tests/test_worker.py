@@ -1041,6 +1041,38 @@ def test_outcomes_wait_until_the_store_can_be_reached_again(
     assert len(app.broker.attempts(result.id)) == 0
 
 
+def test_of_what_a_task_says_while_the_store_is_away_the_last_is_kept(app: Liteq) -> None:
+    broker = app.broker = SickBroker(None, lease_timeout=0.2)
+    started, away, said, back = (threading.Event() for _ in range(4))
+
+    @app.task(bind=True)
+    def work(self: Any) -> None:
+        started.set()
+        away.wait(10)
+        for done in range(500):
+            self.progress(done, 500)
+            self.checkpoint(done)
+        said.set()
+        back.wait(10)
+        raise self.retry(countdown=3600)
+
+    with running(app) as worker:
+        result = work.delay()
+        assert started.wait(10)
+        broker.error = BrokerUnavailable("no store today")
+        away.set()
+        assert said.wait(10)
+        wait_until(lambda: len(worker._attempts.notes()) == 2)
+        assert record(app, result.id).note is None
+        broker.error = None
+        wait_until(lambda: record(app, result.id).note is not None)
+
+        assert result.progress.done == 499
+        assert record(app, result.id).message.checkpoint == "499"
+        back.set()
+        wait_until(lambda: result.state == "RETRY")
+
+
 class LitteredBroker(SqliteBroker):
     """A store with work for `slices` slices of upkeep, each of which takes `cost` seconds."""
 

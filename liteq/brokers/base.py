@@ -19,6 +19,8 @@ from liteq.brokers.values import (
     QueueInfo,
     Record,
     RevokeAnswer,
+    Rewrite,
+    Said,
     Schedule,
     State,
     Step,
@@ -57,6 +59,8 @@ __all__ = [
     "QueueInfo",
     "Record",
     "RevokeAnswer",
+    "Rewrite",
+    "Said",
     "Schedule",
     "State",
     "Step",
@@ -236,7 +240,7 @@ class Broker(ABC):
         worker: int,
         *,
         settlements: Sequence[tuple[Lease, Outcome]] = (),
-        notes: Sequence[tuple[Lease, Note]] = (),
+        notes: Sequence[tuple[Lease, Said]] = (),
         queues: Sequence[str] = (),
         limit: int = 0,
         tasks: Collection[str] | None = None,
@@ -244,6 +248,9 @@ class Broker(ABC):
         idle: bool = False,
     ) -> Step:
         """Settle, note and claim for one worker: one transaction, one trip.
+
+        What is said for a lease that was lost is left out. What was said before a settlement in
+        the same step is noted first: the next attempt has the checkpoint.
 
         Claims up to `limit` messages of those `queues` that are not paused, if their task
         is in `tasks` (None: any task); one whose task is not, is parked. Messages found

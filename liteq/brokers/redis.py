@@ -36,7 +36,7 @@ from liteq.brokers.redis_form import (
 from liteq.brokers.roster_redis import RedisRoster
 from liteq.brokers.schedules_redis import RedisSchedules
 from liteq.brokers.upkeep_redis import RedisUpkeep
-from liteq.brokers.values import Aside, Lease, Note, RevokeAnswer, Step
+from liteq.brokers.values import Aside, Lease, RevokeAnswer, Rewrite, Said, Step
 from liteq.exceptions import BrokerError
 from liteq.limits import Limit, LimitInfo
 from liteq.message import Edge, Message, Workflow, pack_all
@@ -104,7 +104,7 @@ class RedisBroker(RedisRoster, RedisSchedules, RedisRecords, RedisUpkeep):
         worker: int,
         *,
         settlements: Sequence[tuple[Lease, Outcome]] = (),
-        notes: Sequence[tuple[Lease, Note]] = (),
+        notes: Sequence[tuple[Lease, Said]] = (),
         queues: Sequence[str] = (),
         limit: int = 0,
         tasks: Collection[str] | None = None,
@@ -131,7 +131,8 @@ class RedisBroker(RedisRoster, RedisSchedules, RedisRecords, RedisUpkeep):
         digest = self._digest(worker, tasks) if limit else "*"
         tail: list[Any] = [len(notes)]
         for lease, note in notes:
-            tail += (lease.id, lease.token, note.state, note.meta)
+            said = ("", note.envelope or "") if isinstance(note, Rewrite) else note
+            tail += (lease.id, lease.token, *said)
         tail += (limit, len(queues), *queues, digest, ignore_rates)
         tail += (lease.id for lease, _ in settlements if lease.packed[14] is not None)
         try:

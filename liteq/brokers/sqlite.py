@@ -41,7 +41,7 @@ from liteq.brokers.schema import MOST, STATE_CODES
 from liteq.brokers.settling import SLICE, Settling
 from liteq.brokers.uniqueness import UNIQUE
 from liteq.brokers.upkeep_sqlite import SqliteUpkeep
-from liteq.brokers.values import Aside, Input, Lease, Note, RevokeAnswer, Step
+from liteq.brokers.values import Aside, Input, Lease, RevokeAnswer, Rewrite, Said, Step
 from liteq.exceptions import BrokerError, DecodeError
 from liteq.limits import Limit, LimitInfo
 from liteq.message import PACKED_FIELDS, Alike, Edge, Message, Packed, Workflow, pack_all
@@ -118,6 +118,7 @@ _AROUND: Final = (
 _NOTE: Final = (
     "UPDATE message SET note_state = ?, note = ? WHERE seq = ? AND token = ? AND state = 3"
 )
+_REWRITE: Final = "UPDATE message SET envelope = ? WHERE seq = ? AND token = ? AND state = 3"
 
 
 class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
@@ -218,7 +219,7 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
         worker: int,
         *,
         settlements: Sequence[tuple[Lease, Outcome]] = (),
-        notes: Sequence[tuple[Lease, Note]] = (),
+        notes: Sequence[tuple[Lease, Said]] = (),
         queues: Sequence[str] = (),
         limit: int = 0,
         tasks: Collection[str] | None = None,
@@ -246,6 +247,9 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
                 if idle and strays:
                     standby.leave(db, worker)
             for lease, note in notes:
+                if isinstance(note, Rewrite):
+                    db.execute(_REWRITE, (note.envelope, lease.key, lease.token))
+                    continue
                 db.execute(_NOTE, (note.state, note.meta, lease.key, lease.token))
                 if waiters:
                     settling.following.reported(lease.key, lease.id)

@@ -22,6 +22,8 @@ __all__ = [
     "QueueInfo",
     "Record",
     "RevokeAnswer",
+    "Rewrite",
+    "Said",
     "Schedule",
     "State",
     "Step",
@@ -120,6 +122,16 @@ class Note(NamedTuple):
 
     state: str
     meta: bytes
+
+
+class Rewrite(NamedTuple):
+    """A running task's message has this envelope from now on: with a checkpoint, from which
+    its next attempt goes on. What the task shows of itself stays as it is."""
+
+    envelope: str | None
+
+
+Said: TypeAlias = Note | Rewrite  # what a running task says
 
 
 class Attempt(NamedTuple):

@@ -59,6 +59,7 @@ def print_task(told: Mapping[str, Any], now: float, zone: tzinfo, *, tracebacks:
             "dead": told["dead"],
             "revoked": told["revoked"],
             "progress": progress_text(told["progress"]),
+            "checkpoint": told["checkpoint"],
             "workflow": told["workflow"],
             "parent": told["parent_id"],
             "result": told["result"],

@@ -26,6 +26,7 @@ from liteq.workers.pool import executor_settings
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
+    from liteq.brokers.values import Said
 
 __all__ = [
     "MAX_TASKS",
@@ -287,5 +288,5 @@ def _too_many(runs: list[TaskRun]) -> str:
     )
 
 
-def _unheard(state: str, meta: bytes) -> None:
+def _unheard(said: Said) -> None:
     """Take what a task says about itself, where it is in no store."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from liteq import failure, signals
-from liteq.brokers.values import Input, Lease, Note, Step
+from liteq.brokers.values import Input, Lease, Said, Step
 from liteq.delivery import FailedCalls
 from liteq.exceptions import TimeLimitExceeded
 from liteq.loggers import get_logger
@@ -60,7 +60,7 @@ class Attempts:
         self._jobs = 0
         self.leases: dict[int, Lease] = {}  # by the number of the job
         self.settlements: Settlements = []  # not yet in the store
-        self.notes: list[tuple[Lease, Note]] = []  # nor these
+        self._notes: dict[tuple[int, type[Said]], tuple[Lease, Said]] = {}  # nor these
         self.totals: Counter[str] = Counter()  # settled, by task
         self.settled = 0
         self.refused = 0
@@ -105,7 +105,8 @@ class Attempts:
                 case Reported(key, payload):
                     lease = self.leases.get(key)
                     if lease is not None:
-                        self.notes.append((lease, read_report(payload)))
+                        said = read_report(payload)
+                        self._notes[key, type(said)] = (lease, said)  # the last one counts
                 case Returned(key):
                     self._settle(key, Released())
                     others.append(event)
@@ -114,6 +115,16 @@ class Attempts:
                 case _:
                     others.append(event)
         return others
+
+    def notes(self) -> Sequence[tuple[Lease, Said]]:
+        """Return what tasks have said that is not yet in the store: of each, the last state
+        and the last envelope. However long the store is away, there are no more."""
+        return tuple(self._notes.values()) if self._notes else ()
+
+    def stored(self) -> None:
+        """Forget what is in the store by now."""
+        self.settlements = []
+        self._notes.clear()
 
     def _settle(self, key: int, outcome: Outcome) -> None:
         lease = self.leases.pop(key)

@@ -2,7 +2,8 @@
 
 A job is `marshal` of the fields of a `Delivery` (packed message, number, inputs as tuples,
 the calls that they say failed), its answer
-`marshal` of `outcome.encode()`, a report `marshal` of (state, meta bytes). Marshal is the
+`marshal` of `outcome.encode()`, a report `marshal` of the
+fields of a `Note` or of a `Rewrite`. Marshal is the
 fastest way between processes that run the same Python; nothing of it is ever stored.
 """
 
@@ -16,7 +17,7 @@ from typing import Any, Final
 
 from liteq import outcome
 from liteq.body import Body
-from liteq.brokers.values import Lease, Note
+from liteq.brokers.values import Lease, Note, Rewrite, Said
 from liteq.delivery import NO_CALLS, Delivery, FailedCalls, plain
 from liteq.executor import Executor, ExecutorSettings, TaskLike
 from liteq.outcome import Outcome
@@ -49,9 +50,10 @@ def read_answer(payload: bytes) -> Outcome:
     return outcome.decode(marshal.loads(payload))
 
 
-def read_report(payload: bytes) -> Note:
-    """Return the note in a runner's report."""
-    return Note(*marshal.loads(payload))
+def read_report(payload: bytes) -> Said:
+    """Return what a task says, in a runner's report."""
+    fields = marshal.loads(payload)
+    return Rewrite(*fields) if len(fields) == 1 else Note(*fields)
 
 
 # The child's side
@@ -144,5 +146,5 @@ class RunnerFactory:
         return {**self.__dict__, "_executor": None}  # the other process makes its own
 
 
-def _report(send: Send, state: str, meta: bytes) -> None:
-    send(marshal.dumps((state, meta), _FORMAT))
+def _report(send: Send, said: Said) -> None:
+    send(marshal.dumps(tuple(said), _FORMAT))

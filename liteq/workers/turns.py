@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from liteq.brokers.values import Lease, Note, Step
+from liteq.brokers.values import Lease, Said, Step
 from liteq.exceptions import BrokerUnavailable, QueueFull
 from liteq.outcome import Outcome
 from liteq.shares import Shares
@@ -21,7 +21,7 @@ def step_in_turns(
     shares: Shares,
     *,
     settlements: Sequence[tuple[Lease, Outcome]],
-    notes: Sequence[tuple[Lease, Note]],
+    notes: Sequence[tuple[Lease, Said]],
     queues: Sequence[str],
     limit: int,
 ) -> Step:

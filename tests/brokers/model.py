@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from world import FakeClock, Store, enlist, make, wait_until
 
 from liteq import failure, parts
-from liteq.brokers.base import FINAL_STATES, Broker, Lease, Mailbox, Note, Record
+from liteq.brokers.base import FINAL_STATES, Broker, Lease, Mailbox, Note, Record, Rewrite, Said
 from liteq.exceptions import AlreadyEnqueued
 from liteq.message import GATHER, Edge, Graph, Message, Workflow
 from liteq.outcome import (
@@ -373,6 +373,8 @@ class BrokerMachine(RuleBasedStateMachine):
             assert given == entry.inputs, "the inputs are not those of what it waited for"
             bound = entry.message.max_deliveries or MAX_DELIVERIES
             assert lease.delivery <= bound, "started more often than max_deliveries allows"
+            kept = entry.message.checkpoint
+            assert lease.message.checkpoint == kept, "it does not go on from its checkpoint"
 
     @rule(worker=st.integers(0, 2), queues=queues, limit=st.integers(1, 4))
     def claim(self, worker: int, queues: list[str], limit: int) -> None:
@@ -521,7 +523,9 @@ class BrokerMachine(RuleBasedStateMachine):
     @rule(pick=st.integers(0, 10**6), kind=kinds, noted=st.booleans())
     def settle_stale(self, pick: int, kind: str, noted: bool) -> None:
         worker, lease = self.stale[pick % len(self.stale)]
-        notes = [(lease, Note("LATE", b"1"))] if noted else []
+        envelope = lease.message._replace(checkpoint="late").pack()[-1]
+        said: tuple[Said, ...] = (Note("LATE", b"1"), Rewrite(envelope)) if noted else ()
+        notes = [(lease, one) for one in said]
 
         step = self.broker.step(
             worker, settlements=[(lease, self.outcome(kind, 0, lease.id, 4))], notes=notes
@@ -538,6 +542,16 @@ class BrokerMachine(RuleBasedStateMachine):
         self.broker.step(worker, notes=[(lease, Note("PROGRESS", b"1"))])
 
         assert self.broker.get([lease.id])[lease.id].note == Note("PROGRESS", b"1")
+
+    @precondition(lambda self: self.leases())
+    @rule(pick=st.integers(0, 10**6), value=st.sampled_from(("1", "2", None)))
+    def keep(self, pick: int, value: str | None) -> None:
+        held = self.leases()
+        worker, lease = held[pick % len(held)]
+        entry = self.entries[lease.id]
+        entry.message = entry.message._replace(checkpoint=value)
+
+        self.broker.step(worker, notes=[(lease, Rewrite(entry.message.pack()[-1]))])
 
     # What an end means
 

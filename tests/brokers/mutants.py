@@ -127,6 +127,10 @@ def stale_note_taken(patch: Patch) -> None:
     swap(patch, sqlite, ("_NOTE",), "AND token = ?", "AND ? IS NOT NULL")
 
 
+def stale_checkpoint_taken(patch: Patch) -> None:
+    swap(patch, sqlite, ("_REWRITE",), "AND token = ?", "AND ? IS NOT NULL")
+
+
 def eta_ignored(patch: Patch) -> None:
     enqueue = SqliteBroker.enqueue
     patch.setattr(
@@ -576,6 +580,12 @@ MUTANTS = (
         3,
         stale_note_taken,
         found_by=("test_3_a_stale_holders_report_is_not_taken",),
+    ),
+    Mutant(
+        "a stale checkpoint is taken",
+        3,
+        stale_checkpoint_taken,
+        found_by=("test_3_a_stale_holder_gives_its_message_no_envelope",),
     ),
     Mutant("ETA ignored", 6, eta_ignored),
     Mutant("the delay of a retry ignored", 6, retry_delay_ignored),

@@ -22,7 +22,7 @@ import pytest
 from world import START, FakeClock, Store, enlist, make, wait_until
 
 from liteq import failure
-from liteq.brokers.base import FINAL_STATES, ORDERS, Broker, Note, Schedule, Step
+from liteq.brokers.base import FINAL_STATES, ORDERS, Broker, Note, Rewrite, Schedule, Step
 from liteq.exceptions import (
     AlreadyEnqueued,
     EncodeError,
@@ -2016,6 +2016,63 @@ def test_a_report_that_comes_with_the_outcome_does_not_outlive_it(broker: Broker
     assert step.accepted == (True,)
     assert state(broker, message) == "succeeded"
     assert broker.get([message.id])[message.id].result == b"1"
+
+
+@pytest.mark.parametrize("end", [Lost("it died"), Released()])
+def test_a_message_is_delivered_again_with_the_envelope_that_its_task_gave_it(
+    broker: Broker, end: Outcome
+) -> None:
+    message = put(broker, make(headers={"tenant": "a"}))
+    worker = enlist(broker)
+    (lease,) = broker.claim(worker, ["default"])
+    kept = message._replace(checkpoint="7")
+
+    broker.step(
+        worker,
+        notes=[
+            (lease, Note("PROGRESS", b"1")),
+            (lease, Rewrite(message._replace(checkpoint="6").pack()[-1])),
+        ],
+    )
+    assert broker.get([message.id])[message.id].note == Note("PROGRESS", b"1")
+    broker.step(worker, notes=[(lease, Rewrite(kept.pack()[-1]))], settlements=[(lease, end)])
+
+    (again,) = broker.claim(worker, ["default"])
+    assert again.message == kept
+    assert broker.get([message.id])[message.id].message == kept
+
+
+def test_a_message_without_an_envelope_gets_one_and_loses_it(broker: Broker) -> None:
+    message = put(broker, make())
+    worker = enlist(broker)
+    seen = []
+
+    for checkpoint in ("7", None):
+        (lease,) = broker.claim(worker, ["default"])
+        envelope = message._replace(checkpoint=checkpoint).pack()[-1]
+        broker.step(worker, notes=[(lease, Rewrite(envelope))])
+        broker.settle(worker, lease, Released())
+        seen.append(broker.get([message.id])[message.id].message.checkpoint)
+
+    assert seen == ["7", None]
+    (lease,) = broker.claim(worker, ["default"])
+    assert lease.message == message
+
+
+def test_3_a_stale_holder_gives_its_message_no_envelope(broker: Broker) -> None:
+    message = put(broker, make())
+    worker = enlist(broker)
+    (old,) = broker.claim(worker, ["default"])
+    broker.settle(worker, old, Released())
+    (new,) = broker.claim(worker, ["default"])
+    late = Rewrite(message._replace(checkpoint="7").pack()[-1])
+
+    broker.step(worker, notes=[(old, late)])
+    assert broker.get([message.id])[message.id].message == message
+
+    broker.settle(worker, new, Succeeded(b"1"))
+    broker.step(worker, notes=[(new, late)])
+    assert broker.get([message.id])[message.id].message == message
 
 
 # Looking

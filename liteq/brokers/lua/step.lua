@@ -22,7 +22,8 @@
 --        G   run_at, and those from body on as in Y, countdown, expires_in, and a graph, of the
 --            workflow that this makes if there was none
 --        Q   how many deliveries are not counted, "" or the error of an attempt that was lost
---      then the number of notes; for each: id, token, state, meta
+--      then the number of notes; for each: id, token, state, meta; or, without a state, the
+--      envelope that the message has from now on
 --      then the limit, the number of queues, their names, and the digest of the names of the
 --        tasks that the worker knows ("*": takes any; see `known.lua`), 1 if it ignores
 --        rates, and the ids of settled messages that are under limits
@@ -236,7 +237,11 @@ end
 for _, note in ipairs(notes) do
   local found = call('HMGET', P .. 'm:' .. note[1], 's', 'k', 'v')
   if found[1] == 'r' and is_of(found[2], note[2]) then
-    call('HSET', P .. 'm:' .. note[1], 'N', note[3], 'M', note[4], 'f', '1')
+    if note[3] == '' then
+      call('HSET', P .. 'm:' .. note[1], 'e', note[4], 'f', '1')
+    else
+      call('HSET', P .. 'm:' .. note[1], 'N', note[3], 'M', note[4], 'f', '1')
+    end
     for name in string.gmatch(found[3] or '', '(%S+)%+') do tell(name, note[1]) end
   end
 end

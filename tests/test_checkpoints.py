@@ -1,0 +1,138 @@
+"""`Task.checkpoint()`: the next attempt goes on from where an earlier one was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import date
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from api import forget_current, record
+
+from liteq import Liteq
+from liteq.brokers.base import Broker
+from liteq.exceptions import EncodeError, MessageTooLarge, Reject
+from liteq.operating import describe, retry
+from liteq.testing import perform
+
+KEYS = [[], ["0123456789abcdef0123456789abcdef"]]
+
+
+@pytest.fixture(params=KEYS, ids=["plain", "signed"])
+def app(request: pytest.FixtureRequest, broker: Broker) -> Iterator[Liteq]:
+    with Liteq(
+        "shop", broker="memory://", clock=broker.clock, security_keys=request.param
+    ) as app:
+        app.broker = broker
+        yield app
+    forget_current()
+
+
+@pytest.fixture
+def count(app: Liteq) -> Callable[..., Any]:
+    """A task that counts up to a number, and is ended on the way as it is told."""
+
+    @app.task(bind=True, name="count", max_retries=9, default_retry_delay=0)
+    def count(self: Any, until: int, *ends: Any) -> list[Any]:
+        began = self.request.checkpoint or 0
+        for at in range(began, until):
+            self.checkpoint(at + 1)
+            if at == 2 and began < 2:
+                for end in ends:
+                    if end == "retry":
+                        raise self.retry()
+                    if end == "other arguments":
+                        raise self.retry(args=(until,), headers={"again": 1})
+                    if end == "requeue":
+                        raise Reject("later", requeue=True)
+                    raise ValueError(end)
+        return [began, self.request.checkpoint, self.request.retries]
+
+    return count
+
+
+@pytest.mark.parametrize("end", ["retry", "other arguments"])
+def test_a_retry_goes_on_from_the_checkpoint(app: Liteq, count: Any, end: str) -> None:
+    result = count.delay(5, end)
+    app.run_until_empty()
+
+    assert result.get(timeout=1) == [3, 5, 1]
+
+
+def test_so_does_what_was_put_back(app: Liteq, count: Any) -> None:
+    result = count.delay(5, "requeue")
+    app.run_until_empty()
+
+    assert result.get(timeout=1) == [3, 5, 0]
+
+
+def test_so_does_a_failed_call_that_is_run_again(app: Liteq, count: Any) -> None:
+    result = count.delay(5, "no")
+    app.run_until_empty()
+    assert result.state == "FAILURE"
+    assert describe(app, result.id)["checkpoint"] == "3"
+
+    assert list(retry(app.broker, [result.id])) == [[result.id]]
+    app.run_until_empty()
+
+    assert app.AsyncResult(result.id).get(timeout=1) == [3, 5, 0]
+
+
+def test_an_eager_call_goes_on_as_well(app: Liteq, count: Any) -> None:
+    assert count.apply((5, "retry")).get() == [3, 5, 1]
+    assert (count.s(5, "other arguments") | count.si(1)).apply().parent.get() == [3, 5, 1]
+
+
+def test_a_direct_call_reads_what_it_has_kept(app: Liteq, count: Any) -> None:
+    assert count(3) == [0, 3, 0]
+    assert count(3) == [0, 3, 0]
+    assert perform(count, 3) == [0, 3, 0]
+
+
+def test_a_call_in_the_place_of_another_begins_at_the_beginning(app: Liteq, count: Any) -> None:
+    @app.task(bind=True)
+    def first(self: Any) -> None:
+        self.checkpoint(2)
+        self.replace(count.s(3))
+
+    result = first.delay()
+    app.run_until_empty()
+
+    assert result.get(timeout=1) == [0, 3, 0]
+
+
+def test_a_checkpoint_is_any_value_and_none_takes_it_away(app: Liteq) -> None:
+    seen = []
+    wanted = [{"day": date(2026, 1, 2), "sum": Decimal("1.10")}, ('"requeued":', 7), None]
+
+    @app.task(bind=True, max_retries=9, default_retry_delay=0)
+    def work(self: Any) -> int:
+        seen.append(self.request.checkpoint)
+        if self.request.retries < len(wanted):
+            self.checkpoint(wanted[self.request.retries])
+            raise self.retry()
+        return self.request.deliveries  # type: ignore[no-any-return]
+
+    result = work.delay()
+    app.run_until_empty()
+
+    assert result.get(timeout=1) == 1
+    assert seen == [None, *wanted]
+    assert record(app, result.id).message.checkpoint is None
+
+
+def test_what_cannot_be_kept_is_refused_at_once(app: Liteq) -> None:
+    @app.task(bind=True)
+    def work(self: Any) -> int:
+        self.checkpoint(1)
+        with pytest.raises(EncodeError, match=r"checkpoint\['file'\]"):
+            self.checkpoint({"file": object()})
+        with pytest.raises(MessageTooLarge, match="65536 allowed"):
+            self.checkpoint("x" * 65_536)
+        return self.request.checkpoint  # type: ignore[no-any-return]
+
+    result = work.delay()
+    app.run_until_empty()
+
+    assert result.get(timeout=1) == 1
