@@ -705,6 +705,45 @@ def test_5_what_is_damaged_while_it_runs_is_no_end_of_the_worker_that_settles_it
     assert dead == ([] if step.accepted[0] else [bad.id])
 
 
+@pytest.mark.parametrize("when", ["queued", "expired", "ended", "parked"])
+@pytest.mark.parametrize(
+    ("verb", "field", "value"),
+    [*(one[:3] for one in _DAMAGE), ("HSET", "Q", b"soon"), ("HDEL", "Q", None)],
+)
+def test_5_what_is_damaged_is_no_end_of_the_worker_that_keeps_house(
+    direct: RedisBroker,
+    server: RedisServer,
+    when: str,
+    verb: str,
+    field: str | None,
+    value: bytes | None,
+) -> None:
+    times = {"expires_at": 1.0} if when == "expired" else {"result_expires": 0.0}
+    bad, good = make(priority=1, **times), make(priority=1, **times)
+    direct.enqueue([bad, good])
+    worker = enlist(direct)
+    if when == "ended":
+        for lease in direct.claim(worker, ["default"], 2):
+            assert direct.settle(worker, lease, Succeeded(b"1"))
+    elif when == "parked":
+        direct.step(worker, queues=["default"], limit=2, tasks={"shop.thank"})
+        direct.unknown_expires = 0.0
+    words = [word for word in (field, value) if word is not None]
+    server.say(verb, f"{direct._prefix}m:{bad.id}", *words)
+
+    direct.age(["default"], 1e-9)
+    direct.maintain()
+
+    assert not direct.maintain()
+    if when == "queued":
+        given = server.say("HGET", f"{direct._prefix}m:{good.id}", "g")
+        assert bytes(given).startswith(b"9,")  # type: ignore[arg-type]
+    else:
+        ended = {"ended": None, "expired": "revoked", "parked": "failed"}
+        found = direct.get([good.id]).get(good.id)
+        assert (found and found.state) == ended[when]
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

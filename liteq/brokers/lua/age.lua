@@ -18,12 +18,14 @@ for i = 6, #ARGV do
     local heads = call('ZRANGEBYSCORE', key, band(priority), '(' .. band(priority - 1), 'LIMIT',
       0, most)
     for _, id in ipairs(heads) do
-      local m = call('HMGET', P .. 'm:' .. id, 'Q', 'u', 'g', 'n')
-      local waited = NOW - math.max(tonumber(m[1]), tonumber(m[2] or '0'))
-      if waited >= seconds * (priority + 1) then
+      local m = redis.pcall('HMGET', P .. 'm:' .. id, 'Q', 'u', 'g', 'n')
+      local since, number = number_of(m[1]), tonumber(m[4] or nil)
+      local waited = NOW - math.max(since or NOW, number_of(m[2]) or 0)
+      local damaged = not number or given_of(m[3]).damaged  -- its claim says so
+      if waited >= seconds * (priority + 1) and not damaged then
         local raised = math.min(9, math.floor(waited / seconds))
         call('HSET', P .. 'm:' .. id, 'g', (string.gsub(m[3], '^%-?%d+', tostring(raised))))
-        call('ZADD', key, rank(raised, tonumber(m[4])), id)
+        call('ZADD', key, rank(raised, number), id)
         count = count + 1
       end
     end

@@ -16,10 +16,17 @@ local function slice(key, before)
 end
 
 for _, id in ipairs(slice(P .. 'expiring', NOW_TEXT)) do
-  local found = call('HMGET', P .. 'm:' .. id, 's', 'W', 'U')
-  delete(id, found[1], found[2], found[3], true)
+  local found = redis.pcall('HMGET', P .. 'm:' .. id, 's', 'W', 'U')
+  -- One that another program has deleted may have had any state.
+  for _, state in ipairs(found[1] and {found[1]} or {'S', 'F', 'R', 'I'}) do
+    delete(id, state, found[2], found[3], true)
+  end
 end
-for _, id in ipairs(slice(P .. 'expiry', NOW_TEXT)) do revoke(load(id), 'expired') end
+for _, id in ipairs(slice(P .. 'expiry', NOW_TEXT)) do
+  local m = load(id)
+  call('ZREM', P .. 'expiry', id)
+  if m then revoke(m, 'expired') end
+end
 follow()
 for _, id in ipairs(slice(P .. 'gone', ARGV[6])) do
   if call('EXISTS', P .. 'leases:' .. id) == 0 then
@@ -58,6 +65,6 @@ for _, slot in ipairs(given_back) do
 end
 for _, id in ipairs(parked) do
   put(id)
-  put(given_of(call('HGET', P .. 'm:' .. id, 'g')).t)
+  put(given_of(redis.pcall('HMGET', P .. 'm:' .. id, 'g')[1]).t)
 end
 return answer()
