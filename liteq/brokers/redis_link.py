@@ -63,6 +63,7 @@ _LATER: Final = frozenset(
         "MASTERDOWN",
         "MISCONF",
         "NOREPLICAS",
+        "NOSCRIPT",  # a second time: see `_run`
         "READONLY",
         "TRYAGAIN",
         "UNKILLABLE",

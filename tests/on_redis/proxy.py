@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -12,9 +13,11 @@ class Proxy:
     """Stands between clients and a server's socket file.
 
     `lose_reply_of(word)`: the next command that has the word in it reaches the server, runs,
-    and its connection is cut before the answer. `hold()`: nothing passes either way until
-    `release()`. `cut()`: every connection is closed now. `half_close()`: the server's side
-    of every connection says that it will send no more. `refuse`: new connections are closed.
+    and its connection is cut before the answer. `before(word, act, times)`: the next commands
+    that have the word in them reach the server after `act()`. `hold()`: nothing passes either
+    way until `release()`. `cut()`: every connection is closed now. `half_close()`: the
+    server's side of every connection says that it will send no more. `refuse`: new
+    connections are closed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -25,6 +28,7 @@ class Proxy:
         self._open = threading.Event()
         self._open.set()
         self._word: bytes | None = None
+        self._acts: list[tuple[bytes, Callable[[], object]]] = []
         self.refuse = False
         self.lost = 0
         self._thread = threading.Thread(target=self._accept, daemon=True)
@@ -40,6 +44,9 @@ class Proxy:
 
     def lose_reply_of(self, word: str) -> None:
         self._word = word.encode()
+
+    def before(self, word: str, act: Callable[[], object], times: int) -> None:
+        self._acts += [(word.encode(), act)] * times
 
     def hold(self) -> None:
         self._open.clear()
@@ -101,6 +108,8 @@ class Proxy:
         with contextlib.suppress(OSError):
             while data := source.recv(65_536):
                 self._open.wait()
+                if upstream and self._acts and self._acts[0][0] in data:
+                    self._acts.pop(0)[1]()
                 word = self._word
                 if upstream and word is not None and word in data:
                     self._word = None

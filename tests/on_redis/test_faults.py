@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import threading
@@ -493,6 +494,21 @@ def test_a_script_that_the_server_forgot_is_loaded_again(
     direct.enqueue([make()])
 
     assert direct.counts() == {"default": {"queued": 2}}
+
+
+@pytest.mark.parametrize("is_awaited", [False, True])
+def test_a_script_that_the_server_forgets_as_it_has_learnt_it_is_loaded_again(
+    broker: RedisBroker, proxy: Proxy, server: RedisServer, is_awaited: bool
+) -> None:
+    message = make()
+    proxy.before(script("enqueue_one").sha.decode(), lambda: server.say("SCRIPT", "FLUSH"), 2)
+
+    if is_awaited:
+        asyncio.run(broker.aenqueue([message]))
+    else:
+        broker.enqueue([message])
+
+    assert broker.counts() == {"default": {"queued": 1}}
 
 
 def test_a_full_server_refuses_new_messages_and_settles_the_old(
