@@ -721,6 +721,24 @@ def test_5_what_is_damaged_while_it_runs_is_no_end_of_the_worker_that_settles_it
     assert dead == ([] if step.accepted[0] else [bad.id])
 
 
+@pytest.mark.parametrize("worker_of_it", ["-", "77"])
+def test_5_a_lease_whose_worker_is_damaged_goes_back_to_its_queue(
+    direct: RedisBroker, server: RedisServer, worker_of_it: str
+) -> None:
+    worker = enlist(direct)
+    lease = held(direct, worker)
+    server.say(
+        "HSET", f"{direct._prefix}m:{lease.id}", "k", f"{lease.token} {worker_of_it} 1 -"
+    )
+
+    direct.step(worker, idle=True)
+
+    [again] = direct.claim(worker, ["default"])
+    assert again.id == lease.id
+    assert direct.settle(worker, again, Succeeded(b"1"))
+    assert server.say("SCARD", f"{direct._prefix}leases:{worker}") == 0
+
+
 @pytest.mark.parametrize("when", ["queued", "expired", "ended", "parked"])
 @pytest.mark.parametrize(
     ("verb", "field", "value"),

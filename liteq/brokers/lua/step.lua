@@ -228,6 +228,7 @@ if again or idle then
       call('SREM', P .. 'leases:' .. worker, id)
       bury(id, why)
     elseif m then
+      m.w = worker
       if m.V then revoke_lease(m, 'revoked') else requeue(m, 1) end
       free_slots(id)
     end
