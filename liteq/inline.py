@@ -25,6 +25,9 @@ __all__ = ["Attempt", "InlineWorker", "Ran", "attempt_with"]
 Attempt: TypeAlias = Callable[[Lease, FailedCalls, Report], Ended]
 
 _DETAILS: Final = {"pool": "inline"}
+_LAST: Final = (
+    253_402_214_400.0  # the last day of the year 9999: no clock in a zone goes beyond
+)
 
 
 class Ran(NamedTuple):
@@ -88,8 +91,9 @@ class InlineWorker:
     ) -> Iterator[Ran]:
         """Run what is due, then have the broker's clock moved to when the next message is
         and go on, up to and including this instant (Unix seconds; None: until nothing is
-        left). `also()` is called at each such time, does what it has to do then, and returns
-        when that is next; it is called again when something has run."""
+        left that is due in some year). `also()` is called at each such time, does what it
+        has to do then, and returns when that is next; it is called again when something
+        has run."""
         while True:
             other = also()
             idle = True
@@ -99,7 +103,7 @@ class InlineWorker:
             if not idle:
                 continue
             due = min(filter(None, (self.next_due(), other)), default=None)
-            if due is None or (moment is not None and due > moment):
+            if due is None or due > (_LAST if moment is None else moment):
                 break
             move_to(due)
         if moment is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta, tzinfo
+from datetime import UTC, datetime, timedelta, tzinfo
 from typing import TYPE_CHECKING, Any, Final
 
 from liteq import entries
@@ -65,9 +65,10 @@ class PeriodicEntry:
         while when is not None and len(found) < count:
             last = found[-1].timestamp()
             following = when.following(last, last)
-            if following is None:
+            next_one = instant(following, at.tzinfo or UTC)
+            if next_one is None:
                 break
-            found.append(datetime.fromtimestamp(following, at.tzinfo))
+            found.append(next_one)
         return found[:count]
 
 

@@ -94,6 +94,7 @@ FILES = {
         from shop import framework
         from shop.framework import signals, tasks
         from shop.models import Order
+        from liteq.contrib.django.results import moment
         from shop.tasks import add, count, fail, flaky, ran, seen, skip, soon, strange
         from shop.tasks import unlimited
 
@@ -131,7 +132,8 @@ FILES = {
             return {"before": before, "after": shape(result), "value": result.return_value,
                     "args": again.args, "kwargs": again.kwargs, "told": list(told),
                     "same": again == result, "id": len(result.id) <= 64,
-                    "aware": timezone.is_aware(result.enqueued_at)}
+                    "aware": timezone.is_aware(result.enqueued_at),
+                    "damaged": [moment(t) for t in (1e15, -1e18, float("inf"))]}
 
         def failure_is_told():
             told.clear()
@@ -373,6 +375,7 @@ def test_a_value_comes_back_through_the_store(told: Any) -> None:
         "same": True,
         "id": True,
         "aware": True,
+        "damaged": [None, None, None],
     }
     assert heard == [
         ["task_enqueued", "LiteqBackend", "add", "READY", 0],

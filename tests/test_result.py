@@ -154,7 +154,25 @@ def test_a_retry_shows_its_reason(app: Liteq, add: Any) -> None:
     assert result.traceback == "tb"
     (past,) = result.attempts
     assert (past.number, past.outcome, repr(past.exception)) == (1, "retried", "KeyError('k')")
+    assert past.ended_at is not None
     assert past.ended_at.tzinfo is UTC
+
+
+@pytest.mark.parametrize("damaged", [1e15, float("inf")])
+def test_an_attempt_whose_times_are_damaged_has_none(clock: FakeClock, damaged: float) -> None:
+    with app_in_memory(clock=clock) as app:
+
+        @app.task
+        def work() -> None: ...
+
+        result = work.delay()
+        worker = enlist(app.broker)
+        (lease,) = app.broker.claim(worker, ["default"])
+        clock.move_to(damaged)
+        app.broker.settle(worker, lease, Failed(describe(ValueError("no"))))
+
+        (past,) = result.attempts
+        assert (past.outcome, past.ended_at, result.date_done) == ("failed", None, None)
 
 
 def test_an_ignored_call_gives_nothing_at_once(app: Liteq, add: Any) -> None:

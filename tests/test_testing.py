@@ -697,6 +697,23 @@ def test_all_that_is_enqueued_is_listed(app: Liteq, t: Inline) -> None:
     assert t.all_enqueued(queue="default") == []
 
 
+@pytest.mark.parametrize("damaged", [1e15, float("inf")])
+def test_a_call_whose_times_are_damaged_is_listed_and_never_due(
+    app: Liteq, t: Inline, damaged: float
+) -> None:
+    @app.task
+    def work() -> None: ...
+
+    (message,) = app.sender.compose(work.s()).messages
+    app.broker.enqueue([message._replace(run_at=damaged, expires_at=damaged)])
+
+    (call,) = t.all_enqueued(work)
+    assert (call.eta, call.expires) == (None, None)
+    assert str(call).endswith("due at no time")
+    assert t.drain(with_scheduled=True) == []
+    assert app.now() == NOON
+
+
 def test_an_assertion_holds_for_what_was_said(app: Liteq, t: Inline) -> None:
     @dataclass
     class Address:

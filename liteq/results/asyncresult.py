@@ -16,7 +16,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import (
     TYPE_CHECKING,
     Any,
@@ -331,7 +331,7 @@ class AsyncResult(ResultBase, Generic[R]):
                 traceback=failure.read(past.error)["traceback"] if past.error else None,
                 worker=past.worker,
                 started_at=_time(past.started_at),
-                ended_at=datetime.fromtimestamp(past.ended_at, UTC),
+                ended_at=_time(past.ended_at),
             )
             for past in self.app.broker.attempts(self.id)
         ]

@@ -20,7 +20,8 @@ class Progress(NamedTuple):
 
 
 class PastAttempt(NamedTuple):
-    """One attempt of a task that did not succeed. Times are UTC."""
+    """One attempt of a task that did not succeed. Times are UTC; None for one that is damaged
+    in the store."""
 
     number: int
     outcome: str
@@ -28,4 +29,4 @@ class PastAttempt(NamedTuple):
     traceback: str | None
     worker: str | None
     started_at: datetime | None
-    ended_at: datetime
+    ended_at: datetime | None

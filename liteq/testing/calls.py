@@ -15,6 +15,7 @@ from liteq.exceptions import MessageError
 from liteq.message import GATHER
 from liteq.serializers import dumps_call, loads_call
 from liteq.waiting import has_ended
+from liteq.wording import instant
 
 if TYPE_CHECKING:
     from liteq.brokers.values import Record, State
@@ -89,7 +90,7 @@ class Enqueued(NamedTuple):
         elif self.state in ("waiting", "limited", "parked", "running"):
             words.append(self.state)
         elif self.eta is None:
-            words.append("due now")
+            words.append("due now" if self.countdown is None else "due at no time")
         else:
             words.append(f"due {self.eta.isoformat(' ', 'seconds')}")
         if self.priority:
@@ -282,7 +283,7 @@ def _call(app: Liteq, record: Record, now: float) -> Enqueued:
 
 
 def _moment(app: Liteq, at: float | None) -> datetime | None:
-    return None if at is None else datetime.fromtimestamp(at, app.timezone)
+    return instant(at, app.timezone)
 
 
 def _aware(app: Liteq, moment: datetime | None) -> datetime | None:

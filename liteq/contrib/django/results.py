@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Mapping
 from dataclasses import fields
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from django.conf import settings
@@ -23,6 +23,7 @@ from liteq.contrib.django.framework import (
 from liteq.ids import made_at
 from liteq.serializers import loads_call
 from liteq.states import SUCCESS
+from liteq.wording import instant
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -169,11 +170,15 @@ def tell(name: str, result: Any) -> None:
 
 
 def moment(when: float | None) -> Any:
-    """Return Unix seconds as Django has a time: aware, or naive without `USE_TZ`."""
-    if when is None:
+    """Return Unix seconds as Django has a time: aware, or naive without `USE_TZ`. None for
+    none, and for what is damaged in the store."""
+    aware = instant(when)
+    if aware is None or settings.USE_TZ:
+        return aware
+    try:
+        return aware.astimezone().replace(tzinfo=None)
+    except (OverflowError, ValueError):
         return None
-    aware = datetime.fromtimestamp(when, UTC)
-    return aware if settings.USE_TZ else aware.astimezone().replace(tzinfo=None)
 
 
 def _made(task: Any, **of: Any) -> Any:
