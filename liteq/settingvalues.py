@@ -319,17 +319,35 @@ def queues(value: Any) -> tuple[Queue, ...]:
 
 
 def _queue(queue: Any, options: Any) -> Queue:
+    _refuse_fanout(queue)
     if isinstance(queue, Queue):
         return queue
     if isinstance(queue, str):
         known = dict(options) if isinstance(options, Mapping) else {}
         known.pop("name", None)
-        return Queue(queue, **known)
+        made = Queue(queue, **known)
+        _refuse_fanout(made)
+        return made
     if isinstance(name := getattr(queue, "name", None), str):  # kombu's
         key = getattr(queue, "routing_key", "") or ""
         most = getattr(queue, "max_length", None)
         return Queue(name, getattr(queue, "exchange", None), key, max_length=most)
     raise Unfit(f"must hold names or Queue objects, not {queue!r}")
+
+
+def _refuse_fanout(queue: Any) -> None:
+    """Raise `Unfit` for a queue that would have had a copy of each message for each worker
+    (kombu's `Broadcast`, whose name is a random one): here nobody would get any."""
+    kind = getattr(getattr(queue, "exchange", None), "type", None)
+    if isinstance(queue, Queue):
+        kind = queue.options.get("exchange_type", kind)
+    if kind == "fanout":
+        name = getattr(queue, "alias", None) or getattr(queue, "name", queue)
+        raise Unfit(
+            f"has the fanout queue {name!r}, and liteq sends no message to all workers: make "
+            "what they all are to do a @control_command and call it with "
+            "app.control.broadcast(), or send one call to a queue of each worker's own"
+        )
 
 
 def level(value: Any) -> Any:

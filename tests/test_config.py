@@ -667,6 +667,23 @@ def test_an_exchange_is_taken_and_one_that_would_do_more_is_warned_about(bare: P
         Exchange("news", type="fanout", durable=True)
 
 
+def test_a_queue_that_would_have_had_copies_for_all_workers_is_refused(bare: Path) -> None:
+    class Fanout:
+        name, type = "news", "fanout"
+
+    class KombuBroadcast:  # its name is made up, and what calls are routed to is its alias
+        name, alias, exchange = "bcast.5f3c", "news", Fanout()
+
+    given: list[Any] = [
+        [KombuBroadcast()],
+        [Queue("news", Fanout())],
+        {"news": {"exchange": "news", "exchange_type": "fanout"}},
+    ]
+    for queues in given:
+        with pytest.raises(ImproperlyConfigured, match=r"'news'.*@control_command"):
+            _ = settings(bare, {"task_queues": queues}).task_queues
+
+
 def test_queues_may_be_given_in_every_form(bare: Path) -> None:
     class KombuQueue:
         name, exchange, routing_key = "k", "x", "r"
