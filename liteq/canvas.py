@@ -187,8 +187,13 @@ class chain(Canvas[R]):
         longer["kwargs"]["tasks"] = steps
         return longer
 
-    def __repr__(self) -> str:
-        return " | ".join(map(repr, self.tasks)) or "chain()"
+    def shown(self, front: int | None = None) -> str:
+        """Return the chain as source text; `front` is about the first step."""
+        steps = []
+        for step in self.tasks:
+            steps.append(step.shown(front))
+            front = None if is_empty(step) else 1
+        return " | ".join(steps) or "chain()"
 
     def _parts(self) -> list[Signature[Any]]:
         return self.tasks
@@ -351,8 +356,9 @@ class group(Canvas[list[R]]):
     def __len__(self) -> int:
         return len(self.tasks)
 
-    def __repr__(self) -> str:
-        return f"group({self.tasks!r})" if self.tasks else "group(<empty>)"
+    def shown(self, front: int | None = None) -> str:
+        """Return the group as source text; `front` is about each member."""
+        return f"group({_listed(self.tasks, front)})" if self.tasks else "group(<empty>)"
 
     def _parts(self) -> list[Signature[Any]]:
         return cast("list[Signature[Any]]", self.tasks)
@@ -547,13 +553,16 @@ class chord(Canvas[R]):
         joined.update({**self, "kwargs": parts, "options": dict(self.options)})
         return joined
 
-    def __repr__(self) -> str:
-        header = repr(self.tasks)
+    def shown(self, front: int | None = None) -> str:
+        """Return the chord as source text; `front` is about each member of the header."""
+        header = _listed(self.tasks, front)
         if self.body is None:
             return f"<chord without body: {header}>"
         if isinstance(self.body, Canvas):
-            return f"%({header}, {self.body!r})"
-        return "%" + self.body.reprcall(self.tasks)
+            return f"%({header}, {self.body.shown(1)})"
+        given = [] if self.body.immutable else [header]
+        args = self.body.sources(self.body.args, self.body.kwargs, len(given))
+        return f"%{self.body.task}({', '.join((*given, *args))})"
 
     def _append_to_body(self, option: str, sig: Any) -> Any:
         if self.body is None:  # kept for the one that comes
@@ -584,6 +593,10 @@ def is_empty(sig: Signature[Any]) -> bool:
 
 
 # Parts
+
+
+def _listed(tasks: Iterable[Signature[Any]], front: int | None) -> str:
+    return f"[{', '.join(task.shown(front) for task in tasks)}]"
 
 
 def _header(given: Any, app: Liteq | None) -> group[Any]:

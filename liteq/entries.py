@@ -286,9 +286,9 @@ class Entry:
         """Return the call as source text, its parameters as an app knows them (default: the
         current one)."""
         if self.canvas is not None:
-            return repr(Signature.from_dict(self.canvas, app=app))
+            return Signature.from_dict(self.canvas, app=app).shown(0)
         call: Signature[Any] = Signature(self.task, self.args, self.kwargs, app=app)
-        return repr(call)
+        return call.shown(0)
 
     # In the store
 

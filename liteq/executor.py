@@ -649,7 +649,7 @@ class _Attempt:
         redactor, task = self.settings.redactor, self.plan.task
         if redactor is None:
             return set()
-        named = getattr(task, "parameters", ()), getattr(task, "sensitive", ())
+        named = getattr(task, "positional", ()), getattr(task, "sensitive", ())
         return redactor.secrets(self.args, self.kwargs, *named)
 
     def _trail(self) -> str | None:

@@ -9,9 +9,9 @@ display. Passwords in URLs are hidden wherever a text is shown.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 __all__ = [
     "HIDDEN",
@@ -25,6 +25,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+# What is known of a task by its name: its positional parameters, and which are sensitive.
+Tasks: TypeAlias = Callable[[str], tuple[Sequence[str], str | Iterable[str]] | None]
 
 HIDDEN: Final = "********"
 
@@ -106,11 +109,25 @@ class Secret(Generic[T]):
 
 
 class Redactor:
-    """Hides what is secret; `names` are more than those of `NAMES`."""
+    """Hides what is secret; `names` are more than those of `NAMES`.
 
-    def __init__(self, names: Iterable[str] = ()) -> None:
+    `tasks` says of the calls that are carried as values, signatures or what JSON made of
+    them, which of their arguments are secret.
+
+    Positional arguments go by `parameters`, the names of a task's positional ones; the last
+    is that of all others if it begins with a star. `front` is how many arguments, those that
+    other calls give, come before them. None: nobody knows, and what may be secret is hidden.
+    `sensitive` are names of this task's parameters that are secret whatever they are called
+    (a text is one name).
+    """
+
+    def __init__(self, names: Iterable[str] = (), tasks: Tasks | None = None) -> None:
+        self._tasks = tasks
         words = {"_".join(_words(name)) for name in (*NAMES, *names)} - {""}
         self._pattern = re.compile(f"_(?:{'|'.join(map(re.escape, sorted(words)))})_")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_tasks": None}  # they are the app's, and stay in its process
 
     def is_secret(self, name: object) -> bool:
         """Tell whether what goes by this name is not to be shown."""
@@ -155,23 +172,14 @@ class Redactor:
         kwargs: Mapping[str, Any],
         parameters: Sequence[str] = (),
         sensitive: str | Iterable[str] = (),
+        front: int | None = 0,
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments of a call with what is secret in them replaced.
-
-        `parameters` are the names of the positional ones; `sensitive` names of this
-        task's parameters that are secret whatever they are called (a text is one name).
-        """
-        hidden = _named(sensitive)
-        names = [*parameters, *[None] * (len(args) - len(parameters))]
+        """Return the arguments of a call with what is secret in them replaced."""
+        known = parameters, sensitive
+        shown = self._covered_call(args, self._covered(kwargs), known, front)
         return (
-            tuple(
-                HIDDEN if name in hidden else self.value(one, name)
-                for one, name in zip(args, names, strict=False)
-            ),
-            {
-                name: HIDDEN if name in hidden else self.value(one, name)
-                for name, one in kwargs.items()
-            },
+            tuple(self.value(one) for one in shown[0]),
+            {name: self.value(one, name) for name, one in shown[1].items()},
         )
 
     def call(
@@ -192,17 +200,13 @@ class Redactor:
         kwargs: Mapping[str, Any],
         parameters: Sequence[str] = (),
         sensitive: str | Iterable[str] = (),
+        front: int | None = 0,
     ) -> list[str]:
         """Return the arguments of a call as source text, each as `source()` has it."""
-        hidden = _named(sensitive)
-        names = [*parameters, *[None] * (len(args) - len(parameters))]
-
-        def write(name: str | None, value: Any) -> str:
-            return repr(HIDDEN) if name in hidden else self.source(value, name)
-
+        shown = self._covered_call(args, kwargs, (parameters, sensitive), front)
         return [
-            *(write(name, one) for name, one in zip(names, args, strict=False)),
-            *(f"{name}={write(name, one)}" for name, one in kwargs.items()),
+            *(self.source(one) for one in shown[0]),
+            *(f"{name}={self.source(one, name)}" for name, one in shown[1].items()),
         ]
 
     def secrets(
@@ -211,15 +215,72 @@ class Redactor:
         kwargs: Mapping[str, Any],
         parameters: Sequence[str] = (),
         sensitive: str | Iterable[str] = (),
+        front: int | None = 0,
     ) -> set[str]:
         """Return the texts that are secret in the arguments of a call, to be hidden from
         what is said about it, as an exception's message. Very short ones are left out."""
         hidden = _named(sensitive)
         found: set[str] = set()
-        names = [*parameters, *[None] * (len(args) - len(parameters))]
-        for name, one in (*zip(names, args, strict=False), *kwargs.items()):
+        names = _places(len(args), parameters, front)
+        for places, one in zip(names, args, strict=True):
+            is_secret = any(name in hidden or self.is_secret(name) for name in places)
+            self._gather(one, None, found, _DEPTH, is_secret=is_secret)
+        for name, one in kwargs.items():
             self._gather(one, name, found, _DEPTH, is_secret=name in hidden)
+        self._gather_covered(kwargs, self._covered(kwargs), found, _DEPTH)
         return found
+
+    def _covered_call(
+        self,
+        args: Iterable[Any],
+        kwargs: Mapping[str, Any],
+        known: tuple[Sequence[str], str | Iterable[str]],
+        front: int | None,
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """Return the arguments of a call, those hidden that are secret by their place."""
+        args, hidden = list(args), _named(known[1])
+
+        def covered(name: str, value: Any) -> bool:
+            return name in hidden or _safely(self._hides, value, name)
+
+        places = _places(len(args), known[0], front)
+        return (
+            [
+                HIDDEN if any(covered(name, one) for name in names) else one
+                for names, one in zip(places, args, strict=True)
+            ],
+            {name: HIDDEN if name in hidden else one for name, one in kwargs.items()},
+        )
+
+    def _covered(self, value: Mapping[Any, Any]) -> Mapping[Any, Any]:
+        """Return a dictionary; of one that is a call, or holds many for one task, as `map()`
+        does, with the arguments hidden that are secret."""
+        task = value.get("task")
+        if self._tasks is None or task is None:
+            return value
+        if isinstance(task, Mapping):
+            known = self._tasks(str(task.get("task")))
+            items = value.get("it")
+            if known is None or not isinstance(items, (list, tuple)):
+                return value
+            return {**value, "it": [self._covered_item(item, known) for item in items]}
+        known = self._tasks(task) if isinstance(task, str) else None
+        args, kwargs = value.get("args"), value.get("kwargs")
+        if known is None or not isinstance(args, (list, tuple)):
+            return value
+        if not isinstance(kwargs, Mapping):
+            return value
+        front = 0 if value.get("immutable") else None
+        shown = self._covered_call(args, kwargs, known, front)
+        return {**value, "args": shown[0], "kwargs": shown[1]}
+
+    def _covered_item(self, item: Any, known: tuple[Sequence[str], str | Iterable[str]]) -> Any:
+        """Return the arguments of one of many calls: of a list, which may be all of them or
+        the first alone, without any if that is secret."""
+        (alone,), _ = self._covered_call((item,), {}, known, 0)
+        if alone is HIDDEN or not isinstance(item, (list, tuple)):
+            return alone
+        return self._covered_call(item, {}, known, 0)[0]
 
     def _hides(self, value: Any, name: object) -> bool:
         if isinstance(value, Secret):
@@ -236,6 +297,7 @@ class Redactor:
         if depth == 0:
             return "…"
         if isinstance(value, Mapping):
+            value = self._covered(value)
             return {
                 _key(key): self._value(member, key, depth - 1) for key, member in value.items()
             }
@@ -268,10 +330,25 @@ class Redactor:
                 self._gather(member, None, found, depth - 1, is_secret=is_secret)
             return
         members = value if isinstance(value, Mapping) else _fields(value)
+        if isinstance(value, Mapping):
+            self._gather_covered(value, self._covered(value), found, depth)
         if members is not None and members is not value:
             members = {**getattr(value, "__dict__", {}), **members}  # a task is given both
         for key, member in (members or {}).items():
             self._gather(member, key, found, depth - 1, is_secret=is_secret)
+
+    def _gather_covered(self, value: Any, shown: Any, found: set[str], depth: int) -> None:
+        """Gather what is hidden in the arguments of a call that is a value."""
+        if shown is value:
+            return
+        if shown is HIDDEN:
+            self._gather(value, None, found, depth - 1, is_secret=True)
+        elif isinstance(value, Mapping):
+            for key, member in shown.items():
+                self._gather_covered(value[key], member, found, depth)
+        else:
+            for one, member in zip(value, shown, strict=True):
+                self._gather_covered(one, member, found, depth)
 
 
 @lru_cache(maxsize=1)
@@ -324,6 +401,7 @@ class _Writer:
 
     def _write_members(self, value: Any, depth: int) -> None:
         if isinstance(value, Mapping):
+            value = self._redactor._covered(value)
             self._write_pairs(
                 "{", ((repr(_key(k)), k, v) for k, v in value.items()), ": ", "}", depth
             )
@@ -414,6 +492,21 @@ def _fields(value: Any) -> dict[str, Any] | None:
 
 
 # Names
+
+
+def _places(
+    count: int, parameters: Sequence[str], front: int | None
+) -> Iterator[tuple[str, ...]]:
+    """Return the names that each of so many positional arguments may go by."""
+    names = list(parameters)
+    rest = names.pop()[1:] if names and names[-1].startswith("*") else None
+    fronts: Iterable[int] = (front or 0,)
+    if front is None:  # as many as there is room for
+        fronts = range(1 + (len(names) if rest else max(0, len(names) - count)))
+    last = () if rest is None else (rest,)
+    for number in range(count):
+        found = (names[at + number :][:1] or last for at in fronts)
+        yield tuple(dict.fromkeys(name for some in found for name in some))
 
 
 def _named(sensitive: str | Iterable[str]) -> frozenset[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from datetime import UTC, tzinfo
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -58,6 +59,7 @@ class Rules:
         self.keeps_results = app.keeps_results
         self.sends_events: bool = conf.task_send_sent_event
         self._sensitive: tuple[str, ...] = conf.task_sensitive_names
+        self._tasks = app.tasks
 
         self._signing = conf.security_keys, conf.security_accept_unsigned
 
@@ -72,7 +74,11 @@ class Rules:
 
     @cached_property
     def redactor(self) -> Redactor:
-        return Redactor(self._sensitive)
+        return Redactor(self._sensitive, self._secrets_of)
+
+    def _secrets_of(self, name: str) -> tuple[Sequence[str], str | Iterable[str]] | None:
+        task = self._tasks.get(name)
+        return None if task is None else (task.positional, task.sensitive)
 
 
 def defaults_of(rules: Rules, name: str, task: AnyTask) -> Defaults:

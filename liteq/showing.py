@@ -14,7 +14,7 @@ from liteq.serializers import loads_call
 if TYPE_CHECKING:
     from liteq.app import Liteq
 
-__all__ = ["shown_arguments", "shown_call", "without_secrets"]
+__all__ = ["in_front", "shown_arguments", "shown_call", "without_secrets"]
 
 
 def shown_arguments(app: Liteq, message: Message) -> tuple[Any, Any]:
@@ -29,19 +29,34 @@ def shown_arguments(app: Liteq, message: Message) -> tuple[Any, Any]:
         )
     except Exception as exc:  # noqa: BLE001 (pickle may raise anything)
         return f"<unreadable: {type(exc).__name__}>", None
-    return without_secrets(app, message.task, args, kwargs)
+    return without_secrets(app, message.task, args, kwargs, in_front(message))
+
+
+def in_front(message: Message) -> int | None:
+    """Return how many arguments other calls put in front of those of this one: None if that
+    is not known, as it may stand behind one. The edges that say so are the store's."""
+    if message.immutable or (message.keywords and None not in message.keywords):
+        return 0
+    is_first = message.root_id in (None, message.id) and not message.replaced_task_nesting
+    return 0 if is_first else None
 
 
 def without_secrets(
-    app: Liteq, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+    app: Liteq,
+    name: str,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    front: int | None = 0,
 ) -> tuple[list[Any], dict[str, Any]]:
-    """Return the arguments for a task of this name, what is secret in them hidden."""
+    """Return the arguments for a task of this name, what is secret in them hidden. So many
+    arguments come in front of them; None: it is not known."""
     task = app.tasks.get(name)
     shown, named = app.redactor.arguments(
         args,
         kwargs,
-        () if task is None else task.parameters,
+        () if task is None else task.positional,
         () if task is None else task.sensitive,
+        front,
     )
     return list(shown), named
 

@@ -28,6 +28,7 @@ from liteq.states import PROGRESS, SUCCESS
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
+    from types import CodeType
     from typing import Unpack
 
     from liteq.app import Liteq
@@ -44,7 +45,8 @@ __all__ = ["AsyncTask", "BoundTask", "Task", "is_coroutine_function"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_COROUTINE = 0x80  # the code flag of `async def` (inspect's, which costs 6 ms to import)
+# Flags of code (inspect's, which costs 6 ms to import): of `async def`, and of one with *args.
+_COROUTINE, _VARARGS = 0x80, 0x04
 
 
 class _FromConf:
@@ -366,18 +368,31 @@ class Task(Generic[P, R]):
         """Return the arguments of a call as texts to be shown (Celery's `argsrepr` and
         `kwargsrepr`), with what is secret in them hidden: see `liteq.redaction`."""
         return self.app.redactor.call(
-            args, kwargs, self.parameters, self.sensitive, self.resultrepr_maxsize
+            args, kwargs, self.positional, self.sensitive, self.resultrepr_maxsize
         )
 
     @property
     def parameters(self) -> list[str]:
         """The names of the body's positional parameters."""
-        fun = getattr(self.run, "__wrapped__", self.run)  # under `filter` or `pydantic`
-        code = getattr(fun, "__code__", None)
+        code = self._code
         if code is None:
             return []
         names = list(code.co_varnames[: code.co_argcount])
         return names[1:] if hasattr(self.run, "__self__") else names
+
+    @property
+    def positional(self) -> list[str]:
+        """The same, and behind them the star and the name of the one that takes the rest."""
+        code, names = self._code, self.parameters
+        if code is not None and code.co_flags & _VARARGS:
+            names.append(f"*{code.co_varnames[code.co_argcount + code.co_kwonlyargcount]}")
+        return names
+
+    @property
+    def _code(self) -> CodeType | None:
+        fun = getattr(self.run, "__wrapped__", self.run)  # under `filter` or `pydantic`
+        code: CodeType | None = getattr(fun, "__code__", None)
+        return code
 
     # Inside a run
 

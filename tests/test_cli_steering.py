@@ -553,6 +553,18 @@ def test_a_schedule_shows_no_secret_by_its_position(
         assert "tasks.charge('42', '********')" in shown
 
 
+def test_a_schedule_shows_no_secret_of_what_is_linked_to_it(
+    app: Callable[[], Liteq], here: Here
+) -> None:
+    shop = app()
+    links = {"link": [shop.tasks["tasks.charge"].s("hunter2-canary")]}
+    shop.schedules.add("log", "tasks.log", 3600.0, args=["x"], options=links)
+    for form in ([], ["--json"]):
+        shown = here.ok("schedule", "show", "log", *form)
+        assert "tasks.charge" in shown
+        assert "hunter2-canary" not in shown
+
+
 def test_a_schedule_says_how_it_goes_by_the_clock(app: Callable[[], Liteq], here: Here) -> None:
     schedules = app().schedules
     schedules.add("plain", "tasks.log", 7200.0, args=["x"])

@@ -15,7 +15,9 @@ import pytest
 import liteq
 from liteq import Liteq, Secret, Task, serializers
 from liteq.canvas import Signature, group
+from liteq.events.form import about
 from liteq.log import safe
+from liteq.operating import describe
 from liteq.redaction import HIDDEN, Redactor, hide, mask_url
 from liteq.testing import inline
 
@@ -185,6 +187,87 @@ def test_a_signature_shows_no_secret_however_it_was_given() -> None:
         assert repr(Signature.from_dict(dict(call))) == repr(call)
     assert repr(calls[0]) == f"login('bob', '{HIDDEN}')"
     assert repr(maps[0]) == f"[login(*x) for x in [('bob', '{HIDDEN}')]]"
+
+
+def _shop() -> tuple[Liteq, Task[..., Any], Task[..., Any]]:
+    app = Liteq("shop", broker="memory://", task_send_sent_event=True)
+
+    @app.task(name="order")
+    def order(number: int) -> int:
+        return number
+
+    @app.task(name="pay", sensitive=["pin"])
+    def pay(order: int, pin: str, note: str = "") -> str:
+        raise ValueError(f"refused: {pin}")
+
+    app.finalize()
+    return app, order, pay
+
+
+def test_what_stands_behind_another_call_is_hidden_by_the_place_it_will_have() -> None:
+    _, order, pay = _shop()
+    behind = f"pay('{HIDDEN}', 'shown')"
+    part = pay.s(CANARY, "shown")
+    assert repr(order.s(1) | part) == f"order(1) | {behind}"
+    assert repr(order.s(1) | pay.si(1, CANARY)) == f"order(1) | pay(1, '{HIDDEN}')"
+    assert repr(order.s(1) | group(part, part)) == f"order(1) | group([{behind}, {behind}])"
+    assert repr(group(order.s(1), order.s(2)) | part) == (
+        f"%pay([order(1), order(2)], '{HIDDEN}', 'shown')"
+    )
+
+
+def test_what_may_stand_behind_another_call_is_hidden_if_it_may_be_secret() -> None:
+    _, order, pay = _shop()
+    assert repr(pay.s(CANARY)) == f"pay('{HIDDEN}')"
+    assert repr(pay.s(1, CANARY, "shown")) == f"pay(1, '{HIDDEN}', 'shown')"
+    assert repr(pay.s(CANARY) | order.s()) == f"pay('{HIDDEN}') | order()"
+    assert pay.s(CANARY).reprcall(1) == f"pay(1, '{HIDDEN}')"
+
+
+def test_what_takes_the_rest_of_the_arguments_is_hidden_by_its_name() -> None:
+    app = Liteq("shop", broker="memory://")
+
+    @app.task(name="check")
+    def check(user: str, *tokens: str) -> None: ...
+
+    assert check.redacted(("bob", CANARY, CANARY), {})[0] == f"('bob', '{HIDDEN}', '{HIDDEN}')"
+    assert CANARY not in repr(check.s(CANARY) | check.s(CANARY, CANARY))
+
+
+def test_signatures_that_are_values_show_no_secret() -> None:
+    app, order, pay = _shop()
+    values: list[Any] = [
+        {"link": [pay.s(CANARY)], "link_error": pay.s(CANARY)},
+        {"link": dict(order.s(2) | pay.s(CANARY))},
+        [dict(pay.si(1, CANARY))],
+        dict(pay.starmap([(1, CANARY)])),
+        dict(pay.chunks([[1, CANARY]], 2)),
+    ]
+    for value in values:
+        read = json.loads(json.dumps(value))
+        for one in (value, read):
+            assert CANARY not in json.dumps(app.redactor.value(one))
+            assert CANARY not in app.redactor.text(one)
+            assert CANARY in app.redactor.secrets((one,), {})
+    assert app.redactor.value(dict(pay.s(1, CANARY, "shown")))["args"] == [1, HIDDEN, "shown"]
+    assert pickle.loads(pickle.dumps(app.redactor)).is_secret("password")
+
+
+def test_calls_behind_others_show_no_secret_in_lists_and_events() -> None:
+    app, order, pay = _shop()
+    with inline(app) as t:
+        sent = (order.s(1) | pay.s(CANARY)).apply_async()
+        linked = order.apply_async((2,), link=pay.s(CANARY), link_error=pay.s(CANARY))
+        mapped = pay.starmap([(1, CANARY)]).apply_async()
+        plain = pay.delay(1, CANARY, "shown")
+        ids = [record.id for record in app.broker.browse("waiting")]
+        ids += [sent.id, linked.id, mapped.id]
+        known = app.broker.get(ids).values()
+        assert all(CANARY not in repr(about(app, record.message)) for record in known)
+        assert all(CANARY not in repr(describe(app, id)) for id in ids)
+        assert describe(app, plain.id)["args"] == f"(1, '{HIDDEN}', 'shown')"
+        t.drain()
+        assert all(CANARY not in repr(describe(app, id)) for id in ids)
 
 
 def test_the_repr_of_a_signature_neither_makes_an_app_nor_loads_its_settings() -> None:

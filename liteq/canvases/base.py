@@ -104,7 +104,11 @@ class Canvas(Signature[R]):
 
     def reprcall(self, *args: Any) -> str:
         """Return the workflow as source text."""
-        return repr(self)
+        return self.shown()
+
+    def shown(self, front: int | None = None) -> str:
+        """Return the workflow as source text, each call as its own `shown()` has it."""
+        raise NotImplementedError
 
     # What each kind says of its parts
 

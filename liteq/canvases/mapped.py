@@ -38,7 +38,7 @@ class _Calls(Signature[list[R]]):
         found: Liteq = self["kwargs"]["task"].app if self._app is None else self._app
         return found
 
-    def _written(self) -> str:
+    def _items(self) -> str:
         """Return the list of what the task is called with, as source text without secrets."""
         task = self["kwargs"]["task"]
         return f"[{', '.join(_arguments(task, item) for item in self['kwargs']['it'])}]"
@@ -70,7 +70,8 @@ class xmap(_Calls[R]):
             app=app,
         )
 
-    def __repr__(self) -> str:
+    def shown(self, front: int | None = None) -> str:
+        """Return the calls as source text; nothing is put in front of theirs."""
         task = self["kwargs"]["task"]
         items = ", ".join(task.sources((item,), {})[0] for item in self["kwargs"]["it"])
         return f"[{task.task}(x) for x in [{items}]]"
@@ -93,8 +94,9 @@ class xstarmap(_Calls[R]):
             app=app,
         )
 
-    def __repr__(self) -> str:
-        return f"[{self['kwargs']['task'].task}(*x) for x in {self._written()}]"
+    def shown(self, front: int | None = None) -> str:
+        """Return the calls as source text; nothing is put in front of theirs."""
+        return f"[{self['kwargs']['task'].task}(*x) for x in {self._items()}]"
 
 
 @Signature.register_type()
@@ -161,9 +163,10 @@ class chunks(_Calls[list[R]]):
         """Send all parts."""
         return self.apply_async(**options)
 
-    def __repr__(self) -> str:
+    def shown(self, front: int | None = None) -> str:
+        """Return the calls as source text; nothing is put in front of theirs."""
         named = self["kwargs"]
-        return f"{named['task'].task}.chunks({self._written()}, {named['n']})"
+        return f"{named['task'].task}.chunks({self._items()}, {named['n']})"
 
 
 def _task_of(task: Any, app: Liteq | None) -> Signature[Any]:

@@ -350,13 +350,24 @@ class Signature(dict[str, Any], Generic[R]):
 
     def reprcall(self, *args: Any) -> str:
         """Return the call as source text, `args` in front, what is secret by its name or
-        type hidden."""
-        given, kwargs, _ = self.merge(args)
-        return f"{self.task}({', '.join(self.sources(given, kwargs))})"
+        type hidden. Without them, what may be secret is hidden: see `shown()`."""
+        return self._written(self.merge(args)[0], 0 if args else None)
 
-    def sources(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[str]:
+    def shown(self, front: int | None = None) -> str:
+        """Return the call as source text, as reprs have it, for one that so many arguments
+        are put in front of when it is sent (None: it is not known)."""
+        return self._written(self.args, front)
+
+    def _written(self, args: Sequence[Any], front: int | None) -> str:
+        shown = self.sources(args, self.kwargs, 0 if self.immutable else front)
+        return f"{self.task}({', '.join(shown)})"
+
+    def sources(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], front: int | None = 0
+    ) -> list[str]:
         """Return arguments for this task as source text, what is secret by its name or type
-        hidden. It makes no app, finalizes none and loads no settings: this is for reprs."""
+        hidden; see `Redactor`. It makes no app, finalizes none and loads no settings: this is
+        for reprs."""
         app = self._app if self._app is not None else known_app()
         task = self._type
         if task is None and app is not None and app.finalized:
@@ -367,10 +378,10 @@ class Signature(dict[str, Any], Generic[R]):
         redactor = default() if app is None else app.early_redactor
         if task is None:
             return redactor.sources(args, kwargs)
-        return redactor.sources(args, kwargs, task.parameters, task.sensitive)
+        return redactor.sources(args, kwargs, task.positional, task.sensitive, front)
 
     def __repr__(self) -> str:
-        return self.reprcall()
+        return self.shown()
 
     def __or__(self, other: Signature[T]) -> chain[T]:  # type: ignore[override]
         """Return a chain of this and another: that gets the result of this."""

@@ -206,9 +206,12 @@ class Teller:
             )
         except Exception:  # noqa: BLE001 (pickle may raise anything)
             return set()
-        names = () if task is None else task.parameters
+        names = () if task is None else task.positional
         sensitive = () if task is None else task.sensitive
-        return self._app.redactor.secrets(args, kwargs, names, sensitive)
+        from liteq.showing import in_front  # late: see `received()`
+
+        front = in_front(message)
+        return self._app.redactor.secrets(args, kwargs, names, sensitive, front)
 
 
 def _load() -> list[float]:
