@@ -236,9 +236,12 @@ def _beside(value: Any, fields: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 def _is_computed(kind: type, name: str) -> bool:
     """Tell whether what an instance holds under a name is kept there by a descriptor of its
-    class that gives way to it, as a `cached_property` does."""
+    class that gives way to it, as a `cached_property` does. Werkzeug's is known by its name:
+    it does not give way, but looks there itself, as a property with a setter may."""
     found = next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), None)
     maker = type(found)
+    if any(base.__name__ == "cached_property" for base in maker.__mro__):
+        return True
     return hasattr(maker, "__get__") and not hasattr(maker, "__set__") and not callable(found)
 
 

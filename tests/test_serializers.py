@@ -24,6 +24,7 @@ from zoneinfo import ZoneInfo
 
 import pydantic
 import pytest
+import werkzeug.utils
 from hypothesis import given
 from hypothesis import strategies as st
 from world import uncovered
@@ -96,6 +97,24 @@ class Order:
     @functools.cached_property
     def lock(self) -> Any:
         return threading.Lock()
+
+
+@dataclasses.dataclass
+class Page:
+    path: str
+
+    @werkzeug.utils.cached_property
+    def lock(self) -> Any:
+        return threading.Lock()
+
+    @property
+    def title(self) -> str:
+        text: str = self.__dict__["title"]
+        return text
+
+    @title.setter
+    def title(self, text: str) -> None:
+        self.__dict__["title"] = text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -364,6 +383,13 @@ def test_what_a_dataclass_will_compute_again_is_not_carried() -> None:
     order = Order(100)
     assert order.lock
     assert vars(loads(dumps(order))) == {"net": 100, "gross": 119}
+
+
+def test_what_a_property_of_werkzeug_has_kept_is_not_carried_and_what_was_set_is() -> None:
+    page = Page("/")
+    page.title = "Start"
+    assert page.lock
+    assert vars(loads(dumps(page))) == {"path": "/", "title": "Start"}
 
 
 def test_an_attribute_that_a_dataclass_cannot_be_without_is_named() -> None:
