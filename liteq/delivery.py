@@ -68,10 +68,11 @@ class Delivery:
     take longer than a short task. `inputs` are the tuples of `brokers.values.Input`,
     `failed` what `find_failed` says of them. `arguments` (args, kwargs) are used in place
     of the body. `eager`: run in place by `Task.apply`, so errors of hooks,
-    `KeyboardInterrupt` and `SystemExit` go through to the caller.
+    `KeyboardInterrupt` and `SystemExit` go through to the caller. `expires_at`: when the
+    message does by the clock of this machine, if that is not the store's.
     """
 
-    __slots__ = ("arguments", "eager", "failed", "inputs", "number", "packed")
+    __slots__ = ("arguments", "eager", "expires_at", "failed", "inputs", "number", "packed")
 
     def __init__(
         self,
@@ -79,11 +80,14 @@ class Delivery:
         number: int = 1,
         inputs: Sequence[InputTuple] = (),
         failed: FailedCalls = NO_CALLS,
+        expires_at: float | None = None,
         *,
         arguments: tuple[Sequence[Any], Mapping[str, Any]] | None = None,
         eager: bool = False,
     ) -> None:
-        self.packed: Packed = message.pack() if isinstance(message, Message) else message
+        packed: Packed = message.pack() if isinstance(message, Message) else message
+        self.packed = packed
+        self.expires_at: float | None = packed[6] if expires_at is None else expires_at
         self.number = number
         self.inputs = inputs
         self.failed = failed

@@ -192,7 +192,8 @@ class Executor:
             if isinstance(found, Ended):
                 return found
             plan = found
-        if packed[6] is not None and packed[6] < self.settings.clock.now():
+        expires_at = delivery.expires_at
+        if expires_at is not None and expires_at < self.settings.clock.now():
             return Ended(Revoked("expired"))
         try:
             if not delivery.eager:

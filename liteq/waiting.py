@@ -44,7 +44,7 @@ _POLL_START: Final = 0.005  # seconds; without wake-ups, looks start at this pac
 
 def has_ended(record: Record, now: float) -> bool:
     """Return whether nothing will happen to this message any more: it is final, or it
-    has expired before its start and is only still to be marked so."""
+    has expired before its start and is only still to be marked so. `now`: `Broker.now()`."""
     if record.final:
         return True
     expires = record.packed[6]
@@ -184,7 +184,7 @@ class _Wait:
                 return None
             pause = min(pause, max(left, 0.0))
         if self.expiry is not None:
-            pause = min(pause, max(self.expiry - self.broker.clock.now(), 0.0) + 0.001)
+            pause = min(pause, max(self.expiry - self.broker.now(), 0.0) + 0.001)
         return pause
 
     def _pace(self, mailbox: Mailbox) -> float:
@@ -285,7 +285,7 @@ async def _alook(
 
 
 def _ended(broker: Broker, records: Mapping[str, Record]) -> dict[str, Record]:
-    now = broker.clock.now()
+    now = broker.now()
     return {id: record for id, record in records.items() if has_ended(record, now)}
 
 

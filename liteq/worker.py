@@ -182,6 +182,7 @@ class Worker(Steered):
             self._teller,
             app.broker.max_deliveries,
             partial(find_failed, app.broker),
+            lambda: app.broker.ahead,
         )
         self._tasks: frozenset[str] = frozenset()
         self._seen = -1  # changes of the app's tasks, when these were read

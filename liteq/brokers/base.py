@@ -177,6 +177,14 @@ class Broker(ABC):
     clock: Clock = system_clock
     lease_timeout: float = 60.0
     max_deliveries: int = DEFAULT_MAX_DELIVERIES
+    # By how many seconds the store's clock is ahead of `clock`, if it is another machine's: as
+    # it was told with the last leases, and by the last `get()`, of messages that expire.
+    ahead: float = 0.0
+
+    def now(self) -> float:
+        """Return what time it is by the clock that decides which messages have expired. See
+        `ahead`."""
+        return self.clock.now() + self.ahead
 
     # Moving work
 

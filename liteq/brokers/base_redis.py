@@ -189,6 +189,10 @@ class RedisStore(Broker):
             return ("", "")
         return (self.clock.now(), self.clock.steady())
 
+    def _learn(self, now: bytes | None) -> None:
+        """Take notice of what time it is by the server's clock."""
+        self.ahead = float(now or 0) - self.clock.now()
+
     def _now(self) -> float:
         if not self._server_time:
             return self.clock.now()

@@ -64,14 +64,19 @@ class RedisRecords(RedisStore):
     def get(self, ids: Sequence[str]) -> dict[str, Record]:
         found: dict[str, Record] = {}
         for some in slices(list(ids), LOOK):
-            found.update(_records(self._call("get", *some)))
+            found.update(self._found(self._call("get", *some)))
         return found
 
     async def aget(self, ids: Sequence[str]) -> dict[str, Record]:
         found: dict[str, Record] = {}
         for some in slices(list(ids), LOOK):
-            found.update(_records(await self._acall("get", *some)))
+            found.update(self._found(await self._acall("get", *some)))
         return found
+
+    def _found(self, answer: list[bytes | None]) -> dict[str, Record]:
+        if len(answer) % RECORD_FIELDS:
+            self._learn(answer.pop())
+        return _records(answer)
 
     def inputs(self, id: str) -> tuple[Input, ...]:
         return read_inputs(Fields(self._call("inputs", id)))

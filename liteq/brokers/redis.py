@@ -157,7 +157,10 @@ class RedisBroker(RedisRoster, RedisSchedules, RedisRecords, RedisUpkeep):
         if worker in self._outages:  # one of our own
             self._answered[worker] = (token, self._link.last_outage)
         self._mend_mailboxes()
-        step = _read_step(Fields(answer), token, ends, now)
+        fields = Fields(answer)
+        step = _read_step(fields, token, ends, now)
+        if fields.more():
+            self._learn(fields.one())
         return self._with_heard(step, settlements) if self._heard and settlements else step
 
     def _hear(self) -> None:

@@ -486,7 +486,7 @@ class AsyncResult(ResultBase, Generic[R]):
 
         broker = self.app.broker
         record = broker.get((self.id,)).get(self.id)
-        if record is not None and has_ended(record, broker.clock.now()):
+        if record is not None and has_ended(record, broker.now()):
             self._keep(record)
         return record
 

@@ -315,7 +315,7 @@ class ResultSet(ResultBase):
         broker = self.app.broker
         for some in _slices(leaves):
             records = broker.get([leaf.id for leaf in some])
-            now = broker.clock.now()
+            now = broker.now()
             for leaf in some:
                 record = records.get(leaf.id)
                 if record is not None and has_ended(record, now):

@@ -40,7 +40,8 @@ _new: Final = tuple.__new__  # a third of what Job(...) costs, for each message
 
 class Attempts:
     """Those of one worker. `max_deliveries` is what is said of a message that was lost;
-    `find_failed` is `delivery.find_failed` with this worker's store."""
+    `find_failed` is `delivery.find_failed` with this worker's store, `ahead` tells by how many
+    seconds the clock of that is ahead of ours."""
 
     def __init__(
         self,
@@ -50,6 +51,7 @@ class Attempts:
         teller: Teller,
         max_deliveries: int,
         find_failed: Callable[[Sequence[Input]], FailedCalls],
+        ahead: Callable[[], float],
     ) -> None:
         self._time_limits = limits
         self._notices = notices
@@ -57,6 +59,7 @@ class Attempts:
         self._teller = teller
         self._max_deliveries = max_deliveries
         self._find_failed = find_failed
+        self._ahead = ahead
         self._jobs = 0
         self.leases: dict[int, Lease] = {}  # by the number of the job
         self.settlements: Settlements = []  # not yet in the store
@@ -79,12 +82,17 @@ class Attempts:
                 self._notices.received(lease)
             if told:
                 self._teller.received(lease)
-            if lease.inputs:
-                payload = job(lease, self._find_failed(lease.inputs))
+            if lease.inputs or lease.packed[6] is not None:
+                payload = job(lease, self._find_failed(lease.inputs), self._expiry(lease))
             else:
                 payload = job(lease)
             pool.submit(_new(Job, (number, payload, *limits_of(lease))))
         self._jobs = number
+
+    def _expiry(self, lease: Lease) -> float | None:
+        """Return when a message expires by the clock of this machine, which its child has."""
+        expires_at: float | None = lease.packed[6]
+        return None if expires_at is None else expires_at - self._ahead()
 
     def give_back(self, lease: Lease) -> None:
         """Let go of a lease that nothing was started for."""

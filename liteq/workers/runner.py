@@ -1,7 +1,7 @@
 """What a pool's child does with a job: the executor behind a door of bytes.
 
 A job is `marshal` of the fields of a `Delivery` (packed message, number, inputs as tuples,
-the calls that they say failed), its answer
+the calls that they say failed, when it expires here), its answer
 `marshal` of `outcome.encode()`, a report `marshal` of the
 fields of a `Note` or of a `Rewrite`. Marshal is the
 fastest way between processes that run the same Python; nothing of it is ever stored.
@@ -39,10 +39,12 @@ _FORMAT: Final = 2  # of marshal: later ones look for what occurs twice, which t
 # The worker's side of the door
 
 
-def job(lease: Lease, failed: FailedCalls = NO_CALLS) -> bytes:
-    """Return the payload of a job for this lease. `failed`: see `delivery.find_failed`."""
+def job(lease: Lease, failed: FailedCalls = NO_CALLS, expires_at: float | None = None) -> bytes:
+    """Return the payload of a job for this lease. `failed`: see `delivery.find_failed`;
+    `expires_at`: by the clock of this machine."""
     inputs = plain(lease.inputs) if lease.inputs else ()
-    return marshal.dumps((lease.packed, lease.delivery, inputs, failed), _FORMAT)
+    fields = (lease.packed, lease.delivery, inputs, failed, expires_at)
+    return marshal.dumps(fields, _FORMAT)
 
 
 def read_answer(payload: bytes) -> Outcome:

@@ -32,7 +32,8 @@
 --           for each settlement; in how many seconds the next is due, "now" or ""; the
 --           number of orders; for each: number, signal; the leases (see `put_leases`); the
 --           number of those put aside; for each: a letter (p parked, x expired), number,
---           delivery, the fields of a message (see `put_message`); or d: it was damaged.
+--           delivery, the fields of a message (see `put_message`); or d: it was damaged; and
+--           if one of the leases expires, what time it is.
 --           Or only "tasks", when the worker's tasks are not known under this digest; or
 --           "graph", the number of a settlement, and what enqueue.lua answers to a graph that
 --           cannot be. Nothing is done then.
@@ -184,6 +185,12 @@ local function put_orders()
   for _, word in ipairs(orders) do put(word) end
 end
 
+local function put_now(leases)  -- when these expire, the caller's clock cannot tell
+  for _, m in ipairs(leases) do
+    if m.x then return put(NOW_TEXT) end
+  end
+end
+
 local function by_rank(a, b)
   if a.what.p ~= b.what.p then return a.what.p > b.what.p end
   return tonumber(a.n) < tonumber(b.n)
@@ -210,6 +217,7 @@ if me[4] == ARGV[3] then
   put_orders()
   filled = put_leases(sizes, data, filled, text_of, pack, leases, inputs)
   put(0)
+  put_now(leases)
   return answer()
 end
 
@@ -598,4 +606,5 @@ for _, one in ipairs(aside) do
   put(one[2].d)
   put_message(one[2])
 end
+put_now(leases)
 return answer()
