@@ -169,7 +169,7 @@ def with_options(
         changes["properties"] = plain("properties", properties, default=str)
     if stamped or options.get("stamps"):
         stamps = dict(options.get("stamps") or {})
-        stamps.update({key: _listed(options[key]) for key in stamped if key in options})
+        stamps.update({key: _as_json(options[key]) for key in stamped if key in options})
         changes.update(stamped_headers=stamped, stamps=plain("stamps", stamps))
     return message._replace(**changes)
 
@@ -200,9 +200,9 @@ def too_large(name: str, body: bytes, limit: int) -> MessageTooLarge:
     )
 
 
-def _listed(stamp: Any) -> list[Any]:
-    """Return a stamp's values: a stamp may be appended to, so it is always a list."""
-    return list(stamp) if isinstance(stamp, (list, tuple, set)) else [stamp]
+def _as_json(stamp: Any) -> Any:
+    """Return a stamp's value as it is; of a set, which JSON does not have, its list."""
+    return list(stamp) if isinstance(stamp, (set, frozenset)) else stamp
 
 
 def _text(name: str, given: Any) -> str:

@@ -105,7 +105,9 @@ class Context:
     ignore_result = _Stored(lambda message: bool(message.ignore_result), default=False)
     replaced_task_nesting = _Stored(lambda message: message.replaced_task_nesting, default=0)
     stamps = _Stored(lambda message: dict(message.stamps or {}))
-    stamped_headers = _Stored(lambda message: message.stamped_headers)
+    stamped_headers = _Stored(
+        lambda message: None if message.stamped_headers is None else [*message.stamped_headers]
+    )
     argsrepr = _Stored(lambda message: message.argsrepr)
     kwargsrepr = _Stored(lambda message: message.kwargsrepr)
     checkpoint = _Stored(lambda message: _checkpoint(message))

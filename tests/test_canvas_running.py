@@ -467,12 +467,12 @@ def test_stamps_reach_the_request(t: Tasks, run: Run) -> None:
     plain = run(t.about.s().stamp(who="me"))
     visited = run(chain(t.about.s(), group(t.about.s(), t.about.s())).stamp(Numbered()))
 
-    assert plain.get(timeout=0)["stamps"] == {"who": ["me"]}
+    assert plain.get(timeout=0)["stamps"] == {"who": "me"}
     for member in visited.get(timeout=0):
         assert member["stamps"] == {
-            "monitor": ["about"],
-            "in_group": [True],
-            "in_chain": [True],
+            "monitor": "about",
+            "in_group": True,
+            "in_chain": True,
         }
 
 
@@ -480,7 +480,13 @@ def test_a_later_stamp_takes_the_place_or_is_added(t: Tasks) -> None:
     sig = t.about.s().stamp(who="me")
 
     assert sig.stamp(who="you").options["who"] == "you"
-    assert sig.stamp(append_stamps=True, who="me").options["who"] == ["you", "me"]
+    assert sig.stamp(append_stamps=True, who="me").options["who"] == ["me", "you"]
+    assert t.about.s().stamp(a=["x"]).stamp(a=["y"]).options["a"] == ["y", "x"]
+    assert t.about.s().stamp(Numbered(), monitor="h").options["monitor"] == "h"
+    joined = t.about.s().stamp(Numbered(), append_stamps=True, monitor="h")
+    assert joined.options["monitor"] == ["h", "about"]
+    nested = t.about.s().stamp(a={"x": 1}).stamp(a={"y": 2})
+    assert nested.options["a"] == {"x": 1, "y": 2}
     linked = t.about.s()
     linked.link(t.about.s())
     linked.stamp(Numbered())

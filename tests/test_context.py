@@ -146,7 +146,7 @@ def test_the_options_call_the_task_again_as_it_was_called() -> None:
     assert options["retries"] == 2
     assert options["soft_time_limit"] == 5.0
     assert options["colour"] == ["red"]
-    assert options["stamped_headers"] == ("colour",)
+    assert options["stamped_headers"] == ["colour"]
 
 
 def test_a_context_in_a_log_does_not_show_the_arguments() -> None:

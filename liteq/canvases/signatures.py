@@ -283,8 +283,8 @@ class Signature(dict[str, Any], Generic[R]):
         `request.stamps` shows; return the signature itself.
 
         A stamp is a keyword here, or an entry of what the visitor's `on_signature()`
-        returns. It takes the place of one that is there already, or joins it in a list,
-        if `append_stamps` is on.
+        returns; its value travels as it is. It takes the place of one that is there
+        already, or stands before it in a list, if `append_stamps` is on or both are lists.
         """
         self.stamp_links(visitor, append_stamps, **headers)
         given = visitor.on_signature(self, **headers) if visitor is not None else None
@@ -311,7 +311,8 @@ class Signature(dict[str, Any], Generic[R]):
                     is_link = option == "link"
                     hook = visitor.on_callback if is_link else visitor.on_errback
                     given = hook(link, **headers)
-                link.stamp(visitor, append_stamps, **stamped(headers, given))
+                both = stamped(headers, given, append_stamps=append_stamps)
+                link.stamp(visitor, append_stamps, **both)
 
     # Looking
 

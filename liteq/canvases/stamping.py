@@ -72,7 +72,9 @@ def stamped(
     that are stamps.
 
     `own` are the options of the signature that they are for: those stamps of it stay that
-    none of the same name comes for; with `append_stamps`, that one joins it in a list.
+    none of the same name comes for. Of two stamps of one name the headers' goes before the
+    visitor's, and the new before the old, as in Celery; with `append_stamps`, and where both
+    are lists, they become one list.
     """
     names = list(headers.get("stamped_headers") or ())
     if "stamped_headers" not in headers:
@@ -81,19 +83,26 @@ def stamped(
     if given:
         listed = given.get("stamped_headers")
         names += given if listed is None else listed
-        both.update(given)
+        both = _joined(both, given, append_stamps=append_stamps)
     if own is not None:
-        for name in own.get("stamped_headers") or ():
-            names.append(name)
-            if name not in both:
-                both[name] = own.get(name)
-            elif append_stamps:
-                both[name] = _joined(own.get(name), both[name])
+        before = {name: own.get(name) for name in own.get("stamped_headers") or ()}
+        names += before
+        both = _joined(both, before, append_stamps=append_stamps)
     both["stamped_headers"] = sorted(dict.fromkeys(n for n in names if n != "stamped_headers"))
     return both
 
 
-def _joined(old: Any, new: Any) -> list[Any]:
-    values = [*(old if isinstance(old, list) else [old])]
-    values += [v for v in (new if isinstance(new, list) else [new]) if v not in values]
-    return values
+def _joined(
+    first: Mapping[str, Any], second: Mapping[str, Any], *, append_stamps: bool
+) -> dict[str, Any]:
+    joined = {**second, **first}
+    for name in first.keys() & second.keys():
+        one, other = first[name], second[name]
+        if isinstance(one, Mapping) and isinstance(other, Mapping):
+            joined[name] = _joined(one, other, append_stamps=append_stamps)
+        elif isinstance(one, list) and isinstance(other, list):
+            joined[name] = one + other
+        elif append_stamps:
+            values = other if isinstance(other, list) else [other]
+            joined[name] = [*(one if isinstance(one, list) else [one]), *values]
+    return joined
