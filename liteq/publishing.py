@@ -11,7 +11,7 @@ from liteq.message import GATHER, Message
 from liteq.serializers import loads_call, registered
 from liteq.signals import after_task_publish, before_task_publish
 
-__all__ = ["announce", "announce_retry", "report"]
+__all__ = ["announce", "announce_retry", "protocol_headers", "report"]
 
 _OURS: Final = frozenset(
     {
@@ -60,40 +60,14 @@ def report(messages: Sequence[Message]) -> None:
             continue
         after_task_publish.send(
             sender=message.task,
-            headers=_headers(message),
+            headers=protocol_headers(message),
             body=_body(*_call(message)),
             exchange="",
             routing_key=message.queue,
         )
 
 
-def _announce(message: Message, call: tuple[tuple[Any, ...], dict[str, Any]]) -> Message:
-    headers = _headers(message)
-    properties: dict[str, Any] = {
-        "correlation_id": message.id,
-        "priority": message.priority,
-        "reply_to": message.reply_to,
-        **(message.properties or {}),
-    }
-    before_task_publish.send(
-        sender=message.task,
-        body=_body(*call),
-        exchange="",
-        routing_key=message.queue,
-        headers=headers,
-        properties=properties,
-        declare=[],
-        retry_policy=None,
-    )
-    custom = {name: value for name, value in headers.items() if name not in _OURS}
-    return message._replace(
-        headers=plain("headers", custom) or None,
-        shadow=headers.get("shadow"),
-        priority=properties.get("priority", message.priority),
-    )
-
-
-def _headers(message: Message) -> dict[str, Any]:
+def protocol_headers(message: Message) -> dict[str, Any]:
     """Return the message's headers under the names of Celery's protocol 2."""
     seen = Context.of(message.pack(), number=0, args=(), kwargs={})
     return {
@@ -118,6 +92,32 @@ def _headers(message: Message) -> dict[str, Any]:
         "stamps": dict(message.stamps or {}),
         **(message.headers or {}),
     }
+
+
+def _announce(message: Message, call: tuple[tuple[Any, ...], dict[str, Any]]) -> Message:
+    headers = protocol_headers(message)
+    properties: dict[str, Any] = {
+        "correlation_id": message.id,
+        "priority": message.priority,
+        "reply_to": message.reply_to,
+        **(message.properties or {}),
+    }
+    before_task_publish.send(
+        sender=message.task,
+        body=_body(*call),
+        exchange="",
+        routing_key=message.queue,
+        headers=headers,
+        properties=properties,
+        declare=[],
+        retry_policy=None,
+    )
+    custom = {name: value for name, value in headers.items() if name not in _OURS}
+    return message._replace(
+        headers=plain("headers", custom) or None,
+        shadow=headers.get("shadow"),
+        priority=properties.get("priority", message.priority),
+    )
 
 
 def _call(message: Message) -> tuple[tuple[Any, ...], dict[str, Any]]:

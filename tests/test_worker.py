@@ -958,6 +958,31 @@ def test_a_receiver_in_the_worker_may_end_it_in_order(
     assert app.broker.workers() == []
 
 
+def test_a_received_request_has_the_names_of_celerys(app: Liteq, heard: Heard) -> None:
+    heard.listen("task_received")
+
+    @app.task(name="shop.charge")
+    def charge(n: int) -> int:
+        return n
+
+    with running(app, pool="solo"):
+        sent = charge.apply_async((4,), headers={"tenant": "x"}, stamped_headers=["s"], s=1)
+        sent.get(timeout=10)
+    request = dict(heard.told)["task_received"]["request"]
+    assert request.name == request.task_name == request.type == request.task == "shop.charge"
+    assert request.task_id == request.id == sent.id
+    assert (request.tenant, request.stamps, request.stamped_headers) == ("x", {"s": 1}, ["s"])
+    told = request.request_dict
+    assert (told["id"], told["task"], told["args"], told["tenant"]) == (
+        sent.id,
+        "shop.charge",
+        (4,),
+        "x",
+    )
+    assert told["delivery_info"] == request.delivery_info
+    assert told["hostname"] == request.hostname
+
+
 @pytest.mark.parametrize("how", ["state", "retry", "replace", "call"])
 def test_half_a_character_fails_the_task_that_says_it_and_no_other(
     app: Liteq, how: str

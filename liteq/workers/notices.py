@@ -13,14 +13,53 @@ from liteq.einfo import ExceptionInfo
 from liteq.exceptions import NotRegistered, TimeLimitExceeded, WorkerLostError
 from liteq.loggers import get_logger
 from liteq.plan import TaskLike
+from liteq.publishing import protocol_headers
 from liteq.serializers import loads_call
 
 if TYPE_CHECKING:
     from liteq.signing import Signer
 
-__all__ = ["Notices"]
+__all__ = ["Notices", "Request"]
 
 logger = get_logger("liteq.worker")
+
+
+class Request(Context):
+    """A request as the worker's own process knows it, with the names of Celery's `Request`
+    for what a `Context` calls otherwise."""
+
+    @property
+    def name(self) -> str | None:
+        """The name of the task, as `task`."""
+        return self.task
+
+    task_name = name
+    type = name
+
+    @property
+    def task_id(self) -> str | None:
+        """The id of the call, as `id`."""
+        return self.id
+
+    @property
+    def request_dict(self) -> dict[str, Any]:
+        """The headers of the message, with its arguments and how it came: a new dictionary
+        each time."""
+        told = {} if self.message is None else protocol_headers(self.message)
+        for name in _BESIDE_HEADERS:
+            told[name] = getattr(self, name)
+        return told
+
+
+_BESIDE_HEADERS = (
+    "args",
+    "correlation_id",
+    "delivery_info",
+    "hostname",
+    "kwargs",
+    "properties",
+    "reply_to",
+)
 
 
 class Notices:
@@ -190,7 +229,7 @@ class Notices:
 
     def _request(self, lease: Lease) -> Context:
         args, kwargs = self._arguments(lease)
-        return Context.of(lease.packed, lease.delivery, args, kwargs, hostname=self._hostname)
+        return Request.of(lease.packed, lease.delivery, args, kwargs, hostname=self._hostname)
 
     def _arguments(self, lease: Lease) -> tuple[Any, Any]:
         try:
