@@ -21,7 +21,12 @@ from typing import (
 from liteq import context
 from liteq.context import Context
 from liteq.current import current_app, get_current_app
-from liteq.exceptions import ImproperlyConfigured, MaxRetriesExceededError, Retry
+from liteq.exceptions import (
+    ImproperlyConfigured,
+    MaxRetriesExceededError,
+    OperationalError,
+    Retry,
+)
 from liteq.local import Proxy
 from liteq.options import CallOptions, RetryOptions, named
 from liteq.states import PROGRESS, SUCCESS
@@ -136,6 +141,7 @@ class Task(Generic[P, R]):
     Request: Any = None
 
     MaxRetriesExceededError: ClassVar[type[Exception]] = MaxRetriesExceededError
+    OperationalError: ClassVar[type[Exception]] = OperationalError
 
     _defaults: Defaults | None = None
     _check: Check | None = None

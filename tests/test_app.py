@@ -1434,6 +1434,12 @@ def test_an_app_is_closed_by_its_context(tmp_path: Path) -> None:
     app.close()
 
 
+def test_a_task_names_the_error_of_a_store_that_is_away(app: Liteq) -> None:
+    task = app.task(add)
+
+    assert task.OperationalError is Task.OperationalError is BrokerUnavailable
+
+
 def test_stamps_travel_in_the_message(app: Liteq) -> None:
     options: Any = {"stamped_headers": ["who"], "who": "me"}
 
