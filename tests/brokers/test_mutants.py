@@ -59,7 +59,7 @@ def model_fails(number: int | None, kind: type[RuleBasedStateMachine] = BrokerMa
     if number is not None:
         seed(number)(machine)
     quickly = settings(
-        max_examples=400,
+        max_examples=1000,
         stateful_step_count=40,
         phases=[Phase.generate],  # the first failure will do: no shrinking
         report_multiple_bugs=False,
