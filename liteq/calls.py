@@ -27,6 +27,7 @@ from liteq.options import (
     refuse_unknown,
 )
 from liteq.routes import Router
+from liteq.settingvalues import Unfit, pauses
 
 __all__ = ["Defaults", "checked_id", "lifetime", "merge", "plain", "too_large", "with_options"]
 
@@ -162,7 +163,7 @@ def with_options(
     if "result_expires" in options:
         changes["result_expires"] = lifetime(options["result_expires"])
     if policy := options.get("retry_policy"):
-        refuse_unknown(policy, _POLICY, "a retry_policy")
+        _check_policy(policy)
     if headers := options.get("headers"):
         changes["headers"] = plain("headers", headers)
     if properties := {key: options[key] for key in _PROPERTIES if key in options}:
@@ -185,6 +186,14 @@ def lifetime(given: float | timedelta | None) -> float | None:
     if seconds < 0:
         raise ValueError(f"result_expires is not below zero, as {given!r} is")
     return seconds or None
+
+
+def _check_policy(policy: Any) -> None:
+    refuse_unknown(policy, _POLICY, "a retry_policy")
+    try:
+        pauses(policy)
+    except Unfit as exc:
+        raise ValueError(f"retry_policy = {policy!r}: {exc}") from None
 
 
 def checked_id(given: Any) -> str:

@@ -62,7 +62,7 @@ def worker(
         "pool": pool,
         "queues": list(queues) if queues is not None else None,
         "hostname": hostname,
-        "grace": grace_of(app.conf) if grace is None else grace,
+        "grace": grace_of(app.conf, grace),
         "beat": beat,
     }
     with _in_process(app, options) if pool == "prefork" else _in_thread(app, options) as made:

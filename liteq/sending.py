@@ -25,6 +25,7 @@ from liteq.options import (
 )
 from liteq.results.asyncresult import AsyncResult
 from liteq.rules import Rules, defaults_of
+from liteq.settingvalues import pauses
 from liteq.states import IGNORED
 
 if TYPE_CHECKING:
@@ -347,7 +348,8 @@ class Sender:
         wanted = options.get("retry")
         if not (conf.task_publish_retry if wanted is None else wanted):
             return
-        policy = {**conf.task_publish_retry_policy, **(options.get("retry_policy") or {})}
+        own = options.get("retry_policy") or {}
+        policy = {**conf.task_publish_retry_policy, **pauses(own)}
         most = policy.get("max_retries", 3)
         pause = policy.get("interval_start", 0.0)
         tries = 0

@@ -39,6 +39,7 @@ from liteq.garbage import Collector
 from liteq.loggers import get_logger
 from liteq.nodes import node_name
 from liteq.pool import Broken, Pool, Ready, Returned
+from liteq.settingvalues import Unfit, seconds
 from liteq.shares import Shares, split_weights
 from liteq.workers.announcing import Announcer
 from liteq.workers.attempts import Attempts, Settlements
@@ -138,9 +139,11 @@ class Worker(Steered):
         self.concurrency = 1 if self.pool_kind == "solo" else wanted
         self.hostname = node_name(hostname)
         self.burst = burst
-        self.grace = grace_of(conf) if grace is None else grace
-        self.time_limit = time_limit or conf.task_time_limit
-        self.soft_time_limit = soft_time_limit or conf.task_soft_time_limit
+        self.grace = grace_of(conf, grace)
+        self.time_limit = _limit("time_limit", time_limit) or conf.task_time_limit
+        self.soft_time_limit = (
+            _limit("soft_time_limit", soft_time_limit) or conf.task_soft_time_limit
+        )
         self.max_tasks_per_child = max_tasks_per_child or conf.worker_max_tasks_per_child
         self.max_memory_per_child = max_memory_per_child or conf.worker_max_memory_per_child
         self.notify = notify
@@ -772,11 +775,25 @@ class Worker(Steered):
         return self._tasks
 
 
-def grace_of(conf: Settings) -> float:
-    """Return how many seconds a warm stop waits for what runs, as the settings say."""
+def grace_of(conf: Settings, given: float | None = None) -> float:
+    """Return how many seconds a warm stop waits for what runs: those given, if there are any,
+    else what the settings say. Raises `ImproperlyConfigured` for what is no duration."""
+    if given is not None:
+        return _duration("grace", given)
     celerys: float = conf.worker_soft_shutdown_timeout
     own: float = conf.worker_shutdown_timeout
     return celerys if celerys and not conf.value_set_for("worker_shutdown_timeout") else own
+
+
+def _limit(name: str, given: float | None) -> float | None:
+    return None if given is None else _duration(name, given)
+
+
+def _duration(name: str, given: Any) -> float:
+    try:
+        return seconds(given)
+    except Unfit as exc:
+        raise ImproperlyConfigured(f"{name} = {given!r} {exc}") from None
 
 
 def _weights(wanted: Sequence[str] | None) -> tuple[list[str] | None, dict[str, int]]:

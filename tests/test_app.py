@@ -1229,6 +1229,17 @@ def test_sending_is_tried_again_when_the_store_cannot_be_reached(app: Liteq) -> 
     assert len(store.sent) == 1
 
 
+@pytest.mark.parametrize("wrong", [float("inf"), float("nan"), -1, "soon"])
+@pytest.mark.parametrize("name", ["interval_start", "interval_step", "interval_max"])
+def test_a_pause_of_a_call_without_end_or_below_zero_is_refused(
+    app: Liteq, name: str, wrong: Any
+) -> None:
+    told = f"retry_policy = .* its {name} must be a number of seconds"
+    with pytest.raises(ValueError, match=told):
+        app.task(add).apply_async((1, 2), retry_policy={name: wrong})
+    assert app.broker.counts() == {}
+
+
 @pytest.mark.parametrize("options", [{"retry": False}, {"retry_policy": {"max_retries": 1}}])
 def test_sending_gives_up_as_the_policy_says(app: Liteq, options: Any) -> None:
     app.broker = store = Unreachable(2)  # type: ignore[assignment]

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import selectors
 import shutil
 import subprocess
@@ -23,7 +24,7 @@ import pytest
 from api import app_in_memory, forget_current, record
 from world import make, wait_until
 
-from liteq import BoundTask, Liteq, serializers, signals
+from liteq import BoundTask, Liteq, embedded, serializers, signals
 from liteq.brokers.base import Step
 from liteq.brokers.sqlite import SqliteBroker
 from liteq.canvas import chain, group
@@ -389,6 +390,27 @@ def test_weighted_queues_are_served_in_turns(app: Liteq) -> None:
 def test_a_concurrency_that_is_no_number_of_tasks_is_refused(app: Liteq, wrong: Any) -> None:
     with pytest.raises(ImproperlyConfigured, match="concurrency is how many tasks"):
         Worker(app, concurrency=wrong)
+
+
+@pytest.mark.parametrize("wrong", [float("inf"), float("nan"), -1, "soon"])
+@pytest.mark.parametrize("name", ["grace", "time_limit", "soft_time_limit"])
+def test_a_duration_of_a_worker_without_end_or_below_zero_is_refused(
+    app: Liteq, name: str, wrong: Any
+) -> None:
+    told = re.escape(f"{name} = {wrong!r} must be a number of seconds")
+    with pytest.raises(ImproperlyConfigured, match=told):
+        Worker(app, pool="solo", **{name: wrong})
+
+
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_a_worker_in_a_program_is_given_no_grace_period_without_end(
+    app: Liteq, pool: str
+) -> None:
+    with (
+        pytest.raises(ImproperlyConfigured, match="grace = inf must be"),
+        embedded.worker(app, pool=pool, grace=float("inf")),
+    ):
+        pass
 
 
 def test_a_weight_of_zero_is_refused(app: Liteq) -> None:
