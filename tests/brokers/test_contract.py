@@ -1954,6 +1954,18 @@ def test_a_beat_of_nobody_is_answered_no(broker: Broker) -> None:
     assert not broker.beat(987_654)
 
 
+def test_2_a_worker_that_is_not_registered_claims_nothing(broker: Broker) -> None:
+    left = enlist(broker)
+    broker.unregister(left)
+    broker.enqueue([make()])
+
+    assert not broker.claim(left, ["default"])
+    assert not broker.claim(987_654, ["default"])
+    assert not broker.step(987_654, queues=["default"], limit=1, idle=True).alive
+
+    assert len(broker.claim(enlist(broker), ["default"])) == 1
+
+
 def test_leaving_twice_is_no_error(broker: Broker) -> None:
     worker = enlist(broker)
 

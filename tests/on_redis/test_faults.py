@@ -195,11 +195,11 @@ VERBS: dict[str, tuple[Callable[[RedisBroker], Any], Verb, Any]] = {
 
 def _newcomers(broker: RedisBroker) -> int:
     """Register a worker; return how many came by that, and send it home."""
-    last = broker._link.ask("GET", f"{broker._prefix}last-worker")
     worker = enlist(broker)
-    assert [one.id for one in broker.workers()] == [worker]
+    newcomers = [one.id for one in broker.workers()]
+    assert worker in newcomers
     broker.unregister(worker)
-    return worker - int(last or 0)
+    return len(newcomers)
 
 
 @pytest.mark.timeout(600)
@@ -1009,6 +1009,39 @@ def test_2_what_a_server_forgot_to_be_settled_is_not_held_for_ever(
     assert direct.settle(worker, kept, Succeeded(b"1"))
     assert direct.settle(worker, again, Succeeded(b"1"))
     assert direct.disown(worker, list) == 0  # once for each outage
+
+
+def test_2_a_server_that_forgot_its_workers_gives_nobody_the_number_of_another(
+    direct: RedisBroker, server: RedisServer
+) -> None:
+    before = [enlist(direct, name=name) for name in ("first", "second")]
+    server.say("FLUSHALL")
+    direct.enqueue([make()])
+
+    after = [enlist(direct, name=name) for name in ("second", "third", "first")]
+
+    assert len({*before, *after}) == 5
+    for worker in before:
+        assert not direct.beat(worker)
+        assert not direct.claim(worker, ["default"])
+    direct.unregister(before[0])
+    assert [one.id for one in direct.workers()] == after  # in the order in which they came
+
+
+def test_2_a_server_with_an_older_state_gives_nobody_the_number_of_another(
+    direct: RedisBroker, server: RedisServer
+) -> None:
+    known = enlist(direct, name="known")
+    server.say("SAVE")
+    forgotten = enlist(direct, name="forgotten")
+    server.kill()
+    server.start()  # with what it had before
+
+    newcomer = enlist(direct, name="newcomer")
+
+    assert newcomer not in (known, forgotten)
+    assert direct.beat(known)
+    assert not direct.beat(forgotten)
 
 
 def test_a_lease_is_known_by_its_token_when_a_server_forgot(

@@ -11,12 +11,16 @@
 --                      (see `enqueue_one.lua`)
 --   workers      zset  ids of workers that are alive, by their last heartbeat (steady time)
 --   gone         zset  ids of those that are not, by when they stopped
---   last-worker  integer
+--   last-worker  the number of the worker that came last
 
 local said = once()
 if said then return said end
 write_when_full()
-local id = string.format('%d', call('INCR', P .. 'last-worker'))
+-- By the time, in microseconds, and not counted: a server that lost its keys, or came back with
+-- older ones, would count anew, and give a number to one worker that another still goes by.
+local last = tonumber(call('GET', P .. 'last-worker') or '0')
+local id = string.format('%d', math.max(last + 1, math.floor(NOW * 1e6)))
+call('SET', P .. 'last-worker', id)
 local fields = {'started', NOW_TEXT}
 for i = 4, #ARGV do fields[i - 1] = ARGV[i] end
 call('HSET', P .. 'worker:' .. id, unpack(fields))
