@@ -24,7 +24,7 @@ def main_name() -> str:
     That is the module given to `python -m`, else the script's file name without its
     suffix. A notebook, a prompt or a zipped application has no such name: "__main__".
     """
-    main = sys.modules.get("__main__")
+    main = _main()
     spec = getattr(main, "__spec__", None)
     if spec is not None and spec.name not in _MAIN_NAMES:
         return str(spec.name)
@@ -33,6 +33,15 @@ def main_name() -> str:
         return "__main__"
     stem = os.path.splitext(os.path.basename(file))[0]
     return stem or "__main__"
+
+
+def _main() -> object:
+    """Return the script's module. In a child that multiprocessing has spawned, `__main__` is
+    its own boot code until the script has been imported under the other name."""
+    spawned = sys.modules.get("__mp_main__")  # elsewhere an alias, which may be out of date
+    if getattr(spawned, "__name__", None) == "__mp_main__":
+        return spawned
+    return sys.modules.get("__main__")
 
 
 def is_main(module: str) -> bool:

@@ -6,7 +6,6 @@ import functools
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -17,6 +16,43 @@ SCRIPT = """
 from liteq import names
 def add(): pass
 print(names.task_name(add), names.main_name(), names.is_main("__main__"))
+"""
+
+PARENT = """
+import multiprocessing, sys
+from concurrent.futures import ProcessPoolExecutor
+from liteq import Liteq, names
+
+app, named = Liteq(broker="memory://"), Liteq("m", broker="memory://")
+
+@app.task
+def add(): pass
+
+@named.task
+def sub(): pass
+
+class Mul(named.Task):
+    def run(self): pass
+
+named.register_task(Mul)
+MAIN = names.main_name()  # while the script is imported
+
+def seen(_):
+    mul = next(name for name in named.tasks if name.endswith("Mul"))
+    assert MAIN == names.main_name()
+    return ",".join([add.name, sub.name, mul, MAIN, str(names.is_main(MAIN))])
+
+def in_a_pool(context):
+    with context.Pool(1) as pool:
+        return pool.map(seen, [0])[0]
+
+def in_an_executor(context):
+    with ProcessPoolExecutor(1, mp_context=context) as executor:
+        return executor.submit(seen, 0).result()
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context(sys.argv[1])
+    print(seen(0), in_a_pool(context), in_an_executor(context))
 """
 
 
@@ -48,18 +84,20 @@ def test_code_without_a_file_stays_main(tmp_path: Path) -> None:
     assert run("-c", SCRIPT, cwd=tmp_path) == ["__main__.add", "__main__", "True"]
 
 
-def test_a_spawned_child_calls_the_script_by_the_same_name(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+@pytest.mark.parametrize("argv", [["tasks.py"], ["-m", "shop.tasks"]])
+def test_a_child_of_a_script_calls_its_tasks_by_the_same_names(
+    tmp_path: Path, argv: list[str], method: str
 ) -> None:
-    script = SimpleNamespace(__spec__=None, __file__="/srv/tasks.py")
-    monkeypatch.setitem(sys.modules, "__main__", script)  # type: ignore[arg-type]
+    (tmp_path / "shop").mkdir()
+    for path in (tmp_path / "tasks.py", tmp_path / "shop" / "tasks.py"):
+        path.write_text(PARENT)
 
-    def add() -> None: ...
+    here, *there = run(*argv, method, cwd=tmp_path)
 
-    add.__module__ = "__mp_main__"
-    assert names.task_name(add) == "tasks.add"
-    assert names.is_main("tasks")
-    assert not names.is_main("shop")
+    module = "shop.tasks" if "-m" in argv else "tasks"
+    assert here == f"{module}.add,{module}.sub,{module}.Mul,{module},True"
+    assert there == [here, here]
 
 
 def test_an_imported_function_goes_by_its_module() -> None:
