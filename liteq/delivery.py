@@ -66,8 +66,8 @@ class Delivery:
 
     `message` may be the packed form, which is what a child gets: unpacking it all would
     take longer than a short task. `inputs` are the tuples of `brokers.values.Input`,
-    `failed` what `find_failed` says of them. `arguments` (args, kwargs) are used in place
-    of the body. `eager`: run in place by `Task.apply`, so errors of hooks,
+    `failed` what `find_failed` says of them. `arguments` (args, kwargs by id) are used in
+    place of bodies. `eager`: run in place by `Task.apply`, so errors of hooks,
     `KeyboardInterrupt` and `SystemExit` go through to the caller. `expires_at`: when the
     message does by the clock of this machine, if that is not the store's.
     """
@@ -82,7 +82,7 @@ class Delivery:
         failed: FailedCalls = NO_CALLS,
         expires_at: float | None = None,
         *,
-        arguments: tuple[Sequence[Any], Mapping[str, Any]] | None = None,
+        arguments: Mapping[str, tuple[Sequence[Any], Mapping[str, Any]]] | None = None,
         eager: bool = False,
     ) -> None:
         packed: Packed = message.pack() if isinstance(message, Message) else message
@@ -149,7 +149,7 @@ class Reader:
             args, kwargs = loads_call(packed[2], "json", self._accept)
         else:
             message = Message.unpack(packed)
-            args, kwargs = delivery.arguments or loads_call(
+            args, kwargs = (delivery.arguments or {}).get(message.id) or loads_call(
                 message.body, message.content_type, self._accept
             )
             immutable, names = message.immutable, message.keywords or _NO_NAMES
@@ -159,7 +159,7 @@ class Reader:
                 kwargs = {**kwargs, **self._named(inputs, names)}
                 inputs = [one for one in inputs if _name_of(one, names) is None]
             if not immutable:
-                args = (*self._given(inputs, plan, args, kwargs, delivery.failed), *args)
+                args = (*self._given(inputs, plan, args, kwargs, delivery), *args)
         return args, kwargs
 
     def _named(
@@ -179,7 +179,7 @@ class Reader:
         plan: Plan | None,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        failed: FailedCalls,
+        delivery: Delivery,
     ) -> list[Any]:
         """Return what the messages this one waited for put before its own arguments: for
         an error, where there is no plan to say what it takes, the id."""
@@ -189,20 +189,21 @@ class Reader:
                 values.append(self._value(kind, value, source))
             elif plan is not None and plan.takes_error(args, kwargs):
                 text = failure.read(value)["traceback"]
-                values += (self._request(source, failed), failure.rebuild(value), text)
+                values += (self._request(source, delivery), failure.rebuild(value), text)
             else:
                 values.append(source)
         return values
 
-    def _request(self, id: str, failed: FailedCalls) -> Context:
+    def _request(self, id: str, delivery: Delivery) -> Context:
         """Return the request of a call that failed: with no more than its id if it cannot be
         read, which may be what it failed of, and without arguments if they cannot, or if it
         is a gather, which has none."""
-        if id not in failed:
+        if id not in delivery.failed:
             return Context(id=id)
-        packed, number, worker, inputs = failed[id]
+        packed, number, worker, inputs = delivery.failed[id]
         try:
-            self.admit(packed, inputs, is_whole=False)  # it may not have started
+            if not delivery.eager:  # nobody has signed it, nor carried it
+                self.admit(packed, inputs, is_whole=False)  # it may not have started
             message = Message.unpack(packed)
         except (DecodeError, MessageTooLarge):
             return Context(id=id)
@@ -210,7 +211,8 @@ class Reader:
             return Context.of(packed, number, None, None, hostname=worker)
         args = kwargs = None
         try:
-            args, kwargs = self.arguments(Delivery(packed, inputs=inputs), None)
+            failed = Delivery(packed, inputs=inputs, arguments=delivery.arguments)
+            args, kwargs = self.arguments(failed, None)
         except Exception:  # pickle may raise anything
             logger.warning(
                 "the arguments of %s[%s] cannot be read", message.task, id, exc_info=True

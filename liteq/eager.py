@@ -88,7 +88,8 @@ def _lone(
     has put others in its place, those."""
     executor = _executor(app, app.clock)
     while True:
-        delivery = Delivery(message, arguments=arguments, eager=True)
+        given = {message.id: arguments} if arguments else None
+        delivery = Delivery(message, arguments=given, eager=True)
         ended = executor.attempt(delivery)
         match ended.outcome:
             case Retried(changes=changes):
@@ -213,7 +214,7 @@ class _Inline:
             lease.delivery,
             lease.inputs,
             failed,
-            arguments=self._arguments.get(lease.id),
+            arguments=self._arguments,
             eager=True,
         )
         ended = self._ended[lease.id] = self._executor.attempt(delivery)

@@ -1042,7 +1042,7 @@ def test_a_soft_limit_is_a_failure_that_a_task_can_catch(app: Liteq) -> None:
 
 def eager(app: Liteq, *args: Any) -> Delivery:
     message = Message(id="m1", task=NAME, body=b"")
-    return Delivery(message, arguments=(args, {}), eager=True)
+    return Delivery(message, arguments={message.id: (args, {})}, eager=True)
 
 
 def test_in_place_the_value_itself_comes_back(app: Liteq) -> None:

@@ -76,7 +76,7 @@ def make_app(broker: Broker, *keys: str, **settings: Any) -> Liteq:
         return n
 
     @app.task(name="fail")
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, n: int = 0) -> None:
         raise ValueError("no")
 
     @app.task(name="tell")
@@ -162,6 +162,38 @@ def test_an_error_callback_is_called_with_what_failed(broker: Broker) -> None:
     failed = fail.apply_async(link_error=tell.s().set(task_id="told"))
     run(app)
     assert app.AsyncResult("told").get(timeout=0) == f"{failed.id} no"
+
+
+@pytest.mark.parametrize("keys", [(), (NEW,)], ids=["without keys", "with keys"])
+def test_an_error_callback_is_told_the_same_by_a_worker_and_in_place(
+    broker: Broker, keys: tuple[str, ...]
+) -> None:
+    app = make_app(broker, *keys)
+    told: list[Any] = []
+
+    @app.task(name="note")
+    def note(request: Any, exc: BaseException, traceback: str) -> None:
+        told.append(
+            (request.id, request.task, tuple(request.args or ()), request.kwargs, str(exc))
+        )
+
+    add, fail = app.tasks["add"], app.tasks["fail"]
+
+    def failing(name: str) -> Any:
+        last = fail.s(4, 5).set(task_id=name)
+        return chain(add.s(1, 2), last).on_error(note.s())
+
+    failing("sent").apply_async()
+    fail.apply_async((6,), {"n": 7}, task_id="lone, sent", link_error=note.s())
+    run(app)
+    failing("in place").apply()
+    fail.apply((6,), {"n": 7}, task_id="lone, in place", link_error=note.s())
+    assert told == [
+        ("sent", "fail", (3, 4, 5), {}, "no"),
+        ("lone, sent", "fail", (6,), {"n": 7}, "no"),
+        ("in place", "fail", (3, 4, 5), {}, "no"),
+        ("lone, in place", "fail", (6,), {"n": 7}, "no"),
+    ]
 
 
 def test_what_failed_in_a_workflow_runs_again_and_the_rest_goes_on(broker: Broker) -> None:
