@@ -15,7 +15,7 @@ import time
 from functools import partial
 from typing import Protocol
 
-__all__ = ["Clock", "ManualClock", "SystemClock", "system_clock"]
+__all__ = ["Clock", "FromNow", "ManualClock", "SystemClock", "system_clock"]
 
 # CLOCK_BOOTTIME counts through a suspend and is shared by all processes of one boot;
 # platforms without it (macOS) have a monotonic clock that is shared too.
@@ -72,3 +72,24 @@ class ManualClock:
 
 
 system_clock = SystemClock()
+
+
+class FromNow(float):
+    """An instant (Unix seconds) that was said as so many `seconds` from now.
+
+    It is the sum by the clock of whoever said it, and passes for any other instant. But a
+    store whose clock is another machine's counts the seconds from when it hears of them: a
+    `countdown` is as long as it was said to be, however far apart the two clocks are.
+    """
+
+    __slots__ = ("seconds",)
+
+    seconds: float
+
+    def __new__(cls, instant: float, seconds: float) -> FromNow:
+        made = super().__new__(cls, instant)
+        made.seconds = seconds
+        return made
+
+    def __getnewargs__(self) -> tuple[float, float]:  # type: ignore[override]  # pickle and copy ask
+        return float(self), self.seconds

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from liteq import context, states
 from liteq.body import Body, Ending, is_coroutine
 from liteq.brokers.values import Note
-from liteq.clock import Clock, system_clock
+from liteq.clock import Clock, FromNow, system_clock
 from liteq.context import Context, Report
 from liteq.delivery import Delivery, Reader
 from liteq.djangothread import bridge
@@ -555,7 +555,7 @@ class _Attempt:
         error = self._einfo(exc).record()
         outcome: Outcome
         if exc.requeue:
-            now = self.settings.clock.now()
+            now = FromNow(self.settings.clock.now(), 0.0)
             changes = {"retries": self.context.retries, "envelope": self._envelope(requeued=1)}
             outcome = Retried(now, error, changes, runtime)
         else:
@@ -709,4 +709,4 @@ def _due(retry: Retry, now: float) -> float:
         due = due_at(None, retry.when, now, UTC)
     else:
         due = due_at(retry.when, None, now, UTC)
-    return now if due is None else due
+    return FromNow(now, 0.0) if due is None else due

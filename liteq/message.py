@@ -77,7 +77,8 @@ class Take(NamedTuple):
 class Message(NamedTuple):
     """One request to run a task. Times are Unix seconds, durations are seconds.
 
-    `run_at`: not started before. `expires_at`: not started after. `retries`: how often
+    `run_at`: not started before. `expires_at`: not started after. (What was said in seconds is
+    `clock.FromNow` until it is stored, and must get there as such.) `retries`: how often
     the task asked to be run again. `max_deliveries`: how many times it may be started
     again after its process died, before it becomes a dead letter (None: the store's
     default). `result_expires`: how long the settled message is kept (None: for ever).

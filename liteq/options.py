@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta, tzinfo
 from typing import TYPE_CHECKING, Any, Final
 
+from liteq.clock import FromNow
+
 if TYPE_CHECKING:
     from typing import Literal, TypedDict
 
@@ -306,12 +308,13 @@ def due_at(
 ) -> float | None:
     """Return when a call may start, in Unix seconds; None for now.
 
-    A countdown wins over an ETA; one that is not above zero is now, as in Celery. Raises
-    `ValueError` for NaN, infinity, and a time beyond the year 9999.
+    A countdown wins over an ETA; one that is not above zero is now, as in Celery. What it
+    makes counts `FromNow`. Raises `ValueError` for NaN, infinity, and a time beyond the year
+    9999.
     """
     if countdown:
         seconds = checked_seconds("countdown", countdown)
-        return _in_range("countdown", countdown, now + seconds) if seconds > 0 else None
+        return _from_now("countdown", countdown, now, seconds) if seconds > 0 else None
     if eta is not None:
         return _in_range("eta", eta, _moment("eta", eta, zone))
     return None
@@ -320,12 +323,12 @@ def due_at(
 def expires_at(
     expires: float | timedelta | datetime | str | None, now: float, zone: tzinfo | None
 ) -> float | None:
-    """Return when a call expires, in Unix seconds: after so many seconds, or at a time."""
+    """Return when a call expires, in Unix seconds: so many seconds `FromNow`, or at a time."""
     if expires is None:
         return None
     if isinstance(expires, (datetime, str)):
         return _in_range("expires", expires, _moment("expires", expires, zone))
-    return _in_range("expires", expires, now + checked_seconds("expires", expires))
+    return _from_now("expires", expires, now, checked_seconds("expires", expires))
 
 
 def checked_priority(priority: Any) -> int:
@@ -403,6 +406,10 @@ def _moment(name: str, given: datetime | str, zone: tzinfo | None) -> float:
     if given.tzinfo is None and zone is not None:
         given = given.replace(tzinfo=zone)
     return given.timestamp()  # of a naive one: in the machine's own zone
+
+
+def _from_now(name: str, given: Any, now: float, seconds: float) -> FromNow:
+    return FromNow(_in_range(name, given, now + seconds), seconds)
 
 
 def _in_range(name: str, given: Any, moment: float) -> float:

@@ -7,7 +7,8 @@ tuple of plain values for the pipe between a child and its worker; `decode()` re
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from liteq.message import Graph
+from liteq.clock import FromNow
+from liteq.message import Graph, Packed
 
 __all__ = [
     "Failed",
@@ -53,7 +54,8 @@ class Replaced(NamedTuple):
 
 
 class Retried(NamedTuple):
-    """The task asked to be run again at `run_at` (Unix seconds), counting one retry.
+    """The task asked to be run again at `run_at` (Unix seconds; what was said in seconds is
+    `FromNow`), counting one retry.
 
     `changes` replaces packed fields of the message (body, queue, priority, expires_at,
     time_limit, soft_time_limit, envelope …); what it does not name stays.
@@ -119,8 +121,7 @@ def encode(outcome: Outcome) -> tuple[Any, ...]:
     """Return the outcome as a tuple of plain values, its kind first."""
     if type(outcome) is Succeeded and outcome.added is None:  # nearly all of them
         return ("Succeeded", *outcome)
-    values = (tuple(one) if type(one) is Graph else one for one in outcome)
-    return (type(outcome).__name__, *values)
+    return (type(outcome).__name__, *map(_sent, outcome))
 
 
 def decode(wire: tuple[Any, ...]) -> Outcome:
@@ -130,8 +131,48 @@ def decode(wire: tuple[Any, ...]) -> Outcome:
     outcome: Outcome = _new(_KINDS[wire[0]], wire[1:])
     match outcome:
         case Succeeded(added=tuple(added)):
-            return outcome._replace(added=Graph(*added))
-        case Replaced(graph=graph):
-            return outcome._replace(graph=Graph(*graph))
+            return outcome._replace(added=_received_graph(*added))
+        case Replaced(changes, graph):
+            return outcome._replace(changes=_received(changes), graph=_received_graph(*graph))
+        case Retried(run_at, _, changes):
+            return outcome._replace(run_at=_received(run_at), changes=_received(changes))
         case _:
             return outcome
+
+
+# The wire knows plain values alone. What counts from now is a complex number there, of an
+# instant and seconds, which nothing else is.
+
+
+def _sent(value: Any) -> Any:
+    kind = type(value)
+    if kind is FromNow:
+        return complex(value, value.seconds)
+    if kind is dict:
+        return {name: _sent(one) for name, one in value.items()}
+    if kind is Graph:
+        return tuple(_sent_message(packed) for packed in value.messages), value.edges
+    return value
+
+
+def _received(value: Any) -> Any:
+    kind = type(value)
+    if kind is complex:
+        return FromNow(value.real, value.imag)
+    if kind is dict:
+        return {name: _received(one) for name, one in value.items()}
+    return value
+
+
+def _sent_message(packed: Packed) -> Packed:
+    counts = FromNow in (type(packed[5]), type(packed[6]))
+    return tuple(map(_sent, packed)) if counts else packed
+
+
+def _received_graph(messages: tuple[Packed, ...], edges: tuple[Any, ...]) -> Graph:
+    return Graph(tuple(_received_message(packed) for packed in messages), edges)
+
+
+def _received_message(packed: Packed) -> Packed:
+    counts = complex in (type(packed[5]), type(packed[6]))
+    return tuple(map(_received, packed)) if counts else packed

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from liteq.binding import bind, check
+from liteq.clock import FromNow
 from liteq.exceptions import InvalidSignature, MessageTooLarge
 from liteq.message import GATHER, MAX_ENVELOPE, VERSION, Edge, Message, Packed
 
@@ -80,7 +81,10 @@ class Signer:
         """
         if message.task == GATHER:
             return message
-        packed = message._replace(signature=None).pack()
+        message = message._replace(signature=None)
+        if type(message.expires_at) is FromNow:  # no store may move what is signed
+            message = message._replace(expires_at=float(message.expires_at))
+        packed = message.pack()
         envelope = packed[-1]
         head = "{" if envelope is None else envelope.removesuffix(_END)
         if len(head) > MAX_ENVELOPE - _ROOM:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from liteq import serializers
+from liteq.clock import FromNow
 from liteq.exceptions import EncodeError
 from liteq.message import Message
 from liteq.options import UNIQUE_OPTIONS, checked_seconds
@@ -115,7 +116,7 @@ def as_unique(
     if wanted.debounce is not None:
         if message.run_at is not None:
             raise ValueError("debounce sets the time of a call: leave out countdown and eta")
-        changes["run_at"] = now + wanted.debounce
+        changes["run_at"] = FromNow(now + wanted.debounce, wanted.debounce)
         changes["max_wait"] = wanted.max_wait
     return message._replace(**changes)
 

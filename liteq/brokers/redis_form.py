@@ -18,6 +18,7 @@ from liteq.brokers.graph import count_edges, divide_edges
 from liteq.brokers.moving import Kept
 from liteq.brokers.redis_wire import strings, unpack
 from liteq.brokers.values import Attempt, Input, Lease, Note, Record, Schedule, State
+from liteq.clock import FromNow
 from liteq.exceptions import InvalidTaskError, TaskRevokedError, WorkerLostError
 from liteq.message import GATHER, PACKED_FIELDS, Edge, Graph, Packed, rule_of
 from liteq.outcome import (
@@ -302,14 +303,20 @@ def _message_arguments(packed: Packed) -> tuple[Any, ...]:
         packed[0],
         _given(packed),
         packed[2],
-        packed[5],
-        packed[6],
+        _instant(packed[5]),
+        _instant(packed[6]),
         packed[14],
         None if packed[15] is None else _unique(packed),
         envelope,
         countdown,
         expires_in,
     )
+
+
+def _instant(at: float | None) -> float | str | None:
+    """Return an instant as `lua/enter.lua` takes it: behind a plus stand seconds, which the
+    server counts from its own now."""
+    return f"+{at.seconds!r}" if type(at) is FromNow else at
 
 
 def _unique(packed: Packed) -> str:
@@ -472,13 +479,13 @@ def _settlement_arguments(lease: Lease, outcome: Outcome, max_deliveries: int) -
             return [*_lost(lease, reason, max_deliveries)]
         case Retried(run_at, error, changes):
             packed = _changed(packed, {"retries": packed[7] + 1, **(changes or {})})
-            return ["Y", *who, run_at, error, *_renewed(packed)]
+            return ["Y", *who, _instant(run_at), error, *_renewed(packed)]
         case Replaced(changes, graph):
             packed = _changed(packed, {"retries": 0, **changes})
             workflow = (lease.id, lease.task) if graph.messages else None
             graphed = graph_arguments(graph.messages, graph.edges, workflow)
             times = _message_arguments(packed)[8:]
-            return ["G", *who, packed[5], *_renewed(packed), *times, *graphed]
+            return ["G", *who, _instant(packed[5]), *_renewed(packed), *times, *graphed]
 
 
 def _added(graph: Graph | None) -> list[Any]:
@@ -523,7 +530,7 @@ def _changed(packed: Packed, changes: dict[str, Any]) -> Packed:
 
 def _renewed(packed: Packed) -> tuple[Any, ...]:
     """Return body, g, expires_at, limits, unique_key and envelope."""
-    return (packed[2], _given(packed), packed[6], *packed[14:17])
+    return (packed[2], _given(packed), _instant(packed[6]), *packed[14:17])
 
 
 # Records

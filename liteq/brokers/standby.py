@@ -21,6 +21,7 @@ import apsw
 from liteq.brokers.connection import fetch_all
 from liteq.brokers.schema import STATE_CODES
 from liteq.brokers.values import Lease
+from liteq.clock import FromNow
 from liteq.message import GATHER, PACKED_FIELDS, Packed
 
 __all__ = [
@@ -84,7 +85,7 @@ def may_take(packed: Packed, now: float) -> bool:
     return (
         len(body) + len(envelope or "") < MOST // 2
         and bool(packed[_ACKS_LATE])
-        and (run_at is None or run_at <= now)
+        and (run_at is None or (run_at <= now and type(run_at) is not FromNow))
         and expires_at is limits is unique_key is None
         and task != GATHER
     )

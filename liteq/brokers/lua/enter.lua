@@ -4,12 +4,19 @@
 -- messages; for each: id, g, body, run_at, expires_at, L, U, envelope, countdown, expires_in
 -- (U: "", or the policy, unique_for, max_wait, unique_key); the number of edges; for each:
 -- source, target, letter (s success, f failure, p part), position (-1: the next).
+-- Where an instant is taken (run_at, expires_at), it may be seconds from now, behind a plus:
+-- then they are counted by this server's clock, for the caller's may be off.
+
+local function instant(text)
+  if string.byte(text) ~= 43 then return given(text) end
+  return string.format('%.17g', NOW + tonumber(string.sub(text, 2)))
+end
 
 local function read_graph()
   local graph = {workflow = given(take()), name = take(), messages = {}, edges = {}}
   for i = 1, tonumber(take()) do
     local m = {id = ARGV[place + 1], g = ARGV[place + 2], b = ARGV[place + 3],
-      u = given(ARGV[place + 4]), x = given(ARGV[place + 5]), L = given(ARGV[place + 6]),
+      u = instant(ARGV[place + 4]), x = instant(ARGV[place + 5]), L = given(ARGV[place + 6]),
       U = given(ARGV[place + 7]), e = given(ARGV[place + 8]), C = given(ARGV[place + 9]),
       D = given(ARGV[place + 10])}
     place = place + 10

@@ -73,9 +73,9 @@ for i = 1, tonumber(take()) do
   elseif kind == 'Q' then
     s.uncounted, s.error = tonumber(take()), given(take())
   else
-    s.run_at = given(take())
+    s.run_at = instant(take())
     if kind == 'Y' then s.error = take() end
-    s.b, s.g, s.x = take(), take(), given(take())
+    s.b, s.g, s.x = take(), take(), instant(take())
     s.L, s.U, s.e = given(take()), given(take()), given(take())
     open_given(s)
     if kind == 'G' then s.C, s.D, s.graph = given(take()), given(take()), read_graph() end
