@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
+from threading import local
 from typing import TYPE_CHECKING, Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
     from liteq.brokers.values import Said
     from liteq.exceptions import Replaced, Retry
     from liteq.message import Message, Packed
 
-__all__ = ["Context", "Report", "current", "noted", "pop", "push", "stack"]
+__all__ = ["Context", "Report", "current", "noted", "outside", "pop", "push", "stack"]
 
 Report: TypeAlias = "Callable[[Said], None]"
 
@@ -291,6 +293,29 @@ def noted(request: Context | None, name: str) -> Any:
 def stack() -> tuple[Context, ...]:
     """Return the contexts of the tasks that run here, the innermost last."""
     return _stack.get()
+
+
+class _Outside(local):
+    """The requests of tasks that do not run. Each thread has its own, or one would see what
+    another sets."""
+
+    def __init__(self) -> None:
+        self.requests: WeakKeyDictionary[Any, Context] = WeakKeyDictionary()
+
+
+_outside = _Outside()
+
+
+def outside(task: Any) -> Context:
+    """Return the request of a task where it does not run: in a thread the same each time, so
+    that what a unit test sets on it is seen by `task.run()`. Inside of an attempt of another
+    task it is a new one, lest what is set there reach the attempts after it."""
+    if any(not running.called_directly for running in _stack.get()):
+        return Context(task=task.name)
+    known = _outside.requests.get(task)
+    if known is None:
+        known = _outside.requests[task] = Context(task=task.name)
+    return known
 
 
 def _iso(moment: float | None) -> str | None:

@@ -404,11 +404,15 @@ class Task(Generic[P, R]):
 
     @property
     def request(self) -> Context:
-        """The running attempt of this task: its id, arguments, number of retries."""
+        """The running attempt of this task: its id, arguments, number of retries.
+
+        Where it does not run, one that keeps what a test sets on it, for `run()`; a call,
+        direct or sent, has its own.
+        """
         for running in reversed(context.stack()):
             if running.task == self.name:
                 return running
-        return Context(task=self.name)
+        return context.outside(self)
 
     def push_request(self, *args: Any, **kwargs: Any) -> None:
         """Make a request with these attributes the current one, until `pop_request()`."""
@@ -546,7 +550,7 @@ class Task(Generic[P, R]):
 
     def add_trail(self, result: Any) -> Any:
         """Enter a result among the children of the running attempt; return it."""
-        if self.trail:
+        if self.trail and context.current() is not None:
             self.request.children.append(result)
         return result
 

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar
 from unittest import mock
+from unittest.mock import patch
+from weakref import ref
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -825,6 +829,53 @@ def test_a_request_can_be_pushed_for_a_test(app: Liteq) -> None:
     finally:
         work.pop_request()
     assert work.request.id is None
+
+
+def test_what_is_set_on_a_request_outside_of_a_run_is_seen_by_the_body(app: Liteq) -> None:
+    @app.task(bind=True)
+    def work(self: BoundTask) -> tuple[int, str | None]:
+        return self.request.retries, self.request.id
+
+    work.request.retries = 2
+    work.request.update(id="x")
+    assert work.run() == (2, "x")
+    with patch.object(work.request, "retries", 3):
+        assert work.run() == (3, "x")
+    assert work.run() == (2, "x")
+    work.request.clear()
+    assert work.run() == (0, None)
+
+
+def test_what_is_set_outside_of_a_run_reaches_no_call_and_no_other_thread(app: Liteq) -> None:
+    @app.task(bind=True)
+    def work(self: BoundTask) -> int:
+        return self.request.retries
+
+    @app.task
+    def outer() -> tuple[int, int]:
+        before = work.run()
+        work.request.retries = 5
+        return before, work.run()
+
+    work.request.retries = 2
+    assert work() == work.apply().get() == 0
+    assert outer.apply().get() == (0, 0)
+    assert outer() == (2, 5)
+    work.request.retries = 2
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(work.run).result() == 0
+    assert work.run() == 2
+
+
+def test_a_request_outside_of_a_run_does_not_grow_and_goes_with_its_task() -> None:
+    with Liteq("brief", broker="sqlite://", set_as_current=False) as app:
+        work: Any = app.task(name="work")(lambda: 1)
+        work.add_trail("result")
+        assert work.request.children == []
+        request = ref(work.request)
+    del app, work
+    gc.collect()
+    assert request() is None
 
 
 def test_a_coroutine_can_be_called_and_run(app: Liteq) -> None:
