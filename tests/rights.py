@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["closed", "unprivileged"]
+__all__ = ["acting_as", "closed", "unprivileged"]
 
 _VERSION_3 = 0x20080522  # <linux/capability.h>
 _OVER_ALL_FILES = 1 << 1 | 1 << 2  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
@@ -49,6 +49,21 @@ def unprivileged() -> Iterator[None]:
     finally:
         _set_capabilities(rights)
         _call("prctl", _PR_SET_SECUREBITS, bits, 0, 0, 0)
+
+
+@contextmanager
+def acting_as(user: int) -> Iterator[None]:
+    """Be another user, for whom no file is closed. Only root can."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("only root can be another user for a while")
+    rights = _capabilities()
+    os.seteuid(user)
+    try:
+        _set_capabilities(rights)  # to the others' files, such as the folder of this test
+        yield
+    finally:
+        os.seteuid(0)
+        _set_capabilities(rights)
 
 
 def _capabilities() -> list[int]:

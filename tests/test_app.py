@@ -175,8 +175,9 @@ _OPTIONS = {
         True,
         lambda broker: broker._database.allow_network_filesystem,
     ),
+    "allow_other_owner": ("yes", True, lambda broker: broker._database.allow_other_owner),
 }
-_OF_SQLITE = ("busy_timeout", "max_size", "allow_network_filesystem")
+_OF_SQLITE = ("busy_timeout", "max_size", "allow_network_filesystem", "allow_other_owner")
 
 
 @pytest.mark.parametrize("option", _OPTIONS)

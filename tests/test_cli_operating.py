@@ -1014,6 +1014,24 @@ def test_no_worker_and_no_beat_waits_to_be_given_the_store(
     assert "Traceback" not in done.stderr
 
 
+def test_root_looks_into_the_store_of_another_user_and_runs_nothing_of_it(
+    here: Here, project: Project
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a folder to another user")
+    here.ok("call", "tasks.add", "-a", "[1, 2]")
+    here.forget()
+    os.chown(project.folder / "shop.liteq", 54_321, -1)
+
+    queues = here.ok("queues")
+    worker = project("worker", "--burst")
+
+    assert worker.returncode == 2
+    assert "belongs to uid 54321, who could run tasks with the rights of" in worker.stderr
+    assert "Traceback" not in worker.stderr
+    assert "default" in queues
+
+
 def test_who_may_not_look_does_not_know_whether_a_worker_lives(
     here: Here, project: Project
 ) -> None:

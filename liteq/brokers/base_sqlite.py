@@ -48,6 +48,7 @@ class SqliteStore(Broker):
         unknown_expires: float = 86_400.0,
         poll_interval: float = 0.5,
         allow_network_filesystem: bool = False,
+        allow_other_owner: bool = False,
         tokens: Callable[[], int] = new_token,
     ) -> None:
         if durability not in ("full", "normal"):
@@ -70,6 +71,7 @@ class SqliteStore(Broker):
             busy_timeout=busy_timeout,
             max_size=max_size,
             allow_network_filesystem=allow_network_filesystem,
+            allow_other_owner=allow_other_owner,
             clock=clock,
         )
         place = self.directory

@@ -42,6 +42,7 @@ from liteq.brokers.files import (
     make_folder,
     own_file,
     refuse_network_filesystem,
+    refuse_other_owners,
 )
 from liteq.clock import Clock, system_clock
 from liteq.exceptions import (
@@ -84,6 +85,7 @@ class Database:
         busy_timeout: float = 5.0,
         max_size: int | None = None,
         allow_network_filesystem: bool = False,
+        allow_other_owner: bool = False,
         clock: Clock = system_clock,
     ) -> None:
         if _version(apsw.sqlite_lib_version()) < _SAFE_SQLITE:
@@ -96,6 +98,7 @@ class Database:
         self.busy_timeout = busy_timeout
         self.max_size = max_size
         self.allow_network_filesystem = allow_network_filesystem
+        self.allow_other_owner = allow_other_owner
         self.identity: tuple[int, int] | None = None
         self.losses = 0  # grows when the file is let go of: another store may follow
         self.wal_pages = 0
@@ -336,12 +339,20 @@ class Database:
         if self._prepared or self.folder is None:
             return
         with _opening:
-            make_folder(self.folder)
+            make_folder(self.folder, allow_other_owner=self.allow_other_owner)
             if not self.allow_network_filesystem:
                 refuse_network_filesystem(self.folder)
             make_file(self.path)
             guard(self.path)
             self._prepared = True
+
+    def may_run(self) -> None:
+        """Raise `ImproperlyConfigured` if somebody else decides what is in the store: who runs
+        that lends them its rights, and root has all of them."""
+        if self.folder is not None and not self.allow_other_owner:
+            self.check()
+            self.prepare()
+            refuse_other_owners(self.folder)
 
     def _translate(self, handle: _Handle, exc: Exception) -> Exception:
         """Return liteq's error for SQLite's, closing the connection if it may be sick."""
@@ -444,7 +455,7 @@ class _Handle:
         else:
             flags |= apsw.SQLITE_OPEN_NOFOLLOW
             gate = os.path.join(database.folder, _GATE)
-            self.gate = own_file(gate, os.O_RDWR | os.O_CLOEXEC)
+            self.gate = own_file(gate, os.O_RDWR)
         db = apsw.Connection(database.path, flags=flags)
         try:
             # The timeout comes first: to open a file whose last user died takes locks, too.

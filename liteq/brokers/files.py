@@ -1,6 +1,8 @@
 """The store's folder and file: made private, on a disk that can hold a WAL, and kept from
 a second SQLite library.
 
+- Who owns the folder, or a file in it, decides what is in the store: which tasks run, with
+  which arguments. So it must be this user, or root, who could do that anyway.
 - Only one SQLite library may touch the database: apsw's. The standard library's
   `sqlite3`, or a plain copy of the folder, opens and closes the `-shm` file, and that
   drops all of this process's POSIX locks (sqlite.org/howtocorrupt.html, section 2.2). An
@@ -11,6 +13,7 @@ a second SQLite library.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import sys
@@ -31,6 +34,7 @@ __all__ = [
     "own_file",
     "own_folder",
     "refuse_network_filesystem",
+    "refuse_other_owners",
 ]
 
 DATABASE: Final = "store.db"
@@ -69,7 +73,13 @@ def forbidden(exc: PermissionError) -> StoreForbidden:
     )
 
 
-def make_folder(folder: str) -> None:
+def make_folder(folder: str, *, allow_other_owner: bool = False) -> None:
+    """Make the store's folder, unless there is one, and refuse it if other users could have
+    made what is in it.
+
+    Root is let into every store, to look and to steer; what it may not do is run what it
+    finds there (see `refuse_other_owners`).
+    """
     try:
         own_folder(folder)
     except FileExistsError:
@@ -89,6 +99,38 @@ def make_folder(folder: str) -> None:
             f"the store's folder {folder} can be written by other users (mode {mode:04o}), "
             f"who could run tasks with your rights: chmod 700 {folder}"
         )
+    if os.geteuid() != 0 and not allow_other_owner:
+        refuse_other_owners(folder)
+
+
+def refuse_other_owners(folder: str) -> None:
+    """Raise `ImproperlyConfigured` if neither this user nor root owns a store's folder, or
+    something in it: that may be from a time when the folder's mode kept nobody out."""
+    own = os.geteuid()
+    try:
+        for name in ("", *os.listdir(folder)):
+            path = os.path.join(folder, name) if name else folder
+            with contextlib.suppress(FileNotFoundError):  # a WAL comes and goes
+                if (owner := os.lstat(path).st_uid) not in (own, 0):
+                    raise ImproperlyConfigured(
+                        f"{path} belongs to {_user(owner)}, who could run tasks with the "
+                        f"rights of {_user(own)}: run this as that user, or name a store of "
+                        "your own (allow_other_owner=True in broker_transport_options "
+                        "overrides this)"
+                    )
+    except FileNotFoundError:
+        return
+    except PermissionError as exc:
+        raise forbidden(exc) from exc
+
+
+def _user(uid: int) -> str:
+    import pwd  # late: for refusals alone
+
+    try:
+        return f"the user {pwd.getpwuid(uid).pw_name}"
+    except KeyError:  # another container's
+        return f"uid {uid}"
 
 
 def own_folder(path: str) -> None:
@@ -102,14 +144,19 @@ def own_folder(path: str) -> None:
 
 def own_file(path: str, flags: int) -> int:
     """Open a file, and make it if there is none, as `own_folder` makes a folder. Raises
-    `StoreForbidden` if this user may not."""
+    `StoreForbidden` if this user may not, and `ImproperlyConfigured` for a symbolic link."""
+    flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         try:
-            fd = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+            fd = os.open(path, flags | os.O_EXCL, 0o600)
         except FileExistsError:
-            return os.open(path, flags | os.O_CREAT, 0o600)
+            return os.open(path, flags, 0o600)
     except PermissionError as exc:
         raise forbidden(exc) from exc
+    except OSError as exc:
+        if exc.errno == errno.ELOOP:
+            raise _linked(path) from None
+        raise
     os.fchmod(fd, 0o600)
     return fd
 
@@ -121,7 +168,7 @@ def make_file(path: str) -> None:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     except FileExistsError:
         if os.path.islink(path):
-            raise ImproperlyConfigured(f"{path} is a symbolic link, which is refused") from None
+            raise _linked(path) from None
     except PermissionError as exc:
         raise forbidden(exc) from exc
     except OSError as exc:
@@ -130,6 +177,10 @@ def make_file(path: str) -> None:
         os.fchmod(fd, 0o600)
         os.close(fd)
         _keep_out_of_git(os.path.dirname(path))
+
+
+def _linked(path: str) -> ImproperlyConfigured:
+    return ImproperlyConfigured(f"{path} is a symbolic link, which is refused")
 
 
 def _keep_out_of_git(folder: str) -> None:

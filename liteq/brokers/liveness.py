@@ -58,8 +58,7 @@ class LockFiles:
         from liteq.brokers.files import own_file, own_folder  # late: not for probes
 
         own_folder(self.folder)
-        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = own_file(os.path.join(self.folder, name), flags)
+        fd = own_file(os.path.join(self.folder, name), os.O_RDWR)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BaseException:

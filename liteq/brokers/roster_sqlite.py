@@ -32,6 +32,7 @@ class SqliteRoster(SqliteStore):
     def register(
         self, name: str, queues: Sequence[str], concurrency: int, details: Mapping[str, Any]
     ) -> int:
+        self._database.may_run()
         row = (
             name,
             socket.gethostname(),

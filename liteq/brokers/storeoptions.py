@@ -73,6 +73,7 @@ def _lengths(value: Any) -> dict[str, int]:
 
 _CHECKS: Final[Mapping[str, Check]] = {
     "allow_network_filesystem": flag,
+    "allow_other_owner": flag,
     "busy_timeout": _timer,
     "client_name": text,
     "durability": text,

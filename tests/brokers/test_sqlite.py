@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 
 import apsw
 import pytest
-from rights import closed
+from rights import acting_as, closed
 from world import FakeClock, Store, enlist, make, no_descriptors, uncovered
 
 from liteq import failure, parts
@@ -145,6 +145,64 @@ def test_a_folder_that_others_may_write_to_is_refused(store: Store, folder: Path
         store.open().enqueue([make()])
 
 
+_ALICE, _MALLORY = 54_321, 54_322
+
+
+def give_away(path: Path, user: int) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file to another user")
+    os.chown(path, user, -1, follow_symlinks=False)
+
+
+@pytest.mark.parametrize("planted", ["", "gate", DATABASE, "wake", "store.db-wal"])
+def test_a_store_that_another_user_could_have_made_is_refused(
+    store: Store, folder: Path, planted: str
+) -> None:
+    maker = store.open()
+    maker.enqueue([make()])
+    maker.mailbox().close()
+    give_away(folder / planted, _MALLORY)
+
+    with acting_as(_ALICE):
+        user = store.open()
+        for use in (lambda: user.enqueue([make()]), lambda: enlist(user), user.queues):
+            with pytest.raises(ImproperlyConfigured, match=f"belongs to uid {_MALLORY}, who"):
+                use()
+
+
+def test_a_store_of_roots_and_a_store_of_ones_own_are_used(store: Store, folder: Path) -> None:
+    store.open().enqueue([make()])
+
+    with acting_as(_ALICE):
+        assert enlist(store.open())
+    for path in (folder, *folder.iterdir()):
+        give_away(path, _ALICE)
+    with acting_as(_ALICE):
+        assert enlist(store.open())
+
+
+def test_root_looks_into_every_store_and_runs_its_own_alone(store: Store, folder: Path) -> None:
+    store.open().enqueue([make(id="a")])
+    give_away(folder, _ALICE)
+    root = store.open()
+
+    assert [queue.name for queue in root.queues()] == ["default"]
+    root.enqueue([make()])
+    with pytest.raises(
+        ImproperlyConfigured, match=f"belongs to uid {_ALICE}, who .* root: run"
+    ):
+        enlist(root)
+
+
+def test_another_owner_of_the_store_may_be_trusted(store: Store, folder: Path) -> None:
+    store.open().enqueue([make()])
+    give_away(folder, _MALLORY)
+
+    assert enlist(store.open(allow_other_owner=True))
+    with acting_as(_ALICE):
+        assert enlist(store.open(allow_other_owner=True))
+
+
 def test_a_file_in_place_of_the_folder_is_refused(store: Store, folder: Path) -> None:
     folder.write_bytes(b"")
 
@@ -152,13 +210,14 @@ def test_a_file_in_place_of_the_folder_is_refused(store: Store, folder: Path) ->
         store.open().enqueue([make()])
 
 
-def test_a_symbolic_link_in_place_of_the_database_is_refused(
-    store: Store, folder: Path, tmp_path: Path
+@pytest.mark.parametrize("name", [DATABASE, "gate"])
+def test_a_symbolic_link_in_place_of_a_file_is_refused(
+    store: Store, folder: Path, tmp_path: Path, name: str
 ) -> None:
     folder.mkdir(mode=0o700)
     target = tmp_path / "elsewhere"
     target.write_bytes(b"")
-    (folder / DATABASE).symlink_to(target)
+    (folder / name).symlink_to(target)
 
     with pytest.raises(ImproperlyConfigured, match="symbolic link"):
         store.open().enqueue([make()])
