@@ -43,6 +43,7 @@ from liteq.settingvalues import Unfit, seconds
 from liteq.shares import Shares, split_weights
 from liteq.workers.announcing import Announcer
 from liteq.workers.attempts import Attempts, Settlements
+from liteq.workers.keeper import Keeper
 from liteq.workers.membership import Membership
 from liteq.workers.notices import Notices
 from liteq.workers.pool import has_processes, pool_of
@@ -214,6 +215,7 @@ class Worker(Steered):
         self._has_terminal = os.isatty(0)
         # A process whose signals are not ours is a program's, and so is its memory.
         self._garbage = Collector() if install_signals else None
+        self._keeper: Keeper | None = None
         self._companion: Companion | None = None
         self._tally: Tally | None = None  # unless metrics are asked for
         self._endpoint: Endpoint | None = None
@@ -335,7 +337,18 @@ class Worker(Steered):
             self._most_tries = 0
         if self.pool_kind == "solo":
             membership.keep()
+            if self.notify is not None and self.notify.watchdog_interval:
+                # Twice as often as the loop: a task may start just before the loop's turn.
+                interval = self.notify.watchdog_interval / 2
+                self._keeper = Keeper("liteq-watchdog", interval, self._feed_watchdog)
         return True
+
+    def _feed_watchdog(self) -> None:
+        """Say that the process lives while a task runs. Between tasks the loop is to say that
+        it turns."""
+        assert self.notify is not None
+        if self.pool is not None and self.pool.running():
+            self.notify.watchdog()
 
     def _make_companion(self) -> Companion:
         from liteq.workers.companion import Companion  # late: for `-B` alone
@@ -380,6 +393,8 @@ class Worker(Steered):
 
     def _close(self) -> None:
         self._membership.close()
+        if self._keeper is not None:
+            self._keeper.stop()
         if self._companion is not None:
             self._companion.join()
         if self._endpoint is not None:

@@ -96,7 +96,8 @@ class SoloPool(InProcess):
         self._waiting.clear()
 
     def running(self) -> dict[int, int]:
-        return {} if self._running is None else {self._running.key: os.getpid()}
+        job = self._running  # once: a watchdog's thread may ask, too
+        return {} if job is None else {job.key: os.getpid()}
 
     def alive(self) -> int:
         return 0 if self._runner is None else 1

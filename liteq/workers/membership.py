@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import selectors
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
@@ -19,6 +18,7 @@ from liteq.exceptions import BrokerError
 from liteq.limits import limits_by_task
 from liteq.loggers import get_logger
 from liteq.workers.announcing import Announcer
+from liteq.workers.keeper import Keeper
 from liteq.workers.peers import Peers
 
 __all__ = ["Membership"]
@@ -65,7 +65,7 @@ class Membership:
         self._take_over = take_over
         self._selector: selectors.BaseSelector
         self._mailbox: Mailbox | None = None
-        self._keeper: _Keeper | None = None
+        self._keeper: Keeper | None = None
         self.peers = Peers(broker)
         self.id = 0
         self.look = True
@@ -98,7 +98,12 @@ class Membership:
 
     def keep(self) -> None:
         """Have another thread beat as well, for a loop that long tasks hold up."""
-        self._keeper = _Keeper(self, self._broker)
+        self._keeper = Keeper("liteq-heartbeat", self._broker.beat_interval, self._only_beat)
+
+    def _only_beat(self) -> None:
+        """Beat, and no more: should the worker be given up for dead, its loop finds out."""
+        with contextlib.suppress(BrokerError):
+            self._broker.beat(self.id)
 
     def changed(self) -> None:
         """Have the others told of a change, and the store looked at in its light."""
@@ -191,27 +196,3 @@ class Membership:
                 self._selector.unregister(mailbox)
             mailbox.close()
             self._mailbox = None
-
-
-class _Keeper:
-    """Beats for a solo worker, whose only thread is busy with a task for a long time.
-
-    It only beats. Should the worker be given up for dead, it finds out by itself.
-    """
-
-    def __init__(self, membership: Membership, broker: Broker) -> None:
-        self._membership = membership
-        self._broker = broker
-        self._interval = broker.beat_interval
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="liteq-heartbeat", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._over.wait(self._interval):
-            with contextlib.suppress(BrokerError):
-                self._broker.beat(self._membership.id)
-
-    def stop(self) -> None:
-        self._over.set()
-        self._thread.join()

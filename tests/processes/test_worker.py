@@ -7,6 +7,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -988,6 +989,32 @@ def test_a_solo_worker_keeps_the_lease_of_a_task_longer_than_it(open_shop: OpenS
 
     assert result.get(timeout=10) == ["hold", 1]
     assert "took back" not in shop.log("other")
+
+
+def test_the_watchdog_of_a_solo_worker_is_fed_while_a_long_task_runs(
+    open_shop: OpenShop,
+) -> None:
+    shop = open_shop()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(shop.folder / "notify"))
+        manager.settimeout(10)
+        worker = shop.start(
+            "-P", "solo", NOTIFY_SOCKET=str(shop.folder / "notify"), WATCHDOG_USEC="400000"
+        )
+        result = shop.hold()
+        began = float(shop.wait_start()[2])
+
+        def hear() -> float:
+            while manager.recv(100) != b"WATCHDOG=1":
+                pass
+            return time.time()
+
+        wait_until(lambda: hear() > began + 1.5)  # all that was said before then is read, too
+        shop.release()
+
+        assert result.get(timeout=10) == ["hold", 1]
+        hear()  # of the loop again, which is idle
+        assert shop.stop(worker) == 0
 
 
 # What receivers of signals hear
