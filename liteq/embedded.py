@@ -6,6 +6,7 @@ import json
 import marshal
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from liteq.exceptions import ImproperlyConfigured, LiteqError
 from liteq.reference import load, reference
 from liteq.worker import Worker, grace_of
+from liteq.workers.wishes import swallow
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -123,7 +125,15 @@ def _in_process(app: Liteq, options: dict[str, Any]) -> Iterator[subprocess.Pope
     stdin, order = os.pipe()
     _orders.add(order)
     command = [sys.executable, "-c", _BOOT, json.dumps(sys.path), str(announce)]
-    process = subprocess.Popen(command, stdin=stdin, pass_fds=(announce,))
+    # An interrupt from the terminal, or of a notebook's cell, goes to the whole process group,
+    # and what it ends is the program's to say. The worker stays in that group, or it might be
+    # stopped when it writes to the terminal, and would not be by Ctrl-Z; so it swallows them,
+    # and until it can they are blocked.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process = subprocess.Popen(command, stdin=stdin, pass_fds=(announce,))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     os.close(stdin)
     os.close(announce)
     try:
@@ -160,6 +170,16 @@ def _end(process: subprocess.Popen[bytes], order: int, timeout: float) -> None:
         os.write(order, b"!")
     _orders.remove(order)
     os.close(order)
+    try:
+        _await(process, timeout)
+    except BaseException:  # one more Ctrl-C: the program is not to wait
+        process.terminate()  # the second order to stop has what runs given back
+        _await(process, _LAST_TIMEOUT)
+        raise
+
+
+def _await(process: subprocess.Popen[bytes], timeout: float) -> None:
+    """Wait for its end, which is forced if it does not come in time."""
     for insist in (process.terminate, process.kill):
         try:
             process.wait(timeout)
@@ -173,6 +193,9 @@ def _end(process: subprocess.Popen[bytes], order: int, timeout: float) -> None:
 def main(announce: int) -> None:
     """Be the worker process: what to run comes over standard input; one more byte there, or
     its end, is the order to stop. `announce` is the descriptor to write to when ready."""
+    # Not ignored: programs that a task starts would inherit that.
+    signal.signal(signal.SIGINT, swallow)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     order = _take_stdin()
     size = int.from_bytes(_read(order, 8), "big")
     given, changes, settings, options = marshal.loads(_read(order, size))
@@ -185,7 +208,7 @@ def main(announce: int) -> None:
         os.write(announce, b"1")
         os.close(announce)
 
-    made = Worker(app, **options, on_ready=ready)
+    made = Worker(app, **options, on_ready=ready, interrupts=False)
 
     def watch() -> None:
         os.read(order, 1)

@@ -89,10 +89,11 @@ class Worker(Steered):
     work. `pool`: prefork, threads, asyncio or solo. `grace`: seconds that a
     warm stop waits for running tasks before it gives them back. `burst`: stop when
     nothing is claimable. Time limits are seconds, memory is KiB. `install_signals` is to
-    be False outside of the main thread. `beat`: fire periodic tasks as well, with this
-    `scheduler` in place of liteq's own, if one is named. `metrics`: "[host:]port" to
-    serve this worker's figures at. `patient`: wait for a store that cannot be reached yet, as
-    the settings say, in place of ending. `on_ready` is called when all children are.
+    be False outside of the main thread; `interrupts`: those of a terminal stop it, too.
+    `beat`: fire periodic tasks as well, with this `scheduler` in place of liteq's own, if
+    one is named. `metrics`: "[host:]port" to serve this worker's figures at. `patient`: wait
+    for a store that cannot be reached yet, as the settings say, in place of ending.
+    `on_ready` is called when all children are.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class Worker(Steered):
         notify: Notifier | None = None,
         on_ready: Callable[[], None] | None = None,
         install_signals: bool = True,
+        interrupts: bool = True,
         beat: bool = False,
         scheduler: Any = None,
         metrics: str | None = None,
@@ -150,6 +152,7 @@ class Worker(Steered):
         self.notify = notify
         self.on_ready = on_ready
         self.install_signals = install_signals
+        self.interrupts = interrupts
         self.beat = beat
         self.scheduler = scheduler
         self.metrics = metrics or conf.worker_metrics_port
@@ -229,7 +232,7 @@ class Worker(Steered):
             self._open()
             stack.callback(self._close)
             if self.install_signals:
-                stack.enter_context(self._wishes.by_signals())
+                stack.enter_context(self._wishes.by_signals(interrupts=self.interrupts))
             stack.callback(self._leave)
             self._start()
             if self._enter():

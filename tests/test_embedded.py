@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from signal import SIGKILL
+from signal import SIGINT, SIGKILL
 from typing import Any
 
 import pytest
@@ -282,6 +282,109 @@ def test_a_worker_process_ends_with_its_owner_though_what_that_forked_lives_on(
     finally:
         os.kill(forked, SIGKILL)
         forget_current()
+
+
+INTERRUPTED = """
+import os, signal, threading
+from liteq import Liteq
+
+app = Liteq("shop", broker_transport_options={"durability": "normal"})
+
+
+@app.task
+def work():
+    return "done"
+
+
+@app.task
+def wait():
+    threading.Event().wait()
+
+
+def interrupt():  # as a terminal does, and Jupyter
+    try:
+        os.killpg(0, signal.SIGINT)
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        pass
+"""
+CAUGHT = """
+if __name__ == "__main__":
+    with app.worker(concurrency=1, pool="prefork") as worker:
+        for _ in range(2):
+            interrupt()
+            print(work.delay().get(timeout=20), worker.poll())
+    print(worker.returncode)
+"""
+AT_START = """
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: print("interrupted"))
+    with app.worker(concurrency=1, pool="prefork"):
+        print(work.delay().get(timeout=20))
+"""
+AGAIN = """
+app.conf.worker_shutdown_timeout = 600
+
+if __name__ == "__main__":
+    with app.worker(concurrency=1, pool="prefork"):
+        try:
+            result = wait.delay()
+            while result.detail != "running":
+                pass
+            raise KeyboardInterrupt
+        finally:
+            signal.signal(signal.SIGALRM, signal.default_int_handler)
+            signal.setitimer(signal.ITIMER_REAL, 0.5)
+"""
+
+
+def interrupted(tmp_path: Path, program: str) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "prog.py").write_text(INTERRUPTED + program)
+    root = Path(__file__).parent.parent
+    return subprocess.run(
+        [sys.executable, "prog.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{root}:{tmp_path}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        start_new_session=True,
+        check=False,
+    )
+
+
+@pytest.mark.process
+def test_a_worker_process_outlives_an_interrupt_that_the_program_catches(
+    tmp_path: Path,
+) -> None:
+    done = interrupted(tmp_path, CAUGHT)
+
+    assert done.stdout.splitlines() == ["done None", "done None", "0"], done.stderr
+
+
+@pytest.mark.process
+def test_a_worker_process_that_starts_outlives_an_interrupt(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "if 'liteq.embedded' in ' '.join(sys.orig_argv): os.killpg(0, signal.SIGINT)\n"
+    )
+
+    done = interrupted(tmp_path, AT_START)
+
+    assert done.stdout.splitlines() == ["interrupted", "done"], done.stderr
+
+
+@pytest.mark.process
+def test_one_more_interrupt_has_given_back_what_the_end_of_the_block_waits_for(
+    tmp_path: Path,
+) -> None:
+    done = interrupted(tmp_path, AGAIN)
+
+    assert done.returncode == -SIGINT, done.stderr
+    with Liteq("shop", broker=f"sqlite:///{tmp_path}/shop.liteq") as app:
+        assert app.broker.workers() == []
+        assert list(app.broker.counts().values()) == [{"queued": 1}]
+    forget_current()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")

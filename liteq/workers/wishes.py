@@ -17,7 +17,7 @@ from typing import Final
 
 from liteq.pool import Pool
 
-__all__ = ["COLD", "WARM", "Wishes", "dump_stacks"]
+__all__ = ["COLD", "WARM", "Wishes", "dump_stacks", "swallow"]
 
 WARM: Final = 1  # let what runs end
 COLD: Final = 2  # give it back
@@ -59,8 +59,9 @@ class Wishes:
                 self._wake.send(b"!")
 
     @contextlib.contextmanager
-    def by_signals(self) -> Iterator[None]:
-        """Turn signals into wishes meanwhile.
+    def by_signals(self, *, interrupts: bool = True) -> Iterator[None]:
+        """Turn signals into wishes meanwhile; without `interrupts`, those are for somebody
+        else in the terminal, and swallowed.
 
         The handlers set flags only: Python runs them between any two instructions of the
         loop. The wake-up descriptor ends the selector's sleep. A process that a task forks
@@ -68,7 +69,7 @@ class Wishes:
         """
         handlers: dict[int, Callable[[int, FrameType | None], None]] = {
             signal.SIGTERM: self._on_stop,
-            signal.SIGINT: self._on_stop,
+            signal.SIGINT: self._on_stop if interrupts else swallow,
             signal.SIGQUIT: partial(self._on_stop, cold=True),
             signal.SIGHUP: self._on_hang_up,
             signal.SIGUSR1: self._on_dump,
@@ -112,10 +113,10 @@ def _after_fork_in_child() -> None:
         signal.set_wakeup_fd(-1)
     while _taken:
         number = _taken.pop()
-        signal.signal(number, _swallow if number == signal.SIGINT else signal.SIG_DFL)
+        signal.signal(number, swallow if number == signal.SIGINT else signal.SIG_DFL)
 
 
-def _swallow(_number: int, _frame: FrameType | None) -> None:
+def swallow(_number: int, _frame: FrameType | None) -> None:
     """Handle an interrupt, which programs that the process starts are then not to ignore."""
 
 
