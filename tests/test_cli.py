@@ -1040,6 +1040,41 @@ def test_a_pid_file_that_has_become_anothers_is_left_to_it(
     assert not file.exists()
 
 
+def test_a_pid_file_can_be_locked_by_nobody_else(
+    project: Project, start: Callable[..., Running]
+) -> None:
+    worker = start("worker", "-c", "1", "--pidfile", "worker.pid")
+    worker.wait_for("^ready")
+
+    assert (project.folder / "worker.pid").stat().st_mode & 0o777 == 0o600
+    worker.end()
+
+
+@pytest.mark.parametrize("text", ["precious", "12\n34\n", "-1", "1" * 40])
+def test_what_is_no_pid_file_is_neither_written_nor_removed(
+    project: Project, text: str
+) -> None:
+    file = project.write("notes.txt", text)
+
+    done = project("worker", "--burst", "--pidfile", "notes.txt")
+
+    assert done.returncode == 2
+    assert "--pidfile notes.txt: this is no pid file" in done.stderr
+    assert file.read_text() == text
+
+
+@pytest.mark.parametrize("command", [["worker", "--burst"], ["beat"]])
+def test_no_link_is_followed_to_a_pid_file(project: Project, command: list[str]) -> None:
+    file = project.write("other.pid", "1\n")
+    (project.folder / "worker.pid").symlink_to(file)
+
+    done = project(*command, "--pidfile", "worker.pid")
+
+    assert done.returncode == 2
+    assert "--pidfile worker.pid: a symbolic link" in done.stderr
+    assert file.read_text() == "1\n"
+
+
 def test_a_pid_file_of_a_killed_worker_is_free_at_once(
     project: Project, start: Callable[..., Running]
 ) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Final
 
 from liteq.cli.front import Exit, Failure
 
 __all__ = ["holding"]
+
+_LONGEST: Final = 32  # bytes of a pid file
 
 
 @contextmanager
@@ -19,7 +25,8 @@ def holding(name: str) -> Iterator[None]:
 
     Ends the command with a `Failure` if another process holds it. A file that a killed
     worker left behind is taken over: the kernel drops the lock with the process, whereas
-    the pid in the file may be anyone's by now.
+    the pid in the file may be anyone's by now. Anything else that has the name is refused and
+    kept, a link too: what is in it would be lost.
     """
     file = _lock(name)
     inherited = [file]
@@ -46,18 +53,32 @@ def holding(name: str) -> Iterator[None]:
 def _lock(name: str) -> int:
     while True:
         try:
-            file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            # For its owner alone: whoever can read a file can hold a lock on it, and who was
+            # killed could not be started again.
+            file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as exc:
-            raise Failure(f"--pidfile {name}: {exc.strerror}", Exit.USAGE) from exc
+            why = "a symbolic link" if exc.errno == errno.ELOOP else exc.strerror
+            raise Failure(f"--pidfile {name}: {why}", Exit.USAGE) from exc
+        if not _is_pid_file(file):
+            os.close(file)
+            raise Failure(f"--pidfile {name}: this is no pid file, so it is kept", Exit.USAGE)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            pid = os.read(file, 32).decode("ascii", "replace").strip()
+            pid = os.pread(file, _LONGEST, 0).decode("ascii", "replace").strip()
             os.close(file)
             raise Failure(f"--pidfile {name}: a worker is running, pid {pid}") from None
         if _is_at(name, file):
             return file
         os.close(file)  # its last holder removed it between our open and our lock
+
+
+def _is_pid_file(file: int) -> bool:
+    """Tell whether there is nothing in a file but a process id, if that."""
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        return False
+    text = os.pread(file, _LONGEST + 1, 0)
+    return len(text) <= _LONGEST and re.fullmatch(rb"\s*[0-9]*\s*", text) is not None
 
 
 def _is_at(name: str, file: int) -> bool:
