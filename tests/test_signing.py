@@ -7,6 +7,7 @@ import os
 import pickle
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -95,8 +96,8 @@ def make_app(broker: Broker, *keys: str, **settings: Any) -> Liteq:
     return app
 
 
-def run(app: Liteq) -> None:
-    """Run what is due, as the children of a worker of this app would."""
+def run(app: Liteq, most: int | None = None) -> None:
+    """Run what is due, `most` calls of it, as the children of a worker of this app would."""
     settings = ExecutorSettings(
         clock=app.clock,
         signer=app.signer,
@@ -105,7 +106,7 @@ def run(app: Liteq) -> None:
     )
     executor = Executor(app.tasks, settings)
     with InlineWorker(app.broker, attempt_with(executor)) as worker:
-        for _ in worker.run_due():
+        for _ in islice(worker.run_due(), most):
             pass
 
 
@@ -330,6 +331,21 @@ def test_a_dead_letter_runs_when_its_key_is_known_and_it_is_redriven(broker: Bro
     both.broker.redrive([made.id])
     run(both)
     assert both.AsyncResult(made.id).get(timeout=0) == 4
+
+
+def test_a_dead_letter_that_expires_is_redriven_until_it_has(broker: Broker) -> None:
+    theirs = make_app(broker, OTHER)
+    soon, late = (
+        theirs.tasks["add"].apply_async((4,), expires=seconds) for seconds in (10.0, 60.0)
+    )
+    run(make_app(broker, NEW))
+    broker.clock.advance(11.0)  # type: ignore[attr-defined]
+
+    assert broker.redrive([soon.id, late.id]) == [late.id]
+    assert reason(theirs, soon.id)
+    run(theirs)
+
+    assert late.get(timeout=0) == 4
 
 
 def test_a_message_that_was_put_back_and_failed_runs_when_it_is_redriven(

@@ -381,7 +381,9 @@ class Broker(ABC):
         What ended `upstream` because of one of them waits again, unless something else
         that it waits for has failed too and is not among these ids. One that is
         `upstream` itself is passed over: it comes back with what it waited for. So is one
-        whose unique key another holds by now (see `holder()`). An error
+        whose unique key another holds by now (see `holder()`). It starts although it has
+        expired, unless a signature covers that: then it keeps its time, and is passed over
+        when that has come. An error
         callback that was called for one of them waits to be called again, and a gather
         that had counted its failure and is not over waits for it again.
         """

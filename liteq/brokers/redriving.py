@@ -39,11 +39,16 @@ _FRESH: Final = (
     "parked_at = NULL, settled_at = NULL, delete_at = NULL, started_at = NULL, revoke = NULL, "
     "unique_key = ltrim(unique_key, '-')"
 )
+# A signature covers when a message expires, but of one that counts from when it is due.
+_BINDING: Final = (
+    """(instr(envelope, '"signature":"') > 0 AND instr(envelope, '"expires_in":') = 0)"""
+)
 _RESTART: Final = (
     f"UPDATE OR IGNORE message SET state = CASE WHEN pending > 0 THEN 0 ELSE 1 END, {_FRESH}, "
-    "run_at = NULL, expires_at = NULL, enqueued_at = ? "
-    f"WHERE id = ? AND state = 7 AND task NOT IN ('', '{GATHER}') "
-    "AND revoke IS NOT 'upstream' RETURNING seq"
+    f"run_at = NULL, expires_at = CASE WHEN {_BINDING} THEN expires_at END, enqueued_at = ?1 "
+    f"WHERE id = ?2 AND state = 7 AND task NOT IN ('', '{GATHER}') "
+    f"AND revoke IS NOT 'upstream' AND ({_BINDING} AND expires_at <= ?1) IS NOT 1 "
+    "RETURNING seq"
 )
 _REVIVE: Final = (
     f"UPDATE OR IGNORE message SET state = 0, {_FRESH} "

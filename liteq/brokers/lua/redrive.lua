@@ -71,17 +71,27 @@ local function uncount(m, on, position, source)
   end
 end
 
+-- When a message expires that a signature covers, but of one that counts from when it is due.
+local function bound_to(m)
+  local envelope = call('HGET', P .. 'm:' .. m.id, 'e') or ''
+  if not string.find(envelope, '"signature":"', 1, true) then return nil end
+  if string.find(envelope, '"expires_in":', 1, true) then return nil end
+  return number_of(m.x)
+end
+
 local driven = {}
 for i = 4, #ARGV do
   local m = load(ARGV[i])
+  local ends = m and bound_to(m)
   if m and m.s == 'F' and m.V ~= 'upstream' and m.t ~= '' and m.t ~= GATHER
-      and can_lock(m) then
+      and can_lock(m) and (not ends or ends > NOW) then
     local waits = tonumber(m.P or '0') > 0
     renew(m, waits and 'w' or 'q')
     local key = P .. 'm:' .. m.id
-    call('HDEL', key, 'u', 'x')
+    call('HDEL', key, 'u')
+    if not ends then call('HDEL', key, 'x') end
     call('HSET', key, 'Q', NOW_TEXT)
-    if not waits then line_up(m.id, m.q, m.p, tonumber(m.n)) end
+    if not waits then line_up(m.id, m.q, m.p, tonumber(m.n), nil, ends and m.x) end
     driven[#driven + 1] = m.id
     undone[#undone + 1] = {m, false}
   end
