@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from liteq.result import GroupResult as _GroupResult  # these are properties of the app
     from liteq.result import ResultSet as _ResultSet
     from liteq.results.asyncresult import AsyncResult
+    from liteq.results.backend import ResultBackend
     from liteq.routes import Router
     from liteq.sending import Sender
     from liteq.signing import Signer
@@ -409,10 +410,13 @@ class Liteq:
             self._broker, self.clock = broker, clock
         return before
 
-    @property
-    def backend(self) -> Broker:
-        """The store, which keeps the results too."""
-        return self.broker
+    @cached_property
+    def backend(self) -> ResultBackend:
+        """The results in the store by their ids, with the methods of Celery's backend that
+        have a meaning here."""
+        from liteq.results.backend import ResultBackend  # late: few programs ask it
+
+        return ResultBackend(self)
 
     @property
     def broker_url(self) -> str:

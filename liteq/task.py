@@ -54,6 +54,13 @@ R = TypeVar("R")
 _COROUTINE, _VARARGS = 0x80, 0x04
 
 
+class _FromApp:
+    """The app's results, until something else is set on the task, which has no effect."""
+
+    def __get__(self, task: Task[..., Any] | None, owner: type[Any]) -> Any:
+        return None if task is None else task.app.backend
+
+
 class _FromConf:
     """An option that has the app's setting for its value, until it is set on the task."""
 
@@ -128,7 +135,7 @@ class Task(Generic[P, R]):
     exchange_type: str | None = None
     routing_key: str | None = None
     delivery_mode: Any = None
-    backend: Any = None
+    backend: Any = _FromApp()
     trail: bool = True
     send_events: bool = True
     resultrepr_maxsize: int = 1024
@@ -152,7 +159,8 @@ class Task(Generic[P, R]):
         if "abstract" not in cls.__dict__ and "run" in cls.__dict__:
             cls.abstract = False
         for name, value in list(cls.__dict__.items()):
-            if value is None and isinstance(_declared(cls.__mro__[1:], name), _FromConf):
+            before = _declared(cls.__mro__[1:], name)
+            if value is None and isinstance(before, (_FromConf, _FromApp)):
                 delattr(cls, name)  # None means "as the app is set", as in Celery
 
     def __setattr__(self, name: str, value: Any) -> None:

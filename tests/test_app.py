@@ -1441,7 +1441,7 @@ def test_the_command_line_can_be_run_with_the_app(
 def test_an_app_is_closed_by_its_context(tmp_path: Path) -> None:
     with Liteq("shop", broker=f"sqlite://{tmp_path}/s") as app:
         app.send_task("work")
-        assert app.backend is app.broker
+        assert app.AsyncResult("x").backend is app.backend
     assert app.broker.counts() == {"default": {"queued": 1}}
     app.close()
 

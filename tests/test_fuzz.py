@@ -195,7 +195,7 @@ def test_reading_a_random_result_gives_a_value_or_an_error_of_liteq(
     app: Liteq, state: str, data: bytes
 ) -> None:
     id = new_id()
-    app.backend.store(id, state, data)
+    app.broker.store(id, state, data)
     result = app.AsyncResult(id)
 
     for read in (lambda: result.result, lambda: result.traceback, lambda: result.info):

@@ -25,6 +25,7 @@ from liteq import AsyncResult, BoundTask, Liteq, allow_join_result, group, waiti
 from liteq.brokers import wakeup
 from liteq.brokers.base import Broker, Note
 from liteq.exceptions import (
+    ConfigWarning,
     IncompleteStream,
     StoreLost,
     TaskFailed,
@@ -951,7 +952,45 @@ def test_results_are_equal_by_their_ids(app: Liteq) -> None:
 
 
 def test_the_store_is_asked_through_the_result(app: Liteq) -> None:
-    assert app.AsyncResult("a").backend is app.broker
+    assert app.AsyncResult("a").backend is app.backend
+
+
+def test_a_state_is_stored_by_an_id_and_read(app: Liteq) -> None:
+    backend = app.backend
+    backend.store_result("a", 7, "SUCCESS")
+    backend.store_result("b", ValueError("no"), "FAILURE", traceback="where")
+
+    assert (backend.get_state("a"), backend.get_result("a")) == ("SUCCESS", 7)
+    assert (backend.get_status("b"), backend.get_traceback("b")) == ("FAILURE", "where")
+    assert isinstance(backend.get_result("b"), ValueError)
+    assert backend.get_task_meta("a") | {"date_done": None} == {
+        "task_id": "a",
+        "status": "SUCCESS",
+        "result": 7,
+        "traceback": None,
+        "children": backend.get_children("a"),
+        "date_done": None,
+    }
+    backend.forget("a")
+    assert backend.get_state("a") == "PENDING"
+    with pytest.raises(AttributeError, match=r"no 'mark_as_done': .*app\.AsyncResult"):
+        _ = backend.mark_as_done
+
+
+def test_a_state_stored_for_a_call_that_waits_is_said_to_show_nothing(app: Liteq) -> None:
+    @app.task(name="seven", bind=True)
+    def seven(self: Any) -> str:
+        app.backend.store_result(self.request.id, 1, "HALF")
+        return str(self.AsyncResult(self.request.id).state)
+
+    with pytest.warns(ConfigWarning, match=r"'SENT'.*result\.detail"):
+        seven.backend.store_result("early", None, "SENT")
+    sent = seven.apply_async(task_id="early")
+    seven.backend.store_result("early", None, "SENT")
+
+    assert sent.state == "PENDING"
+    app.run_until_empty()
+    assert sent.get() == "HALF"
 
 
 def test_an_eager_result_is_ready(app: Liteq) -> None:

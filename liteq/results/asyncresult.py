@@ -388,8 +388,8 @@ class AsyncResult(ResultBase, Generic[R]):
 
     @property
     def backend(self) -> Any:
-        """The store."""
-        return self.app.broker
+        """The results in the store: `app.backend`."""
+        return self.app.backend
 
     @property
     def app(self) -> Liteq:
