@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,8 +82,8 @@ def fill(app: Liteq) -> Sent:
 
 
 def moved(stores: list[Broker]) -> Broker:
-    """Move the first store to the last by way of the others, and empty these."""
-    for source, target in zip(stores, stores[1:], strict=False):
+    """Move the first store to the last by way of the other."""
+    for source, target in pairwise(stores):
         list(move(source, target))
     return stores[-1]
 
