@@ -269,6 +269,18 @@ def test_workers_are_steered(here: Here, worker: Running) -> None:
     assert worker.end(None) == 0
 
 
+def test_a_rate_of_a_task_that_nobody_knows_is_kept_and_doubted(here: Here) -> None:
+    known = here("control", "rate_limit", "tasks.add", "100/m")
+    doubted = here("control", "rate_limit", "tasks.ad", "100/m")
+
+    assert (known.returncode, known.stderr) == (0, "")
+    assert doubted.returncode == 0
+    assert "the app has no task 'tasks.ad'" in doubted.stderr
+    assert "`liteq limits reset tasks.ad:rate` takes it back" in doubted.stderr
+    here.ok("limits", "reset", "tasks.ad:rate")
+    assert "tasks.ad:rate" not in here.ok("limits")
+
+
 def test_a_task_is_ended_from_the_command_line(here: Here, project: Project) -> None:
     waits = here.ok("call", "tasks.add", "-a", "[1, 2]")
 

@@ -286,6 +286,9 @@ def test_a_pool_grows_and_shrinks(app: Liteq, start: Start) -> None:
     assert "one child at least" in said(control.pool_shrink(reply=True, timeout=10))["error"]
     assert "above 0" in said(control.pool_grow(0, reply=True, timeout=10))["error"]
     assert "no children" in said(control.pool_restart(reply=True, timeout=10))["error"]
+    for anew in ({"modules": ["shop"]}, {"reload": True}):
+        answer = said(control.broadcast("pool_restart", anew, reply=True, timeout=10))
+        assert "restart the workers for new code" in answer["error"]
     wait_until(lambda: app.broker.workers()[0].concurrency == 1)
 
 

@@ -73,6 +73,7 @@ def _in_store(
             replies = steer.rate_limit(task, rate, destination, reply=True)
         except ValueError as exc:
             raise click.UsageError(f"rate_limit: {exc}") from exc
+        _doubt(task)
         answers = {node: said for reply in replies for node, said in reply.items()}
         return print_answers(answers, {}, as_json=as_json) if answers else Exit.OK
     if name == "revoke":
@@ -91,3 +92,15 @@ def _in_store(
     if unknown:
         raise Failure(f"no such task: {', '.join(unknown)}", Exit.NOT_FOUND)
     return Exit.OK
+
+
+def _doubt(task: str) -> None:
+    """Say so if the app has no such task. Its rate is kept, for workers of newer code may."""
+    session = Session.current()
+    if task not in session.app.tasks:
+        session.import_tasks()  # those of `include` and `autodiscover_tasks()`
+    if session.app.tasks.own() and task not in session.app.tasks:
+        session.note(
+            f"the app has no task {task!r}: its rate is kept for workers that have it; "
+            f"`liteq limits reset {task}:rate` takes it back"
+        )

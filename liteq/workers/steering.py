@@ -209,8 +209,16 @@ def _resize(state: State, change: int, word: str) -> dict[str, str]:
 
 
 @control_command
-def pool_restart(state: State, **kwargs: Any) -> dict[str, str]:
+def pool_restart(
+    state: State,
+    modules: Any = None,
+    reload: Any = None,
+    reloader: Any = None,
+    **kwargs: Any,
+) -> dict[str, str]:
     """Replace the child processes, one at a time, each after what it runs."""
+    if modules or reload or reloader is not None:
+        return {"error": "cannot import modules anew: restart the workers for new code"}
     if not state.worker.roll():
         return {"error": f"the {state.worker.pool_kind} pool has no children to replace"}
     return {"ok": "reload started"}
