@@ -260,6 +260,12 @@ class group(Canvas[list[R]]):
             """Send all members."""
             ...
 
+        async def adelay(  # type: ignore[override]
+            self, *args: Any, **kwargs: Any
+        ) -> GroupResult:
+            """Send all members without blocking the event loop."""
+            ...
+
         def __call__(self, *args: Any, **kwargs: Any) -> GroupResult:  # type: ignore[override]
             """Send all members."""
             ...
@@ -275,11 +281,22 @@ class group(Canvas[list[R]]):
     ) -> GroupResult:
         """Send all members in one step. Options are for each of them, but for `task_id`,
         which is the id of the group."""
-        if link is not None:
-            raise TypeError("a group takes no link: put a task behind it with |, as a chord")
-        if link_error is not None:
-            raise TypeError("a group takes no link_error: call group.link_error(…) before")
+        _check_links(link, link_error)
         sent: Any = super().apply_async(args, kwargs, **options)
+        return sent  # type: ignore[no-any-return]
+
+    async def aapply_async(  # type: ignore[override]
+        self,
+        args: Sequence[Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        link: Any = None,
+        link_error: Any = None,
+        **options: Any,
+    ) -> GroupResult:
+        """Send all members like `apply_async`, without blocking the event loop."""
+        _check_links(link, link_error)
+        sent: Any = await super().aapply_async(args, kwargs, **options)
         return sent  # type: ignore[no-any-return]
 
     def freeze(  # type: ignore[override]
@@ -593,6 +610,14 @@ def is_empty(sig: Signature[Any]) -> bool:
 
 
 # Parts
+
+
+def _check_links(link: Any, link_error: Any) -> None:
+    """Refuse what a group cannot be called with: it has no end of its own to link to."""
+    if link is not None:
+        raise TypeError("a group takes no link: put a task behind it with |, as a chord")
+    if link_error is not None:
+        raise TypeError("a group takes no link_error: call group.link_error(…) before")
 
 
 def _listed(tasks: Iterable[Signature[Any]], front: int | None) -> str:

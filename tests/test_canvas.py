@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import pickle
@@ -476,11 +477,14 @@ def test_a_workflow_can_be_linked(app: Liteq, add: Any) -> None:
     assert made.workflow is None
 
 
-def test_a_group_takes_no_link_with_its_call(add: Any) -> None:
-    with pytest.raises(TypeError, match="takes no link"):
-        group(add.s()).apply_async(link=add.s())
-    with pytest.raises(TypeError, match="takes no link_error"):
-        group(add.s()).apply_async(link_error=add.s())
+@pytest.mark.parametrize("option", ["link", "link_error"])
+def test_a_group_takes_no_link_with_its_call(app: Liteq, add: Any, option: str) -> None:
+    for sig in (group(add.s()), add.chunks([("a",), ("b",)], 1)):
+        with pytest.raises(TypeError, match=f"takes no {option}:"):
+            sig.apply_async(**{option: add.s()})
+        with pytest.raises(TypeError, match=f"takes no {option}:"):
+            asyncio.run(sig.aapply_async(**{option: add.s()}))
+    assert app.broker.counts() == {}
 
 
 def test_linking_does_not_change_the_signatures_that_were_given(add: Any) -> None:

@@ -130,6 +130,18 @@ class chunks(_Calls[list[R]]):
         )
         return made  # type: ignore[no-any-return]
 
+    if TYPE_CHECKING:
+
+        def delay(self, *args: Any, **kwargs: Any) -> GroupResult:  # type: ignore[override]
+            """Send all parts."""
+            ...
+
+        async def adelay(  # type: ignore[override]
+            self, *args: Any, **kwargs: Any
+        ) -> GroupResult:
+            """Send all parts without blocking the event loop."""
+            ...
+
     def apply_async(  # type: ignore[override]
         self,
         args: Sequence[Any] | None = None,
@@ -147,8 +159,7 @@ class chunks(_Calls[list[R]]):
         **options: Any,
     ) -> GroupResult:
         """Send all parts like `apply_async`, without blocking the event loop."""
-        sent: Any = await self.group().aapply_async(args, kwargs, **options)
-        return sent  # type: ignore[no-any-return]
+        return await self.group().aapply_async(args, kwargs, **options)
 
     def apply(
         self,

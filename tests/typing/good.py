@@ -170,6 +170,12 @@ assert_type(app.workflow("w").retry_failed(), list[str])
 
 async def follow() -> None:
     assert_type(await pair, list[Any])
+    assert_type(await group(add.s(1)).adelay(), GroupResult)
+    assert_type(await group(add.s(1)).aapply_async(countdown=3), GroupResult)
+    assert_type(await add.chunks([(1, 2)], 2).adelay(), GroupResult)
+    assert_type(await add.chunks([(1, 2)], 2).aapply_async(), GroupResult)
+    assert_type(await (add.s(1) | send.s()).adelay(), AsyncResult[str])
+    assert_type(await (await chord([add.s(1)], send.s()).aapply_async()), str)
     async for member in pair:
         print(member)
 
@@ -190,6 +196,7 @@ assert_type(chord([add.s(1)], send.s(), on_error="skip").delay().get(), str)
 assert_type(chord([add.s(1)])(send.s()).get(), Any)
 assert_type(add.map([1, 2]).delay().get(), list[int])
 assert_type(add.chunks([(1, 2)], 2), chunks[int])
+assert_type(add.chunks([(1, 2)], 2).delay(), GroupResult)
 assert_type(Graph("g").add("a", add.s(1)).add("b", send.s(), after="a"), Graph)
 
 # By name
