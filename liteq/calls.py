@@ -31,7 +31,9 @@ from liteq.settingvalues import Unfit, pauses
 
 __all__ = ["Defaults", "checked_id", "lifetime", "merge", "plain", "too_large", "with_options"]
 
-_NAMED: Final = frozenset({"args", "kwargs", "link", "link_error", "task_id", "shadow"})
+_NAMED: Final = frozenset(
+    {"args", "kwargs", "link", "link_error", "task_id", "shadow", "throw"}
+)
 _KNOWN: Final = CALL_OPTIONS | _NAMED
 _PROPERTIES: Final = (
     "correlation_id",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from liteq import context, serializers, signals
 from liteq.calls import Defaults, checked_id, merge, too_large, with_options
 from liteq.djangothread import bridge
-from liteq.exceptions import AlwaysEagerIgnored, BrokerUnavailable
+from liteq.exceptions import AlwaysEagerIgnored, BrokerUnavailable, ImproperlyConfigured
 from liteq.ids import new_id
 from liteq.message import Edge, Message, Workflow
 from liteq.offload import off_loop, running_loop
@@ -543,7 +543,8 @@ class Sender:
         kind = options.get("serializer") or task.serializer
         body = serializers.dumps_call(args, kwargs, kind)
         args, kwargs = serializers.loads_call(body, kind, (kind,))
-        return self.apply(task, args, kwargs, options)
+        rest = {name: value for name, value in options.items() if name != "throw"}
+        return self.apply(task, args, kwargs, rest, throw=options.get("throw"))
 
     # What is worked out of the settings
 
@@ -561,6 +562,12 @@ class Sender:
             task = self.app.Task()
         defaults = task._defaults
         if defaults is None or defaults.revision != rules.revision:
+            if name is None:
+                kind = type(task).__name__
+                raise ImproperlyConfigured(
+                    f"a {kind} that is not registered has no name to be sent by: use what "
+                    f"app.register_task({kind}) returns, or set the class attribute `name`"
+                )
             self.app.annotate(task)
             defaults = defaults_of(rules, name, task)
             object.__setattr__(task, "_defaults", defaults)  # not an option of the task

@@ -27,6 +27,7 @@ from liteq.exceptions import (
     ContentDisallowed,
     EncodeError,
     Ignore,
+    ImproperlyConfigured,
     MaxRetriesExceededError,
     MessageTooLarge,
     Reject,
@@ -876,6 +877,29 @@ def test_a_request_outside_of_a_run_does_not_grow_and_goes_with_its_task() -> No
     del app, work
     gc.collect()
     assert request() is None
+
+
+def test_a_call_may_say_whether_it_throws_when_it_is_run_in_place(app: Liteq) -> None:
+    @app.task
+    def failing() -> None:
+        raise KeyError("k")
+
+    fail: Any = failing  # `throw` is an option of Task.apply() to those who check types
+    assert fail.apply_async(throw=True).state == "PENDING"
+    app.conf.update(task_always_eager=True, task_eager_propagates=True)
+    assert fail.apply_async(throw=False).state == "FAILURE"
+    app.conf.task_eager_propagates = False
+    with pytest.raises(KeyError):
+        fail.apply_async(throw=True)
+
+
+def test_a_task_without_a_name_says_how_to_register_it(app: Liteq) -> None:
+    class Old(app.Task):  # type: ignore[misc, name-defined]  # a property
+        def run(self, n: int) -> int:
+            return n
+
+    with pytest.raises(ImproperlyConfigured, match=r"app\.register_task\(Old\)"):
+        Old().delay(5)
 
 
 def test_a_coroutine_can_be_called_and_run(app: Liteq) -> None:

@@ -262,7 +262,7 @@ def refusal(answer: Sequence[bytes | None]) -> MessageError | InvalidTaskError:
         return InvalidTaskError(f"{id!r} takes no parts: it is no gather, but {other!r}")
     return InvalidTaskError(
         f"{other!r} cannot wait for {id!r}, which is not in the store or is over "
-        "already: enqueue both in one call"
+        "already: enqueue both in one call, and make a signature that was sent before anew"
     )
 
 

@@ -239,7 +239,7 @@ def _unfinished(db: apsw.Connection, source: str, target: str) -> int:
     if seq is None:
         raise InvalidTaskError(
             f"{target!r} cannot wait for {source!r}, which is not in the store or is over "
-            "already: enqueue both in one call"
+            "already: enqueue both in one call, and make a signature that was sent before anew"
         )
     return seq
 
