@@ -255,6 +255,22 @@ def test_a_pool_says_at_its_start_which_limits_it_cannot_keep(
     assert said == [f"{one}. The prefork pool can" for one in expected]
 
 
+@pytest.mark.parametrize("pool", ["threads", "asyncio", "solo"])
+def test_a_pool_without_children_says_that_it_replaces_none(
+    app: Liteq, pool: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    app.conf.worker_max_memory_per_child = 200_000
+
+    with running(app, pool=pool, max_tasks_per_child=9):
+        pass
+
+    said = [r.getMessage() for r in caplog.records if "per_child" in r.getMessage()]
+    assert said == [
+        f"the {pool} pool has no children to replace, so that these have no effect: "
+        "max_tasks_per_child = 9, max_memory_per_child = 200000. The prefork pool has"
+    ]
+
+
 # Revoking and expiring
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from liteq import serializers
 from liteq.exceptions import ImproperlyConfigured
 from liteq.executor import ExecutorSettings, TaskLike
+from liteq.loggers import get_logger
 from liteq.pool import Pool, PoolOptions, make_pool
 from liteq.workers.runner import RunnerFactory
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from liteq.config import Settings
 
 __all__ = ["executor_settings", "has_processes", "pool_of"]
+
+logger = get_logger("liteq.worker")
 
 _FORMATS: Final = (
     "accept_content",
@@ -67,6 +70,8 @@ def pool_of(
     )
     settings = executor_settings(app, hostname)
     own_process = has_processes(kind)
+    if not own_process:
+        _warn_of_children(kind, options)
     if own_process and options.start_method != "fork":
         logs = bool(logging.getLogger().handlers)
         like = (app.reference(), conf.overrides(), include, logs)
@@ -74,6 +79,22 @@ def pool_of(
     else:
         runners = RunnerFactory(lambda: app.tasks, (), settings, own_process=own_process)
     return make_pool(kind, runners, options)
+
+
+def _warn_of_children(kind: str, options: PoolOptions) -> None:
+    """Say which options are for pools with child processes, which this one has not."""
+    asked = {
+        "max_tasks_per_child": options.max_tasks_per_child,
+        "max_memory_per_child": options.max_memory_per_child,
+    }
+    vain = [f"{name} = {most}" for name, most in asked.items() if most is not None]
+    if vain:
+        logger.warning(
+            "the %s pool has no children to replace, so that these have no effect: %s. "
+            "The prefork pool has",
+            kind,
+            ", ".join(vain),
+        )
 
 
 def _check_formats(conf: Settings) -> None:
