@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 
 import pytest
+from processes.shop import children_of
 from terminal import TASKS, Here, Project, Running, wait_until
 
 from liteq.cli.front import Exit
@@ -279,6 +282,40 @@ def test_a_rate_of_a_task_that_nobody_knows_is_kept_and_doubted(here: Here) -> N
     assert "`liteq limits reset tasks.ad:rate` takes it back" in doubted.stderr
     here.ok("limits", "reset", "tasks.ad:rate")
     assert "tasks.ad:rate" not in here.ok("limits")
+
+
+_FIRST = ["unshare", "--pid", "--fork", "--kill-child"]  # process 1 of its own space
+
+
+@pytest.mark.skipif(
+    shutil.which("unshare") is None
+    or subprocess.run([*_FIRST, "true"], capture_output=True, check=False).returncode != 0,
+    reason="this user may not make a process space",
+)
+@pytest.mark.parametrize("command", ["worker", "beat"])
+def test_what_is_told_to_end_while_it_imports_its_app_ends_as_process_1_too(
+    project: Project, command: str
+) -> None:
+    importing = project.folder / "importing"
+    slow = "open('importing', 'w').close()\nimport time\nwhile True: time.sleep(0.01)\n"
+    project.write("tasks.py", slow)
+    with subprocess.Popen(
+        [*_FIRST, sys.executable, "-m", "liteq", "-A", "tasks", command],
+        cwd=project.folder,
+        env=project.environ,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as outside:
+        try:
+            wait_until(importing.exists)
+            (inside,) = children_of(outside.pid)
+            os.kill(inside, signal.SIGTERM)  # the kernel keeps it from one without a handler
+
+            assert outside.wait(10) == 0
+            assert outside.stderr is not None
+            assert "Traceback" not in outside.stderr.read()
+        finally:
+            outside.kill()
 
 
 def test_a_task_is_ended_from_the_command_line(here: Here, project: Project) -> None:

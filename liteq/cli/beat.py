@@ -69,6 +69,7 @@ def beat(pidfile: str | None, **options: Any) -> int:
     from liteq.systemd import Notifier  # before the app, as a worker does
 
     session = Session.current()
+    session.heed_term()
     for name in ("detach", "uid", "gid", "umask"):
         if options[name]:
             raise click.UsageError(f"--{name} is for a service manager, as systemd")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import enum
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import click
 from click.core import ParameterSource
@@ -19,6 +20,8 @@ from liteq.cli.streams import say
 from liteq.exceptions import LiteqWarning
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from liteq.app import Liteq
     from liteq.discovery import Found
 
@@ -147,6 +150,15 @@ class Session:
         with _trouble_with_app():
             import_tasks(self.app, include)
         self.app.set_current()  # whatever other apps these modules make
+
+    def heed_term(self) -> None:
+        """End when told to, until the command has handlers of its own.
+
+        A process does so by itself, but for process 1: the kernel keeps from it what it has no
+        handler for, and in a container an app that takes long to import would go on.
+        """
+        if self.owns_process and os.getpid() == 1:
+            signal.signal(signal.SIGTERM, _end)
 
     @property
     def verbose(self) -> bool:
@@ -427,3 +439,7 @@ def _show_warnings_in_one_line() -> None:
             show(message, category, filename, lineno, file, line)
 
     warnings.showwarning = showwarning
+
+
+def _end(_number: int, _frame: FrameType | None) -> NoReturn:
+    os._exit(0)  # as the kernel would: what is being imported may catch an exception

@@ -245,6 +245,7 @@ def worker(settings: tuple[str, ...], pidfile: str | None, **options: Any) -> in
     from liteq.systemd import Notifier  # before the app: it must not reach its children
 
     session = Session.current()
+    session.heed_term()
     _mind_celery_flags(session, options)
     notify = Notifier.from_environment()
     with _holding(pidfile, options["hostname"]):
