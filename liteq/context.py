@@ -125,16 +125,18 @@ class Context:
         args: Any,
         kwargs: Any,
         *,
+        message: Message | None = None,
         task: Any = None,
         hostname: str | None = None,
         report: Report | None = None,
         is_eager: bool = False,
     ) -> Context:
-        """Return the context of delivery `number` of a packed message. `task`: the object
-        that runs it.
+        """Return the context of delivery `number` of a packed message. `message`: the same
+        unpacked, None for a usual one (see `Message.unpack_unusual`); `task`: the object that
+        runs it.
 
-        The message is unpacked only when something is read that is not set here: doing
-        it always would cost more than all the rest of a short task.
+        A usual one is unpacked only when something is read that is not set here: doing it
+        always would cost more than all the rest of a short task.
         """
         # Attribute by attribute: CPython then makes no dict at all for the instance.
         context = cls.__new__(cls)
@@ -149,9 +151,9 @@ class Context:
         context.called_directly = False
         context._task = task
         context._packed = packed
-        if packed[-1] is not None and '"requeued":' in packed[-1]:
-            message = context.message
-            context.deliveries += 0 if message is None else message.requeued
+        if message is not None:
+            context._message = message
+            context.deliveries += message.requeued
         if is_eager:
             context.is_eager = True
         return context

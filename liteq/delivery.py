@@ -5,7 +5,6 @@ Those are the message's own and, of one that waited for others, what these left 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -13,7 +12,7 @@ from liteq import failure, parts
 from liteq.context import Context
 from liteq.exceptions import DecodeError, LiteqError, MessageTooLarge
 from liteq.loggers import get_logger
-from liteq.message import GATHER, MAX_ENVELOPE, VERSION, Message, Packed
+from liteq.message import GATHER, MAX_ENVELOPE, Message, Packed
 from liteq.plan import Plan
 from liteq.serializers import loads, loads_call
 
@@ -29,8 +28,6 @@ logger = get_logger("liteq.delivery")
 NOTHING: Final = b"null"  # what a store hands on for a value that is None or was not kept
 
 _NO_NAMES: Final[tuple[str | None, ...]] = ()
-_UNUSUAL: Final = re.compile('"(?:content_type|immutable|keywords)":')
-_VERSION_NOW: Final = f'"v":{VERSION}}}'
 
 # (source, kind, position, value): a brokers.values.Input, as it travels to a child.
 InputTuple: TypeAlias = tuple[str, str, int, bytes]
@@ -135,24 +132,19 @@ class Reader:
             self._signer.check_inputs(packed, inputs, is_whole=is_whole)
 
     def arguments(
-        self, delivery: Delivery, plan: Plan | None
+        self, delivery: Delivery, plan: Plan | None, message: Message | None
     ) -> tuple[Sequence[Any], Mapping[str, Any]]:
         """Return what to call the task with, or, without its plan, what it was called with:
-        positional and keyword arguments. Raises whatever reading the body or an input does."""
-        packed = delivery.packed
-        envelope = packed[16]
-        immutable, names = False, _NO_NAMES
+        positional and keyword arguments. `message`: the one delivered, None for a usual one.
+        Raises whatever reading the body or an input does."""
+        immutable, names, kind = False, _NO_NAMES, "json"
+        if message is not None:
+            immutable, names = message.immutable, message.keywords or _NO_NAMES
+            kind = message.content_type
         args: Sequence[Any]
         kwargs: Mapping[str, Any]
-        if delivery.arguments is None and (envelope is None or _is_usual(envelope)):
-            # Unpacking all of the message takes longer than a short task.
-            args, kwargs = loads_call(packed[2], "json", self._accept)
-        else:
-            message = Message.unpack(packed)
-            args, kwargs = (delivery.arguments or {}).get(message.id) or loads_call(
-                message.body, message.content_type, self._accept
-            )
-            immutable, names = message.immutable, message.keywords or _NO_NAMES
+        given = delivery.arguments and delivery.arguments.get(delivery.packed[0])
+        args, kwargs = given or loads_call(delivery.packed[2], kind, self._accept)
         if delivery.inputs:
             inputs = sorted(delivery.inputs, key=_position)
             if names:
@@ -208,16 +200,16 @@ class Reader:
         except (DecodeError, MessageTooLarge):
             return Context(id=id)
         if message.task == GATHER:
-            return Context.of(packed, number, None, None, hostname=worker)
+            return Context.of(packed, number, None, None, message=message, hostname=worker)
         args = kwargs = None
         try:
             failed = Delivery(packed, inputs=inputs, arguments=delivery.arguments)
-            args, kwargs = self.arguments(failed, None)
+            args, kwargs = self.arguments(failed, None, message)
         except Exception:  # pickle may raise anything
             logger.warning(
                 "the arguments of %s[%s] cannot be read", message.task, id, exc_info=True
             )
-        return Context.of(packed, number, args, kwargs, hostname=worker)
+        return Context.of(packed, number, args, kwargs, message=message, hostname=worker)
 
     def _value(
         self,
@@ -257,9 +249,3 @@ def _position(one: InputTuple) -> int:
 def _name_of(one: InputTuple, names: Sequence[str | None]) -> str | None:
     """Return the argument that an input becomes; None for one in front."""
     return names[one[2]] if 0 <= one[2] < len(names) else None
-
-
-def _is_usual(envelope: str) -> bool:
-    """Tell whether an envelope says nothing about the arguments, without reading it: of
-    this version, and with none of the fields that are left out when they are usual."""
-    return envelope.endswith(_VERSION_NOW) and _UNUSUAL.search(envelope) is None

@@ -23,6 +23,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import traceback
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -46,7 +47,7 @@ from liteq.exceptions import (
     TaskPredicate,
 )
 from liteq.loggers import get_logger
-from liteq.message import Packed
+from liteq.message import Message, Packed
 from liteq.options import due_at
 from liteq.outcome import Failed, Ignored, Outcome, Retried, Revoked, Succeeded
 from liteq.plan import Plan, TaskLike, is_async
@@ -198,12 +199,14 @@ class Executor:
         try:
             if not delivery.eager:
                 self._reader.admit(packed, delivery.inputs)
-            args, kwargs = self._reader.arguments(delivery, plan)
+            message = Message.unpack_unusual(packed)  # now: if it cannot be read it is not run
+            args, kwargs = self._reader.arguments(delivery, plan, message)
             about = Context.of(
                 packed,
                 delivery.number,
                 args,
                 kwargs,
+                message=message,
                 task=plan.task,
                 hostname=self.settings.hostname,
                 report=report,
@@ -659,7 +662,20 @@ class _Attempt:
             return None
         return json.dumps([getattr(child, "id", child) for child in trail])
 
-    def _log(
+    def _log(self, level: int, text: str, *values: Any, **said: Any) -> None:
+        """Log how the attempt goes; `said` is as in `_write`. The filters and what a task has
+        set on its request are the user's, and in a worker no error of theirs may change how
+        the attempt ends, or keep one that broke from ending."""
+        if not logger.isEnabledFor(level):
+            return
+        try:
+            self._write(level, text, *values, **said)
+        except Exception:
+            if self.context.is_eager:
+                raise
+            traceback.print_exc()
+
+    def _write(
         self,
         level: int,
         text: str,
@@ -668,8 +684,6 @@ class _Attempt:
         runtime: float | None = None,
         exc_info: BaseException | None = None,
     ) -> None:
-        if not logger.isEnabledFor(level):
-            return
         if runtime is None:
             runtime = self._runtime()
         extra = {

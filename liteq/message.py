@@ -9,6 +9,7 @@ envelope of a later version is refused, not guessed at.
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from json.encoder import encode_basestring_ascii as _quoted
 from typing import Any, Final, NamedTuple, TypeAlias, overload
@@ -38,6 +39,7 @@ GATHER: Final = "liteq.gather"  # the task name of a message that is no task but
 
 Packed: TypeAlias = tuple[Any, ...]
 
+_UNREADABLE: Final = "<unreadable: the envelope is damaged or of a later liteq>"
 _new: Final = tuple.__new__  # a third of what Message(...) costs
 
 PACKED_FIELDS: Final = (
@@ -186,14 +188,24 @@ class Message(NamedTuple):
         return made
 
     @classmethod
+    def unpack_unusual(cls, packed: Packed) -> "Message | None":
+        """Return the message if its envelope says more than where it belongs, None if not: that
+        it can be unpacked is then known, in an eighth of the time.
+
+        Raises `DecodeError` like `unpack()`.
+        """
+        text = packed[_HOT]
+        return None if text is None or _is_usual(text) else cls.unpack(packed)
+
+    @classmethod
     def outline(cls, packed: Packed) -> "Message":
         """Return as much of the message as can be read, for who shows it: of an envelope
-        that cannot, the defaults. Not to be run or sent, and its arguments not to be shown:
-        what the caller wished to hide is in the envelope too."""
+        that cannot, the defaults, and a word in place of the arguments: what the caller wished
+        to hide is in the envelope too. Not to be run or sent."""
         try:
             return cls.unpack(packed)
         except DecodeError:
-            return cls.unpack((*packed[:_HOT], None))
+            return cls.unpack((*packed[:_HOT], None))._replace(argsrepr=_UNREADABLE)
 
 
 class Alike(Sequence[Message]):
@@ -293,6 +305,15 @@ _NAMES: Final = Message._fields[_HOT:]
 _INDEX: Final = _NAMES.index("group_index")
 _HEADERS, _PROPERTIES, _STAMPS = map(_NAMES.index, ("headers", "properties", "stamps"))
 _REST_AT: Final = {name: number for number, name in enumerate(_NAMES)}
+
+
+# Of an envelope like this one it is certain how it is read: it holds what most messages of
+# workflows do, and nothing about the arguments or the count of starts.
+_is_usual: Final = re.compile(
+    r'\{(?:"(?:root_id|parent_id|group_id|gather|node|shadow|origin|signature)":'
+    r'"[^"\\\x00-\x1f]*",|"group_index":(?:0|[1-9][0-9]{0,8}),|"has_links":true,)*'
+    rf'"v":{VERSION}\}}'
+).fullmatch
 
 
 def _rest_of(text: str) -> _Rest:

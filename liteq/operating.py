@@ -17,7 +17,7 @@ from liteq import checkpoints, failure
 from liteq.brokers.base import Broker
 from liteq.brokers.searching import Found, Search
 from liteq.brokers.values import FINAL_STATES, Attempt, Record, State
-from liteq.exceptions import DecodeError, LiteqError, UnknownTaskId
+from liteq.exceptions import LiteqError, UnknownTaskId
 from liteq.message import Message
 from liteq.searches import UNFINISHED
 from liteq.showing import shown_call
@@ -142,7 +142,7 @@ def describe(app: Liteq, id: str) -> dict[str, Any]:
     if record is None:
         raise UnknownTaskId(f"no task has the id {id!r}: never sent, expired or forgotten")
     message = record.outline
-    args, kwargs = _call(app, record)
+    args, kwargs = shown_call(app, message)
     made = app.AsyncResult(id)
     return {
         "id": id,
@@ -195,15 +195,6 @@ def _batches(broker: Broker, wanted: Search | Sequence[str]) -> Iterator[list[st
         ids = iter(wanted)
     while some := list(islice(ids, BATCH)):
         yield some
-
-
-def _call(app: Liteq, record: Record) -> tuple[str, str]:
-    """Return the arguments as texts. Those of an envelope that cannot be read stay hidden:
-    it may say that they are secret."""
-    try:
-        return shown_call(app, record.message)
-    except DecodeError:
-        return "<unreadable: the envelope is damaged or of a later liteq>", "{}"
 
 
 def _attempt(attempt: Attempt) -> dict[str, Any]:

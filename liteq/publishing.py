@@ -69,7 +69,7 @@ def report(messages: Sequence[Message]) -> None:
 
 def protocol_headers(message: Message) -> dict[str, Any]:
     """Return the message's headers under the names of Celery's protocol 2."""
-    seen = Context.of(message.pack(), number=0, args=(), kwargs={})
+    seen = Context.of(message.pack(), number=0, args=(), kwargs={}, message=message)
     return {
         "lang": "py",
         "task": message.task,

@@ -85,6 +85,18 @@ HOSTILE = (
         envelope=f'{{"on_success": "os.system", "v": {VERSION}}}',
     ),
     Hostile(
+        "an envelope with an unknown field, written as liteq writes",
+        GOOD,
+        "unknown fields",
+        envelope=f'{{"nonsense":7,"v":{VERSION}}}',
+    ),
+    Hostile(
+        "an envelope with inputs that are none, written as liteq writes",
+        GOOD,
+        "envelope",
+        envelope=f'{{"takes":5,"v":{VERSION}}}',
+    ),
+    Hostile(
         "an envelope with fields of wrong types",
         GOOD,
         "envelope",

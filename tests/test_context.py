@@ -35,7 +35,9 @@ MESSAGE = Message(
 
 
 def request(message: Message = MESSAGE, number: int = 1, *, eager: bool = False) -> Context:
-    return Context.of(message.pack(), number, (1,), {"k": 2}, hostname="h", is_eager=eager)
+    return Context.of(
+        message.pack(), number, (1,), {"k": 2}, message=message, hostname="h", is_eager=eager
+    )
 
 
 def test_a_context_has_what_its_message_says() -> None:

@@ -14,6 +14,7 @@ import apsw
 import pytest
 import redis_server
 from api import app_in_memory, forget_current, record
+from hostile import Hostile, forge
 from world import FakeClock, wait_until
 
 from liteq import Liteq
@@ -147,6 +148,24 @@ def test_the_life_of_a_task_is_told(app: Liteq, listener: Listener, start: Start
     assert "Traceback" in failed["traceback"]
     assert "hunter22222" not in repr(listener.events)
     assert "tok-1234567" not in repr(listener.events)
+
+
+def test_what_cannot_be_read_is_told_and_its_arguments_are_not(
+    app: Liteq, listener: Listener, start: Start
+) -> None:
+    app.task(name="shop.add")(lambda x: x)
+    worker = start()
+    wait_until(lambda: heard_by(worker))
+    bad = forge(
+        Hostile("later", b'[["secret"], {}]', "", envelope='{"nonsense":7,"v":1}'), "shop.add"
+    )
+    app.broker.enqueue([bad])
+    wait_until(lambda: "task-rejected" in [one["type"] for one in listener.events])
+
+    (received,) = listener.of("task-received")
+    assert "unreadable" in received["args"]
+    assert "secret" not in str(listener.events)
+    assert app.tasks["shop.add"].delay(1).get(timeout=10) == 1  # the worker lives on
 
 
 def test_revokes_are_told(app: Liteq, listener: Listener, start: Start) -> None:

@@ -722,6 +722,48 @@ def test_a_damaged_envelope_is_a_dead_letter(app: Liteq) -> None:
     assert outcome.dead is not None
 
 
+@pytest.mark.parametrize(
+    "envelope",
+    [
+        '{"nonsense":7,"v":1}',
+        '{"takes":5,"v":1}',
+        '{"stamped_headers":1,"v":1}',
+        '{"requeued":"often","v":1}',
+        '{"root_id":"r","parent_id":"p""v":1}',
+        '{"root_id":"r","v":2}"v":1}',
+        '{"root_id":"a\nb","v":1}',
+        '{"group_index":01,"v":1}',
+    ],
+)
+def test_nothing_runs_whose_envelope_cannot_be_read(app: Liteq, envelope: str) -> None:
+    ran = []
+    app.task(name=NAME)(lambda: ran.append(1))
+    packed = (*Message(id="m1", task=NAME, body=b"[[],{}]").pack()[:-1], envelope)
+
+    outcome = Executor(app.tasks).run(Delivery(packed))
+
+    assert isinstance(outcome, Failed)
+    assert "envelope" in (outcome.dead or "")
+    assert ran == []
+
+
+def test_a_log_that_raises_does_not_change_how_an_attempt_ends(
+    run: Run, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(_record: logging.LogRecord) -> bool:
+        raise RuntimeError("no such column")
+
+    logger = logging.getLogger("liteq.executor")
+    logger.addFilter(refuse)
+    try:
+        with caplog.at_level(logging.INFO, logger="liteq.executor"):
+            assert isinstance(run(lambda: 1), Succeeded)
+            assert isinstance(run(lambda: 1 / 0), Failed)
+    finally:
+        logger.removeFilter(refuse)
+    assert capfd.readouterr().err.count("RuntimeError: no such column") == 2
+
+
 def test_a_task_that_is_not_there_is_a_dead_letter(app: Liteq) -> None:
     outcome = Executor(app.tasks).run(Delivery(Message(id="m1", task="gone", body=b"")))
     assert isinstance(outcome, Failed)

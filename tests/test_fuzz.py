@@ -146,6 +146,37 @@ def test_a_random_body_is_run_or_is_a_dead_letter(app: Liteq, body: bytes, kind:
 fields = st.dictionaries(
     st.sampled_from([*Message._fields[len(PACKED_FIELDS) - 1 :], "evil"]), plain, max_size=5
 )
+pieces = st.sampled_from(
+    [
+        *(f'"{name}":"x",' for name in ("root_id", "shadow", "evil")),
+        *(f'"group_index":{number},' for number in ("0", "12", "01", "-1", "9" * 5_000)),
+        *('"has_links":true,', '"requeued":1,', '"content_type":"yaml",', '"takes":5,'),
+        *('"root_id":"a\n",', '"root_id":"\\",', '"root_id":"\\x",', '"v":1,'),
+        *('"v":2}', "}", " "),
+    ]
+)
+
+
+@fuzz
+@given(some=st.lists(pieces, max_size=4))
+def test_a_message_that_is_not_unpacked_yet_can_be_and_says_what_is_usual(
+    some: list[str],
+) -> None:
+    packed = (*Message(new_id(), "shop.take", b"").pack()[:-1], f'{{{"".join(some)}"v":1}}')
+    try:
+        unpacked = Message.unpack_unusual(packed)
+    except DecodeError:
+        with pytest.raises(DecodeError):
+            Message.unpack(packed)
+        return
+    message = Message.unpack(packed)
+    assert unpacked in (None, message)
+    if unpacked is None:
+        assert (message.content_type, message.keywords) == ("json", None)
+        assert not message.immutable
+        assert not message.requeued
+
+
 envelopes = (
     st.builds(lambda some, v: json.dumps({**some, "v": v}), fields, st.just(VERSION) | plain)
     | st.text(max_size=60)

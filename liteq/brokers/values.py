@@ -108,6 +108,11 @@ class Lease(NamedTuple):
         """The message, unpacked anew at each call."""
         return Message.unpack(self.packed)
 
+    @property
+    def outline(self) -> Message:
+        """As much of the message as can be read, to be shown; see `Message.outline`."""
+        return Message.outline(self.packed)
+
     def is_last_start(self, max_deliveries: int) -> bool:
         """Tell whether the message is not started again should its process die now.
         `max_deliveries` is the broker's; the message's own goes before it."""

@@ -50,11 +50,11 @@ def scheduled(state: State, **kwargs: Any) -> list[dict[str, Any]]:
     for place in ("scheduled", "retrying"):
         for queue in state.worker.queues:
             found += broker.browse(place, queue=queue, limit=_MOST)
-    found.sort(key=lambda record: record.message.run_at or 0.0)
+    found.sort(key=lambda record: record.outline.run_at or 0.0)
     return [
         {
-            "eta": _moment(record.message.run_at),
-            "priority": record.message.priority,
+            "eta": _moment(record.outline.run_at),
+            "priority": record.outline.priority,
             "request": _info(state, record, None),
         }
         for record in found[:_MOST]
@@ -190,7 +190,7 @@ def _described(state: State, leases: list[Lease]) -> list[dict[str, Any]]:
 
 
 def _info(state: State, record: Record, pid: int | None) -> dict[str, Any]:
-    message = record.message
+    message = record.outline
     args, kwargs = shown_arguments(state.app, message)
     starts = record.deliveries + message.requeued
     return {

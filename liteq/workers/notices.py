@@ -127,7 +127,7 @@ class Notices:
             self._announce(
                 signals.task_unknown,
                 self._sender,
-                message=lease.message,
+                message=lease.outline,
                 exc=NotRegistered(reason),
                 name=lease.task,
                 id=lease.id,
@@ -187,7 +187,7 @@ class Notices:
     def undecodable(self, lease: Lease, reason: str) -> None:
         """A child could not make sense of a message, which is a dead letter now."""
         if signals.task_rejected.receivers:
-            self._announce(signals.task_rejected, self._sender, message=lease.message, exc=None)
+            self._announce(signals.task_rejected, self._sender, message=lease.outline, exc=None)
         self._dead(lease, reason)
 
     def _dead(self, lease: Lease, reason: str) -> None:
@@ -229,7 +229,14 @@ class Notices:
 
     def _request(self, lease: Lease) -> Context:
         args, kwargs = self._arguments(lease)
-        return Request.of(lease.packed, lease.delivery, args, kwargs, hostname=self._hostname)
+        return Request.of(
+            lease.packed,
+            lease.delivery,
+            args,
+            kwargs,
+            message=lease.outline,
+            hostname=self._hostname,
+        )
 
     def _arguments(self, lease: Lease) -> tuple[Any, Any]:
         try:

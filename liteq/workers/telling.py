@@ -75,7 +75,7 @@ class Teller:
         """A message was claimed."""
         from liteq.events.form import about  # late: few workers are listened to
 
-        self._say("task-received", **about(self._app, lease.message))
+        self._say("task-received", **about(self._app, lease.outline))
 
     def running(self, leases: Iterable[Lease]) -> None:
         """These run now; of each it is said once."""
@@ -198,9 +198,9 @@ class Teller:
         }
 
     def _secrets(self, lease: Lease) -> set[str]:
-        message = lease.message
         conf, task = self._app.conf, self._app.tasks.get(lease.task)
         try:
+            message = lease.message
             args, kwargs = serializers.loads_call(
                 message.body, message.content_type, conf.accept_content
             )
