@@ -185,7 +185,10 @@ class StoreForbidden(BrokerUnavailable):
 
 
 class QueueFull(BrokerError):
-    """The store has no room for new messages; those that it holds can still be settled."""
+    """The store has no room for new messages; those that it holds can still be settled.
+    `queue`: the one whose `max_length` is reached, None if it is the store."""
+
+    queue: str | None = None
 
 
 class SchemaError(BrokerError):

@@ -7,11 +7,15 @@ gives back, retries or hands on what is there already.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from liteq.exceptions import ImproperlyConfigured, QueueFull
 
-__all__ = ["Lengths", "queue_full"]
+__all__ = ["LOOKS", "Lengths", "queue_full"]
+
+# How often a sender looks for room. Before each time but the first it has ended a slice of
+# what has expired: that waits for nothing but its mark, and there may be no worker to set it.
+LOOKS: Final = 10
 
 
 class Lengths:
@@ -42,10 +46,12 @@ class Lengths:
 
 def queue_full(queue: str, most: int) -> QueueFull:
     """Return the error of a producer for whose messages a queue has no room."""
-    return QueueFull(
+    full = QueueFull(
         f"the queue {queue!r} has no room for this: at most {most} messages may wait there "
         "(its max_length); nothing was stored"
     )
+    full.queue = queue
+    return full
 
 
 def _checked(name: str, given: Any) -> Any:

@@ -20,8 +20,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import compress
 from typing import Any, Final
 
-from liteq.brokers.base_redis import LOOK, refusal, refuse, slices
+from liteq.brokers.base_redis import LOOK, SLICE, refusal, refuse, slices
 from liteq.brokers.graph import count_edges
+from liteq.brokers.lengths import LOOKS
 from liteq.brokers.limiting_redis import declaring, infos, overriding
 from liteq.brokers.records_redis import RedisRecords
 from liteq.brokers.redis_form import (
@@ -37,7 +38,7 @@ from liteq.brokers.roster_redis import RedisRoster
 from liteq.brokers.schedules_redis import RedisSchedules
 from liteq.brokers.upkeep_redis import RedisUpkeep
 from liteq.brokers.values import Aside, Lease, RevokeAnswer, Rewrite, Said, Step
-from liteq.exceptions import BrokerError
+from liteq.exceptions import BrokerError, QueueFull
 from liteq.limits import Limit, LimitInfo
 from liteq.message import Edge, Message, Workflow, pack_all
 from liteq.outcome import Outcome
@@ -72,7 +73,15 @@ class RedisBroker(RedisRoster, RedisSchedules, RedisRecords, RedisUpkeep):
         if not messages:
             return {}
         name, arguments = self._enqueueing(messages, edges, workflow)
-        return _stands(self._call(name, *arguments, durable=True))
+        looks = LOOKS
+        while True:
+            try:
+                return _stands(self._call(name, *arguments, durable=True))
+            except QueueFull as exc:
+                looks -= 1
+                ended = exc.queue and looks and self._call("expire", SLICE)
+                if not ended or ended[0] != b"1":
+                    raise
 
     async def aenqueue(
         self,
@@ -83,7 +92,15 @@ class RedisBroker(RedisRoster, RedisSchedules, RedisRecords, RedisUpkeep):
         if not messages:
             return {}
         name, arguments = self._enqueueing(messages, edges, workflow)
-        return _stands(await self._acall(name, *arguments, durable=True))
+        looks = LOOKS
+        while True:
+            try:
+                return _stands(await self._acall(name, *arguments, durable=True))
+            except QueueFull as exc:
+                looks -= 1
+                ended = exc.queue and looks and await self._acall("expire", SLICE)
+                if not ended or ended[0] != b"1":
+                    raise
 
     def _enqueueing(
         self, messages: Sequence[Message], edges: Sequence[Edge], workflow: Workflow | None

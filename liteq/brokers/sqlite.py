@@ -32,6 +32,7 @@ from liteq.brokers.enqueueing import (
     row_of,
 )
 from liteq.brokers.following import Following
+from liteq.brokers.lengths import LOOKS
 from liteq.brokers.limiting import Book, Lines, peek, read_book
 from liteq.brokers.records_sqlite import SqliteRecords
 from liteq.brokers.redriving import redrive
@@ -42,7 +43,7 @@ from liteq.brokers.settling import SLICE, Settling
 from liteq.brokers.uniqueness import UNIQUE
 from liteq.brokers.upkeep_sqlite import SqliteUpkeep
 from liteq.brokers.values import Aside, Input, Lease, RevokeAnswer, Rewrite, Said, Step
-from liteq.exceptions import BrokerError, DecodeError
+from liteq.exceptions import BrokerError, DecodeError, QueueFull
 from liteq.limits import Limit, LimitInfo
 from liteq.message import PACKED_FIELDS, Alike, Edge, Message, Packed, Workflow, pack_all
 from liteq.outcome import (
@@ -165,7 +166,16 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
             following.follow_all()
             return following, stands
 
-        following, stands = self._database.write(write, durable=self.durable, limited=True)
+        looks = LOOKS
+        while True:
+            try:
+                done = self._database.write(write, durable=self.durable, limited=True)
+                break
+            except QueueFull as exc:
+                looks -= 1
+                if exc.queue is None or not looks or not self._end_expired():
+                    raise
+        following, stands = done
         self._announce(following)
         return stands
 

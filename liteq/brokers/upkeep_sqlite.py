@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import apsw
 
@@ -28,6 +28,13 @@ if TYPE_CHECKING:
     from liteq.brokers.moving import Shelf
 
 __all__ = ["SqliteUpkeep"]
+
+
+# What has expired before its start, by the indexes that know it.
+_LATE: Final = tuple(
+    f"expires_at IS NOT NULL AND expires_at <= {{}} AND state {states}"
+    for states in ("IN (1, 2, 4)", "= 5")
+)
 
 
 class SqliteUpkeep(SqliteMail):
@@ -141,10 +148,8 @@ class SqliteUpkeep(SqliteMail):
                 fetch_one(
                     db,
                     "SELECT EXISTS(SELECT 1 FROM message WHERE delete_at <= ?1) "
-                    "OR EXISTS(SELECT 1 FROM message WHERE expires_at IS NOT NULL "
-                    "AND expires_at <= ?1 AND state IN (1, 2, 4)) "
-                    "OR EXISTS(SELECT 1 FROM message WHERE expires_at IS NOT NULL "
-                    "AND expires_at <= ?1 AND state = 5) "
+                    f"OR EXISTS(SELECT 1 FROM message WHERE {_LATE[0].format('?1')}) "
+                    f"OR EXISTS(SELECT 1 FROM message WHERE {_LATE[1].format('?1')}) "
                     "OR EXISTS(SELECT 1 FROM bucket WHERE free_at <= ?1 - 60) "
                     "OR EXISTS(SELECT 1 FROM message WHERE state = 4 AND parked_at <= ?2) "
                     "OR EXISTS(SELECT 1 FROM worker WHERE stopped_at <= ?3) "
@@ -164,10 +169,7 @@ class SqliteUpkeep(SqliteMail):
         def sweep(db: apsw.Connection) -> Following:
             settling = Settling(db, now, self.max_deliveries)
             _delete(db, _seqs(db, "delete_at <= ? ORDER BY delete_at", now))
-            for states in ("IN (1, 2, 4)", "= 5"):
-                late = f"expires_at IS NOT NULL AND expires_at <= ? AND state {states}"
-                for seq in _seqs(db, late, now):
-                    settling.following.revoke(seq, "expired")
+            _end_late(settling.following)
             tidy(db, now)
             settling.give_up_parked(now - self.unknown_expires)
             settling.following.follow_all()
@@ -189,6 +191,29 @@ class SqliteUpkeep(SqliteMail):
             self._database.checkpoint(truncate=self._database.wal_pages > 4096)
         return more
 
+    def _end_expired(self) -> bool:
+        """End a slice of what has expired before its start; return whether there was any."""
+        now = self.clock.now()
+
+        def end(db: apsw.Connection) -> Following:
+            following = Following(db, now)
+            _end_late(following)
+            following.follow_all()
+            return following
+
+        def is_any(db: apsw.Connection) -> bool:
+            return any(
+                fetch_one(
+                    db, f"SELECT EXISTS(SELECT 1 FROM message WHERE {late.format('?')})", (now,)
+                )
+                for late in _LATE
+            )
+
+        found = self._database.read(is_any)
+        if found:
+            self._announce(self._database.write(end, durable=False))
+        return found
+
     def shelf(self) -> Shelf:
         """Return the store as something to be moved (see `moving`)."""
         from liteq.brokers.moving_sqlite import SqliteShelf  # late: for one command
@@ -200,6 +225,13 @@ class SqliteUpkeep(SqliteMail):
         from liteq.brokers.keeping import Keeper  # late: for who operates a store
 
         return Keeper(self._database)
+
+
+def _end_late(following: Following) -> None:
+    """End a slice of what has expired. To be followed by `follow_all()`."""
+    for late in _LATE:
+        for seq in _seqs(following.db, late.format("?"), following.now):
+            following.revoke(seq, "expired")
 
 
 def _delete(db: apsw.Connection, seqs: Sequence[int]) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -229,6 +231,34 @@ def test_a_queue_takes_no_more_than_its_length(short: Broker, clock: FakeClock) 
     assert short.counts() == {"short": {"queued": 2, "scheduled": 1}}
     assert only(short).limit == 3
     assert only(short).length == 3
+
+
+def test_room_is_made_of_what_has_expired(short: Broker, clock: FakeClock) -> None:
+    late = [make(queue="short", expires_at=clock.now() + 5) for _ in range(2)]
+    late.append(make(queue="short", run_at=clock.now() + 60, expires_at=clock.now() + 5))
+    short.enqueue(late)
+    clock.advance(6)
+
+    new = [make(queue="short") for _ in range(3)]
+    short.enqueue(new[:2])
+    asyncio.run(short.aenqueue(new[2:]))
+    with pytest.raises(QueueFull) as caught:
+        short.enqueue([make(queue="short", expires_at=clock.now() + 5)])
+
+    assert caught.value.queue == "short"
+    assert short.counts() == {"short": {"queued": 3}}
+    ended = short.get([message.id for message in late]).values()
+    assert [record.revoked for record in ended] == ["expired"] * 3
+
+
+def test_room_is_made_slice_by_slice(store: Store, clock: FakeClock) -> None:
+    with closing(store.open(max_length=1_100)) as broker:
+        broker.enqueue([make(expires_at=clock.now() + 5) for _ in range(1_100)])
+        clock.advance(6)
+
+        broker.enqueue([make() for _ in range(1_100)])
+
+        assert broker.counts() == {"default": {"queued": 1_100}}
 
 
 def test_what_has_no_room_is_refused_as_a_whole(short: Broker) -> None:

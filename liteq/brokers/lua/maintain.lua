@@ -1,5 +1,5 @@
 -- A slice of Broker.maintain: delete what has expired, end what is too late, give back slots.
--- Needs: form base | ends limiting
+-- Needs: form base | ends limiting late
 -- ARGV[4]   how many of each at most
 --      [5]  parked before this time: named in the answer, for the caller to give up
 --      [6]  gone before this time: forgotten
@@ -22,12 +22,7 @@ for _, id in ipairs(slice(P .. 'expiring', NOW_TEXT)) do
     delete(id, state, found[2], found[3], true)
   end
 end
-for _, id in ipairs(slice(P .. 'expiry', NOW_TEXT)) do
-  local m = load(id)
-  call('ZREM', P .. 'expiry', id)
-  if m then revoke(m, 'expired') end
-end
-follow()
+if end_late(most) > 0 then more = true end
 for _, id in ipairs(slice(P .. 'gone', ARGV[6])) do
   if call('EXISTS', P .. 'leases:' .. id) == 0 then
     call('DEL', P .. 'worker:' .. id, P .. 'known:' .. id, P .. 'orders:' .. id, P .. 'closed:' .. id)
