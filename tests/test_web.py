@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import html
 import json
 import logging
 import re
+import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,7 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 import redis_server
+import uvicorn
 from api import app_in_memory, forget_current
 from hostile import HOSTILE, Hostile, forge
 from starlette.applications import Starlette
@@ -27,6 +32,7 @@ from starlette.requests import Request
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 from terminal import Project, Running
+from uvicorn.server import ServerState
 from world import FakeClock
 
 from liteq import Liteq, chain, failure, group
@@ -35,6 +41,7 @@ from liteq.message import Workflow
 from liteq.outcome import Failed
 from liteq.web import actions, asgi_app
 from liteq.web.actions import said
+from liteq.web.serving import Connection
 from liteq.worker import Worker
 
 OWN = {"Sec-Fetch-Site": "same-origin"}
@@ -762,6 +769,110 @@ def test_the_log_of_the_command_goes_where_it_is_told_to(
     assert pages.end(signal.SIGINT) == 0
     assert (project.folder / "web.log").read_text() == ""
     assert not [line for line in pages.lines if "pause" in line]
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="limits another process: Linux")
+def test_who_only_holds_connections_keeps_nobody_out(start: Callable[..., Running]) -> None:
+    pages = start("web", "--port", "0", LITEQ_WEB_AUTH="ada:secret")
+    address = urlsplit(address_in(pages.wait_for("http://")))
+    resource.prlimit(pages.process.pid, resource.RLIMIT_NOFILE, (256, 256))
+
+    with ExitStack() as held:
+        for _ in range(300):
+            one = socket.create_connection((address.hostname or "", address.port or 0))
+            held.enter_context(one).sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX: ")
+        pressed(address.geturl(), "/pause", queue="mail", user="ada:secret")
+
+    pages.wait_for("ada: pause: queue mail")
+    assert pages.end(signal.SIGINT) == 0
+    assert not [line for line in pages.lines if "asyncio" in line]
+
+
+async def _answer(_scope: Any, receive: Any, send: Any) -> None:
+    while (await receive()).get("more_body"):
+        pass
+    head = [(b"content-length", b"2")]
+    await send({"type": "http.response.start", "status": 200, "headers": head})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+@asynccontextmanager
+async def served(kind: type[Connection]) -> AsyncIterator[int]:
+    """Serve an answer with connections of this kind, at the port that is given."""
+    config = uvicorn.Config(_answer, lifespan="off", log_config=None)
+    state = ServerState()
+    server = await asyncio.get_running_loop().create_server(
+        lambda: kind(config, state, {}), "127.0.0.1", 0
+    )
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for one in list(state.connections):
+            one.transport.abort()
+        await asyncio.sleep(0)  # a turn of the loop, in which they are closed
+
+
+@asynccontextmanager
+async def asked(port: int, sent: bytes) -> AsyncIterator[Any]:
+    """Connect and send that much; give what reads and what writes."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(sent)
+        yield reader, writer
+    finally:
+        writer.close()
+        with suppress(ConnectionResetError):
+            await writer.wait_closed()
+
+
+WHOLE = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("answered", "half"),
+    [
+        (b"", b""),
+        (b"", WHOLE[:-2]),
+        (b"", b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n12345678"),
+        (WHOLE, b"G"),
+    ],
+)
+def test_a_request_that_is_not_there_in_time_is_not_waited_for(
+    answered: bytes, half: bytes
+) -> None:
+    class Hasty(Connection):
+        patience = 0.05
+
+    async def talk() -> None:
+        async with served(Hasty) as port, asked(port, answered) as (reader, writer):
+            if answered:
+                await reader.readuntil(b"ok")
+            writer.write(half)
+            with suppress(ConnectionResetError):
+                assert await reader.read() == b""
+
+    asyncio.run(asyncio.wait_for(talk(), 4))
+
+
+def test_a_connection_without_a_request_makes_room_for_another() -> None:
+    class Few(Connection):
+        most = 2
+
+    async def talk() -> None:
+        async with (
+            served(Few) as port,
+            asked(port, WHOLE[:-2]) as (oldest, _),
+            asked(port, WHOLE[:-2]) as (older, writer),
+            asked(port, WHOLE) as (new, _),
+        ):
+            await new.readuntil(b"ok")
+            with suppress(ConnectionResetError):
+                assert await oldest.read() == b""
+            writer.write(b"\r\n")
+            await older.readuntil(b"ok")
+
+    asyncio.run(asyncio.wait_for(talk(), 4))
 
 
 def address_in(line: str) -> str:

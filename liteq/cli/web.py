@@ -47,7 +47,8 @@ def web(host: str, port: int, auth: str | None, read_only: bool, **options: Any)
     Needs the extra: pip install 'liteq-queue[web]'. They work beside the workers, or
     without any; to have them within an application of your own, see liteq.web.asgi_app().
     Needs the app, with -b too: its tasks say which of their arguments are secret.
-    Each change is logged with the name of who made it, to stderr.
+    Each change is logged with the name of who made it, to stderr. Without --auth, every
+    user of this machine may make them: see --read-only.
 
     \b
     liteq web                                    at http://127.0.0.1:5555
@@ -77,16 +78,13 @@ def web(host: str, port: int, auth: str | None, read_only: bool, **options: Any)
         raise click.UsageError(
             f"cannot listen at {host}:{port}: {exc.strerror or exc}; choose another --port"
         ) from exc
-    import uvicorn
+    from liteq.web.serving import serve
 
     shown = f"[{host}]" if ":" in host else host
     with listener:
         tell(f"http://{shown}:{listener.getsockname()[1]} · Ctrl-C to stop")
-        config = uvicorn.Config(
-            pages, lifespan="off", log_config=None, log_level="warning", server_header=False
-        )
         with suppress(KeyboardInterrupt):
-            uvicorn.Server(config).run(sockets=[listener])
+            serve(pages, listener)
     tell("stopped")
 
 
