@@ -39,7 +39,8 @@ def config(names: tuple[str, ...], as_json: bool) -> None:
     """Print every setting with its value and its source.
 
     Sources, the strongest first: the command line, the environment (LITEQ_...), the code,
-    [tool.liteq] in pyproject.toml, the default. Passwords are masked.
+    config_from_object() or config_from_envvar(), [tool.liteq] in pyproject.toml or a
+    liteq.toml, add_defaults(), the default. Passwords are masked.
 
     \b
     liteq config
