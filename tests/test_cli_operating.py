@@ -948,6 +948,73 @@ def test_commands_options_and_what_the_store_has_are_completed(project: Project)
     assert completed(project, "liteq -b redis://127.0.0.1:1 show m") == []
 
 
+@pytest.fixture
+def odd_names(project: Project) -> Project:
+    broker = SqliteBroker(project.folder / "shop.liteq", durability="normal")
+    enqueue(broker, 1, queue="ma il")
+    for name in ("shop.send:one", "shop.send:two, *", "plain"):
+        broker.enqueue([Message(name[-3:], name, b"[[],{}]", "high")])
+    broker.close()
+    command = project.write("liteq", f'#!/bin/sh\nexec "{sys.executable}" -m liteq "$@"\n')
+    command.chmod(0o755)
+    project.environ["PATH"] = f"{project.folder}:{os.environ['PATH']}"
+    return project
+
+
+def asked(project: Project, shell: str, script: str) -> list[str]:
+    """Return what a shell says that has loaded our completion and runs this script."""
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell} here")
+    project.write("completion", project("completion", shell).stdout)
+    done = subprocess.run(
+        [shell, "-c", f"source ./completion; {script}"],
+        cwd=project.folder,
+        env=project.environ,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.splitlines()
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("line", "words", "found"),
+    [
+        # The words are as bash splits the line.
+        ("liteq ls -Q m", "liteq ls -Q m", [r"ma\ il"]),
+        ("liteq ls -Q high,m", "liteq ls -Q high,m", [r"high,ma\ il"]),
+        ("liteq ls --queue=m", "liteq ls --queue = m", [r"ma\ il"]),
+        ('liteq ls -Q "m', "liteq ls -Q '\"m'", ["ma il"]),
+        ("liteq call shop.send:", "liteq call shop.send :", ["one", r"two,\ \*"]),
+        ("liteq call shop.send:t", "liteq call shop.send : t", [r"two,\ \*"]),
+        ("liteq call shop.s", "liteq call shop.s", ["shop.send:one", r"shop.send:two,\ \*"]),
+        ("liteq call shop.send:o", "liteq call shop.send:o", ["shop.send:one"]),
+        ("liteq call p", "liteq call p", ["plain"]),
+        ("liteq  work", "liteq work", ["worker", "workflow"]),
+    ],
+)
+def test_bash_completes_names_with_colons_spaces_and_stars(
+    odd_names: Project, line: str, words: str, found: list[str]
+) -> None:
+    script = (
+        f"COMP_LINE='{line}' COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1)); "
+        "_liteq_completion liteq; printf '%s\\n' \"${COMPREPLY[@]}\""
+    )
+
+    assert asked(odd_names, "bash", script) == found
+
+
+@pytest.mark.process
+def test_fish_completes_names_with_commas_and_shows_all_of_a_help(odd_names: Project) -> None:
+    script = "complete -C 'liteq call shop.'; complete -C 'liteq qu'"
+
+    *names, queues = asked(odd_names, "fish", script)
+
+    assert names == ["shop.send:one", "shop.send:two, *"]
+    assert queues == "queues\tShow the queues; pause, resume and purge..."
+
+
 # Errors
 
 

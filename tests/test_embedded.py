@@ -330,7 +330,7 @@ if __name__ == "__main__":
         try:
             result = wait.delay()
             while result.detail != "running":
-                pass
+                threading.Event().wait(0.02)
             raise KeyboardInterrupt
         finally:
             signal.signal(signal.SIGALRM, signal.default_int_handler)
@@ -347,7 +347,7 @@ def interrupted(tmp_path: Path, program: str) -> subprocess.CompletedProcess[str
         env={**os.environ, "PYTHONPATH": f"{root}:{tmp_path}"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         start_new_session=True,
         check=False,
     )

@@ -29,6 +29,49 @@ __all__ = [
 ]
 
 SHELLS: Final = ("bash", "zsh", "fish")
+# What click's own scripts get wrong. In bash: words are split at colons, too, and only what is
+# behind the last one is replaced by what is chosen; a candidate's spaces and stars would be the
+# shell's. In fish: a candidate and its help would end at their first comma.
+_MENDED: Final = {
+    "bash": (
+        (
+            "    local response\n",
+            r"""
+    local response words=() rest=$COMP_LINE word before i
+    for ((i = 0; i <= COMP_CWORD; i++)); do
+        word=${COMP_WORDS[i]}
+        if [[ $i -gt 0 && $rest != [[:space:]]* ]]; then
+            words[-1]+=$word
+        else
+            rest=${rest#"${rest%%[![:space:]]*}"}
+            words+=("$word")
+        fi
+        rest=${rest#"$word"}
+    done
+    word=${words[-1]}
+    before=${word%"${word##*[:=]}"}
+    [[ $word == -*=* ]] && before=${before#*=}
+    [[ $word == "${COMP_WORDS[COMP_CWORD]}" ]] && before=
+""",
+        ),
+        (
+            'COMP_WORDS="${COMP_WORDS[*]}" COMP_CWORD=$COMP_CWORD',
+            'COMP_WORDS="${words[*]}" COMP_CWORD=$((${#words[@]} - 1))',
+        ),
+        (
+            "            COMPREPLY+=($value)\n",
+            r"""            value=${value#"$before"}
+            if [[ $word != [\"\']* ]]; then
+                printf -v value %q "$value"
+                value=${value//\\,/,}
+            fi
+            COMPREPLY+=("$value")
+""",
+        ),
+    ),
+    "zsh": (),
+    "fish": (('string split ","', 'string split -m1 ","'),),
+}
 _LOOKED_AT: Final = 500
 _ASKED: Final = {"socket_timeout": 0.5, "socket_connect_timeout": 0.5, "busy_timeout": 0.2}
 
@@ -49,7 +92,10 @@ def completion(shell: str) -> None:
 
     kind = get_completion_class(shell)
     assert kind is not None
-    click.echo(kind(cli, {}, "liteq", "_LITEQ_COMPLETE").source())
+    script = kind(cli, {}, "liteq", "_LITEQ_COMPLETE").source()
+    for part, mended in _MENDED[shell]:
+        script = script.replace(part, mended)
+    click.echo(script)
 
 
 def complete_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
