@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Connection", "serve"]
 
 _AT_ONCE: Final = 16  # connections that are accepted before any of them is looked at
+_IN_LINE: Final = 128  # that the kernel keeps until then: any more are to try again in a second
 _ANSWERING: Final = (h11.SEND_RESPONSE, h11.SEND_BODY)
 
 
@@ -35,7 +36,14 @@ def serve(pages: Any, listener: socket.socket) -> None:
         log_level="warning",
         server_header=False,
     )
-    uvicorn.Server(config).run(sockets=[listener])
+    _Server(config).run(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for one in sockets or ():
+            one.listen(_IN_LINE)  # for asyncio the line is no longer than what it takes at once
 
 
 class Connection(H11Protocol):
