@@ -12,9 +12,13 @@ paused, a limit is declared, a worker stops or consumes other queues: see `schem
 
 from __future__ import annotations
 
-import marshal
+import json
+import struct
 from collections.abc import Collection
-from typing import Final
+from functools import lru_cache
+from math import nan
+from types import NoneType
+from typing import Any, Final
 
 import apsw
 
@@ -42,9 +46,27 @@ _QUEUED: Final = STATE_CODES["queued"]
 _SCHEDULED: Final = STATE_CODES["scheduled"]
 _RUNNING: Final = STATE_CODES["running"]
 _new: Final = tuple.__new__  # half of what Lease(...) costs
-_FORMAT: Final = 2  # of marshal: one that every Python which liteq runs on reads
+# NUL, key, token, how long each of the four parts behind it is, and when it is due.
+_HEAD: Final = struct.Struct("<cqqIIIId")
 _ACKS_LATE: Final = PACKED_FIELDS.index("acks_late")
 _QUEUE: Final = f"?{PACKED_FIELDS.index('queue') + 1}"
+_NUMBER: Final = (int, float, NoneType)
+_FLAG: Final = (bool, int)
+_KINDS: Final[tuple[tuple[type, ...], ...]] = (  # of the fields but id, body, run_at, envelope
+    (str,),
+    (str,),
+    (int,),
+    _NUMBER,
+    (int,),
+    _NUMBER,
+    _NUMBER,
+    _FLAG,
+    _FLAG,
+    (int, NoneType),
+    _NUMBER,
+    (str, NoneType),
+    (str, NoneType),
+)
 _NOW: Final = f"?{_WIDTH + 1}"
 _STEADY: Final = f"?{_WIDTH + 2}"
 
@@ -119,18 +141,50 @@ def leave(db: apsw.Connection, worker: int) -> None:
 
 
 def written(key: int, token: int, packed: Packed) -> bytes:
-    """Return a lease as it goes with a wake-up. It begins as no text does."""
-    return b"\0" + marshal.dumps((key, token, packed), _FORMAT)
+    """Return a lease as it goes with a wake-up. It begins as no text does.
+
+    Behind its numbers and the lengths come the id, what most messages of a task share, the
+    body and the envelope. Whoever may write to the store's folder may send such a thing, and
+    it costs who reads it no more than it is long.
+    """
+    id, body, run_at, envelope = packed[0].encode(), packed[2], packed[5], packed[-1] or ""
+    rest = envelope.encode()
+    shared = _shared(packed[1], *packed[3:5], *packed[6:-1])
+    due = nan if run_at is None else run_at
+    sizes = len(id), len(shared), len(body), len(rest)
+    return b"".join((_HEAD.pack(b"\0", key, token, *sizes, due), id, shared, body, rest))
 
 
 def read(data: bytes) -> Lease | None:
-    """Return the lease that a wake-up brings, None if it is none: whoever may write to the
-    store's folder may write there too."""
+    """Return the lease that a wake-up brings, None if it is none."""
     try:
-        key, token, packed = marshal.loads(data[1:])
-    except (ValueError, EOFError, TypeError):
+        _, key, token, id_size, shared_size, body_size, rest, due = _HEAD.unpack_from(data)
+        shared_at = _HEAD.size + id_size
+        body_at = shared_at + shared_size
+        end = body_at + body_size
+        if end + rest != len(data):
+            return None
+        task, queue, priority, *others = _read_shared(data[shared_at:body_at])
+        id, envelope = data[_HEAD.size : shared_at].decode(), data[end:].decode() or None
+    except (struct.error, ValueError, RecursionError):
         return None
-    if type(key) is not int or type(packed) is not tuple or len(packed) != _WIDTH:
-        return None
+    run_at = None if due != due else due  # NaN, the one value that is not itself
+    packed = (id, task, data[body_at:end], queue, priority, run_at, *others, envelope)
     made: Lease = _new(Lease, (key, token, 1, packed, ()))
     return made
+
+
+@lru_cache(maxsize=256, typed=True)
+def _shared(*fields: Any) -> bytes:
+    return json.dumps(fields, separators=(",", ":")).encode()
+
+
+@lru_cache(maxsize=256)
+def _read_shared(data: bytes) -> tuple[Any, ...]:
+    fields = json.loads(data)
+    if type(fields) is not list or len(fields) != len(_KINDS):
+        raise ValueError(f"these are not the fields of a message: {data!r:.200}")
+    for value, kinds in zip(fields, _KINDS, strict=True):
+        if type(value) not in kinds:
+            raise ValueError(f"no field of a message is {value!r:.200}")
+    return tuple(fields)

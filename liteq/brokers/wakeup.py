@@ -242,7 +242,7 @@ class SocketMailbox(Mailbox):
             except BlockingIOError:
                 break
             if data[:1] != b"\0":
-                woken.update(data.decode().split("\n"))
+                woken.update(data.decode(errors="replace").split("\n"))  # anybody's bytes
             elif (lease := standby.read(data)) is not None:
                 self._leases = (*self._leases, lease)
                 break  # if there is more, the descriptor is readable still

@@ -6,18 +6,21 @@ again, and no message may be leased so that something else would have been claim
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from world import START, FakeClock, Store, brought_to, enlist, make, wait_until
 
-from liteq.brokers import standby
+from liteq.brokers import standby, wakeup
 from liteq.brokers.base import Broker, Lease, Mailbox, State, Step
 from liteq.brokers.sqlite import SqliteBroker
 from liteq.limits import Limit, write
-from liteq.message import Edge, Message
+from liteq.message import PACKED_FIELDS, Edge, Message
 from liteq.outcome import Released, Retried, Succeeded
 
 
@@ -505,11 +508,55 @@ def test_who_was_kept_from_it_stands_by_again(
 # What another program sends
 
 
+WRITTEN = standby.written(1, 2, make(body=b"[[1],{}]", shadow="x").pack())
+
+
 @pytest.mark.parametrize(
-    "data", [b"\0", b"\0nonsense", standby.written(1, 2, ("too", "short")), b"\0\xe9\0\0\0"]
+    "data",
+    [
+        *(b"\0", b"\0nonsense", b"\0" * 8_192, b"\0(\xff\xff\xff\x7f", b"\0[\xff\xff\xff\x7f"),
+        *(WRITTEN[:-1], WRITTEN[:40], WRITTEN.replace(b"null", b"[[]]", 1)),
+        *(WRITTEN[:17] + b"\xff" * 12 + WRITTEN[29:], WRITTEN[:60] + b"[" * 8_000),
+    ],
 )
-def test_a_wake_up_that_is_no_lease_is_none(data: bytes) -> None:
-    assert standby.read(data) is None
+def test_a_wake_up_that_is_no_lease_is_none_and_costs_no_more_than_its_length(
+    data: bytes,
+) -> None:
+    tracemalloc.start()
+    try:
+        assert standby.read(data) is None
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+@given(at=st.integers(0, len(WRITTEN)), some=st.binary(max_size=9), lost=st.integers(0, 9))
+def test_what_is_read_of_a_damaged_lease_has_the_fields_of_one(
+    at: int, some: bytes, lost: int
+) -> None:
+    lease = standby.read(WRITTEN[:at] + some + WRITTEN[at + lost :])
+
+    if lease is not None:
+        id, task, body, queue, priority, *_ = lease.packed
+        kinds = [type(one) for one in (id, task, body, queue, priority)]
+        assert kinds == [str, str, bytes, str, int]
+        assert len(lease.packed) == len(PACKED_FIELDS)
+        assert min(lease.key, lease.token) >= -(2**63)
+        assert max(lease.key, lease.token) < 2**63
+
+
+def test_bytes_that_are_no_text_wake_who_is_sent_them(tmp_path: Path) -> None:
+    post = wakeup.Post(tmp_path / "wake")
+    mailbox = post.open(0.5, worker=1)
+
+    post.hand(1, b"\xff\xfe\xfd")
+
+    assert mailbox.wait(5)
+    assert post.hand(1, b"good")
+    assert "good" in mailbox.wait(5)
+    mailbox.close()
+    post.close()
 
 
 def test_a_lease_in_a_wake_up_is_what_it_was() -> None:
