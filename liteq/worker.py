@@ -31,6 +31,7 @@ from liteq.exceptions import (
     BrokerError,
     BrokerUnavailable,
     ImproperlyConfigured,
+    InvalidSignature,
     QueueFull,
     SchemaError,
     StoreForbidden,
@@ -207,9 +208,11 @@ class Worker(Steered):
         self._patient = patient and (self._retries if at_start is None else at_start)
         # How long one thing waits for the next: no heartbeat is to be late for it.
         self._together = min(_TOGETHER, self._broker.beat_interval / 10)
-        # In turns, none of the queues is to be served first; and who is to stop when there
-        # is nothing to do waits for nothing.
-        self._stands_by = self._shares is None and not burst
+        self._is_signed = app.signer is not None
+        # In turns, none of the queues is to be served first; who is to stop when there is
+        # nothing to do waits for nothing; and a wake-up is signed by nobody: whoever may
+        # write to the store could bring what is revoked, or not due, or another queue's.
+        self._stands_by = self._shares is None and not burst and not self._is_signed
         self._ignores_rates: bool = app.conf.worker_disable_rate_limits
         self._stopping = 0  # as wished: WARM or COLD
         self._deadline: float | None = None  # of the stop's present stage
@@ -472,7 +475,8 @@ class Worker(Steered):
         if limit:
             membership.look = len(step.leases) >= limit or self._is_due()
         if step.leases:
-            attempts.hand_out(pool, step.leases)
+            leases = self._of_own_queues(step.leases) if self._is_signed else step.leases
+            attempts.hand_out(pool, leases)
         elif self._stands_by and membership.standby is None and not attempts.leases:
             membership.look = True
         for lease, why in step.aside:
@@ -519,12 +523,26 @@ class Worker(Steered):
             limit=limit,
         )
 
+    def _of_own_queues(self, leases: Sequence[Lease]) -> Sequence[Lease]:
+        """Return the leases whose messages are of this worker's queues. On Redis a message is
+        in a queue's list and says itself, signed, of which it is: one that says otherwise was
+        moved by somebody without a key, and is a dead letter."""
+        own = []
+        for lease in leases:
+            if (queue := lease.packed[3]) in self.queues:
+                own.append(lease)
+            else:
+                moved = f"it was moved to a queue of this worker: it was signed for {queue!r}"
+                self._attempts.refuse(lease, InvalidSignature(moved))
+        return own
+
     def _take_over(self, leases: Sequence[Lease]) -> None:
         """Start what was leased to this worker as it stood by."""
         attempts, pool = self._attempts, self.pool
         assert pool is not None
+        expected = self._membership.standby
         for lease in leases:
-            if lease.token != self._membership.standby or self._membership.is_late():
+            if expected is None or lease.token != expected or self._membership.is_late():
                 self._membership.look = True  # others may have it, or will
             elif self._stopping or lease.packed[1] not in self._known_tasks():
                 attempts.give_back(lease)

@@ -8,6 +8,7 @@ import pickle
 import sys
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from api import forget_current
 
 from liteq import Liteq, chain, chord, group
 from liteq.brokers.base import Broker
+from liteq.brokers.redis import RedisBroker
+from liteq.brokers.values import Lease
 from liteq.canvas import Graph
 from liteq.exceptions import ImproperlyConfigured, InvalidSignature, MessageTooLarge, Reject
 from liteq.executor import Executor, ExecutorSettings
@@ -26,6 +29,7 @@ from liteq.outcome import Succeeded
 from liteq.serializers import dumps, dumps_call
 from liteq.signals import before_task_publish, task_received
 from liteq.signing import Signer
+from liteq.worker import Worker
 
 OLD, NEW, OTHER = ("old-" * 8, "new-" * 8, "oth-" * 8)
 
@@ -314,6 +318,70 @@ def test_a_made_up_signature_is_refused(signature: str | None) -> None:
     genuine = signer.sign(world.make("add"))
     with pytest.raises(InvalidSignature):
         signer.check(genuine._replace(signature=signature).pack())
+
+
+def moved(app: Liteq, source: str, queue: str) -> Message:
+    """Return a signed call that was put from one queue into another, as who has no key may."""
+    broker, message = app.broker, world.make("add", dumps_call((1,), {}), queue=source)
+    genuine = app.sender.ready([message])[0]
+    if isinstance(broker, RedisBroker):  # where the list and the message say it each
+        broker.enqueue([genuine])
+        broker._link.ask("ZREM", f"{broker._prefix}q:{source}", genuine.id)
+        broker._link.ask("ZADD", f"{broker._prefix}q:{queue}", "0", genuine.id)
+    else:
+        broker.enqueue([genuine._replace(queue=queue)])
+    return genuine
+
+
+def work(app: Liteq, *queues: str) -> None:
+    """Have a worker run what there is."""
+    worker = Worker(app, queues=queues, pool="solo", burst=True, install_signals=False)
+    assert worker.run() == 0
+
+
+@pytest.mark.parametrize("queues", [["default"], ["default:2", "other:1"]])
+def test_no_worker_runs_a_call_that_was_moved_to_one_of_its_queues(
+    broker: Broker, queues: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    app = make_app(broker, NEW)
+    genuine = moved(app, "vault", "default")
+
+    work(app, *queues)
+
+    why = reason(app, genuine.id) or ""
+    assert "it was signed for 'vault'" in why or "it was changed" in why
+    assert f"A message cannot be run: {why}" in caplog.text
+    with pytest.raises(InvalidSignature):
+        app.AsyncResult(genuine.id).get(timeout=0)
+
+
+@pytest.mark.redis
+def test_a_call_that_was_moved_runs_in_its_own_queue_when_it_is_redriven(
+    tmp_path: Path, clock: world.FakeClock
+) -> None:
+    app = make_app(world.Store("redis", tmp_path, clock).open(), NEW)  # unchanged, there alone
+    genuine = moved(app, "vault", "default")
+    work(app, "default")
+
+    app.broker.redrive([genuine.id])
+    work(app, "vault")
+
+    assert app.AsyncResult(genuine.id).get(timeout=0) == 1
+
+
+def test_a_worker_with_keys_takes_no_lease_from_a_wake_up(broker: Broker) -> None:
+    app = make_app(broker, NEW)
+    add = app.tasks["add"]
+    with app.worker(concurrency=1) as worker:
+        world.wait_until(lambda: not worker._membership.look)
+        assert add.delay(1).get(timeout=10) == 1
+        late = add.apply_async((2,), countdown=1000)
+        packed = broker.get([late.id])[late.id].packed
+        for token in (None, 0, 1):  # it has none, so there is none to be heard and used again
+            worker._take_over([Lease(1, token, 1, packed, ())])  # type: ignore[arg-type]
+        assert worker._membership.standby is None
+        assert worker._attempts.leases == {}
+    assert late.state == "PENDING"
 
 
 def test_one_key_does_not_pass_for_another(broker: Broker) -> None:

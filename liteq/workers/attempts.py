@@ -21,6 +21,7 @@ from liteq.exceptions import TimeLimitExceeded
 from liteq.loggers import get_logger
 from liteq.outcome import Failed, Lost, Outcome, Released, Revoked, Succeeded
 from liteq.pool import Done, Event, Job, LostJob, Pool, Reported, Returned
+from liteq.texts import readable
 from liteq.workers.notices import Notices
 from liteq.workers.runner import job, read_answer, read_report
 from liteq.workers.telling import Teller
@@ -97,6 +98,14 @@ class Attempts:
     def give_back(self, lease: Lease) -> None:
         """Let go of a lease that nothing was started for."""
         self.settlements.append((lease, Released()))
+
+    def refuse(self, lease: Lease, exc: Exception) -> None:
+        """End a lease that nothing is started for: its message becomes a dead letter."""
+        reason = readable(str(exc))
+        logger.error("A message cannot be run: %s", reason)
+        outcome = Failed(failure.describe(exc), dead=reason)
+        self.settlements.append((lease, outcome))
+        self._notice(lease, outcome)
 
     def held(self) -> list[Lease]:
         """Return the leases of what runs, waits to be run, or has ended and is not settled."""
