@@ -11,8 +11,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
+from concurrent.futures import ThreadPoolExecutor, thread
+from typing import Any, Literal
 
 from liteq.eventloop import run_to_end
 from liteq.loggers import get_logger
@@ -38,6 +38,16 @@ log = get_logger("liteq.pool")
 
 MOST_THREADS = 10_000  # of an asyncio pool: it starts as many as run at once, and may grow
 CANCEL_AGAIN = 1.0  # seconds until a coroutine that swallowed its cancellation gets another
+
+
+def _forget_threads() -> None:
+    """Let a process that a plain function forks end well: it would join all threads of
+    `concurrent.futures` then, the one that has forked and is its own among them."""
+    threads: Any = getattr(thread, "_threads_queues", {})  # Python's own, where it has it
+    threads.clear()
+
+
+os.register_at_fork(after_in_child=_forget_threads)
 
 
 class _Run:

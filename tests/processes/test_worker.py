@@ -723,7 +723,7 @@ async def allowed(ended):
 
 
 FORKS = """
-import signal
+import multiprocessing, signal
 
 def ended(child):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
@@ -734,6 +734,13 @@ def leaves():
     if child == 0:
         sys.exit(3)  # the end of the attempt, which is not this process's to tell
     return ended(child)
+
+@app.task
+def starts():
+    child = multiprocessing.get_context("fork").Process(target=os.getpid)
+    child.start()
+    child.join()
+    return child.exitcode
 
 @app.task
 async def leaves_later():
@@ -762,6 +769,7 @@ def test_what_a_task_forks_in_a_worker_is_no_worker(open_shop: OpenShop, pool: s
     worker = shop.start("-c", "1", "-P", pool)
 
     assert shop.tasks.leaves.delay().get(timeout=10) == 0
+    assert shop.tasks.starts.delay().get(timeout=10) == 0
     assert shop.tasks.leaves_later.delay().get(timeout=10) == 0
     sent = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # multiprocessing sends the first
     assert shop.tasks.signals_to.delay(*sent).get(timeout=10) == [-number for number in sent]
