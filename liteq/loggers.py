@@ -7,6 +7,10 @@ A handler or a filter of the user's that raises must not change what becomes of 
 a worker: `logging` catches the errors of most handlers, but not of filters, nor those of a
 handler whose standard error has been closed.
 
+Nor is one switched off by `disable_existing_loggers`, which `logging.config` does by default to
+all loggers that a program does not name: nobody would learn that tasks fail. Levels, filters
+and `propagate` say what is not wanted.
+
 Modules that every sender of calls loads import this where they log something, which is
 rare: `logging` takes as long to import as a third of liteq.
 """
@@ -14,6 +18,7 @@ rare: `logging` takes as long to import as a third of liteq.
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from liteq.exceptions import SoftTimeLimitExceeded
 
@@ -21,6 +26,10 @@ __all__ = ["get_logger"]
 
 
 class _Logger(logging.Logger):
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "disabled":
+            super().__setattr__(name, value)
+
     def handle(self, record: logging.LogRecord) -> None:
         try:
             super().handle(record)

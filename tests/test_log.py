@@ -74,6 +74,26 @@ def test_using_liteq_configures_nothing_and_writes_nothing() -> None:
     assert done.stderr == ""
 
 
+def test_a_configuration_that_names_no_logger_of_liteq_silences_none() -> None:
+    code = (
+        "import logging.config\n"
+        "from liteq import Liteq\n"
+        "app = Liteq('shop', task_always_eager=True)\n"
+        "app.task(name='fail')(lambda: 1 / 0).delay()\n"  # its logger is there by now
+        "logging.getLogger('other')\n"
+        "logging.config.dictConfig({'version': 1,\n"
+        "    'handlers': {'here': {'class': 'logging.StreamHandler'}},\n"
+        "    'root': {'handlers': ['here']}})\n"
+        "assert logging.getLogger('other').disabled\n"
+        "app.tasks['fail'].delay()\n"
+        "logging.getLogger('liteq.executor').setLevel('CRITICAL')\n"
+        "app.tasks['fail'].delay()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.count("Task fail[") == 1
+    assert done.returncode == 0
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
