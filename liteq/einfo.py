@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from liteq import failure
 from liteq.exceptions import TaskFailed
-from liteq.redaction import Redactor, hide
+from liteq.redaction import Redactor, hide, mask_url
 
 __all__ = ["ExceptionInfo", "line", "summary"]
 
@@ -46,6 +46,11 @@ class ExceptionInfo:
         if self._text is None:
             self._text = hide(_traceback_text(self.exception), self._secrets)
         return self._text
+
+    def hidden(self, text: str) -> str:
+        """Return a text about the exception as it may be shown elsewhere: without the secrets,
+        and without the passwords of URLs."""
+        return mask_url(hide(text, self._secrets))
 
     @property
     def exc_info(self) -> tuple[type[BaseException], BaseException, Any]:

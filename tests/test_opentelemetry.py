@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from liteq import Liteq, chain
+from liteq import Liteq, Secret, chain
 from liteq.contrib.opentelemetry import LiteqInstrumentor
 from liteq.executor import Executor, ExecutorSettings
 from liteq.inline import InlineWorker, attempt_with
@@ -42,13 +42,22 @@ class Traced:
         def fail() -> None:
             raise ValueError("no")
 
+        @app.task(name="login", sensitive=["card"])
+        def login(password: str, card: str, pin: Secret[str]) -> None:
+            try:
+                raise KeyError(f"{password} {card}")
+            except KeyError as exc:
+                raise ValueError(f"{pin.reveal()} at redis://u:elsewhere@h") from exc
+
         @app.task(name="again", bind=True)
         def again(task: Any) -> None:
             if task.request.retries < 2:
                 raise task.retry(countdown=0)
 
     def run(self) -> None:
-        settings = ExecutorSettings(clock=self.clock, hostname="w@host")
+        settings = ExecutorSettings(
+            clock=self.clock, hostname="w@host", redactor=self.app.redactor
+        )
         executor = Executor(self.app.tasks, settings)
         with InlineWorker(self.app.broker, attempt_with(executor)) as worker:
             for _ in worker.run_due():
@@ -205,3 +214,20 @@ def test_the_instrumentor_is_found_by_its_entry_point() -> None:
     project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
     points = project["project"]["entry-points"]["opentelemetry_instrumentor"]
     assert points == {"liteq": "liteq.contrib.opentelemetry:LiteqInstrumentor"}
+
+
+def test_no_secret_of_a_call_is_in_the_event_of_its_exception(traced: Traced) -> None:
+    login = traced.app.tasks["login"]
+    login.delay("PASSWORD-1", "CARD-0002", Secret("PIN-000003"))
+
+    traced.run()
+
+    [event] = traced.one("process default").events
+    told = dict(event.attributes or {})
+    assert event.name == "exception"
+    assert told["exception.type"] == "ValueError"
+    assert told["exception.message"] == "******** at redis://u:********@h"
+    text = str(told["exception.stacktrace"])
+    assert "KeyError: '******** ********'" in text
+    for secret in ("PASSWORD-1", "CARD-0002", "PIN-000003", "elsewhere"):
+        assert secret not in str(told)

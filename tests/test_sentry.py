@@ -16,7 +16,7 @@ import world
 from api import forget_current
 from sentry_sdk.transport import Transport
 
-from liteq import Liteq
+from liteq import Liteq, Secret
 from liteq.contrib.sentry import LiteqIntegration
 from liteq.executor import Executor, ExecutorSettings
 from liteq.inline import InlineWorker, attempt_with
@@ -75,6 +75,24 @@ def app() -> Iterator[Liteq]:
     def expected() -> None:
         raise KeyError("x")
 
+    @app.task(name="pay", sensitive=["card"])
+    def pay(card: str, pin: Secret[str], body: dict[str, str], url: str) -> None:
+        short = card[:2]  # of what is changed nobody can know
+        sentry_sdk.add_breadcrumb(
+            message=f"with {card}", data={"api_key": "4711", "card": card}
+        )
+        with sentry_sdk.start_span(name=f"charge {card}") as span:
+            span.set_data("body", body)
+        try:
+            try:
+                raise KeyError(f"{card} {pin.reveal()}")
+            except KeyError as exc:
+                raise RuntimeError(
+                    f"{short} of {body['token']}, redis://u:{'else' + 'where'}@h"
+                ) from exc
+        except RuntimeError as exc:
+            raise ExceptionGroup(f"at {url}", [exc, ValueError(pin.reveal())]) from None
+
     @app.task(name="say")
     def say() -> None:
         sentry_sdk.capture_message("hello")
@@ -84,7 +102,8 @@ def app() -> Iterator[Liteq]:
 
 
 def run(app: Liteq) -> None:
-    executor = Executor(app.tasks, ExecutorSettings(clock=app.clock))
+    settings = ExecutorSettings(clock=app.clock, redactor=app.redactor)
+    executor = Executor(app.tasks, settings)
     with InlineWorker(app.broker, attempt_with(executor)) as worker:
         for _ in worker.run_due():
             pass
@@ -152,6 +171,50 @@ def test_arguments_stay_here_otherwise(kept: Kept, app: Liteq) -> None:
     run(app)
     [event] = kept.of()
     assert "liteq arguments" not in event["contexts"]
+
+
+SECRETS = ("CARD-0001", "PIN-000002", "TOKEN-0003", "PASSWORD-4", "elsewhere", "4711")
+
+
+@pytest.mark.filterwarnings("ignore:The send_default_pii option is deprecated")
+@pytest.mark.parametrize("kept", [{}, {"send_default_pii": True}], indirect=True)
+def test_no_secret_of_a_call_is_in_what_is_sent(kept: Kept, app: Liteq) -> None:
+    body = {"token": "TOKEN-0003"}
+    url = "https://a:PASSWORD-4@h/x"
+    app.tasks["pay"].delay("CARD-0001", Secret("PIN-000002"), body, url=url)
+
+    run(app)
+
+    [event] = kept.of()
+    [transaction] = kept.of("transaction")
+    told = json.dumps([event, transaction], default=str)
+    assert [secret for secret in SECRETS if secret in told] == []
+    values = event["exception"]["values"]
+    kinds = [one["type"] for one in values]
+    assert kinds == ["ValueError", "KeyError", "RuntimeError", "ExceptionGroup"]
+    assert values[1]["value"] == "'******** ********'"
+    assert values[2]["value"] == "CA of ********, redis://u:********@h"
+    frame = values[2]["stacktrace"]["frames"][-1]
+    assert frame["function"] == "pay"
+    assert frame["vars"]["card"] == "********"
+    assert frame["vars"]["short"] == "'CA'"
+    assert frame["vars"]["body"] == {"token": "********"}
+
+
+@pytest.mark.parametrize("pin", ["47", "the pin"])
+def test_what_is_secret_by_its_name_is_hidden_whatever_it_is(
+    kept: Kept, app: Liteq, pin: str
+) -> None:
+    @app.task(name="open", sensitive="pin")
+    def opened(pin: str) -> None:
+        raise ValueError("no")
+
+    opened.delay(pin)
+    run(app)
+
+    [event] = kept.of()
+    frames = event["exception"]["values"][-1]["stacktrace"]["frames"]
+    assert [frame["vars"] for frame in frames if "vars" in frame] == [{"pin": "********"}]
 
 
 WORKER = """

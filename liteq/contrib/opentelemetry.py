@@ -23,7 +23,9 @@ from opentelemetry import context, propagate, trace
 from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 
 from liteq import __version__, signals
+from liteq.carrying import text_of
 from liteq.context import noted
+from liteq.einfo import ExceptionInfo
 from liteq.ids import made_at
 
 __all__ = ["LiteqInstrumentor"]
@@ -154,11 +156,11 @@ class LiteqInstrumentor:
         )
         span.end()
 
-    def _fail(self, sender: Any, exception: BaseException, **_: Any) -> None:
+    def _fail(self, sender: Any, einfo: ExceptionInfo, **_: Any) -> None:
         if (found := _running(sender)) is not None:
             span, _token = found
-            kind = type(exception)
-            span.record_exception(exception)
+            kind = einfo.type
+            _record(span, einfo)
             span.set_attribute("error.type", f"{kind.__module__}.{kind.__qualname__}")
             span.set_status(Status(StatusCode.ERROR, kind.__qualname__))
 
@@ -170,9 +172,9 @@ class LiteqInstrumentor:
     def _end(self, sender: Any, state: str, **_: Any) -> None:
         self._finish(sender, state)
 
-    def _break(self, sender: Any, exception: BaseException, **_: Any) -> None:
+    def _break(self, sender: Any, einfo: ExceptionInfo, **_: Any) -> None:
         if (found := _running(sender)) is not None:
-            found[0].record_exception(exception)
+            _record(found[0], einfo)
 
     @staticmethod
     def _finish(task: Any, state: str) -> None:
@@ -184,6 +186,20 @@ class LiteqInstrumentor:
         span.set_attribute("liteq.task.state", state)
         context.detach(token)
         span.end()
+
+
+def _record(span: trace.Span, einfo: ExceptionInfo) -> None:
+    """Add the event of an exception, as `Span.record_exception` does, which would tell the
+    secrets that are in its text and in those of its causes."""
+    kind = einfo.type
+    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+    told = {
+        "exception.type": f"{module}{kind.__qualname__}",
+        "exception.message": einfo.hidden(text_of(einfo.exception)),
+        "exception.stacktrace": einfo.hidden(einfo.traceback),
+        "exception.escaped": "False",
+    }
+    span.add_event("exception", told)
 
 
 def _running(task: Any) -> tuple[trace.Span, Any] | None:

@@ -5,21 +5,26 @@
 in the worker, and in the programs that send, so that their traces go on in the worker. A
 retry is no error, nor is what a task lists in `throws`. What liteq itself logs about a
 failure makes no second event. Arguments are attached only if `send_default_pii` is on,
-and then redacted. The events of a child are sent before it ends.
+and then redacted. What is secret in them is hidden in all that is sent of the attempt: the
+texts of exceptions, the variables of frames, breadcrumbs, spans. The events of a child are
+sent before it ends.
 """
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Final
 
 import sentry_sdk
 from sentry_sdk.integrations import Integration
 from sentry_sdk.integrations.logging import ignore_logger
 from sentry_sdk.scope import should_send_default_pii
-from sentry_sdk.utils import event_from_exception
+from sentry_sdk.scrubber import EventScrubber
+from sentry_sdk.utils import event_from_exception, iter_event_frames
 
 from liteq import signals
 from liteq.context import noted
+from liteq.redaction import HIDDEN, hide, mask_url
 
 __all__ = ["LiteqIntegration"]
 
@@ -50,6 +55,64 @@ class LiteqIntegration(Integration):
         ignore_logger("liteq.worker")
 
 
+class _Scrubber(EventScrubber):
+    """Hides the secrets of one attempt from what is sent of it: what goes by the name of one,
+    and their texts wherever they stand. Sentry's own scrubber, which knows neither, comes
+    after it. Types and stacks, by which events are grouped, stay as they are."""
+
+    def __init__(self, task: Any, args: Any, kwargs: Any) -> None:
+        super().__init__(denylist=[], recursive=True, send_default_pii=True)
+        self._task, self._args, self._kwargs = task, args, kwargs
+        self._redactor = task.app.redactor
+        given = task.sensitive
+        self._names = frozenset((given,) if isinstance(given, str) else given)
+
+    def __call__(self, event: Any, _hint: Any) -> Any:
+        self.scrub_event(event)
+        return event
+
+    @cached_property
+    def _secrets(self) -> set[str]:
+        """Looked for when there is an event: not every attempt has one."""
+        task = self._task
+        found: set[str] = self._redactor.secrets(
+            self._args, self._kwargs, task.parameters, task.sensitive
+        )
+        return found
+
+    def scrub_event(self, event: Any) -> None:
+        for frame in iter_event_frames(event):
+            if (frame.get("module") or "").partition(".")[0] == "liteq":
+                frame.pop("vars", None)  # arguments in tuples, which have no names there
+        super().scrub_event(event)
+        for part in ("exception", "breadcrumbs"):
+            for value in (event.get(part) or {}).get("values") or ():
+                self._show(value, "value", "message")
+        for span in event.get("spans") or ():
+            self._show(span, "description")
+        self._show(event, "message")
+        self.scrub_dict(event.get("logentry"))
+
+    def _show(self, holder: dict[str, Any], *fields: str) -> None:
+        for field in fields:
+            if field in holder:
+                holder[field] = self._shown(holder[field])
+
+    def scrub_dict(self, d: object) -> None:
+        if isinstance(d, dict):
+            for name, value in d.items():
+                is_secret = name in self._names or self._redactor.is_secret(name)
+                d[name] = HIDDEN if is_secret else self._shown(value)
+
+    def _shown(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return mask_url(hide(value, self._secrets))
+        if isinstance(value, (list, tuple)):
+            return [self._shown(member) for member in value]
+        self.scrub_dict(value)
+        return value
+
+
 def _is_on() -> bool:
     return sentry_sdk.get_client().get_integration(LiteqIntegration) is not None
 
@@ -64,13 +127,14 @@ def _publishing(headers: dict[str, Any], **_: Any) -> None:
     headers.update({name: value for name, value in origin.items() if value})
 
 
-def _begin(sender: Any, task_id: str, **_: Any) -> None:
+def _begin(sender: Any, task_id: str, args: Any, kwargs: Any, **_: Any) -> None:
     if not _is_on():
         return
     request = sender.request
     scoped = sentry_sdk.isolation_scope()
     scope = scoped.__enter__()
     scope.clear_breadcrumbs()
+    scope.add_event_processor(_Scrubber(sender, args, kwargs))
     _describe(scope, sender, task_id, request)
     transaction = sentry_sdk.continue_trace(
         {k: v for k, v in (request.headers or {}).items() if isinstance(v, str)},
