@@ -8,6 +8,7 @@ the letter was signed with it, lately, for this worker, and for the first time.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple, TypeVar, overload
 
@@ -29,6 +30,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 CODE_LIMIT: Final = 1_048_576  # bytes of a command or reply that anybody decodes
 _VERSION: Final = 1
 _UNSIGNED: Final = b"-"
+_MAILBOX: Final = re.compile(r"[A-Za-z0-9_-]{1,100}").fullmatch
 _TICKETS: Final = 10_000  # signed commands that a worker obeys within their time at most
 
 
@@ -207,10 +209,10 @@ class Keys:
                 arguments=dict(fields["arguments"]),
                 ticket=str(fields["ticket"]),
                 sent_at=float(fields["sent_at"]),
-                reply_to=fields["reply_to"] and str(fields["reply_to"]),
+                reply_to=_mailbox(fields["reply_to"]),
             )
-        except (KeyError, TypeError, ValueError) as exc:
-            raise Forged(f"it is no command: {exc!r}") from exc
+        except (KeyError, TypeError, ValueError, OverflowError) as exc:
+            raise Forged(f"it is no command: {exc!r:.200}") from exc
 
     def reply(self, reply: Reply) -> bytes:
         """Return the letter that brings a reply."""
@@ -221,8 +223,8 @@ class Keys:
         fields = self._open(letter, f"reply {ticket}")
         try:
             return Reply(str(fields["ticket"]), int(fields["worker"]), fields["body"])
-        except (KeyError, TypeError, ValueError) as exc:
-            raise Forged(f"it is no reply: {exc!r}") from exc
+        except (KeyError, TypeError, ValueError, OverflowError) as exc:
+            raise Forged(f"it is no reply: {exc!r:.200}") from exc
 
     def _seal(self, about: str, fields: Mapping[str, Any]) -> bytes:
         body = json.dumps(fields, default=repr).encode()
@@ -259,6 +261,14 @@ class Keys:
         import hmac
 
         return hmac.new(key, about.encode() + b"\0" + body, "sha256").hexdigest()
+
+
+def _mailbox(name: Any) -> str | None:
+    """Return the name of the mailbox that a reply goes to. It may become a part of a path."""
+    if name is not None and not _MAILBOX(name):
+        raise ValueError(f"no mailbox is called {name!r:.100}")
+    found: str | None = name
+    return found
 
 
 class Tickets:

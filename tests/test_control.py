@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import threading
 import time
@@ -14,6 +16,8 @@ from unittest import mock
 import pytest
 import redis_server
 from api import app_in_memory, forget_current, record
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from world import wait_until
 
 from liteq import Liteq
@@ -31,6 +35,7 @@ from liteq.commands import (
 from liteq.control import Inspect
 from liteq.exceptions import ImproperlyConfigured, TaskRevokedError
 from liteq.worker import Worker
+from liteq.workers.steering import Steering
 
 SECRET, OTHER = "a secret of some length", "another one, as long"
 
@@ -305,6 +310,104 @@ def test_what_a_pool_has_grown_by_is_used(app: Liteq, start: Start, pool: str) -
     results = [meet.delay() for _ in range(3)]
 
     assert sorted(one.get(timeout=20) for one in results) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "asyncio"])
+@pytest.mark.parametrize(
+    ("method", "arguments", "says"),
+    [
+        ("pool_grow", {"n": 10**9}, "children at most"),
+        ("pool_grow", {"n": 1.5}, "whole number"),
+        ("pool_grow", {"n": True}, "whole number"),
+        ("pool_grow", {"n": "2"}, "whole number"),
+        ("pool_shrink", {"n": -(10**9)}, "above 0"),
+        ("autoscale", {"max": 10**12, "min": 10**12}, "children at most"),
+        ("autoscale", {"max": 10**12}, "children at most"),
+        ("autoscale", {"max": 2.5, "min": 1.5}, "whole numbers"),
+        ("autoscale", {"max": "x"}, "whole numbers"),
+        ("cancel_consumer", {"queue": []}, "a text"),
+        ("add_consumer", {"queue": "\ud800"}, "a text"),
+        ("time_limit", {"task_name": "x", "hard": 1e300}, "0 seconds or more"),
+    ],
+)
+def test_what_would_take_the_machine_or_makes_no_sense_is_refused(
+    pool: str, method: str, arguments: dict[str, Any], says: str
+) -> None:
+    with app_in_memory() as app:  # not started: nothing is made of what is let through
+        worker = Worker(app, pool=pool, concurrency=2, install_signals=False)
+        letter = Keys(None).command(Command(method, arguments, "t", 0.0, "r1"), 0)
+
+        (reply,) = Steering(worker).obey([letter])
+
+        assert says in Keys(None).read_reply(reply.body, "t").body["error"]
+        assert (worker.concurrency, worker.autoscaler) == (2, None)
+        assert worker.queues == ("default",)
+
+
+VALUES = st.recursive(
+    st.sampled_from([None, True, False, 0, -1, 10**12, 10**400, 1.5, math.nan, math.inf])
+    | st.text(max_size=5)
+    | st.sampled_from(["shop.add", "default", "\ud800", "\0"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=5,
+)
+NAMES = st.sampled_from(
+    [
+        *("n", "max", "min", "queue", "task_name", "hard", "soft", "ids", "taskinfoitems"),
+        *("with_defaults", "msg", "state", "builtins", "modules", "reload"),
+    ]
+)
+COMMANDS = st.fixed_dictionaries(
+    {
+        "v": st.just(1),
+        "method": st.sampled_from(sorted(Panel.meta)) | VALUES,
+        "arguments": st.dictionaries(NAMES | st.text(max_size=3), VALUES, max_size=4) | VALUES,
+        "ticket": st.just("t") | VALUES,
+        "sent_at": st.just(0.0) | VALUES,
+        "reply_to": st.just("r1") | st.just("../r1") | VALUES,
+    }
+)
+
+
+@settings(max_examples=150)
+@given(command=COMMANDS)
+def test_no_command_can_end_a_worker(command: dict[str, Any]) -> None:
+    with app_in_memory() as app:
+        worker = Worker(app, pool="threads", concurrency=2, install_signals=False)
+
+        replies = Steering(worker).obey([b"-\n" + json.dumps(command).encode()])
+        app.broker.post(replies)
+
+        assert worker.concurrency == 2
+        for reply in replies:
+            assert re.fullmatch("[A-Za-z0-9_-]+", str(reply.to))
+            json.loads(reply.body.partition(b"\n")[2])
+
+
+@given(letter=st.binary(max_size=200))
+def test_no_letter_can_end_a_worker(letter: bytes) -> None:
+    with app_in_memory() as app:
+        worker = Worker(app, pool="threads", concurrency=2, install_signals=False)
+        assert Steering(worker).obey([letter, b"-\n" + letter]) == []
+
+
+def test_a_command_whose_reply_cannot_be_sent_is_answered_with_that(
+    app: Liteq, start: Start
+) -> None:
+    @control_command(name="tell_in_circles")
+    def tell_in_circles(state: Any) -> Any:
+        told: list[Any] = []
+        told.append(told)
+        return told
+
+    start()
+    try:
+        (reply,) = app.control.broadcast("tell_in_circles", reply=True, timeout=10)
+    finally:
+        Panel.meta.pop("tell_in_circles"), Panel.data.pop("tell_in_circles")
+
+    (answer,) = reply.values()
+    assert "cannot be sent" in answer["error"]
 
 
 def test_autoscale_can_be_switched_on(app: Liteq, start: Start) -> None:

@@ -90,7 +90,11 @@ class Post:
                     self._send(name, b"")
 
     def wake(self, name: str, ids: Iterable[str]) -> None:
-        """Tell one mailbox that these messages settled."""
+        """Tell one mailbox that these messages settled. Its name was in the store, where others
+        may have written it, and a file that it leads to elsewhere would look like a socket
+        whose process is gone, and be removed."""
+        if "/" in name or not name.isascii():
+            return
         parcel: list[bytes] = []
         size = 0
         for text in ids:

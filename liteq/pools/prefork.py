@@ -66,6 +66,7 @@ START_LIMIT: Final = 1.0  # for an idle child to take a job: else it is stopped,
 SLOW_START: Final = 10.0  # say so, once
 EXIT_LIMIT: Final = 10.0  # for a child that has nothing left to do but to end
 CUT_OFF_LIMIT: Final = 1.0  # for one whose sockets are closed, so that it cannot answer
+AT_ONCE: Final = 32  # children that are started in one turn of the loop
 KILL_LIMIT: Final = 5.0  # how long stop(kill=True) waits for the kernel
 READ_SIZE: Final = 262_144
 
@@ -543,7 +544,10 @@ class ProcessPool(Pool):
         return sum(not child.retiring for child in self._children)
 
     def _start_missing(self, now: float) -> None:
-        while self._missing() and now >= self._births.next_at:
+        """Start children, few at a time: between them the loop hears that it is to stop."""
+        for _ in range(AT_ONCE):
+            if not self._missing() or now < self._births.next_at:
+                break
             try:
                 self._start_child()
             except OSError as exc:

@@ -21,7 +21,9 @@ from liteq.commands import (
     control_command,
     inspect_command,
 )
+from liteq.einfo import summary
 from liteq.loggers import get_logger
+from liteq.texts import readable
 from liteq.workers import inspecting  # registers the commands that look
 
 if TYPE_CHECKING:
@@ -34,6 +36,17 @@ logger = get_logger("liteq.control")
 
 _REPLY_STAYS: Final = 60.0  # seconds
 _REFUSED_SHOWN: Final = 5  # letters that were passed over, of which the log tells
+
+# Children that a command may ask for: whoever may write to the store can leave one, and a
+# slip of the finger is not to take the machine. A process costs it megabytes, a thread tens
+# of kilobytes, a coroutine next to nothing until it runs. Who starts a worker may have more.
+_MOST_CHILDREN: Final = {
+    "prefork": 1_000,
+    "processes": 1_000,
+    "threads": 10_000,
+    "asyncio": 100_000,
+}
+_LONGEST: Final = 10.0**9  # seconds of a time limit, 31 years: clocks overflow far behind it
 
 _ = inspecting
 
@@ -90,12 +103,12 @@ class Steering:
             except Forged as exc:
                 self._refuse(str(exc))
                 continue
+            except Exception:  # whoever may write to the store has made it, of anything
+                logger.exception("a command cannot be read")
+                continue
             body = self._run(command)
             if command.reply_to is not None:
-                said = self._keys.reply(Reply(command.ticket, self._worker.id, body))
-                if len(said) > CODE_LIMIT:
-                    error = {"error": f"the reply has {len(said)} bytes: too many"}
-                    said = self._keys.reply(Reply(command.ticket, self._worker.id, error))
+                said = self._reply(command, body)
                 replies.append(Letter(command.reply_to, said, _REPLY_STAYS))
         return replies
 
@@ -117,13 +130,26 @@ class Steering:
         if known.kind == "control" and self.allowed is not True:
             self._refuse(f"{command.method}: remote control is read-only")
             return {"error": "not allowed: worker_enable_remote_control is read-only"}
-        if known.kind == "control":
-            logger.info("told to %s%s", command.method, _shown(command.arguments))
         try:
+            if known.kind == "control":
+                logger.info("told to %s%s", command.method, _shown(command.arguments))
             return known.run(self._state, **command.arguments)
         except Exception as exc:  # a command is anybody's code, and the loop goes on
             logger.exception("the command %s failed", command.method)
-            return {"error": f"{type(exc).__name__}: {exc}"}
+            return {"error": summary(exc)}
+
+    def _reply(self, command: Command, body: Any) -> bytes:
+        try:
+            said = self._keys.reply(Reply(command.ticket, self._worker.id, body))
+        except Exception as exc:  # what a command returns is anybody's as well
+            logger.exception("the command %s has no reply that can be sent", command.method)
+            return self._error(command, f"the reply cannot be sent: {summary(exc)}")
+        if len(said) > CODE_LIMIT:
+            return self._error(command, f"the reply has {len(said)} bytes: too many")
+        return said
+
+    def _error(self, command: Command, text: str) -> bytes:
+        return self._keys.reply(Reply(command.ticket, self._worker.id, {"error": text}))
 
     def _refuse(self, why: str) -> None:
         self._refused += 1
@@ -152,8 +178,8 @@ def time_limit(
 ) -> dict[str, str]:
     """Change the time limits of a task, in seconds; 0 is none."""
     for limit in (soft, hard):
-        if limit is not None and not float(limit) >= 0:
-            return {"error": f"a time limit must be 0 seconds or more, not {limit!r}"}
+        if limit is not None and not 0 <= float(limit) <= _LONGEST:
+            return {"error": f"a time limit must be 0 seconds or more, not {limit!r:.100}"}
     if task_name not in state.app.tasks:
         return {"error": f"unknown task {task_name!r}"}
     state.worker.limit_time(
@@ -167,6 +193,8 @@ def time_limit(
 @control_command(args=[("queue", str)], signature="<queue>")
 def add_consumer(state: State, queue: str, **kwargs: Any) -> dict[str, str]:
     """Consume one more queue."""
+    if error := _wrong_queue(queue):
+        return error
     worker = state.worker
     if queue in worker.queues:
         return {"ok": f"already consuming from {queue!r}"}
@@ -177,35 +205,62 @@ def add_consumer(state: State, queue: str, **kwargs: Any) -> dict[str, str]:
 @control_command(args=[("queue", str)], signature="<queue>")
 def cancel_consumer(state: State, queue: str, **kwargs: Any) -> dict[str, str]:
     """Consume a queue no longer."""
+    if error := _wrong_queue(queue):
+        return error
     worker = state.worker
     worker.consume(tuple(name for name in worker.queues if name != queue))
     return {"ok": f"no longer consuming from {queue}"}
 
 
+def _wrong_queue(queue: Any) -> dict[str, str] | None:
+    if isinstance(queue, str) and queue and readable(queue) == queue:
+        return None
+    return {"error": f"the name of a queue is a text, not {queue!r:.100}"}
+
+
 @control_command(args=[("n", int)], signature="[N=1]")
 def pool_grow(state: State, n: int = 1, **kwargs: Any) -> dict[str, str]:
     """Give the pool more children."""
-    return _resize(state, int(n), "grow")
+    return _resize(state, n, 1, "grow")
 
 
 @control_command(args=[("n", int)], signature="[N=1]")
 def pool_shrink(state: State, n: int = 1, **kwargs: Any) -> dict[str, str]:
     """Take children from the pool."""
-    return _resize(state, -int(n), "shrink")
+    return _resize(state, n, -1, "shrink")
 
 
-def _resize(state: State, change: int, word: str) -> dict[str, str]:
+def _resize(state: State, n: int, sign: int, word: str) -> dict[str, str]:
     worker = state.worker
+    if not _is_whole(n) or n < 1:
+        return {"error": f"{word} by a whole number above 0, not {n!r:.100}"}
+    wanted = worker.concurrency + sign * n
     if worker.autoscaler is not None:
         return {"error": f"cannot {word} the pool: it is autoscaled. Use autoscale"}
     if worker.pool_kind == "solo":
         return {"error": f"cannot {word} the pool: solo has one thread, the worker's own"}
-    if change == 0 or (change < 0) != (word == "shrink"):
-        return {"error": f"{word} by a number above 0"}
-    if worker.concurrency + change < 1:
+    if wanted < 1:
         return {"error": f"a pool keeps one child at least: it has {worker.concurrency}"}
-    worker.resize(worker.concurrency + change)
+    if error := _too_many(worker, wanted):
+        return error
+    worker.resize(wanted)
     return {"ok": f"pool will {word}"}
+
+
+def _is_whole(number: Any) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool)
+
+
+def _too_many(worker: Worker, wanted: int) -> dict[str, str] | None:
+    """Return the refusal of so many children, None if that is not more than commands may ask
+    for, or than there are."""
+    most = max(_MOST_CHILDREN.get(worker.pool_kind, 1), worker.concurrency)
+    if wanted <= most:
+        return None
+    return {
+        "error": f"a {worker.pool_kind} pool can be told to have {most} children at most, not "
+        f"{wanted!r:.100}: start workers for more"
+    }
 
 
 @control_command
@@ -229,9 +284,12 @@ def autoscale(state: State, max: int, min: int = 1, **kwargs: Any) -> dict[str, 
     """Keep between `min` and `max` children, as there is work."""
     if state.worker.pool_kind == "solo":
         return {"error": "cannot autoscale: solo has one thread, the worker's own"}
-    if not 1 <= int(min) <= int(max):
-        return {"error": f"autoscale needs 1 ≤ min ≤ max, not max={max}, min={min}"}
-    state.worker.autoscale(int(max), int(min))
+    if not (_is_whole(max) and _is_whole(min) and 1 <= min <= max):
+        given = f"max={max!r:.100}, min={min!r:.100}"
+        return {"error": f"autoscale needs whole numbers, 1 ≤ min ≤ max, not {given}"}
+    if error := _too_many(state.worker, max):
+        return error
+    state.worker.autoscale(max, min)
     return {"ok": f"autoscale now max={max} min={min}"}
 
 

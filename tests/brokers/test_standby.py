@@ -546,6 +546,18 @@ def test_what_is_read_of_a_damaged_lease_has_the_fields_of_one(
         assert max(lease.key, lease.token) < 2**63
 
 
+def test_a_mailbox_of_a_strange_name_is_no_path(tmp_path: Path) -> None:
+    post = wakeup.Post(tmp_path / "wake")
+    theirs = tmp_path / "theirs"
+    theirs.touch()
+
+    for name in ("../theirs", str(theirs), "\ud800"):
+        post.wake(name, ["id"])
+
+    assert theirs.exists()
+    post.close()
+
+
 def test_bytes_that_are_no_text_wake_who_is_sent_them(tmp_path: Path) -> None:
     post = wakeup.Post(tmp_path / "wake")
     mailbox = post.open(0.5, worker=1)

@@ -39,6 +39,7 @@ from liteq.pool import (
     Returned,
     make_pool,
 )
+from liteq.pools import prefork
 from liteq.pools.child import PACKET, Links, _Child
 from liteq.pools.forking import Forked
 from liteq.pools.prefork import ProcessPool
@@ -401,6 +402,21 @@ def test_a_job_comes_back_with_its_answer_and_run_time(start: Any) -> None:
     assert type(end) is Done
     assert 0.02 <= end.runtime < 5
     assert loop.pool.running() == {}
+
+
+def test_children_are_started_few_at_a_time_so_that_a_stop_is_heard(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prefork, "AT_ONCE", 1)
+    loop = start(4)
+    assert loop.pool.alive() == 1
+    loop.pool.tick(time.monotonic())
+    assert loop.pool.alive() == 2
+
+    loop.pool.stop()
+    loop.pool.tick(time.monotonic())
+
+    assert loop.pool.alive() == 2
 
 
 def test_ten_thousand_tiny_jobs_all_come_back_once(start: Any) -> None:
