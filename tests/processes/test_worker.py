@@ -985,6 +985,40 @@ def test_a_worker_stopped_beyond_its_lease_comes_back_under_a_new_id(
     assert shop.stop(worker) == 0
 
 
+ALONE = """
+@app.task(bind=True, max_concurrency=1)
+def alone(self, name):
+    note("start", name, self.request.deliveries, os.getpid(), time.time())
+    while not os.path.exists(FOLDER + "/go-" + name):
+        time.sleep(0.005)
+    note("end", name)
+    return name
+"""
+
+
+def test_what_a_worker_stopped_beyond_its_lease_runs_holds_no_slot_any_more(
+    open_shop: OpenShop,
+) -> None:
+    shop = open_shop(ALONE, worker_lease_timeout=1.0)
+    frozen = shop.start("-c", "2", name="frozen")
+    first = shop.tasks.alone.delay("first")
+    shop.wait_start("first")
+    shop.start("-c", "2", name="other")
+    second = shop.tasks.alone.delay("second")
+    wait_until(lambda: second.detail == "limited")
+
+    frozen.send_signal(signal.SIGSTOP)
+    wait_until(lambda: len(shop.notes("start")) == 2, within=15)
+
+    # The child of the first start runs on, and one more in its place, never two.
+    assert shop.notes("end") == []
+    assert sorted([first.detail, second.detail]) == ["limited", "running"]
+    frozen.send_signal(signal.SIGCONT)
+    shop.release("first", "second")
+    assert [first.get(timeout=10), second.get(timeout=10)] == ["first", "second"]
+    assert shop.tasks.alone.delay("first").get(timeout=10) == "first"
+
+
 def test_a_solo_worker_keeps_the_lease_of_a_task_longer_than_it(open_shop: OpenShop) -> None:
     shop = open_shop(worker_lease_timeout=0.5)
     shop.start("-c", "1", "-Q", "other", name="other")
