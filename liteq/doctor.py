@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 from liteq.brokers.files import filesystem_of, is_network_filesystem, is_there
 from liteq.brokers.searching import Search
 from liteq.exceptions import LiteqError
+from liteq.wording import brief
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -389,7 +390,7 @@ def _work(broker: Broker) -> Iterator[Finding]:
             "queues",
             "warn",
             f"no worker consumes {_some(left)}",
-            f"liteq worker -Q {','.join(left[:_NAMED])}",
+            f"liteq worker -Q {','.join(map(brief, left[:_NAMED]))}",
         )
     else:
         yield Finding("queues", "ok", f"{len(counts)} with work, all of them served")
@@ -451,7 +452,7 @@ def _advice_for(exc: LiteqError) -> str:
 
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
+    return ", ".join(map(brief, names[:_NAMED])) + more
 
 
 def _user() -> str:

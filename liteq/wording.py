@@ -10,7 +10,9 @@ import re
 from datetime import UTC, datetime, tzinfo
 from typing import Final
 
-__all__ = ["CONTROL", "ago", "instant", "moment", "shown", "span"]
+__all__ = ["CONTROL", "ago", "brief", "instant", "moment", "shown", "span"]
+
+_LINE: Final = 500  # characters
 
 # C0 and C1 controls, and the marks that reorder or hide text (Unicode's Bidi_Control, BOM).
 CONTROL: Final = re.compile(
@@ -24,6 +26,11 @@ def shown(value: object, *, lines: bool = False) -> str:
     if text.isprintable():
         return text
     return CONTROL.sub(lambda found: _escaped(found[0], lines=lines), text)
+
+
+def brief(text: str) -> str:
+    """Return a text as a line has room for it: a name in the store may have megabytes."""
+    return text if len(text) <= _LINE else f"{text[:_LINE]}…"
 
 
 def _escaped(character: str, *, lines: bool) -> str:

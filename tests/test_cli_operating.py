@@ -443,6 +443,21 @@ def test_a_doctor_says_what_waits_in_vain(here: Here) -> None:
     assert here("doctor").returncode == 0
 
 
+def test_names_of_megabytes_take_one_line_each(here: Here) -> None:
+    long = 100_000
+    here.ok("call", "tasks.add", "-a", "[1, 2]", "--queue", "y" * long)
+    broker = find_app("tasks").app.broker
+    broker.enqueue([Message("strange", "x" * long, b"[[],{}]")])
+    worker = broker.register("w", ["default"], 1, {})
+    broker.claim(worker, ["default"], tasks=frozenset({"tasks.add"}))
+    broker.unregister(worker)
+
+    for command in (["doctor"], ["queues"], ["queues", "latency"]):
+        ended = here(*command)
+        assert "yyy" in ended.stdout
+        assert len(ended.stdout + ended.stderr) < 20_000
+
+
 def test_a_doctor_tells_the_stuck_from_the_live(tmp_path: Path, clock: FakeClock) -> None:
     broker = SqliteBroker(tmp_path / "store", clock=clock)
     broker.register("w@host", ["default"], 1, {})

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import click
 
-from liteq.wording import CONTROL, ago, moment, shown, span
+from liteq.wording import CONTROL, ago, brief, moment, shown, span
 
 __all__ = [
     "STATE_COLOURS",
@@ -133,7 +133,7 @@ def _prepared(
 ) -> tuple[list[list[str]], list[bool], list[Callable[[Any], str | None]]]:
     """Return the texts of a table; and of each column whether it has numbers, and what
     gives the colour of a text."""
-    lines = [[shown(row.get(column)) for column in columns] for row in rows]
+    lines = [[brief(shown(row.get(column))) for column in columns] for row in rows]
     numeric = [_is_numeric(line[at] for line in lines) for at in range(len(columns))]
     return lines, numeric, [(colours or {}).get(column, lambda _: None) for column in columns]
 

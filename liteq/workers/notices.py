@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from liteq import signals
 from liteq.brokers.values import Aside, Lease
 from liteq.context import Context
-from liteq.einfo import ExceptionInfo
+from liteq.einfo import ExceptionInfo, line
 from liteq.exceptions import NotRegistered, TimeLimitExceeded, WorkerLostError
 from liteq.loggers import get_logger
 from liteq.plan import TaskLike
@@ -113,7 +113,7 @@ class Notices:
 
     def parked(self, lease: Lease) -> None:
         """A message was left for a worker that knows its task. Each name is said once."""
-        reason = f"unknown task {lease.task!r}"
+        reason = f"unknown task {line(lease.task)!r}"
         if lease.task not in self._unknown:
             self._unknown.add(lease.task)
             logger.warning(
