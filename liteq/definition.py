@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from functools import partialmethod
+from functools import partial, partialmethod
 from types import CodeType, FunctionType, MethodType
 from typing import (
     TYPE_CHECKING,
@@ -146,24 +146,30 @@ def make_class(
     check_parameters(fun, options)
     if options.get("pydantic", base.pydantic):
         fun = _with_models(fun, app=app, name=name, base=base, options=options)
-    body: Any = fun if bind else staticmethod(fun)
-    if bind and not hasattr(fun, "__get__"):
-        body = partialmethod(fun)  # a partial, say, is no method by itself
+    as_member = _method if bind else staticmethod
     if callable(key := options.get("unique_key")):
         options = {**options, "unique_key": staticmethod(key)}  # no method: it has no self
     members: dict[str, Any] = {
         **options,
         "app": app,
         "name": name,
-        "run": body,
+        "run": as_member(fun),
         "abstract": False,
-        "__wrapped__": own if bind else staticmethod(own),
+        "__wrapped__": as_member(own),
         "__doc__": fun.__doc__,
         "__module__": fun.__module__,
         "__qualname__": getattr(fun, "__qualname__", own_name),
     }
     made: Any = type(own_name, (base,), members)
     return made  # type: ignore[no-any-return]
+
+
+def _method(fun: Callable[..., Any]) -> Any:
+    """Return what is bound to the task when it is read off it. A partial, or an object that
+    can be called, is no method by itself; a partial is to become one in a later Python."""
+    if isinstance(fun, partial) or not hasattr(fun, "__get__"):
+        return partialmethod(fun)
+    return fun
 
 
 def rebase(tasks: Iterable[Task[..., Any]], old: type[Any], new: type[Any]) -> None:
