@@ -514,11 +514,13 @@ class Task(Generic[P, R]):
     ) -> None:
         """Show a state of the task's own, with `meta` as its `info`.
 
-        It lasts until the next one or the end of the attempt. Another task's id may be
-        given; one that has ended is left alone.
+        It lasts until the next one or the end of the attempt. Another call's id may be
+        given; one that has ended is left alone, and of one that was not sent yet the state
+        shows until it is, for `result_expires` seconds at most.
         """
         from liteq import serializers, texts  # late: who sends no call needs none
         from liteq.brokers.values import Note
+        from liteq.calls import lifetime
 
         request = self.request
         task_id = task_id or request.id
@@ -532,7 +534,8 @@ class Task(Generic[P, R]):
         else:
             if state == SUCCESS and self.app.signer is not None:
                 value = self.app.signer.seal(value, task_id)
-            self.app.broker.store(task_id, state, value, task=self.name)
+            expires = lifetime(self.app.conf.result_expires)
+            self.app.broker.store(task_id, state, value, task=self.name, expires=expires)
 
     def progress(
         self, done: float, total: float | None = None, message: str | None = None

@@ -15,7 +15,7 @@ from liteq.brokers.connection import fetch_all, fetch_one
 from liteq.brokers.following import Following
 from liteq.brokers.graph import count_edges
 from liteq.brokers.limiting import enter_lines
-from liteq.brokers.schema import STATE_CODES
+from liteq.brokers.schema import EARLY, STATE_CODES
 from liteq.brokers.uniqueness import UNIQUE, admit
 from liteq.exceptions import AlreadyEnqueued, InvalidTaskError
 from liteq.message import GATHER, PACKED_FIELDS, Alike, Packed, Workflow, rule_of
@@ -176,9 +176,10 @@ def insert(
         new = {row[0]: seq for seq, row in enumerate(batch.rows, last + 1)}
     else:
         new = dict(fetch_all(db, "SELECT id, seq FROM message WHERE seq > ?", (last,)))
-        for row in batch.rows:
-            if row[0] not in new:
-                accept_repeat(db, row)
+        for seq, row in enumerate(batch.rows, last + 1):
+            if row[0] not in new and not accept_repeat(db, row):
+                _replace_early(db, (seq, number, *row))
+                new[row[0]] = seq
         if not new:
             db.execute(
                 "DELETE FROM workflow WHERE seq = ?1 "
@@ -234,7 +235,9 @@ def _insert_edges(
 
 def _unfinished(db: apsw.Connection, source: str, target: str) -> int:
     seq: int | None = fetch_one(
-        db, "SELECT seq FROM message WHERE id = ? AND state < 6", (source,)
+        db,
+        f"SELECT seq FROM message WHERE id = ? AND state < 6 AND NOT ({EARLY})",
+        (source,),
     )
     if seq is None:
         raise InvalidTaskError(
@@ -256,24 +259,35 @@ def enter_workflow(db: apsw.Connection, workflow: Workflow | int, now: float) ->
     return number
 
 
-def accept_repeat(db: apsw.Connection, row: tuple[Any, ...]) -> None:
-    """Let the same message be enqueued again, and refuse another under its id."""
+def _replace_early(db: apsw.Connection, row: tuple[Any, ...]) -> None:
+    """Write a message in the place of the early note of its id. It comes in its own turn, and
+    who waits for the one waits for the other."""
+    before = fetch_one(db, "DELETE FROM message WHERE id = ? RETURNING seq", (row[2],))
+    db.execute(_MESSAGES.one, row)
+    db.execute("UPDATE waiter SET message = ? WHERE message = ?", (row[0], before))
+
+
+def accept_repeat(db: apsw.Connection, row: tuple[Any, ...]) -> bool:
+    """Let the same message be enqueued again, and refuse another under its id. False: there is
+    but an early note, and the message is to take its place."""
     id, task, body = row[:3]
-    if row[UNIQUE] is not None and rule_of(row[_WIDTH - 1]).on_conflict == "replace":
-        return  # another call's arguments may have taken the place of its own
-    stored = fetch_one(db, "SELECT seq, task, body FROM message WHERE id = ?", (id,))
+    stored = fetch_one(db, f"SELECT seq, task, body, {EARLY} FROM message WHERE id = ?", (id,))
     if stored is None:
-        return  # settled and deleted since
-    seq, stored_task, stored_body = stored
+        return True  # settled and deleted since
+    seq, stored_task, stored_body, early = stored
+    if early:
+        return False
+    if row[UNIQUE] is not None and rule_of(row[_WIDTH - 1]).on_conflict == "replace":
+        return True  # another call's arguments may have taken the place of its own
     if (stored_task, stored_body) == (task, body):
-        return
+        return True
     if fetch_one(
         db,
         "SELECT EXISTS(SELECT 1 FROM attempt WHERE message = ? "
         "AND outcome IN ('retried', 'replaced'))",
         (seq,),
     ):
-        return  # it has become another since
+        return True  # it has become another since
     raise AlreadyEnqueued(
         f"a message with id {id!r} is in the store with another task or other "
         f"arguments (its task is {stored_task!r}, this one's {task!r}): ids are used once"

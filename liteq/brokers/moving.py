@@ -244,8 +244,11 @@ def shelf_of(broker: Broker) -> Shelf:
 
 
 def deletion_of(record: Record) -> float | None:
-    """Return when a message that is over is to be deleted (Unix seconds)."""
+    """Return when a message that is over, or an early note, is to be deleted (Unix seconds);
+    None of another."""
     expires: float | None = record.packed[13]
+    if record.early:
+        return None if expires is None else record.enqueued_at + expires
     if record.settled_at is None or record.dead is not None:
         return None
     if record.state == "ignored" or (record.packed[11] and record.state == "succeeded"):

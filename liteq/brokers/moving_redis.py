@@ -166,7 +166,8 @@ def _arguments(kept: Kept) -> list[Any]:
     over = letter in _FINAL
     arguments: list[Any] = [record.id, letter, packed[3], packed[1], packed[4]]
     arguments += [packed[5], packed[6], record.workflow]
-    arguments += [deletion_of(record) if over else None, record.dead is not None]
+    delete_at = deletion_of(record) if over or record.early else None
+    arguments += [delete_at, record.dead is not None]
     arguments += [len(fields) // 2, *fields, len(kept.bonds)]
     for target, on, position, met in kept.bonds:
         word = on.removeprefix("was ")[0]

@@ -11,7 +11,7 @@ from liteq.brokers.connection import Database, fetch_all, fetch_one
 from liteq.brokers.keeping import Keeper
 from liteq.brokers.limiting import overrides
 from liteq.brokers.moving import Bond, Bucket, Kept, Override, Period, deletion_of
-from liteq.brokers.schema import STATE_CODES
+from liteq.brokers.schema import EARLY, STATE_CODES
 from liteq.brokers.values import Attempt, Input, Record
 from liteq.message import PACKED_FIELDS
 
@@ -193,7 +193,7 @@ def _insert(db: apsw.Connection, kept: Kept, now: float) -> int:
         _worker(db, record.worker, now),
         record.started_at if over else None,
         record.settled_at,
-        deletion_of(record) if over else None,
+        deletion_of(record) if over or record.early else None,
         record.result,
         record.children,
         record.note.state if record.note else None,
@@ -202,6 +202,8 @@ def _insert(db: apsw.Connection, kept: Kept, now: float) -> int:
         record.dead,
         fetch_one(db, "SELECT seq FROM workflow WHERE id = ?", (record.workflow,)),
     )
+    if not record.early:
+        db.execute(f"DELETE FROM message WHERE id = ? AND {EARLY}", (record.id,))
     db.execute(_INSERT, values)
     if not db.changes():
         return 0

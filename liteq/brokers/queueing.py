@@ -14,7 +14,7 @@ import apsw
 from liteq.brokers.connection import fetch_all, fetch_one
 from liteq.brokers.enqueueing import Batch
 from liteq.brokers.lengths import Lengths, queue_full
-from liteq.brokers.schema import STATE_CODES
+from liteq.brokers.schema import EARLY, STATE_CODES
 from liteq.brokers.values import QueueInfo, State
 from liteq.message import GATHER, PACKED_FIELDS
 
@@ -70,7 +70,7 @@ def counts(db: apsw.Connection) -> dict[str, dict[State, int]]:
     """
     counted: dict[str, dict[State, int]] = {}
     for state in _COUNTED:
-        work = f"AND task != '{GATHER}' " if state == "waiting" else ""
+        work = f"AND task != '{GATHER}' AND NOT ({EARLY}) " if state == "waiting" else ""
         for queue, number in db.execute(
             f"SELECT queue, count(*) FROM message WHERE state = {STATE_CODES[state]:d} {work}"
             "GROUP BY queue"

@@ -13,7 +13,7 @@ from liteq.brokers.base import Mailbox
 from liteq.brokers.base_sqlite import AMONG, PACKED, SqliteStore
 from liteq.brokers.connection import fetch_all, fetch_one
 from liteq.brokers.following import NOTED
-from liteq.brokers.schema import STATE_CODES, STATE_NAMES
+from liteq.brokers.schema import EARLY, STATE_CODES, STATE_NAMES
 from liteq.brokers.uniqueness import holder
 from liteq.brokers.values import (
     Attempt,
@@ -86,7 +86,7 @@ class SqliteRecords(SqliteStore):
             where = f"state = {STATE_CODES[state]:d}"
             if state in ("queued", "scheduled"):
                 where += " AND result IS NULL"
-        where += f" AND task != '{GATHER}'"
+        where += f" AND task != '{GATHER}' AND NOT ({EARLY})"
         if queue is not None:
             where += " AND queue = ?"
             bindings.append(queue)

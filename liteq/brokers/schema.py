@@ -20,6 +20,7 @@ from liteq.exceptions import BrokerError, SchemaError
 
 __all__ = [
     "APPLICATION_ID",
+    "EARLY",
     "MOST",
     "STATE_CODES",
     "STATE_NAMES",
@@ -49,6 +50,11 @@ STATE_CODES: Final[Mapping[str, int]] = {
     "revoked": 8,
     "ignored": 9,
 }
+
+
+# An early note: a state stored for an id before its call came, whose place the call takes. No
+# message that waits for others is without a queue.
+EARLY: Final = "state = 0 AND queue = ''"
 
 
 class _Names(dict[int, State]):

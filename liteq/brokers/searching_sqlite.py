@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar
 import apsw
 
 from liteq.brokers.connection import fetch_all, fetch_one
-from liteq.brokers.schema import STATE_CODES, STATE_NAMES
+from liteq.brokers.schema import EARLY, STATE_CODES, STATE_NAMES
 from liteq.brokers.searching import Found, Search, latest_first
 from liteq.brokers.values import State
 from liteq.message import GATHER
@@ -131,7 +131,7 @@ def _state(code: int, *, tried: int) -> State:
 
 
 def _conditions(search: Search) -> tuple[str, Sequence[Any]]:
-    parts: list[str] = [f"task != '{GATHER}'"]
+    parts: list[str] = [f"task != '{GATHER}'", f"NOT ({EARLY})"]
     bindings: list[Any] = []
 
     def also(condition: str, value: Any) -> None:

@@ -38,7 +38,7 @@ from liteq.brokers.records_sqlite import SqliteRecords
 from liteq.brokers.redriving import redrive
 from liteq.brokers.roster_sqlite import SqliteRoster, leases_of
 from liteq.brokers.schedules_sqlite import SqliteSchedules
-from liteq.brokers.schema import MOST, STATE_CODES
+from liteq.brokers.schema import EARLY, MOST, STATE_CODES
 from liteq.brokers.settling import SLICE, Settling
 from liteq.brokers.uniqueness import UNIQUE
 from liteq.brokers.upkeep_sqlite import SqliteUpkeep
@@ -189,7 +189,8 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
                 return False
         new, found = self._database.write_one(sql, bindings, durable=self.durable, limited=True)
         if not new:
-            self._database.read(lambda db: accept_repeat(db, packed))
+            if not self._database.read(lambda db: accept_repeat(db, packed)):
+                return False
         elif found:
             key, token, worker = found[0]
             if token is not None:
@@ -541,7 +542,11 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
             answers: dict[str, RevokeAnswer] = {}
             signalled = False
             for id in ids:
-                row = fetch_one(db, "SELECT seq, state FROM message WHERE id = ?", (id,))
+                row = fetch_one(
+                    db,
+                    f"SELECT seq, state FROM message WHERE id = ? AND NOT ({EARLY})",
+                    (id,),
+                )
                 if row is None:
                     answers[id] = "unknown"
                     continue

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 import apsw
 
 from liteq.brokers.connection import fetch_one
-from liteq.brokers.schema import STATE_CODES
+from liteq.brokers.schema import EARLY, STATE_CODES
 from liteq.exceptions import DuplicateTask
 from liteq.message import PACKED_FIELDS, Rule, rule_of
 
@@ -168,7 +168,8 @@ def admits(db: apsw.Connection, rows: Sequence[tuple[Any, ...]], now: float) -> 
 
 
 def _is_there(db: apsw.Connection, id: str) -> bool:
-    return bool(fetch_one(db, "SELECT EXISTS(SELECT 1 FROM message WHERE id = ?)", (id,)))
+    sql = f"SELECT EXISTS(SELECT 1 FROM message WHERE id = ? AND NOT ({EARLY}))"
+    return bool(fetch_one(db, sql, (id,)))
 
 
 def _refuse(row: tuple[Any, ...], there: str, rule: Rule, *, as_a_whole: bool) -> None:

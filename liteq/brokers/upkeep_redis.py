@@ -35,6 +35,8 @@ class RedisUpkeep(RedisMail):
         letters = {"SUCCESS": "S", "FAILURE": "F", "REVOKED": "R", "IGNORED": "I"}
         final = letters.get(state, "")
         message = Message(id, task, b"[[],{}]", result_expires=expires)
+        if not final:
+            message = message._replace(queue="")
         kept = b"" if value is None else b"=" + value
         graph = graph_arguments([message.pack()], ())
         self._call("store", final, state, kept, expires, *graph, durable=True)

@@ -18,7 +18,7 @@ from liteq.brokers.enqueueing import ENQUEUE, row_of
 from liteq.brokers.following import Following, revocation
 from liteq.brokers.limiting import free_slots, tidy
 from liteq.brokers.mail_sqlite import SqliteMail
-from liteq.brokers.schema import STATE_CODES
+from liteq.brokers.schema import EARLY, STATE_CODES
 from liteq.brokers.settling import SLICE, WEIGHT, Settling, fetch_slice
 from liteq.brokers.uniqueness import end_periods
 from liteq.message import Message
@@ -56,7 +56,10 @@ class SqliteUpkeep(SqliteMail):
             "REVOKED": STATE_CODES["revoked"],
             "IGNORED": STATE_CODES["ignored"],
         }.get(state)
+        delete_at = None if expires is None else now + expires
         message = Message(id, task, b"[[],{}]", result_expires=expires)
+        if code is None:
+            message = message._replace(queue="")
 
         def write(db: apsw.Connection) -> Following:
             following = Following(db, now)
@@ -69,11 +72,16 @@ class SqliteUpkeep(SqliteMail):
                     "UPDATE message SET note_state = ?, note = ? WHERE seq = ?",
                     (state, value, seq),
                 )
+                db.execute(
+                    "UPDATE message SET enqueued_at = ?, result_expires = ?, delete_at = ? "
+                    f"WHERE seq = ? AND {EARLY}",
+                    (now, expires, delete_at, seq),
+                )
                 return following
             db.execute(
                 "UPDATE message SET state = ?, result = ?, settled_at = ?, delete_at = ?, "
-                "token = NULL WHERE seq = ?",
-                (code, value, now, None if expires is None else now + expires, seq),
+                "token = NULL, queue = coalesce(nullif(queue, ''), ?) WHERE seq = ?",
+                (code, value, now, delete_at, message.queue, seq),
             )
             following.queued = free_slots(db, seq)
             match state:

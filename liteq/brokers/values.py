@@ -188,6 +188,12 @@ class Record(NamedTuple):
     def final(self) -> bool:
         return self.state in FINAL_STATES
 
+    @property
+    def early(self) -> bool:
+        """Whether it is no message: a state that was stored for an id whose call has not been
+        sent yet. See `Broker.store`."""
+        return self.state == "waiting" and self.packed[3] == ""
+
 
 class WorkerInfo(NamedTuple):
     """A worker as the others see it. `beat_age` is seconds since its last heartbeat,

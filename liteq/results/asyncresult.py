@@ -237,7 +237,8 @@ class AsyncResult(ResultBase, Generic[R]):
 
     def exists(self) -> bool:
         """Tell whether the store knows the call: it was sent, and has not expired."""
-        return self._look() is not None
+        record = self._look()
+        return record is not None and not record.early
 
     def then(
         self,
@@ -282,7 +283,7 @@ class AsyncResult(ResultBase, Generic[R]):
         """The store's own word: waiting, scheduled, queued, limited, parked, running,
         retrying, succeeded, failed, revoked, ignored; unknown for an id it does not have."""
         record = self._look()
-        return "unknown" if record is None else record.state
+        return "unknown" if record is None or record.early else record.state
 
     @property
     def result(self) -> Any:

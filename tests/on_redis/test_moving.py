@@ -182,6 +182,26 @@ def test_what_led_to_a_message_before_it_was_replaced_moves(
 RATE = Limit("mails", interval=30.0)
 
 
+def test_a_state_of_a_call_that_is_to_come_moves(
+    here: Broker, there: Broker, clock: FakeClock
+) -> None:
+    here.store("a", "SENT", b"1", expires=60)
+    here.store("b", "SENT", b"1", expires=None)
+    sent = make(id="c")
+    here.enqueue([sent])
+    there.store("c", "SENT", b"1")
+    list(move(here, there))
+
+    assert there.get(["a"])["a"].early
+    assert there.counts() == {"default": {"queued": 1}}
+    clock.advance(61)
+    while there.maintain():
+        pass
+    assert sorted(there.get(["a", "b"])) == ["b"]
+    there.enqueue([make(id="b")])
+    assert [id for id, _ in finish(there, clock, "default")] == ["c", "b"]
+
+
 def test_what_operators_have_said_of_limits_moves(here: Broker, there: Broker) -> None:
     here.declare_limits({"shop.mail": [RATE], "shop.call": [RATE]})
     here.override_limit("mails", Limit("mails", interval=60.0, burst=2))

@@ -38,7 +38,7 @@
 --   orders:<worker>     hash  number: signal, of runs that the worker is to end
 --   over:<state>        zset  ids that ended in S, F, R, I, by number; no gathers
 --   dead                zset  dead letters, by number
---   expiring            zset  ids that ended, by when they are to be deleted
+--   expiring            zset  ids that ended, and of early notes, by when they are to be deleted
 --   e:<id>              hash  edges from a message; letter and target: position. A capital
 --                             letter led to what was replaced since: it sets nothing off
 --   b:<id>              hash  edges to a message; source: letter, "+" once it is met
@@ -68,6 +68,18 @@ end
 
 local function is_over(state)
   return string.find('SFRI', state, 1, true) ~= nil
+end
+
+-- An early note is a state that was stored for an id before its call came. It stands where a
+-- message that waits would, but in no queue, until it expires or the call takes its place.
+local NO_QUEUE = '^' .. string.rep('[^,]*,', 8) .. '0,'
+local function is_early(state, g)
+  return state == 'w' and string.find(g or '', NO_QUEUE) ~= nil
+end
+
+local function clear_early(id)  -- who waits for it, waits for what takes its place
+  call('HDEL', P .. 'm:' .. id, 'N', 'M', 'P')
+  call('ZREM', P .. 'expiring', id)
 end
 
 -- Return the id of the message that holds a key, and its state, worker's fields aside; nil

@@ -23,7 +23,11 @@ local id, given, body, queue = ARGV[4], ARGV[5], ARGV[6], ARGV[8]
 local key = P .. 'm:' .. id
 local SIZE_OF_QUEUE = '^[^,]*,[^,]*,[^,]*,[^,]*,[^,]*,[^,]*,[^,]*,[^,]*,(%d+),()'
 local there = call('HMGET', key, 'g', 'b', 'j')
-if there[1] then
+if there[1] and string.find(there[1], '^[^,]*,[^,]*,[^,]*,[^,]*,[^,]*,[^,]*,[^,]*,[^,]*,0,')
+    and call('HGET', key, 's') == 'w' then  -- an early note (see ends.lua)
+  call('HDEL', key, 'N', 'M', 'P')
+  call('ZREM', P .. 'expiring', id)
+elseif there[1] then
   local function task(text)
     local size, at = string.match(text, SIZE_OF_QUEUE)
     return string.sub(text, at + tonumber(size))

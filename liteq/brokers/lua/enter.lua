@@ -116,6 +116,7 @@ end
 local function check_graph(graph, whole)
   local new = {}
   graph.new, graph.stands, graph.renewed, graph.keys, graph.late = new, {}, {}, {}, {}
+  graph.early = {}
   local unknown = are_unknown(graph.messages)
   for _, m in ipairs(graph.messages) do
     local there = new[m.id]
@@ -124,11 +125,13 @@ local function check_graph(graph, whole)
     elseif unknown and not m.U then
       new[m.id] = m
     else
-      local found = call('HMGET', P .. 'm:' .. m.id, 'g', 'b', 'j')
-      if not found[1] and m.U then
+      local found = call('HMGET', P .. 'm:' .. m.id, 'g', 'b', 'j', 's')
+      graph.early[m.id] = is_early(found[4], found[1])
+      local free = not found[1] or graph.early[m.id]
+      if free and m.U then
         local refusal, holder = admit(graph, m, whole)
         if refusal then return refusal, m.t, holder end
-      elseif not found[1] then
+      elseif free then
         new[m.id] = m
       elseif not found[3] then
         local task = given_of(found[1]).t
@@ -138,8 +141,10 @@ local function check_graph(graph, whole)
   end
   for _, edge in ipairs(graph.edges) do
     if new[edge[2]] and not new[edge[1]] then
-      local state = call('HGET', P .. 'm:' .. edge[1], 's')
-      if not state or is_over(state) or graph.late[edge[1]] then return 'E', edge[1], edge[2] end
+      local state, g = unpack(call('HMGET', P .. 'm:' .. edge[1], 's', 'g'))
+      if not state or is_over(state) or is_early(state, g) or graph.late[edge[1]] then
+        return 'E', edge[1], edge[2]
+      end
     end
   end
 end
@@ -213,6 +218,7 @@ local function enter(graph, there)
     if new[m.id] == m then
       number = number + 1
       local n = string.format('%d', number)
+      if graph.early[m.id] then clear_early(m.id) end
       local waits, id = pending[m.id], m.id
       local state
       if waits or m.t == GATHER then

@@ -15,7 +15,12 @@ while place < #ARGV do
   local priority, run_at, expires_at = tonumber(take()), given(take()), given(take())
   local workflow, delete_at, dead = given(take()), given(take()), take()
   local key = P .. 'm:' .. id
-  local new = call('EXISTS', key) == 0
+  local there = call('HMGET', key, 's', 'g')
+  if queue ~= '' and is_early(there[1], there[2]) then
+    delete(id, there[1])
+    there = {}
+  end
+  local new = not there[1]
   local fields = {}
   for i = 1, 2 * tonumber(take()) do fields[i] = take() end
   local number = new and call('INCR', P .. 'seq')
@@ -23,11 +28,13 @@ while place < #ARGV do
     count = count + 1
     local n = string.format('%d', number)
     call('HSET', key, 'n', n, 's', state, 'f', '1', unpack(fields))
-    call('SADD', P .. 'queues', queue)
+    if queue ~= '' then call('SADD', P .. 'queues', queue) end
     local unique = not is_over(state) and call('HGET', key, 'U')
     if unique then lock(unique, id) end
     local m = {id = id, t = task, q = queue, n = n}
-    if state == 'w' then
+    if state == 'w' and queue == '' then  -- an early note
+      if delete_at then call('ZADD', P .. 'expiring', delete_at, id) end
+    elseif state == 'w' then
       wait(m)
     elseif state == 'q' or state == 'd' then
       state = line_up(id, queue, priority, number, state == 'd' and run_at or nil, expires_at)

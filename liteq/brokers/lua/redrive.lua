@@ -35,8 +35,8 @@ local function can_wait(m)  -- nothing that it waits for has ended in the wrong 
   local edges = call('HGETALL', P .. 'b:' .. m.id)
   for i = 1, #edges, 2 do
     if edges[i + 1] ~= '+' then
-      local state = call('HGET', P .. 'm:' .. edges[i], 's')
-      if not state or string.find('SFRI', state, 1, true) then return false end
+      local state, g = unpack(call('HMGET', P .. 'm:' .. edges[i], 's', 'g'))
+      if not state or is_over(state) or is_early(state, g) then return false end
     end
   end
   return true

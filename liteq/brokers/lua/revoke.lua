@@ -10,7 +10,7 @@ local signal = given(ARGV[4])
 for i = 5, #ARGV do
   local id = ARGV[i]
   local m = load(id)
-  if not m then
+  if not m or is_early(m.s, m.g) then
     put('unknown')
   elseif m.s == 'r' then
     if signal or not m.V then

@@ -8,18 +8,19 @@ local final, name, value, keep = given(take()), take(), take(), take()
 local graph = read_graph()
 local id = graph.messages[1].id
 local m = load(id)
+local one = graph.messages[1]
 if not m then
-  local one = graph.messages[1]
   local number = call('INCR', P .. 'seq')
-  call('SADD', P .. 'queues', one.q)
-  call('ZADD', P .. 'w:' .. one.q, number, id)
+  if final then call('SADD', P .. 'queues', one.q) end
   call('HSET', P .. 'm:' .. id, 'n', number, 's', 'w', 'g', one.g, 'b', one.b, 'Q', NOW_TEXT,
     'P', '1', 'f', '1')
   m = load(id)
 end
 if string.find('SFRI', m.s, 1, true) then return answer() end
-local key = P .. 'm:' .. id
+local key, early = P .. 'm:' .. id, is_early(m.s, m.g)
+if early then call('HSET', key, 'g', one.g, 'Q', NOW_TEXT) end
 if final then
+  if early then clear_early(id) end
   if m.s == 'r' then
     give_lease_up(m)
     call('HSET', key, 'k', string.format('0 %s %d %s', m.w, m.d, m.T))
@@ -46,5 +47,9 @@ if final then
 else
   call('HSET', key, 'N', name, 'f', '1')
   if value ~= '' then call('HSET', key, 'M', string.sub(value, 2)) end
+  if early then
+    call('ZREM', P .. 'expiring', id)
+    if keep ~= '' then call('ZADD', P .. 'expiring', NOW + tonumber(keep), id) end
+  end
 end
 return answer()
