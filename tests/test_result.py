@@ -25,7 +25,6 @@ from liteq import AsyncResult, BoundTask, Liteq, allow_join_result, group, waiti
 from liteq.brokers import wakeup
 from liteq.brokers.base import Broker, Note
 from liteq.exceptions import (
-    ConfigWarning,
     IncompleteStream,
     StoreLost,
     TaskFailed,
@@ -977,20 +976,48 @@ def test_a_state_is_stored_by_an_id_and_read(app: Liteq) -> None:
         _ = backend.mark_as_done
 
 
-def test_a_state_stored_for_a_call_that_waits_is_said_to_show_nothing(app: Liteq) -> None:
+def test_a_state_stored_for_a_call_that_waits_shows_until_it_says_one(app: Liteq) -> None:
     @app.task(name="seven", bind=True)
     def seven(self: Any) -> str:
         app.backend.store_result(self.request.id, 1, "HALF")
         return str(self.AsyncResult(self.request.id).state)
 
-    with pytest.warns(ConfigWarning, match=r"'SENT'.*result\.detail"):
-        seven.backend.store_result("early", None, "SENT")
-    sent = seven.apply_async(task_id="early")
-    seven.backend.store_result("early", None, "SENT")
+    sent = seven.delay()
+    seven.backend.store_result(sent.id, None, "SENT")
 
-    assert sent.state == "PENDING"
+    assert (sent.state, sent.detail) == ("SENT", "queued")
     app.run_until_empty()
     assert sent.get() == "HALF"
+
+
+@pytest.mark.parametrize("how", ["store_result", "update_state"])
+def test_a_state_stored_before_a_call_is_sent_shows_until_it_is(
+    clock: FakeClock, how: str
+) -> None:
+    with app_in_memory(clock=clock, result_expires=60) as app:
+        seven = app.task(lambda: 7, name="seven")
+
+        def tell(id: str) -> AsyncResult[Any]:
+            if how == "store_result":
+                app.backend.store_result(id, {"by": "hand"}, "SENT")
+            else:
+                seven.update_state(id, "SENT", {"by": "hand"})
+            return app.AsyncResult(id)
+
+        sent, never = tell("sent"), tell("never")
+        assert (sent.state, sent.info, sent.detail) == ("SENT", {"by": "hand"}, "unknown")
+        assert not sent.exists()
+        assert sent.revoke() == "unknown"
+
+        seven.apply_async(task_id="sent")
+
+        assert (sent.state, sent.detail, sent.exists()) == ("PENDING", "queued", True)
+        app.run_until_empty()
+        assert sent.get() == 7
+        clock.advance(61)
+        while app.broker.maintain():
+            pass
+        assert never.state == "PENDING"
 
 
 def test_an_eager_result_is_ready(app: Liteq) -> None:

@@ -68,7 +68,7 @@ _STATES: Final = {
 }
 # The states in which a state of the task's own is shown: "waiting" is that of an id which
 # was never sent, and which somebody stored a state for.
-_NOTED: Final = ("running", "waiting")
+_NOTED: Final = ("running", "waiting", "queued", "scheduled", "limited", "parked")
 COUNT: Final = b"count"  # of a gather: its parts are read one by one
 NOTHING: Final = b"null"  # what a store hands on for a value that was not kept
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from liteq import failure, serializers
+from liteq.calls import lifetime
 from liteq.redaction import mask_url
 from liteq.states import FAILURE, SUCCESS
 
@@ -32,9 +33,9 @@ class ResultBackend:
         """Write a state for an id; return the result.
 
         SUCCESS and FAILURE (`result` is the exception) end a call that has not ended: one
-        that waits is not run any more. Another state shows while the call runs. One that
-        waits, or is not in the store yet, stays PENDING, which is said once: entered before
-        its call, the state would stand in the place of the call.
+        that waits is not run any more, and the id of none is used from then on. Another state
+        shows until the task says one itself, or the attempt ends; of a call that was not sent
+        yet, until it is, for `result_expires` seconds at most.
         """
         name = getattr(request, "task", None) or ""
         if state == FAILURE:
@@ -44,14 +45,8 @@ class ResultBackend:
             value = serializers.dumps(result, self.app.conf.result_serializer, root="result")
         if state == SUCCESS and self.app.signer is not None:
             value = self.app.signer.seal(value, task_id)
-        ends = state in (SUCCESS, FAILURE)
-        if not ends and self.app.AsyncResult(task_id).detail != "running":
-            self.app.say_once(
-                f"store_result({state!r}) has no effect on a call that does not run: ask "
-                "result.detail what it waits for, result.exists() if it was sent"
-            )
-            return result
-        self.app.broker.store(task_id, state, value, task=name)
+        expires = lifetime(self.app.conf.result_expires)
+        self.app.broker.store(task_id, state, value, task=name, expires=expires)
         return result
 
     def get_result(self, task_id: str) -> Any:
