@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar, Token
 from threading import local
 from typing import TYPE_CHECKING, Any, TypeAlias
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 if TYPE_CHECKING:
     from liteq.brokers.values import Said
@@ -302,7 +302,8 @@ class _Outside(local):
     another sets."""
 
     def __init__(self) -> None:
-        self.requests: WeakKeyDictionary[Any, Context] = WeakKeyDictionary()
+        # By the task's id, until it goes: one that compares as a dataclass cannot be a key.
+        self.requests: dict[int, tuple[ref[Any], Context]] = {}
 
 
 _outside = _Outside()
@@ -314,10 +315,11 @@ def outside(task: Any) -> Context:
     task it is a new one, lest what is set there reach the attempts after it."""
     if any(not running.called_directly for running in _stack.get()):
         return Context(task=task.name)
-    known = _outside.requests.get(task)
-    if known is None:
-        known = _outside.requests[task] = Context(task=task.name)
-    return known
+    requests, key = _outside.requests, id(task)
+    if key not in requests:
+        going = ref(task, lambda _: requests.pop(key, None))
+        requests[key] = going, Context(task=task.name)
+    return requests[key][1]
 
 
 def _iso(moment: float | None) -> str | None:

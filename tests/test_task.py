@@ -879,6 +879,24 @@ def test_a_request_outside_of_a_run_does_not_grow_and_goes_with_its_task() -> No
     assert request() is None
 
 
+def test_tasks_that_compare_by_their_fields_have_requests_of_their_own(app: Liteq) -> None:
+    @dataclass
+    class Sized(Task[[], int]):
+        size: int
+
+        def run(self) -> int:
+            return self.request.retries
+
+    class Other(Sized):
+        pass
+
+    small: Any = app.register_task(Sized(1))
+    large: Any = app.register_task(Other(1))
+    small.request.retries = 2
+
+    assert (small.run(), large.run()) == (2, 0)
+
+
 def test_a_call_may_say_whether_it_throws_when_it_is_run_in_place(app: Liteq) -> None:
     @app.task
     def failing() -> None:
