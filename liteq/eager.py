@@ -103,7 +103,7 @@ def _lone(
                 return [last, *others], [Edge(*edge) for edge in graph.edges]
             case _:
                 break
-    if app.conf.task_store_eager_result:
+    if _is_stored(app, message.task):
         _store(app, message, ended)
     return _result(message, ended)
 
@@ -141,6 +141,13 @@ def _result(message: Message, ended: Ended) -> EagerResult[Any]:
         case outcome:
             raise AssertionError(f"an eager call cannot end as {outcome!r}")
     return EagerResult(message.id, value, state, traceback, name=message.task)
+
+
+def _is_stored(app: Liteq, name: str) -> bool:
+    """Tell whether results of a task that is run in place are kept in the store. A gather,
+    which is none, is as the app is set."""
+    task = app.tasks.get(name)
+    return bool(app.conf.task_store_eager_result if task is None else task.store_eager_result)
 
 
 def _store(app: Liteq, message: Message, ended: Ended) -> None:
@@ -241,8 +248,7 @@ class _Inline:
         eager = {id: self._eager(record) for id, record in records.items()}
         self._join(records, eager)
         returned = _like(made, eager)
-        if self.app.conf.task_store_eager_result:
-            self._store(records, made)
+        self._store(records, made)
         return returned
 
     def _eager(self, record: Record) -> EagerResult[Any]:
@@ -275,6 +281,8 @@ class _Inline:
 
     def _store(self, records: Mapping[str, Record], made: Any) -> None:
         for record in records.values():
+            if not _is_stored(self.app, record.packed[1]):
+                continue
             ended = self._ended.get(record.id)
             if ended is not None and _is_of(ended, record):
                 _store(self.app, record.message, ended)
@@ -287,7 +295,7 @@ class _Inline:
                     task=record.packed[1],
                     expires=record.packed[13],
                 )
-        for node in made._line():
+        for node in made._line() if self.app.conf.task_store_eager_result else ():
             if isinstance(node, GroupResult):
                 node.save()
 

@@ -146,6 +146,7 @@ class TaskOptions(TypedDict, total=False):
     max_deliveries: int | None
     ignore_result: bool | None
     store_errors_even_if_ignored: bool | None
+    store_eager_result: bool | None
     result_expires: float | timedelta | None
     track_started: bool | None
     rate_limit: RateLimit

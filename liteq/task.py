@@ -111,6 +111,7 @@ class Task(Generic[P, R]):
     max_deliveries: int | None = _from_conf("task_max_deliveries")
     ignore_result: bool = _from_conf("task_ignore_result")
     store_errors_even_if_ignored: bool = _from_conf("task_store_errors_even_if_ignored")
+    store_eager_result: bool = _from_conf("task_store_eager_result")
     result_expires: float | timedelta | None = _from_conf("result_expires")
     track_started: bool = _from_conf("task_track_started")
     rate_limit: RateLimit = _from_conf("task_default_rate_limit")

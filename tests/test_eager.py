@@ -303,6 +303,19 @@ def test_results_are_stored_if_the_settings_say_so(app: Liteq, tasks: Tasks, run
     assert record(app, failed.parent.id).message.task == "fail"
 
 
+def test_results_of_a_task_are_stored_if_it_says_so(app: Liteq, run: Run) -> None:
+    kept = app.task(name="kept", store_eager_result=True)(lambda: 1)
+    other = app.task(name="other")(lambda: 2)
+
+    results = run(group(kept.s(), other.s())).results
+
+    assert [app.AsyncResult(result.id).state for result in results] == ["SUCCESS", "PENDING"]
+    assert app.AsyncResult(kept.apply().id).get() == 1
+    app.conf.task_store_eager_result = True
+    kept.store_eager_result = False
+    assert not app.AsyncResult(kept.apply().id).exists()
+
+
 def test_nothing_of_it_stays_in_the_store(app: Liteq, tasks: Tasks, run: Run) -> None:
     result = run(chord([tasks.add.s(1, 1)], tasks.total.s()))
 
