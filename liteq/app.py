@@ -343,6 +343,10 @@ class Liteq:
 
         return local_zone()
 
+    def uses_utc_timezone(self) -> bool:
+        """Tell whether naive datetimes are read as UTC."""
+        return str(self.timezone) == "UTC"
+
     def now(self) -> datetime:
         """Return the time now, in the app's zone."""
         from datetime import datetime  # late: a tenth of an import

@@ -876,6 +876,9 @@ def test_the_time_is_that_of_the_zone(clock: FakeClock) -> None:
     assert app.timezone == ZoneInfo("Europe/Paris")
     assert app.now().timestamp() == clock.now()
     assert app.now().utcoffset() == timedelta(hours=1)
+    assert not app.uses_utc_timezone()
+    app.conf.timezone = "UTC"
+    assert app.uses_utc_timezone()
 
 
 def test_a_report_holds_no_passwords() -> None:
