@@ -12,8 +12,8 @@ import pytest
 import world
 from api import forget_current
 
-from liteq import AsyncResult, Liteq, failure
-from liteq.exceptions import TaskRevokedError, TimeoutError, UnknownWorkflow
+from liteq import AsyncResult, Liteq, canvas, failure
+from liteq.exceptions import InvalidTaskError, TaskRevokedError, TimeoutError, UnknownWorkflow
 from liteq.ids import new_id
 from liteq.message import GATHER, Edge, Message, Workflow
 from liteq.outcome import Failed, Outcome, Succeeded
@@ -212,3 +212,17 @@ def test_what_failed_is_run_again_and_the_rest_goes_on(app: Liteq) -> None:
 
     assert (chord.workflow.get(), chord.workflow.retry_failed()) == ("done", [])
     assert asyncio.run(chord.workflow.aretry_failed()) == []
+
+
+def test_a_signature_that_was_frozen_and_sent_cannot_be_a_member_of_a_chord(app: Liteq) -> None:
+    add: Any = app.task(name="add")(lambda x, y: x + y)
+    total: Any = app.task(name="total")(sum)
+    frozen = add.s(1, 1)
+    frozen.freeze()
+    sent = frozen.apply_async()
+    app.run_until_empty()
+
+    with pytest.raises(InvalidTaskError, match=f"'{sent.id}', which was sent before .* anew"):
+        canvas.chord([frozen, add.s(2, 2)], total.s()).apply_async()
+
+    assert app.workflows() == []

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from weakref import ref
 
 from liteq.brokers.base import DEFAULT_MAX_DELIVERIES, Broker, Mailbox
+from liteq.brokers.graph import cannot_wait
 from liteq.brokers.lengths import Lengths, queue_full
 from liteq.brokers.redis_form import Settlements
 from liteq.brokers.redis_link import KEYS_VERSION, Link
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LOOK", "SLICE", "RedisStore", "address", "refusal", "refuse", "slices"]
 
-_REFUSALS: Final = frozenset({b"A", b"E", b"N", b"D", b"P", b"T"})
+_REFUSALS: Final = frozenset({b"A", b"E", b"O", b"N", b"D", b"P", b"T"})
 SLICE: Final = 200  # messages that one script of upkeep touches: about a millisecond
 LOOK: Final = 500  # messages that one script reads
 
@@ -260,10 +261,7 @@ def refusal(answer: Sequence[bytes | None]) -> MessageError | InvalidTaskError:
         return DuplicateTask.of(id, other, part=kind == "P", step=kind == "T")
     if kind == "N":
         return InvalidTaskError(f"{id!r} takes no parts: it is no gather, but {other!r}")
-    return InvalidTaskError(
-        f"{other!r} cannot wait for {id!r}, which is not in the store or is over "
-        "already: enqueue both in one call, and make a signature that was sent before anew"
-    )
+    return cannot_wait(other, id, over=kind == "O")
 
 
 def refuse(answer: Sequence[bytes | None]) -> None:

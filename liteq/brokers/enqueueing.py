@@ -13,11 +13,11 @@ import apsw
 
 from liteq.brokers.connection import fetch_all, fetch_one
 from liteq.brokers.following import Following
-from liteq.brokers.graph import count_edges
+from liteq.brokers.graph import cannot_wait, count_edges
 from liteq.brokers.limiting import enter_lines
 from liteq.brokers.schema import EARLY, STATE_CODES
 from liteq.brokers.uniqueness import UNIQUE, admit
-from liteq.exceptions import AlreadyEnqueued, InvalidTaskError
+from liteq.exceptions import AlreadyEnqueued
 from liteq.message import GATHER, PACKED_FIELDS, Alike, Packed, Workflow, rule_of
 
 __all__ = [
@@ -234,17 +234,11 @@ def _insert_edges(
 
 
 def _unfinished(db: apsw.Connection, source: str, target: str) -> int:
-    seq: int | None = fetch_one(
-        db,
-        f"SELECT seq FROM message WHERE id = ? AND state < 6 AND NOT ({EARLY})",
-        (source,),
-    )
-    if seq is None:
-        raise InvalidTaskError(
-            f"{target!r} cannot wait for {source!r}, which is not in the store or is over "
-            "already: enqueue both in one call, and make a signature that was sent before anew"
-        )
-    return seq
+    sql = f"SELECT seq, state >= 6 FROM message WHERE id = ? AND NOT ({EARLY})"
+    seq, over = fetch_one(db, sql, (source,)) or (None, False)
+    if seq is None or over:
+        raise cannot_wait(target, source, over=bool(over))
+    return int(seq)
 
 
 def enter_workflow(db: apsw.Connection, workflow: Workflow | int, now: float) -> int:

@@ -13,7 +13,7 @@ from typing import Final
 from liteq.exceptions import InvalidTaskError
 from liteq.message import GATHER, Packed
 
-__all__ = ["POLICIES", "count_edges", "divide_edges"]
+__all__ = ["POLICIES", "cannot_wait", "count_edges", "divide_edges"]
 
 POLICIES: Final = frozenset({b"fail", b"collect", b"skip", b"count"})
 _KINDS: Final = frozenset({"success", "failure", "part"})
@@ -109,6 +109,18 @@ def _check_first(source: str, target: str, on: str, tasks: Mapping[str, str]) ->
         raise InvalidTaskError(
             f"{target!r} cannot wait for {source!r} with {on!r}: it is not {what}"
         )
+
+
+def cannot_wait(target: str, source: str, *, over: bool) -> InvalidTaskError:
+    """Return why a message cannot wait for another that is not enqueued with it: that is over,
+    or not in the store."""
+    why = "is not in the store: enqueue both in one call"
+    if over:
+        why = (
+            "was sent before and is over: ids are used once, and a signature that was frozen, "
+            "or has a task_id, keeps its own. Make it anew for another call"
+        )
+    return InvalidTaskError(f"{target!r} cannot wait for {source!r}, which {why}")
 
 
 def _twice(edges: Sequence[tuple[str, str, str, int]]) -> str:

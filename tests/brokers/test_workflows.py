@@ -597,6 +597,24 @@ def test_10_a_graph_that_cannot_work_is_refused_as_a_whole(broker: Broker, wrong
     assert claim_all(broker, enlist(broker)) == []
 
 
+def test_what_is_to_wait_for_one_that_is_over_is_told_that_ids_are_used_once(
+    broker: Broker,
+) -> None:
+    a, b, into = make("a"), make("b"), gather()
+    broker.enqueue([a])
+    worker = enlist(broker)
+    (lease,) = broker.claim(worker, ["default"])
+    broker.settle(worker, lease, Succeeded(b"1"))
+    edges = [Edge(a.id, into.id, "part", 0), Edge(b.id, into.id, "part", 1)]
+
+    with pytest.raises(InvalidTaskError, match=f"'{a.id}', which was sent before and is over"):
+        broker.enqueue([a, b, into], edges)
+    with pytest.raises(InvalidTaskError, match="'nowhere', which is not in the store"):
+        broker.enqueue([b], [Edge("nowhere", b.id, "success")])
+
+    assert broker.get([b.id, into.id]) == {}
+
+
 def claim_all(broker: Broker, worker: int) -> list[str]:
     return [lease.id for lease in broker.claim(worker, ["default"], 100)]
 

@@ -3,8 +3,9 @@
 -- ARGV[4]   the number of queues that have a limit; for each: its name, how many may wait
 --      then a graph (see enter.lua)
 -- Answers   "" or: U, and for each that is not stored because of its unique key: its id, the
---           id of what stands for it; or why nothing is stored: A, id, the task that is there; E, source, target; Q, queue, its limit;
---           D, P or T, task, the id of what holds its key.
+--           id of what stands for it; or why nothing is stored: A, id, the task that is there;
+--           E or O, source, target; Q, queue, its limit; D, P or T, task, the id of what holds
+--           its key.
 
 local limits = {}
 for i = 1, tonumber(take()) do limits[i] = {take(), tonumber(take())} end

@@ -110,7 +110,7 @@ end
 
 -- Find what is new, and what cannot be. `whole`: no message can be left out. Returns nil, or a letter and an id that say why
 -- nothing may be stored: A for another message of this id, E for an edge from what is not
--- there or is over; D, P (in a workflow) or T (as a step of one), the task and the id of
+-- there, O from what is over; D, P (in a workflow) or T (as a step of one), the task and the id of
 -- the one that holds its unique key. `stands` is what is not stored because of that, and
 -- what stands for it.
 local function check_graph(graph, whole)
@@ -142,9 +142,8 @@ local function check_graph(graph, whole)
   for _, edge in ipairs(graph.edges) do
     if new[edge[2]] and not new[edge[1]] then
       local state, g = unpack(call('HMGET', P .. 'm:' .. edge[1], 's', 'g'))
-      if not state or is_over(state) or is_early(state, g) or graph.late[edge[1]] then
-        return 'E', edge[1], edge[2]
-      end
+      if not state or is_early(state, g) then return 'E', edge[1], edge[2] end
+      if is_over(state) or graph.late[edge[1]] then return 'O', edge[1], edge[2] end
     end
   end
 end
