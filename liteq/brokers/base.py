@@ -633,7 +633,8 @@ class Broker(ABC):
         call's id, or an eager result. A final message is left alone.
 
         A final state for an id that is not in the store is a result from outside: the id is
-        used, and a message that is enqueued under it is a repeat or refused. Another one is
+        used, a message that is enqueued under it is a repeat or refused, and nothing is there
+        that could be run again. Another one is
         an early note. It is no message: no count or list has it, nothing waits for it, and to
         `revoke()` it is unknown. A message that is enqueued under its id takes its place. It
         is deleted after `expires` seconds, counted from the last of them."""

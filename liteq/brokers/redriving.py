@@ -46,7 +46,7 @@ _BINDING: Final = (
 _RESTART: Final = (
     f"UPDATE OR IGNORE message SET state = CASE WHEN pending > 0 THEN 0 ELSE 1 END, {_FRESH}, "
     f"run_at = NULL, expires_at = CASE WHEN {_BINDING} THEN expires_at END, enqueued_at = ?1 "
-    f"WHERE id = ?2 AND state = 7 AND task NOT IN ('', '{GATHER}') "
+    f"WHERE id = ?2 AND state = 7 AND task NOT IN ('', '{GATHER}') AND queue != '' "
     f"AND revoke IS NOT 'upstream' AND ({_BINDING} AND expires_at <= ?1) IS NOT 1 "
     "RETURNING seq"
 )

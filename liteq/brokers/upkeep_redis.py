@@ -34,9 +34,7 @@ class RedisUpkeep(RedisMail):
     ) -> None:
         letters = {"SUCCESS": "S", "FAILURE": "F", "REVOKED": "R", "IGNORED": "I"}
         final = letters.get(state, "")
-        message = Message(id, task, b"[[],{}]", result_expires=expires)
-        if not final:
-            message = message._replace(queue="")
+        message = Message(id, task, b"[[],{}]", queue="", result_expires=expires)
         kept = b"" if value is None else b"=" + value
         graph = graph_arguments([message.pack()], ())
         self._call("store", final, state, kept, expires, *graph, durable=True)

@@ -57,9 +57,7 @@ class SqliteUpkeep(SqliteMail):
             "IGNORED": STATE_CODES["ignored"],
         }.get(state)
         delete_at = None if expires is None else now + expires
-        message = Message(id, task, b"[[],{}]", result_expires=expires)
-        if code is None:
-            message = message._replace(queue="")
+        message = Message(id, task, b"[[],{}]", queue="", result_expires=expires)
 
         def write(db: apsw.Connection) -> Following:
             following = Following(db, now)
@@ -80,8 +78,8 @@ class SqliteUpkeep(SqliteMail):
                 return following
             db.execute(
                 "UPDATE message SET state = ?, result = ?, settled_at = ?, delete_at = ?, "
-                "token = NULL, queue = coalesce(nullif(queue, ''), ?) WHERE seq = ?",
-                (code, value, now, delete_at, message.queue, seq),
+                "token = NULL WHERE seq = ?",
+                (code, value, now, delete_at, seq),
             )
             following.queued = free_slots(db, seq)
             match state:

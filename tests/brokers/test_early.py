@@ -11,6 +11,7 @@ from world import FakeClock, enlist, make
 from liteq.brokers.base import Broker, Note
 from liteq.brokers.searching import Search
 from liteq.exceptions import AlreadyEnqueued, InvalidTaskError
+from liteq.failure import describe
 from liteq.message import GATHER, Alike, Edge, Message, Workflow
 from liteq.outcome import Succeeded
 
@@ -192,6 +193,15 @@ def test_a_final_state_ends_an_early_note(broker: Broker, clock: FakeClock) -> N
     clock.advance(901)
     maintain(broker)
     assert broker.get(["early"]) == {}
+
+
+def test_a_failure_from_outside_is_not_run_again(broker: Broker) -> None:
+    """Its arguments are not known."""
+    broker.store("outside", "FAILURE", describe(ValueError("no")), task="shop.charge")
+
+    assert broker.redrive(["outside"]) == []
+
+    assert broker.get(["outside"])["outside"].state == "failed"
 
 
 def test_who_watches_an_early_note_hears_of_its_call(broker: Broker) -> None:

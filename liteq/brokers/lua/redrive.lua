@@ -83,7 +83,7 @@ local driven = {}
 for i = 4, #ARGV do
   local m = load(ARGV[i])
   local ends = m and bound_to(m)
-  if m and m.s == 'F' and m.V ~= 'upstream' and m.t ~= '' and m.t ~= GATHER
+  if m and m.s == 'F' and m.V ~= 'upstream' and m.t ~= '' and m.q ~= '' and m.t ~= GATHER
       and can_lock(m) and (not ends or ends > NOW) then
     local waits = tonumber(m.P or '0') > 0
     renew(m, waits and 'w' or 'q')

@@ -11,7 +11,6 @@ local m = load(id)
 local one = graph.messages[1]
 if not m then
   local number = call('INCR', P .. 'seq')
-  if final then call('SADD', P .. 'queues', one.q) end
   call('HSET', P .. 'm:' .. id, 'n', number, 's', 'w', 'g', one.g, 'b', one.b, 'Q', NOW_TEXT,
     'P', '1', 'f', '1')
   m = load(id)
