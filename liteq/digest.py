@@ -129,6 +129,8 @@ def timeline(told: Mapping[str, Any], now: float) -> Iterator[Happening]:
             yield Happening(
                 None, "limited: it waits for its turn under a rate or a concurrency"
             )
+        case "waiting" if not told["queue"]:
+            yield Happening(None, "not sent yet: its state was stored before")
         case "waiting":
             yield Happening(None, "waiting for others")
         case "succeeded":

@@ -20,6 +20,8 @@ def standing(record: Record | None, now: float, in_the_way: Mapping[str, str]) -
         return "not in the store"
     packed = record.packed
     match record.state:
+        case "waiting" if record.early:
+            return "not sent yet"
         case "queued":
             return f"queued in {packed[3]!r}{in_the_way.get(packed[3], '')}"
         case "running":

@@ -21,7 +21,16 @@ import pytest
 from api import app_in_memory, claim, forget_current, settle
 from world import FakeClock, enlist
 
-from liteq import AsyncResult, BoundTask, Liteq, allow_join_result, group, waiting
+from liteq import (
+    AsyncResult,
+    BoundTask,
+    Liteq,
+    allow_join_result,
+    digest,
+    group,
+    operating,
+    waiting,
+)
 from liteq.brokers import wakeup
 from liteq.brokers.base import Broker, Note
 from liteq.exceptions import (
@@ -1008,10 +1017,16 @@ def test_a_state_stored_before_a_call_is_sent_shows_until_it_is(
         assert (sent.state, sent.info, sent.detail) == ("SENT", {"by": "hand"}, "unknown")
         assert not sent.exists()
         assert sent.revoke() == "unknown"
+        assert (sent.name, sent.queue, sent.retries, sent.args) == (None, None, None, None)
+        with pytest.raises(TimeoutError, match="not sent yet"):
+            sent.get(timeout=0)
+        *_, last = digest.timeline(operating.describe(app, "sent"), clock.now())
+        assert last.what.startswith("not sent yet")
 
         seven.apply_async(task_id="sent")
 
         assert (sent.state, sent.detail, sent.exists()) == ("PENDING", "queued", True)
+        assert (sent.name, sent.queue) == ("seven", "default")
         app.run_until_empty()
         assert sent.get() == 7
         clock.advance(61)

@@ -237,8 +237,7 @@ class AsyncResult(ResultBase, Generic[R]):
 
     def exists(self) -> bool:
         """Tell whether the store knows the call: it was sent, and has not expired."""
-        record = self._look()
-        return record is not None and not record.early
+        return self._sent() is not None
 
     def then(
         self,
@@ -282,8 +281,8 @@ class AsyncResult(ResultBase, Generic[R]):
     def detail(self) -> str:
         """The store's own word: waiting, scheduled, queued, limited, parked, running,
         retrying, succeeded, failed, revoked, ignored; unknown for an id it does not have."""
-        record = self._look()
-        return "unknown" if record is None or record.early else record.state
+        record = self._sent()
+        return "unknown" if record is None else record.state
 
     @property
     def result(self) -> Any:
@@ -352,7 +351,7 @@ class AsyncResult(ResultBase, Generic[R]):
     @property
     def name(self) -> str | None:
         """The task's name."""
-        if self._name is None and (record := self._look()) is not None:
+        if self._name is None and (record := self._sent()) is not None:
             self._name = record.packed[1]
         return self._name
 
@@ -378,14 +377,14 @@ class AsyncResult(ResultBase, Generic[R]):
     @property
     def retries(self) -> int | None:
         """How often the task asked to be run again."""
-        record = self._look()
+        record = self._sent()
         return None if record is None else record.packed[7]
 
     @property
     def queue(self) -> str | None:
         """The queue it was sent to."""
-        record = self._look()
-        return None if record is None else record.packed[3]
+        record = self._sent()
+        return None if record is None else record.packed[3] or None
 
     @property
     def backend(self) -> Any:
@@ -490,6 +489,11 @@ class AsyncResult(ResultBase, Generic[R]):
         if record is not None and has_ended(record, broker.now()):
             self._keep(record)
         return record
+
+    def _sent(self) -> Record | None:
+        """Return the record, unless it is but a state that came before its call."""
+        record = self._look()
+        return None if record is None or record.early else record
 
     def _peek(self) -> Record | None:
         """Return the record if the call has ended."""
@@ -654,7 +658,7 @@ class AsyncResult(ResultBase, Generic[R]):
         return read_value(data, conf.result_serializer, accept)
 
     def _body(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        record = self._look()
+        record = self._sent()
         if record is None or record.packed[1] == GATHER:
             return None
         message = record.message
