@@ -12,6 +12,7 @@ from api import forget_current, record
 
 from liteq import Liteq
 from liteq.brokers.base import Broker
+from liteq.canvas import chord
 from liteq.exceptions import EncodeError, MessageTooLarge, Reject
 from liteq.operating import describe, retry
 from liteq.testing import perform
@@ -100,6 +101,20 @@ def test_a_call_in_the_place_of_another_begins_at_the_beginning(app: Liteq, coun
     app.run_until_empty()
 
     assert result.get(timeout=1) == [0, 3, 0]
+
+
+def test_a_part_of_a_workflow_keeps_its_place_in_it(app: Liteq, count: Any) -> None:
+    @app.task
+    def gather(*values: Any) -> list[Any]:
+        return list(values)
+
+    members = [count.s(5, "retry"), count.s(5, "requeue"), count.s(1)]
+    result = chord(members)(gather.s("and") | gather.s())
+    behind = (gather.s(1) | count.si(5, "other arguments") | gather.s()).delay()
+    app.run_until_empty()
+
+    assert result.get(timeout=1) == [[[[3, 5, 1], [3, 5, 0], [0, 1, 0]], "and"]]
+    assert behind.get(timeout=1) == [[3, 5, 1]]
 
 
 def test_a_checkpoint_is_any_value_and_none_takes_it_away(app: Liteq) -> None:
