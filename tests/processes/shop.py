@@ -21,6 +21,9 @@ from typing import Any
 from api import forget_current
 from world import wait_until
 
+from liteq.brokers.sqlite import SqliteBroker
+from liteq.exceptions import BrokerUnavailable
+
 HEAD = """
 import asyncio, os, signal, subprocess, sys, time
 from liteq import Liteq, signals
@@ -162,6 +165,22 @@ class Shop:
             worker.send_signal(signum)
         return worker.wait(20)
 
+    def freeze(self, worker: subprocess.Popen[bytes]) -> None:
+        """Stop a worker (SIGSTOP) of a shop whose store is in its folder, and not while it
+        writes: that would keep all others from writing for as long as it is stopped."""
+        probe = SqliteBroker(str(self.folder / "store"), busy_timeout=0.5)
+        try:
+            while True:
+                worker.send_signal(signal.SIGSTOP)
+                wait_until(lambda: _state(worker.pid) == "T")
+                with contextlib.suppress(BrokerUnavailable):
+                    probe.forget(["none"])
+                    return
+                worker.send_signal(signal.SIGCONT)
+                pause()
+        finally:
+            probe.close()
+
     def close(self) -> None:
         for worker in self.workers:
             for pid in [*children_of(worker.pid), worker.pid]:
@@ -186,10 +205,13 @@ def children_of(pid: int) -> list[int]:
 def is_running(pid: int) -> bool:
     """Tell whether a process exists and is no zombie."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        return _state(pid) not in "ZX"
     except OSError:
         return False
-    return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def _state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def pause() -> None:

@@ -968,7 +968,7 @@ def test_a_worker_stopped_beyond_its_lease_comes_back_under_a_new_id(
     shop.wait_start()
     (before,) = [info.id for info in shop.app.broker.workers() if "frozen" in info.name]
 
-    worker.send_signal(signal.SIGSTOP)
+    shop.freeze(worker)
     wait_until(lambda: "took back 1 message" in shop.log("other"), within=15)
     worker.send_signal(signal.SIGCONT)
     number, _, _ = shop.wait_start(count=2)
@@ -1007,7 +1007,7 @@ def test_what_a_worker_stopped_beyond_its_lease_runs_holds_no_slot_any_more(
     second = shop.tasks.alone.delay("second")
     wait_until(lambda: second.detail == "limited")
 
-    frozen.send_signal(signal.SIGSTOP)
+    shop.freeze(frozen)
     wait_until(lambda: len(shop.notes("start")) == 2, within=15)
 
     # The child of the first start runs on, and one more in its place, never two.
