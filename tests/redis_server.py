@@ -147,3 +147,8 @@ def shared() -> str:
 def namespace_of(folder: Path) -> str:
     """Return a namespace for what is kept in this folder elsewhere."""
     return hashlib.sha1(str(folder).encode()).hexdigest()[:12]
+
+
+def url_of(folder: Path) -> str:
+    """Return the URL of the shared server, with that namespace."""
+    return f"{shared()}&namespace={namespace_of(folder)}"

@@ -499,7 +499,7 @@ def test_a_doctor_fails_what_cannot_be_relied_on(
 
 def test_a_doctor_looks_at_redis(here: Here, tmp_path: Path) -> None:
     redis_server.require()
-    url = f"{redis_server.shared()}&namespace={redis_server.namespace_of(tmp_path)}"
+    url = redis_server.url_of(tmp_path)
 
     found = findings(here, "-b", url)
     gone = here("doctor", "-b", "redis://127.0.0.1:1")
@@ -611,7 +611,7 @@ def test_a_worker_that_is_not_registered_yet_is_no_reason_to_restart_it(
 ) -> None:
     if kind == "redis":
         redis_server.require()
-        url = f"{redis_server.shared()}&namespace={redis_server.namespace_of(tmp_path)}"
+        url = redis_server.url_of(tmp_path)
     else:
         url = str(tmp_path / "store")
         SqliteBroker(url).counts()

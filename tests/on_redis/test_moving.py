@@ -345,7 +345,7 @@ def test_the_command_moves_a_store_and_counts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     redis_server.require()
-    url = f"{redis_server.shared()}&namespace={redis_server.namespace_of(tmp_path)}"
+    url = redis_server.url_of(tmp_path)
     origin = SqliteBroker(str(tmp_path / "shop"), durability="normal")
     first, then = make(), make()
     edges = [Edge(first.id, then.id, "success")]
@@ -371,7 +371,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/shop"
     redis_server.require()
-    return f"{redis_server.shared()}&namespace={redis_server.namespace_of(tmp_path)}"
+    return redis_server.url_of(tmp_path)
 
 
 def test_where_no_store_is_none_is_made_by_leaving_it(

@@ -44,10 +44,7 @@ async def acount(until):
 
 @pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.redis)])
 def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shop]:
-    url = None
-    if request.param == "redis":
-        space = redis_server.namespace_of(tmp_path)
-        url = f"{redis_server.shared()}&namespace={space}"
+    url = redis_server.url_of(tmp_path) if request.param == "redis" else None
     opened = Shop(tmp_path, COUNT, url=url, worker_shutdown_timeout=0.1, task_max_deliveries=9)
     yield opened
     opened.close()

@@ -64,10 +64,7 @@ def ready(**_):
 
 @pytest.fixture(params=["sqlite", pytest.param("redis", marks=pytest.mark.redis)])
 def shop(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Shop]:
-    url = None
-    if request.param == "redis":
-        space = redis_server.namespace_of(tmp_path)
-        url = f"{redis_server.shared()}&namespace={space}"
+    url = redis_server.url_of(tmp_path) if request.param == "redis" else None
     opened = Shop(
         tmp_path, f"TESTS = {os.getpid()}\n{BUSY}", url=url, task_max_deliveries=1_000
     )
