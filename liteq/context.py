@@ -18,7 +18,17 @@ if TYPE_CHECKING:
     from liteq.exceptions import Replaced, Retry
     from liteq.message import Message, Packed
 
-__all__ = ["Context", "Report", "current", "noted", "outside", "pop", "push", "stack"]
+__all__ = [
+    "Context",
+    "Report",
+    "current",
+    "is_running",
+    "noted",
+    "outside",
+    "pop",
+    "push",
+    "stack",
+]
 
 Report: TypeAlias = "Callable[[Said], None]"
 
@@ -307,6 +317,11 @@ class _Outside(local):
 
 
 _outside = _Outside()
+
+
+def is_running(request: Context) -> bool:
+    """Tell whether this is the request of something that runs here, and not of `outside()`."""
+    return any(request is running for running in _stack.get())
 
 
 def outside(task: Any) -> Context:

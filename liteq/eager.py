@@ -19,7 +19,7 @@ from liteq.delivery import Delivery, FailedCalls
 from liteq.exceptions import TaskRevokedError
 from liteq.executor import Ended, Executor, ExecutorSettings, TaskLike
 from liteq.inline import InlineWorker
-from liteq.message import GATHER, PACKED_FIELDS, Edge, Message, Packed, Workflow
+from liteq.message import GATHER, Edge, Message, Packed, Workflow
 from liteq.outcome import Failed, Ignored, Replaced, Retried, Revoked, Succeeded
 from liteq.result import AsyncResult, EagerResult, GroupResult
 
@@ -96,9 +96,9 @@ def _lone(
                 changed = {"retries": message.retries + 1, **(changes or {})}
                 if "body" in changed:
                     arguments = None
-                message = _changed(message, changed)
+                message = message.with_packed(changed)
             case Replaced(changes=changes, graph=graph):
-                last = _changed(message, {**changes, "retries": 0})
+                last = message.with_packed({**changes, "retries": 0})
                 others = [Message.unpack(packed) for packed in graph.messages]
                 return [last, *others], [Edge(*edge) for edge in graph.edges]
             case _:
@@ -106,11 +106,6 @@ def _lone(
     if _is_stored(app, message.task):
         _store(app, message, ended)
     return _result(message, ended)
-
-
-def _changed(message: Message, changes: Mapping[str, Any]) -> Message:
-    packed: dict[str, Any] = dict(zip(PACKED_FIELDS, message.pack(), strict=True))
-    return Message.unpack(tuple({**packed, **changes}.values()))
 
 
 def _executor(app: Liteq, clock: Clock) -> Executor:

@@ -501,15 +501,7 @@ class _Attempt:
     def _retried(self, retry: Retry, runtime: float) -> Ended:
         reason = retry.exc if isinstance(retry.exc, BaseException) else retry
         einfo = self._einfo(reason)
-        changes = getattr(retry, "changes", None)  # set by Task.retry
-        if self.context.rewritten:
-            changes = {"envelope": self._envelope(), **(changes or {})}
-        outcome = Retried(
-            run_at=_due(retry, self.settings.clock.now()),
-            error=einfo.record(),
-            changes=changes or None,
-            runtime=runtime,
-        )
+        run_at = _due(retry, self.settings.clock.now())
         self._call_hook("on_retry", reason, self.id, self.args, self.kwargs, einfo)
         if task_retry.receivers:
             self._tell(
@@ -523,7 +515,8 @@ class _Attempt:
             runtime=runtime,
         )
         self._postrun(states.RETRY, retry)
-        return Ended(outcome, exc=retry)
+        changes = self._changes(getattr(retry, "changes", None) or {})  # set by Task.retry
+        return Ended(Retried(run_at, einfo.record(), changes or None, runtime), exc=retry)
 
     def _ignored(self, exc: Ignore, runtime: float) -> Ended:
         self._log(logging.INFO, "Task %s[%s] ignored", outcome="ignored", runtime=runtime)
@@ -556,13 +549,6 @@ class _Attempt:
         `task_failure` hears of it, as in Celery.
         """
         error = self._einfo(exc).record()
-        outcome: Outcome
-        if exc.requeue:
-            now = FromNow(self.settings.clock.now(), 0.0)
-            changes = {"retries": self.context.retries, "envelope": self._envelope(requeued=1)}
-            outcome = Retried(now, error, changes, runtime)
-        else:
-            outcome = Failed(error, runtime, children=self._trail())
         self._log(
             logging.WARNING,
             "Task %s[%s] rejected: %s",
@@ -571,15 +557,31 @@ class _Attempt:
             runtime=runtime,
         )
         self._postrun(states.REJECTED, exc)
+        outcome: Outcome
+        if exc.requeue:
+            message = self._message()
+            envelope = message._replace(requeued=message.requeued + 1).pack()[-1]
+            changes = {"retries": self.context.retries, "envelope": envelope}
+            now = FromNow(self.settings.clock.now(), 0.0)
+            outcome = Retried(now, error, changes, runtime)
+        else:
+            outcome = Failed(error, runtime, children=self._trail())
         return Ended(outcome, exc=exc)
 
-    def _envelope(self, *, requeued: int = 0) -> str | None:
-        """Return the envelope of the next attempt's message, put back so many times more."""
+    def _changes(self, changes: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what a retry changes in the message, its last checkpoint included."""
+        if not self.context.rewritten:
+            return changes
+        message = self._message()
+        changed = message.with_packed(changes)._replace(checkpoint=message.checkpoint)
+        if (signer := self.settings.signer) is not None:
+            changed = signer.sign(changed)
+        return {**changes, "envelope": changed.pack()[-1]}
+
+    def _message(self) -> Message:
         message = self.context.message
         assert message is not None  # it is being run
-        changed = message._replace(requeued=message.requeued + requeued)
-        envelope: str | None = changed.pack()[-1]
-        return envelope
+        return message
 
     def _broke(self, exc: Exception) -> Ended:
         """Fail the task for an error in the machinery around it."""

@@ -197,6 +197,11 @@ class Message(NamedTuple):
         text = packed[_HOT]
         return None if text is None or _is_usual(text) else cls.unpack(packed)
 
+    def with_packed(self, changes: Mapping[str, Any]) -> "Message":
+        """Return the message with other values of these packed fields."""
+        packed = dict(zip(PACKED_FIELDS, self.pack(), strict=True))
+        return Message.unpack(tuple({**packed, **changes}.values()))
+
     @classmethod
     def outline(cls, packed: Packed) -> "Message":
         """Return as much of the message as can be read, for who shows it: of an envelope

@@ -6,7 +6,7 @@ one step that settles it: if the process dies before, nothing of it has been.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from liteq import outcome, texts
@@ -65,7 +65,7 @@ def _replacement(sender: Sender, sig: Signature[Any], message: Message) -> Repla
     """Return the exception that ends the attempt of a message and puts a signature in its
     place. Raises what sending the signature would raise."""
     composed = sender.compose(sig, take_over=message)
-    new = _kept(message, _changed(message, composed.replaced or {}))
+    new = _kept(message, message.with_packed(composed.replaced or {}))
     new, *others = sender.ready([new, *composed.messages], composed.edges, message)
     pairs = zip(PACKED_FIELDS, message.pack(), new.pack(), strict=True)
     changes = {name: now for name, was, now in pairs if now != was}
@@ -79,11 +79,6 @@ def _addition(sender: Sender, sig: Signature[Any], message: Message) -> tuple[Gr
     composed = sender.compose(sig, part_of=message.gather)
     messages = sender.ready(composed.messages, composed.edges, message)
     return _graph(messages, composed.edges), composed.result
-
-
-def _changed(message: Message, changes: Mapping[str, Any]) -> Message:
-    packed = dict(zip(PACKED_FIELDS, message.pack(), strict=True))
-    return Message.unpack(tuple({**packed, **changes}.values()))
 
 
 def _kept(old: Message, new: Message) -> Message:

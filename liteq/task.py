@@ -554,11 +554,18 @@ class Task(Generic[P, R]):
         worker's next step, which is not waited for: if the whole worker dies, what a few
         milliseconds before it said may be missing, so the work behind a checkpoint may be done
         again, and is never left out. Values are those of JSON and liteq's own types, 64 KiB at
-        most. Raises `EncodeError` or `MessageTooLarge`.
+        most. Raises `EncodeError` or `MessageTooLarge`, and `RuntimeError` where the attempt is
+        not known: in a thread that the task has begun without its context.
         """
         from liteq import checkpoints  # late: few tasks do it
 
-        checkpoints.keep(self.request, value, self.app.signer)
+        request = self.request
+        if not context.is_running(request):
+            raise RuntimeError(
+                "checkpoint() is for the attempt that runs here, and none does: in a thread of "
+                "a task's own, have contextvars.copy_context().run(…) call what says it"
+            )
+        checkpoints.keep(request, value, self.app.signer)
 
     def add_trail(self, result: Any) -> Any:
         """Enter a result among the children of the running attempt; return it."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from datetime import date
 from decimal import Decimal
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 from api import forget_current, record
 
-from liteq import Liteq
+from liteq import Liteq, Task
 from liteq.brokers.base import Broker
 from liteq.canvas import chord
 from liteq.exceptions import EncodeError, MessageTooLarge, Reject
@@ -101,6 +103,74 @@ def test_a_call_in_the_place_of_another_begins_at_the_beginning(app: Liteq, coun
     app.run_until_empty()
 
     assert result.get(timeout=1) == [0, 3, 0]
+
+
+@pytest.mark.parametrize("options", [{}, {"headers": {"h": 1}}, {"kwargs": {"n": 2}}])
+def test_the_last_checkpoint_counts_however_the_retry_was_asked_for(
+    app: Liteq, options: dict[str, Any]
+) -> None:
+    seen = []
+
+    @app.task(bind=True, default_retry_delay=0)
+    def work(self: Any, n: int = 1) -> None:
+        seen.append((self.request.checkpoint, n, self.request.headers))
+        if not self.request.retries:
+            self.checkpoint("before")
+            self.retry(throw=False, **options)
+            self.checkpoint("after")
+
+    work.delay()
+    app.run_until_empty()
+
+    changed = (options.get("kwargs", {}).get("n", 1), options.get("headers"))
+    assert seen == [(None, 1, None), ("after", *changed)]
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_a_hook_may_set_it_too(app: Liteq, *, early: bool) -> None:
+    seen = []
+
+    class Hooked(Task[[], None]):
+        def on_retry(self, *_: Any) -> None:
+            self.checkpoint("the hook's")
+
+    @app.task(bind=True, base=Hooked, default_retry_delay=0)
+    def work(self: Any) -> None:
+        seen.append(self.request.checkpoint)
+        if early:
+            self.checkpoint("the body's")
+        if not self.request.retries:
+            raise self.retry()
+
+    work.delay()
+    app.run_until_empty()
+
+    assert seen == [None, "the hook's"]
+
+
+def test_what_a_thread_without_the_attempt_says_is_refused_and_reaches_no_other(
+    app: Liteq,
+) -> None:
+    seen: list[Any] = []
+
+    @app.task(bind=True)
+    def work(self: Any) -> list[Any]:
+        def loop() -> None:
+            seen.append(self.request.checkpoint)
+            self.checkpoint(1)
+
+        with ThreadPoolExecutor(1) as pool:
+            error = pool.submit(loop).exception()
+            pool.submit(copy_context().run, loop).result()
+        return [type(error).__name__, self.request.checkpoint]
+
+    results = [work.delay(), work.delay()]
+    app.run_until_empty()
+
+    assert [result.get(timeout=1) for result in results] == [["RuntimeError", 1]] * 2
+    assert seen == [None] * 4
+    with pytest.raises(RuntimeError, match="copy_context"):
+        work.checkpoint(1)
 
 
 def test_a_part_of_a_workflow_keeps_its_place_in_it(app: Liteq, count: Any) -> None:

@@ -148,7 +148,10 @@ class RedisBroker(RedisRoster, RedisSchedules, RedisRecords, RedisUpkeep):
         digest = self._digest(worker, tasks) if limit else "*"
         tail: list[Any] = [len(notes)]
         for lease, note in notes:
-            said = ("", note.envelope or "") if isinstance(note, Rewrite) else note
+            if isinstance(note, Rewrite):
+                said: tuple[Any, ...] = ("", note.envelope or "")
+            else:
+                said = (f"={note.state}", note.meta)
             tail += (lease.id, lease.token, *said)
         tail += (limit, len(queues), *queues, digest, ignore_rates)
         tail += (lease.id for lease, _ in settlements if lease.packed[14] is not None)

@@ -479,7 +479,10 @@ def _settlement_arguments(lease: Lease, outcome: Outcome, max_deliveries: int) -
             return [*_lost(lease, reason, max_deliveries)]
         case Retried(run_at, error, changes):
             packed = _changed(packed, {"retries": packed[7] + 1, **(changes or {})})
-            return ["Y", *who, _instant(run_at), error, *_renewed(packed)]
+            renewed = _renewed(packed)
+            if "envelope" not in (changes or {}):  # as it is there: with a checkpoint, maybe
+                renewed = (*renewed[:-1], "*")
+            return ["Y", *who, _instant(run_at), error, *renewed]
         case Replaced(changes, graph):
             packed = _changed(packed, {"retries": 0, **changes})
             workflow = (lease.id, lease.task) if graph.messages else None

@@ -601,7 +601,9 @@ class BrokerMachine(RuleBasedStateMachine):
         for joint in entry.before:
             joint.retired = True
         entry.state, entry.deliveries, entry.retries, entry.retried = "ready", 0, 0, True
-        entry.message = entry.message._replace(**outcome.changes)
+        _, lease = self.stale[-1]  # another call: it begins as this attempt did
+        begun = {"checkpoint": lease.message.checkpoint}
+        entry.message = entry.message._replace(**{**begun, **outcome.changes})
         self.plant(outcome.graph)
         if entry.policy and not entry.unmet:
             self.finish(entry, "succeeded", kind="list")

@@ -2030,7 +2030,7 @@ def test_a_report_that_comes_with_the_outcome_does_not_outlive_it(broker: Broker
     assert broker.get([message.id])[message.id].result == b"1"
 
 
-@pytest.mark.parametrize("end", [Lost("it died"), Released()])
+@pytest.mark.parametrize("end", [Lost("it died"), Released(), Retried(0.0, ERROR)])
 def test_a_message_is_delivered_again_with_the_envelope_that_its_task_gave_it(
     broker: Broker, end: Outcome
 ) -> None:
@@ -2050,8 +2050,19 @@ def test_a_message_is_delivered_again_with_the_envelope_that_its_task_gave_it(
     broker.step(worker, notes=[(lease, Rewrite(kept.pack()[-1]))], settlements=[(lease, end)])
 
     (again,) = broker.claim(worker, ["default"])
-    assert again.message == kept
-    assert broker.get([message.id])[message.id].message == kept
+    assert again.message.pack()[-1] == kept.pack()[-1]
+    assert broker.get([message.id])[message.id].message.checkpoint == "7"
+
+
+def test_a_state_without_a_name_is_a_state(broker: Broker) -> None:
+    message = put(broker, make(headers={"tenant": "a"}))
+    worker = enlist(broker)
+    (lease,) = broker.claim(worker, ["default"])
+
+    broker.step(worker, notes=[(lease, Note("", b"1"))])
+
+    record = broker.get([message.id])[message.id]
+    assert (record.note, record.message) == (Note("", b"1"), message)
 
 
 def test_a_message_without_an_envelope_gets_one_and_loses_it(broker: Broker) -> None:

@@ -18,12 +18,12 @@
 --                    I: it is ignored
 --        F   error, children, "=" and why it is dead, result_expires, outcome of the attempt
 --        V   why it was revoked, the error that stands for it
---        Y   run_at, error, body, g, expires_at, L, U, envelope
+--        Y   run_at, error, body, g, expires_at, L, U, envelope ("*": as it is)
 --        G   run_at, and those from body on as in Y, countdown, expires_in, and a graph, of the
 --            workflow that this makes if there was none
 --        Q   how many deliveries are not counted, "" or the error of an attempt that was lost
---      then the number of notes; for each: id, token, state, meta; or, without a state, the
---      envelope that the message has from now on
+--      then the number of notes; for each: id, token, "=…" a state, meta; or "" and the envelope
+--      that the message has from now on
 --      then the limit, the number of queues, their names, and the digest of the names of the
 --        tasks that the worker knows ("*": takes any; see `known.lua`), 1 if it ignores
 --        rates, and the ids of settled messages that are under limits
@@ -249,7 +249,8 @@ for _, note in ipairs(notes) do
     if note[3] == '' then
       call('HSET', P .. 'm:' .. note[1], 'e', note[4], 'f', '1')
     else
-      call('HSET', P .. 'm:' .. note[1], 'N', note[3], 'M', note[4], 'f', '1')
+      call('HSET', P .. 'm:' .. note[1], 'N', string.sub(note[3], 2), 'M', note[4],
+        'f', '1')
     end
     for name in string.gmatch(found[3] or '', '(%S+)%+') do tell(name, note[1]) end
   end
@@ -361,11 +362,15 @@ for _, s in ipairs(settlements) do
       give_lease_up(m)
       wipe(m)
       if kind == 'G' then call('HDEL', key, 'C', 'D') end
-      call('HDEL', key, 'u', 'x', 'L', 'e', 'r')  -- U stays: it is the same call
+      call('HDEL', key, 'u', 'x', 'L', 'r')  -- U stays: it is the same call
       call('HSET', key, 'b', s.b, 'g', s.g, 'k', '0 ' .. worker .. ' 0 -', 'j', '1', 'f', '1')
       if s.x then call('HSET', key, 'x', s.x) end
       if s.L then call('HSET', key, 'L', s.L) end
-      if s.e then call('HSET', key, 'e', s.e) end
+      if not s.e then
+        call('HDEL', key, 'e')
+      elseif s.e ~= '*' then  -- the same, with a checkpoint, if it has one by now
+        call('HSET', key, 'e', s.e)
+      end
       call('SADD', P .. 'queues', s.q)
       if kind == 'Y' then
         call('HSET', key, 'u', s.run_at, 'r', s.error,
