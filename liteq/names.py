@@ -12,7 +12,7 @@ import os.path
 import sys
 from typing import Any, Final
 
-__all__ = ["is_main", "is_typed", "main_name", "module_name", "task_name"]
+__all__ = ["is_main", "is_typed", "main_name", "module_name"]
 
 # "__mp_main__" is what a spawned child of multiprocessing calls its parent's script.
 _MAIN_NAMES: Final = frozenset({"__main__", "__mp_main__"})
@@ -61,15 +61,3 @@ def module_name(obj: Any) -> str:
     """Return the module that defines a function or class, `__main__` by its real name."""
     module = getattr(obj, "__module__", None) or "__main__"
     return main_name() if module in _MAIN_NAMES else str(module)
-
-
-def task_name(fun: Any) -> str:
-    """Return the name a task gets when none is given: `module.function`.
-
-    Raises `TypeError` for a callable that has no name of its own (a `partial`, an
-    instance): it must be given one.
-    """
-    name = getattr(fun, "__name__", None)
-    if not isinstance(name, str):
-        raise TypeError(f"{fun!r} has no name of its own to call a task by: pass name=…")
-    return f"{module_name(fun)}.{name}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ from liteq.nodes import file_of
 SCRIPT = """
 from liteq import names
 def add(): pass
-print(names.task_name(add), names.main_name(), names.is_main("__main__"))
+print(f"{names.module_name(add)}.{add.__name__}", names.main_name(), names.is_main("__main__"))
 """
 
 PARENT = """
@@ -101,13 +100,8 @@ def test_a_child_of_a_script_calls_its_tasks_by_the_same_names(
 
 
 def test_an_imported_function_goes_by_its_module() -> None:
-    assert names.task_name(run) == f"{__name__}.run"
+    assert names.module_name(run) == __name__
     assert names.module_name(Path) == Path.__module__
-
-
-def test_a_callable_without_a_name_must_be_given_one() -> None:
-    with pytest.raises(TypeError, match="pass name="):
-        names.task_name(functools.partial(print))
 
 
 @pytest.mark.parametrize(
