@@ -117,8 +117,8 @@ def _project_table(content: bytes, path: str) -> tuple[dict[str, Any], str | Non
 
 
 def imported(name: str, *, silent: bool) -> Any:
-    """Return the module or, for `module:attribute`, the object; None if it is not there
-    and that is allowed. The current directory counts, as for `python -m`."""
+    """Return the module or, for `module:attribute`, the object; None if the module is not
+    there and that is allowed. The current directory counts, as for `python -m`."""
     import importlib
 
     module, _, attribute = name.partition(":")
@@ -140,7 +140,17 @@ def imported(name: str, *, silent: bool) -> Any:
     finally:
         if sys.path[:1] == [here] and before[:1] != [here]:
             sys.path.remove(here)
-    for part in attribute.split(".") if attribute else ():
+    return _attribute(found, attribute, name) if attribute else found
+
+
+def _attribute(found: Any, attribute: str, name: str) -> Any:
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            within = getattr(found, "__name__", type(found).__name__)
+            raise ImproperlyConfigured(
+                f"the configuration object {name!r} does not exist: {within} has no "
+                f"attribute {part!r}"
+            )
         found = getattr(found, part)
     return found
 

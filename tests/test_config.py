@@ -431,6 +431,29 @@ def test_a_missing_source_may_be_silent(bare: Path) -> None:
         conf.config_from_object("no_such_config", force=True)
 
 
+@pytest.mark.parametrize("silent", [False, True])
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("celeryconfig_for_test:nope", "celeryconfig_for_test has no attribute 'nope'"),
+        ("celeryconfig_for_test:nested.nope", "dict has no attribute 'nope'"),
+    ],
+)
+def test_a_source_that_its_module_has_not_is_an_error_that_names_it(
+    name: str, why: str, silent: bool, bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        sys.modules, "celeryconfig_for_test", module("celeryconfig_for_test", nested={})
+    )
+    conf = settings(bare)
+    conf.config_from_object(name, silent=silent)
+
+    with pytest.raises(ImproperlyConfigured) as caught:
+        conf.task_time_limit  # noqa: B018 (it loads)
+
+    assert str(caught.value) == f"the configuration object {name!r} does not exist: {why}"
+
+
 def test_old_names_are_understood(bare: Path) -> None:
     conf = settings(bare)
     conf.config_from_object(
