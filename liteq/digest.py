@@ -105,6 +105,10 @@ def progress_text(progress: Mapping[str, Any] | None) -> str | None:
 
 def timeline(told: Mapping[str, Any], now: float) -> Iterator[Happening]:
     """Yield what happened to a message, of which `operating.describe()` tells."""
+    if told["state"] == "unsent":
+        yield Happening(told["enqueued_at"], f"state stored, {ago(told['enqueued_at'], now)}")
+        yield Happening(None, "not sent yet: no call of this id is in the store")
+        return
     yield Happening(told["enqueued_at"], f"enqueued, {ago(told['enqueued_at'], now)}")
     for attempt in told["attempts"]:
         error = attempt["error"]
@@ -129,8 +133,6 @@ def timeline(told: Mapping[str, Any], now: float) -> Iterator[Happening]:
             yield Happening(
                 None, "limited: it waits for its turn under a rate or a concurrency"
             )
-        case "waiting" if not told["queue"]:
-            yield Happening(None, "not sent yet: its state was stored before")
         case "waiting":
             yield Happening(None, "waiting for others")
         case "succeeded":

@@ -90,7 +90,8 @@ def cancel(
     broker: Broker, wanted: Search | Sequence[str], *, terminate: str | None = None
 ) -> Iterator[Counter[str]]:
     """Revoke unfinished messages, batch by batch; yield how many became what (see
-    `Broker.revoke`). `terminate`: the signal that ends those that run."""
+    `Broker.revoke`; "unsent": of that id no call was sent yet, and it is left as it is).
+    `terminate`: the signal that ends those that run."""
     if isinstance(wanted, Search):
         unfinished: frozenset[State] = frozenset(UNFINISHED)
         states = (wanted.states & unfinished) if wanted.states else unfinished
@@ -98,7 +99,13 @@ def cancel(
             return
         wanted = wanted._replace(states=states)
     for ids in _batches(broker, wanted):
-        yield Counter(broker.revoke(ids, terminate=terminate).values())
+        answers = broker.revoke(ids, terminate=terminate)
+        became: Counter[str] = Counter(answers.values())
+        unknown = [id for id, answer in answers.items() if answer == "unknown"]
+        unsent = sum(record.early for record in broker.get(unknown).values()) if unknown else 0
+        became["unsent"] += unsent
+        became["unknown"] -= unsent
+        yield became
 
 
 def drop(broker: Broker, wanted: Search | Sequence[str]) -> Iterator[int]:
@@ -136,7 +143,8 @@ def follow(broker: Broker, id: str) -> Iterator[Record | None]:
 
 def describe(app: Liteq, id: str) -> dict[str, Any]:
     """Return all that is known of a message, for display: plain values, times in Unix
-    seconds, secrets hidden. Raises `UnknownTaskId`."""
+    seconds, secrets hidden. Of an id for which a state was stored before its call was sent,
+    the state is "unsent", and the task the one that stored it. Raises `UnknownTaskId`."""
     broker = app.broker
     record = broker.get([id]).get(id)
     if record is None:
@@ -147,7 +155,7 @@ def describe(app: Liteq, id: str) -> dict[str, Any]:
     return {
         "id": id,
         "task": message.task,
-        "state": record.state,
+        "state": "unsent" if record.early else record.state,
         "status": made.state,
         "queue": message.queue,
         "priority": message.priority,

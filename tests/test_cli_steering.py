@@ -385,6 +385,36 @@ def test_tasks_are_cancelled_by_id_and_by_what_they_have_in_common(
     assert states == dict.fromkeys((one, two, later, delayed, mail), "revoked")
 
 
+def test_what_was_stored_for_a_call_that_is_not_sent_yet_is_told_as_that(
+    app: Callable[[], Liteq], here: Here
+) -> None:
+    shop = app()
+    shop.tasks["tasks.export"].update_state("soon", "PACKING", {"by": "hand"})
+
+    page = here.ok("show", "soon").splitlines()
+    document = json.loads(here.ok("show", "soon", "--json"))
+    cancelled = here("cancel", "soon")
+    result = here("result", "soon")
+
+    assert page[0] == "soon  unsent"
+    assert dict(re.split("  +", line.strip()) for line in page[2:4]) == {
+        "stored by": "tasks.export",
+        "progress": "PACKING",
+    }
+    assert "state stored, " in page[5]
+    assert page[6].strip() == "not sent yet: no call of this id is in the store"
+    assert (document["state"], document["task"]) == ("unsent", "tasks.export")
+    assert (cancelled.returncode, cancelled.stdout) == (3, "1 not sent yet\n")
+    assert "there was no call to cancel" in cancelled.stderr
+    assert result.returncode == 124
+    assert "PACKING (no call of this id was sent yet)" in result.stderr
+
+    mixed = here("cancel", "soon", send(shop, "add", 1, 1))
+    assert (mixed.returncode, mixed.stdout) == (0, "1 revoked, 1 not sent yet\n")
+    send(shop, "add", 1, 2, task_id="soon")
+    assert here.ok("cancel", "soon") == "1 revoked"
+
+
 def test_what_runs_is_told_to_end(app: Callable[[], Liteq], here: Here) -> None:
     shop = app()
     id = send(shop, "add", 1, 2)

@@ -200,6 +200,17 @@ def test_a_task_tells_its_life_and_hides_its_secrets(app: Liteq, ask: TestClient
     assert html.escape("/task?id=a%2Fb%3Fc%26d") in ask.get("/tasks").text
 
 
+def test_the_page_of_a_call_that_is_not_sent_yet_says_so(app: Liteq, ask: TestClient) -> None:
+    app.tasks["shop.fail"].update_state("soon", "PACKING")
+
+    told = shown(ask, "/task?id=soon")
+
+    assert "soon unsent" in told
+    assert "Stored by shop.fail" in told
+    assert "Queue" not in told
+    assert "not sent yet: no call of this id is in the store" in told
+
+
 def test_a_time_that_is_shown_means_the_same_in_a_filter(
     tmp_path: Path, in_new_york: None
 ) -> None:

@@ -45,16 +45,19 @@ def print_task(told: Mapping[str, Any], now: float, zone: tzinfo, *, tracebacks:
     from liteq.digest import progress_text, timeline
 
     state = "dead" if told["dead"] is not None else told["state"]
+    sent = state != "unsent"
+    names = (told["task"], told["id"]) if sent else (told["id"],)
     word = click.style(state, fg=STATE_COLOURS.get(state), bold=True)
-    click.echo(f"{shown(told['task'])}  {shown(told['id'])}  {word}")
+    click.echo("  ".join((*map(shown, names), word)))
     click.echo()
     retries = f"{told['retries']} retries" if told["retries"] else ""
     starts = f"{told['deliveries']} starts" if told["deliveries"] > 1 else ""
     print_facts(
         {
-            "args": told["args"],
+            "stored by": None if sent else told["task"] or None,
+            "args": told["args"] if sent else None,
             "kwargs": told["kwargs"] if told["kwargs"] not in ("", "{}") else None,
-            "queue": f"{told['queue']}, priority {told['priority']}",
+            "queue": f"{told['queue']}, priority {told['priority']}" if sent else None,
             "counted": ", ".join(filter(None, (retries, starts))) or None,
             "dead": told["dead"],
             "revoked": told["revoked"],

@@ -110,8 +110,8 @@ def cancel(
             return Exit.OK
         became = sum(operating.cancel(broker, search, terminate=signal), Counter())
     click.echo(_told(became))
-    if ids and became.keys() <= {"settled", "unknown"}:
-        raise Failure("none of them was unfinished", Exit.NOT_FOUND)
+    if ids and became.keys() <= {"settled", "unsent", "unknown"}:
+        raise Failure(_why_none(became), Exit.NOT_FOUND)
     return Exit.OK
 
 
@@ -124,12 +124,19 @@ def _signal(name: str) -> str:
     return full
 
 
+def _why_none(became: Counter[str]) -> str:
+    if became["unsent"]:
+        return "there was no call to cancel: of what is not sent yet, a state alone is stored"
+    return "none of them was unfinished"
+
+
 def _told(became: Counter[str]) -> str:
     words = {
         "revoked": "revoked",
         "signalled": "being ended",
         "running": "still running",
         "settled": "over already",
+        "unsent": "not sent yet",
         "unknown": "gone",
     }
     said = [f"{became[key]:,} {word}" for key, word in words.items() if became[key]]

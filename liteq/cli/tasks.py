@@ -202,6 +202,8 @@ def _standing(made: AsyncResult[Any]) -> str:
             why = "retrying: it waits for its next attempt"
         case "waiting":
             why = "waiting for another call"
+        case "unknown":
+            why = "no call of this id was sent yet"
     return f"{made.state} ({why})"
 
 
