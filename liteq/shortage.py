@@ -6,7 +6,7 @@ import errno
 import os
 from typing import Final
 
-__all__ = ["advice", "of_descriptors"]
+__all__ = ["advice", "make_room", "of_descriptors"]
 
 _ADVICE: Final = {
     errno.EMFILE: "too many open files: raise the limit (`ulimit -n`, LimitNOFILE= of systemd)",
@@ -27,9 +27,25 @@ def advice(exc: BaseException) -> str | None:
         return _ADVICE[errno.ENOMEM]
     if not isinstance(exc, OSError) or exc.errno not in _ADVICE:
         return None
-    if exc.errno == errno.EMFILE:  # not by `resource`: to import it takes a descriptor
-        return f"{_ADVICE[exc.errno]}; it is {os.sysconf('SC_OPEN_MAX')}"
+    if exc.errno == errno.EMFILE:
+        return _too_many_files()
     return _ADVICE[exc.errno] + (f" ({exc.filename})" if exc.filename else "")
+
+
+def make_room(count: int) -> str | None:
+    """Let this process have so many files open, whose limit is raised if it may be; say what
+    is missing if it may not."""
+    if not 0 <= os.sysconf("SC_OPEN_MAX") < count:
+        return None
+    try:
+        import resource  # late: few need more than they have
+    except ImportError:  # which takes a descriptor
+        return _too_many_files()
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if not 0 <= hard < count:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+        return None
+    return _too_many_files()
 
 
 def of_descriptors(count: int) -> str | None:
@@ -44,3 +60,8 @@ def of_descriptors(count: int) -> str | None:
         for fd in opened:
             os.close(fd)
     return None
+
+
+def _too_many_files() -> str:
+    # Not by `resource`: to import it takes a descriptor.
+    return f"{_ADVICE[errno.EMFILE]}; it is {os.sysconf('SC_OPEN_MAX')}"

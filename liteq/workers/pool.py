@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from liteq import serializers
+from liteq import serializers, shortage
 from liteq.exceptions import ImproperlyConfigured
 from liteq.executor import ExecutorSettings, TaskLike
 from liteq.loggers import get_logger
@@ -27,6 +27,10 @@ _FORMATS: Final = (
     "task_serializer",
     "result_serializer",
 )
+
+
+_DESCRIPTORS: Final = 5  # that a child takes in the worker: `pools.childlinks`
+_OTHERS: Final = 24  # of the store, its locks, the log, the beat, and a child that is starting
 
 
 def has_processes(kind: str) -> bool:
@@ -50,13 +54,16 @@ def pool_of(
 
     `hostname` is the worker's, `include` the modules that it has imported; the rest is as
     in `PoolOptions`. Raises `ImproperlyConfigured` for children that could not reach the
-    store, and for formats that nobody has registered: all that waits would be refused.
+    store, for more of them than the limit of open files allows, and for formats that nobody
+    has registered: all that waits would be refused.
     """
     if has_processes(kind) and getattr(app.broker, "directory", "") is None:
         raise ImproperlyConfigured(
             "a store in memory cannot be shared with child processes: use "
             "pool='threads', or an sqlite:// broker"
         )
+    if has_processes(kind):
+        _make_room(concurrency)
     conf = app.conf
     _check_formats(conf)
     options = PoolOptions(
@@ -79,6 +86,16 @@ def pool_of(
     else:
         runners = RunnerFactory(lambda: app.tasks, (), settings, own_process=own_process)
     return make_pool(kind, runners, options)
+
+
+def _make_room(concurrency: int) -> None:
+    """Have descriptors for all children, or say so now: else the last of them would leave
+    none for the store, and the worker would try for ever."""
+    count = _DESCRIPTORS * concurrency + _OTHERS
+    if lacking := shortage.make_room(count):
+        raise ImproperlyConfigured(
+            f"{concurrency} child processes need {count} descriptors: {lacking}"
+        )
 
 
 def _warn_of_children(kind: str, options: PoolOptions) -> None:
