@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, thread
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from liteq.eventloop import run_to_end
 from liteq.loggers import get_logger
@@ -47,7 +47,25 @@ def _forget_threads() -> None:
     threads.clear()
 
 
+_loops: Final[dict[int, asyncio.AbstractEventLoop]] = {}  # by the thread that runs them
+
+
+def _end_after_step() -> None:
+    """Let a process that a coroutine forks end with the step in which it did: the loop does
+    not run there any more (from Python 3.12 on), so what waits on it would do so for ever."""
+    loop: Any = _loops.get(threading.get_ident())
+    if loop is not None:
+        from liteq.pools.child import leave  # rarely used
+
+        loop.call_soon(leave, 0)
+        # Before the steps of others, which are the worker's to run.
+        ready = getattr(loop, "_ready", None)
+        if ready is not None:
+            ready.rotate(1)
+
+
 os.register_at_fork(after_in_child=_forget_threads)
+os.register_at_fork(after_in_child=_end_after_step)
 
 
 class _Run:
@@ -214,7 +232,7 @@ class AsyncioPool(InProcess):
                 self._threads = ThreadPoolExecutor(MOST_THREADS, "liteq-sync")
                 self._ended = asyncio.Event()
                 self._spare.append(self._make_runner())
-                self._loop = loop
+                self._loop = _loops[threading.get_ident()] = loop
                 self._tell(Ready(os.getpid()))
                 loop.call_soon(self._pull)
                 run_to_end(loop, self._until_ended(), self._on_trouble)
@@ -224,6 +242,7 @@ class AsyncioPool(InProcess):
         except BaseException as exc:  # the top of a thread
             log.exception("the event loop of the pool has ended")
             self._tell(Broken(f"the event loop has ended: {exc!r}"))
+        _loops.pop(threading.get_ident(), None)
         self._over = True
         self._bell.ring()
 
