@@ -234,7 +234,7 @@ def _hint(exc: BaseException, name: str) -> str:
         case ModuleNotFoundError(name=str(absent)):
             top = absent.partition(".")[0]
             return f"{top!r} is not installed for {sys.executable}, and not in {os.getcwd()}"
-        case ImportError() if "partially initialized" in str(exc):
+        case ImportError(path=str(file)) if file in _files(exc):  # which is still being run
             return "two modules import each other; let both import the app from a third"
         case SystemExit():
             return f"importing {name!r} ends the program: guard it, if __name__ == '__main__':"
@@ -408,6 +408,11 @@ def _place(module: ModuleType) -> str:
 
 def _is_machinery(filename: str) -> bool:
     return filename.startswith(("<frozen ", _HERE, _IMPORTLIB))
+
+
+def _files(exc: BaseException) -> set[str]:
+    """Return the files of the traceback."""
+    return {frame.filename for frame in traceback.extract_tb(exc.__traceback__)}
 
 
 def _user_places(exc: BaseException) -> Iterator[str]:
