@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,8 +130,10 @@ class Keeper:
                 f"(they hold {', '.join(alive[:3])})"
             )
         try:
-            is_file = backup.is_file()
-        except PermissionError as exc:
+            is_file = stat.S_ISREG(backup.stat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            is_file = False
+        except OSError as exc:
             raise ImproperlyConfigured(
                 f"the backup {backup} cannot be read: {exc.strerror}"
             ) from exc
