@@ -121,7 +121,7 @@ def library(largest: int | None) -> dict[str, int]:
         below[:] = sorted(set(below) - LEFT_OUT)
         for file in sorted(files):
             path = Path(folder, file)
-            if path.suffix == ".py":
+            if path.suffix == ".py" and path.is_file():  # not a link to what is absent
                 sizes[str(path.relative_to(LIBRARY))] = path.stat().st_size
     kept = sorted(sizes, key=sizes.__getitem__, reverse=True)[:largest]
     return {module: sizes[module] for module in sorted(kept)}

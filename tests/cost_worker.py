@@ -9,6 +9,7 @@ many Python functions. It counts what `sys.setprofile` reports, so nothing is re
 from __future__ import annotations
 
 import json
+import logging  # noqa: F401 (what Python loads for it)
 import os
 import pickle
 import socket
@@ -17,10 +18,12 @@ from collections import Counter
 from types import FrameType
 from typing import Any
 
-from liteq import Liteq
-from liteq.pools.child import _Child
-from liteq.pools.prefork import ProcessPool
-from liteq.worker import Worker
+PYTHONS = frozenset(sys.modules)  # what that is depends on the version
+
+from liteq import Liteq  # noqa: E402
+from liteq.pools.child import _Child  # noqa: E402
+from liteq.pools.prefork import ProcessPool  # noqa: E402
+from liteq.worker import Worker  # noqa: E402
 
 calls: Counter[str] = Counter()
 HEAVY = (
@@ -107,7 +110,7 @@ def main() -> None:
     Worker(app, concurrency=1, burst=True).run()
     sys.setprofile(None)
     before, after = Counter(first.get(timeout=0)), Counter(last.get(timeout=0))
-    loaded = [name for name in HEAVY if name in sys.modules]
+    loaded = [name for name in HEAVY if name in sys.modules.keys() - PYTHONS]
     own = sorted(set(in_child.get(timeout=0)) - set(sys.modules))
     print(json.dumps({"parent": calls, "child": after - before, "loaded": loaded, "own": own}))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import marshal
 import os
 import random
@@ -18,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from liteq.body import Body, Ending
+from liteq.exceptions import SoftTimeLimitExceeded
 from liteq.pool import (
     Broken,
     Done,
@@ -37,19 +38,11 @@ from liteq.pools.base import Births, LookAhead
 Ended = Done | LostJob | Returned
 
 
-class SoftLimit(Exception):
-    pass
-
-
 class TinyRunner:
-    """Runs (operation, argument); is interrupted from anywhere, as a pool may do it."""
+    """Runs (operation, argument) in a `Body`, as a worker's runner does."""
 
     def __init__(self) -> None:
-        self._inside: int | None = None  # the job that can be interrupted
-        self._told: int | None = None
-        self._thread = 0
-        self._task: asyncio.Task[bytes] | None = None
-        self._lock = threading.RLock()
+        self._body = Body()
 
     def start(self) -> None:
         pass
@@ -64,46 +57,26 @@ class TinyRunner:
         name, arg = marshal.loads(payload)
         if name == "break":
             raise RuntimeError("the runner is broken")
-        try:
-            try:
-                self._thread = threading.get_ident()
-                with self._lock:
-                    self._inside = key
-                    if self._told == key:
-                        self.interrupt(key)
-                answer: bytes = OPS[name](arg, report)
-            finally:
-                with self._lock:
-                    self._inside = None
-        except SoftLimit:
-            answer = b"soft"
-        return answer
+        self._body.attempt = key
+        return answer(self._body.call(OPS[name], (arg, report), {}))
 
     async def arun(self, payload: bytes, report: Report, key: int) -> bytes:
         name, arg = marshal.loads(payload)
-        self._task = asyncio.ensure_future(OPS[name](arg, report))
-        try:
-            return await self._task
-        except asyncio.CancelledError:
-            if self._told == key:
-                return b"soft"
-            self._task.cancel()
-            raise
+        self._body.attempt = key
+        return answer(await self._body.arun(OPS[name](arg, report)))
 
     def interrupt(self, key: int) -> None:
-        self._told = key
-        if self._task is not None:
-            self._task.cancel()
-            return
-        with self._lock:
-            if self._inside != key:
-                return
-            self._inside = None
-            if self._thread == threading.get_ident():
-                raise SoftLimit
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(self._thread), ctypes.py_object(SoftLimit)
-            )
+        self._body.interrupt(key)
+
+
+def answer(ending: Ending) -> bytes:
+    value, error = ending
+    if isinstance(error, SoftTimeLimitExceeded):
+        return b"soft"
+    if error is not None:
+        raise error
+    given: bytes = value
+    return given
 
 
 def spin(seconds: float, report: Report) -> bytes:
