@@ -11,14 +11,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from liteq import checkpoints, failure
 from liteq.brokers.base import Broker
 from liteq.brokers.searching import Found, Search
 from liteq.brokers.values import FINAL_STATES, Attempt, Record, State
 from liteq.exceptions import LiteqError, UnknownTaskId
-from liteq.message import Message
+from liteq.message import GATHER, Message
 from liteq.searches import UNFINISHED
 from liteq.showing import shown_call
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from liteq.app import Liteq
 
 __all__ = [
+    "EXPIRED",
+    "Restarted",
     "cancel",
     "count",
     "describe",
@@ -33,11 +35,13 @@ __all__ = [
     "error_of",
     "follow",
     "latest",
+    "passed_over",
     "resolve",
     "retry",
 ]
 
 BATCH: Final = 500
+EXPIRED: Final = "it has expired, and its signature covers when"  # why it stays as it is
 _LARGE: Final = 2_000  # nodes of a workflow beyond which its edges are not looked through
 _INPUTS: Final = 50  # shown of what a message waits for
 
@@ -74,16 +78,63 @@ def count(broker: Broker, search: Search) -> Counter[State]:
     return Counter(one.state for one in broker.find(search))
 
 
-def retry(broker: Broker, wanted: Search | Sequence[str]) -> Iterator[list[str]]:
-    """Give failed messages and dead letters a fresh start, batch by batch; yield their ids.
+class Restarted(NamedTuple):
+    """The ids of what was given a fresh start, and by id why the others were passed over."""
+
+    ids: list[str]
+    passed: dict[str, str]
+
+
+def retry(broker: Broker, wanted: Search | Sequence[str]) -> Iterator[Restarted]:
+    """Give failed messages and dead letters a fresh start, batch by batch; yield which.
 
     What waited for two of them comes back if both are of one batch, or when the second has
-    succeeded after a retry of its own.
+    succeeded after a retry of its own. That was not passed over if it was searched for, but
+    is if it was named.
     """
+    searched = isinstance(wanted, Search)
     if isinstance(wanted, Search):
         wanted = wanted._replace(states=frozenset({"failed"}))
     for ids in _batches(broker, wanted):
-        yield broker.redrive(ids)
+        driven = broker.redrive(ids)
+        left = passed_over(broker, set(driven).symmetric_difference(ids), failed=searched)
+        yield Restarted(driven, {id: left[id] for id in ids if id in left})
+
+
+def passed_over(broker: Broker, ids: Iterable[str], *, failed: bool = False) -> dict[str, str]:
+    """Return by id why `Broker.redrive()` passed these over; with `failed` only of those that
+    have failed, and not because of another."""
+    left = list(ids)
+    records = broker.get(left) if left else {}
+    return {
+        id: _why_passed_over(broker, records.get(id))
+        for id in left
+        if not failed or _has_failed(records.get(id))
+    }
+
+
+def _has_failed(record: Record | None) -> bool:
+    if record is None or record.state != "failed" or record.revoked == "upstream":
+        return False
+    return record.outline.task != GATHER
+
+
+def _why_passed_over(broker: Broker, record: Record | None) -> str:
+    if record is None:
+        return "the store does not know it any more"
+    if record.state != "failed":
+        return f"it is not failed or dead, but {record.state}"
+    message = record.outline
+    if record.revoked == "upstream":
+        return "it failed because of another, and comes back with that one"
+    if message.task == GATHER:
+        return "it comes back with what it gathers"
+    if message.unique_key and (holder := broker.holder(message.unique_key)):
+        return f"{holder} has its unique key now"
+    ends = message.expires_at
+    if ends is not None and ends <= broker.clock.now():
+        return EXPIRED
+    return "the store has no call that could run"
 
 
 def cancel(

@@ -15,7 +15,7 @@ import pytest
 import redis.asyncio  # noqa: F401 (or each command here would import it anew)
 import redis_server
 from hostile import HOSTILE, forge
-from terminal import Here, Project, Running
+from terminal import Here, Project, Running, wait_until
 
 from liteq import failure
 from liteq.app import Liteq
@@ -525,7 +525,57 @@ def test_who_holds_the_unique_key_of_a_dead_letter_is_named(
     refused = here("dead", "redrive", first.id)
 
     assert refused.returncode == 3
-    assert refused.stderr == f"liteq: {second.id} has the unique key of {first.id} now\n"
+    why = f"{second.id} has its unique key now"
+    assert refused.stderr == f"liteq: passed over: {first.id}: {why}\n"
+    assert why in here("retry", "--all", "-y").stderr
+
+
+def bury(app: Liteq, **fields: Any) -> str:
+    """Make a dead letter of a signed call; the signature stands for a true one."""
+    message = Message(new_id(), "tasks.add", b"[[1, 2],{}]", signature="x", **fields)
+    app.broker.enqueue([message])
+    worker = app.broker.register("w", ["default"], 1, {})
+    [lease] = app.broker.claim(worker, ["default"])
+    app.broker.settle(worker, lease, Failed(failure.describe(ValueError("no")), dead="no use"))
+    app.broker.unregister(worker)
+    return message.id
+
+
+def expired_and_not(app: Liteq) -> tuple[str, str]:
+    """Return the ids of a signed dead letter that has expired, and of one that has not."""
+    soon = app.broker.clock.now() + 1.0
+    ids = bury(app, expires_at=soon), bury(app)
+    wait_until(lambda: app.broker.clock.now() > soon)
+    return ids
+
+
+def test_what_a_signature_lets_expire_is_named_where_it_is_passed_over(
+    app: Callable[[], Liteq], here: Here
+) -> None:
+    late, good = expired_and_not(app())
+    why = "it has expired, and its signature covers when"
+
+    for command in (["retry"], ["dead", "redrive"]):
+        refused = here(*command, late)
+        assert refused.returncode == 3
+        assert refused.stderr == f"liteq: passed over: {late}: {why}\n"
+    many = here("dead", "redrive", "--all", "-y")
+    assert (many.returncode, many.stdout) == (0, f"{good}\n")
+    assert f"passed over: {late}: {why}\n" in many.stderr
+    assert f"passed over: {late}: {why}\n" in here("retry", "--all", "-y").stderr
+
+
+def test_what_is_passed_over_is_in_the_document_too(
+    app: Callable[[], Liteq], here: Here
+) -> None:
+    late, good = expired_and_not(app())
+    why = "it has expired, and its signature covers when"
+
+    answer = here("dead", "redrive", late, good, "--json")
+
+    assert answer.returncode == 3
+    told = json.loads(answer.stdout)
+    assert told == {"redriven": [good], "passed_over": {late: why}}
 
 
 def test_many_are_handled_in_batches(

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, suppress
 from datetime import datetime, timedelta
@@ -31,13 +32,14 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.routing import Mount
 from starlette.testclient import TestClient
-from terminal import Project, Running
+from terminal import Project, Running, wait_until
 from uvicorn.server import ServerState
 from world import FakeClock
 
 from liteq import Liteq, chain, failure, group
 from liteq.exceptions import ImproperlyConfigured
-from liteq.message import Workflow
+from liteq.ids import new_id
+from liteq.message import Message, Workflow
 from liteq.outcome import Failed
 from liteq.web import actions, asgi_app
 from liteq.web.actions import said
@@ -354,6 +356,22 @@ def test_work_beyond_the_time_of_a_request_is_gone_on_with(
     press(ask, "/cancel", all="1", sure="1")
     assert "1 task revoked" in press(ask, "/cancel", all="1", sure="1")
     assert {state(app, id) for id in ids} == {"revoked"}
+
+
+def test_what_a_signature_lets_expire_is_told_where_it_is_passed_over(
+    app: Liteq, ask: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="liteq.web")
+    ends = time.time() + 1.0
+    late = Message(new_id(), "shop.add", b"[[1],{}]", signature="x", expires_at=ends)
+    app.broker.enqueue([late])
+    die(app, late.id)
+    wait_until(lambda: time.time() > ends)
+
+    told = "0 tasks queued again; 1 passed over, having expired by the time that is signed"
+    assert told in press(ask, "/retry", id=late.id, alone="1")
+    assert told in press(ask, "/retry", all="1", dead="1", sure="1")
+    assert f"passed over: {late.id}: it has expired" in caplog.text
 
 
 def test_dead_letters_are_run_again_or_deleted(app: Liteq, ask: TestClient) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from liteq.cli.filters import by_death, need, resolved, search_for, sure, yes_option
+from liteq.cli.filters import by_death, need, resolved, search_for, sure, told_of, yes_option
 from liteq.cli.front import (
     Exit,
     Failure,
@@ -22,7 +22,7 @@ from liteq.cli.front import (
 from liteq.cli.output import ago, moment, shown
 
 if TYPE_CHECKING:
-    from liteq.brokers.base import Broker
+    from liteq.brokers.searching import Search
 
 __all__ = ["dead"]
 
@@ -115,12 +115,19 @@ def dead_show(id: str, raw: bool, as_json: bool) -> None:
 @click.option("--all", "everything", is_flag=True, help="All of them.")
 @_dry_run
 @yes_option
+@as_json
 def dead_redrive(
-    ids: tuple[str, ...], everything: bool, dry_run: bool, yes: bool, **wanted: Any
+    ids: tuple[str, ...],
+    everything: bool,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+    **wanted: Any,
 ) -> int:
     """Give dead letters a fresh start, with no delivery counted; print their ids.
 
-    By what they have in common: they are counted first, and a question is asked.
+    By what they have in common: they are counted first, and a question is asked. Which were
+    passed over is said on stderr, with the reason; the code is 3 if they were named.
 
     \b
     liteq dead redrive 01a1fd00-99f0
@@ -130,35 +137,24 @@ def dead_redrive(
 
     broker = Session.current().app.broker
     need(ids, wanted, everything=everything)
+    chosen: Search | list[str]
     if ids:
-        known = resolved(broker, ids)
-        driven = [id for some in operating.retry(broker, known) for id in some]
-        for id in driven:
+        chosen = resolved(broker, ids)
+    else:
+        chosen = search_for(dead=True, **wanted)
+        counts = operating.count(broker, chosen)
+        if not sure("Redrive", counts, "dead letter", yes=yes, dry_run=dry_run):
+            chosen = []
+    driven: list[str] = []
+    passed: dict[str, str] = {}
+    for some in operating.retry(broker, chosen):
+        driven += some.ids
+        passed |= some.passed
+        for id in () if as_json else some.ids:
             click.echo(shown(id))
-        if missing := [id for id in known if id not in driven]:
-            raise Failure(_why_not(broker, missing), Exit.NOT_FOUND)
-        return Exit.OK
-    search = search_for(dead=True, **wanted)
-    counts = operating.count(broker, search)
-    if sure("Redrive", counts, "dead letter", yes=yes, dry_run=dry_run):
-        for some in operating.retry(broker, search):
-            for id in some:
-                click.echo(shown(id))
-    return Exit.OK
-
-
-def _why_not(broker: Broker, ids: list[str]) -> str:
-    """Say why these were not given a fresh start."""
-    known = broker.get(ids)
-    held = {}
-    for id, record in known.items():
-        key = record.outline.unique_key
-        if record.state == "failed" and key and (holder := broker.holder(key)):
-            held[id] = holder
-    said = [f"{holder} has the unique key of {id} now" for id, holder in held.items()]
-    if others := [id for id in ids if id not in held]:
-        said.append(f"not failed or dead: {', '.join(others)}")
-    return "; ".join(said)
+    if as_json:
+        print_json({"redriven": driven, "passed_over": passed})
+    return told_of(passed, named=bool(ids))
 
 
 @dead.command("drop")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from liteq.cli.front import Session, ask, completing
+from liteq.cli.front import Exit, Failure, Session, ask, completing
 from liteq.searches import instant, read_moment, read_states
 
 if TYPE_CHECKING:
@@ -25,12 +26,14 @@ __all__ = [
     "resolved",
     "search_for",
     "sure",
+    "told_of",
     "yes_option",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
+_MOST_TOLD: Final = 20
 _TIMES: Final = ("since", "until", "died_since", "died_until")
 _TIME: Final = "2h, 7d or a time (without an offset: in the app's zone)"
 
@@ -145,6 +148,21 @@ def sure(verb: str, counts: Counter[Any], noun: str, *, yes: bool, dry_run: bool
         return False
     ask(f"{verb} {few}{f' ({told})' if len(counts) > 1 else ''}?", yes=yes)
     return True
+
+
+def told_of(passed: Mapping[str, str], *, named: bool) -> Exit:
+    """Say which were given no fresh start, and why: what was `named` ends the command with a
+    `Failure`."""
+    if not passed:
+        return Exit.OK
+    told = [f"{id}: {why}" for id, why in islice(passed.items(), _MOST_TOLD)]
+    if more := len(passed) - len(told):
+        told.append(f"{more:,} more")
+    text = f"passed over: {'; '.join(told)}"
+    if named:
+        raise Failure(text, Exit.NOT_FOUND)
+    Session.current().note(text)
+    return Exit.OK
 
 
 def resolved(broker: Broker, texts: Sequence[str]) -> list[str]:

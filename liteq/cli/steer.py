@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from liteq.cli.filters import by_what, need, resolved, search_for, sure, yes_option
+from liteq.cli.filters import by_what, need, resolved, search_for, sure, told_of, yes_option
 from liteq.cli.front import Exit, Failure, Session, command, completing
 from liteq.cli.output import shown
 
@@ -29,7 +29,8 @@ def retry(
     """Run failed tasks and dead letters again, with nothing counted.
 
     What ended because of them waits again. Prints the ids; of tasks that are chosen by what
-    they have in common, how many there were, having counted and asked first.
+    they have in common, how many there were, having counted and asked first. Which were
+    passed over is said on stderr, with the reason; the code is 3 if they were named.
 
     \b
     liteq retry 01a1fd00-99f0
@@ -40,19 +41,22 @@ def retry(
     broker = Session.current().app.broker
     need(ids, wanted, everything=everything)
     if ids:
-        known = resolved(broker, ids)
-        driven = [id for some in operating.retry(broker, known) for id in some]
-        for id in driven:
-            click.echo(shown(id))
-        if missing := [id for id in known if id not in driven]:
-            raise Failure(f"not failed: {', '.join(missing)}", Exit.NOT_FOUND)
-        return Exit.OK
+        passed: dict[str, str] = {}
+        for some in operating.retry(broker, resolved(broker, ids)):
+            passed |= some.passed
+            for id in some.ids:
+                click.echo(shown(id))
+        return told_of(passed, named=True)
     chosen = {**wanted, "states": (wanted["states"] or {"failed"}) & {"failed"}}
     if not chosen["states"]:
         raise click.UsageError("only what has failed can be run again: leave --state out")
     search = search_for(**{**chosen, "states": frozenset(chosen["states"])})
     if sure("Retry", operating.count(broker, search), "task", yes=yes, dry_run=dry_run):
-        click.echo(sum(len(some) for some in operating.retry(broker, search)))
+        number = 0
+        for some in operating.retry(broker, search):
+            number += len(some.ids)
+            told_of(some.passed, named=False)
+        click.echo(number)
     return Exit.OK
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from liteq.cli.filters import told_of
 from liteq.cli.front import (
     Exit,
     Failure,
@@ -119,14 +120,21 @@ def workflow_cancel(id: str, terminate: bool) -> None:
 def workflow_retry(id: str) -> int:
     """Run the tasks that failed again, and what waited for them after that.
 
-    Prints the ids of those tasks. What has succeeded is not run again.
+    Prints the ids of those tasks. What has succeeded is not run again. Which were passed
+    over is said on stderr, with the reason.
     """
-    again = Session.current().app.workflow(id).retry_failed()
+    from liteq.operating import passed_over
+
+    app = Session.current().app
+    chosen = app.workflow(id)
+    failed = {node.id for node in chosen.nodes if node.state == "failed"}
+    again = chosen.retry_failed()
     for one in again:
         click.echo(shown(one))
-    if not again:
+    passed = passed_over(app.broker, failed.difference(again), failed=True)
+    if not again and not passed:
         raise Failure(f"nothing in {id} has failed", Exit.NOT_FOUND)
-    return Exit.OK
+    return told_of(passed, named=not again)
 
 
 def _row(known: WorkflowInfo) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, Final, NamedTuple
 
@@ -42,8 +42,17 @@ class Action(NamedTuple):
 
 
 def _retried(broker: Broker, wanted: Search | list[str]) -> Iterator[Counter[str]]:
-    for ids in operating.retry(broker, wanted):
-        yield Counter(done=len(ids))
+    for some in operating.retry(broker, wanted):
+        yield Counter(done=len(some.ids)) + _passed_over(some.passed)
+
+
+def _passed_over(passed: Mapping[str, str]) -> Counter[str]:
+    """Log why each of these was passed over, and count them for the page."""
+    for id, why in passed.items():
+        logger.info("passed over: %s: %s", shown(id), shown(why))
+    return Counter(
+        "expired" if why == operating.EXPIRED else "passed" for why in passed.values()
+    )
 
 
 def _cancelled(broker: Broker, wanted: Search | list[str]) -> Iterator[Counter[str]]:
@@ -112,8 +121,13 @@ class _Steer:
         logger.info("%s: %s: %d (%s)", user, self._verb, became["done"], shown(what))
         if self._verb == "drop" and back.path == "/task":
             back = Moved("/tasks", {"dead": "1"})
-        parts = [self._verb, str(became["done"]), str(became["running"])]
+        parts = [self._verb, *_counts(became)]
         return _with(back, said=".".join(parts if is_all else [*parts, "more"]))
+
+
+def _counts(became: Counter[str]) -> list[str]:
+    passed = ("expired", "passed") if became["expired"] or became["passed"] else ()
+    return [str(became[key]) for key in ("done", "running", *passed)]
 
 
 def _worked(batches: Iterable[Counter[str]]) -> tuple[Counter[str], bool]:
@@ -184,9 +198,13 @@ def _purge(visit: Visit) -> Moved | Page:
 
 def _retry_workflow(visit: Visit) -> Moved:
     id = visit.text("id")
-    again = visit.app.workflow(id).retry_failed()
+    broker, workflow = visit.app.broker, visit.app.workflow(id)
+    failed = {node.id for node in workflow.nodes if node.state == "failed"}
+    again = workflow.retry_failed()
     logger.info("%s: retry: %d of workflow %s", shown(visit.user), len(again), shown(id))
-    return Moved("/workflow", {"id": id, "said": f"retry.{len(again)}"})
+    passed = operating.passed_over(broker, failed.difference(again), failed=True)
+    became = Counter(done=len(again)) + _passed_over(passed)
+    return Moved("/workflow", {"id": id, "said": ".".join(["retry", *_counts(became)])})
 
 
 def _cancel_workflow(visit: Visit) -> Moved:
@@ -248,21 +266,29 @@ _DONE: Final = {
     "purge": "deleted",
 }
 
+_OTHERS: Final = (
+    "still running may finish",
+    "passed over, having expired by the time that is signed",
+    "passed over, for which the log has the reasons",
+)
+
 
 def said(text: str) -> str:
-    """Return what an address says was done: "retry.12.0.more". Of another: nothing."""
-    verb, number, running, more = (*text.split("."), "", "", "", "")[:4]
+    """Return what an address says was done: "retry.12.0.more", or "retry.12.0.3.1.more" if
+    some were passed over, having expired or for other reasons. Of another: nothing."""
+    verb, number, *rest = (*text.split("."), "")
     if verb in ASKED and number in ("0", "1"):
         silent = "" if number == "1" else "; it has not answered, and obeys when it can"
         return f"The worker was {ASKED[verb]}{silent}"
     if verb not in _DONE or not number.isdecimal() or len(number) > 12:
         return ""
     told = f"{int(number):,} {'task' if int(number) == 1 else 'tasks'} {_DONE[verb]}"
-    if verb == "retry" and not int(number):
+    others = [int(some[:12]) for some in rest if some.isdecimal()]
+    if verb == "retry" and not int(number) and not any(others):
         told += ": what did not run because of another comes back with that one"
-    if running.isdecimal() and int(running[:12]):
-        told += f"; {int(running[:12]):,} still running may finish"
-    if more == "more":
+    for some, words in zip(others, _OTHERS, strict=False):
+        told += f"; {some:,} {words}" if some else ""
+    if "more" in rest:
         told += ". There is more: press the button again"
     return told
 
