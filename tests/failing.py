@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import contextlib
 import datetime as dt
 import json
 import os
@@ -103,6 +104,11 @@ def throw(exc: BaseException) -> NoReturn:
     raise exc
 
 
+def bad_sql() -> None:
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        connection.execute("bad sql")
+
+
 def noted() -> NoReturn:
     exc = ValueError("no")
     exc.add_note("in line 7")
@@ -154,7 +160,7 @@ WHOLE: Final[dict[str, Callable[[], Any]]] = {
     "name": lambda: undefined,  # type: ignore[name-defined]  # noqa: F821
     "syntax": lambda: compile("a b", "x.py", "exec"),
     "stop": lambda: throw(StopAsyncIteration(1)),
-    "sqlite": lambda: sqlite3.connect(":memory:").execute("bad sql"),
+    "sqlite": bad_sql,
     "no section": lambda: configparser.ConfigParser().get("x", "y"),
     "click": lambda: throw(click.BadParameter("bad")),
     "group": lambda: throw(ExceptionGroup("two", [ValueError(1), PaymentError(1, "x")])),

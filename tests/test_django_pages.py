@@ -36,7 +36,7 @@ FILES = {
             raise ValueError(why)
     """,
     "asked.py": """
-        import asyncio, os, signal, threading, traceback
+        import asyncio, os, signal, threading, traceback, warnings
         from urllib.parse import urlencode
         import django
         django.setup()
@@ -157,7 +157,8 @@ FILES = {
         def in_a_forked_server():
             one = client("staff")
             one.get(ROOT)
-            pid = os.fork()
+            with warnings.catch_warnings(action="ignore"):  # of the threads of those before it
+                pid = os.fork()
             if not pid:
                 signal.alarm(30)  # one that hangs is not to outlast the test
                 status = 1
