@@ -15,7 +15,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from liteq.brokers import scheme_of
-from liteq.brokers.files import is_there
+from liteq.brokers.files import is_there, refuse_shared
 from liteq.clock import system_clock
 from liteq.exceptions import (
     BrokerError,
@@ -98,7 +98,7 @@ def pulses(url: str, options: Mapping[str, Any] | None = None) -> list[Pulse]:
     """Return the workers of a store. Raises `BrokerError` if it cannot be read."""
     options = options or {}
     if scheme_of(url) in ("sqlite", "memory"):
-        return _in_folder(url)
+        return _in_folder(url, options)
     from liteq.brokers.redis_url import parse
 
     place = parse(url)
@@ -107,22 +107,32 @@ def pulses(url: str, options: Mapping[str, Any] | None = None) -> list[Pulse]:
     return _through_client(url, options)
 
 
-def _in_folder(url: str) -> list[Pulse]:
+def _in_folder(url: str, options: Mapping[str, Any]) -> list[Pulse]:
     import apsw
 
     from liteq.brokers import sqlite_target
 
-    target, _ = sqlite_target(url)
+    target, said = sqlite_target(url)
     if target is None:
         raise BrokerError("a store in memory is seen by its own process alone")
     folder = os.path.realpath(target)
     path = os.path.join(folder, "store.db")
     if not is_there(folder):
         raise BrokerUnavailable(f"there is no store at {path}: no worker has begun")
+    refuse_shared(folder, allow_other_owner=_is_trusted({**options, **said}))
     try:
         return [Pulse(*told) for told in beats(folder, system_clock.steady())]
     except apsw.Error as exc:
         raise BrokerUnavailable(f"{path} cannot be read: {exc}") from exc
+
+
+def _is_trusted(options: Mapping[str, Any]) -> bool:
+    if "allow_other_owner" not in options:
+        return False
+    from liteq.brokers.sqlite import SqliteBroker  # late: what most probes can do without
+    from liteq.brokers.storeoptions import read
+
+    return bool(read(SqliteBroker, options, "the store's options").get("allow_other_owner"))
 
 
 def _on_server(place: Place, options: Mapping[str, Any]) -> list[Pulse]:

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
     Beat: TypeAlias = tuple[str, str, int, str, float, bool]
 
-__all__ = ["beats", "boot_id", "is_free", "quick_answer"]
+__all__ = ["beats", "boot_id", "is_free", "quick_answer", "stranger"]
 
 _ELSEWHERE: Final = ("LITEQ_BROKER_TRANSPORT_OPTIONS", "LITEQ_BROKER_USE_SSL")
 MAX_AGE: Final = 60.0  # seconds that the last heartbeat of a worker may be old
 _TIMEOUT: Final = 2_000  # milliseconds to wait for a store: a probe has little time
 _STEADY: Final = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", 0))
+_WRITABLE: Final = 0o022  # by other users
 _BOOT_ID: Final = "/proc/sys/kernel/random/boot_id"
 
 
@@ -51,6 +52,21 @@ def is_free(lock: str) -> bool:
     finally:
         os.close(fd)
     return True
+
+
+def stranger(folder: str) -> tuple[str, int] | None:
+    """Return what belongs to neither this user nor root, and to whom: a store's folder, or
+    something in it, which may be from a time when the folder's mode kept nobody out."""
+    own = (os.geteuid(), 0)
+    for name in ("", *os.listdir(folder)):
+        path = os.path.join(folder, name) if name else folder
+        try:
+            owner = os.lstat(path).st_uid
+        except FileNotFoundError:  # a WAL comes and goes
+            continue
+        if owner not in own:
+            return path, owner
+    return None
 
 
 def beats(folder: str, now: float) -> Iterator[Beat]:
@@ -121,6 +137,8 @@ def _beats(url: str, on_server: Callable[[str], Iterable[Beat]]) -> Iterable[Bea
     import apsw
 
     try:
+        if os.stat(folder).st_mode & _WRITABLE or (os.geteuid() and stranger(folder)):
+            return ()  # the command says why it is refused
         return list(beats(folder, time.clock_gettime(_STEADY)))
     except (apsw.Error, OSError):
         return ()

@@ -23,7 +23,7 @@ import click
 import pytest
 import redis.asyncio  # noqa: F401 (or each command here would import it anew)
 import redis_server
-from rights import closed
+from rights import acting_as, closed
 from terminal import Here, Project, Running
 from world import FakeClock, make
 
@@ -56,6 +56,47 @@ def store(tmp_path: Path) -> Iterator[SqliteBroker]:
 
 
 # Backups
+
+
+ALICE, MALLORY = 54_321, 54_322
+
+
+def give_away(path: Path, user: int) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file to another user")
+    os.chown(path, user, -1)
+
+
+@pytest.mark.parametrize("planted", ["", "store.db"])
+def test_a_store_of_another_user_is_not_looked_after(
+    store: SqliteBroker, tmp_path: Path, planted: str
+) -> None:
+    ids = enqueue(store, 3)
+    copy = tmp_path / "copy.db"
+    store.keeper().backup(copy)
+    give_away(store.folder / planted, MALLORY)
+    before = sorted(path.name for path in tmp_path.iterdir())
+
+    with acting_as(ALICE):
+        keeper = SqliteBroker(store.folder).keeper()
+        for use in (
+            keeper.version,
+            keeper.check,
+            keeper.migrate,
+            keeper.stats,
+            keeper.vacuum,
+            lambda: keeper.backup(tmp_path / "stolen.db"),
+            lambda: keeper.restore(copy),
+        ):
+            with pytest.raises(ImproperlyConfigured, match=f"belongs to uid {MALLORY}, who"):
+                use()
+        assert sorted(path.name for path in tmp_path.iterdir()) == before
+        trusting = SqliteBroker(store.folder, allow_other_owner=True)
+        assert trusting.keeper().check() == []
+        trusting.close()
+    store.keeper().restore(copy)  # root may
+
+    assert store.get(ids).keys() == set(ids)
 
 
 def test_a_backup_is_a_whole_store_of_its_own(store: SqliteBroker, tmp_path: Path) -> None:
@@ -603,6 +644,30 @@ def test_a_store_out_of_reach_is_no_reason_to_restart_a_worker(
         assert live.returncode == 0
         assert "whether a worker lives is not known" in live.stderr
     assert not (tmp_path / "absent").exists()
+
+
+def test_the_health_in_a_store_of_another_user_is_not_believed(
+    store: SqliteBroker, here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = store.register("w@host", ["default"], 1, {})
+    named = ("-b", str(store.folder))
+    give_away(store.folder, MALLORY)
+    assert pulse.quick_answer(named, lambda _: ())  # to root
+    assert here("health", *named).returncode == 0
+
+    with acting_as(ALICE):
+        assert not pulse.quick_answer(named, lambda _: ())
+        refused = here("health", *named)
+        url = f"sqlite://{store.folder}"
+        trusted = here("health", "-b", f"{url}?allow_other_owner=yes")
+        monkeypatch.setenv("LITEQ_BROKER_TRANSPORT_OPTIONS", '{"allow_other_owner": true}')
+        allowed = here("health", "-b", url)
+
+    assert refused.returncode == Exit.USAGE
+    assert f"{store.folder} belongs to uid {MALLORY}, who could run tasks" in refused.stderr
+    assert trusted.stdout.startswith("w@host  pid ")
+    assert allowed.stdout.startswith("w@host  pid ")
+    store.unregister(worker)
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "redis"])

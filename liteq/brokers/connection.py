@@ -43,6 +43,7 @@ from liteq.brokers.files import (
     own_file,
     refuse_network_filesystem,
     refuse_other_owners,
+    refuse_shared,
 )
 from liteq.clock import Clock, system_clock
 from liteq.exceptions import (
@@ -345,6 +346,12 @@ class Database:
             make_file(self.path)
             guard(self.path)
             self._prepared = True
+
+    def may_open(self) -> None:
+        """Raise `ImproperlyConfigured` for a store that `prepare()` would refuse for its
+        owners, and make nothing."""
+        if self.folder is not None:
+            refuse_shared(self.folder, allow_other_owner=self.allow_other_owner)
 
     def may_run(self) -> None:
         """Raise `ImproperlyConfigured` if somebody else decides what is in the store: who runs

@@ -20,6 +20,7 @@ import sys
 from typing import Any, Final
 
 from liteq.exceptions import BrokerError, ImproperlyConfigured, StoreForbidden
+from liteq.pulse import stranger
 
 __all__ = [
     "DATABASE",
@@ -35,6 +36,7 @@ __all__ = [
     "own_folder",
     "refuse_network_filesystem",
     "refuse_other_owners",
+    "refuse_shared",
 ]
 
 DATABASE: Final = "store.db"
@@ -93,7 +95,16 @@ def make_folder(folder: str, *, allow_other_owner: bool = False) -> None:
             f"cannot create the store's folder {folder} ({exc.strerror}): give a broker URL "
             "such as sqlite:////var/lib/shop/queue that names a writable place"
         ) from exc
-    mode = stat.S_IMODE(os.stat(folder).st_mode)
+    refuse_shared(folder, allow_other_owner=allow_other_owner)
+
+
+def refuse_shared(folder: str, *, allow_other_owner: bool = False) -> None:
+    """Raise `ImproperlyConfigured` if other users could have made what is in a store's folder;
+    of one that is not there nothing is said."""
+    there = found(folder)
+    if there is None:
+        return
+    mode = stat.S_IMODE(there.st_mode)
     if mode & 0o022:
         raise ImproperlyConfigured(
             f"the store's folder {folder} can be written by other users (mode {mode:04o}), "
@@ -105,23 +116,20 @@ def make_folder(folder: str, *, allow_other_owner: bool = False) -> None:
 
 def refuse_other_owners(folder: str) -> None:
     """Raise `ImproperlyConfigured` if neither this user nor root owns a store's folder, or
-    something in it: that may be from a time when the folder's mode kept nobody out."""
-    own = os.geteuid()
+    something in it."""
     try:
-        for name in ("", *os.listdir(folder)):
-            path = os.path.join(folder, name) if name else folder
-            with contextlib.suppress(FileNotFoundError):  # a WAL comes and goes
-                if (owner := os.lstat(path).st_uid) not in (own, 0):
-                    raise ImproperlyConfigured(
-                        f"{path} belongs to {_user(owner)}, who could run tasks with the "
-                        f"rights of {_user(own)}: run this as that user, or name a store of "
-                        "your own (allow_other_owner=True in broker_transport_options "
-                        "overrides this)"
-                    )
+        found = stranger(folder)
     except FileNotFoundError:
         return
     except PermissionError as exc:
         raise forbidden(exc) from exc
+    if found is not None:
+        path, owner = found
+        raise ImproperlyConfigured(
+            f"{path} belongs to {_user(owner)}, who could run tasks with the rights of "
+            f"{_user(os.geteuid())}: run this as that user, or name a store of your own "
+            "(allow_other_owner=True in broker_transport_options overrides this)"
+        )
 
 
 def _user(uid: int) -> str:

@@ -61,7 +61,7 @@ class Keeper:
         """Return the schema version of the file as it is, None if there is no file yet."""
         if not is_there(self.folder):
             return None
-        with self._opened(self.path) as db:
+        with self._store() as db:
             return int(db.pragma("user_version"))
 
     def migrate(self) -> tuple[int | None, int]:
@@ -97,7 +97,7 @@ class Keeper:
         partial = target.with_name(f".{target.name}.partial")
         _make_anew(partial, target)
         try:
-            with self._opened(self.path) as source, self._opened(str(partial)) as copy:
+            with self._store() as source, self._opened(str(partial)) as copy:
                 _copy(source, copy)
                 copy.pragma("journal_mode", "DELETE")
                 _refuse_damage(copy, str(partial))
@@ -124,6 +124,7 @@ class Keeper:
         Raises `BrokerError` while a worker lives, or if the backup is damaged, and
         `ImproperlyConfigured` for what is no backup.
         """
+        self._database.may_open()
         if alive := workers_alive(self.folder):
             raise BrokerError(
                 f"stop the workers of {self.folder} first: {len(alive)} live "
@@ -145,7 +146,7 @@ class Keeper:
             aside = self._set_aside()
             self._database.close()
             self._database.prepare()
-            with self._opened(self.path) as target:
+            with self._store() as target:
                 if target.pragma("page_count") == 0:
                     target.pragma("auto_vacuum", "INCREMENTAL")
                     target.pragma("journal_mode", "WAL")
@@ -159,7 +160,7 @@ class Keeper:
 
         `full`: compare the indexes with the tables as well, which takes several times longer.
         """
-        with self._opened(self.path) as db:
+        with self._store() as db:
             found = _damage(db, "integrity_check" if full else "quick_check")
             if found:
                 return found
@@ -196,7 +197,7 @@ class Keeper:
                     "or leave --full out"
                 )
             self._database.read(lambda db: None)
-            with self._opened(self.path) as db:
+            with self._store() as db:
                 db.execute("VACUUM")
         else:
             while self._database.write(_shrink, durable=False):
@@ -251,7 +252,7 @@ class Keeper:
             return None
         kept = Path(f"{self.path}.before-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}")
         try:
-            with self._opened(self.path) as source:
+            with self._store() as source:
                 _refuse_damage(source, self.path)
                 os.close(os.open(kept, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
                 with self._opened(str(kept)) as copy:
@@ -270,6 +271,10 @@ class Keeper:
                     os.rename(f"{self.path}{end}", f"{kept}{end}")
             self._database.forget()
         return kept
+
+    def _store(self) -> contextlib.AbstractContextManager[apsw.Connection]:
+        self._database.may_open()
+        return self._opened(self.path)
 
     @contextlib.contextmanager
     def _opened(self, path: str) -> Iterator[apsw.Connection]:
