@@ -1058,9 +1058,12 @@ def test_a_pid_file_that_has_become_anothers_is_left_to_it(
     assert not file.exists()
 
 
+@pytest.mark.parametrize("before", [None, 0o644])
 def test_a_pid_file_can_be_locked_by_nobody_else(
-    project: Project, start: Callable[..., Running]
+    project: Project, start: Callable[..., Running], before: int | None
 ) -> None:
+    if before is not None:  # a killed worker left it behind
+        project.write("worker.pid", "1\n").chmod(before)
     worker = start("worker", "-c", "1", "--pidfile", "worker.pid")
     worker.wait_for("^ready")
 

@@ -16,6 +16,9 @@ from liteq.cli.front import Exit, Failure
 __all__ = ["holding"]
 
 _LONGEST: Final = 32  # bytes of a pid file
+# For its owner alone: whoever can read a file can hold a lock on it, and who was killed could
+# not be started again.
+_MODE: Final = 0o600
 
 
 @contextmanager
@@ -36,6 +39,8 @@ def holding(name: str) -> Iterator[None]:
             os.close(inherited.pop())
 
     os.register_at_fork(after_in_child=close_in_child)
+    with suppress(PermissionError):  # another user's, who lets us write to it
+        os.fchmod(file, _MODE)
     os.ftruncate(file, 0)
     os.write(file, b"%d\n" % os.getpid())
     try:
@@ -53,9 +58,7 @@ def holding(name: str) -> Iterator[None]:
 def _lock(name: str) -> int:
     while True:
         try:
-            # For its owner alone: whoever can read a file can hold a lock on it, and who was
-            # killed could not be started again.
-            file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, _MODE)
         except OSError as exc:
             why = "a symbolic link" if exc.errno == errno.ELOOP else exc.strerror
             raise Failure(f"--pidfile {name}: {why}", Exit.USAGE) from exc
