@@ -645,6 +645,8 @@ class Worker(Steered):
             self._wishes.ask_to_stop(COLD)
         if self._companion is not None and not self._stopping:
             self._companion.look_after(now)
+        if self._endpoint is not None:
+            self._endpoint.wake(now)
         notify = self.notify
         if notify is not None and notify.watchdog_interval and now >= self._next_watchdog:
             self._next_watchdog = now + notify.watchdog_interval

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
+import resource
 import selectors
+import signal
 import socket
 import threading
 import urllib.error
@@ -334,6 +338,45 @@ def test_a_worker_serves_its_figures_at_the_port_it_is_told(
         urllib.request.urlopen(url, timeout=5)
     app.close()
     forget_current()
+
+
+@pytest.mark.process
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="limits another process: Linux")
+@pytest.mark.parametrize(
+    "words", [("worker", "-P", "solo", "--metrics-port"), ("metrics", "--port")]
+)
+def test_a_process_without_descriptors_lets_callers_wait_and_rests(
+    start: Callable[..., Running], words: tuple[str, ...]
+) -> None:
+    running = start(*words, "0")
+    told = running.wait_for("metrics at")
+    if words[0] == "worker":
+        running.wait_for("^ready")
+    found = re.search(r"http://\S+", told)
+    assert found is not None
+    pid = running.process.pid
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    opened = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+    free = next(fd for fd in itertools.count() if fd not in opened)
+
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, before[1]))
+    with socket.create_connection(("127.0.0.1", port_of(found[0]))) as caller:
+        running.wait_for("metrics are not served for now, .*too many open files")
+        spent = processor_time(pid)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        caller.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        caller.settimeout(30)
+        assert caller.recv(15) == b"HTTP/1.1 200 OK"
+        assert processor_time(pid) - spent < 1.0
+
+    assert sum("metrics are not served" in line for line in running.lines) == 1
+    assert running.end(signal.SIGINT) == 0
+
+
+def processor_time(pid: int) -> float:
+    """Return the seconds that a process has computed."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_the_command_says_why_there_are_no_figures(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import selectors
 import sys
+import time
 from typing import Any, Final
 
 import click
@@ -55,6 +56,7 @@ def metrics(port: str | None, **options: Any) -> None:
             while True:
                 for key, mask in selector.select(_ROUND):
                     key.data(mask)
+                endpoint.wake(time.monotonic())
         except KeyboardInterrupt:
             tell("stopped")
         finally:

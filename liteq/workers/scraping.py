@@ -2,25 +2,34 @@
 
 It is for one kind of caller, that asks for one page every few seconds: no thread, so that
 a worker which serves its metrics can still fork its children, and no more than a few
-connections at a time, the oldest being dropped for a new one.
+connections at a time, the oldest being dropped for a new one. Where the process is out of
+descriptors, callers wait: the loop is not to be told of them again and again.
 """
 
 from __future__ import annotations
 
+import errno
 import selectors
 import socket
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Final
 
 from liteq.exceptions import ImproperlyConfigured
+from liteq.loggers import get_logger
+from liteq.shortage import advice
 
 __all__ = ["Endpoint", "address_of"]
 
 _MOST_CONNECTIONS: Final = 16
 _MOST_REQUEST: Final = 8192  # bytes
+_REST: Final = 5.0  # seconds: a worker's loop wakes up as often
+_SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+logger = get_logger("liteq.worker")
 
 
 def address_of(text: str) -> tuple[str, int]:
@@ -39,7 +48,8 @@ def address_of(text: str) -> tuple[str, int]:
 class Endpoint:
     """Answers `GET /metrics` with what `page()` returns, within this selector's loop.
 
-    Each key of the selector holds a function that the loop calls with the events.
+    Each key of the selector holds a function that the loop calls with the events. It calls
+    `wake()` as well, now and then.
     """
 
     def __init__(
@@ -51,6 +61,8 @@ class Endpoint:
         self._selector = selector
         self._page = page
         self._connections: dict[socket.socket, bytearray] = {}
+        self._rests_until: float | None = None
+        self._lacks = False
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         try:
             self._listener = socket.create_server(address, family=family)
@@ -67,6 +79,12 @@ class Endpoint:
         shown = f"[{host}]" if ":" in host else host
         return f"http://{shown}:{port}/metrics"
 
+    def wake(self, now: float) -> None:
+        """Hear callers again, if they had to wait long enough at this `time.monotonic()`."""
+        if self._rests_until is not None and now >= self._rests_until:
+            self._rests_until = None
+            self._selector.modify(self._listener, selectors.EVENT_READ, self._accept)
+
     def close(self) -> None:
         """Stop answering."""
         for connection in list(self._connections):
@@ -77,8 +95,11 @@ class Endpoint:
     def _accept(self, _mask: int) -> None:
         try:
             connection, _ = self._listener.accept()
-        except OSError:  # it has gone again
-            return
+        except OSError as exc:
+            if exc.errno in _SHORTAGES:
+                self._rest(exc)
+            return  # else it has gone again
+        self._lacks = False
         connection.setblocking(False)
         if len(self._connections) >= _MOST_CONNECTIONS:
             self._drop(next(iter(self._connections)))
@@ -86,6 +107,19 @@ class Endpoint:
         self._selector.register(
             connection, selectors.EVENT_READ, partial(self._receive, connection)
         )
+
+    def _rest(self, exc: OSError) -> None:
+        """Hear of no callers for a while: they stay in line, and so the listener readable."""
+        if not self._lacks:
+            self._lacks = True
+            logger.warning(
+                "metrics are not served for now, for want of what a connection takes: %s",
+                advice(exc) or exc.strerror,
+            )
+        self._rests_until = time.monotonic() + _REST
+        # A listener is never writable. It stays in the selector, by which a forked child knows
+        # what it has to close.
+        self._selector.modify(self._listener, selectors.EVENT_WRITE, self._accept)
 
     def _receive(self, connection: socket.socket, _mask: int) -> None:
         asked = self._connections.get(connection)
