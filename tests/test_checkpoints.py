@@ -76,7 +76,7 @@ def test_so_does_a_failed_call_that_is_run_again(app: Liteq, count: Any) -> None
     assert result.state == "FAILURE"
     assert describe(app, result.id)["checkpoint"] == "3"
 
-    assert list(retry(app.broker, [result.id])) == [[result.id]]
+    assert list(retry(app.broker, [result.id])) == [([result.id], {})]
     app.run_until_empty()
 
     assert app.AsyncResult(result.id).get(timeout=1) == [3, 5, 0]
