@@ -2,7 +2,8 @@
 
 A worker counts in its main process, which hears of every end: no child has a counter of
 its own, and there is no directory of files to sweep. The store's figures are read when
-somebody asks. The number of label values is bounded: what exceeds it goes by "other".
+somebody asks. The number of label values is bounded: what exceeds it goes by "other". So
+is their length: a name in the store may have megabytes.
 `prometheus_client` (the extra `prometheus`) is imported when figures are first asked for.
 """
 
@@ -28,6 +29,7 @@ from liteq.outcome import (
     Revoked,
     Succeeded,
 )
+from liteq.wording import brief
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -188,6 +190,7 @@ class Tally:
 
     def _name(self, label: str, value: str) -> str:
         known = self._names[label]
+        value = brief(value)
         if value in known:
             return value
         if len(known) >= MOST_VALUES:
@@ -229,7 +232,7 @@ class StoreCollector:
         # The longest first: should there be too many queues, those are the ones to see.
         queues = sorted(broker.queues(), key=lambda q: (-q.length, q.name))
         for number, queue in enumerate(queues):
-            name = queue.name if number < MOST_VALUES else OTHER
+            name = brief(queue.name) if number < MOST_VALUES else OTHER
             for state, count in queue.counts.items():
                 depths[name, state] = depths.get((name, state), 0.0) + count
             latencies[name,] = max(latencies.get((name,), 0.0), queue.latency or 0.0)
@@ -243,7 +246,8 @@ class StoreCollector:
         yield _gauge("liteq_workers", ((), float(len(workers))))
         ages: dict[tuple[str, ...], float] = {}
         for worker in workers[:MOST_VALUES]:
-            ages[worker.name,] = max(ages.get((worker.name,), 0.0), worker.beat_age)
+            name = brief(worker.name)
+            ages[name,] = max(ages.get((name,), 0.0), worker.beat_age)
         yield _gauge("liteq_worker_heartbeat_age_seconds", *ages.items())
         now = broker.clock.now()
         rows = broker.schedules()

@@ -229,6 +229,27 @@ def test_names_of_tasks_and_queues_are_bounded() -> None:
     assert len(tally.ended) == MOST_VALUES + 1
 
 
+def test_a_name_of_megabytes_takes_no_more_than_a_line_of_the_figures(
+    app: Liteq, broker: Broker, clock: world.FakeClock
+) -> None:
+    long = "x" * 2_000_000
+    cut = "x" * 500 + "…"
+    broker.enqueue([world.make(task=long + end, queue=long + end) for end in "ab"])
+    worker = world.enlist(broker, long + "a", name=long)
+    leases = broker.claim(worker, [long + "a"])
+    tally = Tally()
+    tally.claimed(leases, clock.now() + 1)
+    tally.settled([(one, Succeeded(b"1", 0.1)) for one in leases], [True], 3)
+
+    told, ran = exposition(StoreCollector(app)), told_by(tally)
+
+    assert len(told) < 20_000
+    assert samples(told)["liteq_queue_messages", cut, "queued"] == 1
+    assert samples(told)["liteq_queue_messages", cut, "running"] == 1
+    assert samples(told)["liteq_worker_heartbeat_age_seconds", cut] == 0
+    assert ran["liteq_worker_tasks_total", cut, cut, "succeeded"] == 1
+
+
 def test_an_id_tells_when_it_was_made() -> None:
     import time
 
