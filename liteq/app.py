@@ -116,7 +116,7 @@ class Liteq:
         self._tasks = TaskRegistry()
         self._broker: Broker | None = None
         self._said: set[str] = set()
-        self._discoveries: list[Discovery] = []
+        self.discoveries: list[Discovery] = []  # what `autodiscover_tasks()` was given
         self._task_class: type[_Task[..., Any]] | None = None
         self._bound_classes: dict[type[Any], Any] = {}
         self._schedules: Schedules | None = None
@@ -196,6 +196,7 @@ class Liteq:
         check_options(options, task if isinstance(task, type) else type(task))
         if isinstance(task, type):
             task = task()
+            task.note_made()
         for name, value in options.items():
             setattr(task, name, value)
         if not task.name:
@@ -292,14 +293,14 @@ class Liteq:
 
             taskmodules.discover(packages, related_name)
         else:
-            self._discoveries.append((packages, related_name))
+            self.discoveries.append((packages, related_name))
 
     def import_default_modules(self) -> None:
         """Import the modules of `imports` and `include`, and what is to be discovered. A
         Django project that the environment names is set up before."""
         from liteq import taskmodules  # late: it is the workers that import them
 
-        taskmodules.import_all(self, self._discoveries)
+        taskmodules.import_all(self, self.discoveries)
 
     loader_import_default_modules = import_default_modules
 
@@ -770,7 +771,9 @@ class Liteq:
             bind=bind,
             options=options,
         )
-        return self._enter(kind())
+        task = self._enter(kind())
+        task.note_made()
+        return task
 
     def _enter(self, task: _Task[..., Any]) -> _Task[..., Any]:
         self._tasks[task.name] = task

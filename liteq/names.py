@@ -12,18 +12,23 @@ import os.path
 import sys
 from typing import Any, Final
 
-__all__ = ["is_main", "is_typed", "main_name", "module_name"]
+__all__ = ["is_main", "is_typed", "main_name", "module_name", "stand_for"]
 
 # "__mp_main__" is what a spawned child of multiprocessing calls its parent's script.
 _MAIN_NAMES: Final = frozenset({"__main__", "__mp_main__"})
 
+_stood_for: str | None = None
+
 
 def main_name() -> str:
-    """Return the name under which another process would import this one's `__main__`.
+    """Return the name under which another process would import this one's `__main__`, or
+    that of the one it stands for.
 
     That is the module given to `python -m`, else the script's file name without its
     suffix. A notebook, a prompt or a zipped application has no such name: "__main__".
     """
+    if _stood_for is not None:
+        return _stood_for
     main = _main()
     spec = getattr(main, "__spec__", None)
     if spec is not None and spec.name not in _MAIN_NAMES:
@@ -33,6 +38,13 @@ def main_name() -> str:
         return "__main__"
     stem = os.path.splitext(os.path.basename(file))[0]
     return stem or "__main__"
+
+
+def stand_for(main: str) -> None:
+    """Have this process call its `__main__` what the one calls it whose script's functions
+    it runs."""
+    global _stood_for
+    _stood_for = main
 
 
 def _main() -> object:

@@ -144,6 +144,12 @@ class Schedules:
                 broken[name] = exc
         return entries, broken
 
+    def declared_once(self) -> dict[str, Mapping[str, Any]]:
+        """Return what the code has declared, but for the settings, and for what receivers of
+        `on_after_configure` declare each time."""
+        again = self._configured
+        return {name: given for name, given in self._declared.items() if name not in again}
+
     def declarations(self) -> dict[str, Mapping[str, Any]]:
         """Return what the code declares, as `beat_schedule` has it."""
         self._app.finalize()

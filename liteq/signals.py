@@ -71,6 +71,10 @@ class Connection:
         self.sender = sender
         self.target = target
 
+    @property
+    def dispatch_uid(self) -> Any:
+        return self.key[1] if isinstance(self.key, tuple) and self.key[0] == "uid" else None
+
     def hears(self, sender: Any) -> bool:
         """Tell whether a signal from this sender is for this receiver."""
         return self.sender is None or _same(self.sender, sender)

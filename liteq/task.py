@@ -154,6 +154,7 @@ class Task(Generic[P, R]):
     _defaults: Defaults | None = None
     _check: Check | None = None
     _checked: bool = False
+    _made: Mapping[str, Any] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -646,6 +647,24 @@ class Task(Generic[P, R]):
         in_class = _declared(type(self).__mro__, name)
         return None if isinstance(in_class, _FromConf) else getattr(self, name)
 
+    def note_made(self) -> None:
+        """Note what `__init__` has stored on the task, which the app has just made."""
+        object.__setattr__(self, "_made", dict(vars(self)) or _NOTHING)
+
+    def is_made_by_app(self) -> bool:
+        """Tell whether the app has made this object, as each process can for itself."""
+        return self._made is not None
+
+    def set_since_made(self) -> dict[str, Any]:
+        """Return the attributes that were set on the task since the app has made it: all of
+        them if it was given the object."""
+        made = self._made or _NOTHING
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name not in _INSIDE and (name not in made or made[name] is not value)
+        }
+
     def deliveries_allowed(self) -> int | None:
         """Return how often a call may be started in all when its process dies each time;
         None leaves that to the store. `reject_on_worker_lost=False`, said out loud, means
@@ -718,6 +737,8 @@ class AsyncTask(Task[P, R]):
 BoundTask = Task[..., Any]
 """The type of `self` in a function made a task with `bind=True`."""
 
+_NOTHING: Mapping[str, Any] = {}
+_INSIDE = frozenset({"app", "_defaults", "_check", "_checked", "_made"})
 _SENT = frozenset(
     {
         "acks_late",

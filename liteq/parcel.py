@@ -1,0 +1,505 @@
+"""What another process cannot import, as bytes: functions, classes and values of a script.
+
+dill writes values; functions and classes are written here, so that all functions of a script
+have one namespace in the other process too, as in a module: what one of them sets, the others
+see. Of that namespace goes what the functions name, in the order in which the script has it,
+and the script's classes, which arguments may be instances of.
+
+A part that is not to be copied is named instead: modules, signals, the app and its tasks.
+"""
+
+from __future__ import annotations
+
+import abc
+import builtins
+import dataclasses
+import dis
+import enum
+import io
+import marshal
+import sys
+import threading
+import typing
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from functools import cache
+from types import (
+    CellType,
+    CodeType,
+    FunctionType,
+    GetSetDescriptorType,
+    MemberDescriptorType,
+    ModuleType,
+    new_class,
+)
+from typing import Any, Final, NamedTuple
+
+from liteq import signals
+from liteq.current import current_app, current_task
+from liteq.exceptions import ImproperlyConfigured
+from liteq.local import Proxy
+from liteq.task import Task
+
+__all__ = ["Parcel", "is_importable", "is_of_script", "is_writable", "pack", "unpack"]
+
+_MAIN: Final = "__main__"
+_OF_GLOBALS: Final = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"})
+_MADE_WITH_CLASS: Final = frozenset(
+    {"__dict__", "__weakref__", "_abc_impl", "__module__", "__qualname__", "__slots__"}
+)
+_PLAIN_METACLASSES: Final = (type, abc.ABCMeta, type(typing.Protocol))
+_TYPE_VARIABLES: Final = (typing.TypeVar, typing.ParamSpec, typing.TypeVarTuple, typing.NewType)
+# Another process has its own, in nobody's hands. (dill would have the copy of an RLock held for
+# ever: that of a cached_property, say, in Python 3.11.)
+_LOCKS: Final[Mapping[type, Callable[[], Any]]] = {
+    type(made()): made for made in (threading.Lock, threading.RLock)
+}
+# What is compared by identity. Copies of it would make classes that are no dataclasses.
+_MARKS: Final[Mapping[int, str]] = {
+    id(value): name
+    for name, value in vars(dataclasses).items()
+    if type(value).__module__ == "dataclasses" and not isinstance(value, type)
+}
+
+
+class Parcel(NamedTuple):
+    """What is sent: how the other process gets the app, and parts, each with the words for it
+    in messages."""
+
+    maker: Any  # of the app: a name, or a function and its arguments
+    parts: list[tuple[str, Any]]
+
+
+def is_of_script(value: Any) -> bool:
+    """Tell whether a function or a class, or the class of a value, is defined in a script."""
+    owner = value if isinstance(value, (type, FunctionType)) else type(value)
+    return getattr(owner, "__module__", None) == _MAIN
+
+
+def is_importable(named: Any, value: Any = None) -> bool:
+    """Tell whether the other process finds a function or a class by its name, or a value by
+    that of such."""
+    found: Any = sys.modules.get(named.__module__ or "")
+    if found is None or found.__name__ == _MAIN:
+        return False
+    for part in named.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is (named if value is None else value)
+
+
+def is_writable(app: Any, value: Any) -> bool:
+    """Tell whether a value can be written."""
+    try:
+        _Wanted(app).see("it", value)
+    except ImproperlyConfigured:
+        return False
+    return True
+
+
+def pack(app: Any, parcel: Parcel) -> bytes:
+    """Return a parcel as bytes. Raises `ImproperlyConfigured` for what cannot be written."""
+    wanted = _Wanted(app)
+    for what, value in (*parcel.parts, ("the app", parcel.maker)):
+        wanted.see(what, value)
+    needed = wanted.names()
+    wanted.see_classes()
+    file = io.BytesIO()
+    pickler = _pickler_class()(file, app, wanted.scopes)
+    globals_ = list(wanted.globals())
+    named = [(at, name, key) for at, name, value in globals_ if (key := pickler.known(value))]
+    copied = [(at, name, value) for at, name, value in globals_ if not pickler.known(value)]
+    copied.sort(key=lambda one: not isinstance(one[2], FunctionType))
+    first = [one for one in copied if one[:2] in needed]
+    pickler.dump((parcel.maker, named, len(first), len(parcel.parts)))
+    for part in (*first, *(value for _, value in parcel.parts)):
+        pickler.dump(part)
+    places = []
+    for one in copied:
+        if one[:2] not in needed:
+            places.append(file.tell())
+            pickler.dump(one)
+    return marshal.dumps((file.getvalue(), places))
+
+
+def unpack(
+    data: bytes, make: Callable[[Any], Any], task_of: Callable[[Any, str], Any]
+) -> tuple[Any, list[Any], Callable[[], None]]:
+    """Return the app that `make(maker)` gives, the parts of a parcel, and what completes the
+    namespace, to be called when the app has its tasks. `task_of(app, name)` stands for one."""
+    content, places = marshal.loads(data)
+    file = io.BytesIO(content)
+    unpickler = _unpickler_class()(file, make, task_of)
+    unpickler.maker, named, copied, parts = unpickler.load()
+    for _ in range(copied):
+        at, name, value = unpickler.load()
+        unpickler.scope(at)[name] = value
+    app = unpickler.app()
+    for at, name, key in named:
+        unpickler.scope(at)[name] = unpickler.persistent_load(key)
+    found = [unpickler.load() for _ in range(parts)]
+    for place in places:
+        file.seek(place)
+        with suppress(Exception):  # no task names it: only arguments can be missing it
+            at, name, value = unpickler.load()
+            unpickler.scope(at)[name] = value
+
+    def complete() -> None:
+        for at, name, key in named:
+            if key[0] == "task" and key[1] in app.tasks:
+                unpickler.scope(at)[name] = app.tasks[key[1]]
+        # Where classes are looked for by name: those of arguments, say.
+        main = vars(sys.modules[_MAIN])
+        for scope in unpickler.scopes.values():
+            main.update({key: scope[key] for key in scope if not key.startswith("__")})
+
+    return app, found, complete
+
+
+class _Wanted:
+    """Which names of which namespaces are needed in the other process."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+        self.scopes: list[dict[str, Any]] = []
+        self._names: dict[int, set[str]] = {}
+
+    def see(self, what: str, value: Any) -> None:
+        """Note what a value needs, and what that needs in turn. Raises
+        `ImproperlyConfigured` for what cannot be written, which is told in these words."""
+        pickler = _pickler_class()(_Nowhere(), self._app, self.scopes)
+        todo = [(what, value)]
+        while todo:
+            what, value = todo.pop()
+            try:
+                pickler.dump(value)
+            except Exception as exc:
+                raise ImproperlyConfigured(
+                    f"{what} cannot be sent to another process: {type(exc).__name__}: {exc}. "
+                    "Make it inside of the function that needs it, put it and its tasks into "
+                    "a module, which each process imports, or use pool='threads'"
+                ) from exc
+            for at, names in pickler.take_names():
+                known = self._names.setdefault(at, set())
+                for name in sorted(names - known):
+                    if name in self.scopes[at]:
+                        known.add(name)
+                        todo.append((f"{name!r} of the script", self.scopes[at][name]))
+
+    def see_classes(self) -> None:
+        """Add the classes of the script that can be written."""
+        for at, scope in enumerate(self.scopes):
+            for name, value in list(scope.items()):
+                if isinstance(value, type) and is_of_script(value):
+                    alone = _Wanted(self._app)
+                    alone.scopes = self.scopes
+                    try:
+                        alone.see(name, value)
+                    except ImproperlyConfigured:
+                        continue  # nothing needs it, but for arguments perhaps
+                    alone._names.setdefault(at, set()).add(name)
+                    for where, names in alone._names.items():
+                        self._names.setdefault(where, set()).update(names)
+
+    def names(self) -> set[tuple[int, str]]:
+        return {(at, name) for at, names in self._names.items() for name in names}
+
+    def globals(self) -> Iterator[tuple[int, str, Any]]:
+        for at, scope in enumerate(self.scopes):
+            for name in [name for name in scope if name in self._names.get(at, ())]:
+                yield at, name, scope[name]
+
+
+class _Nowhere(io.RawIOBase):
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        return len(data)
+
+
+@cache
+def _pickler_class() -> Any:
+    import dill  # late: 40 ms, and only the tasks of a script need it
+
+    class Pickler(dill.Pickler):  # type: ignore[misc]  # dill ships no types
+        def __init__(self, file: Any, app: Any, scopes: list[dict[str, Any]]) -> None:
+            super().__init__(file, recurse=False)
+            self._app = app
+            self._scopes = scopes
+            self._names: dict[int, set[str]] = {}
+
+        def take_names(self) -> list[tuple[int, set[str]]]:
+            taken, self._names = self._names, {}
+            return list(taken.items())
+
+        def known(self, value: Any) -> tuple[Any, ...] | None:
+            """Return what a value is called by in the other process; None if it is to be
+            copied."""
+            kind = type(value)
+            if kind is Proxy:
+                return self._proxied(value)
+            if value is self._app:
+                return ("app",)
+            if value is self._app.conf:
+                return ("conf",)
+            if issubclass(kind, Task):
+                return self._task(value)
+            if isinstance(value, ModuleType) and sys.modules.get(value.__name__) is value:
+                return ("module", value.__name__)
+            if kind is signals.Signal:
+                return _signal(value)
+            if id(value) in _MARKS:
+                return ("mark", _MARKS[id(value)])
+            return None
+
+        def _task(self, task: Any) -> tuple[Any, ...]:
+            if task.app is self._app and task.name in self._app.tasks:
+                return ("task", task.name)
+            if is_importable(type(task), task):
+                return ("member", type(task).__module__, type(task).__qualname__)
+            raise TypeError(f"{task!r} is a task of another app")
+
+        def _proxied(self, value: Any) -> tuple[Any, ...] | None:
+            for name, one in (("current_app", current_app), ("current_task", current_task)):
+                if value is one:
+                    return ("current", name)
+            return self.known(value._get_current_object())
+
+        def persistent_id(self, value: Any) -> tuple[Any, ...] | None:
+            if type(value) is dict:
+                for at, scope in enumerate(self._scopes):
+                    if value is scope:
+                        return ("scope", at)
+                return None
+            return self.known(value)
+
+        def reducer_override(self, value: Any) -> Any:
+            kind = type(value)
+            if kind is FunctionType and not is_importable(value):
+                return self._function(value)
+            if kind in _TYPE_VARIABLES and value.__module__ == _MAIN:
+                return _type_variable, (kind, value.__name__, *_arguments(value))
+            if kind in _LOCKS:
+                return _LOCKS[kind], ()
+            if kind is CellType:
+                return _cell, (), _contents(value), None, None, _fill_cell
+            if isinstance(value, type) and _is_made_here(value):
+                if isinstance(value, enum.EnumMeta):
+                    return _enum, (kind, value.__name__, value.__bases__, _members(value))
+                if kind in _PLAIN_METACLASSES or is_of_script(kind):
+                    return self._class(value)
+            return NotImplemented
+
+        def dump(self, value: Any) -> None:
+            with warnings.catch_warnings():
+                # It would name what nobody finds there: a model of pydantic, say.
+                warnings.simplefilter("error", dill.PicklingWarning)
+                super().dump(value)
+
+        def _function(self, function: FunctionType) -> Any:
+            scope = function.__globals__
+            module: Any = sys.modules.get(scope.get("__name__", ""))
+            home: Any = _Home(module.__name__) if _is_home(module, scope) else scope
+            if home is scope:
+                at = self._number(scope)
+                names = set(_names_in(function.__code__))
+                self._names.setdefault(at, set()).update(names)
+            state = {
+                "__defaults__": function.__defaults__,
+                "__kwdefaults__": function.__kwdefaults__,
+                "__annotations__": _annotations(function),
+                "__doc__": function.__doc__,
+                "__module__": function.__module__,
+                "__qualname__": function.__qualname__,
+            }
+            args = function.__code__, home, function.__name__, function.__closure__
+            return _function, args, (state, function.__dict__), None, None, _fill_function
+
+        def _number(self, scope: dict[str, Any]) -> int:
+            for at, known in enumerate(self._scopes):
+                if known is scope:
+                    return at
+            self._scopes.append(scope)
+            return len(self._scopes) - 1
+
+        def _class(self, kind: type) -> Any:
+            first, members = _skeleton(kind)
+            args = type(kind), kind.__name__, kind.__bases__, first
+            return _class, args, members, None, None, _fill_class
+
+    return Pickler
+
+
+@cache
+def _unpickler_class() -> Any:
+    import dill  # late: 40 ms, and only the tasks of a script need it
+
+    class Unpickler(dill.Unpickler):  # type: ignore[misc]  # dill ships no types
+        maker: Any = None
+
+        def __init__(self, file: Any, make: Callable[[Any], Any], task_of: Any) -> None:
+            super().__init__(file, ignore=True)
+            self._make = make
+            self._task_of = task_of
+            self._app: Any = None
+            self.scopes: dict[int, dict[str, Any]] = {}
+
+        def app(self) -> Any:
+            if self._app is None:
+                self._app = self._make(self.maker)
+            return self._app
+
+        def scope(self, at: int) -> dict[str, Any]:
+            fresh = {"__name__": _MAIN, "__builtins__": builtins}
+            return self.scopes.setdefault(at, fresh)
+
+        def persistent_load(self, key: tuple[Any, ...]) -> Any:
+            match key:
+                case ("scope", at):
+                    return self.scope(at)
+                case ("app",):
+                    return self.app()
+                case ("conf",):
+                    return self.app().conf
+                case ("task", name):
+                    return self._task_of(self.app(), name)
+                case ("module", name):
+                    __import__(name)
+                    return sys.modules[name]
+                case ("member", module, name):
+                    return self.find_class(module, name)
+                case ("signal", name):
+                    return vars(signals)[name]
+                case ("current", name):
+                    return {"current_app": current_app, "current_task": current_task}[name]
+                case (_, name):
+                    return vars(dataclasses)[name]
+
+    return Unpickler
+
+
+def _signal(signal: signals.Signal) -> tuple[Any, ...] | None:
+    return ("signal", signal.name) if vars(signals).get(signal.name) is signal else None
+
+
+class _Home(NamedTuple):
+    """The namespace of a module that the other process imports."""
+
+    module: str
+
+
+def _is_home(module: Any, scope: dict[str, Any]) -> bool:
+    return module is not None and module.__name__ != _MAIN and vars(module) is scope
+
+
+def _is_made_here(kind: type) -> bool:
+    return kind.__module__ == _MAIN or ("<locals>" in kind.__qualname__)
+
+
+def _names_in(code: CodeType) -> Iterator[str]:
+    """Yield which globals code names, and the code inside of it."""
+    for one in dis.get_instructions(code):
+        if one.opname in _OF_GLOBALS:
+            yield one.argval
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _names_in(inner)
+
+
+# Each is made empty first and filled then: they may contain themselves.
+
+
+def _function(code: CodeType, home: Any, name: str, closure: Any) -> FunctionType:
+    scope = vars(__import__(home.module, fromlist=["_"])) if isinstance(home, _Home) else home
+    return FunctionType(code, scope, name, None, closure)
+
+
+def _fill_function(function: Any, state: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    for name, value in state[0].items():
+        setattr(function, name, value)
+    function.__dict__.update(state[1])
+
+
+def _annotations(function: FunctionType) -> dict[str, Any]:
+    try:
+        return function.__annotations__
+    except NameError:  # from Python 3.14 on they are worked out when they are asked for
+        return {}
+
+
+def _cell() -> CellType:
+    return CellType()
+
+
+def _contents(cell: CellType) -> tuple[Any, ...] | None:
+    try:
+        return (cell.cell_contents,)
+    except ValueError:  # nothing is in it yet
+        return None
+
+
+def _fill_cell(cell: CellType, contents: tuple[Any, ...]) -> None:
+    cell.cell_contents = contents[0]
+
+
+def _arguments(variable: Any) -> tuple[Any, ...]:
+    """Return what a type variable is made with, besides its name."""
+    if isinstance(variable, typing.NewType):
+        return (variable.__supertype__,)
+    return tuple(getattr(variable, "__constraints__", ()))
+
+
+def _type_variable(kind: Any, *args: Any) -> Any:
+    made = kind(*args)
+    made.__module__ = _MAIN
+    return made
+
+
+def _skeleton(kind: type) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what a class is made with, and what is put into it then."""
+    members = vars(kind)
+    first = {
+        name: members[name]
+        for name in ("__module__", "__qualname__", "__slots__", "__orig_bases__")
+        if name in members
+    }
+    first.setdefault("__qualname__", kind.__qualname__)
+    slots = MemberDescriptorType, GetSetDescriptorType
+    rest = {
+        name: value
+        for name, value in members.items()
+        if name not in _MADE_WITH_CLASS and not isinstance(value, slots)
+    }
+    return first, rest
+
+
+def _class(meta: type, name: str, bases: tuple[type, ...], first: dict[str, Any]) -> type:
+    return new_class(name, bases, {"metaclass": meta}, lambda space: space.update(first))
+
+
+def _fill_class(kind: type, members: dict[str, Any]) -> None:
+    for name, value in members.items():
+        type.__setattr__(kind, name, value)
+
+
+def _members(kind: Any) -> dict[str, Any]:
+    """Return what the body of an Enum says."""
+    own = {name: member.value for name, member in kind.__members__.items()}
+    made = vars(kind)
+    rest = {
+        name: value
+        for name, value in made.items()
+        if name not in own
+        and (isinstance(value, (FunctionType, classmethod, staticmethod, property)))
+        and vars(enum.Enum).get(name) is not value
+        and name not in ("__new__", "_generate_next_value_", "_new_member_")
+    }
+    return {"__module__": kind.__module__, "__qualname__": kind.__qualname__, **rest, **own}
+
+
+def _enum(meta: Any, name: str, bases: tuple[type, ...], members: dict[str, Any]) -> Any:
+    space = meta.__prepare__(name, bases)
+    for key, value in members.items():
+        space[key] = value
+    return meta.__new__(meta, name, bases, space)
