@@ -441,3 +441,55 @@ def test_what_cannot_be_sent_is_told_to_the_caller(
     assert done.returncode == 0, done.stderr
     assert what in done.stdout
     assert done.stderr == ""
+
+
+OF_MODULE = """
+from helpers import elsewhere, other
+from liteq.signals import task_prerun
+
+
+@task_prerun.connect
+def heard(**_):
+    print("heard", flush=True)
+
+
+@other.task
+def own():
+    return elsewhere.name
+
+
+if __name__ == "__main__":
+    with other.worker(concurrency=1, pool="prefork"):
+        print(elsewhere.delay().get(timeout=20), own.delay().get(timeout=20))
+"""
+WITH_BEAT = """
+from liteq import Liteq
+
+app = Liteq("shop")
+
+
+@app.task
+def tick():
+    pass
+
+
+app.add_periodic_task(3600, tick, name="hourly")
+
+if __name__ == "__main__":
+    with app.worker(concurrency=1, pool="prefork", beat=True):
+        while not app.schedules.list():
+            tick.delay().get(timeout=20)
+    print([entry.name for entry in app.schedules.list()])
+"""
+
+
+def test_what_a_script_adds_to_the_app_of_a_module_is_known_in_its_children(
+    tmp_path: Path,
+) -> None:
+    done = ran(tmp_path, OF_MODULE)
+
+    assert done.stdout.split() == ["heard", "heard", "None", "helpers.elsewhere"], done.stderr
+
+
+def test_the_periodic_entries_of_a_script_are_declared_in_its_children(tmp_path: Path) -> None:
+    assert ran(tmp_path, WITH_BEAT).stdout == "['hourly']\n"
