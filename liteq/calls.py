@@ -140,7 +140,9 @@ def with_options(
     Raises `TypeError` for an option that does not exist, `ValueError` for a value that
     cannot be.
     """
-    stamped = tuple(options.get("stamped_headers") or ())
+    stamped = tuple(
+        _text("a stamped header", name) for name in options.get("stamped_headers") or ()
+    )
     if not options.keys() <= _KNOWN:
         refuse_unknown(options, _KNOWN.union(stamped), "a call")
     hard = options.get("time_limit", message.time_limit)

@@ -320,6 +320,30 @@ _is_usual: Final = re.compile(
     rf'"v":{VERSION}\}}'
 ).fullmatch
 
+# The types that the fields have in an envelope, and the entries of those that are lists.
+_TEXT: Final = (str, type(None))
+_Kinds: TypeAlias = Mapping[str, tuple[type, ...]]
+_KINDS: Final[_Kinds] = {
+    **dict.fromkeys(("root_id", "parent_id", "group_id", "shadow", "argsrepr"), _TEXT),
+    **dict.fromkeys(("kwargsrepr", "origin", "reply_to", "gather", "node"), _TEXT),
+    **dict.fromkeys(("on_conflict", "checkpoint", "signature"), _TEXT),
+    **dict.fromkeys(("headers", "properties", "stamps"), (dict, type(None))),
+    **dict.fromkeys(("countdown", "expires_in"), (int, float, type(None))),
+    **dict.fromkeys(("unique_for", "max_wait"), (int, float, type(None))),
+    **dict.fromkeys(("replaced_task_nesting", "requeued"), (int,)),
+    **dict.fromkeys(("store_errors", "immutable", "has_links", "errback"), (bool,)),
+    **dict.fromkeys(("stamped_headers", "keywords", "takes", "within"), (type(None),)),
+    "content_type": (str,),
+    "group_index": (int, type(None)),
+}
+_LISTS: Final[_Kinds] = {
+    "stamped_headers": (str,),
+    "keywords": _TEXT,
+    "takes": (list,),
+    "within": (str,),
+}
+_TAKES: Final = ((str, int, str), (str, int, str, int))
+
 
 def _rest_of(text: str) -> _Rest:
     """Return the fields of an envelope, with the defaults of those that it does not hold."""
@@ -342,23 +366,47 @@ def _read_envelope(text: str) -> dict[str, Any]:
     try:
         fields: dict[str, Any] = json.loads(text)
         version = fields.pop("v")
-        for name in ("stamped_headers", "keywords", "within"):
-            if fields.get(name) is not None:
-                fields[name] = tuple(fields[name])
-        if fields.get("takes") is not None:
-            fields["takes"] = tuple(Take(*take) for take in fields["takes"])
-        later = version > VERSION
-        counted = isinstance(fields.get("requeued", 0), int)
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as exc:
         raise DecodeError(f"the envelope of a message is damaged: {text:.200}") from exc
-    if not counted:
-        raise DecodeError(f"the envelope of a message has no number of starts: {text:.200}")
-    if later:
+    if type(version) is not int:
+        raise DecodeError(f"the envelope of a message is damaged: {text:.200}")
+    if version > VERSION:
         raise DecodeError(
             f"the message was written by a later liteq (envelope version {version}, "
             f"this liteq reads up to {VERSION}): upgrade this worker"
         )
+    for name, value in fields.items():
+        kind = type(value)
+        if kind is list and name in _LISTS:
+            fields[name] = _read_list(name, value)
+        elif kind not in _KINDS.get(name, (kind,)):  # an unknown one is not of this function
+            raise _misfit(name, kind)
     return fields
+
+
+def _read_list(name: str, value: list[Any]) -> tuple[Any, ...]:
+    kinds = _LISTS[name]
+    for one in value:
+        if type(one) not in kinds:
+            raise _misfit(name, type(one))
+    return tuple(map(_read_take, value)) if name == "takes" else tuple(value)
+
+
+def _read_take(value: list[Any]) -> Take:
+    kinds = tuple(map(type, value))
+    if kinds not in _TAKES:
+        raise DecodeError(
+            "the envelope of a message is damaged: an entry of takes has values of "
+            f"{', '.join(kind.__name__ for kind in kinds[:5]) or 'nothing'}"
+        )
+    return Take(*value)
+
+
+def _misfit(name: str, kind: type) -> DecodeError:
+    # Not the value: a header may be a secret.
+    return DecodeError(
+        f"the envelope of a message is damaged: {kind.__name__} is no type of {name}"
+    )
 
 
 class Rule(NamedTuple):

@@ -102,6 +102,31 @@ HOSTILE = (
         "envelope",
         envelope=f'{{"keywords": 7, "v": {VERSION}}}',
     ),
+    *(
+        Hostile(
+            f"an envelope with {name} of a wrong type",
+            GOOD,
+            f"no type of {name}",
+            envelope=f'{{"{name}":{value},"v":{VERSION}}}',
+        )
+        for name, value in (
+            ("headers", "[1]"),
+            ("stamps", "3"),
+            ("stamped_headers", '"ab"'),
+            ("stamped_headers", "[1]"),
+            ("countdown", '"soon"'),
+            ("group_index", "1.5"),
+            ("has_links", '"yes"'),
+            ("root_id", "{}"),
+            ("requeued", "true"),
+        )
+    ),
+    Hostile(
+        "an envelope with inputs of wrong types",
+        GOOD,
+        "an entry of takes",
+        envelope=f'{{"takes":[["a","b","c"]],"v":{VERSION}}}',
+    ),
 )
 
 

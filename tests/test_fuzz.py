@@ -17,7 +17,8 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from random import Random
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
 from api import app_in_memory
@@ -30,7 +31,7 @@ from liteq.delivery import Delivery
 from liteq.exceptions import DecodeError, LiteqError
 from liteq.executor import Executor, ExecutorSettings
 from liteq.ids import new_id
-from liteq.message import PACKED_FIELDS, VERSION, Message
+from liteq.message import PACKED_FIELDS, VERSION, Message, Take
 from liteq.outcome import Failed, Outcome, Succeeded
 from liteq.serializers import dumps_call
 
@@ -110,7 +111,8 @@ def app() -> Iterator[Liteq]:
 
         @app.task(name="shop.take", bind=True)
         def take(self: Any, *args: Any, **kwargs: Any) -> str:
-            return repr((self.request.headers, self.request.stamps, args, kwargs))
+            noticed = [getattr(self.request, name, None) for name in dir(self.request)]
+            return repr((noticed, args, kwargs))
 
         @app.task(name="shop.count")
         def count(items: list[Any]) -> int:
@@ -188,13 +190,42 @@ envelopes = (
 @given(envelope=envelopes)
 @example(envelope=f'{{"headers": [], "v": {VERSION}}}')
 @example(envelope=f'{{"requeued": [], "v": {VERSION}}}')
+@example(envelope=f'{{"takes": [["a", 1, "x", 2]], "keywords": ["k", null], "v": {VERSION}}}')
+@example(envelope=f'{{"countdown": NaN, "root_id": "\\ud800", "v": {VERSION}}}')
+@example(envelope=f'{{"headers": {{"a": [1]}}, "group_index": {10**300}, "v": {VERSION}}}')
 def test_a_random_envelope_ends_in_an_outcome(app: Liteq, envelope: str) -> None:
     forged = forge(HOSTILE[0]._replace(body=b"[[1], {}]", envelope=envelope), "shop.take")
 
     ended = run(app, forged)
 
-    assert isinstance(ended, Succeeded | Failed)
+    if isinstance(ended, Failed):
+        assert ended.dead is not None
+    else:
+        assert isinstance(ended, Succeeded)
+        message = Message.unpack(forged.pack())
+        for name in Message._fields[len(PACKED_FIELDS) - 1 :]:
+            assert has_type(getattr(message, name), TYPES[name]), name
     assert outcome.decode(outcome.encode(ended)) == ended
+
+
+def has_type(value: Any, declared: Any) -> bool:
+    """Tell whether a value read from JSON has a type as it is declared."""
+    origin, args = get_origin(declared), get_args(declared)
+    if origin in (Union, UnionType):
+        return any(has_type(value, one) for one in args)
+    if origin is tuple:
+        return type(value) is tuple and all(has_type(one, args[0]) for one in value)
+    if origin is not None:
+        return isinstance(value, origin)
+    if declared is float:
+        return type(value) in (int, float)
+    if declared is Take:
+        kinds = get_type_hints(Take)
+        return type(value) is Take and all(map(has_type, value, kinds.values()))
+    return type(value) is declared
+
+
+TYPES = get_type_hints(Message)
 
 
 records = st.builds(

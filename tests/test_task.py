@@ -453,6 +453,7 @@ def test_a_value_out_of_its_range_is_an_error(app: Liteq, options: Any, complain
         ({"link": 5}, "link takes signatures"),
         ({"task_id": 5}, "task_id is text, not 5"),
         ({"shadow": 5}, "shadow is text, not 5"),
+        ({"stamped_headers": [5]}, "a stamped header is text, not 5"),
         ({"root_id": 5}, "root_id is text, not 5"),
         ({"retries": "x"}, "retries is a whole number, not 'x'"),
         ({"result_expires": "1h"}, "result_expires is a number of seconds, not '1h'"),
