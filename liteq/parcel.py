@@ -282,6 +282,8 @@ def _pickler_class() -> Any:
                 return _type_variable, (kind, value.__name__, *_arguments(value))
             if kind in _LOCKS:
                 return _LOCKS[kind], ()
+            if kind is CodeType:  # dill asks it for what Python 3.15 has taken away
+                return marshal.loads, (marshal.dumps(value),)
             if kind is CellType:
                 return _cell, (), _contents(value), None, None, _fill_cell
             if isinstance(value, type) and _is_made_here(value):

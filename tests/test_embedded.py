@@ -395,7 +395,7 @@ def test_a_closed_app_leaves_no_file_open(kind: str, tmp_path: Path) -> None:
         for name in os.listdir("/proc/self/fd"):
             with suppress(FileNotFoundError):  # the one that lists them
                 found.add((name, os.readlink(f"/proc/self/fd/{name}")))
-        return found
+        return {one for one in found if ".so" not in one[1]}  # libffi keeps itself open
 
     match kind:
         case "sqlite":
