@@ -389,7 +389,8 @@ class Worker(Steered):
             return
         try:
             if unsettled := self._attempts.settlements:
-                self._broker.step(self._membership.id, settlements=unsettled)
+                notes = self._attempts.notes()
+                self._broker.step(self._membership.id, settlements=unsettled, notes=notes)
             if self._teller.heard:
                 self._teller.offline(active=0, processed=self.totals.total())
                 self._teller.flush(self._broker)

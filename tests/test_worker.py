@@ -1138,6 +1138,41 @@ def test_of_what_a_task_says_while_the_store_is_away_the_last_is_kept(app: Liteq
         wait_until(lambda: result.state == "RETRY")
 
 
+class BuggyBroker(SickBroker):
+    """A store that fails once in a way that nobody has foreseen."""
+
+    bug: Exception | None = None
+
+    def _check(self) -> None:
+        if self.bug is not None:
+            bug, self.bug = self.bug, None
+            self.error = None
+            raise bug
+        super()._check()
+
+
+def test_what_an_unforeseen_error_has_given_back_keeps_its_checkpoint(app: Liteq) -> None:
+    broker = app.broker = BuggyBroker(None, lease_timeout=60)
+    go = threading.Event()
+    worker = Worker(app, pool="threads", concurrency=1, install_signals=False)
+
+    @app.task(bind=True)
+    def work(self: Any) -> None:
+        broker.error = BrokerUnavailable("no store today")
+        self.checkpoint("kept")
+        wait_until(worker._attempts.notes)
+        broker.bug = RuntimeError("a bug")
+        go.wait(10)
+
+    result = work.delay()
+    with pytest.raises(RuntimeError, match="a bug"):
+        worker.run()
+    go.set()
+
+    assert record(app, result.id).state == "queued"
+    assert record(app, result.id).message.checkpoint == '"kept"'
+
+
 class LitteredBroker(SqliteBroker):
     """A store with work for `slices` slices of upkeep, each of which takes `cost` seconds."""
 
