@@ -4,7 +4,8 @@ Run:  python examples/checkpoints.py
 
 `self.checkpoint(value)` keeps how far the call has come, in its message. The next attempt
 finds it as `self.request.checkpoint`: after a death, a retry, a stop of the worker, or
-`liteq retry` of a call that failed.
+`liteq retry` of a call that failed. A stop of `liteq worker` need not wait for such a task:
+it ends at its next checkpoint, and goes on in the next worker.
 
 Prints:
     attempt 1: from row 0

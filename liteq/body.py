@@ -175,6 +175,11 @@ class Body:
         token.interrupt()
         return True
 
+    def runs(self) -> bool:
+        """Tell whether the body of the present attempt has begun, has not ended, and was not
+        interrupted."""
+        return self.attempt in self._tokens
+
     def close(self) -> None:
         """End the loop, and what is still running on it."""
         loop, self._loop = self._loop, None

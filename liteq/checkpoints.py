@@ -3,6 +3,9 @@
 A checkpoint travels in the envelope of the call's message, so the attempt after this one is
 given it whichever way it comes about: a retry, a child or a worker that died, a stop, a
 failed call that is run again. It is written by a note, in the worker's next step.
+
+A worker that stops need not wait for such an attempt: at its next checkpoint it is ended and
+given back.
 """
 
 from __future__ import annotations
@@ -10,10 +13,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from liteq import serializers
-from liteq.exceptions import MessageTooLarge
+from liteq.exceptions import Interrupted, MessageTooLarge
 
 if TYPE_CHECKING:
     from liteq.context import Context
+    from liteq.message import Message
     from liteq.signing import Signer
 
 __all__ = ["MOST", "keep", "read"]
@@ -34,7 +38,16 @@ def keep(request: Context, value: Any, signer: Signer | None) -> None:
         request.checkpoint = value
         return
     message = message._replace(checkpoint=None if value is None else data.decode())
-    request.rewrite(message if signer is None else signer.sign(message))
+    left = request.rewrite(message if signer is None else signer.sign(message))
+    if left and value is not None and _may_end(request, message):
+        request.interrupted = True
+        raise Interrupted("the worker stops: the call goes on from its checkpoint in another")
+
+
+def _may_end(request: Context, message: Message) -> bool:
+    """Tell whether the attempt can be given back: not if it is never to be started twice, nor
+    if the task has already said what is to come of it."""
+    return message.acks_late and request.retry is None and request.replaced is None
 
 
 def read(text: str | None) -> Any:

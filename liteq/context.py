@@ -30,7 +30,8 @@ __all__ = [
     "stack",
 ]
 
-Report: TypeAlias = "Callable[[Said], None]"
+# Takes what a task says; true if the worker is to stop, and can be left with what was said.
+Report: TypeAlias = "Callable[[Said], bool]"
 
 
 class _Stored:
@@ -79,6 +80,7 @@ class Context:
     replaced: Replaced | None = None  # asked for with `replace()`
     added: Any = None  # what `add_to_chord()` adds when the attempt ends well
     body_called: bool = False  # by an overridden `__call__`
+    interrupted: bool = False  # told by `checkpoint()` to end and go on in another worker
     waited: bool = False  # for other messages, before it was due
     rewritten: bool = False  # its message is another than was delivered
     _task: Any = None  # the object that runs; `task` is its name, which apps may share
@@ -177,14 +179,16 @@ class Context:
             self._message = Message.unpack(self._packed)
         return self._message
 
-    def rewrite(self, message: Message) -> None:
-        """Have the next attempt be of this message, which differs by its envelope alone."""
+    def rewrite(self, message: Message) -> bool:
+        """Have the next attempt be of this message, which differs by its envelope alone. Tell
+        whether it could be another worker's at once, since this one is to stop."""
         self._message = message
         self.rewritten = True
-        if self.report is not None:
-            from liteq.brokers.values import Rewrite  # late: few tasks do it
+        if self.report is None:
+            return False
+        from liteq.brokers.values import Rewrite  # late: few tasks do it
 
-            self.report(Rewrite(message.pack()[-1]))
+        return self.report(Rewrite(message.pack()[-1]))
 
     @property
     def children(self) -> list[Any]:

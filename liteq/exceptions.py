@@ -33,6 +33,7 @@ __all__ = [
     "Ignore",
     "ImproperlyConfigured",
     "IncompleteStream",
+    "Interrupted",
     "InvalidSignature",
     "InvalidTaskError",
     "LiteqError",
@@ -320,6 +321,15 @@ class SoftTimeLimitExceeded(Exception):
 
     def __str__(self) -> str:
         return f"SoftTimeLimitExceeded{self.args!r}"
+
+
+class Interrupted(BaseException):
+    """Raised by `Task.checkpoint()`, once it has kept its value, when the worker stops: the
+    call goes on from there in the next worker.
+
+    It is no `Exception`, so that `except Exception` in a task lets it through. Raised by
+    anything else it fails the task.
+    """
 
 
 class WorkerShutdown(SystemExit):

@@ -10,7 +10,7 @@ The order, which is Celery's:
     success:  on_success · task_success · log · after_return · task_postrun
     failure:  on_failure · task_failure · log · after_return · task_postrun
     retry:    on_retry   · task_retry   · log · task_postrun
-    ignored, rejected, replaced:          log · task_postrun
+    ignored, rejected, replaced, interrupted:  log · task_postrun
 
 All of it happens before the outcome is returned, so it is a part of the attempt: if the
 process dies in a hook, the message is delivered again. (Celery stores the outcome before
@@ -38,6 +38,7 @@ from liteq.djangothread import bridge
 from liteq.einfo import ExceptionInfo, line, summary
 from liteq.exceptions import (
     Ignore,
+    Interrupted,
     InvalidSignature,
     MessageTooLarge,
     NotRegistered,
@@ -49,7 +50,7 @@ from liteq.exceptions import (
 from liteq.loggers import get_logger
 from liteq.message import Message, Packed
 from liteq.options import due_at
-from liteq.outcome import Failed, Ignored, Outcome, Retried, Revoked, Succeeded
+from liteq.outcome import Failed, Ignored, Outcome, Released, Retried, Revoked, Succeeded
 from liteq.plan import Plan, TaskLike, is_async
 from liteq.redaction import hide
 from liteq.retry import exhausted, give_up
@@ -80,6 +81,7 @@ __all__ = [
 logger = get_logger("liteq.executor")
 
 _new: Final = tuple.__new__  # a third of what Succeeded(...) costs, for each task
+_PASSING: Final = (KeyboardInterrupt, SystemExit, Interrupted)  # through an eager call
 
 
 class ExecutorSettings(NamedTuple):
@@ -323,9 +325,11 @@ class _Attempt:
             error = self._replaced_already(self.context.replaced, error)
         if error is None:
             return self._succeeded(value, self._runtime())
-        if self.context.is_eager and isinstance(error, (KeyboardInterrupt, SystemExit)):
+        if self.context.is_eager and isinstance(error, _PASSING):
             raise error
         runtime = self._runtime()
+        if self.context.interrupted and _is_interruption(error):
+            return self._interrupted(error, runtime)
         if self.plan.policy.catches(error):
             error = self._retry_by_itself(error)
         elif isinstance(error, Retry):
@@ -568,6 +572,20 @@ class _Attempt:
             outcome = Failed(error, runtime, children=self._trail())
         return Ended(outcome, exc=exc)
 
+    def _interrupted(self, exc: BaseException, runtime: float) -> Ended:
+        """End an attempt that was left at its checkpoint, since the worker stops. It goes on in
+        another, and what it has been here counts as little as what a stop gives back."""
+        self._log(
+            logging.INFO,
+            "Task %s[%s] interrupted after %.3fs: the worker stops; it goes on from its "
+            "checkpoint at the next start",
+            runtime,
+            outcome="released",
+            runtime=runtime,
+        )
+        self._postrun(states.REJECTED, exc)
+        return Ended(Released(), exc=exc)
+
     def _changes(self, changes: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return what a retry changes in the message, its last checkpoint included."""
         if not self.context.rewritten:
@@ -709,6 +727,13 @@ class _Attempt:
         if exc_info is not None:  # as text: a handler would format the exception itself
             record.exc_text = ExceptionInfo(exc_info, secrets).traceback
         logger.handle(record)
+
+
+def _is_interruption(error: BaseException) -> bool:
+    """Tell whether this is what a checkpoint raised, alone or in a `TaskGroup`."""
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(Interrupted)[1] is None
+    return isinstance(error, Interrupted)
 
 
 def _dead(exc: BaseException, reason: str) -> Ended:

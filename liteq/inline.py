@@ -146,8 +146,9 @@ class InlineWorker:
         return Ran(lease, ended, began)
 
     def _reporter(self, lease: Lease) -> Report:
-        def report(said: Said) -> None:
+        def report(said: Said) -> bool:
             self._broker.step(self._id, notes=[(lease, said)])
+            return False
 
         return report
 

@@ -557,6 +557,10 @@ class Task(Generic[P, R]):
         again, and is never left out. Values are those of JSON and liteq's own types, 64 KiB at
         most. Raises `EncodeError` or `MessageTooLarge`, and `RuntimeError` where the attempt is
         not known: in a thread that the task has begun without its context.
+
+        When `liteq worker` is told to stop, this keeps the value (if it is not None) and raises
+        `Interrupted`, a `BaseException`: the attempt ends here, and the next worker goes on.
+        Not with `acks_late=False`, nor in a worker inside a program, which finishes what runs.
         """
         from liteq import checkpoints  # late: few tasks do it
 

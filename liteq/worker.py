@@ -91,6 +91,7 @@ class Worker(Steered):
     warm stop waits for running tasks before it gives them back. `burst`: stop when
     nothing is claimable. Time limits are seconds, memory is KiB. `install_signals` is to
     be False outside of the main thread; `interrupts`: those of a terminal stop it, too.
+    `hands_over`: a stop ends tasks at their next checkpoint, for the next worker to go on with.
     `beat`: fire periodic tasks as well, with this `scheduler` in place of liteq's own, if
     one is named. `metrics`: "[host:]port" to serve this worker's figures at. `patient`: wait
     for a store that cannot be reached yet, as the settings say, in place of ending.
@@ -117,6 +118,7 @@ class Worker(Steered):
         on_ready: Callable[[], None] | None = None,
         install_signals: bool = True,
         interrupts: bool = True,
+        hands_over: bool = False,
         beat: bool = False,
         scheduler: Any = None,
         metrics: str | None = None,
@@ -154,6 +156,7 @@ class Worker(Steered):
         self.on_ready = on_ready
         self.install_signals = install_signals
         self.interrupts = interrupts
+        self.hands_over = hands_over
         self.beat = beat
         self.scheduler = scheduler
         self.metrics = metrics or conf.worker_metrics_port
@@ -306,6 +309,7 @@ class Worker(Steered):
             max_memory_per_child=self.max_memory_per_child,
             at_fork=self._forget_wake_up,
             before_child=partial(self._announce, signals.worker_before_create_process, self),
+            stopping=self._hands_over_now,
         )
         if self.pool.kind == "prefork":
             # Every connection is closed for the fork anyway; doing it here keeps the
@@ -740,6 +744,11 @@ class Worker(Steered):
                 logger.warning("stopping now: %s given back", _count("running task", running))
             self._deadline = time.monotonic() + _LAST_TRIES
             pool.stop(kill=True)
+
+    def _hands_over_now(self) -> bool:
+        """Tell whether tasks are to end at their next checkpoint. Asked from any thread: in a
+        solo pool while the loop stands still."""
+        return self.hands_over and self._wishes.stop > 0
 
     def _is_over(self, pool: Pool) -> bool:
         attempts = self._attempts

@@ -627,7 +627,7 @@ def test_errors_can_be_caught_under_celerys_names() -> None:
 
 def test_every_error_has_one_root_and_control_flow_has_another() -> None:
     steering = {"Ignore", "Reject", "Retry", "TaskPredicate"}
-    apart = {"SoftTimeLimitExceeded", "WorkerShutdown", "WorkerTerminate"}
+    apart = {"Interrupted", "SoftTimeLimitExceeded", "WorkerShutdown", "WorkerTerminate"}
 
     for name in exceptions.__all__:
         kind = getattr(exceptions, name)

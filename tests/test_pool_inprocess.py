@@ -44,8 +44,8 @@ class TinyRunner:
     def __init__(self) -> None:
         self._body = Body()
 
-    def start(self) -> None:
-        pass
+    def start(self, stopping: Callable[[], bool]) -> None:
+        ASKED.append(stopping)
 
     def stop(self) -> None:
         STOPPED.append(self)
@@ -95,6 +95,19 @@ def say(count: int, report: Report) -> bytes:
 def blocked(name: str, report: Report) -> bytes:
     assert GATES[name].wait(20)
     return b"passed"
+
+
+def ask(arg: None, report: Report) -> bytes:
+    """Work until the worker is to stop."""
+    while not ASKED[0]():
+        report(b"working")
+    return b"left"
+
+
+async def async_ask(arg: None, report: Report) -> bytes:
+    while not await asyncio.to_thread(ASKED[0]):
+        report(b"working")
+    return b"left"
 
 
 async def async_blocked(name: str, report: Report) -> bytes:
@@ -147,6 +160,7 @@ async def async_mark(key: int, report: Report) -> bytes:
 
 RUNS: Counter[int] = Counter()
 STOPPED: list[TinyRunner] = []
+ASKED: list[Callable[[], bool]] = []
 LEFT: list[asyncio.Task[None]] = []
 GATES: dict[str, threading.Event] = {}
 OPS: dict[str, Callable[[Any, Report], Any]] = {
@@ -156,6 +170,8 @@ OPS: dict[str, Callable[[Any, Report], Any]] = {
     "say": say,
     "blocked": blocked,
     "mark": mark,
+    "ask": ask,
+    "async_ask": async_ask,
     "async_blocked": async_blocked,
     "async_echo": async_echo,
     "async_leave": async_leave,
@@ -231,6 +247,7 @@ def start() -> Iterator[Callable[..., Loop]]:
     GATES["gate"] = threading.Event()
     RUNS.clear()
     STOPPED.clear()
+    ASKED.clear()
 
     def start(
         kind: str, concurrency: int = 2, runner: Callable[[], Any] = TinyRunner, **options: Any
@@ -272,6 +289,21 @@ def test_reports_come_before_the_answer_in_order(start: Any, kind: str) -> None:
     loop.run("say", 100)
     news = [e for e in loop.events if not isinstance(e, Ready)]
     assert news[:-1] == [Reported(1, b"%d" % n) for n in range(100)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("threads", "ask"), ("asyncio", "ask"), ("asyncio", "async_ask"), ("solo", "ask")],
+)
+def test_a_job_that_asks_hears_that_the_worker_is_to_stop(
+    start: Any, kind: str, name: str
+) -> None:
+    wishes = iter([False, False, True])
+    loop = start(kind, 1, stopping=lambda: next(wishes))
+    loop.ready(1)
+
+    assert loop.run(name) == b"left"
+    assert loop.of(Reported) == [Reported(1, b"working")] * 2
 
 
 @KINDS
@@ -428,7 +460,7 @@ def test_a_broken_runner_loses_its_job_only(start: Any, kind: str) -> None:
 
 
 class RaisesAtStart(TinyRunner):
-    def start(self) -> None:
+    def start(self, stopping: Callable[[], bool]) -> None:
         raise RuntimeError("no database today")
 
 

@@ -75,7 +75,7 @@ def payload(task: str, *args: Any, inputs: tuple[Input, ...] = ()) -> bytes:
 @pytest.fixture
 def runner() -> Iterator[TaskRunner]:
     made = TaskRunner(Executor(app.tasks))
-    made.start()
+    made.start(bool)
     yield made
     made.stop()
 
@@ -186,7 +186,7 @@ def test_a_child_process_tells_its_beginning_and_its_end(own_process: bool) -> N
     signals.worker_process_init.connect(begun)
     signals.worker_process_shutdown.connect(ended)
     runner = TaskRunner(Executor(app.tasks), own_process=own_process)
-    runner.start()
+    runner.start(bool)
     runner.stop()
     signals.worker_process_init.disconnect(begun)
     signals.worker_process_shutdown.disconnect(ended)

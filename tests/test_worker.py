@@ -1173,6 +1173,36 @@ def test_what_an_unforeseen_error_has_given_back_keeps_its_checkpoint(app: Liteq
     assert record(app, result.id).message.checkpoint == '"kept"'
 
 
+def test_an_interrupted_task_waits_with_its_checkpoint_until_the_store_is_back(
+    app: Liteq, caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = app.broker = SickBroker(None, lease_timeout=0.2)
+    started, go = threading.Event(), threading.Event()
+
+    @app.task(bind=True)
+    def work(self: Any) -> Any:
+        if self.request.checkpoint is None:
+            started.set()
+            go.wait(10)
+            self.checkpoint("kept")
+        return self.request.checkpoint, self.request.deliveries
+
+    caplog.set_level("INFO", "liteq")
+    with running(app, hands_over=True) as worker:
+        result = work.delay()
+        assert started.wait(10)
+        broker.error = BrokerUnavailable("no store today")
+        worker.stop()
+        go.set()
+        wait_until(lambda: "interrupted after" in caplog.text)
+        wait_until(lambda: caplog.text.count("no store today; trying again in") >= 3)
+        broker.error = None
+
+    assert record(app, result.id).state == "queued"
+    app.run_until_empty()
+    assert list(result.get(timeout=1)) == ["kept", 1]
+
+
 class LitteredBroker(SqliteBroker):
     """A store with work for `slices` slices of upkeep, each of which takes `cost` seconds."""
 

@@ -232,7 +232,8 @@ def _own_options(function: F) -> F:
 def worker(settings: tuple[str, ...], pidfile: str | None, **options: Any) -> int:
     """Run tasks until stopped.
 
-    TERM, INT and Ctrl-C finish what runs, then stop; a second one gives it back at once.
+    TERM, INT and Ctrl-C finish what runs, a task with checkpoints to the next of them, then
+    stop; a second one gives it back at once.
     HUP replaces the children, USR1 prints where each of them is.
 
     \b
@@ -250,7 +251,7 @@ def worker(settings: tuple[str, ...], pidfile: str | None, **options: Any) -> in
     notify = Notifier.from_environment()
     with _holding(pidfile, options["hostname"]):
         given = {**options, "pidfile": pidfile}
-        return run_worker(session, given, settings=settings, notify=notify)
+        return run_worker(session, given, settings=settings, notify=notify, hands_over=True)
 
 
 def _holding(pidfile: str | None, hostname: str | None) -> AbstractContextManager[object]:
@@ -268,10 +269,11 @@ def run_worker(
     loglevel: str | None = None,
     notify: Notifier | None = None,
     on_ready: Callable[[], None] | None = None,
+    hands_over: bool = False,
 ) -> int:
     """Find the app, start a worker with these options, and return its exit code.
 
-    `loglevel` is for an app whose log level nobody has set.
+    `loglevel` is for an app whose log level nobody has set; `hands_over` as in `Worker`.
     """
     with unseen() if session.owns_process else nullcontext():
         import_module("liteq.discovery")  # the next to be needed, with the app
@@ -318,6 +320,7 @@ def run_worker(
         metrics=options.get("metrics_port"),
         notify=notify,
         on_ready=ready,
+        hands_over=hands_over,
         patient=not options.get("burst"),
     )
     if options.get("purge"):

@@ -265,7 +265,7 @@ class AsyncioPool(InProcess):
 
     def _make_runner(self) -> Runner:
         runner = self._factory()
-        runner.start()
+        runner.start(self._options.stopping)
         return runner
 
     def _pull(self) -> None:

@@ -56,8 +56,12 @@ class Runner(Protocol):
     """What a child does with a job. Each child has a runner of its own, which runs one
     job at a time; an asyncio pool has one for each job that it runs at once."""
 
-    def start(self) -> None:
-        """Prepare, in the child, before the first job. An error here ends the child."""
+    def start(self, stopping: Callable[[], bool]) -> None:
+        """Prepare, in the child, before the first job. An error here ends the child.
+
+        `stopping()` tells a job that runs, in whatever thread, whether what it can leave to
+        another worker is to be left now: see `PoolOptions`.
+        """
         ...
 
     def stop(self) -> None:
@@ -154,6 +158,10 @@ class Broken(NamedTuple):
 Event: TypeAlias = Ready | Done | Reported | LostJob | Returned | Broken
 
 
+def _never() -> bool:
+    return False
+
+
 class PoolOptions(NamedTuple):
     """How a pool is to be run.
 
@@ -162,7 +170,9 @@ class PoolOptions(NamedTuple):
     after so many jobs, or after the job that took it above so much memory.
     `start_method`: `fork` or `spawn`. `at_fork`: called first thing in a forked child, to
     close what it must not inherit beyond what the pool and the selector hold. `before_child`:
-    called in the parent before each child process.
+    called in the parent before each child process. `stopping`: whether the worker is to stop
+    soon, and jobs may leave to others what they can. A pool of this process asks at any time
+    and from any thread; one of child processes does in `stop()`, and tells them.
     """
 
     concurrency: int = 1
@@ -172,6 +182,7 @@ class PoolOptions(NamedTuple):
     start_method: Literal["fork", "spawn"] = "fork"
     at_fork: Callable[[], None] | None = None
     before_child: Callable[[], object] | None = None
+    stopping: Callable[[], bool] = _never
     monotonic: Callable[[], float] = time.monotonic
 
 
@@ -257,7 +268,8 @@ class Pool(ABC):
     def stop(self, *, kill: bool = False) -> None:
         """Begin the end: give back what is not started and let no child start anew.
 
-        Children end after the job they run; go on with the loop until `alive()` is 0.
+        Children end after the job they run; go on with the loop until `alive()` is 0. That
+        job is told so if the options' `stopping()` says it: no other end of a child is.
         With `kill` they are killed, and waited for, here: what they ran is `LostJob`.
         A later call with `kill` overrides an earlier one without.
         """

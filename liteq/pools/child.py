@@ -8,7 +8,8 @@ to its parent, each a pair of Unix sockets:
   exactly one of them. A packet is `JOB` (key, length) and the payload; of a payload
   longer than `PACKET` the rest follows in packets of its own.
 - *answers* is a stream of frames, `FRAME` (length, kind, key, runtime, memory) and a
-  payload. The other way it carries the keys of jobs whose soft time limit has passed.
+  payload. The other way it carries the keys of jobs whose soft time limit has passed, which
+  a signal has the child read, and `STOPPING`, at which a job looks when it asks.
 - *life* carries nothing. Its end is the end of the parent.
 """
 
@@ -45,6 +46,7 @@ __all__ = [
     "PONG",
     "READY",
     "REPORT",
+    "STOPPING",
     "Links",
     "child_main",
 ]
@@ -55,6 +57,7 @@ POKE: Final = struct.Struct("<Q")
 PACKET: Final = 32_768  # bytes of payload in one packet: below any system's socket buffer
 
 PING: Final = (1 << 64) - 1  # the key of a packet that is no job but asks for a PONG
+STOPPING: Final = (1 << 64) - 1  # among the keys of late jobs: the worker is to stop
 HELLO, READY, DONE, REPORT, PONG = range(5)
 
 _HEAD: Final = JOB.size
@@ -193,6 +196,7 @@ class _Child:
         self._lock = threading.Lock()  # reports come from any thread: frames stay whole
         self._sending = False  # by the main thread
         self._late: int | None = None  # whose soft limit passed while it was sending
+        self._told = False  # that the worker is to stop
         self._ours = True
         self._garbage = Collector()
         self._impatient = False  # no longer than until garbage is to be collected
@@ -203,7 +207,7 @@ class _Child:
         signal.signal(signal.SIGUSR1, self._on_soft_limit)
         self._send(HELLO, 0, b"")
         self._runner = runner = self._factory()
-        runner.start()
+        runner.start(self._is_stopping)
         self._send(READY, 0, b"")
         receive = self._jobs.recv
         while True:
@@ -295,10 +299,24 @@ class _Child:
         except OSError:
             return  # a signal that somebody else sent
         for (key,) in POKE.iter_unpack(said):
-            if self._sending:  # an exception in the middle of a frame would garble the stream
+            if key == STOPPING:
+                self._told = True
+            elif self._sending:  # an exception in the middle of a frame would garble the stream
                 self._late = key
             else:
                 self._runner.interrupt(key)
+
+    def _is_stopping(self) -> bool:
+        """Tell whether the parent has said that the worker is to stop. From any thread.
+
+        That is left where it is: behind the key of a late job it is the signal's to read.
+        """
+        if self._ours and not self._told:
+            with contextlib.suppress(OSError):  # nothing was said
+                said = self._answers.recv(4096, socket.MSG_DONTWAIT | socket.MSG_PEEK)
+                if (STOPPING,) in POKE.iter_unpack(said):
+                    self._told = True
+        return self._ours and self._told
 
     def _disown(self) -> None:
         """In a process that the task forked: let go of the links to the parent."""

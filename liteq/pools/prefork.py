@@ -52,6 +52,7 @@ from liteq.pools.child import (
     PONG,
     READY,
     REPORT,
+    STOPPING,
 )
 from liteq.pools.childlinks import Child, kill, kill_group, signal_name
 from liteq.pools.childstart import Starter
@@ -207,6 +208,8 @@ class ProcessPool(Pool):
                 self._retire(child)
         if kill:
             self._kill_all()
+        elif self._options.stopping():
+            self._tell_stopping()
 
     # Feeding
 
@@ -518,6 +521,14 @@ class ProcessPool(Pool):
         except OSError:
             return
         kill(child.pid, signal.SIGUSR1)
+
+    def _tell_stopping(self) -> None:
+        """Have the jobs that run know, when they ask, that the worker is to stop. No signal:
+        it would break into what a job does that never asks."""
+        for child in self._children:
+            if child.held:
+                with contextlib.suppress(OSError):  # it dies
+                    child.answers.send(POKE.pack(STOPPING))
 
     def _isolate(self, child: Child, key: int) -> bool:
         """Take back all that the child has not started, and read all it has answered.

@@ -52,7 +52,7 @@ class SoloPool(InProcess):
     def start(self, selector: selectors.BaseSelector) -> None:
         try:
             self._runner = self._factory()
-            self._runner.start()
+            self._runner.start(self._options.stopping)
         except Exception as exc:  # whatever the user's set-up raises
             log.exception("the runner cannot start")
             self._runner = None

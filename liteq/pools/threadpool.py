@@ -242,7 +242,7 @@ class ThreadPool(InProcess):
         error = None
         try:
             slot.runner = self._factory()
-            slot.runner.start()
+            slot.runner.start(self._options.stopping)
             slot.ready = True
             self._tell(Ready(os.getpid()))
             while (job := self._queue.get()) is not None:

@@ -49,6 +49,7 @@ def pool_of(
     max_memory_per_child: int | None,
     at_fork: Callable[[], None],
     before_child: Callable[[], object],
+    stopping: Callable[[], bool],
 ) -> Pool:
     """Return the pool that runs this app's tasks, not yet started.
 
@@ -74,6 +75,7 @@ def pool_of(
         start_method=conf.worker_pool_start_method or "fork",
         at_fork=at_fork,
         before_child=before_child,
+        stopping=stopping,
     )
     settings = executor_settings(app, hostname)
     own_process = has_processes(kind)

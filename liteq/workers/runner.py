@@ -70,10 +70,12 @@ class TaskRunner:
         self._executor = executor
         self._own_process = own_process
         self._body = Body()
+        self._stopping: Callable[[], bool] = bool
 
-    def start(self) -> None:
+    def start(self, stopping: Callable[[], bool]) -> None:
         """Tell the user's code that the child begins. What a receiver raises is logged;
         `SystemExit` ends the child, which has run nothing yet."""
+        self._stopping = stopping
         if self._own_process and worker_process_init.receivers:
             worker_process_init.send(None)
 
@@ -87,7 +89,7 @@ class TaskRunner:
         """Run a job and return the answer. Whatever the task raises is in the answer."""
         self._body.attempt = key
         ended = self._executor.run(
-            Delivery(*marshal.loads(payload)), partial(_report, report), self._body
+            Delivery(*marshal.loads(payload)), partial(self._report, report), self._body
         )
         return marshal.dumps(outcome.encode(ended), _FORMAT)
 
@@ -99,7 +101,7 @@ class TaskRunner:
         """
         self._body.attempt = key
         ended = await self._executor.arun(
-            Delivery(*marshal.loads(payload)), partial(_report, report), self._body
+            Delivery(*marshal.loads(payload)), partial(self._report, report), self._body
         )
         return marshal.dumps(outcome.encode(ended), _FORMAT)
 
@@ -116,6 +118,12 @@ class TaskRunner:
         coroutine at its `await`.
         """
         self._body.interrupt(key)
+
+    def _report(self, send: Send, said: Said) -> bool:
+        """Send what a task says; tell whether that is a good place for its body to end. A hook
+        after the body, and a body that is past its soft limit, are ending anyway."""
+        send(marshal.dumps(tuple(said), _FORMAT))
+        return type(said) is Rewrite and self._body.runs() and self._stopping()
 
 
 class RunnerFactory:
@@ -146,7 +154,3 @@ class RunnerFactory:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_executor": None}  # the other process makes its own
-
-
-def _report(send: Send, said: Said) -> None:
-    send(marshal.dumps(tuple(said), _FORMAT))

@@ -1,4 +1,4 @@
-"""A task goes on from its checkpoint, whoever dies under it: nothing is left out."""
+"""A task goes on from its checkpoint, whoever dies or stops under it: nothing is left out."""
 
 from __future__ import annotations
 
@@ -39,6 +39,44 @@ async def acount(until):
         if at == 3 and not began:
             os.kill(os.getpid(), signal.SIGKILL)
     return began
+
+# Each stays at step 20 of its first attempt until it is interrupted.
+
+@app.task(bind=True)
+def steps(self, until):
+    began = self.request.checkpoint or 0
+    note("began", began, os.getpid())
+    for at in range(began, until):
+        note("did", at)
+        self.checkpoint(at + 1)
+        while at == 20 and not os.path.exists(FOLDER + "/go"):
+            time.sleep(0.002)
+            self.checkpoint(at + 1)
+    return [self.request.deliveries, began]
+
+@app.task(bind=True)
+async def asteps(self, until):
+    began = self.request.checkpoint or 0
+    note("began", began, os.getpid())
+    for at in range(began, until):
+        note("did", at)
+        await asyncio.to_thread(self.checkpoint, at + 1)
+        while at == 20 and not os.path.exists(FOLDER + "/go"):
+            await asyncio.sleep(0.002)
+            self.checkpoint(at + 1)
+    return [self.request.deliveries, began]
+
+@app.task(bind=True)
+def stubborn(self, until):
+    began = self.request.checkpoint or 0
+    note("began", began, os.getpid())
+    while not os.path.exists(FOLDER + "/go"):
+        try:
+            time.sleep(0.002)
+            self.checkpoint(7)
+        except:
+            note("swallowed")
+    return [self.request.deliveries, began]
 """
 
 
@@ -120,3 +158,80 @@ def test_a_worker_killed_at_any_time_leaves_nothing_out(shop: Shop) -> None:
     assert deliveries >= len(begun)
     assert (begun, began) == (sorted(begun), begun[-1])
     assert sorted(set(done(shop))) == list(range(3_000))
+
+
+@pytest.mark.parametrize(
+    ("pool", "task"),
+    [
+        ("prefork", "steps"),
+        ("prefork", "asteps"),
+        ("threads", "steps"),
+        ("asyncio", "steps"),
+        ("asyncio", "asteps"),
+        ("solo", "steps"),
+    ],
+)
+def test_a_stop_waits_no_longer_than_until_the_next_checkpoint(
+    shop: Shop, pool: str, task: str
+) -> None:
+    first = shop.start("-c", "1", "-P", pool, "--grace", "600", name="first")
+    result = getattr(shop.tasks, task).delay(40)
+    wait_until(lambda: done(shop)[-1:] == [20], within=15)
+    assert shop.stop(first) == 0
+
+    assert shop.record(result).deliveries == 0
+    assert f"{result.id}] interrupted after" in shop.log("first")
+    shop.start("-c", "1", "-P", pool, name="second")
+    assert result.get(timeout=15) == [1, 21]
+    assert done(shop) == list(range(40))
+
+
+def test_so_does_a_stop_from_afar(shop: Shop) -> None:
+    first = shop.start("-c", "2", "--grace", "600", name="first")
+    results = [shop.tasks.steps.delay(40), shop.tasks.steps.delay(40)]
+    for result in results:
+        wait_for(shop, result, 21)
+    shop.app.control.shutdown()
+    assert first.wait(20) == 0
+
+    shop.start("-c", "1", name="second")
+    assert [result.get(timeout=15) for result in results] == [[1, 21]] * 2
+    assert sorted(done(shop)) == sorted([*range(40)] * 2)
+
+
+def test_a_child_that_is_replaced_finishes_its_task(shop: Shop) -> None:
+    worker = shop.start("-c", "1", "--max-tasks-per-child", "1")
+    result = shop.tasks.steps.delay(40)
+    wait_for(shop, result, 21)
+    worker.send_signal(signal.SIGHUP)
+    wait_until(lambda: "replacing all children" in shop.log(), within=15)
+
+    (shop.folder / "go").touch()
+
+    assert result.get(timeout=15) == [1, 0]
+    assert done(shop) == list(range(40))
+
+
+def test_who_swallows_it_is_given_back_at_the_end_of_the_grace(shop: Shop) -> None:
+    first = shop.start("-c", "1", "--grace", "600", name="first")
+    result = shop.tasks.stubborn.delay(40)
+    wait_for(shop, result, 7)
+    first.send_signal(signal.SIGTERM)
+    wait_until(lambda: len(shop.notes("swallowed")) > 2, within=15)
+    assert shop.stop(first) == 0
+
+    assert "stopping now: 1 running task given back" in shop.log("first")
+    (shop.folder / "go").touch()
+    shop.start("-c", "1", name="second")
+    assert result.get(timeout=15) == [1, 7]
+
+
+def test_a_pool_that_cannot_end_a_task_is_stopped_cold_at_a_checkpoint(shop: Shop) -> None:
+    first = shop.start("-P", "solo", "--grace", "600", name="first")
+    result = shop.tasks.steps.delay(40)
+    wait_until(lambda: done(shop)[-1:] == [20], within=15)
+    assert shop.stop(first, signal.SIGQUIT) == 0
+
+    shop.start("-c", "1", name="second")
+    assert result.get(timeout=15) == [1, 21]
+    assert done(shop) == list(range(40))

@@ -65,8 +65,8 @@ class TinyRunner:
         self.inside: int | None = None  # the job that can be interrupted
         self.told: int | None = None
 
-    def start(self) -> None:
-        pass
+    def start(self, stopping: Callable[[], bool]) -> None:
+        TOLD.stopping = stopping
 
     def stop(self) -> None:
         pass
@@ -215,6 +215,39 @@ def raise_system_exit(arg: Any, report: Report) -> None:
     raise SystemExit(3)
 
 
+def ask_at(arg: str, report: Report) -> bool:
+    """Ask whether the worker is to stop, when there is a file of this name."""
+    report(b"started")
+    while not os.path.exists(arg):
+        time.sleep(0.001)
+    return TOLD.stopping()
+
+
+def ask_after_a_signal(arg: str, report: Report) -> bool:
+    """Have what the parent has said read by the handler that is for late jobs."""
+    report(b"started")
+    while not os.path.exists(arg):
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    return TOLD.stopping()
+
+
+def ask_on(arg: Any, report: Report) -> None:
+    """Ask all the time, without an end."""
+    report(b"started")
+    while True:
+        if TOLD.stopping():
+            report(b"told")
+
+
+def ask_in_a_copy(arg: str, report: Report) -> list[bool]:
+    told = ask_at(arg, report)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(TOLD.stopping())
+    return [told, bool(os.waitpid(pid, 0)[1])]
+
+
 class Litter:
     """A cycle, which says when it is gone."""
 
@@ -269,6 +302,10 @@ OPS: dict[str, Callable[[Any, Report], Any]] = {
     "leave": raise_system_exit,
     "gil": hold_the_gil,
     "litter": litter,
+    "ask": ask_at,
+    "ask on": ask_on,
+    "ask after a signal": ask_after_a_signal,
+    "ask in a copy": ask_in_a_copy,
     "collections": lambda arg, report: full_collections(),
     "told": lambda arg, report: TOLD.of_fork,
 }
@@ -276,6 +313,7 @@ OPS: dict[str, Callable[[Any, Report], Any]] = {
 
 class Told:
     of_fork = False
+    stopping: Callable[[], bool]
 
 
 TOLD = Told()
@@ -1152,12 +1190,12 @@ def test_at_fork_runs_in_the_child_before_everything(start: Any) -> None:
 
 
 class DiesAtStart(TinyRunner):
-    def start(self) -> None:
+    def start(self, stopping: Callable[[], bool]) -> None:
         os._exit(3)
 
 
 class RaisesAtStart(TinyRunner):
-    def start(self) -> None:
+    def start(self, stopping: Callable[[], bool]) -> None:
         raise RuntimeError("no database today")
 
 
@@ -1387,3 +1425,78 @@ def test_a_long_payload_that_is_late_is_waited_for() -> None:
     links: Any = Links(Stalling(None, b"cd", None, b"ef"), None, None, 0, False, False)
     child = _Child(TinyRunner, links)
     assert child._receive_rest(b"ab", 6) == b"abcdef"
+
+
+# A job that asks whether the worker is to stop
+
+
+def begin(loop: Loop, name: str, arg: Any = None, **limits: float) -> None:
+    loop.pool.submit(job(1, name, arg, **limits))
+    loop.until(lambda: Reported(1, b"started") in loop.events)
+
+
+@pytest.mark.parametrize(
+    ("start_method", "name"),
+    [("fork", "ask"), ("spawn", "ask"), ("fork", "ask after a signal")],
+)
+def test_a_running_job_is_told_that_the_worker_is_to_stop(
+    start: Any, tmp_path: Path, start_method: str, name: str
+) -> None:
+    loop = start(1, stopping=lambda: True, start_method=start_method)
+    loop.ready(1)
+    begin(loop, name, str(tmp_path / "go"))
+
+    loop.pool.stop()
+    loop.pool.stop()
+    (tmp_path / "go").touch()
+
+    assert marshal.loads(loop.end_of(1).payload) is True
+    loop.until(lambda: loop.pool.alive() == 0)
+
+
+@pytest.mark.parametrize("end", ["none", "roll", "resize", "its last job", "stop"])
+def test_no_other_end_of_a_child_is_told(start: Any, tmp_path: Path, end: str) -> None:
+    most = 1 if end == "its last job" else None
+    loop = start(2, stopping=lambda: False, max_tasks_per_child=most)
+    loop.ready(2)
+    begin(loop, "ask", str(tmp_path / "go"))
+
+    match end:
+        case "roll":
+            loop.pool.roll()
+            loop.ready(3)
+            loop.turn(0)
+        case "resize":
+            loop.pool.resize(1)
+        case "stop":
+            loop.pool.stop()
+    (tmp_path / "go").touch()
+
+    assert marshal.loads(loop.end_of(1).payload) is False
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_job_that_asks_all_the_time_still_hears_of_its_soft_limit(
+    start: Any, *, told: bool
+) -> None:
+    loop = start(1, stopping=lambda: told)
+    loop.ready(1)
+    begin(loop, "ask on")
+
+    loop.pool.stop()
+    if told:
+        loop.until(lambda: Reported(1, b"told") in loop.events)
+    assert loop.pool.terminate(1, signal.SIGUSR1)
+
+    assert loop.end_of(1).payload == b"soft"
+
+
+def test_a_copy_that_a_job_forks_is_told_nothing(start: Any, tmp_path: Path) -> None:
+    loop = start(1, stopping=lambda: True)
+    loop.ready(1)
+    begin(loop, "ask in a copy", str(tmp_path / "go"))
+
+    loop.pool.stop()
+    (tmp_path / "go").touch()
+
+    assert marshal.loads(loop.end_of(1).payload) == [True, False]
