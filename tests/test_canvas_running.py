@@ -463,6 +463,25 @@ class Numbered(StampingVisitor):
         return {"callback": True}
 
 
+class Noting(StampingVisitor):
+    """Gives more than the stamps that it lists."""
+
+    def on_signature(self, sig: Any, **headers: Any) -> dict[str, Any]:
+        return {"monitor": 1, "note": 2, "stamped_headers": ["monitor"]}
+
+
+def test_what_a_visitor_does_not_list_is_no_stamp(t: Tasks, run: Run) -> None:
+    assert run(t.about.s().stamp(Noting())).get(timeout=0)["stamps"] == {"monitor": 1}
+
+
+def test_stamps_of_a_header_are_not_the_bodys(t: Tasks, run: Run) -> None:
+    sent = run(chord([t.about.s(), t.about.s()], t.about.si()).stamp(Numbered()))
+
+    assert sent.get(timeout=0)["stamps"] == {"monitor": "about"}
+    for member in sent.parent.get(timeout=0):
+        assert member["stamps"] == {"monitor": "about", "in_group": True}
+
+
 def test_stamps_reach_the_request(t: Tasks, run: Run) -> None:
     plain = run(t.about.s().stamp(who="me"))
     visited = run(chain(t.about.s(), group(t.about.s(), t.about.s())).stamp(Numbered()))

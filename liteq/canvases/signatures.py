@@ -472,9 +472,10 @@ def maybe_signature(d: Any, app: Liteq | None = None, clone: bool = False) -> An
 
 def merged(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return options with others that are given later: those win, None is ignored, and a
-    group's id and stamped headers never change once they are set."""
+    group's id and stamps never change once they are set, nor do others come to them."""
     fixed = {"group_id", "stamped_headers", *(own.get("stamped_headers") or ())}
-    later = {name: value for name, value in given.items() if value is not None}
+    stamps = given.get("stamped_headers") or () if "stamped_headers" in own else ()
+    later = {n: value for n, value in given.items() if value is not None and n not in stamps}
     return {**own, **later, **{name: own[name] for name in fixed & own.keys()}}
 
 

@@ -10,6 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+from liteq.options import CALL_OPTIONS
+
 __all__ = ["StampingVisitor", "stamped"]
 
 
@@ -18,7 +20,7 @@ class StampingVisitor(ABC):
 
     Each method gets a part and the headers that hold where it stands, and returns a
     dictionary: its entries are stamps, or, if it has an entry "stamped_headers", those
-    that are listed there. What `…_start` and `on_chord_body` return holds for all inside.
+    that are listed there; options of a call may stand beside them. What `…_start` and `on_chord_body` return holds for all inside.
     """
 
     @abstractmethod
@@ -82,6 +84,9 @@ def stamped(
     both = dict(headers)
     if given:
         listed = given.get("stamped_headers")
+        if listed is not None:
+            kept = {"stamped_headers", *CALL_OPTIONS, *listed}
+            given = {name: value for name, value in given.items() if name in kept}
         names += given if listed is None else listed
         both = _joined(both, given, append_stamps=append_stamps)
     if own is not None:
