@@ -20,7 +20,8 @@ class StampingVisitor(ABC):
 
     Each method gets a part and the headers that hold where it stands, and returns a
     dictionary: its entries are stamps, or, if it has an entry "stamped_headers", those
-    that are listed there; options of a call may stand beside them. What `…_start` and `on_chord_body` return holds for all inside.
+    that are listed there; options of a call may stand beside them. What `…_start` and
+    `on_chord_body` return holds for all inside.
     """
 
     @abstractmethod
