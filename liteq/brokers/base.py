@@ -457,7 +457,8 @@ class Broker(ABC):
 
     @abstractmethod
     def events(self, after: int, limit: int = 1000) -> Events:
-        """Return the events after that number, oldest first."""
+        """Return the events after that number, oldest first. If the stream is not that far,
+        since the store has lost data, all that are kept, and that one was missed."""
 
     # Limits
 

@@ -146,12 +146,15 @@ class SqliteMail(SqliteStore):
                 "SELECT seq, body FROM event WHERE seq > ? ORDER BY seq LIMIT ?",
                 (after, limit),
             )
-            before = rows[0][0] - 1 if rows else max(after, fetch_one(db, _LAST_EVENT))
-            return Events(
-                rows[-1][0] if rows else before,
-                before - after,
-                tuple(body for _, body in rows),
-            )
+            if rows:
+                missed = rows[0][0] - 1 - after
+                return Events(rows[-1][0], missed, tuple(body for _, body in rows))
+            last = fetch_one(db, _LAST_EVENT)
+            if last >= after:
+                return Events(last, last - after, ())
+            # An older copy of the file was put in its place: see `events.lua`.
+            rows = fetch_all(db, "SELECT seq, body FROM event ORDER BY seq LIMIT ?", (limit,))
+            return Events(rows[-1][0] if rows else last, 1, tuple(body for _, body in rows))
 
         return self._database.read(look)
 

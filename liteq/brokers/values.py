@@ -348,7 +348,8 @@ class Letter(NamedTuple):
 
 class Events(NamedTuple):
     """A slice of the stream of events. `last`: the number to read on from. `missed`: how
-    many were dropped before this reader came to them."""
+    many were dropped before this reader came to them. If the store has lost data, `last` is
+    behind where the reader was, and one was missed."""
 
     last: int
     missed: int

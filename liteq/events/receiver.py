@@ -20,6 +20,7 @@ from liteq.loggers import get_logger
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
+    from liteq.brokers import values
     from liteq.message import Message
 
 __all__ = ["Dispatcher", "Event", "EventReceiver", "Events"]
@@ -85,8 +86,9 @@ def _own_name() -> str:
 class EventReceiver:
     """Hears events and calls handlers, by the type of the event; "*" gets all others.
 
-    `missed`: how many events the store had dropped before they were read here. The first
-    arguments, and those about queues, are Celery's, and mean nothing.
+    `missed`: how many events the store had dropped before they were read here; a store that
+    came back without its data, or with older data, counts as one. The first arguments, and
+    those about queues, are Celery's, and mean nothing.
     """
 
     def __init__(
@@ -163,14 +165,13 @@ class EventReceiver:
                     found = broker.events(at, _SLICE)
                 except BrokerUnavailable as exc:
                     logger.warning("%s; listening on", exc)
+                    renew_at = now  # it may come back without what this listener said
                     mailbox.wait(_PAUSE)
                     continue
+                if found.last < at:
+                    renew_at = now  # the store has lost data: what this listener said, too
+                self._count_missed(found, at)
                 at = found.last
-                if found.missed:
-                    self.missed += found.missed
-                    logger.warning(
-                        "%d events were dropped before they could be read", found.missed
-                    )
                 for body in found.bodies:
                     heard_at = time.monotonic()
                     yield _decoded(body)
@@ -191,6 +192,14 @@ class EventReceiver:
                 if not lost:
                     broker.listen(mailbox, 0)
             mailbox.close()
+
+    def _count_missed(self, found: values.Events, at: int) -> None:
+        """Count what was dropped between this number and a slice, and say so."""
+        self.missed += found.missed
+        if found.last < at:
+            logger.warning("the store has lost data, and events that were not read yet")
+        elif found.missed:
+            logger.warning("%d events were dropped before they could be read", found.missed)
 
 
 class Dispatcher:

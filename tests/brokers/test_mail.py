@@ -196,6 +196,23 @@ def test_a_slow_listener_learns_how_many_events_it_has_missed(broker: Broker) ->
     mailbox.close()
 
 
+def test_who_is_ahead_of_a_stream_that_began_anew_reads_all_that_is_kept(
+    broker: Broker,
+) -> None:
+    """The store was lost, and is there again empty or as it was some time ago."""
+    mailbox = broker.mailbox()
+    last = broker.listen(mailbox, 60)
+    ahead = last + 500
+
+    assert broker.events(ahead) == (last, 1, ())
+    broker.emit([b"a", b"b", b"c"])
+    first = broker.events(ahead, limit=2)
+
+    assert first == (last + 2, 1, (b"a", b"b"))
+    assert broker.events(first.last) == (last + 3, 0, (b"c",))
+    mailbox.close()
+
+
 # Who is there
 
 

@@ -17,7 +17,7 @@ import pytest
 from redis_server import RedisServer
 from world import enlist, make, wait_until
 
-from liteq import failure
+from liteq import Liteq, failure
 from liteq.brokers.base import HELLO, Broker, Lease, Schedule
 from liteq.brokers.redis import RedisBroker
 from liteq.brokers.redis_link import KEYS_VERSION, script
@@ -1060,6 +1060,34 @@ def test_a_lease_is_known_by_its_token_when_a_server_forgot(
 
     assert not direct.settle(worker, second, Succeeded(b"1"))
     assert [lease.id for lease in direct.claim(worker, ["default"], 9)] == [first.id]
+
+
+def test_who_listens_to_a_server_that_came_back_empty_listens_on(
+    app: Liteq, server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream = app.events.Receiver()
+    heard: list[int] = []
+    stream.handlers["shop-told"] = lambda event: heard.append(event["number"])
+    listening = threading.Thread(target=stream.capture, kwargs={"wakeup": False}, daemon=True)
+    listening.start()
+    wait_until(lambda: app.broker.emit([]))
+    tell = app.events.Dispatcher().send
+    for number in range(20):
+        tell("shop-told", number=number)
+    wait_until(lambda: len(heard) == 20)
+
+    server.kill()
+    server.start()
+    wait_until(lambda: app.broker.emit([]))  # long before its lease was to be renewed
+    tell("shop-told", number=20)
+    wait_until(lambda: heard[20:] == [20])
+
+    assert stream.missed == 1
+    assert "has lost data" in caplog.text
+    stream.stop()
+    tell("shop-over")
+    listening.join(10)
+    assert not listening.is_alive()
 
 
 def test_nothing_liteq_keeps_can_be_evicted_but_answers_of_calls(

@@ -2,10 +2,14 @@
 -- Needs: form base
 -- ARGV[4]   after this number     [5]  how many at most
 -- Answers   the number of the last one read; how many are missing before the first; the events
+--
+-- A reader may be ahead of the stream: the server came back without its data, or with older
+-- data. What was lost nobody knows: it counts as one, and the reader begins anew.
 
 local after, key = tonumber(ARGV[4]), P .. 'events'
 local last, kept = tonumber(call('GET', P .. 'events-last') or '0'), call('LLEN', key)
 local first = last - kept + 1
+if after > last then after = first - 2 end
 local from = math.max(after + 1, first)
 local found = {}
 if from <= last then
