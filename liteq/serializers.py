@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import cache
 from typing import Any, Final, NoReturn
 
 from liteq import jsonlimits
@@ -390,7 +391,23 @@ def _yaml_bytes(value: Any, roots: tuple[str, ...], parts: Any) -> bytes:
 
 def _yaml_value(data: bytes) -> Any:
     yaml = _module(_format("yaml"))
-    return _guarded(DecodeError, "yaml", lambda: revive_tree(yaml.safe_load(data)))
+    loader = _yaml_loader(yaml)
+    return _guarded(DecodeError, "yaml", lambda: revive_tree(yaml.load(data, loader)))
+
+
+@cache
+def _yaml_loader(yaml: Any) -> Any:
+    """Return what reads plain values, each of them written out: with aliases, 300 bytes stand
+    for more values than any memory holds. What liteq writes has none."""
+
+    class Loader(yaml.SafeLoader):  # type: ignore[misc]
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                alias = cut(f"*{self.peek_event().anchor}", str)
+                raise DecodeError(f"yaml: an alias ({alias}) is not read: write its value out")
+            return super().compose_node(parent, index)
+
+    return Loader
 
 
 _formats: dict[str, _Format] = {}

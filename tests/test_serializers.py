@@ -536,6 +536,20 @@ def test_what_cannot_be_written_is_named_with_its_place(
         dumps_call(args, kwargs, "msgpack")
 
 
+@pytest.mark.parametrize("body", [b"a: &a [1]\nb: *a", b"&a [*a]", b"<<: &a {x: 1}\ny: *a"])
+def test_an_alias_of_yaml_is_not_read(body: bytes) -> None:
+    pytest.importorskip("yaml")
+    with pytest.raises(DecodeError, match=r"^yaml: an alias \(\*a\) is not read: write"):
+        loads(body, "yaml", ["yaml"])
+
+
+def test_what_a_call_has_twice_is_written_twice_in_yaml() -> None:
+    pytest.importorskip("yaml")
+    shared = [Point(1, tags=[]), {"a": (1,)}]
+    body = dumps_call((shared, shared), {"again": shared}, "yaml")
+    assert loads_call(body, "yaml", ["yaml"]) == ((shared, shared), {"again": shared})
+
+
 def test_the_caller_names_the_root() -> None:
     with pytest.raises(EncodeError, match=r"^result\[0\]: "):
         dumps([object()], root="result")
