@@ -451,6 +451,31 @@ def test_a_state_keeps_so_many_tasks_and_no_more() -> None:
     assert not state.tasks
 
 
+def test_a_camera_whose_picture_fails_takes_the_next_one(
+    app: Liteq, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries: list[str] = []
+
+    class Camera(Polaroid):
+        def on_shutter(self, state: State) -> None:
+            tries.append("picture")
+            if tries.count("picture") == 1:
+                raise OSError("the database is away for a moment")
+
+        def on_cleanup(self) -> None:
+            tries.append("cleanup")
+            if tries.count("cleanup") == 1:
+                raise OSError("and so is the other one")
+
+    with Camera(State(), freq=0.01, cleanup_freq=0.01, app=app):
+        wait_until(lambda: tries.count("picture") > 2 and tries.count("cleanup") > 2)
+
+    said = ["Camera failed; it is called again in 0.01 s"] * 2
+    assert [record.getMessage() for record in caplog.records] == said
+    assert "away for a moment" in caplog.text
+    assert "so is the other one" in caplog.text
+
+
 def test_a_camera_takes_pictures_and_forgets(app: Liteq) -> None:
     taken: list[int] = []
     enough = threading.Event()

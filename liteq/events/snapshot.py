@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from liteq import current
 from liteq.events.state import State
+from liteq.loggers import get_logger
 
 if TYPE_CHECKING:
     from typing import Self
@@ -25,12 +26,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Polaroid", "evcam"]
 
+logger = get_logger("liteq.events")
+
 
 class Polaroid:
     """Takes a picture of a state every `freq` seconds, in a thread of its own.
 
     `on_shutter(state)` is yours; no event is taken in while it looks. `clear_after`: what
-    is over is forgotten then. `on_cleanup()` is called every `cleanup_freq` seconds.
+    is over is forgotten then. `on_cleanup()` is called every `cleanup_freq` seconds. What
+    they raise is logged, and they are called again in time.
     """
 
     clear_after = False
@@ -65,7 +69,11 @@ class Polaroid:
 
     def _every(self, seconds: float, action: Any) -> None:
         while not self._over.wait(seconds):
-            action()
+            try:
+                action()
+            except Exception:
+                name = type(self).__name__
+                logger.exception("%s failed; it is called again in %g s", name, seconds)
 
     def on_shutter(self, state: State) -> None:
         """Do something with a picture."""
