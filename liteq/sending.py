@@ -246,12 +246,13 @@ class Sender:
         """
         workflow = workflow or _linked(messages, edges)
         messages = self.ready(messages, edges)
+        begun = self._begun()
         try:
             stands = self.app.broker.enqueue(messages, edges, workflow)
         except BrokerUnavailable as exc:
             stands = self._send_again(messages, edges, workflow, options or {}, exc)
-        if self._tells():
-            self._tell(messages, stands)
+        if begun is not None:
+            self._tell(messages, stands, begun)
         return stands
 
     async def asend(
@@ -268,18 +269,25 @@ class Sender:
             messages = await off_loop(self.ready, messages, edges)
         else:
             messages = self.ready(messages, edges)
+        begun = self._begun()
         try:
             stands = await self.app.broker.aenqueue(messages, edges, workflow)
         except BrokerUnavailable as exc:
             stands = await self._asend_again(messages, edges, workflow, options or {}, exc)
-        if self._tells():
-            await off_loop(self._tell, messages, stands)
+        if begun is not None:
+            await off_loop(self._tell, messages, stands, begun)
         return stands
 
-    def _tells(self) -> bool:
-        return bool(signals.after_task_publish.receivers) or self.rules().sends_events
+    def _begun(self) -> float | None:
+        """Return the time, if anybody wants to hear of what is stored from now on: a worker
+        may have begun it, and said so, before the store has answered."""
+        if signals.after_task_publish.receivers or self.rules().sends_events:
+            return self.app.clock.now()
+        return None
 
-    def _tell(self, messages: Sequence[Message], stands: Mapping[str, str]) -> None:
+    def _tell(
+        self, messages: Sequence[Message], stands: Mapping[str, str], begun: float
+    ) -> None:
         """Say what was stored to whoever wants to hear of it."""
         stored = [one for one in messages if one.id not in stands]
         if signals.after_task_publish.receivers:
@@ -287,7 +295,7 @@ class Sender:
 
             publishing.report(stored)
         if self.rules().sends_events:
-            self.app.events.sent(stored)
+            self.app.events.sent(stored, begun)
 
     def ready(
         self,

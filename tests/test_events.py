@@ -269,6 +269,27 @@ def test_callers_tell_what_they_send_if_they_are_to(app: Liteq, listener: Listen
     assert (event["uuid"], event["name"], event["queue"]) == (result.id, "shop.add", "high")
 
 
+def test_what_is_sent_is_told_with_the_time_before_it_is_in_the_store(
+    app: Liteq, listener: Listener
+) -> None:
+    app.task(name="shop.add")(lambda x: x)
+    app.conf.task_send_sent_event = True
+    stored: list[float] = []
+    real = app.broker.enqueue
+
+    def enqueue(*args: Any) -> Any:
+        stored.append(app.clock.now())
+        return real(*args)
+
+    app.broker.enqueue = enqueue  # type: ignore[method-assign]
+    before = app.clock.now()
+    app.tasks["shop.add"].delay(1)
+    wait_until(lambda: listener.of("task-sent"))
+
+    (event,) = listener.of("task-sent")
+    assert before <= event["timestamp"] <= stored[0]
+
+
 def test_events_of_your_own(app: Liteq, listener: Listener) -> None:
     with app.events.default_dispatcher(app=app) as dispatcher:
         assert dispatcher.send("shop-opened", doors=2)
@@ -428,6 +449,47 @@ def test_a_state_is_drawn_from_events() -> None:
     assert (state.event_count, state.task_count, state.task_types()) == (5, 1, ["shop.add"])
     state.event(Event("worker-offline", **common))
     assert not list(state.alive_workers())
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_a_call_that_is_told_of_late_is_as_far_as_it_was(place: int) -> None:
+    """Its sender tells of it when the store has answered: it may run by then."""
+    state = State()
+    types = ["task-received", "task-started", "task-succeeded"]
+    types.insert(place, "task-sent")
+
+    for number, type in enumerate(types, 1):
+        fields = {"uuid": "a", "hostname": "h", "timestamp": float(number)}
+        state.event(Event(type, **fields, **({"queue": "high"} if type == "task-sent" else {})))
+
+    task = state.tasks["a"]
+    assert (task.state, task.sent, task.queue) == ("SUCCESS", float(place + 1), "high")
+
+
+@pytest.mark.parametrize(
+    ("told", "state"),
+    [
+        ("received:2 started:1", "STARTED"),  # by precedence, whatever the clocks say
+        ("started:2 received:1", "STARTED"),
+        ("succeeded:3 started:2 received:1", "SUCCESS"),
+        ("failed:3 retried:2", "FAILURE"),
+        ("retried:3 received:2", "RECEIVED"),  # on a machine whose clock is behind
+        ("rejected:3 received:2", "RECEIVED"),
+        ("failed:3 received:4", "RECEIVED"),  # it was run again
+        ("failed:3 succeeded:2", "SUCCESS"),
+        ("started:1 baking:2 succeeded:3", "SUCCESS"),
+        ("started:1 baking:2", "BAKING"),
+        ("started:1 succeeded:2 baking:3", "SUCCESS"),
+    ],
+)
+def test_a_state_is_that_of_what_comes_last_as_a_task_goes(told: str, state: str) -> None:
+    drawn = State()
+
+    for one in told.split():
+        type, _, when = one.partition(":")
+        drawn.event(Event(f"task-{type}", uuid="a", hostname="h", timestamp=float(when)))
+
+    assert drawn.tasks["a"].state == state
 
 
 def test_a_state_keeps_so_many_tasks_and_no_more() -> None:

@@ -51,10 +51,11 @@ def about(app: Liteq, message: Message) -> dict[str, Any]:
     }
 
 
-def sent(app: Liteq, hostname: str, messages: Iterable[Message]) -> list[bytes]:
-    """Return the events that tell of messages that were sent; gathers are no work."""
+def sent(app: Liteq, hostname: str, messages: Iterable[Message], at: float) -> list[bytes]:
+    """Return the events that tell of messages that were sent at that time; gathers are no
+    work."""
     return [
-        encode("task-sent", app, hostname, about(app, message))
+        encode("task-sent", app, hostname, {**about(app, message), "timestamp": at})
         for message in messages
         if message.task != GATHER
     ]

@@ -60,11 +60,11 @@ class Events:
 
     default_dispatcher = Dispatcher
 
-    def sent(self, messages: Sequence[Message]) -> None:
-        """Tell who listens, if somebody does, that messages were sent."""
+    def sent(self, messages: Sequence[Message], at: float) -> None:
+        """Tell who listens, if somebody does, that messages were sent at that time."""
         with contextlib.suppress(BrokerError):  # they were sent: that alone matters
             if self.app.broker.emit([]):
-                self.app.broker.emit(sent(self.app, _own_name(), messages))
+                self.app.broker.emit(sent(self.app, _own_name(), messages, at))
 
     def revoked(self, ids: Sequence[str]) -> None:
         """Tell who listens, if somebody does, that messages were revoked."""

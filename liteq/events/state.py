@@ -27,7 +27,7 @@ _STATES: Final = {
     "task-revoked": states.REVOKED,
     "task-rejected": "REJECTED",
 }
-_FIRST: Final = {"task-sent": 0, "task-received": 1, "task-started": 2}  # all others come later
+_OF_ATTEMPTS: Final = frozenset(_STATES.values()) - {states.PENDING}
 
 
 class Worker:
@@ -137,14 +137,24 @@ class Task:
         it alone knows, and not the state."""
         when = float(fields.get("timestamp") or 0.0)
         setattr(self, type, when) if hasattr(Task, type) else None
-        late = when < self.timestamp and (self.ready or _FIRST.get(f"task-{type}", 3) < 3)
+        state = _STATES.get(f"task-{type}", type.upper())
+        late = self._is_late(state, when)
         for name in (*self._INFO, "name", "traceback"):
             if fields.get(name) is not None and (not late or getattr(self, name) is None):
                 setattr(self, name, fields[name])
         if not late:
-            self.state = _STATES.get(f"task-{type}", type.upper())
+            self.state = state
             self.timestamp = when
             self.clock = int(fields.get("clock") or 0)
+
+    def _is_late(self, state: str, when: float) -> bool:
+        """Tell whether the task is further than this state. Celery's precedence says which
+        one comes first, since clocks differ and events overtake each other. But a task may
+        have several attempts, and one that began after the last event is news."""
+        before = states.precedence(state) > states.precedence(self.state)
+        if state not in _OF_ATTEMPTS:
+            return before
+        return before and self.state != states.RETRY and when < self.timestamp
 
     def info(
         self, fields: tuple[str, ...] | None = None, extra: tuple[str, ...] = ()
