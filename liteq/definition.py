@@ -52,7 +52,7 @@ __all__ = [
 ]
 
 _RETRY_ARGUMENTS = frozenset({"args", "kwargs", "max_retries"})
-_VAR_KEYWORDS = 0x08  # the code flag of a function that takes **kwargs
+_VARARGS, _VAR_KEYWORDS = 0x04, 0x08  # the code flags of one that takes *args, **kwargs
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -234,25 +234,33 @@ def limits_of(options: Mapping[str, Any]) -> tuple[Declared, ...]:
 def check_parameters(fun: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Raise `TypeError` if an option names an argument that the function has not: the key of
     a limit, or what is sensitive."""
-    keys = [options.get("rate_limit_key"), *(limit.key for limit in limits_of(options))]
-    wanted = [(key, "which a limit is to be kept by") for key in keys if isinstance(key, str)]
-    secrets = sensitive_names(options)
-    wanted += [(name, "which is to be hidden (sensitive)") for name in secrets]
-    for name, why in wanted:
-        if not has_parameter(fun, name):
+    given = [options.get("rate_limit_key"), *(limit.key for limit in limits_of(options))]
+    keys = [key for key in given if isinstance(key, str)]
+    for name, why, rest in (
+        *((key, "which a limit is to be kept by", False) for key in keys),
+        *(
+            (name, "which is to be hidden (sensitive)", True)
+            for name in sensitive_names(options)
+        ),
+    ):
+        if not has_parameter(fun, name, rest=rest):
             raise TypeError(
                 f"{name_of(fun)}() has no argument {name!r}, {why}: "
                 f"it has {', '.join(_parameters(fun.__code__)) or 'none'}"
             )
 
 
-def has_parameter(fun: Any, name: str) -> bool:
+def has_parameter(fun: Any, name: str, *, rest: bool = False) -> bool:
     """Tell whether a function may be given an argument of this name, as far as its code
-    says: to ask `inspect` would take longer than all the rest."""
+    says: to ask `inspect` would take longer than all the rest. With `rest` the name may be
+    that of the one which takes all positional ones that are left."""
     code = getattr(fun, "__code__", None)
     if code is None or code.co_flags & _VAR_KEYWORDS:
         return True
-    return name in _parameters(code)
+    names = _parameters(code)
+    if rest and code.co_flags & _VARARGS:
+        names = code.co_varnames[: len(names) + 1]
+    return name in names
 
 
 def _parameters(code: CodeType) -> tuple[str, ...]:

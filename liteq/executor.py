@@ -673,7 +673,7 @@ class _Attempt:
         redactor, task = self.settings.redactor, self.plan.task
         if redactor is None:
             return set()
-        named = getattr(task, "positional", ()), getattr(task, "sensitive", ())
+        named = getattr(task, "all_parameters", ()), getattr(task, "sensitive", ())
         return redactor.secrets(self.args, self.kwargs, *named)
 
     def _trail(self) -> str | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import takewhile
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 __all__ = [
@@ -114,8 +115,9 @@ class Redactor:
     `tasks` says of the calls that are carried as values, signatures or what JSON made of
     them, which of their arguments are secret.
 
-    Positional arguments go by `parameters`, the names of a task's positional ones; the last
-    is that of all others if it begins with a star. `front` is how many arguments, those that
+    Positional arguments go by `parameters`, the names of a task's positional ones; one with a
+    star is that of all others. If the last begins with two stars, it is that of all keywords
+    but those behind the lone star before it. `front` is how many arguments, those that
     other calls give, come before them. None: nobody knows, and what may be secret is hidden.
     `sensitive` are names of this task's parameters that are secret whatever they are called
     (a text is one name).
@@ -225,8 +227,12 @@ class Redactor:
         for places, one in zip(names, args, strict=True):
             is_secret = any(name in hidden or self.is_secret(name) for name in places)
             self._gather(one, None, found, _DEPTH, is_secret=is_secret)
+        more = _more_keywords(parameters)
         for name, one in kwargs.items():
-            self._gather(one, name, found, _DEPTH, is_secret=name in hidden)
+            is_secret = name in hidden or any(
+                rest in hidden or self.is_secret(rest) for rest in more(name)
+            )
+            self._gather(one, name, found, _DEPTH, is_secret=is_secret)
         self._gather_covered(kwargs, self._covered(kwargs), found, _DEPTH)
         return found
 
@@ -243,13 +249,18 @@ class Redactor:
         def covered(name: str, value: Any) -> bool:
             return name in hidden or _safely(self._hides, value, name)
 
-        places = _places(len(args), known[0], front)
+        places, more = _places(len(args), known[0], front), _more_keywords(known[0])
         return (
             [
                 HIDDEN if any(covered(name, one) for name in names) else one
                 for names, one in zip(places, args, strict=True)
             ],
-            {name: HIDDEN if name in hidden else one for name, one in kwargs.items()},
+            {
+                name: HIDDEN
+                if name in hidden or any(covered(rest, one) for rest in more(name))
+                else one
+                for name, one in kwargs.items()
+            },
         )
 
     def _covered(self, value: Mapping[Any, Any]) -> Mapping[Any, Any]:
@@ -498,15 +509,25 @@ def _places(
     count: int, parameters: Sequence[str], front: int | None
 ) -> Iterator[tuple[str, ...]]:
     """Return the names that each of so many positional arguments may go by."""
-    names = list(parameters)
-    rest = names.pop()[1:] if names and names[-1].startswith("*") else None
+    names = [*takewhile(lambda name: not name.startswith("*"), parameters)]
+    rest = "".join(parameters[len(names) : len(names) + 1])[1:]
     fronts: Iterable[int] = (front or 0,)
     if front is None:  # as many as there is room for
         fronts = range(1 + (len(names) if rest else max(0, len(names) - count)))
-    last = () if rest is None else (rest,)
+    last = (rest,) if rest else ()
     for number in range(count):
         found = (names[at + number :][:1] or last for at in fronts)
         yield tuple(dict.fromkeys(name for some in found for name in some))
+
+
+def _more_keywords(parameters: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """Return what tells by which name a keyword goes besides its own: that of the parameter
+    which takes all that are not named."""
+    rest = parameters[-1] if parameters else ""
+    if not rest.startswith("**"):
+        return lambda _: ()
+    named = frozenset(parameters[parameters.index("*") :])
+    return lambda name: () if name in named else (rest[2:],)
 
 
 def _named(sensitive: str | Iterable[str]) -> frozenset[str]:

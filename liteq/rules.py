@@ -78,7 +78,7 @@ class Rules:
 
     def _secrets_of(self, name: str) -> tuple[Sequence[str], str | Iterable[str]] | None:
         task = self._tasks.get(name)
-        return None if task is None else (task.positional, task.sensitive)
+        return None if task is None else (task.all_parameters, task.sensitive)
 
 
 def defaults_of(rules: Rules, name: str, task: AnyTask) -> Defaults:

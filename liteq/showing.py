@@ -54,7 +54,7 @@ def without_secrets(
     shown, named = app.redactor.arguments(
         args,
         kwargs,
-        () if task is None else task.positional,
+        () if task is None else task.all_parameters,
         () if task is None else task.sensitive,
         front,
     )

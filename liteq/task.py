@@ -51,7 +51,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 # Flags of code (inspect's, which costs 6 ms to import): of `async def`, and of one with *args.
-_COROUTINE, _VARARGS = 0x80, 0x04
+_COROUTINE, _VARARGS, _VAR_KEYWORDS = 0x80, 0x04, 0x08
 
 
 class _FromApp:
@@ -384,7 +384,7 @@ class Task(Generic[P, R]):
         """Return the arguments of a call as texts to be shown (Celery's `argsrepr` and
         `kwargsrepr`), with what is secret in them hidden: see `liteq.redaction`."""
         return self.app.redactor.call(
-            args, kwargs, self.positional, self.sensitive, self.resultrepr_maxsize
+            args, kwargs, self.all_parameters, self.sensitive, self.resultrepr_maxsize
         )
 
     @property
@@ -397,11 +397,19 @@ class Task(Generic[P, R]):
         return names[1:] if hasattr(self.run, "__self__") else names
 
     @property
-    def positional(self) -> list[str]:
-        """The same, and behind them the star and the name of the one that takes the rest."""
+    def all_parameters(self) -> list[str]:
+        """The same, and behind them, with a star, the name of the one that takes the rest; of
+        a body that takes any keyword then a lone star, the keywords that it names, and with
+        two stars the name of the one that takes those."""
         code, names = self._code, self.parameters
-        if code is not None and code.co_flags & _VARARGS:
-            names.append(f"*{code.co_varnames[code.co_argcount + code.co_kwonlyargcount]}")
+        if code is None:
+            return names
+        first, last = code.co_posonlyargcount, code.co_argcount + code.co_kwonlyargcount
+        rest = list(code.co_varnames[last : last + 2])
+        if code.co_flags & _VARARGS:
+            names.append(f"*{rest.pop(0)}")
+        if code.co_flags & _VAR_KEYWORDS:
+            names += ["*", *code.co_varnames[first:last], f"**{rest[0]}"]
         return names
 
     @property

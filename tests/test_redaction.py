@@ -339,6 +339,48 @@ def test_any_secret_parameter_may_be_among_keyword_arguments() -> None:
     assert enter.redacted((), {"code": CANARY})[1] == f"{{'code': '{HIDDEN}'}}"
 
 
+def test_all_arguments_that_have_no_name_may_be_secret_together() -> None:
+    app = Liteq("shop", broker="memory://")
+
+    @app.task(name="pay", sensitive=["codes"])
+    def pay(user: str, *codes: str) -> None:
+        raise ValueError(f"wrong: {codes[-1]}")
+
+    @app.task(name="fill", sensitive="answers")
+    def fill(user: str, /, form: str = "", *pages: str, note: str = "", **answers: str) -> None:
+        raise ValueError(f"wrong: {answers['user']}")
+
+    shown = f"('bob', '{HIDDEN}', '{HIDDEN}')"
+    assert pay.redacted(("bob", CANARY, CANARY), {}) == (shown, "{}")
+    assert repr(pay.si("bob", CANARY)) == f"pay('bob', '{HIDDEN}')"
+    args, kwargs = ("bob", "form", "page"), {"note": "n", "user": CANARY, "pin": CANARY}
+    shown = f"{{'note': 'n', 'user': '{HIDDEN}', 'pin': '{HIDDEN}'}}"
+    assert fill.redacted(args, kwargs) == ("('bob', 'form', 'page')", shown)
+    with inline(app) as t:
+        for sent in (pay.delay("bob", "x", CANARY), fill.delay(*args, **kwargs)):
+            t.drain()
+            assert str(sent.result) == f"wrong: {HIDDEN}"
+
+
+def test_keywords_that_have_no_name_are_hidden_where_theirs_is_a_secrets() -> None:
+    app = Liteq("shop", broker="memory://")
+
+    @app.task
+    def login(*, user: str, **credentials: str) -> None: ...
+
+    shown = login.redacted((), {"user": "bob", "pin": CANARY})[1]
+    assert shown == f"{{'user': 'bob', 'pin': '{HIDDEN}'}}"
+
+
+def test_a_limit_is_kept_by_no_arguments_together() -> None:
+    app = Liteq("shop", broker="memory://")
+
+    def enter(*codes: str) -> None: ...
+
+    with pytest.raises(TypeError, match="no argument 'codes', which a limit is to be kept by"):
+        app.task(rate_limit="1/s", rate_limit_key="codes")(enter)
+
+
 @pytest.mark.parametrize("names", [3, [3], True])
 def test_secret_parameters_go_by_names(names: Any) -> None:
     app = Liteq("shop", broker="memory://")

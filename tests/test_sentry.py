@@ -217,6 +217,20 @@ def test_what_is_secret_by_its_name_is_hidden_whatever_it_is(
     assert [frame["vars"] for frame in frames if "vars" in frame] == [{"pin": "********"}]
 
 
+def test_what_is_secret_among_arguments_without_names_is_hidden(kept: Kept, app: Liteq) -> None:
+    @app.task(name="open", sensitive="codes")
+    def opened(door: str, *codes: str) -> None:
+        raise ValueError(f"{door}: not {codes[0]}")
+
+    opened.delay("front", "4711-0815")
+    run(app)
+
+    [event] = kept.of()
+    assert event["exception"]["values"][-1]["value"] == "front: not ********"
+    frames = event["exception"]["values"][-1]["stacktrace"]["frames"]
+    assert [frame["vars"]["codes"] for frame in frames if "vars" in frame] == ["********"]
+
+
 WORKER = """
 import json, os, sys, sentry_sdk
 from sentry_sdk.transport import Transport

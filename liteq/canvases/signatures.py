@@ -379,7 +379,7 @@ class Signature(dict[str, Any], Generic[R]):
         redactor = default() if app is None else app.early_redactor
         if task is None:
             return redactor.sources(args, kwargs)
-        return redactor.sources(args, kwargs, task.positional, task.sensitive, front)
+        return redactor.sources(args, kwargs, task.all_parameters, task.sensitive, front)
 
     def __repr__(self) -> str:
         return self.shown()

@@ -76,7 +76,7 @@ class _Scrubber(EventScrubber):
         """Looked for when there is an event: not every attempt has one."""
         task = self._task
         found: set[str] = self._redactor.secrets(
-            self._args, self._kwargs, task.parameters, task.sensitive
+            self._args, self._kwargs, task.all_parameters, task.sensitive
         )
         return found
 

@@ -206,7 +206,7 @@ class Teller:
             )
         except Exception:  # noqa: BLE001 (pickle may raise anything)
             return set()
-        names = () if task is None else task.positional
+        names = () if task is None else task.all_parameters
         sensitive = () if task is None else task.sensitive
         from liteq.showing import in_front  # late: see `received()`
 

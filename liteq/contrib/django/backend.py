@@ -125,7 +125,9 @@ class LiteqBackend(BaseTaskBackend):  # type: ignore[misc]  # Django ships no ty
         options = {**self._task_options, **own}
         if "sensitive" not in own:  # the backend's names are for the tasks that have them
             names = sensitive_names(options)
-            options["sensitive"] = [name for name in names if has_parameter(task.func, name)]
+            options["sensitive"] = [
+                name for name in names if has_parameter(task.func, name, rest=True)
+            ]
         if "autoretry_for" not in options and any(name in options for name in _OF_RETRIES):
             options["autoretry_for"] = (Exception,)
         try:
