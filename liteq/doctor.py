@@ -80,6 +80,8 @@ def examine(
     for look in looks:
         try:
             yield from look(broker, full=full) if look is _file else look(broker)
+            if look is _work and app is not None:
+                yield from _entries(app)
         except LiteqError as exc:
             yield Finding("store", "fail", str(exc), _advice_for(exc))
             return
@@ -432,6 +434,17 @@ def _schedules(broker: Broker) -> Iterator[Finding]:
         )
     else:
         yield Finding("periodic tasks", "ok", f"{len(entries)}, none overdue")
+
+
+def _entries(app: Liteq) -> Iterator[Finding]:
+    broken = [one for one in app.schedules.list() if one.error]
+    if broken:
+        yield Finding(
+            "periodic entries",
+            "warn",
+            f"not fired: {_some([one.name for one in broken])} ({broken[0].error})",
+            "make them anew, or give the beats the key that they were signed with",
+        )
 
 
 def _advice_for(exc: LiteqError) -> str:

@@ -42,7 +42,16 @@ if TYPE_CHECKING:
     from liteq.app import Liteq
     from liteq.signing import Signer
 
-__all__ = ["ENTRY_KEYS", "BeatLazyFunc", "CatchUp", "Decision", "Entry", "Overlap"]
+__all__ = [
+    "ENTRY_KEYS",
+    "BeatLazyFunc",
+    "CatchUp",
+    "Decision",
+    "Entry",
+    "Overlap",
+    "read",
+    "renewed",
+]
 
 logger = get_logger("liteq.beat")
 
@@ -380,6 +389,12 @@ def read(data: bytes) -> dict[str, Any]:
             f"reads up to {VERSION}): upgrade this beat"
         )
     return found
+
+
+def renewed(name: str, data: bytes, signer: Signer) -> bytes:
+    """Return a stored entry as it is signed with the first of the keys. Raises
+    `InvalidSignature` for one that has no valid signature where it needs one."""
+    return signer.renew(data, _owner(name))
 
 
 def _owner(name: str) -> str:

@@ -195,11 +195,24 @@ class Schedules:
                 revision=0 if row is None else row.revision,
             )
         for row in stored.values():
-            if row.origin != "code" or row.name in declared or row.name in broken:
+            if row.name in declared or row.name in broken:
                 continue
-            if self._is_ours(row):
+            if row.origin != "code":
+                self._sign_anew(row)
+            elif self._is_ours(row):
                 broker.remove_schedule(row.name)
         return declared
+
+    def _sign_anew(self, row: Schedule) -> None:
+        """Sign an entry with the first of the keys, before the one it was signed with goes."""
+        if (signer := self._app.signer) is None:
+            return
+        try:
+            data = entries.renewed(row.name, row.entry, signer)
+        except DecodeError:
+            return  # a beat says so when it is due
+        if data != row.entry:
+            self._put(row._replace(entry=data))  # else it was changed, and signed, just now
 
     def _is_ours(self, row: Schedule) -> bool:
         """Tell whether an entry is of this app: a store may have those of several."""

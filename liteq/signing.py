@@ -100,7 +100,7 @@ class Signer:
         envelope: str | None = packed[-1]
         found = None if envelope is None else _SIGNED_END.search(envelope)
         if envelope is None or found is None:
-            self._unsigned("the message")
+            self._unsigned("message")
             return
         self._compare(
             _MESSAGE, found[1], found[2], _covered(packed, envelope[: found.start()]), "message"
@@ -144,7 +144,7 @@ class Signer:
         lists inside of each other the part is. Raises `InvalidSignature` if they are not,
         or bear no valid signature.
         """
-        about = "the value" if id is None else f"the value of {id}"
+        about = "value" if id is None else f"value of {id}".replace("\n", " ")
         if not sealed.startswith(_SEAL):
             self._unsigned(about)
             return sealed
@@ -153,13 +153,20 @@ class Signer:
             name, mac, owner, *path = json.loads(line[len(_SEAL) :])
             covered = _of_value(data, owner, path)
         except (ValueError, TypeError, AttributeError, RecursionError) as exc:
-            raise InvalidSignature(f"the signature of {about} is damaged") from exc
+            raise InvalidSignature(f"the signature of the {about} is damaged") from exc
         self._compare(_VALUE, name, mac, covered, about)
         if id is not None and owner != id:
-            raise InvalidSignature(f"{about} was signed as that of {owner}")
+            raise InvalidSignature(f"the {about} was signed as that of {owner}")
         if gather is not None and path[depth - 1 : depth] != [gather]:
             raise InvalidSignature(f"the value of {owner} was signed as no part of {gather}")
         return data
+
+    def renew(self, sealed: bytes, id: str) -> bytes:
+        """Return what `seal()` has given, as it gives it with the first of the keys. Raises
+        as `open()` does."""
+        if sealed.startswith(_SEAL + json.dumps([self._first])[:-1].encode()):
+            return sealed
+        return self.seal(self.open(sealed, id), id)
 
     # Both
 
@@ -178,7 +185,7 @@ class Signer:
 
     def _unsigned(self, what: str) -> None:
         if not self._accepts_unsigned:
-            raise InvalidSignature(f"{what} is not signed, and security_keys are set")
+            raise InvalidSignature(f"the {what} is not signed, and security_keys are set")
 
 
 def unsealed(data: bytes) -> bytes:

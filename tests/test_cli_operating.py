@@ -484,6 +484,21 @@ def test_a_doctor_says_what_waits_in_vain(here: Here) -> None:
     assert here("doctor").returncode == 0
 
 
+def test_a_doctor_names_periodic_entries_that_no_beat_can_read(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here.ok("schedule", "add", "nightly", "tasks.add", "60", "-a", "[1, 2]")
+    assert "periodic entries" not in findings(here)
+    here.forget()
+
+    monkeypatch.setenv("LITEQ_SECURITY_KEYS", "a key of at least 16 characters")
+
+    assert findings(here)["periodic entries"]["what"] == (
+        "not fired: nightly (the value of periodic entry nightly is not signed, and "
+        "security_keys are set)"
+    )
+
+
 def test_names_of_megabytes_take_one_line_each(here: Here) -> None:
     long = 100_000
     here.ok("call", "tasks.add", "-a", "[1, 2]", "--queue", "y" * long)

@@ -769,6 +769,39 @@ def test_an_entry_that_somebody_put_into_the_store_is_not_fired(broker: Broker) 
     assert [app.AsyncResult(one.id).get(timeout=0) for one in ended] == [1]
 
 
+def test_a_beat_signs_an_entry_made_at_run_time_with_the_first_key(broker: Broker) -> None:
+    from liteq.beat import Beat
+
+    make_app(broker).schedules.add("unsigned", "add", 10.0, args=(1,))
+    make_app(broker, OLD).schedules.add("nightly", "add", 10.0, args=(2,))
+    Beat(make_app(broker, NEW, OLD)).start()
+    bad = {one.name for one in make_app(broker, NEW).schedules.list() if one.error}
+    Beat(make_app(broker, NEW, OLD, security_accept_unsigned=True)).start()
+    signed = broker.schedules()
+    Beat(make_app(broker, NEW, OLD)).start()
+
+    assert bad == {"unsigned"}
+    assert broker.schedules() == signed  # they are written once
+    shown = make_app(broker, NEW).schedules.list()
+    assert [(one.name, one.task, one.error) for one in shown] == [
+        ("nightly", "add", None),
+        ("unsigned", "add", None),
+    ]
+
+
+def test_what_a_beat_cannot_check_it_does_not_sign(broker: Broker) -> None:
+    from liteq.beat import Beat
+
+    make_app(broker, OLD).schedules.add("old", "add", 10.0)
+    app = make_app(broker, NEW)
+    Beat(app).start()
+
+    [entry] = app.schedules.list()
+    assert entry.error == (
+        "the value of periodic entry old was signed with a key that is not known here"
+    )
+
+
 # Sizes
 
 
