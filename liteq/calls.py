@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from datetime import timedelta, tzinfo
 from typing import Any, Final
 
+from liteq.clock import FromNow
 from liteq.exceptions import EncodeError, MessageTooLarge
 from liteq.limits import Keys
 from liteq.message import Message
@@ -29,7 +30,16 @@ from liteq.options import (
 from liteq.routes import Router
 from liteq.settingvalues import Unfit, pauses
 
-__all__ = ["Defaults", "checked_id", "lifetime", "merge", "plain", "too_large", "with_options"]
+__all__ = [
+    "Defaults",
+    "checked_id",
+    "counted_from",
+    "lifetime",
+    "merge",
+    "plain",
+    "too_large",
+    "with_options",
+]
 
 _NAMED: Final = frozenset(
     {"args", "kwargs", "link", "link_error", "task_id", "shadow", "throw"}
@@ -177,6 +187,17 @@ def with_options(
         stamps.update({key: _as_json(options[key]) for key in stamped if key in options})
         changes.update(stamped_headers=stamped, stamps=plain("stamps", stamps))
     return message._replace(**changes)
+
+
+def counted_from(message: Message, now: float) -> Message:
+    """Return the message of a call that is sent now and was made before: what was said as
+    so many seconds `FromNow` counts from now."""
+    changes: dict[str, Any] = {
+        name: FromNow(now + at.seconds, at.seconds)
+        for name, at in (("run_at", message.run_at), ("expires_at", message.expires_at))
+        if type(at) is FromNow
+    }
+    return message._replace(**changes) if changes else message
 
 
 def lifetime(given: float | timedelta | None) -> float | None:

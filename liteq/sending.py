@@ -10,10 +10,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from liteq import context, serializers, signals
-from liteq.calls import Defaults, checked_id, merge, too_large, with_options
+from liteq import context, serializers, signals, texts
+from liteq.calls import (
+    Defaults,
+    checked_id,
+    counted_from,
+    merge,
+    too_large,
+    with_options,
+)
 from liteq.djangothread import bridge
 from liteq.exceptions import AlwaysEagerIgnored, BrokerUnavailable, ImproperlyConfigured
 from liteq.ids import new_id
@@ -74,6 +82,34 @@ class Sender:
         messages, edges = self._compose(rules, task, args, kwargs, options)
         stands = await self.asend(messages, edges, options)
         return self._result(messages[0], options, stands)
+
+    def prepare(
+        self, task: AnyTask, args: Args, kwargs: Kwargs, options: Options
+    ) -> Callable[[], Any]:
+        """Return what sends a call of a task later, as when a transaction is committed, and
+        returns its result. What cannot be sent raises now, and is entered in no trail. Its
+        arguments are sent as they are now; what counts from the call counts from then."""
+        unseen = {**options, "add_to_parent": False}  # it may never be sent
+        messages, edges = self._compose(self.rules(), task, args, kwargs, unseen)
+        for message in messages:
+            texts.check(message.pack())
+        return partial(self._send_prepared, task, messages, edges, options)
+
+    def _send_prepared(
+        self, task: AnyTask, messages: list[Message], edges: list[Edge], options: Options
+    ) -> Any:
+        first = messages[0]
+        if self.rules().always_eager:
+            kind = first.content_type
+            args, kwargs = serializers.loads_call(first.body, kind, (kind,))
+            return self._eager_call(task, args, kwargs, {**options, "task_id": first.id})
+        running = context.current()
+        if running is not None and not running.called_directly:
+            result = AsyncResult[Any](first.id, None, first.task, self.app)
+            self._add_to_trail(running, result, options)
+        now = self.app.clock.now()
+        stands = self.send([counted_from(one, now) for one in messages], edges, options)
+        return self._result(first, options, stands)
 
     def call_named(self, name: str, args: Args, kwargs: Kwargs, options: Options) -> Any:
         """Send a call by the task's name; see `Liteq.send_task`."""

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from liteq.results.asyncresult import AsyncResult
     from liteq.results.eagerresult import EagerResult
 
-__all__ = ["AsyncTask", "BoundTask", "Task", "is_coroutine_function"]
+__all__ = ["AsyncTask", "BoundTask", "Task", "is_coroutine_function", "is_overridden"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -206,7 +206,7 @@ class Task(Generic[P, R]):
         When it returns, the call is in the store. Raises `TypeError` for arguments that
         the function does not take, `EncodeError` for a value that cannot be sent.
         """
-        if _is_overridden(self.apply_async, Task.apply_async):
+        if is_overridden(self.apply_async, Task.apply_async):
             return self.apply_async(args, kwargs)
         result: AsyncResult[R] = self.app.sender.call(self, args, kwargs, {})
         return result
@@ -243,7 +243,7 @@ class Task(Generic[P, R]):
 
     async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
         """Send a call like `delay()`, without blocking the event loop."""
-        if _is_overridden(self.aapply_async, Task.aapply_async) or _is_overridden(
+        if is_overridden(self.aapply_async, Task.aapply_async) or is_overridden(
             self.apply_async, Task.apply_async
         ):
             return await self.aapply_async(args, kwargs)
@@ -261,7 +261,7 @@ class Task(Generic[P, R]):
     ) -> AsyncResult[R]:
         """Send a call like `apply_async()`, without blocking the event loop."""
         given = named(options, task_id=task_id, link=link, link_error=link_error)
-        if _is_overridden(self.apply_async, Task.apply_async) and not _is_overridden(
+        if is_overridden(self.apply_async, Task.apply_async) and not is_overridden(
             self.aapply_async, Task.aapply_async
         ):  # a class that knows no coroutines: what it adds holds here too
             own: Callable[..., Any] = self.apply_async
@@ -806,7 +806,7 @@ def _canvas() -> Any:
     return canvas
 
 
-def _is_overridden(method: Callable[..., Any], ours: Callable[..., Any]) -> bool:
+def is_overridden(method: Callable[..., Any], ours: Callable[..., Any]) -> bool:
     """Tell whether a class has a method of its own, or a test has put another in place."""
     return getattr(method, "__func__", None) is not ours
 

@@ -43,6 +43,10 @@ FILES = {
         @shared_task
         def count(least=0):
             return Order.objects.count()
+        @shared_task
+        def touch(name):
+            Order.objects.create(name=name)
+            return name
     """,
     "found.py": """
         from proj.celery import app
@@ -79,6 +83,58 @@ FILES = {
         app.run_until_empty()
         said["open after"] = connection.connection is not None
         said["value"] = result.get(timeout=10)
+    """,
+    "refused.py": """
+        import django
+        from proj.celery import app
+        django.setup()
+        from django.db import connection, transaction
+        from liteq.contrib.django import DjangoTask
+        from shop.models import Order
+        from shop.tasks import count, touch
+        connection.settings_dict["NAME"] = "refused.sqlite3"
+        with connection.schema_editor() as editor:
+            editor.create_model(Order)
+        class Own(DjangoTask):
+            abstract = True
+            def apply_async(self, args=None, kwargs=None, tenant=None, **options):
+                return super().apply_async([*args, tenant], kwargs, **options)
+        @app.task(base=Own)
+        def owned(one, tenant=None):
+            return tenant
+        calls = {
+            "value": lambda: touch.delay_on_commit(object()),
+            "large": lambda: touch.delay_on_commit("x" * 2_000_000),
+            "priority": lambda: count.apply_async_on_commit(priority=50),
+            "misspelt": lambda: count.apply_async_on_commit(count_down=5),
+            "link": lambda: count.apply_async_on_commit(link=touch.si(object())),
+            "half": lambda: count.apply_async_on_commit(task_id="\\ud800"),
+            "own": lambda: owned.apply_async_on_commit((1, 2, 3)),
+        }
+        said = {"where": {}, "later": []}
+        for name, call in calls.items():
+            with transaction.atomic():
+                Order.objects.create(name=name)
+                try:
+                    call()
+                except Exception as exc:
+                    said["where"][name] = type(exc).__name__
+                transaction.on_commit(lambda name=name: said["later"].append(name))
+        given = [1]
+        with transaction.atomic():
+            kept = touch.delay_on_commit(given)
+            given.append(object())
+            tenant = owned.apply_async_on_commit((1,), tenant="two")
+            nothing = count.apply_async_on_commit(task_id=None, link=None)
+        with transaction.atomic():
+            app.conf.task_always_eager = True
+            touch.delay_on_commit("eager")
+            said["waits"] = Order.objects.filter(name="eager").count()
+        said["eager"] = Order.objects.filter(name="eager").count()
+        app.conf.task_always_eager = False
+        app.run_until_empty()
+        said["kept"], said["own"] = kept.get(timeout=10), tenant.get(timeout=10)
+        said["nothing"] = nothing.get(timeout=10) > 0
     """,
     "forked.py": """
         from proj.celery import app
@@ -204,7 +260,7 @@ def said(project: Path, name: str) -> Any:
 
 def test_a_worker_sets_the_project_up_and_finds_the_tasks_of_its_apps(project: Path) -> None:
     assert said(project, "found") == {
-        "tasks": ["shop.tasks.count"],
+        "tasks": ["shop.tasks.count", "shop.tasks.touch"],
         "zone": "America/Chicago",
         "queue": "web",
     }
@@ -224,6 +280,25 @@ def test_a_call_waits_for_the_commit_and_the_connection_ends_with_the_task(
         "open after": False,
         "value": 1,
     }
+
+
+def test_a_call_that_cannot_be_sent_raises_before_the_commit(project: Path) -> None:
+    told = said(project, "refused")
+
+    assert told["where"] == {
+        "value": "EncodeError",
+        "large": "MessageTooLarge",
+        "priority": "ValueError",
+        "misspelt": "TypeError",
+        "link": "EncodeError",
+        "half": "EncodeError",
+        "own": "TypeError",
+    }
+    assert told["later"] == list(told["where"])
+    assert told["kept"] == [1]
+    assert told["own"] == "two"
+    assert told["nothing"]
+    assert [told["waits"], told["eager"]] == [0, 1]
 
 
 def test_no_connection_is_shared_with_a_child(project: Path) -> None:

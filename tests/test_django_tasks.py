@@ -83,6 +83,7 @@ FILES = {
     """,
     "checked.py": """
         import asyncio, datetime, logging, traceback
+        from asgiref.sync import async_to_sync
         import django
         django.setup()
         from django.db import connection, transaction
@@ -214,6 +215,24 @@ FILES = {
             app.run_until_empty()
             return {"inside": inside, "after": result.status, "lost": lost}
 
+        def refused_before_the_commit():
+            deep = []
+            for _ in range(150):
+                deep = [deep]
+            forever = datetime.datetime.max.replace(tzinfo=datetime.timezone.utc)
+            calls = {
+                "large": lambda: add.enqueue("x" * 2_000_000),
+                "deep": lambda: add.enqueue(deep),
+                "far": lambda: add.using(run_after=forever).enqueue(1),
+                "by a coroutine": lambda: async_to_sync(add.aenqueue)("x" * 2_000_000),
+            }
+            where, later = {}, []
+            for name, call in calls.items():
+                with transaction.atomic():
+                    where[name] = (raised(call) or ["nothing"])[0]
+                    transaction.on_commit(lambda name=name: later.append(name))
+            return {"where": where, "later": later}
+
         def arguments_are_kept_as_they_were():
             given = [1]
             with transaction.atomic():
@@ -320,7 +339,8 @@ FILES = {
         for test in (
             value_comes_back, failure_is_told, what_json_has_not, context_is_given,
             coroutines_run, retries_are_attempts, only_after_the_commit,
-            arguments_are_kept_as_they_were, later_and_first, what_is_no_task_is_not_run,
+            refused_before_the_commit, arguments_are_kept_as_they_were, later_and_first,
+            what_is_no_task_is_not_run,
             mistakes_show_at_once, options_of_one_task, revoked_is_failed,
             known_under_its_own_name, eager_is_over_at_once, checks,
         ):
@@ -460,6 +480,18 @@ def test_a_call_is_sent_after_the_commit_and_never_after_a_rollback(told: Any) -
         "after": "READY",
         "lost": "TaskResultDoesNotExist",
     }
+
+
+def test_a_call_that_cannot_be_sent_raises_before_the_commit(told: Any) -> None:
+    answer = told["refused_before_the_commit"]
+
+    assert answer["where"] == {
+        "large": "MessageTooLarge",
+        "deep": "EncodeError",
+        "far": "ValueError",
+        "by a coroutine": "MessageTooLarge",
+    }
+    assert answer["later"] == list(answer["where"])
 
 
 def test_arguments_are_sent_as_they_were_at_the_call(told: Any) -> None:

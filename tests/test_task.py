@@ -527,6 +527,43 @@ def test_the_soft_limit_of_a_task_may_not_be_the_longer(app: Liteq) -> None:
 # When
 
 
+def test_a_call_that_is_prepared_counts_from_when_it_is_sent(
+    app: Liteq, clock: FakeClock
+) -> None:
+    @app.task
+    def work() -> None: ...
+
+    until = clock.now() + 60
+    relative: dict[str, Any] = {"countdown": 10, "expires": 20}
+    send = app.sender.prepare(work, None, None, relative)
+    at = {"eta": datetime.fromtimestamp(until, UTC), "priority": 7}
+    send_at = app.sender.prepare(work, None, None, at)
+    clock.step(30)
+    counted, fixed = sent(app, send()), sent(app, send_at())
+
+    assert counted.run_at == clock.now() + 10
+    assert counted.expires_at == clock.now() + 20
+    assert (fixed.run_at, fixed.priority) == (until, 7)
+
+
+def test_a_call_that_is_prepared_is_a_child_once_it_is_sent(app: Liteq) -> None:
+    @app.task
+    def work() -> None: ...
+
+    @app.task
+    def caller() -> list[int]:
+        request = current_task.request
+        send = app.sender.prepare(work, None, None, {})
+        before = len(request.children)
+        send()
+        return [before, len(request.children)]
+
+    result = caller.delay()
+    app.run_until_empty()
+
+    assert result.get(timeout=0) == [0, 1]
+
+
 def test_a_countdown_counts_from_now(app: Liteq, clock: FakeClock) -> None:
     @app.task
     def work() -> None: ...
@@ -951,7 +988,7 @@ def test_a_task_is_retried_until_it_succeeds(app: Liteq, clock: FakeClock) -> No
     assert repr(result.result) == "ValueError('not yet')"
     assert record(app, result.id).packed[5] == clock.now() + 30
     for _ in range(2):
-        clock.advance(30)
+        clock.step(30)
         app.run_until_empty()
 
     assert result.get() == 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from functools import partial
@@ -143,7 +143,8 @@ class LiteqBackend(BaseTaskBackend):  # type: ignore[misc]  # Django ships no ty
         Within a transaction it is sent when that is committed (`enqueue_on_commit`), and
         never after a rollback; until then there is nothing under the id. Arguments are
         checked and taken as they are now. Raises `TypeError` for arguments that the
-        function does not take or that JSON does not have.
+        function does not take or that JSON does not have, `MessageTooLarge`, `EncodeError`
+        for what is nested too deeply, and `ValueError` for a time that cannot be.
         """
         self.validate_task(task)
         run = self.app.tasks[task.module_path]
@@ -161,12 +162,11 @@ class LiteqBackend(BaseTaskBackend):  # type: ignore[misc]  # Django ships no ty
             errors=[],
             worker_ids=[],
         )
-        if run.typing:
-            run.check_arguments(result.args, result.kwargs)
+        send = self.app.sender.prepare(run, result.args, result.kwargs, _options(result))
         if self._on_commit and _is_in_transaction():
-            transaction.on_commit(partial(self._send, run, result))
+            transaction.on_commit(partial(self._send, send, result))
         else:
-            self._send(run, result)
+            self._send(send, result)
         return result
 
     def get_result(self, result_id: str) -> Any:
@@ -208,21 +208,8 @@ class LiteqBackend(BaseTaskBackend):  # type: ignore[misc]  # Django ships no ty
                 id="liteq.W002",
             )
 
-    def _send(self, run: Any, result: Any) -> None:
-        task = result.task
-        options: dict[str, Any] = {"priority": _priority(task.priority)}
-        if task.queue_name != _DEFAULT:  # that one has the app's name, or its route
-            options["queue"] = task.queue_name
-        if task.run_after is not None:
-            after = task.run_after
-            options["eta"] = timezone.make_aware(after) if timezone.is_naive(after) else after
-        sent = run.apply_async(
-            result.args,
-            result.kwargs,
-            task_id=result.id,
-            headers={results.HEADER: results.header_of(task)},
-            **options,
-        )
+    def _send(self, send: Callable[[], Any], result: Any) -> None:
+        sent = send()
         object.__setattr__(result, "enqueued_at", timezone.now())
         object.__setattr__(result, "id", sent.id)  # of a unique task: of the one that stands
         results.tell("task_enqueued", result)
@@ -237,6 +224,22 @@ def _check(options: Mapping[str, Any]) -> None:
     """Raise `TypeError` or `ValueError` for options that cannot be."""
     check_options(options)
     checked_limits(options.get("time_limit"), options.get("soft_time_limit"))
+
+
+def _options(result: Any) -> dict[str, Any]:
+    """Return the options of the call that is to have this result."""
+    task = result.task
+    options: dict[str, Any] = {
+        "task_id": result.id,
+        "headers": {results.HEADER: results.header_of(task)},
+        "priority": _priority(task.priority),
+    }
+    if task.queue_name != _DEFAULT:  # that one has the app's name, or its route
+        options["queue"] = task.queue_name
+    if task.run_after is not None:
+        after = task.run_after
+        options["eta"] = timezone.make_aware(after) if timezone.is_naive(after) else after
+    return options
 
 
 def _priority(given: int) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from liteq.ids import new_id
 from liteq.results.asyncresult import AsyncResult
-from liteq.task import Task
+from liteq.task import Task, is_overridden
 
 __all__ = ["DjangoTask"]
 
@@ -33,12 +33,18 @@ class DjangoTask(Task[..., Any]):
 
         Returns its result at once, where Celery returns None; after a rollback the store
         never hears of that id. A process that dies between the commit and the call has not
-        sent it. Arguments are checked now, and what they hold is sent as it is then.
+        sent it. What cannot be sent raises now, and arguments are sent as they are now; a
+        countdown begins at the commit. (A class with an `apply_async()` of its own has it
+        called at the commit: of such a call only the arguments are looked at before.)
         """
         from django.db import transaction  # late: a worker sets Django up before its use
 
-        if self.typing:
-            self.check_arguments(args or (), kwargs or {})
-        id = options.setdefault("task_id", new_id())
-        transaction.on_commit(partial(self.apply_async, args, kwargs, **options))
+        id = options["task_id"] = options.get("task_id") or new_id()
+        if is_overridden(self.apply_async, Task.apply_async):
+            if self.typing:
+                self.check_arguments(args or (), kwargs or {})
+            send: Callable[[], Any] = partial(self.apply_async, args, kwargs, **options)
+        else:
+            send = self.app.sender.prepare(self, args, kwargs, options)
+        transaction.on_commit(send)
         return AsyncResult(id, task_name=self.name, app=self.app)
