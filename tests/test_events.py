@@ -15,6 +15,8 @@ import pytest
 import redis_server
 from api import app_in_memory, forget_current, record
 from hostile import Hostile, forge
+from hypothesis import example, given
+from hypothesis import strategies as st
 from world import FakeClock, wait_until
 
 from liteq import Liteq
@@ -22,6 +24,8 @@ from liteq.brokers.base import EVENTS_KEPT
 from liteq.brokers.sqlite import _AROUND, SqliteBroker
 from liteq.events import Event, State
 from liteq.events.snapshot import Polaroid, evcam
+from liteq.events.state import Task
+from liteq.events.state import Worker as StateWorker
 from liteq.exceptions import StoreLost
 from liteq.worker import Worker
 
@@ -490,6 +494,62 @@ def test_a_state_is_that_of_what_comes_last_as_a_task_goes(told: str, state: str
         drawn.event(Event(f"task-{type}", uuid="a", hostname="h", timestamp=float(when)))
 
     assert drawn.tasks["a"].state == state
+
+
+_ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=4,
+)
+_NAMES = st.sampled_from(sorted({*dir(Task("a")), *dir(StateWorker("a"))})) | st.text(
+    max_size=5
+)
+
+_OTHERS = (
+    "hostname",
+    "pid",
+    "clock",
+    "freq",
+    "local_received",
+    "loadavg",
+    "name",
+    "heartbeats",
+)
+
+
+@given(
+    st.sampled_from(["task-", "worker-", ""]),
+    _NAMES,
+    st.fixed_dictionaries(
+        {},
+        optional=dict.fromkeys({*Task._INFO, *Event("", uuid="a"), *_OTHERS}, _ANYTHING),
+    ),
+)
+@example("task-", "ready", {"uuid": "a", "hostname": "one@here"})
+@example("task-", "event", {"uuid": "a", "hostname": "one@here"})
+@example("task-", "sent", {"uuid": "a", "timestamp": 10**400, "clock": float("nan")})
+@example("worker-", "heartbeat", {"hostname": "one@here", "freq": "2"})
+def test_an_event_of_any_name_with_any_fields_leaves_a_state_whole(
+    group: str, name: str, fields: dict[str, Any]
+) -> None:
+    state = State()
+    common = {"uuid": "a", "hostname": "one@here", "timestamp": 1.0}
+    state.event(Event("worker-online", **common))
+    state.event(Event("task-received", name="shop.add", **common))
+
+    state.event({"type": f"{group}{name}", **fields})
+    state.event({"type": f"{group}{name}", **common, **fields})
+
+    state.event(Event("worker-heartbeat", **common))
+    state.event(Event("task-succeeded", result="1", **common))
+    assert state.tasks["a"].as_dict()["result"] == "1"
+    assert state.tasks["a"].ready
+    assert "a" in [uuid for uuid, _ in state.tasks_by_time()]
+    assert state.task_types()
+    assert list(state.tasks_by_worker("one@here"))
+    assert "one@here" in [worker.hostname for worker in state.alive_workers()]
+    assert repr([state, *state.tasks.values(), *state.workers.values()])
+    state.clear()
 
 
 def test_a_state_keeps_so_many_tasks_and_no_more() -> None:

@@ -16,6 +16,7 @@ from liteq import states
 __all__ = ["State", "Task", "Worker"]
 
 _BEATS_KEPT: Final = 4
+_MOST: Final = 1e18  # of any number, in either direction
 _ALIVE_FOR: Final = 2.0  # intervals of its heartbeat, as in Celery
 _STATES: Final = {
     "task-sent": states.PENDING,
@@ -48,12 +49,17 @@ class Worker:
 
     def event(self, type: str, fields: Mapping[str, Any], received: float) -> None:
         """Take an event in; `type` is without its "worker-"."""
-        for name in ("pid", "freq", "active", "processed", "loadavg", "clock"):
-            if fields.get(name) is not None:
-                setattr(self, name, fields[name])
-        for name in ("sw_ident", "sw_ver", "sw_sys"):
-            if fields.get(name):
-                setattr(self, name, fields[name])
+        for name in ("pid", "freq", "active", "processed", "clock"):
+            if (number := _number(fields.get(name))) is not None:
+                setattr(self, name, number)
+        for name, kind in (
+            ("loadavg", list),
+            ("sw_ident", str),
+            ("sw_ver", str),
+            ("sw_sys", str),
+        ):
+            if isinstance(value := fields.get(name), kind) and value:
+                setattr(self, name, value)
         if type == "offline":
             self.heartbeats.clear()
         else:
@@ -135,17 +141,22 @@ class Task:
     def event(self, type: str, fields: Mapping[str, Any]) -> None:
         """Take an event in; `type` is without its "task-". One that is late changes what
         it alone knows, and not the state."""
-        when = float(fields.get("timestamp") or 0.0)
-        setattr(self, type, when) if hasattr(Task, type) else None
-        state = _STATES.get(f"task-{type}", type.upper())
+        when = float(_number(fields.get("timestamp")) or 0.0)
+        state = _STATES.get(f"task-{type}")
+        if state is None:
+            state = type.upper()  # a name of the user's own, which may be one of ours
+        else:
+            setattr(self, type, when)
         late = self._is_late(state, when)
         for name in (*self._INFO, "name", "traceback"):
-            if fields.get(name) is not None and (not late or getattr(self, name) is None):
-                setattr(self, name, fields[name])
+            value = fields.get(name)
+            known = _number(value) if name in ("retries", "runtime") else _text(value)
+            if known is not None and (not late or getattr(self, name) is None):
+                setattr(self, name, known)
         if not late:
             self.state = state
             self.timestamp = when
-            self.clock = int(fields.get("clock") or 0)
+            self.clock = int(_number(fields.get("clock")) or 0)
 
     def _is_late(self, state: str, when: float) -> bool:
         """Tell whether the task is further than this state. Celery's precedence says which
@@ -226,8 +237,8 @@ class State:
         with self._lock:
             self.event_count += 1
             subject: Any = None
-            if group == "task" and "uuid" in event:
-                subject = self._task_event(type, event)
+            if group == "task" and (uuid := _text(event.get("uuid"))) is not None:
+                subject = self._task_event(uuid, type, event)
             elif group == "worker":
                 subject = self._worker_event(type, event)
         if self.event_callback is not None:
@@ -236,21 +247,20 @@ class State:
 
     __call__ = event
 
-    def _task_event(self, type: str, event: Mapping[str, Any]) -> Task:
-        uuid = event["uuid"]
+    def _task_event(self, uuid: str, type: str, event: Mapping[str, Any]) -> Task:
         task, _ = self.get_or_create_task(uuid)
         if type == "sent":
             self.task_count += task.sent is None and task.received is None
         else:
             self.task_count += type == "received" and task.sent is None
-            task.worker, _ = self.get_or_create_worker(event.get("hostname") or "")
+            task.worker, _ = self.get_or_create_worker(_text(event.get("hostname")) or "")
         task.event(type, event)
         self.tasks.move_to_end(uuid)
         return task
 
     def _worker_event(self, type: str, event: Mapping[str, Any]) -> Worker:
-        worker, created = self.get_or_create_worker(event.get("hostname") or "")
-        worker.event(type, event, event.get("local_received") or time.time())
+        worker, created = self.get_or_create_worker(_text(event.get("hostname")) or "")
+        worker.event(type, event, _number(event.get("local_received")) or time.time())
         if type == "offline" and self.on_node_leave is not None:
             self.on_node_leave(worker)
         elif type != "offline" and created and self.on_node_join is not None:
@@ -350,3 +360,16 @@ class State:
 
     def __repr__(self) -> str:
         return f"<State: events={self.event_count} tasks={self.task_count}>"
+
+
+# Anybody may send an event of any name, with any fields.
+
+
+def _number(value: Any) -> float | None:
+    """Return a number that can be counted and compared with, None for all else."""
+    is_one = isinstance(value, (int, float)) and -_MOST < value < _MOST  # and so no NaN
+    return value if is_one else None
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
