@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from liteq import context, log, signals
+from liteq import context, log, logfields, signals
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -14,8 +14,10 @@ __all__ = ["configure"]
 
 def configure(app: Liteq) -> None:
     """Have this process's log written as the app's `worker_log…` settings say, unless the
-    program has seen to its logging itself. Raises `OSError` if the file cannot be written."""
+    program has seen to its logging itself. Whoever writes it, each record names the task
+    that runs. Raises `OSError` if the file cannot be written."""
     conf = app.conf
+    logfields.mark(context.log_fields, always=True)
     log.configure(
         conf.worker_log_level,
         conf.worker_logfile,
@@ -24,21 +26,5 @@ def configure(app: Liteq) -> None:
         task_format=conf.worker_task_log_format,
         datefmt=conf.worker_log_datefmt,
         task_datefmt=conf.worker_task_log_datefmt,
-        context=_running_task,
         signals=signals,
     )
-
-
-def _running_task() -> dict[str, Any] | None:
-    """Return what the log says about the task whose code is writing to it."""
-    running = context.current()
-    if running is None:
-        return None
-    return {
-        "task": running.task,
-        "task_id": running.id,
-        "root_id": running.root_id,
-        "queue": (running.delivery_info or {}).get("routing_key"),
-        "attempt": running.deliveries,
-        "worker": running.hostname,
-    }

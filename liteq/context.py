@@ -23,6 +23,7 @@ __all__ = [
     "Report",
     "current",
     "is_running",
+    "log_fields",
     "noted",
     "outside",
     "pop",
@@ -298,6 +299,24 @@ def current() -> Context | None:
     """Return the context of the task that runs here; None if none does."""
     contexts = _stack.get()
     return contexts[-1] if contexts else None
+
+
+def log_fields() -> dict[str, Any] | None:
+    """Return what the log says about the task whose code is writing to it; None outside of
+    an attempt. A task that it calls as a function is a part of it."""
+    for running in reversed(_stack.get()):
+        if running.id is not None:
+            message = running.message
+            return {
+                "task": running.task,
+                "task_name": running.task,
+                "task_id": running.id,
+                "root_id": running.root_id,
+                "queue": None if message is None else message.queue,
+                "attempt": running.retries + running.deliveries,
+                "worker": running.hostname,
+            }
+    return None
 
 
 def noted(request: Context | None, name: str) -> Any:

@@ -28,7 +28,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from liteq import context, states
+from liteq import context, logfields, states
 from liteq.body import Body, Ending, is_coroutine
 from liteq.brokers.values import Note
 from liteq.clock import Clock, FromNow, system_clock
@@ -122,6 +122,7 @@ class Executor:
         self.tasks = tasks
         self.settings = settings or ExecutorSettings()
         self._plans: dict[str, Plan] = {}
+        logfields.mark(context.log_fields)
         self._reader = Reader(
             accept=self.settings.accept,
             result_serializer=self.settings.result_serializer,

@@ -15,17 +15,16 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
 from math import isfinite
 from typing import IO, Any, Final, Protocol
 
 from liteq.exceptions import ImproperlyConfigured
+from liteq.logfields import NO_TASK
 from liteq.loggers import get_logger
 from liteq.redaction import mask_url
 
 __all__ = [
     "EXTRA",
-    "ContextFilter",
     "JsonFormatter",
     "TextFormatter",
     "configure",
@@ -52,8 +51,6 @@ EXTRA: Final = (
     "outcome",
 )
 TEXT_FORMAT: Final = "%(asctime)s %(levelname)-8s %(process)d %(name)s: %(message)s"
-
-Context = Callable[[], Mapping[str, Any] | None]
 
 
 class _Signal(Protocol):
@@ -126,7 +123,9 @@ class TextFormatter(logging.Formatter):
     def __init__(
         self, template: str = TEXT_FORMAT, datefmt: str | None = None, *, colour: bool = False
     ) -> None:
-        super().__init__(template, datefmt)
+        # For records that no logger has made: those of another process, say.
+        unknown = {"task_name": NO_TASK, "task_id": NO_TASK}
+        super().__init__(template, datefmt, defaults=unknown)
         self.colour = colour
         self._names_task = template == TEXT_FORMAT
 
@@ -135,9 +134,9 @@ class TextFormatter(logging.Formatter):
         shown = logging.makeLogRecord(record.__dict__)
         shown.message = record.getMessage()
         if self._names_task and not record.name.startswith(f"{logger.name}."):
-            task_id = record.__dict__.get("task_id")
-            if task_id is not None:
-                shown.message = f"{record.__dict__.get('task')}[{task_id}]: {shown.message}"
+            task, task_id = record.__dict__.get("task"), record.__dict__.get("task_id")
+            if task is not None and task_id is not None:
+                shown.message = f"{task}[{task_id}]: {shown.message}"
         if self.usesTime():
             shown.asctime = self.formatTime(record, self.datefmt)
         # Escaped after formatting: the name or an extra field may hold anything too.
@@ -177,7 +176,7 @@ class JsonFormatter(logging.Formatter):
             value = record.process if name == "pid" else getattr(record, name, None)
             if isinstance(value, float) and not isfinite(value):
                 value = str(value)  # `NaN` is no JSON
-            if value is not None:
+            if value is not None and (name != "task_id" or value != NO_TASK):
                 fields[name] = value
         if record.exc_info and record.exc_info[0] is not None:
             fields["exception"] = _masked(self.formatException(record.exc_info))
@@ -186,27 +185,6 @@ class JsonFormatter(logging.Formatter):
         if record.stack_info:
             fields["stack"] = _masked(self.formatStack(record.stack_info))
         return json.dumps(fields, default=str)
-
-
-class ContextFilter(logging.Filter):
-    """Adds to every record what is known of the task that runs in this context.
-
-    `context()` returns fields of `EXTRA`, or None outside of a task. Fields that the
-    record has already stay. `task_name` is there too, for Celery's formats.
-    """
-
-    def __init__(self, context: Context | None = None) -> None:
-        super().__init__()
-        self.context = context
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Return True: no record is held back."""
-        fields = record.__dict__
-        for name, value in ((self.context and self.context()) or {}).items():
-            fields.setdefault(name, value)
-        fields.setdefault("task_id", None)
-        fields.setdefault("task_name", fields.get("task"))
-        return True
 
 
 # Loggers
@@ -239,7 +217,6 @@ def configure(
     task_format: str | None = None,
     datefmt: str | None = None,
     task_datefmt: str | None = None,
-    context: Context | None = None,
     signals: Signals | None = None,
     stream: IO[str] | None = None,
 ) -> bool:
@@ -250,9 +227,9 @@ def configure(
 
     format: "text", "json", or a %-format. task_format: another %-format for the loggers
     of tasks. datefmt, task_datefmt: how times are written (`time.strftime`). colour: None
-    means on a terminal, unless NO_COLOR is set. context: what tells `ContextFilter` about
-    the running task. The log goes to standard error, or is appended to `logfile`, which may
-    be rotated under it.
+    means on a terminal, unless NO_COLOR is set. The log goes to standard error, or is appended
+    to `logfile`, which may be rotated under it. What records say about the running task they
+    bear already (see `liteq.logfields`).
 
     Raises `ImproperlyConfigured` for a level or format that does not exist, and `OSError`
     if the file cannot be written.
@@ -269,14 +246,12 @@ def configure(
     target = getattr(handler, "stream", None)
     colour = _wants_colour(target) if colour is None else colour
     handler.setFormatter(_formatter(format, datefmt, colour=colour))
-    handler.addFilter(ContextFilter(context))
     root.addHandler(handler)
     root.setLevel(number)
     if (task_format is not None or task_datefmt is not None) and format != "json":
         task_handler = _handler(logfile, stream)
         formatter = _formatter(task_format or format, task_datefmt or datefmt, colour=colour)
         task_handler.setFormatter(formatter)
-        task_handler.addFilter(ContextFilter(context))
         task_logger.addHandler(task_handler)
         task_logger.propagate = False
     if signals is not None:

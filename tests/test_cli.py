@@ -992,6 +992,57 @@ def test_the_log_can_be_json_in_a_file(project: Project, here: Here) -> None:
     assert any(record.get("task_id") == id for record in records)
 
 
+LOGS_ITSELF = (
+    TASKS
+    + """
+import logging.config
+from liteq.signals import setup_logging
+from liteq.utils.log import get_task_logger
+
+logger = get_task_logger(__name__)
+
+
+@setup_logging.connect
+def set_up(**_):
+    logging.config.dictConfig({
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"own": {"format": "%(task_name)s[%(task_id)s] %(message)s"}},
+        "handlers": {"own": {"class": "logging.StreamHandler", "formatter": "own"}},
+        "loggers": dict.fromkeys(["liteq", "tasks"], {"handlers": ["own"], "level": "INFO"}),
+    })
+
+
+@app.task
+def say():
+    logger.info("said")
+
+
+@app.task
+async def asay():
+    logger.info("said")
+"""
+)
+
+
+@pytest.mark.parametrize("pool", ["prefork", "spawn", "threads", "asyncio", "solo"])
+def test_one_format_of_the_program_s_own_serves_all_lines(
+    project: Project, here: Here, pool: str
+) -> None:
+    project.write("tasks.py", LOGS_ITSELF)
+    name = "tasks.asay" if pool == "asyncio" else "tasks.say"
+    id = here.ok("call", name)
+    how = ("--pool-start-method", "spawn") if pool == "spawn" else ("-P", pool)
+
+    done = project("worker", "--burst", "-c", "1", *how)
+
+    lines = done.stderr.splitlines()
+    assert f"{name}[{id}] said" in lines
+    assert any(line.startswith(f"{name}[{id}] Task {name}[{id}] succeeded") for line in lines)
+    assert any(line.startswith("???[???] ") for line in lines)
+    assert "Logging error" not in done.stderr
+
+
 @pytest.mark.traced
 def test_a_log_file_that_cannot_be_written_ends_with_2(project: Project) -> None:
     done = project("worker", "--logfile", "absent/x.log")

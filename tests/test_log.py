@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 from api import app_in_memory
 
-from liteq import log, signals
+from liteq import context, log, logfields, signals
 from liteq.exceptions import ImproperlyConfigured
 from liteq.loggers import get_logger
+from liteq.result import AsyncResult
+from liteq.testing import inline
 from liteq.utils.log import get_task_logger
 
 FORGED = "tasks.add\n2026-01-01 00:00:00.000 INFO     1 liteq: all is well"
@@ -44,6 +46,17 @@ def bare_root() -> Iterator[None]:
         ROOT.setLevel(level)
         log.task_logger.handlers.clear()
         log.task_logger.propagate = True
+
+
+@contextmanager
+def attempt(task: str, id: str) -> Iterator[None]:
+    """Log as the code of this task does."""
+    logfields.mark(context.log_fields)
+    token = context.push(context.Context(task=task, id=id))
+    try:
+        yield
+    finally:
+        context.pop(token)
 
 
 def record(message: str, *args: Any, **extra: Any) -> logging.LogRecord:
@@ -265,9 +278,10 @@ def test_the_log_goes_to_a_file_that_may_be_rotated(tmp_path: Path) -> None:
 @bare_root()
 def test_records_learn_which_task_runs() -> None:
     stream = io.StringIO()
-    log.configure(format="json", stream=stream, context=lambda: {"task": "t", "task_id": "7"})
-    logging.getLogger("users.module").info("in a task")
-    logging.getLogger("liteq").info("about another", extra={"task_id": "8"})
+    log.configure(format="json", stream=stream)
+    with attempt("t", "7"):
+        logging.getLogger("users.module").info("in a task")
+        logging.getLogger("liteq").info("about another", extra={"task_id": "8"})
     first, second = map(json.loads, stream.getvalue().splitlines())
     assert (first["task"], first["task_id"]) == ("t", "7")
     assert second["task_id"] == "8"
@@ -280,11 +294,78 @@ def test_celery_s_formats_know_the_task() -> None:
         format="%(levelname)s %(message)s",
         task_format="%(task_name)s[%(task_id)s] %(message)s",
         stream=stream,
-        context=lambda: {"task": "t", "task_id": "7"},
     )
-    get_task_logger("proj.tasks").info("mine")
-    logging.getLogger("other").info("other")
-    assert stream.getvalue() == "t[7] mine\nINFO other\n"
+    with attempt("t", "7"):
+        get_task_logger("proj.tasks").info("mine")
+        logging.getLogger("other").info("other")
+    get_task_logger("proj.tasks").handle(record("nobody's"))
+    assert stream.getvalue() == "t[7] mine\nINFO other\n???[???] nobody's\n"
+
+
+class Kept(logging.Handler):
+    """A handler that keeps what it is given, on a logger that hands nothing on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+        self.logger = logging.Logger("program.own")
+        self.logger.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+@pytest.mark.parametrize("way", ["worker", "eager", "threads", "inline"])
+def test_a_handler_of_the_program_s_own_is_told_which_task_runs(way: str) -> None:
+    with app_in_memory() as app:
+
+        @app.task(name="inner")
+        def inner() -> None:
+            logger.info("in a plain call")
+
+        @app.task(name="work", queue="mail")
+        def work() -> None:
+            logger.info("mine", extra={"queue": "its own"})
+            inner()
+
+        kept = Kept()
+        logger = kept.logger
+        if way == "eager":
+            id = work.apply().id
+        elif way == "inline":
+            with inline(app) as mode:
+                id = work.delay().id
+                mode.drain()
+        else:
+            id = work.delay().id
+        if way == "worker":
+            app.run_until_empty(queues=["mail"])
+        if way == "threads":
+            with app.worker(queues=["mail"]):
+                AsyncResult(id, app=app).get(timeout=10)
+
+    first, second = map(vars, kept.records)
+    for said in (first, second):
+        assert (said["task"], said["task_name"], said["task_id"]) == ("work", "work", id)
+        assert (said["root_id"], said["attempt"]) == (id, 1)
+    assert (first["queue"], second["queue"]) == ("its own", "mail")
+
+
+def test_only_a_process_of_liteq_s_own_has_fields_outside_of_tasks() -> None:
+    code = (
+        "import logging\n"
+        "from liteq import Liteq, applog\n"
+        "app = Liteq('shop', task_always_eager=True)\n"
+        "logging.setLogRecordFactory(lambda *a, **k: logging.LogRecord(*a, **k))\n"
+        "said = lambda: vars(logging.getLogger().makeRecord('', 1, '', 1, '', (), None))\n"
+        "task = app.task(name='t')(lambda: print(said()['task_name']))\n"
+        "task.delay()\n"
+        "print(said().get('task_name'))\n"
+        "applog.configure(app)\n"
+        "print(said()['task_name'], said()['task_id'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "t\nNone\n??? ???\n", done.stderr
 
 
 @bare_root()

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from liteq import serializers, shortage
+from liteq import logfields, serializers, shortage
 from liteq.exceptions import ImproperlyConfigured
 from liteq.executor import ExecutorSettings, TaskLike
 from liteq.loggers import get_logger
@@ -82,7 +82,7 @@ def pool_of(
     if not own_process:
         _warn_of_children(kind, options)
     if own_process and options.start_method != "fork":
-        logs = bool(logging.getLogger().handlers)
+        logs = logfields.is_marking_all() or bool(logging.getLogger().handlers)
         like = (app.reference(), conf.overrides(), include, logs)
         runners = RunnerFactory(_load_tasks, like, settings, own_process=own_process)
     else:
