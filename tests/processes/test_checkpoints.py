@@ -40,6 +40,15 @@ async def acount(until):
             os.kill(os.getpid(), signal.SIGKILL)
     return began
 
+@app.task(bind=True)
+def walk(self, until):
+    began = self.request.checkpoint or 0
+    for at in range(began, until):
+        time.sleep(0.002)
+        note("did", at)
+        self.checkpoint(at + 1)
+    return [self.request.deliveries, began]
+
 # Each stays at step 20 of its first attempt until it is interrupted.
 
 @app.task(bind=True)
@@ -186,7 +195,20 @@ def test_a_stop_waits_no_longer_than_until_the_next_checkpoint(
     assert done(shop) == list(range(40))
 
 
-def test_so_does_a_stop_from_afar(shop: Shop) -> None:
+def test_one_deploy_after_the_other_costs_no_step(shop: Shop) -> None:
+    results = [shop.tasks.walk.delay(500) for _ in range(2)]
+    for number in range(1, 5):
+        enough = min(len(done(shop)) + 100, 1_000)
+        worker = shop.start("-c", "2", "--grace", "600", name=f"w{number}")
+        wait_until(lambda: len(done(shop)) >= enough, within=15)  # noqa: B023
+        assert shop.stop(worker) == 0
+    shop.start("-c", "2", name="last")
+
+    assert [result.get(timeout=15)[0] for result in results] == [1, 1]
+    assert sorted(done(shop)) == sorted([*range(500)] * 2)
+
+
+def test_a_stop_from_afar_does_the_same(shop: Shop) -> None:
     first = shop.start("-c", "2", "--grace", "600", name="first")
     results = [shop.tasks.steps.delay(40), shop.tasks.steps.delay(40)]
     for result in results:
