@@ -554,6 +554,25 @@ def test_an_event_of_any_name_with_any_fields_leaves_a_state_whole(
     state.clear()
 
 
+def test_a_worker_joins_each_time_that_it_comes_and_leaves_each_time_that_it_goes() -> None:
+    said: list[str] = []
+    state = State(
+        on_node_join=lambda worker: said.append(f"+{worker.hostname}"),
+        on_node_leave=lambda worker: said.append(f"-{worker.hostname}"),
+    )
+
+    for host in ("one", "two"):
+        state.event(Event("task-received", uuid=host, hostname=host))  # before it was heard
+        for type in ("online", "heartbeat", "offline", "online", "heartbeat"):
+            state.event(Event(f"worker-{type}", hostname=host))
+    state.event(Event("worker-offline", hostname="two"))
+    state.event(Event("task-received", uuid="late", hostname="late"))
+    state.event(Event("worker-heartbeat", hostname="late"))  # it came online before we did
+
+    assert said == ["+one", "-one", "+one", "+two", "-two", "+two", "-two", "+late"]
+    assert list(state.workers) == ["one", "late"]
+
+
 def test_a_state_keeps_so_many_tasks_and_no_more() -> None:
     seen: list[str] = []
     state = State(

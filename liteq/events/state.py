@@ -205,6 +205,10 @@ class State:
 
     It keeps `max_tasks_in_memory` tasks and `max_workers_in_memory` workers, those heard of
     last. `event_count` and `task_count` count what has come.
+
+    `on_node_join(worker)` is called when a worker says that it is online, or is heard for the
+    first time, and `on_node_leave(worker)` when it says that it is offline. With the latter
+    the worker is forgotten then; without it, it is kept and shows as offline, as in Celery.
     """
 
     def __init__(
@@ -259,12 +263,14 @@ class State:
         return task
 
     def _worker_event(self, type: str, event: Mapping[str, Any]) -> Worker:
-        worker, created = self.get_or_create_worker(_text(event.get("hostname")) or "")
+        worker, _ = self.get_or_create_worker(_text(event.get("hostname")) or "")
+        joins = type == "online" or (type != "offline" and not worker.heartbeats)
         worker.event(type, event, _number(event.get("local_received")) or time.time())
+        if joins and self.on_node_join is not None:
+            self.on_node_join(worker)
         if type == "offline" and self.on_node_leave is not None:
             self.on_node_leave(worker)
-        elif type != "offline" and created and self.on_node_join is not None:
-            self.on_node_join(worker)
+            self.workers.pop(worker.hostname, None)
         return worker
 
     def get_or_create_worker(self, hostname: str, **kwargs: Any) -> tuple[Worker, bool]:
