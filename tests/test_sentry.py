@@ -279,3 +279,78 @@ def test_a_child_sends_its_events_before_it_ends(tmp_path: Path) -> None:
     [line] = kept.read_text().splitlines()
     tags, _pid = json.loads(line)
     assert tags["liteq.task"] == "fail"
+
+
+KILLED = """
+import json, os, sys, sentry_sdk, time
+from sentry_sdk.transport import Transport
+from liteq import Liteq
+from liteq.contrib.sentry import LiteqIntegration
+
+class Kept(Transport):
+    def capture_envelope(self, envelope):
+        for item in envelope.items:
+            if (event := item.get_event()) is not None:
+                told = event["tags"]["liteq.task"], event["contexts"], os.getpid() == PARENT
+                with open(sys.argv[2], "a") as file:
+                    file.write(json.dumps(told, default=str) + "\\n")
+
+PARENT = os.getpid()
+sentry_sdk.init(
+    dsn="http://key@localhost/1",
+    transport=Kept(),
+    integrations=[LiteqIntegration()],
+    auto_enabling_integrations=False,
+)
+app = Liteq("shop", broker="sqlite://" + sys.argv[1], task_max_deliveries=1)
+
+@app.task(name="fail")
+def fail():
+    raise ValueError("no")
+
+@app.task(name="die")
+def die():
+    os._exit(1)
+
+@app.task(name="slow", time_limit=0.2)
+def slow():
+    time.sleep(1000)
+
+@app.task(name="alone", time_limit=0.2)
+def alone():
+    time.sleep(1000)
+
+trace = "0123456789abcdef0123456789abcdef"
+called = {"sentry-trace": trace + "-0123456789abcdef-1"}
+with sentry_sdk.isolation_scope() as scope:
+    scope.continue_trace(called)
+    fail.delay(), die.delay(), slow.delay()
+from liteq import signals
+signals.before_task_publish.disconnect(dispatch_uid="liteq.sentry")
+alone.delay(), alone.delay()
+from liteq.worker import Worker
+sys.exit(Worker(app, concurrency=1, burst=True).run())
+"""
+
+
+@pytest.mark.process
+def test_the_trace_goes_on_in_the_event_of_a_task_that_was_killed(tmp_path: Path) -> None:
+    kept = tmp_path / "events"
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, f"{tmp_path}/s.liteq", str(kept)],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = [json.loads(line) for line in kept.read_text().splitlines()]
+    trace = "0123456789abcdef0123456789abcdef"
+    ids = {name: contexts["trace"]["trace_id"] for name, contexts, _ in told}
+    alone = {contexts["trace"]["trace_id"] for name, contexts, _ in told if name == "alone"}
+
+    in_worker = {name for name, _, in_parent in told if in_parent}
+    assert in_worker == {"die", "slow", "alone"}
+    assert [ids[name] for name in ("fail", "die", "slow")] == [trace] * 3
+    assert len(alone - {trace}) == 2  # who calls in no trace is in none with others
+    assert {contexts["liteq"]["queue"] for _, contexts, _ in told} == {"default"}

@@ -12,6 +12,8 @@ sent before it ends.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Final
 
@@ -137,7 +139,7 @@ def _begin(sender: Any, task_id: str, args: Any, kwargs: Any, **_: Any) -> None:
     scope.add_event_processor(_Scrubber(sender, args, kwargs))
     _describe(scope, sender, task_id, request)
     transaction = sentry_sdk.continue_trace(
-        {k: v for k, v in (request.headers or {}).items() if isinstance(v, str)},
+        _texts(request),
         op="queue.process",
         name=sender.name,
         source="task",
@@ -169,8 +171,8 @@ def _failed(
     in the worker."""
     if not _is_on() or isinstance(exception, _expected(sender)):
         return
-    with sentry_sdk.new_scope() as scope:
-        request = getattr(sender, "request", None)
+    request = getattr(sender, "request", None)
+    with _scope_of(request) as scope:
         _describe(scope, sender, task_id, request)
         if should_send_default_pii():
             redacted = getattr(sender, "redacted", None)
@@ -184,9 +186,27 @@ def _broke(sender: Any, task_id: str, exception: BaseException, **_: Any) -> Non
     """Capture what a hook raised, or liteq itself."""
     if not _is_on():
         return
-    with sentry_sdk.new_scope() as scope:
-        _describe(scope, sender, task_id, getattr(sender, "request", None))
+    request = getattr(sender, "request", None)
+    with _scope_of(request) as scope:
+        _describe(scope, sender, task_id, request)
         _capture(exception)
+
+
+@contextmanager
+def _scope_of(request: Any) -> Iterator[Any]:
+    """Give a scope for an event of an attempt. Where that does not run, as in the worker when
+    its process was killed, the trace is the one that its message was made in."""
+    if request is None or noted(request, _ATTRIBUTE) is not None:
+        with sentry_sdk.new_scope() as scope:
+            yield scope
+    else:
+        with sentry_sdk.isolation_scope() as scope:
+            scope.continue_trace(_texts(request))
+            yield scope
+
+
+def _texts(request: Any) -> dict[str, str]:
+    return {k: v for k, v in (request.headers or {}).items() if isinstance(v, str)}
 
 
 def _capture(exception: BaseException) -> None:

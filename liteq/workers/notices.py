@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from liteq import signals
+from liteq import context, signals
 from liteq.brokers.values import Aside, Lease
 from liteq.context import Context
 from liteq.einfo import ExceptionInfo, line
@@ -197,18 +197,23 @@ class Notices:
             )
 
     def _failed(self, lease: Lease, exc: Exception) -> None:
-        if signals.task_failure.receivers:
-            args, kwargs = self._arguments(lease)
+        if not signals.task_failure.receivers:
+            return
+        request = self._request(lease)
+        token = context.push(request)  # `sender.request` is the attempt's, as in a child
+        try:
             self._announce(
                 signals.task_failure,
                 self._task(lease),
                 task_id=lease.id,
                 exception=exc,
-                args=args,
-                kwargs=kwargs,
+                args=request.args,
+                kwargs=request.kwargs,
                 traceback=None,
                 einfo=ExceptionInfo(exc),
             )
+        finally:
+            context.pop(token)
 
     def _revoked(
         self, lease: Lease, *, terminated: bool, signum: int | None, expired: bool
@@ -235,6 +240,7 @@ class Notices:
             args,
             kwargs,
             message=lease.outline,
+            task=self._tasks().get(lease.task),
             hostname=self._hostname,
         )
 

@@ -1071,7 +1071,9 @@ def listen(name):
             "task_received": lambda: (request.id,),
             "task_unknown": lambda: (kwargs["name"], kwargs["id"]),
             "task_failure": lambda: (sender.name, type(kwargs["exception"]).__name__,
-                                     kwargs["args"], os.getpid() == PARENT),
+                                     kwargs["args"], os.getpid() == PARENT,
+                                     sender.request.id == kwargs["task_id"],
+                                     (sender.request.headers or {}).get("tenant")),
             "task_dead": lambda: (kwargs["name"],),
             "task_rejected": lambda: (kwargs["message"].task,),
             "worker_shutting_down": lambda: (sender, kwargs["sig"], kwargs["how"]),
@@ -1108,7 +1110,8 @@ def test_signals_are_sent_when_and_where_celery_sends_them(open_shop: OpenShop) 
     held.revoke(terminate=True)
     expired = shop.hold("x", countdown=0.1, expires=0.05)
     shop.app.broker.enqueue([broken, unknown])
-    slow, gone = shop.tasks.slow.delay(7), shop.tasks.gone.delay()
+    slow = shop.tasks.slow.delay(7)
+    gone = shop.tasks.gone.apply_async(headers={"tenant": "a"})
     for one in (held, expired, slow, gone):
         one.get(timeout=10, propagate=False)
     wait_until(lambda: shop.app.broker.browse("dead"))
@@ -1132,8 +1135,8 @@ def test_signals_are_sent_when_and_where_celery_sends_them(open_shop: OpenShop) 
     assert said.index("worker_before_create_process") < said.index("worker_process_init")
     assert said.count("worker_process_shutdown") == 2
     assert "task_revoked tasks.hold True False 15 ('hold',)" in said
-    assert "task_failure tasks.slow TimeLimitExceeded (7,) True" in said
-    assert "task_failure tasks.gone WorkerLostError () True" in said
+    assert "task_failure tasks.slow TimeLimitExceeded (7,) True True None" in said
+    assert "task_failure tasks.gone WorkerLostError () True True a" in said
     assert f"task_unknown tasks.nowhere {unknown.id}" in said
     assert "task_rejected tasks.add" in said
     assert "task_dead tasks.add" in said
