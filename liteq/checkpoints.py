@@ -51,5 +51,8 @@ def _may_end(request: Context, message: Message) -> bool:
 
 
 def read(text: str | None) -> Any:
-    """Return the value of a checkpoint; None if there is none."""
-    return None if text is None else serializers.loads(text.encode(), "json", accept=("json",))
+    """Return the value of a checkpoint; None if there is none. Raises `DecodeError` for what
+    another program wrote there, be it half a character."""
+    if text is None:
+        return None
+    return serializers.loads(text.encode("utf-8", "surrogatepass"), "json", accept=("json",))

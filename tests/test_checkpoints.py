@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 from api import forget_current, record
+from world import make
 
-from liteq import Liteq, Task
+from liteq import Liteq, Task, checkpoints
 from liteq.brokers.base import Broker
 from liteq.canvas import chord
-from liteq.exceptions import EncodeError, MessageTooLarge, Reject
+from liteq.exceptions import DecodeError, EncodeError, MessageTooLarge, Reject
 from liteq.operating import describe, retry
 from liteq.testing import perform
 
@@ -221,3 +222,13 @@ def test_what_cannot_be_kept_is_refused_at_once(app: Liteq) -> None:
     app.run_until_empty()
 
     assert result.get(timeout=1) == 1
+
+
+@pytest.mark.parametrize("text", ["junk", "\ud800", "[" * 100_000])
+def test_a_checkpoint_that_is_none_is_shown_as_unreadable(app: Liteq, text: str) -> None:
+    message = make("count", checkpoint=text)
+    app.broker.enqueue([message])
+
+    assert describe(app, message.id)["checkpoint"].startswith("unreadable (")
+    with pytest.raises(DecodeError):
+        checkpoints.read(text)
