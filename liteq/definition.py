@@ -9,6 +9,7 @@ from typing import (
     TYPE_CHECKING,
     Any,
     Concatenate,
+    Final,
     Literal,
     ParamSpec,
     Protocol,
@@ -325,6 +326,7 @@ def check_options(options: Mapping[str, Any], base: type[Any] | None = None) -> 
     base = base or given
     own = () if base is None else [name for name in options if hasattr(base, name)]
     refuse_unknown(options, {*TASK_OPTIONS, "bind", "base", *own}, "a task")
+    _check_hooks(options)
     for name in ("autoretry_for", "dont_autoretry_for", "throws"):
         given = options.get(name) or ()
         for one in given if isinstance(given, Iterable) else (given,):
@@ -347,6 +349,24 @@ def check_options(options: Mapping[str, Any], base: type[Any] | None = None) -> 
         given = options.get(name)
         if given is not None and not (name == "retry_backoff" and isinstance(given, bool)):
             checked_seconds(name, given)
+
+
+def _check_hooks(options: Mapping[str, Any]) -> None:
+    """Raise `TypeError` for a hook that cannot be one. A signature could be called, but would
+    run its task here, with a hook's arguments."""
+    for name, instead in _HOOKS.items():
+        given = options.get(name)
+        if given is not None and (not callable(given) or isinstance(given, Mapping)):
+            raise TypeError(f"{name} is a function that liteq calls, not {given!r}{instead}")
+
+
+_HOOKS: Final[Mapping[str, str]] = {
+    "before_start": "",
+    "on_success": "; to send another task then, give a call link=other.s()",
+    "on_failure": "; to send another task then, give a call link_error=other.s()",
+    "on_retry": "",
+    "after_return": "",
+}
 
 
 def _check_retry_kwargs(given: Any) -> None:

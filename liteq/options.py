@@ -257,6 +257,7 @@ _ELSEWHERE: Final[Mapping[str, tuple[str, ...]]] = {
     "job_timeout": ("time_limit",),
     "timeout": ("time_limit",),
     "result_ttl": ("result_expires",),
+    "failure_ttl": ("result_expires",),
     "queue_name": ("queue",),
     "at_front": ("priority",),
     "meta": ("headers",),
@@ -270,6 +271,14 @@ _ELSEWHERE: Final[Mapping[str, tuple[str, ...]]] = {
     "min_backoff": ("retry_backoff",),
     "max_backoff": ("retry_backoff_max",),
     "store_results": ("ignore_result",),
+    "retry": ("max_retries",),
+}
+
+# And those that are no option here.
+_OTHERWISE: Final[Mapping[str, str]] = {
+    "depends_on": "send both as one workflow, a.s() | b.si()",
+    "pipe_ignore": "a call that takes no result is task.si(…)",
+    "repeat": "it is a periodic task, or one that sends itself with a countdown",
 }
 
 
@@ -283,13 +292,16 @@ def refuse_unknown(given: Iterable[str], known: Iterable[str], where: str) -> No
 
 def _hint(name: str, known: frozenset[str], where: str) -> str:
     """Return what to write for an option that does not exist; "" if nothing comes near."""
-    meant = _ELSEWHERE.get(name, ())
+    meant = (*_ELSEWHERE.get(name, ()), name)
     near = [option for option in meant if option in known]
-    if not near and where == "a call" and name in TASK_OPTIONS:
-        return f": it is one of its task, @app.task({name}=…)"
-    if not near and where == "a task" and name in CALL_OPTIONS - _NOT_MEANT | {"task_id"}:
-        return f": it is one of a call, apply_async(…, {name}=…)"
     if not near:
+        for option in meant:
+            if where == "a call" and option in TASK_OPTIONS:
+                return f": it is one of its task, @app.task({option}=…)"
+            if where == "a task" and option in CALL_OPTIONS - _NOT_MEANT | {"task_id"}:
+                return f": it is one of a call, apply_async(…, {option}=…)"
+        if name in _OTHERWISE:
+            return f": {_OTHERWISE[name]}"
         import difflib  # late: 5 ms, and only an error needs it
 
         near = difflib.get_close_matches(name, sorted(known - _NOT_MEANT), n=1, cutoff=0.6)

@@ -404,7 +404,15 @@ def test_a_misspelt_argument_of_an_app_is_an_error(given: str, meant: str) -> No
         ("max_age", "; did you mean 'expires'"),  # Dramatiq's
         ("queue_name", "; did you mean 'queue'"),
         ("timeout", "; did you mean 'time_limit'"),  # RQ's
+        ("failure_ttl", "; did you mean 'result_expires'"),
+        ("retry", "; did you mean 'max_retries'"),
         ("countdown", r": it is one of a call, apply_async\(…, countdown=…\)"),
+        ("delay", r": it is one of a call, apply_async\(…, countdown=…\)"),
+        ("job_id", r": it is one of a call, apply_async\(…, task_id=…\)"),
+        ("meta", r": it is one of a call, apply_async\(…, headers=…\)"),
+        ("depends_on", r": send both as one workflow, a\.s\(\) \| b\.si\(\)"),
+        ("pipe_ignore", r": a call that takes no result is task\.si"),
+        ("repeat", ": it is a periodic task"),
     ],
 )
 def test_what_other_queues_call_an_option_leads_to_ours(
@@ -413,6 +421,42 @@ def test_what_other_queues_call_an_option_leads_to_ours(
     options: Any = {option: 1}
     with pytest.raises(TypeError, match=f"a task has no option '{option}'{answer}"):
         app.task(**options)(add)
+
+
+@pytest.mark.parametrize(
+    ("option", "answer"),
+    [
+        ("delay", "; did you mean 'countdown'"),
+        ("failure_ttl", "; did you mean 'result_expires'"),
+        ("on_success", "; did you mean 'link'"),
+        ("retry_delay", r": it is one of its task, @app\.task\(default_retry_delay=…\)"),
+        ("min_backoff", r": it is one of its task, @app\.task\(retry_backoff=…\)"),
+        ("depends_on", ": send both as one workflow"),
+    ],
+)
+def test_what_other_queues_call_an_option_of_a_call_leads_to_ours(
+    app: Liteq, option: str, answer: str
+) -> None:
+    task: Any = app.task(add)
+    with pytest.raises(TypeError, match=f"a call has no option '{option}'{answer}"):
+        task.apply_async((1, 2), **{option: 1})
+
+
+@pytest.mark.parametrize(
+    ("hook", "answer"),
+    [
+        ("on_success", "; to send another task then, give a call link=other.s()"),
+        ("on_failure", "; to send another task then, give a call link_error=other.s()"),
+        ("after_return", ""),
+    ],
+)
+def test_a_hook_that_cannot_be_called_is_refused(app: Liteq, hook: str, answer: str) -> None:
+    for given in ("other", app.task(add).s()):
+        options: Any = {hook: given}
+        with pytest.raises(TypeError) as caught:
+            app.task(**options)
+        assert str(caught.value).startswith(f"{hook} is a function that liteq calls, not ")
+        assert str(caught.value).endswith(f"{given!r}{answer}")
 
 
 @pytest.mark.parametrize(
