@@ -573,6 +573,24 @@ def test_a_worker_joins_each_time_that_it_comes_and_leaves_each_time_that_it_goe
     assert list(state.workers) == ["one", "late"]
 
 
+def test_who_revokes_a_task_or_tells_of_it_is_no_worker_for_it() -> None:
+    state = State()
+    state.event(Event("task-received", uuid="a", hostname="one@here"))
+
+    for type in ("task-revoked", "task-baking"):
+        for uuid in "ab":
+            state.event(Event(type, uuid=uuid, hostname="gen7@here"))
+    state.event(Event("task-revoked", uuid="c", hostname="one@here"))  # it met it expired
+
+    assert list(state.workers) == ["one@here"]
+    workers = {uuid: task.worker for uuid, task in state.tasks.items()}
+    assert workers == {
+        "a": state.workers["one@here"],
+        "b": None,
+        "c": state.workers["one@here"],
+    }
+
+
 def test_a_state_keeps_so_many_tasks_and_no_more() -> None:
     seen: list[str] = []
     state = State(

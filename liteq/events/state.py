@@ -257,10 +257,18 @@ class State:
             self.task_count += task.sent is None and task.received is None
         else:
             self.task_count += type == "received" and task.sent is None
-            task.worker, _ = self.get_or_create_worker(_text(event.get("hostname")) or "")
+            worker = self._worker_of(type, _text(event.get("hostname")) or "")
+            task.worker = worker or task.worker
         task.event(type, event)
         self.tasks.move_to_end(uuid)
         return task
+
+    def _worker_of(self, type: str, hostname: str) -> Worker | None:
+        """Return the worker that an event of a task is from. Whoever revokes a task, or sends
+        events of its own, need not be one: None if no worker of this name is known."""
+        if type == "revoked" or f"task-{type}" not in _STATES:
+            return self.workers.get(hostname)
+        return self.get_or_create_worker(hostname)[0]
 
     def _worker_event(self, type: str, event: Mapping[str, Any]) -> Worker:
         worker, _ = self.get_or_create_worker(_text(event.get("hostname")) or "")
