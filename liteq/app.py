@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from liteq.brokers.values import QueueInfo
     from liteq.bulk import BulkResult
     from liteq.canvas import Signature
+    from liteq.ciphers import Cipher
     from liteq.control import Control
     from liteq.definition import BoundDecorator, Decorator
     from liteq.events import Events
@@ -376,6 +377,12 @@ class Liteq:
     def signer(self) -> Signer | None:
         """What signs messages and results, and checks them; None without `security_keys`."""
         return self.sender.rules().signer
+
+    @property
+    def cipher(self) -> Cipher:
+        """What encrypts each `Secret` that is stored, and decrypts it; without
+        `encryption_keys`, what leaves it as it is, and refuses one that is encrypted."""
+        return self.sender.rules().cipher
 
     def bugreport(self) -> str:
         """Return versions and settings as text, without secrets."""

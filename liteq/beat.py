@@ -228,7 +228,7 @@ class Beat:
         if entry is not None:
             return entry
         own = self._declared.get(row.name)
-        if own is not None and own.dumps_declared(self.app.signer) == row.entry:
+        if own is not None and own.is_stored_as(row.entry, self.app):
             return own
         logger.info(
             "the periodic entry %r is left to the beats of the app that declares it", row.name
@@ -317,7 +317,7 @@ class Beat:
         if moved and messages and signals.after_task_publish.receivers:
             from liteq import publishing  # late: few have receivers
 
-            publishing.report(messages)
+            publishing.report(messages, self.app.cipher)
         last_id = workflow.id if workflow else messages[0].id if messages else None
         return moved, last_id
 

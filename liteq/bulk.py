@@ -196,7 +196,7 @@ def _alike(
             args, kwargs = _arguments(call)
             if check is not None:
                 check(args, kwargs)
-            body = dumps(args, kwargs, kind)
+            body = dumps(args, kwargs, kind, rules.cipher)
             if len(body) > limit:
                 raise too_large(task.name, body, limit)
             bodies.append(body)
@@ -250,7 +250,8 @@ def _messages_of(sender: Sender, sigs: Iterable[Signature[Any]]) -> Iterator[Mes
         if options or running is not None or not defaults.is_plain:
             yield sender.message(rules, task.name, task, args, kwargs, dict(options))
             continue
-        body = serializers.dumps_call(args, kwargs, defaults.template.content_type)
+        kind = defaults.template.content_type
+        body = serializers.dumps_call(args, kwargs, kind, rules.cipher)
         if len(body) > rules.max_body_size:
             raise too_large(task.name, body, rules.max_body_size)
         yield defaults.message(new_id(), body)

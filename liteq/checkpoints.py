@@ -16,6 +16,7 @@ from liteq import serializers
 from liteq.exceptions import Interrupted, MessageTooLarge
 
 if TYPE_CHECKING:
+    from liteq.ciphers import Cipher
     from liteq.context import Context
     from liteq.message import Message
     from liteq.signing import Signer
@@ -25,9 +26,9 @@ __all__ = ["MOST", "keep", "read"]
 MOST: Final = 65_536  # bytes: it is read with the message, and written anew each time
 
 
-def keep(request: Context, value: Any, signer: Signer | None) -> None:
+def keep(request: Context, value: Any, signer: Signer | None, cipher: Cipher) -> None:
     """Have the next attempt of the call that runs go on from this. See `Task.checkpoint`."""
-    data = serializers.dumps(value, "json", root="checkpoint")
+    data = serializers.dumps(value, "json", root="checkpoint", cipher=cipher)
     if len(data) > MOST:
         raise MessageTooLarge(
             f"a checkpoint of {len(data)} bytes is more than the {MOST} allowed: keep what it "
@@ -50,9 +51,10 @@ def _may_end(request: Context, message: Message) -> bool:
     return message.acks_late and request.retry is None and request.replaced is None
 
 
-def read(text: str | None) -> Any:
-    """Return the value of a checkpoint; None if there is none. Raises `DecodeError` for what
-    another program wrote there, be it half a character."""
+def read(text: str | None, cipher: Cipher | None = None) -> Any:
+    """Return the value of a checkpoint, None if there is none; its secrets stay encrypted
+    without a cipher. Raises `DecodeError` for what another program wrote there, be it half a
+    character, and `DecryptionError` for a secret that the cipher has no key for."""
     if text is None:
         return None
-    return serializers.loads(text.encode("utf-8", "surrogatepass"), "json", accept=("json",))
+    return serializers.loads(text.encode("utf-8", "surrogatepass"), "json", ("json",), cipher)

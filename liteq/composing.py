@@ -452,7 +452,7 @@ class _Composer:
         append, connect = self.messages.append, self.edges.append
         source, gather, is_empty_before = before.source, place.group, before.empty
         kind, ignored = fields[_CONTENT_TYPE], fields[_IGNORED]
-        most = self._rules.max_body_size
+        most, cipher = self._rules.max_body_size, self._rules.cipher
         new = tuple.__new__
         ids: list[str] = []
 
@@ -466,7 +466,7 @@ class _Composer:
                     args, is_deaf = ([], *args), True
             if check is not None:
                 check(args if source is None or is_deaf else (None, *args), kwargs)
-            body = fields[_BODY] = dumps_call(args, kwargs, kind)
+            body = fields[_BODY] = dumps_call(args, kwargs, kind, cipher)
             if len(body) > most:
                 raise too_large(name, body, most)
             if not ids:
@@ -486,7 +486,7 @@ class _Composer:
         return add
 
     def _body(self, name: str, args: Any, kwargs: Kwargs, kind: str) -> bytes:
-        body = dumps_call(args, kwargs, kind)
+        body = dumps_call(args, kwargs, kind, self._rules.cipher)
         if len(body) > self._rules.max_body_size:
             raise too_large(name, body, self._rules.max_body_size)
         return body
@@ -526,7 +526,7 @@ class _Composer:
                 unknown = 0 if is_deaf or before.source is None else before.given
                 later = dict.fromkeys(before.keywords or (), UNKNOWN)
                 fields[_LIMITS] = known.defaults.keys.text(
-                    (*(UNKNOWN,) * unknown, *args), {**kwargs, **later}
+                    (*(UNKNOWN,) * unknown, *args), {**kwargs, **later}, self._rules.cipher
                 )
             fields[_BODY] = self._body(sig["task"], args, kwargs, fields[_CONTENT_TYPE])
         except _REFUSED as exc:

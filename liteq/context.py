@@ -55,6 +55,21 @@ class _Stored:
         return self._default if message is None else self._read(message)
 
 
+class _Checkpoint:
+    """The same for the checkpoint, whose secrets the app of the task has the keys for: of
+    a call that failed, that of the error callback which is told of it."""
+
+    def __get__(self, context: Context | None, owner: type[Context]) -> Any:
+        message = None if context is None else context.message
+        if context is None or message is None or message.checkpoint is None:
+            return None
+        from liteq import checkpoints  # late: few tasks have any
+
+        running = context if context._task is not None else current()
+        app = getattr(running and running._task, "app", None)
+        return checkpoints.read(message.checkpoint, None if app is None else app.cipher)
+
+
 class Context:
     """One attempt, or one direct call, of a task: Celery's attributes under its names.
 
@@ -125,7 +140,7 @@ class Context:
     )
     argsrepr = _Stored(lambda message: message.argsrepr)
     kwargsrepr = _Stored(lambda message: message.kwargsrepr)
-    checkpoint = _Stored(lambda message: _checkpoint(message))
+    checkpoint = _Checkpoint()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.update(*args, **kwargs)
@@ -365,12 +380,6 @@ def _iso(moment: float | None) -> str | None:
 
     found = instant(moment)
     return None if found is None else found.isoformat()
-
-
-def _checkpoint(message: Message) -> Any:
-    from liteq import checkpoints  # late: few tasks have any
-
-    return checkpoints.read(message.checkpoint)
 
 
 def _property(message: Message, name: str, default: Any) -> Any:

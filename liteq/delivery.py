@@ -19,6 +19,7 @@ from liteq.serializers import loads, loads_call
 if TYPE_CHECKING:
     from liteq.brokers.base import Broker
     from liteq.brokers.values import Input
+    from liteq.ciphers import Cipher
     from liteq.signing import Signer
 
 __all__ = ["NO_CALLS", "Delivery", "FailedCalls", "Reader", "find_failed", "plain"]
@@ -96,7 +97,8 @@ class Reader:
     """Reads deliveries, as one process has it set.
 
     `accept`: formats that bodies may have; `result_serializer`: that of inputs. `signer`:
-    what checks messages and opens inputs. `most`: bytes of arguments that are read at all.
+    what checks messages and opens inputs. `cipher`: what decrypts secrets. `most`: bytes of
+    arguments that are read at all.
     """
 
     def __init__(
@@ -105,11 +107,13 @@ class Reader:
         accept: Sequence[str],
         result_serializer: str,
         signer: Signer | None,
+        cipher: Cipher | None,
         most: int | None,
     ) -> None:
         self._accept = accept
         self._result_serializer = result_serializer
         self._signer = signer
+        self._cipher = cipher
         self._most = most
 
     def admit(
@@ -144,7 +148,7 @@ class Reader:
         args: Sequence[Any]
         kwargs: Mapping[str, Any]
         given = delivery.arguments and delivery.arguments.get(delivery.packed[0])
-        args, kwargs = given or loads_call(delivery.packed[2], kind, self._accept)
+        args, kwargs = given or loads_call(delivery.packed[2], kind, self._accept, self._cipher)
         if delivery.inputs:
             inputs = sorted(delivery.inputs, key=_position)
             if names:
@@ -239,7 +243,7 @@ class Reader:
                 if value == NOTHING:
                     return None
                 serializer = self._result_serializer
-                return loads(value, serializer, (serializer,))
+                return loads(value, serializer, (serializer,), self._cipher)
 
 
 def _position(one: InputTuple) -> int:

@@ -118,6 +118,7 @@ def _executor(app: Liteq, clock: Clock) -> Executor:
             hostname="eager",
             clock=clock,
             signer=app.signer,
+            cipher=app.cipher,
         ),
     )
 
@@ -151,7 +152,7 @@ def _store(app: Liteq, message: Message, ended: Ended) -> None:
         case Succeeded():
             state = states.SUCCESS
             kind = app.conf.result_serializer
-            value = serializers.dumps_result(ended.value, kind)
+            value = serializers.dumps_result(ended.value, kind, app.cipher)
             if app.signer is not None:
                 value = app.signer.seal(value, message.id, message.gathers)
         case Failed(error=error):

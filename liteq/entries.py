@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, ge
 
 from liteq import serializers
 from liteq.canvas import Signature
+from liteq.ciphers import Fingerprints
 from liteq.exceptions import (
     DecodeError,
     EncodeError,
@@ -40,6 +41,7 @@ from liteq.task import Task
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
+    from liteq.ciphers import Cipher
     from liteq.signing import Signer
 
 __all__ = [
@@ -301,22 +303,25 @@ class Entry:
 
     # In the store
 
-    def dumps(self, signer: Signer | None = None) -> bytes:
-        """Return the entry as the store keeps it, signed if there is a signer. Raises
-        `EncodeError` for what JSON cannot carry, naming it."""
+    def dumps(self, signer: Signer | None = None, cipher: Cipher | None = None) -> bytes:
+        """Return the entry as the store keeps it, signed if there is a signer, its secrets
+        encrypted if there is a cipher with keys. Raises `EncodeError` for what JSON cannot
+        carry, naming it."""
         if self.timetable is None:
             raise EncodeError(
                 f"the schedule of the periodic entry {self.name!r} is a "
                 f"{type(self.schedule).__name__}, which only the program that has the class "
                 "can read: declare the entry in its beat_schedule"
             )
-        return self._sealed(self._fields(self.timetable.spec()), signer)
+        return self._sealed(self._fields(self.timetable.spec()), signer, cipher)
 
-    def dumps_declared(self, signer: Signer | None = None) -> bytes:
+    def dumps_declared(
+        self, signer: Signer | None = None, cipher: Cipher | None = None
+    ) -> bytes:
         """Return a declared entry as the store keeps it: what JSON cannot carry is shown
         there, and known to the beats of its app alone."""
         try:
-            return self.dumps(signer)
+            return self.dumps(signer, cipher)
         except EncodeError:
             when = self.timetable
             shown = self._fields(
@@ -327,10 +332,30 @@ class Entry:
             shown["args"] = [_shown(arg) for arg in self.args]
             shown["kwargs"] = {name: _shown(value) for name, value in self.kwargs.items()}
             shown["options"] = {name: _shown(value) for name, value in self.options.items()}
-            return self._sealed({**shown, "local": True}, signer)
+            return self._sealed({**shown, "local": True}, signer, cipher)
 
-    def _sealed(self, fields: dict[str, Any], signer: Signer | None) -> bytes:
-        data = serializers.dumps(fields, root=self.name)
+    def is_stored_as(self, data: bytes, app: Liteq) -> bool:
+        """Tell whether the store has a declared entry as it would be written now. What is
+        encrypted differs each time, and is compared by its fingerprint under the first key: a
+        declared entry is written anew when keys are exchanged, or were not there before."""
+        own = self.dumps_declared(app.signer, app.cipher)
+        if own == data:
+            return True
+        if _ENCRYPTED not in own or own.count(_ENCRYPTED) != data.count(_ENCRYPTED):
+            return False
+        newest = Fingerprints(app.cipher.newest())
+        try:
+            if app.signer is not None:
+                app.signer.open(data, _owner(self.name))
+            one, other = (serializers.dumps(read(each), cipher=newest) for each in (own, data))
+        except DecodeError:
+            return False
+        return one == other
+
+    def _sealed(
+        self, fields: dict[str, Any], signer: Signer | None, cipher: Cipher | None
+    ) -> bytes:
+        data = serializers.dumps(fields, root=self.name, cipher=cipher)
         return data if signer is None else signer.seal(data, _owner(self.name))
 
     def _fields(self, spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -349,7 +374,8 @@ class Entry:
 
     @classmethod
     def loads(cls, name: str, data: bytes, app: Liteq) -> Entry | None:
-        """Return a stored entry; None if it is local to the app that declares it.
+        """Return a stored entry; None if it is local to the app that declares it. Its secrets
+        stay encrypted, and go so into the calls that are made of it: a beat needs no keys.
 
         Raises `DecodeError` for bytes that are damaged or of a later version, or have no
         valid signature where they need one, and `ValueError` for values that cannot be.
@@ -377,7 +403,8 @@ class Entry:
 
 
 def read(data: bytes) -> dict[str, Any]:
-    """Return the fields of a stored entry, its signature unchecked. Raises `DecodeError`."""
+    """Return the fields of a stored entry, its signature unchecked, its secrets encrypted as
+    they are. Raises `DecodeError`."""
     from liteq.signing import unsealed  # late: hashlib is 3 ms
 
     found = serializers.loads(unsealed(data))
@@ -391,10 +418,21 @@ def read(data: bytes) -> dict[str, Any]:
     return found
 
 
-def renewed(name: str, data: bytes, signer: Signer) -> bytes:
-    """Return a stored entry as it is signed with the first of the keys. Raises
-    `InvalidSignature` for one that has no valid signature where it needs one."""
-    return signer.renew(data, _owner(name))
+def renewed(name: str, data: bytes, app: Liteq) -> bytes:
+    """Return a stored entry as it is signed, and its secrets are encrypted, with the first of
+    the keys. Raises `InvalidSignature` for one that has no valid signature where it needs one,
+    and `DecodeError` for one that cannot be read."""
+    signer, cipher, owner = app.signer, app.cipher, _owner(name)
+    opened = data if signer is None else signer.open(data, owner)
+    fields = read(opened)
+    if cipher.has_keys and fields.get("app") == (app.main or ""):  # others may have other keys
+        again = serializers.dumps(fields, root=name, cipher=cipher)
+        if again != opened:
+            return again if signer is None else signer.seal(again, owner)
+    return data if signer is None else signer.renew(data, owner)
+
+
+_ENCRYPTED: Final = b'["encrypted","'  # what a text has of it is written with backslashes
 
 
 def _owner(name: str) -> str:

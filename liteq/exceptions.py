@@ -27,6 +27,7 @@ __all__ = [
     "ConfigWarning",
     "ContentDisallowed",
     "DecodeError",
+    "DecryptionError",
     "DuplicateTask",
     "DuplicateTaskNameWarning",
     "EncodeError",
@@ -127,6 +128,10 @@ class InvalidSignature(DecodeError):
 
 
 SecurityError = InvalidSignature  # Celery's name
+
+
+class DecryptionError(DecodeError):
+    """A `Secret` that is encrypted, and that no key of `encryption_keys` opens here."""
 
 
 class MessageTooLarge(MessageError, ValueError):

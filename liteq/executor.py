@@ -37,6 +37,7 @@ from liteq.delivery import Delivery, Reader
 from liteq.djangothread import bridge
 from liteq.einfo import ExceptionInfo, line, summary
 from liteq.exceptions import (
+    DecryptionError,
     Ignore,
     Interrupted,
     InvalidSignature,
@@ -67,6 +68,7 @@ from liteq.signals import (
 from liteq.texts import readable
 
 if TYPE_CHECKING:
+    from liteq.ciphers import Cipher
     from liteq.redaction import Redactor
     from liteq.signing import Signer
 
@@ -89,7 +91,8 @@ class ExecutorSettings(NamedTuple):
 
     `accept`: formats that bodies may have. `max_result_size`: bytes; a result above it
     fails its task (None: no limit). `signer`: what checks messages and inputs before they
-    are read, and signs results. `max_body_size`: bytes of arguments that are read at all.
+    are read, and signs results. `cipher`: what encrypts and decrypts secrets.
+    `max_body_size`: bytes of arguments that are read at all.
     `redactor`: what is secret in arguments is hidden from texts about errors.
     """
 
@@ -99,6 +102,7 @@ class ExecutorSettings(NamedTuple):
     hostname: str = ""
     clock: Clock = system_clock
     signer: Signer | None = None
+    cipher: Cipher | None = None
     max_body_size: int | None = None
     redactor: Redactor | None = None
 
@@ -127,6 +131,7 @@ class Executor:
             accept=self.settings.accept,
             result_serializer=self.settings.result_serializer,
             signer=self.settings.signer,
+            cipher=self.settings.cipher,
             most=self.settings.max_body_size,
         )
 
@@ -215,7 +220,7 @@ class Executor:
                 report=report,
                 is_eager=delivery.eager,
             )
-        except (InvalidSignature, MessageTooLarge) as exc:
+        except (InvalidSignature, DecryptionError, MessageTooLarge) as exc:
             return _dead(exc, str(exc))
         except Exception as exc:  # noqa: BLE001 (pickle may raise anything)
             return _dead(exc, f"undecodable body: {summary(exc)}")
@@ -384,7 +389,7 @@ class _Attempt:
         if self.packed[11] and not self._is_waited_for():  # its results are ignored
             return None
         try:
-            result = dumps_result(value, self.settings.result_serializer)
+            result = dumps_result(value, self.settings.result_serializer, self.settings.cipher)
         except Exception:
             if self.context.is_eager and not self._is_waited_for():
                 return None  # nobody is going to carry it

@@ -13,7 +13,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
+from liteq.ciphers import Cipher, Fingerprints
 from liteq.exceptions import ImproperlyConfigured
+from liteq.redaction import Secret
+from liteq.serializers import dumps
+from liteq.tagging import MARK
 
 __all__ = [
     "UNKNOWN",
@@ -177,9 +181,11 @@ class Keys:
         self._fun = fun
         self._signature: Any = None
 
-    def text(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+    def text(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], cipher: Cipher | None = None
+    ) -> str | None:
         """Return the limits of a message with these arguments, of which `UNKNOWN` stands
-        for those that come later.
+        for those that come later. Of a secret, `cipher` makes the key.
 
         Raises `ValueError` for a key that depends on those or is too long, `TypeError` for
         one that is no plain value, and what a user's function raises.
@@ -193,6 +199,8 @@ class Keys:
                 value = self._called(key, args, kwargs)
             if value is UNKNOWN:
                 raise self._unknown(limit.name)
+            if isinstance(value, Secret) and cipher is not None and cipher.has_keys:
+                value = _fingerprint(value, cipher)
             pairs.append((limit.name, key_text(value, limit.name)))
         return write(pairs)
 
@@ -228,6 +236,12 @@ class Keys:
             f"the key of the limit {name!r} is a result that is not there yet when the call is "
             "sent: give that argument with the signature"
         )
+
+
+def _fingerprint(secret: Secret[Any], cipher: Cipher) -> str:
+    """Return a key that is the same for each call with this secret, and says nothing of it."""
+    found = json.loads(dumps(secret, cipher=Fingerprints(cipher)))
+    return f"secret {found[MARK][1][:32]}"
 
 
 def declared(

@@ -270,7 +270,7 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
 def _progress(app: Liteq, record: Record) -> dict[str, Any] | None:
     if record.note is None or record.state in FINAL_STATES:
         return None
-    progress = app.AsyncResult(record.id).progress
+    progress = app.AsyncResult(record.id).without_keys().progress
     if progress is None:
         return {"state": record.note.state}
     return {
@@ -294,7 +294,7 @@ def _result(app: Liteq, record: Record) -> str | None:
     if record.state != "succeeded" or record.result is None:
         return None
     try:
-        return app.redactor.text(app.AsyncResult(record.id).result)
+        return app.redactor.text(app.AsyncResult(record.id).without_keys().result)
     except LiteqError as exc:
         return f"unreadable ({exc})"
 

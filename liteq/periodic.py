@@ -171,14 +171,14 @@ class Schedules:
             logger.error("%s: left out", error)
         stored = {row.name: row for row in broker.schedules()}
         for name, entry in declared.items():
-            data, row = entry.dumps_declared(app.signer), stored.get(name)
+            data, row = entry.dumps_declared(app.signer, app.cipher), stored.get(name)
             if row is not None and row.origin == "runtime":
                 logger.warning(
                     "the periodic entry %r was made at run time and is declared in code now: "
                     "the code's takes its place",
                     name,
                 )
-            elif row is not None and row.entry == data:
+            elif row is not None and entry.is_stored_as(row.entry, app):
                 continue
             keeps_time = row is not None and _spec(row.entry) == _spec(data)
             due = row.due_at if row is not None and keeps_time else _first(entry, now)
@@ -198,17 +198,16 @@ class Schedules:
             if row.name in declared or row.name in broken:
                 continue
             if row.origin != "code":
-                self._sign_anew(row)
+                self._renew(row)
             elif self._is_ours(row):
                 broker.remove_schedule(row.name)
         return declared
 
-    def _sign_anew(self, row: Schedule) -> None:
-        """Sign an entry with the first of the keys, before the one it was signed with goes."""
-        if (signer := self._app.signer) is None:
-            return
+    def _renew(self, row: Schedule) -> None:
+        """Write an entry with the first of the keys, before the one it was signed or its
+        secrets were encrypted with goes."""
         try:
-            data = entries.renewed(row.name, row.entry, signer)
+            data = entries.renewed(row.name, row.entry, self._app)
         except DecodeError:
             return  # a beat says so when it is due
         if data != row.entry:
@@ -373,11 +372,7 @@ class Schedules:
 
     def _local(self, row: Schedule) -> Entry | None:
         own = self.sound()[0].get(row.name)
-        return (
-            own
-            if own is not None and own.dumps_declared(self._app.signer) == row.entry
-            else None
-        )
+        return own if own is not None and own.is_stored_as(row.entry, self._app) else None
 
     def _due_after_pause(self, row: Schedule) -> float | None:
         entry, now = self._entry(row), self._app.clock.now()
@@ -396,7 +391,7 @@ class Schedules:
 
     def _dumps(self, entry: Entry) -> bytes:
         try:
-            return entry.dumps(self._app.signer)
+            return entry.dumps(self._app.signer, self._app.cipher)
         except (ValueError, TypeError) as exc:
             raise ScheduleError(f"periodic entry {entry.name!r}: {exc}") from exc
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from liteq.calls import plain
+from liteq.ciphers import Cipher
 from liteq.context import Context
 from liteq.message import GATHER, Message
 from liteq.serializers import loads_call, registered
@@ -38,11 +39,11 @@ _OURS: Final = frozenset(
 )
 
 
-def announce(messages: Sequence[Message]) -> list[Message]:
+def announce(messages: Sequence[Message], cipher: Cipher) -> list[Message]:
     """Send `before_task_publish` for each task, and return the messages with what
     receivers changed: custom headers, `shadow`, and the priority in `properties`."""
     return [
-        message if message.task == GATHER else _announce(message, _call(message))
+        message if message.task == GATHER else _announce(message, _call(message, cipher))
         for message in messages
     ]
 
@@ -53,7 +54,7 @@ def announce_retry(message: Message, args: tuple[Any, ...], kwargs: dict[str, An
     return _announce(message, (args, kwargs))
 
 
-def report(messages: Sequence[Message]) -> None:
+def report(messages: Sequence[Message], cipher: Cipher) -> None:
     """Send `after_task_publish` for each task."""
     for message in messages:
         if message.task == GATHER:
@@ -61,7 +62,7 @@ def report(messages: Sequence[Message]) -> None:
         after_task_publish.send(
             sender=message.task,
             headers=protocol_headers(message),
-            body=_body(*_call(message)),
+            body=_body(*_call(message, cipher)),
             exchange="",
             routing_key=message.queue,
         )
@@ -120,8 +121,10 @@ def _announce(message: Message, call: tuple[tuple[Any, ...], dict[str, Any]]) ->
     )
 
 
-def _call(message: Message) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return loads_call(message.body, message.content_type, registered())
+def _call(message: Message, cipher: Cipher) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    # A beat needs no keys: what it sends of a stored entry is encrypted already.
+    keys = cipher if cipher.has_keys else None
+    return loads_call(message.body, message.content_type, registered(), keys)
 
 
 def _body(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:

@@ -14,9 +14,12 @@ from functools import lru_cache
 from itertools import takewhile
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
+from liteq.exceptions import DecryptionError
+
 __all__ = [
     "HIDDEN",
     "NAMES",
+    "Encrypted",
     "Redactor",
     "Secret",
     "default",
@@ -70,22 +73,41 @@ _PLAIN: Final = (int, float, complex, bool, type(None))
 _HARMLESS: Final = frozenset({"datetime", "decimal", "uuid", "zoneinfo", "pathlib", "enum"})
 
 
+class Encrypted:
+    """What a `Secret` holds that was read, and nobody has decrypted: its token."""
+
+    __slots__ = ("token",)
+
+    def __init__(self, token: str) -> None:
+        self.token = token
+
+    def __eq__(self, other: object) -> bool:
+        return self.token == other.token if isinstance(other, Encrypted) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.token)
+
+
 class Secret(Generic[T]):
     """A value that is handed on and never shown.
 
     `reveal()` returns it. Its repr, its text and its format are stars. As an argument of a
-    task or as its result it comes back as a `Secret`: the message's body has to hold the
-    value itself, which whoever can read the store can read as well.
+    task or as its result it comes back as a `Secret`. With the setting `encryption_keys` it is
+    stored encrypted; without, the message's body holds the value itself, which whoever can
+    read the store can read as well.
     """
 
-    __slots__ = ("_value",)
+    __slots__ = ("held",)
 
-    def __init__(self, value: T) -> None:
-        self._value: T = value.reveal() if isinstance(value, Secret) else value
+    def __init__(self, value: T | Encrypted) -> None:
+        self.held: T | Encrypted = value.held if isinstance(value, Secret) else value
 
     def reveal(self) -> T:
-        """Return the value itself."""
-        return self._value
+        """Return the value itself. Raises `DecryptionError` if it is still encrypted, as it
+        is for what shows values and needs no keys."""
+        if isinstance(self.held, Encrypted):
+            raise DecryptionError("this Secret is encrypted: it was read to be shown only")
+        return self.held
 
     def __repr__(self) -> str:
         return f"Secret({HIDDEN!r})"
@@ -97,16 +119,16 @@ class Secret(Generic[T]):
         return format(HIDDEN, spec)
 
     def __bool__(self) -> bool:
-        return bool(self._value)
+        return bool(self.reveal())
 
     def __eq__(self, other: object) -> bool:
-        return self._value == other._value if isinstance(other, Secret) else NotImplemented
+        return self.held == other.held if isinstance(other, Secret) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash((Secret, self._value))
+        return hash((Secret, self.held))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Secret, (self._value,)
+        return Secret, (self.held,)
 
 
 class Redactor:
@@ -324,7 +346,7 @@ class Redactor:
         self, value: Any, name: object, found: set[str], depth: int, *, is_secret: bool
     ) -> None:
         if isinstance(value, Secret):
-            value, is_secret = value.reveal(), True
+            value, is_secret = value.held, True
         is_secret = is_secret or self.is_secret(name)
         if isinstance(value, bytes):
             value = value.decode("utf-8", "replace")

@@ -62,7 +62,7 @@ def _changes(
     changed = message
     again = _arguments_again(task, task.request, args, kwargs)
     if args is not None or kwargs is not None:
-        body = serializers.dumps_call(*again, message.content_type)
+        body = serializers.dumps_call(*again, message.content_type, task.app.cipher)
         # These arguments hold what its links gave it: not to be prepended once more.
         changed = changed._replace(body=body, immutable=True, keywords=None)
     if options:

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from liteq.calls import Defaults, lifetime, merge, with_options
+from liteq.ciphers import KEYLESS
 from liteq.limits import Keys
 from liteq.message import Message
 from liteq.options import UNIQUE_OPTIONS, checked_deliveries, checked_limits, checked_priority
@@ -16,6 +17,7 @@ from liteq.routes import Router
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
+    from liteq.ciphers import Cipher
     from liteq.signing import Signer
     from liteq.task import Task
 
@@ -61,6 +63,7 @@ class Rules:
         self._sensitive: tuple[str, ...] = conf.task_sensitive_names
         self._tasks = app.tasks
 
+        self._encryption_keys = conf.encryption_keys
         self._signing = conf.security_keys, conf.security_accept_unsigned
 
     @cached_property
@@ -71,6 +74,14 @@ class Rules:
         from liteq.signing import Signer  # late: 3 ms that only who signs pays
 
         return Signer(keys, accepts_unsigned=accepts_unsigned)
+
+    @cached_property
+    def cipher(self) -> Cipher:
+        if not self._encryption_keys:
+            return KEYLESS
+        from liteq.encryption import Keyring  # late: for those who have keys
+
+        return Keyring(self._encryption_keys)
 
     @cached_property
     def redactor(self) -> Redactor:

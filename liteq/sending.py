@@ -22,8 +22,15 @@ from liteq.calls import (
     too_large,
     with_options,
 )
+from liteq.ciphers import Cipher, Fingerprints
 from liteq.djangothread import bridge
-from liteq.exceptions import AlwaysEagerIgnored, BrokerUnavailable, ImproperlyConfigured
+from liteq.exceptions import (
+    AlreadyEnqueued,
+    AlwaysEagerIgnored,
+    BrokerUnavailable,
+    ImproperlyConfigured,
+    MessageError,
+)
 from liteq.ids import new_id
 from liteq.message import Edge, Message, Workflow
 from liteq.offload import off_loop, running_loop
@@ -101,7 +108,8 @@ class Sender:
         first = messages[0]
         if self.rules().always_eager:
             kind = first.content_type
-            args, kwargs = serializers.loads_call(first.body, kind, (kind,))
+            cipher = self.rules().cipher
+            args, kwargs = serializers.loads_call(first.body, kind, (kind,), cipher)
             return self._eager_call(task, args, kwargs, {**options, "task_id": first.id})
         running = context.current()
         if running is not None and not running.called_directly:
@@ -287,6 +295,9 @@ class Sender:
             stands = self.app.broker.enqueue(messages, edges, workflow)
         except BrokerUnavailable as exc:
             stands = self._send_again(messages, edges, workflow, options or {}, exc)
+        except AlreadyEnqueued as exc:
+            messages = self._as_stored(messages, exc)
+            stands = self.app.broker.enqueue(messages, edges, workflow)
         if begun is not None:
             self._tell(messages, stands, begun)
         return stands
@@ -310,6 +321,9 @@ class Sender:
             stands = await self.app.broker.aenqueue(messages, edges, workflow)
         except BrokerUnavailable as exc:
             stands = await self._asend_again(messages, edges, workflow, options or {}, exc)
+        except AlreadyEnqueued as exc:
+            messages = await off_loop(self._as_stored, messages, exc)
+            stands = await self.app.broker.aenqueue(messages, edges, workflow)
         if begun is not None:
             await off_loop(self._tell, messages, stands, begun)
         return stands
@@ -329,7 +343,7 @@ class Sender:
         if signals.after_task_publish.receivers:
             from liteq import publishing  # late: few have receivers
 
-            publishing.report(stored)
+            publishing.report(stored, self.app.cipher)
         if self.rules().sends_events:
             self.app.events.sent(stored, begun)
 
@@ -345,12 +359,32 @@ class Sender:
         if signals.before_task_publish.receivers:
             from liteq import publishing  # late: few have receivers
 
-            messages = publishing.announce(messages)
+            messages = publishing.announce(messages, self.app.cipher)
         rules = self._rules or self.rules()  # they were looked at when these were made
         if (signer := rules.signer) is not None:
             bound = signer.bind(messages, edges, around)
             messages = [signer.sign(message) for message in bound]
         return messages
+
+    def _as_stored(
+        self, messages: Sequence[Message], error: AlreadyEnqueued
+    ) -> Sequence[Message]:
+        """Return messages whose ids are taken with the arguments as the store has them, where
+        they are the same but for how a secret was encrypted: then the call may be repeated.
+        Raises the error if none are."""
+        rules = self.rules()
+        if not rules.cipher.has_keys:
+            raise error
+        records, found = self.app.broker.get([one.id for one in messages]), []
+        for message in messages:
+            record = records.get(message.id)
+            if record is not None and _says_the_same(message, record.message, rules.cipher):
+                message = message._replace(body=record.message.body)
+                message = message if rules.signer is None else rules.signer.sign(message)
+            found.append(message)
+        if found == list(messages):
+            raise error
+        return found
 
     def _send_again(
         self,
@@ -508,11 +542,11 @@ class Sender:
         defaults = self.defaults(rules, name, task)
         template = defaults.template
         if body is None and defaults.keys is not None:
-            limits = defaults.keys.text(args, kwargs)
+            limits = defaults.keys.text(args, kwargs, rules.cipher)
             template = template._replace(limits=limits)
         if body is None:
             kind = options.get("serializer") or template.content_type
-            body = serializers.dumps_call(args, kwargs, kind)
+            body = serializers.dumps_call(args, kwargs, kind, rules.cipher)
             if len(body) > rules.max_body_size:
                 raise too_large(name, body, rules.max_body_size)
         running = context.current()
@@ -559,7 +593,7 @@ class Sender:
             from liteq.unique import as_unique  # late: few tasks are unique
 
             run = None if task is None else task.run
-            message = as_unique(message, merged, run, args, kwargs, now)
+            message = as_unique(message, merged, run, args, kwargs, now, rules.cipher)
         if message.expires_at is not None and message.expires_at < now:
             from liteq.loggers import get_logger  # late: rare
 
@@ -585,8 +619,9 @@ class Sender:
         if task.typing:
             task.check_arguments(args, kwargs)
         kind = options.get("serializer") or task.serializer
-        body = serializers.dumps_call(args, kwargs, kind)
-        args, kwargs = serializers.loads_call(body, kind, (kind,))
+        cipher = self.app.cipher
+        body = serializers.dumps_call(args, kwargs, kind, cipher)
+        args, kwargs = serializers.loads_call(body, kind, (kind,), cipher)
         rest = {name: value for name, value in options.items() if name != "throw"}
         return self.apply(task, args, kwargs, rest, throw=options.get("throw"))
 
@@ -616,6 +651,22 @@ class Sender:
             defaults = defaults_of(rules, name, task)
             object.__setattr__(task, "_defaults", defaults)  # not an option of the task
         return defaults
+
+
+def _says_the_same(message: Message, stored: Message, cipher: Cipher) -> bool:
+    """Tell whether two messages differ in nothing of their arguments but how secrets are
+    encrypted. (Of those in JSON: nothing else of a store is to be read unchecked.)"""
+    if {message.content_type, stored.content_type} != {"json"}:
+        return False
+    comparing = Fingerprints(cipher)
+    try:
+        one, other = (
+            serializers.dumps_call(*serializers.loads_call(body), cipher=comparing)
+            for body in (message.body, stored.body)
+        )
+    except MessageError:
+        return False
+    return one == other
 
 
 def _linked(messages: Sequence[Message], edges: Sequence[Edge]) -> Workflow | None:

@@ -12,6 +12,10 @@ that are imported already, must be of the very kind that the tag says, and its i
 filled without a call of `__init__`. (Pickle runs whatever the bytes say: it is read only
 where `accept_content` names it.)
 
+A `Secret` is encrypted by the cipher that is handed in with the value, and decrypted by that
+which is handed in with the bytes. Without one, a writer leaves it plain, and a reader leaves
+it encrypted: enough to show the rest.
+
 A dataclass is carried with the attributes that are no fields, but not with what a
 `cached_property` has kept.
 
@@ -21,23 +25,28 @@ a named tuple as a tuple, a bytearray as bytes, a tzinfo that is not a ZoneInfo 
 
 from __future__ import annotations
 
+import copyreg
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cache
 from typing import Any, Final, NoReturn
 
 from liteq import jsonlimits
+from liteq.ciphers import Cipher, current, using
 from liteq.exceptions import ContentDisallowed, DecodeError, EncodeError, ImproperlyConfigured
+from liteq.redaction import Encrypted, Secret
 from liteq.tagging import (
     MARK,
     MAX_DEPTH,
     SCALARS,
     cut,
+    decrypted,
     json_text,
     register_type,
     revive,
     revive_tree,
     tagged,
+    unreadable,
 )
 
 __all__ = [
@@ -60,25 +69,36 @@ _MOST_LEVELS: Final = 4 * MAX_DEPTH + 8  # of JSON
 
 _PLAIN: Final = SCALARS | {list, dict}
 _JSON_ONLY: Final = ("json",)
+_PICKLED: Final = b"\x80"  # the first byte of a pickle, and of no JSON
 
 
 # Writing
 
 
-def dumps(value: Any, content_type: str = "json", *, root: str = "value") -> bytes:
-    """Return a value as bytes. `root` is what error messages call it.
+def dumps(
+    value: Any,
+    content_type: str = "json",
+    *,
+    root: str = "value",
+    cipher: Cipher | None = None,
+) -> bytes:
+    """Return a value as bytes. `root` is what error messages call it, `cipher` encrypts the
+    secrets in it.
 
     Equal values give equal bytes in every process (sets are sorted). Raises `EncodeError`
     with the path and type of what cannot be written, or if values are nested deeper than
     `MAX_DEPTH` or contain themselves; `ImproperlyConfigured` for an unknown format.
     """
     if content_type == "json":
-        return _json_bytes(value, (root,), value)
-    return _format(content_type).encode(value, (root,), value)
+        return _json_bytes(value, (root,), value, cipher)
+    return _writer(content_type)(value, (root,), value, cipher)
 
 
 def dumps_call(
-    args: Iterable[Any], kwargs: Mapping[str, Any], content_type: str = "json"
+    args: Iterable[Any],
+    kwargs: Mapping[str, Any],
+    content_type: str = "json",
+    cipher: Cipher | None = None,
 ) -> bytes:
     """Return the body of a message: the arguments of one call. Raises as `dumps` does."""
     if (
@@ -93,14 +113,14 @@ def dumps_call(
             pass
     args = list(args)
     kwargs = kwargs if type(kwargs) is dict else dict(kwargs)
-    return _writer(content_type)([args, kwargs], ("args", "kwargs"), (args, kwargs))
+    return _writer(content_type)([args, kwargs], ("args", "kwargs"), (args, kwargs), cipher)
 
 
-def dumps_result(value: Any, content_type: str = "json") -> bytes:
+def dumps_result(value: Any, content_type: str = "json", cipher: Cipher | None = None) -> bytes:
     """Return what a task returned as bytes. An `AsyncResult` or a `GroupResult`, which JSON
     cannot carry, is written as its `as_tuple()`, as by Celery. Raises as `dumps` does."""
     try:
-        return dumps(value, content_type, root="result")
+        return dumps(value, content_type, root="result", cipher=cipher)
     except EncodeError:
         stored_form = getattr(value, "_stored_form", None)
         if stored_form is None:
@@ -112,27 +132,37 @@ def dumps_result(value: Any, content_type: str = "json") -> bytes:
 
 
 def loads(
-    data: bytes, content_type: str = "json", accept: Collection[str] | None = _JSON_ONLY
+    data: bytes,
+    content_type: str = "json",
+    accept: Collection[str] | None = _JSON_ONLY,
+    cipher: Cipher | None = None,
 ) -> Any:
     """Return the value that these bytes stand for.
 
     `accept` lists the formats that may be read, by name or MIME type; None means JSON.
-    Raises `ContentDisallowed` for any other, and `DecodeError` for bytes that are damaged,
-    too deep, or speak of a class that this process does not have.
+    `cipher` decrypts the secrets in it; None leaves them encrypted. Raises
+    `ContentDisallowed` for any other format, `DecryptionError` for a secret that the cipher
+    has no key for, and `DecodeError` for bytes that are damaged, too deep, or speak of a class
+    that this process does not have.
     """
     if content_type == "json" and (accept is _JSON_ONLY or accept is None or "json" in accept):
-        return _json_value(data)
-    return _accepted(content_type, accept).decode(data)
+        return _json_value(data, cipher)
+    found = _accepted(content_type, accept)
+    with using(cipher):
+        return found.decode(data)
 
 
 def loads_call(
-    body: bytes, content_type: str = "json", accept: Collection[str] | None = _JSON_ONLY
+    body: bytes,
+    content_type: str = "json",
+    accept: Collection[str] | None = _JSON_ONLY,
+    cipher: Cipher | None = None,
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments that `dumps_call` wrote. Raises as `loads` does."""
     if content_type == "json" and (accept is None or "json" in accept):
-        call = _json_value(body)
+        call = _json_value(body, cipher)
     else:
-        call = loads(body, content_type, accept)
+        call = loads(body, content_type, accept, cipher)
     if isinstance(call, (list, tuple)) and len(call) == 2:  # `match` takes twice as long
         args, kwargs = call
         is_call = isinstance(args, (list, tuple)) and isinstance(kwargs, dict)
@@ -144,7 +174,9 @@ def loads_call(
 # JSON at C speed
 
 
-def _json_bytes(value: Any, roots: tuple[str, ...], parts: Any) -> bytes:
+def _json_bytes(
+    value: Any, roots: tuple[str, ...], parts: Any, cipher: Cipher | None = None
+) -> bytes:
     """Return JSON for a value, plain or not.
 
     `roots` names the value, or the two halves of a call that are in `parts`.
@@ -157,7 +189,8 @@ def _json_bytes(value: Any, roots: tuple[str, ...], parts: Any) -> bytes:
         pass  # nan, infinity, an enormous integer or a lone surrogate: to be tagged
     except RecursionError:
         pass  # close to the interpreter's limit already: the slow way names the place
-    return json_text(tagged(roots, parts)).encode()
+    with using(cipher):
+        return json_text(tagged(roots, parts)).encode()
 
 
 def _is_plain(value: Any, depth: int) -> bool:
@@ -183,18 +216,20 @@ def _is_plain(value: Any, depth: int) -> bool:
     return True
 
 
-def _json_value(data: bytes) -> Any:
+def _json_value(data: bytes, cipher: Cipher | None = None) -> Any:
     if len(data) > _MOST_LEVELS:
         jsonlimits.check(data, _MOST_LEVELS)
     try:
         text = str(data, "utf-8")
-        scan = _scan_tagged if MARK in text else _scan
+        if MARK in text:
+            with using(cipher):
+                return _tag_decoder.decode(text)
         try:
-            value, end = scan(text, 0)
+            value, end = _scan(text, 0)
         except StopIteration:
             end = -1
         if end != len(text):  # blanks around the value, which we never write, or damage
-            return (_tag_decoder if scan is _scan_tagged else _decoder).decode(text)
+            return _decoder.decode(text)
     except DecodeError:
         raise
     except (ValueError, TypeError) as exc:
@@ -217,7 +252,6 @@ def _refuse_constant(name: str) -> NoReturn:
 _decoder: Any = json.JSONDecoder(parse_constant=_refuse_constant)
 _tag_decoder: Any = json.JSONDecoder(parse_constant=_refuse_constant, object_hook=revive)
 _scan: Callable[[str, int], tuple[Any, int]] = _decoder.scan_once
-_scan_tagged: Callable[[str, int], tuple[Any, int]] = _tag_decoder.scan_once
 
 
 # Other formats
@@ -308,8 +342,16 @@ def _add(added: _Format) -> None:
     _formats[added.name] = _formats[added.content_type] = added
 
 
-def _writer(name: str) -> Callable[[Any, tuple[str, ...], Any], bytes]:
-    return _json_bytes if name == "json" else _format(name).encode
+def _writer(name: str) -> Callable[[Any, tuple[str, ...], Any, Cipher | None], bytes]:
+    if name == "json":
+        return _json_bytes
+    found = _format(name)
+
+    def write(value: Any, roots: tuple[str, ...], parts: Any, cipher: Cipher | None) -> bytes:
+        with using(cipher):
+            return found.encode(value, roots, parts)
+
+    return write
 
 
 def _format(name: str) -> _Format:
@@ -368,6 +410,41 @@ def _pickle_value(data: bytes) -> Any:
     import pickle
 
     return _guarded(DecodeError, "pickle", pickle.loads, data)
+
+
+def _reduced(secret: Secret[Any]) -> tuple[Any, ...]:
+    """Return what pickle writes of a secret: it is encrypted if an app with keys writes,
+    whichever of the libraries that build on pickle does it."""
+    cipher, held = current(), secret.held
+    if isinstance(held, Encrypted):
+        token = held.token if cipher is None else cipher.passed(held.token)
+        return unpickled, (token,)
+    if cipher is None or not cipher.has_keys:
+        return Secret, (held,)
+    import pickle  # late: whoever pickles has it
+
+    with using(None):
+        data = pickle.dumps(held, 5)
+    return unpickled, (cipher.encrypt(data),)
+
+
+def unpickled(token: str) -> Secret[Any]:
+    """Return the secret that a token in pickled bytes stands for."""
+    cipher = current()
+    if cipher is None:
+        return Secret(Encrypted(token))
+    data = cipher.decrypt(token)
+    if not data.startswith(_PICKLED):  # it was in JSON, and handed on as it is
+        return Secret(decrypted(cipher, token))
+    import pickle
+
+    try:
+        return Secret(pickle.loads(data))
+    except Exception as exc:  # noqa: BLE001 (pickle may raise anything)
+        raise unreadable(exc) from None
+
+
+copyreg.pickle(Secret, _reduced)  # `Secret` itself is below, and knows of no formats
 
 
 def _msgpack_bytes(value: Any, roots: tuple[str, ...], parts: Any) -> bytes:

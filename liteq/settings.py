@@ -15,6 +15,7 @@ from liteq.settingvalues import (
     anything,
     choice,
     concurrency,
+    encryption_keys,
     flag,
     integer,
     keys,
@@ -430,6 +431,8 @@ _ROWS: Final[tuple[Setting, ...]] = (
           "Messages and results are signed with the first, and checked with all of them."),
     _used("security_accept_unsigned", False, flag,
           "Also run what is not signed at all, while a store moves to signing."),
+    _used("encryption_keys", (), encryption_keys,
+          "Each Secret is stored encrypted with the first, and read with all of them."),
     *_accepted(
         _NO_SIGNING,
         security_key=None,

@@ -270,6 +270,33 @@ def keys(value: Any) -> tuple[str, ...]:
     return keys
 
 
+def encryption_keys(value: Any) -> tuple[str, ...]:
+    """Keys for Fernet, written as `keys()` takes them. Nothing is derived from a text: a key
+    that somebody thought of is soon found by who has the store."""
+    if isinstance(value, str):
+        value = value.replace("\n", ",")
+    found = tuple(dict.fromkeys(names(value)))
+    if not all(map(_is_random, found)):
+        raise Unfit(
+            "must be keys of 32 random bytes in URL-safe base64: make one with "
+            "python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+        )
+    return found
+
+
+def _is_random(key: str) -> bool:
+    """Tell whether a key may be 32 bytes by chance: of such, 16 at least are different, but
+    for one key in 10**12."""
+    import base64  # late: few have keys
+
+    try:
+        raw = base64.b64decode(f"{key.rstrip('=')}=", altchars=b"-_", validate=True)
+    except ValueError:
+        return False
+    return len(raw) == _ENCRYPTION_KEY and len(set(raw)) >= _ENCRYPTION_KEY // 2
+
+
+_ENCRYPTION_KEY: Final = 32  # bytes
 _LONGEST: Final = 253_402_300_800  # from 1970 to the year 9999
 _SHORTEST_KEY: Final = 16
 _LEAST_SECRET: Final = 16

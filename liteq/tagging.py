@@ -16,20 +16,23 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from liteq.exceptions import DecodeError, EncodeError
+from liteq.ciphers import Cipher, current, using
+from liteq.exceptions import DecodeError, EncodeError, ImproperlyConfigured
 from liteq.names import is_main, module_name
-from liteq.redaction import Secret
+from liteq.redaction import Encrypted, Secret
 
 __all__ = [
     "MARK",
     "MAX_DEPTH",
     "SCALARS",
     "cut",
+    "decrypted",
     "json_text",
     "register_type",
     "revive",
     "revive_tree",
     "tagged",
+    "unreadable",
 ]
 
 MARK: Final = "__liteq__"
@@ -283,6 +286,23 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
+def _tag_secret(value: Secret[Any], depth: int) -> Any:
+    """Write a secret: encrypted, if whoever writes has keys. One that is encrypted already
+    stays so, and a secret inside another is encrypted with it."""
+    cipher, held = current(), value.held
+    if isinstance(held, Encrypted):
+        return _mark("encrypted", held.token if cipher is None else cipher.passed(held.token))
+    if cipher is None or not cipher.has_keys:
+        return _mark("secret", _tag(held, depth))
+    try:
+        with using(None):
+            data = json_text(_tag(held, depth)).encode()
+    except _Unknown as exc:
+        exc.path.clear()  # its keys are a part of the secret
+        raise
+    return _mark("encrypted", cipher.encrypt(data))
+
+
 def _base64(data: Any) -> str:
     import binascii  # late: a library to load, for bytes alone
 
@@ -307,7 +327,7 @@ writers: dict[type, Callable[[Any, int], Any]] = {
     complex: lambda value, depth: _mark(
         "complex", _tag(value.real, depth), _tag(value.imag, depth)
     ),
-    Secret: lambda value, depth: _mark("secret", _tag(value.reveal(), depth)),
+    Secret: _tag_secret,
 }
 _writers_by_name: Final[dict[str, Callable[[Any, int], Any]]] = {
     "datetime.datetime": _tag_datetime,
@@ -412,7 +432,7 @@ def revive(found: dict[str, Any]) -> Any:
         )
     try:
         return reader(*payload)
-    except DecodeError:
+    except (DecodeError, ImproperlyConfigured):
         raise
     except Exception as exc:
         raise DecodeError(f"damaged {tag}: {type(exc).__name__}: {cut(exc, str)}") from exc
@@ -460,6 +480,30 @@ def _read_bytes(text: str) -> bytes:
         return binascii.a2b_base64(_text(text), strict_mode=True)
     except binascii.Error as exc:
         raise DecodeError(f"damaged bytes: {exc}") from exc
+
+
+def _read_encrypted(token: str) -> Secret[Any]:
+    """Return a secret, decrypted by whoever reads; for who only shows it as it is."""
+    cipher = current()
+    return Secret(Encrypted(_text(token)) if cipher is None else decrypted(cipher, token))
+
+
+def decrypted(cipher: Cipher, token: str) -> Any:
+    """Return the value that a token stands for."""
+    data = cipher.decrypt(token)
+    try:
+        return _decoder.decode(data.decode())
+    except Exception as exc:  # noqa: BLE001 (whatever a reader may raise)
+        raise unreadable(exc) from None
+
+
+def unreadable(exc: Exception) -> DecodeError:
+    """Return the error of a secret that was decrypted, and holds what nobody can read here.
+    What it says ends in the store: nothing of what was read."""
+    return DecodeError(f"what an encrypted Secret holds cannot be read: {type(exc).__name__}")
+
+
+_decoder: Final = json.JSONDecoder(object_hook=revive)
 
 
 def _read_dict(pairs: Any) -> dict[Any, Any]:
@@ -620,6 +664,7 @@ readers: dict[str, Callable[..., Any]] = {
     "set": set,
     "frozenset": frozenset,
     "secret": Secret,
+    "encrypted": _read_encrypted,
     "dict": _read_dict,
     "datetime": _read_datetime,
     "time": _read_time,

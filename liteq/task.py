@@ -537,7 +537,8 @@ class Task(Generic[P, R]):
         if task_id is None or state is None:
             return
         texts.check((state,))
-        value = serializers.dumps(meta, self.app.conf.result_serializer, root="meta")
+        kind, cipher = self.app.conf.result_serializer, self.app.cipher
+        value = serializers.dumps(meta, kind, root="meta", cipher=cipher)
         if task_id == request.id:
             if request.report is not None:
                 request.report(Note(state, value))
@@ -578,7 +579,7 @@ class Task(Generic[P, R]):
                 "checkpoint() is for the attempt that runs here, and none does: in a thread of "
                 "a task's own, have contextvars.copy_context().run(…) call what says it"
             )
-        checkpoints.keep(request, value, self.app.signer)
+        checkpoints.keep(request, value, self.app.signer, self.app.cipher)
 
     def add_trail(self, result: Any) -> Any:
         """Enter a result among the children of the running attempt; return it."""

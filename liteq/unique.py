@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from liteq import serializers
+from liteq.ciphers import Cipher, Fingerprints
 from liteq.clock import FromNow
 from liteq.exceptions import EncodeError
 from liteq.message import Message
@@ -99,17 +100,22 @@ def as_unique(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     now: float,
+    cipher: Cipher | None = None,
 ) -> Message:
     """Return the message with its key, if these options of its call make it unique.
 
     `run` is the task's body, whose signature names the arguments (None: not known here).
+    `cipher` has what is compared in place of a secret: nobody without its key could guess the
+    value by the digest.
     Raises as `read_options()` does, and `EncodeError` for arguments that make no key.
     """
     wanted = read_options(options)
     if wanted is None:
         return message
     changes: dict[str, Any] = {
-        "unique_key": _digest(message.task, _counting(message.task, wanted, run, args, kwargs)),
+        "unique_key": _digest(
+            message.task, _counting(message.task, wanted, run, args, kwargs), cipher
+        ),
         "on_conflict": None if wanted.on_conflict == "return" else wanted.on_conflict,
         "unique_for": wanted.unique_for,
     }
@@ -161,11 +167,12 @@ def _named(
     return dict(bound.arguments)
 
 
-def _digest(task: str, counting: Any) -> str:
+def _digest(task: str, counting: Any, cipher: Cipher | None) -> str:
     from hashlib import blake2b  # late: few tasks are unique
 
     try:
-        text = serializers.dumps(counting, "json", root="the unique key")
+        comparing = None if cipher is None else Fingerprints(cipher)
+        text = serializers.dumps(counting, root="the unique key", cipher=comparing)
     except EncodeError as exc:
         exc.add_note(
             "a unique call's arguments are written as JSON to be compared: name those that "

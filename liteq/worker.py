@@ -183,6 +183,7 @@ class Worker(Steered):
             hostname=self.hostname,
             accept=conf.accept_content,
             signer=app.signer,
+            cipher=app.cipher,
         )
         self._teller = Teller(app, self.hostname)
         self._time_limits = TimeLimits(lambda: app.tasks, self.soft_time_limit, self.time_limit)

@@ -149,7 +149,7 @@ def _show(made: AsyncResult[Any], *, wait: float, document: bool, with_traceback
     """Print what became of a call, waiting `wait` seconds for its end."""
     from liteq.exceptions import TimeoutError
 
-    value = None
+    made, value = made.without_keys(), None
     if wait or made.ready():
         with suppress(TimeoutError):
             value = made.get(timeout=wait or None, propagate=False)

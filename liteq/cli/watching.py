@@ -82,7 +82,7 @@ class _Screen:
         """Return what is to be said of a task, and which part of it is done (0 to 1)."""
         if record.state != "running" or record.note is None:
             return "", None
-        progress = self.app.AsyncResult(record.id).progress
+        progress = self.app.AsyncResult(record.id).without_keys().progress
         if progress is None:
             return record.note.state, None
         text = f"{progress.done:g}"
@@ -128,7 +128,7 @@ class _Documents(_Screen):
             "worker": record.worker,
         }
         if record.state == "running" and record.note is not None:
-            progress = self.app.AsyncResult(record.id).progress
+            progress = self.app.AsyncResult(record.id).without_keys().progress
             told["progress"] = None if progress is None else progress._asdict()
         if told != self._last:
             self._last = told

@@ -16,6 +16,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from copy import copy
 from datetime import datetime
 from typing import (
     TYPE_CHECKING,
@@ -25,6 +26,7 @@ from typing import (
     Generic,
     Literal,
     NoReturn,
+    Self,
     TypeVar,
     overload,
 )
@@ -40,6 +42,7 @@ from liteq.results.joining import assert_will_not_block
 if TYPE_CHECKING:
     from liteq.app import Liteq
     from liteq.brokers.values import Record, RevokeAnswer
+    from liteq.ciphers import Cipher
     from liteq.message import Edge
     from liteq.results.progress import PastAttempt, Progress
 
@@ -84,6 +87,7 @@ class AsyncResult(ResultBase, Generic[R]):
     duplicate: bool = False
     ignored: bool = False
     _record: Record | None = None  # once it has ended
+    _is_keyless: bool = False  # its secrets stay encrypted
     _waits: ClassVar[bool] = True  # whether its end may be still to come
     _waiting: Sequence[tuple[Callable[..., Any], Callable[..., Any] | None]] = ()
 
@@ -435,6 +439,13 @@ class AsyncResult(ResultBase, Generic[R]):
 
     # Forms
 
+    def without_keys(self) -> Self:
+        """Return this result as one who has no `encryption_keys` can read it, to show it:
+        each `Secret` that was encrypted stays so, and `reveal()` raises `DecryptionError`."""
+        made = copy(self)
+        made._is_keyless = True
+        return made
+
     def as_tuple(self) -> tuple[tuple[str, Any], None]:
         """Return the result in Celery's form; see `result_from_tuple`. Each result stands
         around those before it: of a chain of a few hundred, JSON refuses it as too deep."""
@@ -559,7 +570,7 @@ class AsyncResult(ResultBase, Generic[R]):
     def _list_of(self, record: Record) -> list[Any]:
         """Return what a gather ended with: its parts, an exception for each that failed."""
         if self._is_count:
-            group = self.app.GroupResult.restore(self.id)
+            group = self._counted()
             return [] if group is None else group.get(propagate=False)
         of = record.id
         return [self._part(*part, of) for part in parts.unpack(record.result or b"")]
@@ -573,6 +584,13 @@ class AsyncResult(ResultBase, Generic[R]):
                 return [self._part(*part, gather, depth + 1) for part in inner]
             case _:
                 return self._opened(value, None, gather, depth)
+
+    def _counted(self) -> Any:
+        """Return the group whose id this is, whose parts are read one by one."""
+        group = self.app.GroupResult.restore(self.id)
+        for member in () if group is None else group.results:
+            member._is_keyless = self._is_keyless
+        return group
 
     @property
     def _is_count(self) -> bool:
@@ -607,7 +625,7 @@ class AsyncResult(ResultBase, Generic[R]):
     def _outcome(self, propagate: bool, callback: Callable[[str, Any], Any] | None) -> Any:
         record = self._record
         if self._is_count and propagate:
-            group = self.app.GroupResult.restore(self.id)
+            group = self._counted()
             if group is not None:
                 group.maybe_throw()
         value: Any = None if record is None else self._result_of(record)
@@ -655,7 +673,11 @@ class AsyncResult(ResultBase, Generic[R]):
     def _loads(self, data: bytes) -> Any:
         conf = self.app.conf
         accept = conf.result_accept_content or conf.accept_content
-        return read_value(data, conf.result_serializer, accept)
+        return read_value(data, conf.result_serializer, accept, self._cipher)
+
+    @property
+    def _cipher(self) -> Cipher | None:
+        return None if self._is_keyless else self.app.cipher
 
     def _body(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         record = self._sent()
@@ -663,14 +685,16 @@ class AsyncResult(ResultBase, Generic[R]):
             return None
         message = record.message
         return serializers.loads_call(
-            message.body, message.content_type, self.app.conf.accept_content
+            message.body, message.content_type, self.app.conf.accept_content, self._cipher
         )
 
 
-def read_value(data: bytes, serializer: str, accept: Collection[str] | None) -> Any:
+def read_value(
+    data: bytes, serializer: str, accept: Collection[str] | None, cipher: Cipher | None
+) -> Any:
     """Return the value in serialised bytes. None has one form for all serializers: it
     stands for a value that was not kept."""
-    return None if data == NOTHING else serializers.loads(data, serializer, accept)
+    return None if data == NOTHING else serializers.loads(data, serializer, accept, cipher)
 
 
 def signal_name(given: Any) -> str:

@@ -42,7 +42,8 @@ class ResultBackend:
             exc = result if isinstance(result, BaseException) else Exception(result)
             value = failure.describe(exc, traceback=traceback, redactor=self.app.redactor)
         else:
-            value = serializers.dumps(result, self.app.conf.result_serializer, root="result")
+            kind, cipher = self.app.conf.result_serializer, self.app.cipher
+            value = serializers.dumps(result, kind, root="result", cipher=cipher)
         if state == SUCCESS and self.app.signer is not None:
             value = self.app.signer.seal(value, task_id)
         expires = lifetime(self.app.conf.result_expires)

@@ -261,7 +261,9 @@ def _is_call(record: Record) -> bool:
 
 def _call(app: Liteq, record: Record, now: float) -> Enqueued:
     message = record.message
-    args, kwargs = loads_call(message.body, message.content_type, app.conf.accept_content)
+    args, kwargs = loads_call(
+        message.body, message.content_type, app.conf.accept_content, app.cipher
+    )
     countdown = message.countdown  # that of a link counts from the end of its source
     if message.run_at is not None:
         since = now if record.state == "retrying" else record.enqueued_at

@@ -208,7 +208,7 @@ def perform(task: Task[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
             if app.signer is not None:
                 data = app.signer.open(data, message.id)
             kind = app.conf.result_serializer
-            result: R = loads(data, kind, (kind,))
+            result: R = loads(data, kind, (kind,), app.cipher)
             return result
         case Succeeded():
             return cast("R", ended.value)

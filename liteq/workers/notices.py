@@ -17,6 +17,7 @@ from liteq.publishing import protocol_headers
 from liteq.serializers import loads_call
 
 if TYPE_CHECKING:
+    from liteq.ciphers import Cipher
     from liteq.signing import Signer
 
 __all__ = ["Notices", "Request"]
@@ -65,7 +66,8 @@ _BESIDE_HEADERS = (
 class Notices:
     """Speaks for one worker. `sender` is what task signals name as the consumer, `tasks`
     gives the tasks by name, `announce` sends a signal, `accept` has the formats in which
-    bodies are read for receivers, once `signer` has found their signatures right."""
+    bodies are read for receivers, once `signer` has found their signatures right; `cipher`
+    decrypts what is secret in them."""
 
     def __init__(
         self,
@@ -76,6 +78,7 @@ class Notices:
         hostname: str,
         accept: Sequence[str],
         signer: Signer | None = None,
+        cipher: Cipher | None = None,
     ) -> None:
         self._sender = sender
         self._announce = announce
@@ -83,6 +86,7 @@ class Notices:
         self._hostname = hostname
         self._accept = tuple(accept)
         self._signer = signer
+        self._cipher = cipher
         self._unknown: set[str] = set()
 
     def received(self, lease: Lease) -> None:
@@ -249,7 +253,7 @@ class Notices:
             if self._signer is not None:
                 self._signer.check(lease.packed)
             message = lease.message
-            return loads_call(message.body, message.content_type, self._accept)
+            return loads_call(message.body, message.content_type, self._accept, self._cipher)
         except Exception:  # noqa: BLE001 (pickle may raise anything; the child says so)
             return None, None
 

@@ -77,6 +77,7 @@ def pool_of(
         before_child=before_child,
         stopping=stopping,
     )
+    app.cipher.prepare()
     settings = executor_settings(app, hostname)
     own_process = has_processes(kind)
     if not own_process:
@@ -141,6 +142,7 @@ def executor_settings(app: Liteq, hostname: str) -> ExecutorSettings:
         hostname=hostname,
         clock=app.clock,
         signer=app.signer,
+        cipher=app.cipher,
         max_body_size=conf.task_max_body_size,
         redactor=app.redactor,
     )

@@ -202,7 +202,7 @@ class Teller:
         try:
             message = lease.message
             args, kwargs = serializers.loads_call(
-                message.body, message.content_type, conf.accept_content
+                message.body, message.content_type, conf.accept_content, self._app.cipher
             )
         except Exception:  # noqa: BLE001 (pickle may raise anything)
             return set()

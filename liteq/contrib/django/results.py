@@ -105,7 +105,9 @@ def restored(task: Any, id: str, app: Liteq) -> Any:
 
 def of_record(task: Any, record: Record, app: Liteq) -> Any:
     message = record.message
-    args, kwargs = loads_call(message.body, message.content_type, app.conf.accept_content)
+    args, kwargs = loads_call(
+        message.body, message.content_type, app.conf.accept_content, app.cipher
+    )
     past = app.broker.attempts(record.id)
     workers = [one.worker or "" for one in past]
     if record.state in ("running", "succeeded", "ignored"):
