@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -446,7 +449,11 @@ def test_a_state_is_drawn_from_events() -> None:
     assert (task.sent, task.queue, task.ready) == (1.0, "high", True)
     assert task.worker is state.workers["one@here"]
     assert task.info(("args", "result")) == {"args": "(1,)", "result": "1"}
-    assert task.as_dict()["worker"] == "one@here"
+    shown = task.as_dict()
+    assert shown["worker"] is task.worker
+    assert (shown["sent"], shown["failed"], shown["client"]) == (1.0, None, "one@here")
+    assert list(shown) == list(Task._fields)
+    assert [getattr(task.worker, name) for name in task.worker._fields][:2] == ["one@here", 7]
     assert [worker.hostname for worker in state.alive_workers()] == ["one@here"]
     assert [uuid for uuid, _ in state.tasks_by_type("shop.add")] == ["a"]
     assert [uuid for uuid, _ in state.tasks_by_worker("one@here")] == ["a"]
@@ -524,7 +531,7 @@ _OTHERS = (
     _NAMES,
     st.fixed_dictionaries(
         {},
-        optional=dict.fromkeys([*Task._INFO, *_OTHERS], _ANYTHING),
+        optional=dict.fromkeys([*Task._info_fields, *_OTHERS], _ANYTHING),
     ),
 )
 @example("task-", "ready", {"uuid": "a", "hostname": "one@here"})
@@ -551,6 +558,7 @@ def test_an_event_of_any_name_with_any_fields_leaves_a_state_whole(
     assert len(state.task_types()) <= len(state.tasks)
     assert len(list(state.alive_workers())) <= len(state.workers)
     assert repr([state, *state.tasks.values(), *state.workers.values()])
+    assert pickle.loads(pickle.dumps(state)).tasks.keys() == state.tasks.keys()
     state.clear()
 
 
@@ -589,6 +597,48 @@ def test_who_revokes_a_task_or_tells_of_it_is_no_worker_for_it() -> None:
         "b": None,
         "c": state.workers["one@here"],
     }
+
+
+def test_a_state_tells_what_an_event_is_about_and_whether_that_is_new() -> None:
+    state = State()
+    task, worker = {"uuid": "a", "hostname": "one"}, {"hostname": "one"}
+
+    assert state.event(Event("task-received", **task)) == ((state.tasks["a"], True), "received")
+    assert state.event(Event("task-started", **task)) == ((state.tasks["a"], False), "started")
+    known = state.event(Event("worker-heartbeat", **worker))
+    assert known == ((state.workers["one"], False), "heartbeat")
+    assert state.event(Event("shop-opened")) is None
+
+
+class CountingState(State):
+    """As Flower has one."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.counter: Counter[str] = Counter()
+
+    def event(self, event: Any) -> Any:
+        self.counter[event["type"]] += 1
+        return super().event(event)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda state: pickle.loads(pickle.dumps(state))]
+)
+def test_a_state_is_kept_and_goes_on(copied: Callable[[State], State]) -> None:
+    state = CountingState()
+    fields = {"uuid": "a", "hostname": "one@here", "timestamp": 1.0}
+    state.event(Event("task-received", exchange="", routing_key="high", **fields))
+
+    again = copied(state)
+    again.event(Event("task-succeeded", result="1", **fields))
+
+    assert isinstance(again, CountingState)
+    assert again.counter == {"task-received": 1, "task-succeeded": 1}
+    task = again.tasks["a"]
+    assert (task.state, task.exchange, task.routing_key) == ("SUCCESS", "", "high")
+    assert task.worker is again.workers["one@here"]
+    assert state.tasks["a"].state == "RECEIVED"
 
 
 def test_a_state_keeps_so_many_tasks_and_no_more() -> None:

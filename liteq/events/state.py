@@ -34,6 +34,20 @@ _OF_ATTEMPTS: Final = frozenset(_STATES.values()) - {states.PENDING}
 class Worker:
     """A worker, as its events told of it."""
 
+    _fields: Final = (
+        "hostname",
+        "pid",
+        "freq",
+        "heartbeats",
+        "clock",
+        "active",
+        "processed",
+        "loadavg",
+        "sw_ident",
+        "sw_ver",
+        "sw_sys",
+    )
+
     def __init__(self, hostname: str) -> None:
         self.hostname = hostname
         self.pid: int | None = None
@@ -89,18 +103,28 @@ class Worker:
 class Task:
     """A call, as its events told of it. Times are Unix seconds."""
 
-    _INFO: Final = (
-        "args",
-        "kwargs",
-        "retries",
-        "result",
-        "eta",
-        "runtime",
-        "expires",
-        "exception",
-        "queue",
-        "root_id",
-        "parent_id",
+    # Tools go through these, as they do through Celery's.
+    _fields: Final = (
+        "uuid",
+        "name",
+        "state",
+        *(
+            "received",
+            "sent",
+            "started",
+            "rejected",
+            "succeeded",
+            "failed",
+            "retried",
+            "revoked",
+        ),
+        *("args", "kwargs", "eta", "expires", "retries"),
+        *("worker", "result", "exception", "timestamp", "runtime", "traceback"),
+        *("exchange", "routing_key", "queue", "clock", "client", "root_id", "parent_id"),
+    )
+    _info_fields: Final = (
+        *("args", "kwargs", "retries", "result", "eta", "runtime", "expires", "exception"),
+        *("exchange", "routing_key", "queue", "root_id", "parent_id"),
     )
 
     name: str | None = None
@@ -109,7 +133,10 @@ class Task:
     eta: str | None = None
     expires: str | None = None
     retries: int | None = None
+    exchange: str | None = None
+    routing_key: str | None = None
     queue: str | None = None
+    client: str | None = None
     result: str | None = None
     exception: str | None = None
     traceback: str | None = None
@@ -148,7 +175,7 @@ class Task:
         else:
             setattr(self, type, when)
         late = self._is_late(state, when)
-        for name in (*self._INFO, "name", "traceback"):
+        for name in (*self._info_fields, "name", "traceback"):
             value = fields.get(name)
             known = _number(value) if name in ("retries", "runtime") else _text(value)
             if known is not None and (not late or getattr(self, name) is None):
@@ -171,30 +198,14 @@ class Task:
         self, fields: tuple[str, ...] | None = None, extra: tuple[str, ...] = ()
     ) -> dict[str, Any]:
         """Return what is known of it, without what is not."""
-        names = (*(self._INFO if fields is None else fields), *extra)
+        names = (*(self._info_fields if fields is None else fields), *extra)
         return {
             name: value for name in names if (value := getattr(self, name, None)) is not None
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all that is known of it."""
-        times = (
-            "sent",
-            "received",
-            "started",
-            "succeeded",
-            "failed",
-            "retried",
-            "revoked",
-            "rejected",
-        )
-        return {
-            "uuid": self.uuid,
-            "state": self.state,
-            "timestamp": self.timestamp,
-            "worker": None if self.worker is None else self.worker.hostname,
-            **self.info(("name", "traceback", *self._INFO, *times)),
-        }
+        """Return all that is known of it, and None for what is not; `worker` is a `Worker`."""
+        return {name: getattr(self, name) for name in self._fields}
 
     def __repr__(self) -> str:
         return f"<Task: {self.name}({self.uuid}) {self.state}>"
@@ -234,34 +245,35 @@ class State:
         self.task_count = 0
         self._lock = threading.RLock()
 
-    def event(self, event: Mapping[str, Any]) -> tuple[Any, str]:
-        """Take an event in; return the task or worker that it is about (None for others),
-        and the rest of its type."""
+    def event(self, event: Mapping[str, Any]) -> tuple[tuple[Any, bool], str] | None:
+        """Take an event in; return the task or worker that it is about with whether it is
+        new here, and the rest of its type. None for an event that is about neither."""
         group, _, type = event["type"].partition("-")
+        subject: tuple[Any, bool] | None = None
         with self._lock:
             self.event_count += 1
-            subject: Any = None
             if group == "task" and (uuid := _text(event.get("uuid"))) is not None:
                 subject = self._task_event(uuid, type, event)
             elif group == "worker":
                 subject = self._worker_event(type, event)
         if self.event_callback is not None:
             self.event_callback(self, event)
-        return subject, type
+        return None if subject is None else (subject, type)
 
     __call__ = event
 
-    def _task_event(self, uuid: str, type: str, event: Mapping[str, Any]) -> Task:
-        task, _ = self.get_or_create_task(uuid)
+    def _task_event(self, uuid: str, type: str, event: Mapping[str, Any]) -> tuple[Task, bool]:
+        task, created = self.get_or_create_task(uuid)
         if type == "sent":
             self.task_count += task.sent is None and task.received is None
+            task.client = _text(event.get("hostname"))
         else:
             self.task_count += type == "received" and task.sent is None
             worker = self._worker_of(type, _text(event.get("hostname")) or "")
             task.worker = worker or task.worker
         task.event(type, event)
         self.tasks.move_to_end(uuid)
-        return task
+        return task, created
 
     def _worker_of(self, type: str, hostname: str) -> Worker | None:
         """Return the worker that an event of a task is from. Whoever revokes a task, or sends
@@ -270,8 +282,8 @@ class State:
             return self.workers.get(hostname)
         return self.get_or_create_worker(hostname)[0]
 
-    def _worker_event(self, type: str, event: Mapping[str, Any]) -> Worker:
-        worker, _ = self.get_or_create_worker(_text(event.get("hostname")) or "")
+    def _worker_event(self, type: str, event: Mapping[str, Any]) -> tuple[Worker, bool]:
+        worker, created = self.get_or_create_worker(_text(event.get("hostname")) or "")
         joins = type == "online" or (type != "offline" and not worker.heartbeats)
         worker.event(type, event, _number(event.get("local_received")) or time.time())
         if joins and self.on_node_join is not None:
@@ -279,7 +291,7 @@ class State:
         if type == "offline" and self.on_node_leave is not None:
             self.on_node_leave(worker)
             self.workers.pop(worker.hostname, None)
-        return worker
+        return worker, created
 
     def get_or_create_worker(self, hostname: str, **kwargs: Any) -> tuple[Worker, bool]:
         """Return the worker of this name, and whether it is new here."""
@@ -301,6 +313,19 @@ class State:
         while len(self.tasks) > self.max_tasks_in_memory:
             self.tasks.popitem(last=False)
         return task, True
+
+    # Keeping: by pickle, as Flower does between two starts
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:  # events come in meanwhile
+            kept = {"workers": self.workers.copy(), "tasks": self.tasks.copy()}
+            kept = {**self.__dict__, **kept}
+        del kept["_lock"]
+        return kept
+
+    def __setstate__(self, kept: dict[str, Any]) -> None:
+        self.__dict__.update(kept)
+        self._lock = threading.RLock()
 
     # Looking
 
