@@ -263,6 +263,14 @@ FILES = {
                     "none": raised(lambda: add.get_result("no-such-id"))[0],
                     "other": raised(lambda: fail.get_result(add.enqueue(1).id))[0]}
 
+        def no_result_under_such_an_id():
+            longer = add.enqueue(1).id + "\\0"
+            ids = ["half \\ud800", "", "x" * 10_000, "a\\0b", longer, 5, None]
+            found = [raised(lambda id=id: add.get_result(id)) for id in ids]
+            found.append(raised(lambda: async_to_sync(add.aget_result)("half \\ud800")))
+            app.run_until_empty()
+            return [of and of[0] for of in found]
+
         def mistakes_show_at_once():
             return {
                 "arguments": raised(lambda: add.enqueue(z=1)),
@@ -340,7 +348,7 @@ FILES = {
             value_comes_back, failure_is_told, what_json_has_not, context_is_given,
             coroutines_run, retries_are_attempts, only_after_the_commit,
             refused_before_the_commit, arguments_are_kept_as_they_were, later_and_first,
-            what_is_no_task_is_not_run,
+            what_is_no_task_is_not_run, no_result_under_such_an_id,
             mistakes_show_at_once, options_of_one_task, revoked_is_failed,
             known_under_its_own_name, eager_is_over_at_once, checks,
         ):
@@ -516,6 +524,10 @@ def test_nothing_is_run_because_a_message_names_it(told: Any) -> None:
     assert "'shop.models.Order', which is no task here" in answer["found"][1]
     assert answer["none"] == "TaskResultDoesNotExist"
     assert answer["other"] == "TaskResultMismatch"
+
+
+def test_there_is_no_result_under_an_id_that_no_call_can_have(told: Any) -> None:
+    assert told["no_result_under_such_an_id"] == ["TaskResultDoesNotExist"] * 8
 
 
 def test_mistakes_show_where_they_are_made(told: Any) -> None:

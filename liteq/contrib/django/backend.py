@@ -30,7 +30,7 @@ from liteq.definition import (
     has_parameter,
     sensitive_names,
 )
-from liteq.exceptions import LiteqError
+from liteq.exceptions import EncodeError, LiteqError
 from liteq.ids import new_id
 from liteq.options import checked_limits
 from liteq.results.eagerresult import EagerResult
@@ -173,8 +173,11 @@ class LiteqBackend(BaseTaskBackend):  # type: ignore[misc]  # Django ships no ty
         """Return what became of a call, from any process. Raises `TaskResultDoesNotExist`
         for an id that is not in the store, and for calls of tasks that this program has
         not got, as of those that were renamed."""
-        app = self.app
-        record = app.broker.get((str(result_id),)).get(str(result_id))
+        app, id = self.app, str(result_id)
+        try:
+            record = app.broker.get((id,)).get(id)
+        except EncodeError:  # half a character: no store has such an id
+            record = None
         if record is None:
             raise TaskResultDoesNotExist(result_id)
         task = running.known(record.packed[1])
