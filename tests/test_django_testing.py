@@ -16,7 +16,8 @@ FILES = {
     if os.environ["TEST_DATABASE"] == "file":
         DATABASES["default"]["TEST"] = {"NAME": BASE_DIR / "tested"}
     TASKS = {"default": {"BACKEND": "liteq.contrib.django.LiteqBackend",
-                         "OPTIONS": {"enqueue_on_commit": False}}}
+                         "OPTIONS": {"enqueue_on_commit": False}},
+             "patient": {"BACKEND": "liteq.contrib.django.LiteqBackend"}}
     """,
     "shop/models.py": """
         from django.db import models
@@ -59,6 +60,10 @@ FILES = {
         @task
         async def arename_by_django(name):
             await Order.objects.aupdate(name=name)
+        @task(backend="patient")
+        def rename_by_the_patient(name):
+            Order.objects.update(name=name)
+            return name
     """,
     "cases.py": """
         from asgiref.sync import sync_to_async
@@ -157,6 +162,19 @@ FILES = {
                 for task in (rename_by_django, arename_by_django):
                     task.enqueue(task.name)
                     self.assertEqual(Order.objects.get().name, task.name)
+            def test_called_before_a_commit(self):
+                result = rename_by_the_patient.enqueue("a")
+                self.assertEqual(result.return_value, "a")
+                self.assertEqual(Order.objects.get().name, "a")
+            async def test_called_by_a_coroutine_before_a_commit(self):
+                result = await rename_by_the_patient.aenqueue("a")
+                self.assertEqual(result.return_value, "a")
+                self.assertEqual((await Order.objects.aget()).name, "a")
+            def test_called_on_the_commit(self):
+                with self.captureOnCommitCallbacks(execute=True):
+                    rename.delay_on_commit("a")
+                    self.assertEqual(Order.objects.get().name, "one")
+                self.assertEqual(Order.objects.get().name, "a")
             async def test_called_by_a_coroutine(self):
                 for task in (rename, arename, acall):
                     await task.adelay(task.name)
@@ -211,6 +229,9 @@ CASES = (
     "InTransaction.test_drained_by_a_coroutine",
     "InTransaction.test_coroutines_drained_in_the_loop",
     "Eager.test_called",
+    "Eager.test_called_before_a_commit",
+    "Eager.test_called_by_a_coroutine_before_a_commit",
+    "Eager.test_called_on_the_commit",
     "Eager.test_called_by_a_coroutine",
     "Eager.test_more_than_one_called_by_a_coroutine",
 )

@@ -141,7 +141,8 @@ class LiteqBackend(BaseTaskBackend):  # type: ignore[misc]  # Django ships no ty
         """Send a call, and return its result: READY, with its id.
 
         Within a transaction it is sent when that is committed (`enqueue_on_commit`), and
-        never after a rollback; until then there is nothing under the id. Arguments are
+        never after a rollback; until then there is nothing under the id. (With
+        `task_always_eager` it waits for nothing, and its result is finished.) Arguments are
         checked and taken as they are now. Raises `TypeError` for arguments that the
         function does not take or that JSON does not have, `MessageTooLarge`, `EncodeError`
         for what is nested too deeply, and `ValueError` for a time that cannot be.
@@ -163,7 +164,8 @@ class LiteqBackend(BaseTaskBackend):  # type: ignore[misc]  # Django ships no ty
             worker_ids=[],
         )
         send = self.app.sender.prepare(run, result.args, result.kwargs, _options(result))
-        if self._on_commit and _is_in_transaction():
+        waits = self._on_commit and not self.app.conf.task_always_eager
+        if waits and _is_in_transaction():
             transaction.on_commit(partial(self._send, send, result))
         else:
             self._send(send, result)
