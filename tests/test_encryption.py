@@ -25,7 +25,7 @@ from liteq import Liteq, Secret, chain, chord, group, serializers
 from liteq.beat import Beat
 from liteq.brokers.base import Broker
 from liteq.brokers.redis import RedisBroker
-from liteq.ciphers import KEYLESS, using
+from liteq.ciphers import KEYLESS, Fingerprints, using
 from liteq.encryption import Keyring
 from liteq.exceptions import (
     AlreadyEnqueued,
@@ -731,6 +731,7 @@ def test_eager_calls_and_the_test_mode_do_the_same(clock: world.FakeClock) -> No
     app.conf.task_store_eager_result = True
     made = echo.delay(Secret(PIN))
     assert made.get() == Secret(PIN)
+    assert app.sender.prepare(echo, (Secret(PIN),), {}, {})().get() == Secret(PIN)
     stored = app.broker.get([made.id])[made.id].result or b""
     assert b"encrypted" in stored
     assert chain(echo.s(Secret(PIN)), echo.s()).apply().get() == Secret(PIN)
@@ -899,3 +900,30 @@ def test_a_token_of_json_may_be_handed_on_in_a_pickle(kind: str) -> None:
 def _unpickle(cipher: Keyring, data: bytes) -> Any:
     with using(cipher):
         return serializers.unpickled(cipher.encrypt(data))
+
+
+# What was written stays readable: these are of the first version that could write them.
+
+IN_JSON = (
+    b'{"__liteq__":["encrypted","2bfcb33d852d296e:gAAAAABrA4gaIBDNi5aHImfGdk0RcXiauOCf52_HAU3W'
+    b"xW0Xox28mR2pyImzTnWaM_v2miFaKmRieDuyXmebODtx_Nzq6CFkiEAu8bFxxNVakCBx4dqwPoGwCAl0E9FMy_Uc"
+    b'_MvIG6on"]}'
+)
+IN_PICKLE = bytes.fromhex(
+    "800595b3000000000000008c116c697465712e73657269616c697a657273948c09756e7069636b6c65649493"
+    "948c89326266636233336438353264323936653a674141414141427241346761713338434d716a486c496c2d"
+    "5a563542324356503268667833696c393130366e3932667a6e5578443830715146734b416f73623644354d37"
+    "6c4c596937726644706e6e394251776268616269496769795763746f654d444f63534a65775650437a475058"
+    "466c77375875733d94859452942e"
+)
+
+
+def test_what_the_first_version_has_encrypted_is_read() -> None:
+    cipher = Keyring([NEW])
+    assert serializers.loads(IN_JSON, cipher=cipher) == Secret(("pin", 7))
+    assert serializers.loads(IN_PICKLE, "pickle", ("pickle",), cipher) == Secret({"pin": 7})
+
+
+def test_fingerprints_are_those_of_the_first_version() -> None:
+    found = serializers.dumps(Secret({"pin": 7}), cipher=Fingerprints(Keyring([NEW])))
+    assert b"7d4194231cc34ac4c1518ccbd8f396d7c391c6790347bebd6ad25541abbea509" in found
