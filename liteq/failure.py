@@ -18,7 +18,7 @@ from liteq.carrying import ERROR_TEXT_LIMIT, Carrier, cut, find, made, text_of
 from liteq.exceptions import DecodeError, TaskFailed
 from liteq.redaction import Redactor
 
-__all__ = ["ERROR_TEXT_LIMIT", "chord_error", "describe", "read", "rebuild"]
+__all__ = ["ERROR_TEXT_LIMIT", "arguments", "chord_error", "describe", "read", "rebuild"]
 
 # A reader of before the others knows `args` alone: whoever has none gets `TaskFailed` there.
 _STATE: Final = {"args": list, "values": list, "attributes": dict, "members": dict}
@@ -72,6 +72,14 @@ def read(record: bytes) -> dict[str, Any]:
         return _checked(fields)
     except (ValueError, TypeError, KeyError, RecursionError) as exc:
         raise DecodeError(f"the record of an error is damaged: {record[:200]!r}") from exc
+
+
+def arguments(fields: dict[str, Any]) -> tuple[Any, ...] | None:
+    """Return the arguments of the exception that a record's fields tell of, None if it has
+    not kept them. No code of the exception's class runs."""
+    kept: dict[str, Any] = {n: fields[n] for n in ("args", "values") if n in fields}
+    exc = made(Exception, kept) if kept else None
+    return None if exc is None else exc.args
 
 
 def _checked(fields: dict[str, Any]) -> dict[str, Any]:

@@ -157,6 +157,36 @@ def test_the_life_of_a_task_is_told(app: Liteq, listener: Listener, start: Start
     assert "tok-1234567" not in repr(listener.events)
 
 
+class OutOfStock(Exception):
+    """Of a user's own, with arguments that are no texts."""
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (KeyError("again"), "KeyError('again')"),
+        (ValueError("a", 1), "ValueError('a', 1)"),
+        (FileNotFoundError(2, "no such file", "x"), "FileNotFoundError(2, 'no such file')"),
+        (OutOfStock({"left": 0}, ("a",)), "OutOfStock({'left': 0}, ('a',))"),
+        (RuntimeError(), "RuntimeError()"),
+        (RuntimeError(threading), f"RuntimeError({str(threading)!r})"),  # what is not carried
+    ],
+)
+def test_an_exception_is_told_by_its_repr(
+    app: Liteq, listener: Listener, start: Start, error: Exception, shown: str
+) -> None:
+    @app.task(name="shop.fail")
+    def fail() -> None:
+        raise error
+
+    worker = start()
+    wait_until(lambda: heard_by(worker))
+    fail.delay()
+    wait_until(lambda: listener.of("task-failed"))
+
+    assert [event["exception"] for event in listener.of("task-failed")] == [shown]
+
+
 def test_what_cannot_be_read_is_told_and_its_arguments_are_not(
     app: Liteq, listener: Listener, start: Start
 ) -> None:

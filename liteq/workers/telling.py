@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from liteq import __version__, failure, serializers
 from liteq.brokers.base import Broker
 from liteq.brokers.values import Lease
+from liteq.carrying import cut
 from liteq.exceptions import BrokerError
 from liteq.outcome import (
     Failed,
@@ -191,11 +192,20 @@ class Teller:
     def _error(self, lease: Lease, error: bytes) -> Mapping[str, Any]:
         fields = failure.read(error)
         secrets = self._secrets(lease)
-        exception = f"{fields['type']}({fields['message']!r})"
         return {
-            "exception": hide(exception, secrets),
+            "exception": hide(self._shown_exception(fields), secrets),
             "traceback": hide(fields["traceback"], secrets),
         }
+
+    def _shown_exception(self, fields: dict[str, Any]) -> str:
+        """Return the repr of an exception, as its class has it from `BaseException`; with its
+        text for arguments where those are not known."""
+        args = failure.arguments(fields)
+        if args is None:
+            args = (fields["message"],)
+        text, limit = self._app.redactor.text, failure.ERROR_TEXT_LIMIT
+        name = fields["type"].rpartition(".")[2]
+        return cut(f"{name}({', '.join(text(arg, limit=limit) for arg in args)})")
 
     def _secrets(self, lease: Lease) -> set[str]:
         conf, task = self._app.conf, self._app.tasks.get(lease.task)
