@@ -4,8 +4,8 @@ Run:  python examples/checkpoints.py
 
 `self.checkpoint(value)` keeps how far the call has come, in its message. The next attempt
 finds it as `self.request.checkpoint`: after a death, a retry, a stop of the worker, or
-`liteq retry` of a call that failed. A stop of `liteq worker` need not wait for such a task:
-it ends at its next checkpoint, and goes on in the next worker.
+`liteq retry` of a call that failed. A stop of `liteq worker` need not wait for this task: it
+ends at its next checkpoint, which is interruptible, and goes on in the next worker.
 
 Prints:
     attempt 1: from row 0
@@ -32,7 +32,7 @@ def copy(self: BoundTask, target: str) -> int:
     for first in range(begin, ROWS, 100):
         with open(target, "a") as file:
             file.writelines(f"{row}\n" for row in range(first, first + 100))
-        self.checkpoint(first + 100)
+        self.checkpoint(first + 100, interruptible=True)
         if first == 500 and begin == 0:
             os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory runs out
     return ROWS - begin

@@ -4,8 +4,8 @@ A checkpoint travels in the envelope of the call's message, so the attempt after
 given it whichever way it comes about: a retry, a child or a worker that died, a stop, a
 failed call that is run again. It is written by a note, in the worker's next step.
 
-A worker that stops need not wait for such an attempt: at its next checkpoint it is ended and
-given back.
+A worker that stops need not wait for such an attempt: at its next checkpoint that says it may,
+it is ended and given back.
 """
 
 from __future__ import annotations
@@ -26,7 +26,14 @@ __all__ = ["MOST", "keep", "read"]
 MOST: Final = 65_536  # bytes: it is read with the message, and written anew each time
 
 
-def keep(request: Context, value: Any, signer: Signer | None, cipher: Cipher) -> None:
+def keep(
+    request: Context,
+    value: Any,
+    signer: Signer | None,
+    cipher: Cipher,
+    *,
+    interruptible: bool = False,
+) -> None:
     """Have the next attempt of the call that runs go on from this. See `Task.checkpoint`."""
     data = serializers.dumps(value, "json", root="checkpoint", cipher=cipher)
     if len(data) > MOST:
@@ -40,7 +47,7 @@ def keep(request: Context, value: Any, signer: Signer | None, cipher: Cipher) ->
         return
     message = message._replace(checkpoint=None if value is None else data.decode())
     left = request.rewrite(message if signer is None else signer.sign(message))
-    if left and value is not None and _may_end(request, message):
+    if left and interruptible and value is not None and _may_end(request, message):
         request.interrupted = True
         raise Interrupted("the worker stops: the call goes on from its checkpoint in another")
 

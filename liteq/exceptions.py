@@ -329,8 +329,8 @@ class SoftTimeLimitExceeded(Exception):
 
 
 class Interrupted(BaseException):
-    """Raised by `Task.checkpoint()`, once it has kept its value, when the worker stops: the
-    call goes on from there in the next worker.
+    """Raised by an interruptible `Task.checkpoint()`, once it has kept its value, when the
+    worker stops: the call goes on from there in the next worker.
 
     It is no `Exception`, so that `except Exception` in a task lets it through. Raised by
     anything else it fails the task.

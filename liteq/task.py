@@ -555,7 +555,7 @@ class Task(Generic[P, R]):
         meta = {"done": done, "total": total, "message": message}
         self.update_state(state=PROGRESS, meta=meta)
 
-    def checkpoint(self, value: Any) -> None:
+    def checkpoint(self, value: Any, *, interruptible: bool = False) -> None:
         """Have the call's next attempt go on from here: it finds the value as
         `self.request.checkpoint`.
 
@@ -567,9 +567,11 @@ class Task(Generic[P, R]):
         most. Raises `EncodeError` or `MessageTooLarge`, and `RuntimeError` where the attempt is
         not known: in a thread that the task has begun without its context.
 
-        When `liteq worker` is told to stop, this keeps the value (if it is not None) and raises
-        `Interrupted`, a `BaseException`: the attempt ends here, and the next worker goes on.
-        Not with `acks_late=False`, nor in a worker inside a program, which finishes what runs.
+        `interruptible`: when `liteq worker` is told to stop, this keeps the value (if it is not
+        None) and raises `Interrupted`, a `BaseException`: the attempt ends here, and the next
+        worker goes on. Never say it inside of a transaction, which the exception would roll
+        back. Not with `acks_late=False`, nor in a worker inside a program, which finishes what
+        runs.
         """
         from liteq import checkpoints  # late: few tasks do it
 
@@ -579,7 +581,8 @@ class Task(Generic[P, R]):
                 "checkpoint() is for the attempt that runs here, and none does: in a thread of "
                 "a task's own, have contextvars.copy_context().run(…) call what says it"
             )
-        checkpoints.keep(request, value, self.app.signer, self.app.cipher)
+        app = self.app
+        checkpoints.keep(request, value, app.signer, app.cipher, interruptible=interruptible)
 
     def add_trail(self, result: Any) -> Any:
         """Enter a result among the children of the running attempt; return it."""

@@ -91,7 +91,7 @@ class Worker(Steered):
     warm stop waits for running tasks before it gives them back. `burst`: stop when
     nothing is claimable. Time limits are seconds, memory is KiB. `install_signals` is to
     be False outside of the main thread; `interrupts`: those of a terminal stop it, too.
-    `hands_over`: a stop ends tasks at their next checkpoint, for the next worker to go on with.
+    `hands_over`: a stop ends tasks at interruptible checkpoints; the next worker goes on.
     `beat`: fire periodic tasks as well, with this `scheduler` in place of liteq's own, if
     one is named. `metrics`: "[host:]port" to serve this worker's figures at. `patient`: wait
     for a store that cannot be reached yet, as the settings say, in place of ending.
@@ -747,8 +747,8 @@ class Worker(Steered):
             pool.stop(kill=True)
 
     def _hands_over_now(self) -> bool:
-        """Tell whether tasks are to end at their next checkpoint. Asked from any thread: in a
-        solo pool while the loop stands still."""
+        """Tell whether tasks are to end at interruptible checkpoints. Asked from any thread: in
+        a solo pool while the loop stands still."""
         return self.hands_over and self._wishes.stop > 0
 
     def _is_over(self, pool: Pool) -> bool:

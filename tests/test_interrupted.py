@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from functools import partial
 from typing import Any
 
 import pytest
@@ -76,7 +77,7 @@ def count(app: Liteq, stops: Stops, steps: list[int]) -> Any:
             steps.append(at)
             if at == 2:
                 stops.stop()
-            self.checkpoint(at + 1)
+            self.checkpoint(at + 1, interruptible=True)
         return [began, self.request.deliveries, self.request.retries]
 
     return count
@@ -106,7 +107,7 @@ def test_so_is_a_coroutine_and_what_it_does_beside(
     @app.task(name="fetch")
     async def fetch() -> int:
         began: int = current_task.request.checkpoint or 0
-        keep = current_task.checkpoint
+        keep = partial(current_task.checkpoint, interruptible=True)
 
         async def work() -> None:
             keep(began + 1)
@@ -155,7 +156,7 @@ def test_the_task_cleans_up_and_its_own_excepts_let_it_through(
             return
         stops.stop()
         try:
-            self.checkpoint("kept")
+            self.checkpoint("kept", interruptible=True)
         except Exception:
             seen.append("swallowed")
         finally:
@@ -178,8 +179,8 @@ def test_one_that_is_swallowed_comes_again_with_the_next_checkpoint(
             return self.request.checkpoint
         stops.stop()
         with pytest.raises(Interrupted, match="goes on from its checkpoint"):
-            self.checkpoint(1)
-        self.checkpoint(2)
+            self.checkpoint(1, interruptible=True)
+        self.checkpoint(2, interruptible=True)
         return None
 
     result = work.delay()
@@ -207,7 +208,7 @@ def test_what_the_task_does_after_it_is_the_outcome(
     def work(self: Any) -> None:
         stops.stop()
         try:
-            self.checkpoint(1)
+            self.checkpoint(1, interruptible=True)
         except Interrupted:
             if end is not None:
                 raise end from None
@@ -224,7 +225,22 @@ def test_none_takes_the_checkpoint_away_and_interrupts_nothing(
     @app.task(bind=True)
     def work(self: Any) -> str:
         stops.stop()
-        self.checkpoint(None)
+        self.checkpoint(None, interruptible=True)
+        return "done"
+
+    result = work.delay()
+    stops.run()
+
+    assert result.get(timeout=1) == "done"
+
+
+def test_a_checkpoint_that_does_not_say_that_it_may_interrupts_nothing(
+    app: Liteq, stops: Stops
+) -> None:
+    @app.task(bind=True)
+    def work(self: Any) -> str:
+        stops.stop()
+        self.checkpoint(1)  # inside of a transaction, say
         return "done"
 
     result = work.delay()
@@ -239,7 +255,7 @@ def test_a_call_that_is_never_started_twice_runs_to_its_end(
     @app.task(bind=True, acks_late=False)
     def work(self: Any) -> int:
         stops.stop()
-        self.checkpoint(1)
+        self.checkpoint(1, interruptible=True)
         return 1
 
     result = work.delay()
@@ -254,7 +270,7 @@ def test_a_retry_that_was_asked_for_is_made(app: Liteq, stops: Stops) -> None:
         if self.request.retries == 0:
             stops.stop()
             self.retry(throw=False, countdown=0)
-            self.checkpoint(1)
+            self.checkpoint(1, interruptible=True)
         return [self.request.checkpoint, self.request.retries]
 
     result = work.delay()
@@ -269,7 +285,7 @@ def test_a_hook_is_not_interrupted(app: Liteq, stops: Stops) -> None:
 
     class Hooked(Task[[], None]):
         def on_retry(self, *_: Any) -> None:
-            self.checkpoint("the hook's")
+            self.checkpoint("the hook's", interruptible=True)
             seen.append("on_retry")
 
     @app.task(bind=True, base=Hooked)
@@ -295,7 +311,7 @@ def test_past_its_soft_limit_a_task_comes_to_its_own_end(app: Liteq, stops: Stop
                 pass
         except SoftTimeLimitExceeded:
             stops.stop()
-            self.checkpoint(1)
+            self.checkpoint(1, interruptible=True)
             return "in time"
 
     result = work.delay()
@@ -330,7 +346,7 @@ def test_it_goes_through_a_call_in_place(app: Liteq, stops: Stops) -> None:
     def outer(self: Any) -> Any:
         if self.request.checkpoint is None:
             stops.stop()
-            inner.apply((lambda: self.checkpoint("outer's"),))
+            inner.apply((lambda: self.checkpoint("outer's", interruptible=True),))
         return self.request.checkpoint
 
     result = outer.delay()
@@ -344,7 +360,7 @@ def test_it_goes_through_a_call_in_place(app: Liteq, stops: Stops) -> None:
 def test_a_call_in_place_has_nothing_that_could_go_on(app: Liteq, stops: Stops) -> None:
     @app.task(bind=True)
     def inner(self: Any) -> int:
-        self.checkpoint(1)
+        self.checkpoint(1, interruptible=True)
         return 1
 
     @app.task(bind=True)
@@ -364,12 +380,14 @@ def test_a_thread_of_the_tasks_own_hands_it_on(app: Liteq, stops: Stops) -> None
         if self.request.checkpoint is None:
             stops.stop()
             with ThreadPoolExecutor(1) as pool:
-                pool.submit(copy_context().run, self.checkpoint, 1).result()
+                keep = partial(self.checkpoint, 1, interruptible=True)
+                pool.submit(copy_context().run, keep).result()
         return self.request.checkpoint
 
     result = work.delay()
     stops.run()
 
+    assert record(app, result.id).state == "queued"
     app.run_until_empty()
     assert result.get(timeout=1) == 1
 
@@ -382,7 +400,7 @@ def test_revoked_meanwhile_it_is_not_started_again(
         steps.append(1)
         app.AsyncResult(self.request.id).revoke()
         stops.stop()
-        self.checkpoint(1)
+        self.checkpoint(1, interruptible=True)
 
     result = work.delay()
     stops.run()
@@ -400,7 +418,7 @@ def test_its_unique_key_stays_held_and_its_slot_is_free(
         began: int = self.request.checkpoint or 0
         if not began:
             stops.stop()
-            self.checkpoint(number)
+            self.checkpoint(number, interruptible=True)
         return began
 
     first = work.delay(1)

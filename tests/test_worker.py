@@ -1184,7 +1184,7 @@ def test_an_interrupted_task_waits_with_its_checkpoint_until_the_store_is_back(
         if self.request.checkpoint is None:
             started.set()
             go.wait(10)
-            self.checkpoint("kept")
+            self.checkpoint("kept", interruptible=True)
         return self.request.checkpoint, self.request.deliveries
 
     caplog.set_level("INFO", "liteq")

@@ -232,8 +232,8 @@ def _own_options(function: F) -> F:
 def worker(settings: tuple[str, ...], pidfile: str | None, **options: Any) -> int:
     """Run tasks until stopped.
 
-    TERM, INT and Ctrl-C finish what runs, a task with checkpoints to the next of them, then
-    stop; a second one gives it back at once.
+    TERM, INT and Ctrl-C finish what runs, but for tasks that come to an interruptible
+    checkpoint, then stop; a second one gives it back at once.
     HUP replaces the children, USR1 prints where each of them is.
 
     \b

@@ -46,7 +46,7 @@ def walk(self, until):
     for at in range(began, until):
         time.sleep(0.002)
         note("did", at)
-        self.checkpoint(at + 1)
+        self.checkpoint(at + 1, interruptible=True)
     return [self.request.deliveries, began]
 
 # Each stays at step 20 of its first attempt until it is interrupted.
@@ -57,10 +57,10 @@ def steps(self, until):
     note("began", began, os.getpid())
     for at in range(began, until):
         note("did", at)
-        self.checkpoint(at + 1)
+        self.checkpoint(at + 1, interruptible=True)
         while at == 20 and not os.path.exists(FOLDER + "/go"):
             time.sleep(0.002)
-            self.checkpoint(at + 1)
+            self.checkpoint(at + 1, interruptible=True)
     return [self.request.deliveries, began]
 
 @app.task(bind=True)
@@ -69,10 +69,10 @@ async def asteps(self, until):
     note("began", began, os.getpid())
     for at in range(began, until):
         note("did", at)
-        await asyncio.to_thread(self.checkpoint, at + 1)
+        await asyncio.to_thread(self.checkpoint, at + 1, interruptible=True)
         while at == 20 and not os.path.exists(FOLDER + "/go"):
             await asyncio.sleep(0.002)
-            self.checkpoint(at + 1)
+            self.checkpoint(at + 1, interruptible=True)
     return [self.request.deliveries, began]
 
 @app.task(bind=True)
@@ -82,7 +82,7 @@ def stubborn(self, until):
     while not os.path.exists(FOLDER + "/go"):
         try:
             time.sleep(0.002)
-            self.checkpoint(7)
+            self.checkpoint(7, interruptible=True)
         except:
             note("swallowed")
     return [self.request.deliveries, began]
