@@ -590,8 +590,17 @@ class Task(Generic[P, R]):
             self.request.children.append(result)
         return result
 
-    def send_event(self, type_: str, **fields: Any) -> None:
-        """Do nothing: what happens to a task is read from the store."""
+    def send_event(
+        self, type_: str, *, retry: Any = None, retry_policy: Any = None, **fields: Any
+    ) -> bool:
+        """Send an event of your own about the call that runs here, whose id is its `uuid`;
+        return whether somebody listens.
+
+        Fields are values of JSON; what is long or none is shown by its repr, and what is secret
+        is hidden. Events are news: one that the store cannot take is dropped. `retry` and
+        `retry_policy` are Celery's, and mean nothing.
+        """
+        return self.app.events.of_call(self, type_, fields)
 
     # Hooks
 

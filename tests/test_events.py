@@ -337,6 +337,44 @@ def test_events_of_your_own(app: Liteq, listener: Listener) -> None:
     assert listener.of("shop-opened")[0]["doors"] == 2
 
 
+def test_a_task_sends_events_of_its_own(app: Liteq, listener: Listener, start: Start) -> None:
+    @app.task(name="shop.bake", bind=True)
+    def bake(self: Any, password: str, token: str) -> list[bool]:
+        return [
+            self.send_event("task-baking", pct=50, left=[1, {"secret": "of-the-oven"}]),
+            self.send_event("task-baked", said=f"with {token}", type="x", uuid=7, retry=True),
+            self.send_event("task-cooled", where=threading, much="x" * 5000, many=[8] * 5000),
+        ]
+
+    worker = start(hostname="one@here")
+    wait_until(lambda: heard_by(worker))
+    result = bake.delay("hunter22222", token="tok-1234567")
+    assert result.get(timeout=10) == [True] * 3
+    wait_until(lambda: listener.of("task-cooled"))
+
+    (baking,), (baked,), (cooled,) = map(
+        listener.of, ("task-baking", "task-baked", "task-cooled")
+    )
+    assert (baking["uuid"], baking["hostname"]) == (result.id, "one@here")
+    assert (baking["pct"], baking["left"]) == (50, [1, {"secret": "********"}])
+    assert (baked["said"], baked["uuid"]) == ("with ********", result.id)
+    assert cooled["where"] == "<module>"
+    assert len(cooled["much"]) < 1100
+    assert len(cooled["many"]) < 1100
+    assert "tok-1234567" not in str(listener.events)
+
+
+def test_an_event_of_a_task_harms_nobody_when_none_listens(app: Liteq, start: Start) -> None:
+    @app.task(name="shop.bake", bind=True)
+    def bake(self: Any) -> bool:
+        return bool(self.send_event("task-baking"))
+
+    start()
+    assert bake.delay().get(timeout=10) is False
+    assert bake.apply().get() is False
+    assert bake() is False
+
+
 def test_a_receiver_ends_when_nothing_comes(app: Liteq) -> None:
     with pytest.raises(TimeoutError, match="no event"):
         app.events.Receiver(handlers={}).capture(limit=1, timeout=0.05)

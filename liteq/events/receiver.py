@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from liteq import current
-from liteq.events.form import encode, sent
+from liteq.events.form import encode, own_fields, sent
 from liteq.events.state import State
 from liteq.exceptions import BrokerError, BrokerUnavailable, StoreLost
 from liteq.loggers import get_logger
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from liteq.app import Liteq
     from liteq.brokers import values
     from liteq.message import Message
+    from liteq.task import Task
 
 __all__ = ["Dispatcher", "Event", "EventReceiver", "Events"]
 
@@ -76,6 +77,16 @@ class Events:
                     for id in ids
                 ]
                 self.app.broker.emit(events)
+
+    def of_call(self, task: Task[..., Any], type: str, fields: Mapping[str, Any]) -> bool:
+        """Tell who listens, if somebody does, what a task says of the call that runs."""
+        broker, request = self.app.broker, task.request
+        with contextlib.suppress(BrokerError):  # it is news, and no reason to fail
+            if broker.emit([]):
+                shown = {**own_fields(self.app, task, fields), "uuid": request.id}
+                name = request.hostname or _own_name()
+                return broker.emit([encode(type, self.app, name, shown)])
+        return False
 
 
 def _own_name() -> str:
