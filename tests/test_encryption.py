@@ -725,7 +725,7 @@ def test_eager_calls_and_the_test_mode_do_the_same(clock: world.FakeClock) -> No
         made = chain(echo.s(Secret(PIN)), echo.s()).delay()
         assert_enqueued(echo, args=(Secret(PIN),))
         assert all_enqueued(echo)[0].args == (Secret(PIN),)
-        drain()
+        assert drain()[0].args == (Secret(PIN),)
         assert made.get(timeout=0) == Secret(PIN)
     app.conf.task_always_eager = True
     app.conf.task_store_eager_result = True

@@ -260,7 +260,9 @@ def _run(app: Liteq, ran: Ran) -> TaskRun:
     message = ran.lease.message
     outcome, exception = ran.ended.outcome, ran.ended.exc
     try:
-        args, kwargs = loads_call(message.body, message.content_type, app.conf.accept_content)
+        args, kwargs = loads_call(
+            message.body, message.content_type, app.conf.accept_content, app.cipher
+        )
     except Exception as exc:  # noqa: BLE001 (pickle may raise anything; it has failed by that)
         args, kwargs, exception = (), {}, exc
     if isinstance(outcome, Revoked):
