@@ -205,6 +205,21 @@ def test_what_cannot_be_read_is_told_and_its_arguments_are_not(
     assert app.tasks["shop.add"].delay(1).get(timeout=10) == 1  # the worker lives on
 
 
+def test_nothing_is_told_of_a_call_that_no_worker_here_knows(
+    app: Liteq, listener: Listener, start: Start
+) -> None:
+    app.task(name="shop.add")(lambda x: x)
+    worker = start()
+    wait_until(lambda: heard_by(worker) and worker._membership.standby is not None)
+
+    unknown = app.send_task("shop.unknown")
+    wait_until(lambda: record(app, unknown.id).state == "parked")
+    known = app.tasks["shop.add"].delay(1)
+    wait_until(lambda: listener.types(known.id)[-1:] == ["task-succeeded"])
+
+    assert [event for event in listener.events if event.get("uuid") == unknown.id] == []
+
+
 def test_revokes_are_told(app: Liteq, listener: Listener, start: Start) -> None:
     @app.task(name="shop.add")
     def add(x: int) -> int:

@@ -69,6 +69,7 @@ class Attempts:
         self.settled = 0
         self.refused = 0
         self._terminating: dict[int, str] = {}  # by number: what was asked for
+        self._untold: set[str] = set()  # ids of what was given back before it was received
         self._signals_sent: dict[str, int] = {}  # by id, to those whose end is not settled yet
 
     def hand_out(self, pool: Pool, leases: Sequence[Lease]) -> None:
@@ -98,6 +99,7 @@ class Attempts:
     def give_back(self, lease: Lease) -> None:
         """Let go of a lease that nothing was started for."""
         self.settlements.append((lease, Released()))
+        self._untold.add(lease.id)
 
     def refuse(self, lease: Lease, exc: Exception) -> None:
         """End a lease that nothing is started for: its message becomes a dead letter."""
@@ -193,10 +195,12 @@ class Attempts:
         self.totals.update(ended)
         if self._teller.heard:
             for (lease, outcome), taken in zip(settlements, step.accepted, strict=True):
-                if taken:
+                if taken and lease.id not in self._untold:
                     self._teller.ended(lease, outcome, self._signals_sent.pop(lease.id, None))
         elif self._signals_sent:
             self._signals_sent.clear()
+        if self._untold:
+            self._untold.clear()
         if all(step.accepted):
             return
         for (lease, _), taken in zip(settlements, step.accepted, strict=True):
