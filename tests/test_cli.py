@@ -474,14 +474,10 @@ def pay(card, amount):
 """
 
 
-@pytest.mark.traced
-@pytest.mark.parametrize(("children", "files"), [(2, 6), (2, 12), (20, 40), (20, 60)])
-def test_a_worker_with_too_few_descriptors_says_which_limit_to_raise(
-    project: Project, children: int, files: int
-) -> None:
-    command = f'ulimit -n {files} && exec "$0" -m liteq worker -c {children}'
-    done = subprocess.run(
-        ["/bin/sh", "-c", command, sys.executable],
+def limited(project: Project, limit: str, words: str) -> subprocess.CompletedProcess[str]:
+    """Run `liteq` with these words behind a `ulimit`."""
+    return subprocess.run(
+        ["/bin/sh", "-c", f'{limit} && exec "$0" -m liteq {words}', sys.executable],
         cwd=project.folder,
         env=project.environ,
         capture_output=True,
@@ -489,6 +485,14 @@ def test_a_worker_with_too_few_descriptors_says_which_limit_to_raise(
         timeout=PATIENCE,
         check=False,
     )
+
+
+@pytest.mark.traced
+@pytest.mark.parametrize(("children", "files"), [(2, 6), (2, 12), (20, 40), (20, 60)])
+def test_a_worker_with_too_few_descriptors_says_which_limit_to_raise(
+    project: Project, children: int, files: int
+) -> None:
+    done = limited(project, f"ulimit -n {files}", f"worker -c {children}")
 
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
@@ -500,16 +504,7 @@ def test_a_worker_with_too_few_descriptors_says_which_limit_to_raise(
 
 @pytest.mark.traced
 def test_a_worker_raises_a_limit_of_files_that_it_may_raise(project: Project) -> None:
-    command = 'ulimit -Sn 40 && exec "$0" -m liteq worker -c 20 --burst'
-    done = subprocess.run(
-        ["/bin/sh", "-c", command, sys.executable],
-        cwd=project.folder,
-        env=project.environ,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+    done = limited(project, "ulimit -Sn 40", "worker -c 20 --burst")
 
     assert done.returncode == 0, done.stderr
     assert "too many" not in done.stderr
