@@ -93,7 +93,7 @@ class Beats:
 
     def wait_for_more(self, count: int = 4) -> None:
         before = len(self.ticks())
-        wait_until(lambda: len(self.ticks()) >= before + count, within=15)
+        wait_until(lambda: len(self.ticks()) >= before + count, within=60)
 
     def check(self) -> list[float]:
         """Check that no tick is missing, twice or late; return how late each was."""
