@@ -183,7 +183,7 @@ class Liteq:
         """
         if fun is not None and not callable(fun):
             raise TypeError(f"app.task takes a function, and options by keyword, not {fun!r}")
-        check_options(options)
+        check_options(options, options.get("base") or self.Task)
         if fun is not None:
             return self.task_from_function(fun, **options)
         return lambda fun: self.task_from_function(fun, **options)

@@ -324,7 +324,7 @@ def check_options(options: Mapping[str, Any], base: type[Any] | None = None) -> 
     if name is not None and not isinstance(name, str):
         raise TypeError(f"name is a text, not {name!r}")
     base = base or given
-    own = () if base is None else [name for name in options if hasattr(base, name)]
+    own = [name for name in options if hasattr(base, name) and not hasattr(Task, name)]
     refuse_unknown(options, {*TASK_OPTIONS, "bind", "base", *own}, "a task")
     _check_hooks(options)
     for name in ("autoretry_for", "dont_autoretry_for", "throws"):

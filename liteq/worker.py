@@ -47,7 +47,7 @@ from liteq.workers.attempts import Attempts, Settlements
 from liteq.workers.keeper import Keeper
 from liteq.workers.membership import Membership
 from liteq.workers.notices import Notices
-from liteq.workers.pool import has_processes, pool_of
+from liteq.workers.pool import has_processes, make_room, pool_of
 from liteq.workers.steered import Steered
 from liteq.workers.telling import Teller
 from liteq.workers.timelimits import TimeLimits
@@ -300,6 +300,8 @@ class Worker(Steered):
             self._companion.start()  # forked before this process has anything open
         if self.metrics is not None:
             self._serve_metrics(self.metrics)
+        most = 0 if self.autoscaler is None else self.autoscaler.most
+        make_room(self.pool_kind, max(most, self.concurrency))
         self.pool = pool_of(
             self.app,
             self.pool_kind,

@@ -1533,3 +1533,19 @@ def test_a_connection_to_a_store_that_is_not_there_says_so() -> None:
         connection.ensure_connection()
     assert not connection.connected
     assert "secret" not in connection.as_uri()
+
+
+def test_an_attribute_of_the_apps_own_task_class_is_an_option() -> None:
+    class Tagged(Task[..., Any]):
+        tag: str | None = None
+
+    app = Liteq("shop", broker="memory://", task_cls=Tagged)
+
+    @app.task(tag="billing")
+    def charge() -> None: ...
+
+    assert charge.tag == "billing"  # type: ignore[attr-defined]
+    with pytest.raises(TypeError, match="a task has no option 'tga'"):
+
+        @app.task(tga="billing")  # type: ignore[call-overload]
+        def refund() -> None: ...

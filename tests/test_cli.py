@@ -489,10 +489,11 @@ def limited(project: Project, limit: str, words: str) -> subprocess.CompletedPro
 
 @pytest.mark.traced
 @pytest.mark.parametrize(("children", "files"), [(2, 6), (2, 12), (20, 40), (20, 60)])
+@pytest.mark.parametrize("words", ["-c {}", "--autoscale {},1"])
 def test_a_worker_with_too_few_descriptors_says_which_limit_to_raise(
-    project: Project, children: int, files: int
+    project: Project, words: str, children: int, files: int
 ) -> None:
-    done = limited(project, f"ulimit -n {files}", f"worker -c {children}")
+    done = limited(project, f"ulimit -n {files}", f"worker {words.format(children)}")
 
     assert done.returncode == 2
     assert "Traceback" not in done.stderr

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from liteq.app import Liteq
     from liteq.config import Settings
 
-__all__ = ["executor_settings", "has_processes", "pool_of"]
+__all__ = ["executor_settings", "has_processes", "make_room", "pool_of"]
 
 logger = get_logger("liteq.worker")
 
@@ -55,16 +55,13 @@ def pool_of(
 
     `hostname` is the worker's, `include` the modules that it has imported; the rest is as
     in `PoolOptions`. Raises `ImproperlyConfigured` for children that could not reach the
-    store, for more of them than the limit of open files allows, and for formats that nobody
-    has registered: all that waits would be refused.
+    store, and for formats that nobody has registered: all that waits would be refused.
     """
     if has_processes(kind) and getattr(app.broker, "directory", "") is None:
         raise ImproperlyConfigured(
             "a store in memory cannot be shared with child processes: use "
             "pool='threads', or an sqlite:// broker"
         )
-    if has_processes(kind):
-        _make_room(concurrency)
     conf = app.conf
     _check_formats(conf)
     options = PoolOptions(
@@ -91,9 +88,12 @@ def pool_of(
     return make_pool(kind, runners, options)
 
 
-def _make_room(concurrency: int) -> None:
-    """Have descriptors for all children, or say so now: else the last of them would leave
-    none for the store, and the worker would try for ever."""
+def make_room(kind: str, concurrency: int) -> None:
+    """Have descriptors for so many children. Raises `ImproperlyConfigured` if the limit of open
+    files does not allow it: the last of them would leave none for the store, and the worker
+    would try for ever."""
+    if not has_processes(kind):
+        return
     count = _DESCRIPTORS * concurrency + _OTHERS
     if lacking := shortage.make_room(count):
         raise ImproperlyConfigured(

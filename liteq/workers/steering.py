@@ -22,9 +22,11 @@ from liteq.commands import (
     inspect_command,
 )
 from liteq.einfo import summary
+from liteq.exceptions import ImproperlyConfigured
 from liteq.loggers import get_logger
 from liteq.texts import readable
 from liteq.workers import inspecting  # registers the commands that look
+from liteq.workers.pool import make_room
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -253,14 +255,18 @@ def _is_whole(number: Any) -> bool:
 
 def _too_many(worker: Worker, wanted: int) -> dict[str, str] | None:
     """Return the refusal of so many children, None if that is not more than commands may ask
-    for, or than there are."""
+    for, or than there are, nor than there are descriptors for."""
     most = max(_MOST_CHILDREN.get(worker.pool_kind, 1), worker.concurrency)
-    if wanted <= most:
-        return None
-    return {
-        "error": f"a {worker.pool_kind} pool can be told to have {most} children at most, not "
-        f"{wanted!r:.100}: start workers for more"
-    }
+    if wanted > most:
+        return {
+            "error": f"a {worker.pool_kind} pool can be told to have {most} children at most, "
+            f"not {wanted!r:.100}: start workers for more"
+        }
+    try:
+        make_room(worker.pool_kind, wanted)
+    except ImproperlyConfigured as exc:
+        return {"error": str(exc)}
+    return None
 
 
 @control_command
