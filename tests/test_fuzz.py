@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from random import Random
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Final, Union, get_args, get_origin, get_type_hints
 
 import pytest
 from api import app_in_memory
@@ -228,6 +228,8 @@ def has_type(value: Any, declared: Any) -> bool:
 TYPES = get_type_hints(Message)
 
 
+PLACES: Final = st.integers(-(2**63), 2**63 - 1)  # what such an error can have
+
 records = st.builds(
     lambda record: json.dumps(record).encode(),
     st.dictionaries(
@@ -245,7 +247,7 @@ good_records = st.builds(
     st.builds(ValueError, st.text())
     | st.builds(KeyError, values)
     | st.builds(FileNotFoundError, st.just(2), st.text(), st.text())
-    | st.builds(UnicodeDecodeError, st.text(), st.binary(), *[st.integers()] * 2, st.text()),
+    | st.builds(UnicodeDecodeError, st.text(), st.binary(), *[PLACES] * 2, st.text()),
 )
 
 
