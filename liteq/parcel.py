@@ -21,7 +21,7 @@ import sys
 import threading
 import typing
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from types import (
@@ -111,7 +111,8 @@ def pack(app: Any, parcel: Parcel) -> bytes:
     copied = [(at, name, value) for at, name, value in globals_ if not pickler.known(value)]
     copied.sort(key=lambda one: not isinstance(one[2], FunctionType))
     first = [one for one in copied if one[:2] in needed]
-    pickler.dump((parcel.maker, named, len(first), len(parcel.parts)))
+    below = wanted.submodules(key[1] for _, _, key in named if key[0] == "module")
+    pickler.dump((parcel.maker, named, below, len(first), len(parcel.parts)))
     for part in (*first, *(value for _, value in parcel.parts)):
         pickler.dump(part)
     places = []
@@ -130,7 +131,9 @@ def unpack(
     content, places = marshal.loads(data)
     file = io.BytesIO(content)
     unpickler = _unpickler_class()(file, make, task_of)
-    unpickler.maker, named, copied, parts = unpickler.load()
+    unpickler.maker, named, below, copied, parts = unpickler.load()
+    for module in below:
+        __import__(module)
     for _ in range(copied):
         at, name, value = unpickler.load()
         unpickler.scope(at)[name] = value
@@ -163,6 +166,7 @@ class _Wanted:
         self._app = app
         self.scopes: list[dict[str, Any]] = []
         self._names: dict[int, set[str]] = {}
+        self._attributes: set[str] = set()  # what the code names of anything
 
     def see(self, what: str, value: Any) -> None:
         """Note what a value needs, and what that needs in turn. Raises
@@ -179,6 +183,7 @@ class _Wanted:
                     "Make it inside of the function that needs it, put it and its tasks into "
                     "a module, which each process imports, or use pool='threads'"
                 ) from exc
+            self._attributes |= pickler.attributes
             for at, names in pickler.take_names():
                 known = self._names.setdefault(at, set())
                 for name in sorted(names - known):
@@ -198,8 +203,21 @@ class _Wanted:
                     except ImproperlyConfigured:
                         continue  # nothing needs it, but for arguments perhaps
                     alone._names.setdefault(at, set()).add(name)
+                    self._attributes |= alone._attributes
                     for where, names in alone._names.items():
                         self._names.setdefault(where, set()).update(names)
+
+    def submodules(self, modules: Iterable[str]) -> list[str]:
+        """Return what is loaded below these modules and named by the code: `import a.b` makes
+        a global of `a` alone."""
+        above = {f"{name}." for name in modules}
+        return [
+            name
+            for name in sorted(sys.modules)
+            for package in above
+            if name.startswith(package)
+            and self._attributes.issuperset(name.removeprefix(package).split("."))
+        ]
 
     def names(self) -> set[tuple[int, str]]:
         return {(at, name) for at, names in self._names.items() for name in names}
@@ -228,6 +246,7 @@ def _pickler_class() -> Any:
             self._app = app
             self._scopes = scopes
             self._names: dict[int, set[str]] = {}
+            self.attributes: set[str] = set()
 
         def take_names(self) -> list[tuple[int, set[str]]]:
             taken, self._names = self._names, {}
@@ -251,7 +270,7 @@ def _pickler_class() -> Any:
                 return _signal(value)
             if id(value) in _MARKS:
                 return ("mark", _MARKS[id(value)])
-            return None
+            return _sentinel(value) if kind is object else None
 
         def _task(self, task: Any) -> tuple[Any, ...]:
             if task.app is self._app and task.name in self._app.tasks:
@@ -306,6 +325,7 @@ def _pickler_class() -> Any:
             if home is scope:
                 at = self._number(scope)
                 names = set(_names_in(function.__code__))
+                self.attributes.update(_attributes_in(function.__code__))
                 self._names.setdefault(at, set()).update(names)
             state = {
                 "__defaults__": function.__defaults__,
@@ -369,7 +389,7 @@ def _unpickler_class() -> Any:
                 case ("module", name):
                     __import__(name)
                     return sys.modules[name]
-                case ("member", module, name):
+                case ("member" | "sentinel", module, name):
                     return self.find_class(module, name)
                 case ("signal", name):
                     return vars(signals)[name]
@@ -383,6 +403,17 @@ def _unpickler_class() -> Any:
 
 def _signal(signal: signals.Signal) -> tuple[Any, ...] | None:
     return ("signal", signal.name) if vars(signals).get(signal.name) is signal else None
+
+
+def _sentinel(value: object) -> tuple[str, str, str] | None:
+    """Return where a module has an object that is nothing but itself: what a library compares
+    with it by identity must stay the same."""
+    for module, loaded in list(sys.modules.items()):
+        if module != _MAIN and isinstance(loaded, ModuleType):
+            for name, one in list(vars(loaded).items()):
+                if one is value:
+                    return ("sentinel", module, name)
+    return None
 
 
 class _Home(NamedTuple):
@@ -407,6 +438,14 @@ def _names_in(code: CodeType) -> Iterator[str]:
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
             yield from _names_in(inner)
+
+
+def _attributes_in(code: CodeType) -> Iterator[str]:
+    """Yield all names in code, and in the code inside of it."""
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _attributes_in(inner)
 
 
 # Each is made empty first and filled then: they may contain themselves.

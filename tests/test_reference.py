@@ -18,6 +18,8 @@ ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.process
 
 HELPERS = """
+UNSET = object()
+
 import functools, sys
 from liteq import Liteq
 
@@ -43,6 +45,7 @@ def elsewhere():
 
 SCRIPT = """
 import dataclasses, enum, functools, json, os, sys, threading, typing
+import wsgiref.util
 import helpers
 from helpers import announced, elsewhere
 from liteq import Liteq, Task, current_app, shared_task
@@ -255,6 +258,14 @@ def settings():
     return conf.task_time_limit, conf.task_soft_time_limit, conf.task_routes.__name__
 
 
+mark = helpers.UNSET
+
+
+@app.task
+def below():
+    return wsgiref.util.guess_scheme({}), mark is helpers.UNSET
+
+
 def route(name, *args, **options):
     return None
 
@@ -291,6 +302,7 @@ calls = {
     "of_module": (of_module, 1),
     "shared": (shared,),
     "settings": (settings,),
+    "below": (below,),
 }
 
 if __name__ == "__main__":
@@ -356,6 +368,7 @@ EXPECTED = {
     "of_class": "(1, 'set later')",
     "of_module": "101",
     "settings": "(77, 66, 'route')",
+    "below": "('http', True)",
 }
 
 
