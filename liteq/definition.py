@@ -148,8 +148,8 @@ def make_class(
     if options.get("pydantic", base.pydantic):
         fun = _with_models(fun, app=app, name=name, base=base, options=options)
     as_member = _method if bind else staticmethod
-    if callable(key := options.get("unique_key")):
-        options = {**options, "unique_key": staticmethod(key)}  # no method: it has no self
+    keys = {name: staticmethod(options[name]) for name in _KEYS if callable(options.get(name))}
+    options = {**options, **keys}  # no methods: they have no self
     members: dict[str, Any] = {
         **options,
         "app": app,
@@ -214,7 +214,7 @@ def annotate(task: Task[..., Any], annotations: Any) -> None:
             found = [any_of_them and any_of_them(), rules.annotate(task)]
         for options in found:
             for name, value in (options or {}).items():
-                is_method = isinstance(value, FunctionType)
+                is_method = isinstance(value, FunctionType) and name not in _KEYS
                 setattr(task, name, MethodType(value, task) if is_method else value)
 
 
@@ -359,6 +359,9 @@ def _check_hooks(options: Mapping[str, Any]) -> None:
         if given is not None and (not callable(given) or isinstance(given, Mapping)):
             raise TypeError(f"{name} is a function that liteq calls, not {given!r}{instead}")
 
+
+# What is worked out of a call's arguments, by a function perhaps.
+_KEYS: Final = ("unique_key", "rate_limit_key", "concurrency_key")
 
 _HOOKS: Final[Mapping[str, str]] = {
     "before_start": "",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
-from liteq.ciphers import Cipher, Fingerprints
+from liteq.ciphers import KEYLESS, Cipher, Fingerprints
 from liteq.exceptions import ImproperlyConfigured
 from liteq.redaction import Secret
 from liteq.serializers import dumps
@@ -199,8 +199,8 @@ class Keys:
                 value = self._called(key, args, kwargs)
             if value is UNKNOWN:
                 raise self._unknown(limit.name)
-            if isinstance(value, Secret) and cipher is not None and cipher.has_keys:
-                value = _fingerprint(value, cipher)
+            if isinstance(value, Secret):
+                value = _fingerprint(value, cipher or KEYLESS)
             pairs.append((limit.name, key_text(value, limit.name)))
         return write(pairs)
 
@@ -239,9 +239,14 @@ class Keys:
 
 
 def _fingerprint(secret: Secret[Any], cipher: Cipher) -> str:
-    """Return a key that is the same for each call with this secret, and says nothing of it."""
-    found = json.loads(dumps(secret, cipher=Fingerprints(cipher)))
-    return f"secret {found[MARK][1][:32]}"
+    """Return a key that is the same for each call with this secret: with encryption keys it
+    says nothing of it, without them it is a plain hash. Raises `DecryptionError`."""
+    data = dumps(secret, cipher=Fingerprints(cipher))
+    if cipher.has_keys:
+        return f"secret {json.loads(data)[MARK][1][:32]}"
+    from hashlib import blake2b  # late: few limits have a secret as their key
+
+    return f"secret {blake2b(data, digest_size=16).hexdigest()}"
 
 
 def declared(

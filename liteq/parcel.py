@@ -409,7 +409,7 @@ def _sentinel(value: object) -> tuple[str, str, str] | None:
     """Return where a module has an object that is nothing but itself: what a library compares
     with it by identity must stay the same."""
     for module, loaded in list(sys.modules.items()):
-        if isinstance(loaded, ModuleType) and loaded.__name__ != _MAIN:
+        if getattr(loaded, "__name__", _MAIN) != _MAIN:
             for name, one in list(vars(loaded).items()):
                 if one is value:
                     return ("sentinel", module, name)

@@ -99,6 +99,11 @@ class Secret(Generic[T]):
 
     __slots__ = ("held",)
 
+    def __init_subclass__(cls) -> None:
+        raise TypeError(
+            f"{cls.__name__}: a Secret is stored and read as one, not as a subclass"
+        )
+
     def __init__(self, value: T | Encrypted) -> None:
         self.held: T | Encrypted = value.held if isinstance(value, Secret) else value
 

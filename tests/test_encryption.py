@@ -636,6 +636,11 @@ def test_debounce_takes_the_last_secret(broker: Broker) -> None:
     assert first.get(timeout=0) == Secret(OTHER_PIN)
 
 
+def test_a_secret_has_no_subclasses() -> None:
+    with pytest.raises(TypeError, match="Pin: a Secret is stored and read as one"):
+        type("Pin", (Secret,), {})
+
+
 def test_the_key_of_a_limit_may_be_a_secret(store: world.Store, broker: Broker) -> None:
     app = make_app(broker, NEW)
 

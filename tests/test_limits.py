@@ -9,7 +9,7 @@ import pytest
 from api import app_in_memory, record
 from test_worker import running
 
-from liteq import Liteq, chain, group
+from liteq import Liteq, Secret, chain, group
 from liteq.exceptions import ImproperlyConfigured
 from liteq.limits import (
     Concurrency,
@@ -303,3 +303,29 @@ def test_a_worker_can_ignore_rates(app: Liteq, ignores: bool) -> None:
         else:
             assert sent[1].detail == "limited"
             assert sent[1].state == "PENDING"
+
+
+@pytest.mark.parametrize("bind", [False, True])
+def test_a_function_for_the_key_is_given_the_arguments(app: Liteq, bind: bool) -> None:
+    def of_account(account: dict[str, str], *_: Any) -> str:
+        return account["id"]
+
+    @app.task(name="sync", bind=bind, rate_limit="1/s", rate_limit_key=of_account)
+    def sync(*args: Any) -> None: ...
+
+    app.conf.task_annotations = {"ask": {"concurrency_key": of_account}}
+
+    @app.task(name="ask", bind=bind, max_concurrency=3)
+    def ask(*args: Any) -> None: ...
+
+    for task, kind in ((sync, "rate"), (ask, "concurrency")):
+        sent = task.delay({"id": "a7"}, "today")
+        assert limits_of(app, sent.id) == [[f"{task.name}:{kind}", "a7"]]
+
+
+def test_each_secret_is_a_key_of_its_own(app: Liteq) -> None:
+    @app.task(name="ask", max_concurrency=1, concurrency_key="pin")
+    def ask(pin: Secret[str]) -> None: ...
+
+    first, again, other = (limits_of(app, ask.delay(Secret(p)).id) for p in ("1", "1", "2"))
+    assert first == again != other
