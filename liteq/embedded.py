@@ -26,6 +26,8 @@ __all__ = ["main", "run_until_empty", "worker"]
 
 _STOP_TIMEOUT: Final = 10.0  # seconds on top of the worker's own grace period
 _LAST_TIMEOUT: Final = 5.0  # seconds that a worker has which did not heed that
+_READY: Final = b"1"
+_UNABLE: Final = b"!"  # why comes after it
 
 # The child gets our sys.path before it imports anything, as it may be started anywhere.
 _BOOT: Final = (
@@ -138,9 +140,12 @@ def _in_process(app: Liteq, options: dict[str, Any]) -> Iterator[subprocess.Pope
     os.close(announce)
     try:
         with os.fdopen(ready, "rb") as answer:
-            with open(order, "wb", closefd=False) as told:
-                told.write(len(payload).to_bytes(8, "big") + payload)
-            if not answer.read(1):
+            with open(order, "wb", closefd=False) as sent:
+                sent.write(len(payload).to_bytes(8, "big") + payload)
+            told = answer.read(1)
+            if told == _UNABLE:
+                raise ImproperlyConfigured(answer.read().decode())
+            if not told:
                 raise LiteqError(
                     f"the worker process ended before it was ready, with exit code "
                     f"{process.wait()}; it has written why to standard error"
@@ -199,13 +204,17 @@ def main(announce: int) -> None:
     order = _take_stdin()
     size = int.from_bytes(_read(order, 8), "big")
     given, changes, settings, options = marshal.loads(_read(order, size))
-    app = load(given)
+    try:
+        app = load(given)
+    except ImproperlyConfigured as exc:  # its traceback here says nothing to the user
+        os.write(announce, _UNABLE + str(exc).encode(errors="backslashreplace"))
+        sys.exit(1)
     app.conf.update(changes)
     app.conf.override(pickle.loads(settings), source="the embedding program")
     os.set_inheritable(announce, False)
 
     def ready() -> None:
-        os.write(announce, b"1")
+        os.write(announce, _READY)
         os.close(announce)
 
     made = Worker(app, **options, on_ready=ready, interrupts=False)

@@ -17,12 +17,13 @@ import dis
 import enum
 import io
 import marshal
+import re
 import sys
 import threading
 import typing
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from types import (
     CellType,
@@ -48,6 +49,8 @@ _OF_GLOBALS: Final = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DEL
 _MADE_WITH_CLASS: Final = frozenset(
     {"__dict__", "__weakref__", "_abc_impl", "__module__", "__qualname__", "__slots__"}
 )
+_MADE_WITH_ENUM: Final = re.compile(r"_[^_]\w*_|__(new|new_member|dict|weakref)__")
+_MADE_WITH_MEMBER: Final = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_"})
 _PLAIN_METACLASSES: Final = (type, abc.ABCMeta, type(typing.Protocol))
 _TYPE_VARIABLES: Final = (typing.TypeVar, typing.ParamSpec, typing.TypeVarTuple, typing.NewType)
 # Another process has its own, in nobody's hands. (dill would have the copy of an RLock held for
@@ -112,7 +115,9 @@ def pack(app: Any, parcel: Parcel) -> bytes:
     copied.sort(key=lambda one: not isinstance(one[2], FunctionType))
     first = [one for one in copied if one[:2] in needed]
     below = wanted.submodules(key[1] for _, _, key in named if key[0] == "module")
-    pickler.dump((parcel.maker, named, below, len(first), len(parcel.parts)))
+    told_first = [_of_script(name) for _, name, _ in first]
+    told = [what for what, _ in parcel.parts]
+    pickler.dump((parcel.maker, named, below, told_first, told))
     for part in (*first, *(value for _, value in parcel.parts)):
         pickler.dump(part)
     places = []
@@ -127,20 +132,25 @@ def unpack(
     data: bytes, make: Callable[[Any], Any], task_of: Callable[[Any, str], Any]
 ) -> tuple[Any, list[Any], Callable[[], None]]:
     """Return the app that `make(maker)` gives, the parts of a parcel, and what completes the
-    namespace, to be called when the app has its tasks. `task_of(app, name)` stands for one."""
+    namespace, to be called when the app has its tasks. `task_of(app, name)` stands for one.
+    Raises `ImproperlyConfigured` for what could be written, but not be read."""
     content, places = marshal.loads(data)
     file = io.BytesIO(content)
     unpickler = _unpickler_class()(file, make, task_of)
     unpickler.maker, named, below, copied, parts = unpickler.load()
     for module in below:
         __import__(module)
-    for _ in range(copied):
-        at, name, value = unpickler.load()
+    for what in copied:
+        with _told(what):
+            at, name, value = unpickler.load()
         unpickler.scope(at)[name] = value
     app = unpickler.app()
     for at, name, key in named:
         unpickler.scope(at)[name] = unpickler.persistent_load(key)
-    found = [unpickler.load() for _ in range(parts)]
+    found = []
+    for what in parts:
+        with _told(what):
+            found.append(unpickler.load())
     for place in places:
         file.seek(place)
         with suppress(Exception):  # no task names it: only arguments can be missing it
@@ -159,6 +169,22 @@ def unpack(
     return app, found, complete
 
 
+def _of_script(name: str) -> str:
+    return f"{name!r} of the script"
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as exc:
+        raise ImproperlyConfigured(
+            f"{what} cannot be sent to another process: {type(exc).__name__}: {exc}. "
+            "Make it inside of the function that needs it, put it and its tasks into "
+            "a module, which each process imports, or use pool='threads'"
+        ) from exc
+
+
 class _Wanted:
     """Which names of which namespaces are needed in the other process."""
 
@@ -175,21 +201,15 @@ class _Wanted:
         todo = [(what, value)]
         while todo:
             what, value = todo.pop()
-            try:
+            with _told(what):
                 pickler.dump(value)
-            except Exception as exc:
-                raise ImproperlyConfigured(
-                    f"{what} cannot be sent to another process: {type(exc).__name__}: {exc}. "
-                    "Make it inside of the function that needs it, put it and its tasks into "
-                    "a module, which each process imports, or use pool='threads'"
-                ) from exc
             self._attributes |= pickler.attributes
             for at, names in pickler.take_names():
                 known = self._names.setdefault(at, set())
                 for name in sorted(names - known):
                     if name in self.scopes[at]:
                         known.add(name)
-                        todo.append((f"{name!r} of the script", self.scopes[at][name]))
+                        todo.append((_of_script(name), self.scopes[at][name]))
 
     def see_classes(self) -> None:
         """Add the classes of the script that can be written."""
@@ -307,7 +327,7 @@ def _pickler_class() -> Any:
                 return _cell, (), _contents(value), None, None, _fill_cell
             if isinstance(value, type) and _is_made_here(value):
                 if isinstance(value, enum.EnumMeta):
-                    return _enum, (kind, value.__name__, value.__bases__, _members(value))
+                    return self._enum(value)
                 if kind in _PLAIN_METACLASSES or is_of_script(kind):
                     return self._class(value)
             return NotImplemented
@@ -348,7 +368,12 @@ def _pickler_class() -> Any:
         def _class(self, kind: type) -> Any:
             first, members = _skeleton(kind)
             args = type(kind), kind.__name__, kind.__bases__, first
-            return _class, args, members, None, None, _fill_class
+            return _class, args, (members, _registered(kind)), None, None, _complete_class
+
+        def _enum(self, kind: Any) -> Any:
+            boundary = vars(kind).get("_boundary_")
+            args = type(kind), kind.__name__, kind.__bases__, _members(kind), boundary
+            return _enum, args, _said_of_enum(kind), None, None, _fill_enum
 
     return Pickler
 
@@ -519,28 +544,61 @@ def _class(meta: type, name: str, bases: tuple[type, ...], first: dict[str, Any]
     return new_class(name, bases, {"metaclass": meta}, lambda space: space.update(first))
 
 
+def _registered(kind: type) -> list[type]:
+    """Return what an abstract class was told to have for subclasses by `register()`."""
+    if not isinstance(kind, abc.ABCMeta):
+        return []
+    registry = abc._get_dump(kind)[0]  # type: ignore[attr-defined]
+    return [one for reference in registry if (one := reference()) is not None]
+
+
+def _complete_class(kind: type, said: tuple[dict[str, Any], list[Any]]) -> None:
+    members, registered = said
+    _fill_class(kind, members)
+    for one in registered:
+        kind.register(one)  # type: ignore[attr-defined]
+
+
 def _fill_class(kind: type, members: dict[str, Any]) -> None:
     for name, value in members.items():
         type.__setattr__(kind, name, value)
 
 
+# Nobody's `__new__` and `__init__` are called for the members of an Enum: a member is made of
+# its value, and what those have given it is put into it then.
+
+
 def _members(kind: Any) -> dict[str, Any]:
-    """Return what the body of an Enum says."""
-    own = {name: member.value for name, member in kind.__members__.items()}
-    made = vars(kind)
-    rest = {
-        name: value
-        for name, value in made.items()
-        if name not in own
-        and (isinstance(value, (FunctionType, classmethod, staticmethod, property)))
-        and vars(enum.Enum).get(name) is not value
-        and name not in ("__new__", "_generate_next_value_", "_new_member_")
-    }
-    return {"__module__": kind.__module__, "__qualname__": kind.__qualname__, **rest, **own}
+    return {name: member.value for name, member in kind.__members__.items()}
 
 
-def _enum(meta: Any, name: str, bases: tuple[type, ...], members: dict[str, Any]) -> Any:
+def _enum(
+    meta: Any, name: str, bases: tuple[type, ...], members: dict[str, Any], boundary: Any
+) -> Any:
     space = meta.__prepare__(name, bases)
     for key, value in members.items():
         space[key] = value
-    return meta.__new__(meta, name, bases, space)
+    return meta.__new__(meta, name, bases, space, boundary=boundary)
+
+
+def _said_of_enum(kind: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what the body of an Enum says besides its members, and what these have."""
+    body = {
+        name: value
+        for name, value in vars(kind).items()
+        if name not in kind.__members__
+        and (name == "_missing_" or not _MADE_WITH_ENUM.fullmatch(name))
+        and all(vars(base).get(name) is not value for base in kind.__mro__[1:])
+    }
+    owned = {
+        name: {key: own for key, own in vars(member).items() if key not in _MADE_WITH_MEMBER}
+        for name, member in kind.__members__.items()
+    }
+    return body, owned
+
+
+def _fill_enum(kind: Any, said: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    body, owned = said
+    _fill_class(kind, body)
+    for name, own in owned.items():
+        vars(kind.__members__[name]).update(own)

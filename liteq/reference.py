@@ -142,7 +142,18 @@ def _made(maker: Any) -> Liteq:
 
 def _later(app: Liteq, name: str) -> Any:
     """Return what stands for a task that is still to be made."""
-    return Proxy(lambda: app.tasks[name], name=name)
+
+    def find() -> Any:
+        if name not in app.tasks:
+            raise _NotMade(f"the task {name!r} is still to be made")
+        return app.tasks[name]
+
+    return Proxy(find, name=name)
+
+
+class _NotMade(RuntimeError, AttributeError):
+    """A proxy stands for nothing yet. It has no attributes either: a class that has the task
+    for a static method is made all the same."""
 
 
 # Settings

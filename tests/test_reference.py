@@ -44,7 +44,7 @@ def elsewhere():
 """
 
 SCRIPT = """
-import dataclasses, enum, functools, json, os, sys, threading, typing
+import abc, dataclasses, enum, functools, json, os, sys, threading, typing
 import wsgiref.util
 import helpers
 from helpers import announced, elsewhere
@@ -219,6 +219,62 @@ def classes():
 lock = threading.RLock()
 
 
+class Size(enum.Enum):
+    SMALL = (1, "s")
+    LARGE = (2, "l")
+    PACKED = enum.nonmember("in a box")
+
+    def __new__(cls, value, short):
+        made = object.__new__(cls)
+        made._value_ = value
+        made.short = short
+        return made
+
+    @classmethod
+    def _missing_(cls, value):
+        return cls.SMALL
+
+
+class Rights(enum.Flag, boundary=enum.KEEP):
+    READ = 1
+    WRITE = 2
+    BOTH = READ | WRITE
+
+
+class Planet(enum.Enum):
+    EARTH = (1.0, 2)
+
+    def __init__(self, mass, moons):
+        self.mass, self.moons = mass, moons
+
+
+@app.task
+def enums():
+    flags = Rights(9).value, (Rights.READ | Rights.WRITE) is Rights.BOTH
+    sizes = Size(2).short, Size("?").name, Size.PACKED, list(Size)
+    return *flags, *sizes, Planet.EARTH.mass, Planet((1.0, 2)).moons
+
+
+class Shape(abc.ABC):
+    @abc.abstractmethod
+    def draw(self): ...
+
+
+@Shape.register
+class Square:
+    @staticmethod
+    @app.task
+    def draw():
+        return Square.name
+
+    name = "square"
+
+
+@app.task
+def abstract():
+    return isinstance(Square(), Shape), Square.draw()
+
+
 @app.task
 @announced
 def decorated(n):
@@ -296,6 +352,8 @@ calls = {
     "recursive": (recursive, 4),
     "values": (values, Bird(Colour.BLUE, names=["x"])),
     "classes": (classes,),
+    "enums": (enums,),
+    "abstract": (abstract,),
     "decorated": (decorated, 1),
     "instance": (instance, 2),
     "of_class": (of_class,),
@@ -363,6 +421,8 @@ EXPECTED = {
     "values": "('bird blue 2', ['colour', 'legs', 'names'], "
     "Bird(colour=<Colour.BLUE: 2>, legs=2, names=['x']))",
     "classes": "(6, 2, 'Named', True)",
+    "enums": "(9, True, 'l', 'SMALL', 'in a box', [<Size.SMALL: 1>, <Size.LARGE: 2>], 1.0, 2)",
+    "abstract": "(True, 'square')",
     "decorated": "(101, True)",
     "instance": "10",
     "of_class": "(1, 'set later')",
@@ -442,6 +502,15 @@ if __name__ == "__main__":
         (
             "app.conf.task_routes = lambda *_, db=connection, **__: None",
             "the settings cannot be",
+        ),
+        (
+            "class Base:\n    def __init_subclass__(cls, tag): pass\n"
+            "class Tagged(Base, tag=1): pass\n@app.task\ndef bad(): return Tagged",
+            "'Tagged' of the script cannot be",
+        ),
+        (
+            "class Blind:\n    def __reduce__(self): return len, ()\nfine.blind = Blind()",
+            "the task 'prog.fine' cannot be",
         ),
         ("used = connection", "helpers.elsewhere"),
     ],
