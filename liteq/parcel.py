@@ -17,7 +17,6 @@ import dis
 import enum
 import io
 import marshal
-import re
 import sys
 import threading
 import typing
@@ -25,32 +24,27 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
-from types import (
-    CellType,
-    CodeType,
-    FunctionType,
-    GetSetDescriptorType,
-    MemberDescriptorType,
-    ModuleType,
-    new_class,
-)
+from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any, Final, NamedTuple
 
 from liteq import signals
 from liteq.current import current_app, current_task
 from liteq.exceptions import ImproperlyConfigured
 from liteq.local import Proxy
+from liteq.reducing import (
+    Home,
+    reduced_cell,
+    reduced_class,
+    reduced_enum,
+    reduced_function,
+    reduced_type_variable,
+)
 from liteq.task import Task
 
 __all__ = ["Parcel", "is_importable", "is_of_script", "is_writable", "pack", "unpack"]
 
 _MAIN: Final = "__main__"
 _OF_GLOBALS: Final = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"})
-_MADE_WITH_CLASS: Final = frozenset(
-    {"__dict__", "__weakref__", "_abc_impl", "__module__", "__qualname__", "__slots__"}
-)
-_MADE_WITH_ENUM: Final = re.compile(r"_[^_]\w*_|__(new|new_member|dict|weakref)__")
-_MADE_WITH_MEMBER: Final = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_"})
 _PLAIN_METACLASSES: Final = (type, abc.ABCMeta, type(typing.Protocol))
 _TYPE_VARIABLES: Final = (typing.TypeVar, typing.ParamSpec, typing.TypeVarTuple, typing.NewType)
 # Another process has its own, in nobody's hands. (dill would have the copy of an RLock held for
@@ -318,18 +312,18 @@ def _pickler_class() -> Any:
             if kind is FunctionType and not is_importable(value):
                 return self._function(value)
             if kind in _TYPE_VARIABLES and value.__module__ == _MAIN:
-                return _type_variable, (kind, value.__name__, *_arguments(value))
+                return reduced_type_variable(value)
             if kind in _LOCKS:
                 return _LOCKS[kind], ()
             if kind is CodeType:  # dill asks it for what Python 3.15 has taken away
                 return marshal.loads, (marshal.dumps(value),)
             if kind is CellType:
-                return _cell, (), _contents(value), None, None, _fill_cell
+                return reduced_cell(value)
             if isinstance(value, type) and _is_made_here(value):
                 if isinstance(value, enum.EnumMeta):
-                    return self._enum(value)
+                    return reduced_enum(value)
                 if kind in _PLAIN_METACLASSES or is_of_script(kind):
-                    return self._class(value)
+                    return reduced_class(value)
             return NotImplemented
 
         def dump(self, value: Any) -> None:
@@ -341,22 +335,13 @@ def _pickler_class() -> Any:
         def _function(self, function: FunctionType) -> Any:
             scope = function.__globals__
             module: Any = sys.modules.get(scope.get("__name__", ""))
-            home: Any = _Home(module.__name__) if _is_home(module, scope) else scope
+            home: Any = Home(module.__name__) if _is_home(module, scope) else scope
             if home is scope:
                 at = self._number(scope)
                 names = set(_names_in(function.__code__))
                 self.attributes.update(_attributes_in(function.__code__))
                 self._names.setdefault(at, set()).update(names)
-            state = {
-                "__defaults__": function.__defaults__,
-                "__kwdefaults__": function.__kwdefaults__,
-                "__annotations__": _annotations(function),
-                "__doc__": function.__doc__,
-                "__module__": function.__module__,
-                "__qualname__": function.__qualname__,
-            }
-            args = function.__code__, home, function.__name__, function.__closure__
-            return _function, args, (state, function.__dict__), None, None, _fill_function
+            return reduced_function(function, home)
 
         def _number(self, scope: dict[str, Any]) -> int:
             for at, known in enumerate(self._scopes):
@@ -364,16 +349,6 @@ def _pickler_class() -> Any:
                     return at
             self._scopes.append(scope)
             return len(self._scopes) - 1
-
-        def _class(self, kind: type) -> Any:
-            first, members = _skeleton(kind)
-            args = type(kind), kind.__name__, kind.__bases__, first
-            return _class, args, (members, _registered(kind)), None, None, _complete_class
-
-        def _enum(self, kind: Any) -> Any:
-            boundary = vars(kind).get("_boundary_")
-            args = type(kind), kind.__name__, kind.__bases__, _members(kind), boundary
-            return _enum, args, _said_of_enum(kind), None, None, _fill_enum
 
     return Pickler
 
@@ -441,12 +416,6 @@ def _sentinel(value: object) -> tuple[str, str, str] | None:
     return None
 
 
-class _Home(NamedTuple):
-    """The namespace of a module that the other process imports."""
-
-    module: str
-
-
 def _is_home(module: Any, scope: dict[str, Any]) -> bool:
     return module is not None and module.__name__ != _MAIN and vars(module) is scope
 
@@ -471,134 +440,3 @@ def _attributes_in(code: CodeType) -> Iterator[str]:
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
             yield from _attributes_in(inner)
-
-
-# Each is made empty first and filled then: they may contain themselves.
-
-
-def _function(code: CodeType, home: Any, name: str, closure: Any) -> FunctionType:
-    scope = vars(__import__(home.module, fromlist=["_"])) if isinstance(home, _Home) else home
-    return FunctionType(code, scope, name, None, closure)
-
-
-def _fill_function(function: Any, state: tuple[dict[str, Any], dict[str, Any]]) -> None:
-    for name, value in state[0].items():
-        setattr(function, name, value)
-    function.__dict__.update(state[1])
-
-
-def _annotations(function: FunctionType) -> dict[str, Any]:
-    try:
-        return function.__annotations__
-    except NameError:  # from Python 3.14 on they are worked out when they are asked for
-        return {}
-
-
-def _cell() -> CellType:
-    return CellType()
-
-
-def _contents(cell: CellType) -> tuple[Any, ...] | None:
-    try:
-        return (cell.cell_contents,)
-    except ValueError:  # nothing is in it yet
-        return None
-
-
-def _fill_cell(cell: CellType, contents: tuple[Any, ...]) -> None:
-    cell.cell_contents = contents[0]
-
-
-def _arguments(variable: Any) -> tuple[Any, ...]:
-    """Return what a type variable is made with, besides its name."""
-    if isinstance(variable, typing.NewType):
-        return (variable.__supertype__,)
-    return tuple(getattr(variable, "__constraints__", ()))
-
-
-def _type_variable(kind: Any, *args: Any) -> Any:
-    made = kind(*args)
-    made.__module__ = _MAIN
-    return made
-
-
-def _skeleton(kind: type) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what a class is made with, and what is put into it then."""
-    members = vars(kind)
-    first = {
-        name: members[name]
-        for name in ("__module__", "__qualname__", "__slots__", "__orig_bases__")
-        if name in members
-    }
-    first.setdefault("__qualname__", kind.__qualname__)
-    slots = MemberDescriptorType, GetSetDescriptorType
-    rest = {
-        name: value
-        for name, value in members.items()
-        if name not in _MADE_WITH_CLASS and not isinstance(value, slots)
-    }
-    return first, rest
-
-
-def _class(meta: type, name: str, bases: tuple[type, ...], first: dict[str, Any]) -> type:
-    return new_class(name, bases, {"metaclass": meta}, lambda space: space.update(first))
-
-
-def _registered(kind: type) -> list[type]:
-    """Return what an abstract class was told to have for subclasses by `register()`."""
-    if not isinstance(kind, abc.ABCMeta):
-        return []
-    registry = abc._get_dump(kind)[0]  # type: ignore[attr-defined]
-    return [one for reference in registry if (one := reference()) is not None]
-
-
-def _complete_class(kind: type, said: tuple[dict[str, Any], list[Any]]) -> None:
-    members, registered = said
-    _fill_class(kind, members)
-    for one in registered:
-        kind.register(one)  # type: ignore[attr-defined]
-
-
-def _fill_class(kind: type, members: dict[str, Any]) -> None:
-    for name, value in members.items():
-        type.__setattr__(kind, name, value)
-
-
-# Nobody's `__new__` and `__init__` are called for the members of an Enum: a member is made of
-# its value, and what those have given it is put into it then.
-
-
-def _members(kind: Any) -> dict[str, Any]:
-    return {name: member.value for name, member in kind.__members__.items()}
-
-
-def _enum(
-    meta: Any, name: str, bases: tuple[type, ...], members: dict[str, Any], boundary: Any
-) -> Any:
-    space = meta.__prepare__(name, bases)
-    for key, value in members.items():
-        space[key] = value
-    return meta.__new__(meta, name, bases, space, boundary=boundary)
-
-
-def _said_of_enum(kind: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what the body of an Enum says besides its members, and what these have."""
-    body = {
-        name: value
-        for name, value in vars(kind).items()
-        if name not in kind.__members__
-        and (name == "_missing_" or not _MADE_WITH_ENUM.fullmatch(name))
-        and all(vars(base).get(name) is not value for base in kind.__mro__[1:])
-    }
-    owned = {
-        name: {key: own for key, own in vars(member).items() if key not in _MADE_WITH_MEMBER}
-        for name, member in kind.__members__.items()
-    }
-    return body, owned
-
-
-def _fill_enum(kind: Any, said: tuple[dict[str, Any], dict[str, Any]]) -> None:
-    body, owned = said
-    _fill_class(kind, body)
-    for name, own in owned.items():
-        vars(kind.__members__[name]).update(own)
