@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from liteq.taskmodules import Discovery
     from liteq.workflows import Workflow
 
-__all__ = ["Liteq", "shared_task"]
+__all__ = ["Liteq", "app_of", "shared_task"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -833,6 +833,20 @@ class Liteq:
                 self.on_after_configure.send(sender=self, source=settings)
         finally:
             self.configuring = False
+
+
+def app_of(value: object) -> Liteq | None:
+    """Return the app that an object is, or has: a Flask app has that of its extension."""
+    # By its real type: `current_app` is a proxy that says it is an app, and a module that
+    # imports it has none for that.
+    kind = type(value)
+    if issubclass(kind, Liteq):
+        return value  # type: ignore[return-value]
+    flask = getattr(sys.modules.get("flask"), "Flask", None)  # nobody else's import of it
+    if isinstance(flask, type) and issubclass(kind, flask):
+        found: Any = value
+        return found.extensions.get("liteq")  # type: ignore[no-any-return]
+    return None
 
 
 def _stem(file: str | None) -> str:

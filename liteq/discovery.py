@@ -16,9 +16,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
-from liteq.app import Liteq
+from liteq.app import Liteq, app_of
 from liteq.exceptions import ImproperlyConfigured, LiteqError
-from liteq.reference import app_of
 from liteq.results.joining import importing
 from liteq.settingsources import project_options
 

@@ -16,14 +16,14 @@ from importlib import import_module
 from typing import Any, Final
 
 from liteq import names, parcel, signals
-from liteq.app import Liteq
+from liteq.app import Liteq, app_of
 from liteq.current import set_current_app, set_default_app
 from liteq.exceptions import ImproperlyConfigured
 from liteq.local import Proxy
 from liteq.parcel import is_of_script
 from liteq.task import Task
 
-__all__ = ["app_of", "load", "reference"]
+__all__ = ["load", "reference"]
 
 _SIGNALS_OF_APP: Final = (
     "on_configure",
@@ -87,20 +87,6 @@ def load(given: str | bytes) -> Liteq:
         complete()
     _enter(app)
     return app
-
-
-def app_of(value: object) -> Liteq | None:
-    """Return the app that an object is, or has: a Flask app has that of its extension."""
-    # By its real type: `current_app` is a proxy that says it is an app, and a module that
-    # imports it has none for that.
-    kind = type(value)
-    if issubclass(kind, Liteq):
-        return value  # type: ignore[return-value]
-    flask = getattr(sys.modules.get("flask"), "Flask", None)  # nobody else's import of it
-    if isinstance(flask, type) and issubclass(kind, flask):
-        found: Any = value
-        return found.extensions.get("liteq")  # type: ignore[no-any-return]
-    return None
 
 
 def _enter(app: Liteq) -> None:

@@ -138,6 +138,12 @@ def test_who_waits_for_another_writer_loads_nothing_for_that(tmp_path: Path) -> 
     assert modules_of(code) & NEEDLESS == set()
 
 
+def test_a_worker_of_a_module_loads_nothing_of_what_sends_scripts() -> None:
+    loaded = modules_of("import liteq.discovery, liteq.worker")
+
+    assert loaded & {"dataclasses", "liteq.parcel", "liteq.reference"} == set()
+
+
 def test_the_worker_of_the_benchmarks_carries_no_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
