@@ -40,6 +40,7 @@ from liteq.exceptions import (
 from liteq.garbage import Collector
 from liteq.ids import new_token
 from liteq.loggers import get_logger
+from liteq.outage import Outage
 from liteq.schedules import schedule
 from liteq.waiting import has_ended
 
@@ -374,7 +375,7 @@ class Service:
         # One that answers signals, or hangs on a socket, has a process to itself.
         self._garbage = Collector() if install_signals or life is not None else None
         self._wants_stop = False
-        self._pause = 0.0
+        self._outage = Outage(logger, longest=_LONGEST_PAUSE)
         self._started = False
         kind = find_scheduler(app, scheduler or app.conf.beat_scheduler)
         self.engine: Engine
@@ -453,10 +454,8 @@ class Service:
         except (BrokerUnavailable, QueueFull) as exc:
             if isinstance(exc, StoreForbidden) and not self._started:  # no wait changes that
                 raise
-            self._pause = min(_LONGEST_PAUSE, max(0.05, self._pause * 2))
-            logger.error("%s; trying again in %.2g s", exc, self._pause)  # noqa: TRY400 (the cause is said)
-            return self._pause
-        self._pause = 0.0
+            return self._outage.meet(exc)
+        self._outage.end()
         if self.on_ready is not None:
             ready, self.on_ready = self.on_ready, None
             ready()

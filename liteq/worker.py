@@ -39,6 +39,7 @@ from liteq.exceptions import (
 from liteq.garbage import Collector
 from liteq.loggers import get_logger
 from liteq.nodes import node_name
+from liteq.outage import Outage
 from liteq.pool import Broken, Pool, Ready, Returned
 from liteq.settingvalues import Unfit, seconds
 from liteq.shares import Shares, split_weights
@@ -203,10 +204,9 @@ class Worker(Steered):
         self._next_due: float | None = None
         self._next_upkeep = self._next_look = self._next_watchdog = 0.0
         self._in_vain = 0  # looks since the store has last changed
-        self._pause = 0.0
-        self._try_again = 0.0
-        self._tries = 0  # to reach the store, in vain, since it last answered
-        self._most_tries: int | None = conf.broker_connection_max_retries
+        self._outage = Outage(
+            logger, longest=_LONGEST_PAUSE, most_tries=conf.broker_connection_max_retries
+        )
         self._retries: bool = conf.broker_connection_retry
         at_start: bool | None = conf.broker_connection_retry_on_startup
         self._patient = patient and (self._retries if at_start is None else at_start)
@@ -336,18 +336,18 @@ class Worker(Steered):
             except BrokerUnavailable as exc:
                 if not self._patient or isinstance(exc, StoreForbidden):  # no wait changes that
                     raise
-                self._postpone(exc, time.monotonic())
+                self._outage.meet(exc)
             else:
                 break
             # What the pool has to say is kept until there is a store to tell.
-            while not self._wishes.stop and (left := self._try_again - time.monotonic()) > 0:
+            while not self._wishes.stop and (left := self._outage.until - time.monotonic()) > 0:
                 for key, mask in self._selector.select(left):
                     key.data(mask)
             if self._wishes.stop:
                 return False
-        self._tries = 0
+        self._outage.end()
         if not self._retries:
-            self._most_tries = 0
+            self._outage.most_tries = 0
         if self.pool_kind == "solo":
             membership.keep()
             if self.notify is not None and self.notify.watchdog_interval:
@@ -453,24 +453,22 @@ class Worker(Steered):
         if not (limit or settlements or notes or asking):
             return
         now = time.monotonic()
-        if now < self._try_again:
+        if now < self._outage.until:
             return
         idle = limit > 0 and self._stands_by and not (attempts.leases or settlements or notes)
         try:
             step = self._ask(settlements, notes, limit, idle=idle)
         except (BrokerUnavailable, QueueFull) as exc:
             membership.standby = None
-            self._postpone(exc, now)
+            self._outage.meet(exc)
             return
         if idle:
             membership.standby = step.standby
         attempts.stored()
         if settlements:  # so there is traffic, of which a wake-up may be lost
             self._next_look = min(self._next_look, now + _BACKSTOP)
-        if self._pause:
+        if self._outage.end():
             membership.next_beat = 0.0  # with which it is seen what the outage has cost
-        self._pause = self._try_again = 0.0
-        self._tries = 0
         membership.orders = False
         membership.mail = membership.mail or step.mail
         if step.heard or self._teller.heard:
@@ -572,16 +570,6 @@ class Worker(Steered):
                     self._exit_code = EXIT_BROKEN
                     self._wishes.ask_to_stop(WARM)
 
-    def _postpone(self, exc: BrokerError, now: float) -> None:
-        """Keep everything and try again later: every call to the store may be repeated.
-        Raises what it is given when there have been as many tries as there may be."""
-        if self._most_tries is not None and self._tries >= self._most_tries:
-            raise exc
-        self._tries += 1
-        self._pause = min(_LONGEST_PAUSE, max(0.05, self._pause * 2))
-        self._try_again = now + self._pause
-        logger.error("%s; trying again in %.2g s", exc, self._pause)
-
     def _child_ready(self) -> None:
         self._ready += 1
         if self._is_ready or self._ready < min(self.concurrency, self._pool_size()):
@@ -617,8 +605,8 @@ class Worker(Steered):
         by_the_clock = (membership.next_beat, self._next_upkeep, self._next_look)
         latest = min(by_the_clock) + self._together
         wake_at = max(at for at in by_the_clock if at <= latest)
-        if self._try_again > now:
-            wake_at = self._try_again  # until then the store is left alone
+        if self._outage.until > now:
+            wake_at = self._outage.until  # until then the store is left alone
         elif (
             membership.given_up
             or membership.mail
@@ -644,11 +632,11 @@ class Worker(Steered):
         if self._is_due():
             self._next_due = None  # the next claim tells what comes after it
             self._membership.look = True
-        if now >= self._try_again:
+        if now >= self._outage.until:
             try:
                 self._keep_store(now)
             except (BrokerUnavailable, QueueFull) as exc:
-                self._postpone(exc, now)
+                self._outage.meet(exc)
         if self._deadline is not None and now >= self._deadline:
             self._wishes.ask_to_stop(COLD)
         if self._companion is not None and not self._stopping:
@@ -756,7 +744,7 @@ class Worker(Steered):
     def _is_over(self, pool: Pool) -> bool:
         attempts = self._attempts
         if self._stopping:
-            if self._stopping == COLD and self._try_again and self._is_late():
+            if self._stopping == COLD and self._outage.until and self._is_late():
                 logger.critical(
                     "stopping: the store could not be reached, so %s not recorded; "
                     "another worker will find out and start them again",
