@@ -454,6 +454,9 @@ class Service:
         except (BrokerUnavailable, QueueFull) as exc:
             if isinstance(exc, StoreForbidden) and not self._started:  # no wait changes that
                 raise
+            if self._mailbox is not None and self._mailbox.fileno() < 0:
+                self._close_mailbox()  # another may do without polling, once there is a disk
+                self._mailbox = None
             return self._outage.meet(exc)
         self._outage.end()
         if self.on_ready is not None:

@@ -15,7 +15,7 @@ _ADVICE: Final = {
     "container's limit of pids)",
     errno.ENOMEM: "no memory: raise the limit (`ulimit -v`, MemoryMax= of systemd), or start "
     "fewer processes",
-    errno.ENOSPC: "no space left: free some",
+    errno.ENOSPC: "no space left (`df`), or no inode (`df -i`): free some",
     errno.EDQUOT: "the disk quota is used up: free some, or have it raised",
     errno.EFBIG: "a file may not grow any more: raise the limit (`ulimit -f`)",
 }

@@ -16,6 +16,7 @@ import pytest
 import redis_server
 import world
 from hypothesis import HealthCheck, is_hypothesis_test, settings
+from mounts import own_disk  # noqa: F401 (a fixture)
 from terminal import here, in_new_york, project, start  # noqa: F401 (fixtures)
 
 from liteq import signals

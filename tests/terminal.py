@@ -46,6 +46,7 @@ class Project:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.behind: list[str] = []  # what a command is run behind
         self.environ = {
             name: value
             for name, value in os.environ.items()
@@ -63,7 +64,7 @@ class Project:
         self, *words: str, stdin: str = "", **environ: str
     ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "liteq", *words],
+            [*self.behind, sys.executable, "-m", "liteq", *words],
             cwd=self.folder,
             env=self.environ | environ,
             input=stdin,
@@ -135,7 +136,7 @@ class Running:
 
     def __init__(self, project: Project, words: Sequence[str], **environ: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "liteq", *words],
+            [*project.behind, sys.executable, "-m", "liteq", *words],
             cwd=project.folder,
             env=project.environ | environ,
             stdout=subprocess.PIPE,

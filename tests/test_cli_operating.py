@@ -23,6 +23,7 @@ import click
 import pytest
 import redis.asyncio  # noqa: F401 (or each command here would import it anew)
 import redis_server
+from mounts import Disk
 from rights import acting_as, closed
 from terminal import Here, Project, Running
 from world import FakeClock, make
@@ -1224,6 +1225,65 @@ def test_a_doctor_says_that_it_may_not_look(here: Here, project: Project) -> Non
         assert found["level"] == "fail"
         assert "are to run as one user" in found["what"]
         assert found["advice"] == ""
+
+
+# A disk that takes nothing
+
+
+@pytest.fixture
+def on_disk(project: Project, own_disk: Disk) -> Disk:
+    """A store with one message in it, on a disk of its own, where all commands use it."""
+    project.behind = own_disk.behind
+    project.environ["LITEQ_BROKER_URL"] = "disk/store"
+    project.ok("call", "tasks.add", "-a", "[1, 2]")
+    return own_disk
+
+
+_OUTAGE = "the store cannot be used now: "
+_READ_ONLY = _OUTAGE + r"its file system is read-only: mount it for writing \(.*/store/gate\)"
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("words", ["call tasks.add -a [1,2]", "status", "worker --burst -q"])
+def test_a_store_on_a_read_only_disk_is_out_of_reach(
+    project: Project, on_disk: Disk, words: str
+) -> None:
+    on_disk.remount("ro")
+
+    done = project(*words.split())
+
+    assert done.returncode == 6
+    assert re.fullmatch(f"liteq: {_READ_ONLY}; nothing .*\n", done.stderr)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("words", ["worker -c 1", "beat"])
+def test_who_runs_on_waits_until_a_read_only_disk_can_be_written(
+    start: Callable[..., Running], on_disk: Disk, words: str
+) -> None:
+    on_disk.remount("ro")
+
+    running = start(*words.split())
+    running.wait_for(f"{_READ_ONLY}; .*trying again")
+    on_disk.remount("rw")
+
+    running.wait_for("^ready")
+    assert running.end() == 0
+
+
+@pytest.mark.process
+def test_a_worker_waits_for_a_disk_that_has_no_room_for_its_lock(
+    start: Callable[..., Running], on_disk: Disk
+) -> None:
+    start("worker", "-c", "1").wait_for("^ready")  # it keeps the files of SQLite there
+    on_disk.fill()
+
+    second = start("worker", "-c", "1")
+    second.wait_for(rf"{_OUTAGE}no space left.*`df -i`.*/workers/\d+\.lock\).*trying again")
+    on_disk.free()
+
+    second.wait_for("^ready")
+    assert second.end() == 0
 
 
 # The streams that a command is given

@@ -44,6 +44,7 @@ from liteq.brokers.files import (
     refuse_network_filesystem,
     refuse_other_owners,
     refuse_shared,
+    unusable,
 )
 from liteq.clock import Clock, system_clock
 from liteq.exceptions import (
@@ -55,7 +56,7 @@ from liteq.exceptions import (
     SchemaError,
     StoreLost,
 )
-from liteq.shortage import advice, of_descriptors
+from liteq.shortage import of_descriptors
 from liteq.texts import unencodable
 
 __all__ = ["Database", "fetch_all", "fetch_one"]
@@ -313,12 +314,10 @@ class Database:
                                 "disk, not even to open it; nothing was stored. Free some"
                             ) from exc
                         raise self._translate(handle, exc) from exc
+                    except BrokerUnavailable:  # which is an OSError
+                        raise
                     except OSError as exc:
-                        if (lacking := advice(exc)) is None:
-                            raise
-                        raise BrokerUnavailable(
-                            f"the store {self.path} cannot be opened now: {lacking}"
-                        ) from exc
+                        raise unusable(exc) from exc
 
     def _handle(self) -> _Handle:
         if self._memory is not None:  # one connection holds the whole store

@@ -19,8 +19,14 @@ import stat
 import sys
 from typing import Any, Final
 
-from liteq.exceptions import BrokerError, ImproperlyConfigured, StoreForbidden
+from liteq.exceptions import (
+    BrokerError,
+    BrokerUnavailable,
+    ImproperlyConfigured,
+    StoreForbidden,
+)
 from liteq.pulse import stranger
+from liteq.shortage import advice
 
 __all__ = [
     "DATABASE",
@@ -37,6 +43,7 @@ __all__ = [
     "refuse_network_filesystem",
     "refuse_other_owners",
     "refuse_shared",
+    "unusable",
 ]
 
 DATABASE: Final = "store.db"
@@ -75,6 +82,19 @@ def forbidden(exc: PermissionError) -> StoreForbidden:
     )
 
 
+def unusable(exc: OSError) -> BrokerUnavailable:
+    """Return what it means for the store that one of its files cannot be opened or made."""
+    if isinstance(exc, PermissionError):
+        return forbidden(exc)
+    why = exc.strerror
+    if exc.errno == errno.EROFS:  # none of `advice()`: what is no store's may go elsewhere
+        why = "its file system is read-only: mount it for writing"
+    return BrokerUnavailable(
+        f"the store cannot be used now: {advice(exc) or f'{why} ({exc.filename})'}; nothing "
+        "was written, and repeating it is safe"
+    )
+
+
 def make_folder(folder: str, *, allow_other_owner: bool = False) -> None:
     """Make the store's folder, unless there is one, and refuse it if other users could have
     made what is in it.
@@ -91,6 +111,8 @@ def make_folder(folder: str, *, allow_other_owner: bool = False) -> None:
         ) from None
     except OSError as exc:
         found(folder)  # which it may be, where this user may not look
+        if advice(exc) is not None:  # any other place on that disk would lack it, too
+            raise unusable(exc) from exc
         raise ImproperlyConfigured(
             f"cannot create the store's folder {folder} ({exc.strerror}): give a broker URL "
             "such as sqlite:////var/lib/shop/queue that names a writable place"
@@ -152,19 +174,18 @@ def own_folder(path: str) -> None:
 
 def own_file(path: str, flags: int) -> int:
     """Open a file, and make it if there is none, as `own_folder` makes a folder. Raises
-    `StoreForbidden` if this user may not, and `ImproperlyConfigured` for a symbolic link."""
+    `StoreForbidden` if this user may not, `ImproperlyConfigured` for a symbolic link, and
+    `BrokerUnavailable` for what the disk has against it."""
     flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         try:
             fd = os.open(path, flags | os.O_EXCL, 0o600)
         except FileExistsError:
             return os.open(path, flags, 0o600)
-    except PermissionError as exc:
-        raise forbidden(exc) from exc
     except OSError as exc:
         if exc.errno == errno.ELOOP:
             raise _linked(path) from None
-        raise
+        raise unusable(exc) from exc
     os.fchmod(fd, 0o600)
     return fd
 
@@ -180,6 +201,8 @@ def make_file(path: str) -> None:
     except PermissionError as exc:
         raise forbidden(exc) from exc
     except OSError as exc:
+        if advice(exc) is not None:
+            raise unusable(exc) from exc
         raise ImproperlyConfigured(f"cannot create {path}: {exc.strerror}") from exc
     else:
         os.fchmod(fd, 0o600)

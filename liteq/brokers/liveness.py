@@ -54,10 +54,14 @@ class LockFiles:
         _all.add(self)
 
     def hold(self, name: str) -> None:
-        """Take the lock of a new name; it is held until `release()` or our death."""
-        from liteq.brokers.files import own_file, own_folder  # late: not for probes
+        """Take the lock of a new name; it is held until `release()` or our death. Raises
+        `BrokerUnavailable` if its file cannot be made."""
+        from liteq.brokers.files import own_file, own_folder, unusable  # late: not for probes
 
-        own_folder(self.folder)
+        try:
+            own_folder(self.folder)
+        except OSError as exc:
+            raise unusable(exc) from exc
         fd = own_file(os.path.join(self.folder, name), os.O_RDWR)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

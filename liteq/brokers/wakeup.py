@@ -219,7 +219,10 @@ class SocketMailbox(Mailbox):
         self.poll_interval = poll_interval
         self._address_of = address_of  # it may change: see `Post.close()`
         self._socket: socket.socket | None = None
-        address = address_of(name)
+        try:
+            address = address_of(name)
+        except OSError:
+            return  # nor is there a folder for them, or may one be made: poll
         if address is None:
             return
         receiver = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)

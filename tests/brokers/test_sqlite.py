@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import gc
 import os
@@ -1752,6 +1753,68 @@ def test_a_store_that_cannot_be_opened_on_a_full_disk_says_so(
     with pytest.raises(BrokerUnavailable, match="no space left on its disk"):
         broker.counts()
     disk.heal()
+    broker.close()
+
+
+@contextlib.contextmanager
+def refused(path: Path, number: int) -> Iterator[None]:
+    """Have the disk take no file and no folder at a path."""
+
+    def instead(call: Callable[..., Any]) -> Callable[..., Any]:
+        def refuse(name: Any, *args: Any, **named: Any) -> Any:
+            if name == str(path):
+                raise OSError(number, os.strerror(number), name)
+            return call(name, *args, **named)
+
+        return refuse
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "open", instead(os.open))
+        patch.setattr(os, "mkdir", instead(os.mkdir))
+        yield
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EIO, errno.ENOSPC, errno.EDQUOT])
+def test_a_store_whose_gate_the_disk_refuses_is_out_of_reach(folder: Path, number: int) -> None:
+    broker = SqliteBroker(folder)
+    broker.enqueue([make("a")])
+    broker.close()
+
+    with (
+        refused(folder / "gate", number),
+        pytest.raises(BrokerUnavailable, match=r"cannot be used now: .*/gate\); nothing"),
+    ):
+        broker.enqueue([make("b")])
+
+    broker.enqueue([make("b")])
+    assert broker.counts()["default"]["queued"] == 2
+    broker.close()
+
+
+@pytest.mark.parametrize("name", ["", "store.db", "gate", "workers", "workers/1.lock"])
+def test_a_worker_for_whose_files_there_is_no_room_may_try_again(
+    folder: Path, name: str
+) -> None:
+    broker = SqliteBroker(folder)
+
+    with refused(folder / name, errno.ENOSPC):
+        for _ in range(2):
+            with pytest.raises(BrokerUnavailable, match=r"no space left.*`df -i`"):
+                enlist(broker)
+
+    enlist(broker)
+    assert len(broker.workers()) == 1
+    broker.close()
+
+
+def test_a_mailbox_polls_where_no_folder_can_be_made_for_it(folder: Path) -> None:
+    broker = SqliteBroker(folder)
+
+    with refused(folder / "wake", errno.EROFS):
+        mailbox = broker.mailbox(beat=True)
+
+    assert mailbox.fileno() == -1
+    mailbox.close()
     broker.close()
 
 
