@@ -49,6 +49,7 @@ from liteq.workers.keeper import Keeper
 from liteq.workers.membership import Membership
 from liteq.workers.notices import Notices
 from liteq.workers.pool import has_processes, make_room, pool_of
+from liteq.workers.rounds import Rounds
 from liteq.workers.steered import Steered
 from liteq.workers.telling import Teller
 from liteq.workers.timelimits import TimeLimits
@@ -72,10 +73,6 @@ EXIT_BROKEN: Final = 1  # the pool could not keep children alive
 EXIT_STORE: Final = 6  # the store is gone, damaged, or out of reach at the end
 EXIT_SCHEMA: Final = 8  # another liteq has made the store too new for this one
 
-_UPKEEP: Final = 2.0  # seconds between two slices of upkeep when there is nothing to do
-_REST: Final = 3.0  # times as long as a slice took, until the next when there is more to do
-_BACKSTOP: Final = 1.0  # seconds until a lost wake-up is made good
-_QUIET: Final = 3  # looks in vain, after which an idle worker looks with its heartbeats
 _TOGETHER: Final = 0.1  # seconds that one thing waits for the next, to wake up once for both
 _LONGEST_PAUSE: Final = 5.0  # seconds between two tries to reach the store
 _LAST_TRIES: Final = 5.0  # seconds to reach it in, when all else has stopped
@@ -132,7 +129,6 @@ class Worker(Steered):
         names, weights = _weights(queues)
         self.queues = _queues(app, names, exclude_queues)
         self._shares = Shares(weights) if weights else None
-        self._ageing: float | None = app.conf.worker_priority_ageing or None
         self.pool_kind = pool or conf.worker_pool
         self.autoscaler: Autoscaler | None = None
         if autoscale is not None and self.pool_kind != "solo":
@@ -170,6 +166,8 @@ class Worker(Steered):
         self._broker: Broker = app.broker
         self._wishes = Wishes()
         self._announce = Announcer(self._wishes)
+        ageing: float | None = conf.worker_priority_ageing or None
+        self._rounds = Rounds(app.broker, lambda: self.queues, ageing)
         self._membership = Membership(
             self,
             app.broker,
@@ -202,8 +200,7 @@ class Worker(Steered):
         self._ready = 0
         self._is_ready = False
         self._next_due: float | None = None
-        self._next_upkeep = self._next_look = self._next_watchdog = 0.0
-        self._in_vain = 0  # looks since the store has last changed
+        self._next_watchdog = 0.0
         self._outage = Outage(
             logger, longest=_LONGEST_PAUSE, most_tries=conf.broker_connection_max_retries
         )
@@ -466,7 +463,7 @@ class Worker(Steered):
             membership.standby = step.standby
         attempts.stored()
         if settlements:  # so there is traffic, of which a wake-up may be lost
-            self._next_look = min(self._next_look, now + _BACKSTOP)
+            self._rounds.expect(now)
         if self._outage.end():
             membership.next_beat = 0.0  # with which it is seen what the outage has cost
         membership.orders = False
@@ -597,12 +594,12 @@ class Worker(Steered):
 
     def _timeout(self, pool: Pool) -> float | None:
         """Return how long to sleep: until the first thing that is due."""
-        membership = self._membership
+        membership, rounds = self._membership, self._rounds
         now = time.monotonic()
         timers = pool.tick(now)
         if self._wishes.stop > self._stopping:
             return 0
-        by_the_clock = (membership.next_beat, self._next_upkeep, self._next_look)
+        by_the_clock = (membership.next_beat, rounds.next_upkeep, rounds.next_look)
         latest = min(by_the_clock) + self._together
         wake_at = max(at for at in by_the_clock if at <= latest)
         if self._outage.until > now:
@@ -664,43 +661,20 @@ class Worker(Steered):
         if now >= membership.next_beat:
             membership.beat(now)
             membership.disown(self._attempts.held)
-        if now >= self._next_look:
-            if self._broker.changed():
-                membership.look = membership.orders = True
-                self._in_vain = 0
-            else:
-                self._in_vain += 1
-            self._next_look = membership.next_beat if self._is_quiet() else now + _BACKSTOP
+        rounds = self._rounds
+        if now >= rounds.next_look and rounds.look(now, self._idle_until()):
+            membership.look = membership.orders = True
         if membership.peers.died:
             membership.reclaim()
         if membership.peers.look:
             membership.peers.find(self._selector)
-        if now >= self._next_upkeep:
-            self._keep_up()
+        if now >= rounds.next_upkeep:
+            rounds.keep_up(self._idle_until())
 
-    def _keep_up(self) -> None:
-        """Do a slice of upkeep. While there is more, it has a quarter of this worker's time:
-        to delete a message costs less than a third of what running it did, so a worker keeps
-        up with what it ends itself. With a fixed pause the rest would pile up."""
-        begun = time.monotonic()
-        if self._ageing is not None:
-            self._broker.age(self.queues, self._ageing)
-        more = self._broker.maintain()
-        now = time.monotonic()
-        if more:
-            pause = (now - begun) * _REST
-        elif self._is_quiet():
-            pause = self._membership.next_beat - now
-        else:
-            pause = _UPKEEP
-        self._next_upkeep = now + pause
-
-    def _is_quiet(self) -> bool:
-        """Tell whether nothing has happened for a while. What is due by the clock is then done
-        at once, with each heartbeat: to wake up is what costs an idle worker most."""
-        return self._in_vain >= _QUIET and not (
-            self._attempts.leases or self._companion or self.autoscaler
-        )
+    def _idle_until(self) -> float | None:
+        """Return when the next heartbeat is, if there is nothing to do before it."""
+        busy = self._attempts.leases or self._companion or self.autoscaler
+        return None if busy else self._membership.next_beat
 
     # Stopping
 

@@ -543,7 +543,7 @@ class Pace:
         self.beats = 0
         self.beats_at: list[int] = []  # each look
         self._changed, self._beat = app.broker.changed, app.broker.beat
-        monkeypatch.setattr("liteq.worker._BACKSTOP", 0.02)
+        monkeypatch.setattr("liteq.workers.rounds._BACKSTOP", 0.02)
         monkeypatch.setattr(app.broker, "changed", self._look)
         monkeypatch.setattr(app.broker, "beat", self._count)
 
@@ -586,7 +586,7 @@ def work_of(app: Liteq) -> threading.Event:
 def test_an_idle_worker_leaves_the_store_alone_and_finds_what_no_wake_up_told_of(
     two: tuple[Liteq, Liteq], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("liteq.worker._QUIET", 1_000)
+    monkeypatch.setattr("liteq.workers.rounds._QUIET", 1_000)
     monkeypatch.setattr("liteq.brokers.base._SLOWEST_BEAT", 60.0)
     app, silent = two
     answers = steps_of(app, monkeypatch)
@@ -614,7 +614,7 @@ def test_where_nothing_happens_a_worker_looks_with_its_heartbeats_alone(
     ran = work_of(app)
 
     with running(app) as worker:
-        wait_until(lambda: worker._in_vain >= 3)
+        wait_until(lambda: worker._rounds._in_vain >= 3)
         quiet = pace.looks()
         wait_until(lambda: pace.looks() >= quiet + 4)
         silent.send_task("work")
@@ -636,7 +636,7 @@ def test_a_worker_that_has_had_work_looks_soon(
     task = app.task(lambda: "done")
 
     with running(app) as worker:
-        wait_until(lambda: worker._in_vain >= 3)
+        wait_until(lambda: worker._rounds._in_vain >= 3)
         quiet = pace.looks()
         assert task.delay().get(timeout=10) == "done"
         wait_until(lambda: pace.looks() > quiet)
@@ -684,7 +684,7 @@ def idle(app: Liteq, **options: Any) -> Iterator[Worker]:
 @pytest.fixture
 def without_backstop(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a worker find nothing by what it does every few seconds."""
-    monkeypatch.setattr("liteq.worker._BACKSTOP", 60.0)
+    monkeypatch.setattr("liteq.workers.rounds._BACKSTOP", 60.0)
     monkeypatch.setattr("liteq.brokers.base._SLOWEST_BEAT", 60.0)
 
 
