@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
-import shutil
 import stat
 import tempfile
 import time
@@ -18,9 +17,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
 
-from liteq.brokers.files import filesystem_of, is_network_filesystem, is_there
+from liteq.brokers.files import RESERVE, filesystem_of, is_network_filesystem, is_there
 from liteq.brokers.searching import Search
 from liteq.exceptions import LiteqError
+from liteq.shortage import advice
 from liteq.wording import brief
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ _MIB: Final = 1024 * 1024
 _QUICK: Final = 1024 * _MIB  # bytes up to which a store is read as a whole without being asked
 _LONG_WAL: Final = 64 * _MIB
 _LITTLE_DISK: Final = 512 * _MIB
-_NO_DISK: Final = 64 * _MIB
 _SKEW: Final = 1.0  # seconds by which clocks may differ
 _FILES: Final = 1024  # descriptors a worker should be allowed
 _NAMED: Final = 5
@@ -173,17 +172,26 @@ def _folder(folder: Path) -> Iterator[Finding]:
         yield Finding("file system", "ok", f"{kind or 'of an unknown kind'}: {folder}")
     yield _disk(place)
     if not os.access(place, os.W_OK | os.X_OK):
-        yield Finding("rights", "fail", f"{place} cannot be written", f"as {_user()}, chown it")
+        yield _closed(place)
         return
     if place == folder:
         yield _rights(folder)
     yield _locking(place)
 
 
+def _closed(place: Path) -> Finding:
+    if os.statvfs(place).f_flag & os.ST_RDONLY:
+        return Finding("disk", "fail", f"{place} is read-only", "mount it for writing")
+    return Finding("rights", "fail", f"{place} cannot be written", f"as {_user()}, chown it")
+
+
 def _disk(place: Path) -> Finding:
-    free = shutil.disk_usage(place).free
+    disk = os.statvfs(place)
+    free = disk.f_bavail * disk.f_frsize
     what = f"{free // _MIB:,} MiB free"
-    if free < _NO_DISK:
+    if disk.f_files > 0 and disk.f_favail == 0:
+        return Finding("disk", "fail", f"{what}, no inode", "remove files: workers need some")
+    if free < RESERVE:
         return Finding("disk", "fail", what, "free space: new messages are refused")
     if free < _LITTLE_DISK:
         return Finding("disk", "warn", what, "free space: a full disk refuses new messages")
@@ -219,9 +227,16 @@ def _rights(folder: Path) -> Finding:
 
 def _locking(place: Path) -> Finding:
     """Try whether a lock that one descriptor holds is seen by another."""
-    with tempfile.TemporaryFile(dir=place) as file:
-        other = os.open(f"/proc/self/fd/{file.fileno()}", os.O_RDWR) if _HAS_PROC else -1
+    try:
+        file = tempfile.TemporaryFile(dir=place)  # noqa: SIM115 (closed below)
+    except OSError as exc:
+        why = f"no file can be made in {place}: {exc.strerror}"
+        return Finding("locking", "fail", why, advice(exc) or "")
+    with file:
+        other = -1
         try:
+            if _HAS_PROC:
+                other = os.open(f"/proc/self/fd/{file.fileno()}", os.O_RDWR)
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if other >= 0:
                 fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)

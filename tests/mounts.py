@@ -36,21 +36,28 @@ class Disk:
 
     def remount(self, how: str) -> None:
         """Mount it "ro" or "rw"."""
-        self._run("mount", "-o", f"remount,bind,{how}", str(self.folder))
+        self._run(f'mount -o remount,bind,{how} "$0"')
 
     def fill(self) -> None:
         """Leave no room for one more file."""
-        self._run("sh", "-c", 'i=0; while touch "$0/$i"; do i=$((i+1)); done', str(self.folder))
+        self._run('i=0; while touch "$0/$i" 2>/dev/null; do i=$((i+1)); done')
+
+    def leave(self, size: int) -> None:
+        """Leave room for so many MiB."""
+        free = int(self._run('df -m --output=avail "$0" | tail -1'))
+        self._run(f'head -c {free - size}M /dev/zero > "$0/large"')
 
     def free(self) -> None:
         """Make room again."""
-        self._run("find", str(self.folder), "-maxdepth", "1", "-type", "f", "-delete")
+        self._run('find "$0" -maxdepth 1 -type f -delete')
 
     def close(self) -> None:
         self._holder.communicate()
 
-    def _run(self, *words: str) -> None:
-        subprocess.run([*self.behind, *words], check=True, capture_output=True)
+    def _run(self, words: str) -> str:
+        return subprocess.check_output(
+            [*self.behind, "sh", "-c", words, str(self.folder)], text=True
+        )
 
 
 @pytest.fixture

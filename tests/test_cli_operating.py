@@ -1286,6 +1286,53 @@ def test_a_worker_waits_for_a_disk_that_has_no_room_for_its_lock(
     assert second.end() == 0
 
 
+def examined(project: Project, *words: str) -> dict[str, dict[str, str]]:
+    done = project("doctor", "--json", *words)
+    return {found["name"]: found for found in json.loads(done.stdout)}
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("folder", ["store", "new"])
+def test_a_doctor_says_that_a_disk_takes_no_file(
+    project: Project, on_disk: Disk, folder: str
+) -> None:
+    on_disk.fill()
+
+    found = examined(project, "-b", f"disk/{folder}")
+
+    assert found["disk"]["level"] == found["locking"]["level"] == "fail"
+    assert re.fullmatch(r"\d+ MiB free, no inode", found["disk"]["what"])
+    assert "No space left on device" in found["locking"]["what"]
+
+
+@pytest.mark.process
+def test_a_doctor_says_that_a_disk_is_read_only(project: Project, on_disk: Disk) -> None:
+    on_disk.remount("ro")
+
+    found = examined(project)
+
+    assert found["disk"] == {
+        "name": "disk",
+        "level": "fail",
+        "what": f"{on_disk.folder}/store is read-only",
+        "advice": "mount it for writing",
+    }
+    assert "rights" not in found
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("room", "level", "status"), [(40, "warn", 0), (20, "fail", 6)])
+def test_a_doctor_fails_a_disk_on_which_new_messages_are_refused(
+    project: Project, on_disk: Disk, room: int, level: str, status: int
+) -> None:
+    on_disk.leave(room)
+
+    called = project("call", "tasks.add", "-a", json.dumps(["x" * 100_000, ""]))
+
+    assert examined(project)["disk"]["level"] == level
+    assert called.returncode == status
+
+
 # The streams that a command is given
 
 STRANGE = "tasks.\N{CYRILLIC SMALL LETTER ZHE}\N{GRINNING FACE}"

@@ -37,6 +37,7 @@ import apsw
 from liteq.brokers import schema
 from liteq.brokers.files import (
     DATABASE,
+    RESERVE,
     guard,
     make_file,
     make_folder,
@@ -67,7 +68,6 @@ _GATE: Final = "gate"
 _AT_ONCE: Final = fcntl.LOCK_EX | fcntl.LOCK_NB
 _SAFE_SQLITE: Final = (3, 51, 3)  # earlier ones can corrupt a WAL that two connections reset
 _WAL_BACKSTOP: Final = 4_000  # pages (16 MiB): others than workers checkpoint beyond this
-_RESERVE: Final = 32 * 1024 * 1024  # bytes of disk kept for settling when producers fill it
 _LEAST: Final = 64 * 1024  # bytes of disk: the shared memory of a WAL begins with half of that
 _BELIEVED: Final = 1.0  # seconds for which those who read believe that the file is there still
 
@@ -369,7 +369,7 @@ class Database:
             handle.limited = None  # work out anew, next time, how much room there is
             return QueueFull(
                 f"the store {where} has no room: its size limit or the disk is full, but for "
-                f"the last {_RESERVE >> 20} MiB, which are left to the workers ({exc}). "
+                f"the last {RESERVE >> 20} MiB, which are left to the workers ({exc}). "
                 "Waiting messages can still be run; free space or raise max_size"
             )
         if isinstance(exc, (apsw.BusyError, apsw.LockedError)):
@@ -559,7 +559,7 @@ class _Handle:
             limits.append(self.database.max_size // size)
         if self.database.folder is not None:
             disk = os.statvfs(self.database.folder)
-            free = disk.f_bavail * disk.f_frsize - _RESERVE
+            free = disk.f_bavail * disk.f_frsize - RESERVE
             limits.append(max(used, used + free // size))
         return max(1, min(limits))
 

@@ -30,6 +30,7 @@ from liteq.shortage import advice
 
 __all__ = [
     "DATABASE",
+    "RESERVE",
     "filesystem_of",
     "forbidden",
     "found",
@@ -47,6 +48,7 @@ __all__ = [
 ]
 
 DATABASE: Final = "store.db"
+RESERVE: Final = 32 * 1024 * 1024  # bytes of disk kept for settling when producers fill it
 _SHARED_MEMORY: Final = f"{DATABASE}-shm"
 _REMOTE: Final = frozenset(
     (
