@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from liteq.exceptions import ImproperlyConfigured, LiteqError
 from liteq.reference import load, reference
-from liteq.worker import Worker, grace_of
+from liteq.worker import Worker
+from liteq.workers.options import grace_of
 from liteq.workers.wishes import swallow
 
 if TYPE_CHECKING:

@@ -23,14 +23,13 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Final
 
-from liteq import cpus, signals
+from liteq import signals
 from liteq.brokers.base import Broker
 from liteq.brokers.values import Lease, Said, Step
 from liteq.delivery import find_failed
 from liteq.exceptions import (
     BrokerError,
     BrokerUnavailable,
-    ImproperlyConfigured,
     InvalidSignature,
     QueueFull,
     SchemaError,
@@ -41,13 +40,13 @@ from liteq.loggers import get_logger
 from liteq.nodes import node_name
 from liteq.outage import Outage
 from liteq.pool import Broken, Pool, Ready, Returned
-from liteq.settingvalues import Unfit, seconds
-from liteq.shares import Shares, split_weights
+from liteq.shares import Shares
 from liteq.workers.announcing import Announcer
 from liteq.workers.attempts import Attempts, Settlements
 from liteq.workers.keeper import Keeper
 from liteq.workers.membership import Membership
 from liteq.workers.notices import Notices
+from liteq.workers.options import concurrency_of, grace_of, limits_of, queues_of
 from liteq.workers.pool import has_processes, make_room, pool_of
 from liteq.workers.rounds import Rounds
 from liteq.workers.steered import Steered
@@ -58,14 +57,13 @@ from liteq.workers.wishes import COLD, WARM, Wishes, dump_stacks
 if TYPE_CHECKING:
     from liteq.app import Liteq
     from liteq.autoscale import Autoscaler
-    from liteq.config import Settings
     from liteq.metrics import Tally
     from liteq.systemd import Notifier
     from liteq.workers.companion import Companion
     from liteq.workers.scraping import Endpoint
     from liteq.workers.steering import Steering
 
-__all__ = ["EXIT_BROKEN", "EXIT_SCHEMA", "EXIT_STORE", "Worker", "grace_of"]
+__all__ = ["EXIT_BROKEN", "EXIT_SCHEMA", "EXIT_STORE", "Worker"]
 
 logger = get_logger("liteq.worker")
 
@@ -126,27 +124,19 @@ class Worker(Steered):
         conf = app.conf
         self.app = app
         self.include = tuple(include)
-        names, weights = _weights(queues)
-        self.queues = _queues(app, names, exclude_queues)
+        self.queues, weights = queues_of(app, queues, exclude_queues)
         self._shares = Shares(weights) if weights else None
         self.pool_kind = pool or conf.worker_pool
         self.autoscaler: Autoscaler | None = None
         if autoscale is not None and self.pool_kind != "solo":
             self.autoscale(*autoscale)
             concurrency = autoscale[1]
-        wanted = concurrency or conf.worker_concurrency or cpus.available()
-        if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1:
-            raise ImproperlyConfigured(
-                f"concurrency is how many tasks run at once, a whole number, not {wanted!r}"
-            )
-        self.concurrency = 1 if self.pool_kind == "solo" else wanted
+        self.concurrency = concurrency_of(conf, self.pool_kind, concurrency)
         self.hostname = node_name(hostname)
         self.burst = burst
         self.grace = grace_of(conf, grace)
-        self.time_limit = _limit("time_limit", time_limit) or conf.task_time_limit
-        self.soft_time_limit = (
-            _limit("soft_time_limit", soft_time_limit) or conf.task_soft_time_limit
-        )
+        limits = limits_of(conf, soft_time_limit, time_limit)
+        self.soft_time_limit, self.time_limit = limits
         self.max_tasks_per_child = max_tasks_per_child or conf.worker_max_tasks_per_child
         self.max_memory_per_child = max_memory_per_child or conf.worker_max_memory_per_child
         self.notify = notify
@@ -786,49 +776,6 @@ class Worker(Steered):
             self._tasks = frozenset(tasks)
             self._time_limits.look_again()
         return self._tasks
-
-
-def grace_of(conf: Settings, given: float | None = None) -> float:
-    """Return how many seconds a warm stop waits for what runs: those given, if there are any,
-    else what the settings say. Raises `ImproperlyConfigured` for what is no duration."""
-    if given is not None:
-        return _duration("grace", given)
-    celerys: float = conf.worker_soft_shutdown_timeout
-    own: float = conf.worker_shutdown_timeout
-    return celerys if celerys and not conf.value_set_for("worker_shutdown_timeout") else own
-
-
-def _limit(name: str, given: float | None) -> float | None:
-    return None if given is None else _duration(name, given)
-
-
-def _duration(name: str, given: Any) -> float:
-    try:
-        return seconds(given)
-    except Unfit as exc:
-        raise ImproperlyConfigured(f"{name} = {given!r} {exc}") from None
-
-
-def _weights(wanted: Sequence[str] | None) -> tuple[list[str] | None, dict[str, int]]:
-    """Return the names without their weights, and those."""
-    if wanted is None:
-        return None, {}
-    given = wanted.split(",") if isinstance(wanted, str) else wanted
-    try:
-        return split_weights(given)
-    except ValueError as exc:
-        raise ImproperlyConfigured(str(exc)) from None
-
-
-def _queues(
-    app: Liteq, wanted: Sequence[str] | None, excluded: Iterable[str]
-) -> tuple[str, ...]:
-    names = app.select_queues(wanted)
-    left_out = set(excluded)
-    queues = tuple(dict.fromkeys(name for name in names if name not in left_out))
-    if not queues:
-        raise ImproperlyConfigured("the worker has no queues to consume: -X excludes them all")
-    return queues
 
 
 def _count(noun: str, number: int) -> str:
