@@ -38,20 +38,21 @@ def boot_id() -> str:
 
 
 def is_free(lock: str) -> bool:
-    """Return whether nobody holds the lock of this file: whoever held it is gone."""
+    """Return whether nobody holds the lock of this file: whoever held it is gone.
+
+    A file that is missing proves nothing: somebody may have removed it from under a worker.
+    """
     try:
         fd = os.open(lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except FileNotFoundError:
-        return True
-    except OSError:  # no descriptor is left, or it is another user's: its heartbeat tells
+    except OSError:  # or no descriptor is left, or it is another user's: its heartbeat tells
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.fstat(fd).st_nlink > 0  # else it was removed, and is made anew perhaps
     except BlockingIOError:
         return False
     finally:
         os.close(fd)
-    return True
 
 
 def stranger(folder: str) -> tuple[str, int] | None:

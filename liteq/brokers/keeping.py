@@ -151,8 +151,7 @@ class Keeper:
                     target.pragma("auto_vacuum", "INCREMENTAL")
                     target.pragma("journal_mode", "WAL")
                 _copy(source, target)
-        # Who waited at the time of the backup waits no more, and its address may be another's.
-        self._database.write(lambda db: db.execute("DELETE FROM waiter"), durable=True)
+        self._database.write(_forget_who_was_there, durable=True)
         return aside
 
     def check(self, *, full: bool = False) -> list[str]:
@@ -305,6 +304,13 @@ def workers_alive(folder: Path) -> list[str]:
     except PermissionError as exc:
         raise forbidden(exc) from exc
     return [name for name in names if name.endswith(".lock") and not locks.is_dead(name)]
+
+
+def _forget_who_was_there(db: apsw.Connection) -> None:
+    """Have nobody in a backup be there now: a waiter's address may be another's, and a worker,
+    whose lock is gone, is as one of before the machine was last booted."""
+    db.execute("DELETE FROM waiter")
+    db.execute("UPDATE worker SET boot = 'restored' WHERE stopped_at IS NULL")
 
 
 def _make_anew(partial: Path, target: Path) -> None:

@@ -4,6 +4,9 @@ Each worker holds an exclusive `flock` on a lock file of its own. Whatever kills
 worker, and whatever reuses its process id, the kernel drops the lock at that moment;
 whoever can take it knows that the worker is gone. (Never on the database's own files:
 closing any descriptor of those would drop SQLite's locks.)
+
+A file that is missing proves nothing, for cleaners of old files remove what is in use. Its
+worker is judged by its heartbeat then, and makes it anew with the next one.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from liteq.exceptions import LiteqError
 from liteq.pulse import boot_id, is_free
 
 if TYPE_CHECKING:
@@ -54,21 +58,42 @@ class LockFiles:
         _all.add(self)
 
     def hold(self, name: str) -> None:
-        """Take the lock of a new name; it is held until `release()` or our death. Raises
-        `BrokerUnavailable` if its file cannot be made."""
+        """Take the lock of a name; it is held until `release()` or our death. Raises
+        `BrokerUnavailable` if its file cannot be made. To be called in a write transaction: no
+        other thread does, and none forks."""
         from liteq.brokers.files import own_file, own_folder, unusable  # late: not for probes
 
         try:
             own_folder(self.folder)
         except OSError as exc:
             raise unusable(exc) from exc
-        fd = own_file(os.path.join(self.folder, name), os.O_RDWR)
+        path = os.path.join(self.folder, name)
+        fd = own_file(f"{path}.new", os.O_RDWR)
         try:
+            # Before it has its name: whoever found it there and not locked would see a death.
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.rename(f"{path}.new", path)
         except BaseException:
             os.close(fd)
             raise
+        before = self._held.get(name)
         self._held[name] = fd
+        if before is not None:
+            os.close(before)
+
+    def hold_again(self, name: str) -> bool:
+        """Take a lock of ours anew if its file was removed, or another is in its place; return
+        whether that was needed, and done. To be called as `hold()` is."""
+        fd, path = self._held.get(name), os.path.join(self.folder, name)
+        if fd is None:
+            return False
+        try:
+            if self.is_there(name) and os.path.samestat(os.lstat(path), os.fstat(fd)):
+                return False
+            self.hold(name)
+        except (OSError, LiteqError):  # until it can be: our heartbeat tells the same
+            return False
+        return True
 
     def release(self, name: str) -> None:
         """Give the lock up and remove its file."""
@@ -82,8 +107,12 @@ class LockFiles:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(os.path.join(self.folder, name))
 
+    def is_there(self, name: str) -> bool:
+        """Return whether there is such a file."""
+        return os.path.lexists(os.path.join(self.folder, name))
+
     def is_dead(self, name: str) -> bool:
-        """Return whether nobody holds the lock."""
+        """Return whether the file is there, and nobody holds its lock."""
         return name not in self._held and is_free(os.path.join(self.folder, name))
 
     def _drop_inherited(self) -> None:

@@ -174,6 +174,8 @@ class SqliteMail(SqliteStore):
         state: Literal["alive", "stuck", "dead"] = "alive"
         if boot != self._boot or (locks is not None and locks.is_dead(lock_name(id))):
             state = "dead"
+        elif stopped_at is not None and locks is not None and not locks.is_there(lock_name(id)):
+            state = "dead"  # and buried: who is only stuck keeps its file
         elif stopped_at is not None or age > self.stuck_after:
             state = "stuck"
         return WorkerInfo(

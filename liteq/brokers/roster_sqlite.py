@@ -77,8 +77,9 @@ class SqliteRoster(SqliteStore):
         beat_at = self.clock.steady()
         text = None if details is None else json.dumps(dict(details))
         names = None if queues is None else json.dumps(list(queues))
+        name = lock_name(worker)
 
-        def update(db: apsw.Connection) -> bool:
+        def update(db: apsw.Connection) -> tuple[bool, bool]:
             self._stay(worker)
             db.execute(
                 "UPDATE worker SET beat_at = ?, details = coalesce(?, details), "
@@ -88,11 +89,14 @@ class SqliteRoster(SqliteStore):
             )
             alive = bool(db.changes())
             standby.prolong(db, worker, beat_at + self.stuck_after)
-            return alive
+            anew = alive and self._locks is not None and self._locks.hold_again(name)
+            return alive, anew
 
-        alive = self._database.write(update, durable=False)
+        alive, anew = self._database.write(update, durable=False)
         if not alive:
             self._leave(worker)
+        if anew:
+            _warn_of_lock(f"{self.directory}/workers/{name}")
         return alive
 
     def unregister(self, worker: int) -> None:
@@ -238,3 +242,13 @@ def leases_of(db: apsw.Connection, worker: int, limit: int | None) -> list[Lease
         (worker, -1 if limit is None else limit),
     )
     return [Lease(row[0], row[1], row[2], row[3:]) for row in rows]
+
+
+def _warn_of_lock(path: str) -> None:
+    from liteq.loggers import get_logger  # late: a third of what a sender loads
+
+    get_logger("liteq.worker").warning(
+        "%s, by which the others know that this worker lives, was removed, and is made anew: "
+        "keep whatever cleans up old files out of the store's folder",
+        path,
+    )

@@ -37,6 +37,7 @@ from liteq.brokers.connection import (
     fetch_one,
     refuse_network_filesystem,
 )
+from liteq.brokers.keeping import workers_alive
 from liteq.brokers.searching import Search
 from liteq.brokers.sqlite import SqliteBroker
 from liteq.brokers.values import Letter, Schedule
@@ -54,6 +55,7 @@ from liteq.exceptions import (
 from liteq.limits import Limit, LimitInfo
 from liteq.message import GATHER, PACKED_FIELDS, Edge, Graph, Message, Workflow
 from liteq.outcome import Failed, Ignored, Replaced, Revoked, Succeeded
+from liteq.pulse import beats, is_free
 
 STORM = bool(os.environ.get("LITEQ_STORM"))
 
@@ -446,6 +448,114 @@ def test_a_worker_does_nothing_in_a_store_that_it_never_registered_in(
 
     assert other.settle(worker, lease, Succeeded(b"1"))
     other.close()
+
+
+# What is beside the file
+
+
+def clean_up(how: str, folder: Path) -> None:
+    """Do with the locks of workers what cleaners of old files and copies of folders do."""
+    match how:
+        case "removed":
+            for path in (folder / "workers").iterdir():
+                path.unlink()
+        case "folder removed":
+            shutil.rmtree(folder / "workers")
+        case "replaced":
+            shutil.copytree(folder / "workers", folder / "copy")
+            shutil.rmtree(folder / "workers")
+            (folder / "copy").rename(folder / "workers")
+
+
+ways_to_clean_up = pytest.mark.parametrize("how", ["removed", "folder removed", "replaced"])
+
+
+@pytest.mark.parametrize("how", ["removed", "folder removed"])
+def test_2_a_worker_whose_lock_was_removed_is_judged_by_its_heartbeat(
+    store: Store, broker: Broker, folder: Path, clock: FakeClock, how: str
+) -> None:
+    broker.enqueue([make()])
+    worker = enlist(broker)
+    broker.claim(worker, ["default"])
+    other = store.open()
+    clean_up(how, folder)
+
+    taken = [other.reclaim()]
+    states = [[info.state for info in other.roster()], [info.id for info in other.workers()]]
+    probed = [alive for *_, alive in beats(str(folder), clock.steady())]
+    clock.advance(broker.lease_timeout + 1)
+    taken.append(other.reclaim())
+
+    assert states == [["alive"], [worker]]
+    assert probed == [True]
+    assert taken == [0, 1]
+    assert [info.state for info in other.roster()] == ["dead"]
+    other.close()
+
+
+@ways_to_clean_up
+def test_2_a_heartbeat_makes_a_removed_lock_anew(
+    store: Store,
+    broker: Broker,
+    folder: Path,
+    clock: FakeClock,
+    how: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    worker = enlist(broker)
+    other = store.open()
+    clean_up(how, folder)
+
+    broker.beat(worker)
+    broker.beat(worker)
+
+    assert workers_alive(folder) == [f"{worker}.lock"]
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert f"{folder}/workers/{worker}.lock, by which" in caplog.text
+    clock.advance(broker.lease_timeout + 1)
+    other.reclaim()
+    assert [info.state for info in other.roster()] == ["stuck"]  # the kernel says: it lives
+    broker.unregister(worker)
+    assert list((folder / "workers").iterdir()) == []
+    other.close()
+
+
+def test_2_a_lock_that_is_made_anew_is_held_before_it_is_there(
+    store: Store, broker: Broker, folder: Path
+) -> None:
+    worker = enlist(broker)
+    lock = folder / "workers" / f"{worker}.lock"
+    free: list[bool] = []
+    over = threading.Event()
+
+    def probe() -> None:
+        while not over.is_set():
+            free.append(is_free(str(lock)))
+
+    prober = threading.Thread(target=probe)
+    prober.start()
+    for _ in range(200):
+        lock.unlink()
+        broker.beat(worker)
+    over.set()
+    prober.join()
+
+    assert free
+    assert not any(free)
+
+
+def test_a_worker_beats_on_where_its_lock_cannot_be_made_anew(
+    broker: Broker, folder: Path
+) -> None:
+    worker = enlist(broker)
+    clean_up("folder removed", folder)
+    (folder / "workers").write_bytes(b"")
+
+    assert broker.beat(worker)
+
+    (folder / "workers").unlink()
+    assert broker.beat(worker)
+    assert workers_alive(folder) == [f"{worker}.lock"]
 
 
 def test_a_store_that_cannot_be_looked_for_is_unavailable(broker: Broker, folder: Path) -> None:
@@ -1791,7 +1901,7 @@ def test_a_store_whose_gate_the_disk_refuses_is_out_of_reach(folder: Path, numbe
     broker.close()
 
 
-@pytest.mark.parametrize("name", ["", "store.db", "gate", "workers", "workers/1.lock"])
+@pytest.mark.parametrize("name", ["", "store.db", "gate", "workers", "workers/1.lock.new"])
 def test_a_worker_for_whose_files_there_is_no_room_may_try_again(
     folder: Path, name: str
 ) -> None:

@@ -382,6 +382,38 @@ def test_a_killed_worker_is_survived_by_nobody_and_succeeded_at_once(
     assert shop.left_behind() == []
 
 
+@pytest.mark.parametrize("how", ["files", "folder"])
+def test_2_a_worker_whose_lock_somebody_removes_keeps_what_it_runs_and_is_missed_when_killed(
+    open_shop: OpenShop, how: str
+) -> None:
+    shop = open_shop(broker_transport_options={"lease_timeout": 3.0})
+    locks = shop.folder / "store" / "workers"
+    shop.hold()
+    first = shop.start("-c", "1", name="first")
+    shop.wait_start()
+    [lock] = locks.iterdir()
+    first.send_signal(signal.SIGSTOP)  # it cannot beat before the other has looked
+
+    if how == "files":
+        lock.unlink()
+    else:
+        shutil.rmtree(locks)
+    assert shop.start("-c", "1", "--burst", name="second", ready=False).wait(20) == 0
+    first.send_signal(signal.SIGCONT)
+    shop.wait(lock.exists, first)
+    third = shop.start("-c", "1", name="third")
+
+    assert len(shop.starts()) == 1
+    assert "was removed, and is made anew" in shop.log("first")
+    first.kill()
+    killed = time.time()
+    number, _, began = shop.wait_start(count=2)
+    shop.release()
+    assert (number, float(began) < killed + 1.0) == ("2", True)
+    assert shop.stop(third) == 0
+    assert shop.left_behind() == []
+
+
 # Time limits
 
 LIMITED = """
