@@ -1279,7 +1279,7 @@ def test_a_worker_waits_for_a_disk_that_has_no_room_for_its_lock(
     on_disk.fill()
 
     second = start("worker", "-c", "1")
-    second.wait_for(rf"{_OUTAGE}no space left.*`df -i`.*/workers/\d+\.lock\.new\).*trying again")
+    second.wait_for(rf"{_OUTAGE}no space left.*`df -i`.*\d+\.lock\.new\).*trying again")
     on_disk.free()
 
     second.wait_for("^ready")
