@@ -481,9 +481,11 @@ class Service:
 
     @contextlib.contextmanager
     def _signals(self, wakes: int) -> Iterator[None]:
-        """Stop on TERM, INT and QUIT. The handler sets a flag; the descriptor ends the
+        """Stop on TERM, INT, QUIT and HUP. The handler sets a flag; the descriptor ends the
         selector's sleep."""
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+        numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # else as `nohup` wants it
+            numbers.append(signal.SIGHUP)
         old_fd = signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
         old = {number: signal.signal(number, self._on_signal) for number in numbers}
         try:

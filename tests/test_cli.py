@@ -1143,6 +1143,32 @@ def test_no_link_is_followed_to_a_pid_file(project: Project, command: list[str])
     assert file.read_text() == "1\n"
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP])
+def test_a_beat_that_is_told_to_stop_removes_its_pid_file(
+    project: Project, start: Callable[..., Running], number: int
+) -> None:
+    beat = start("beat", "--pidfile", "held.pid")
+    beat.wait_for("^ready")
+
+    assert beat.end(number) == 0
+    assert not (project.folder / "held.pid").exists()
+
+
+def test_a_beat_that_is_to_outlive_its_terminal_does(
+    project: Project, start: Callable[..., Running]
+) -> None:
+    project.ok("schedule", "add", "often", "tasks.add", "0.2", "-a", "[1, 2]")
+    project.behind = ["nohup"]
+    beat = start("beat")
+    beat.wait_for("Sending due task often")
+
+    beat.process.send_signal(signal.SIGHUP)
+    seen = len(beat.lines)
+
+    wait_until(lambda: len(beat.lines) > seen + 2)  # more than were on their way
+    assert beat.end() == 0
+
+
 def test_a_pid_file_of_a_killed_worker_is_free_at_once(
     project: Project, start: Callable[..., Running]
 ) -> None:
