@@ -154,6 +154,36 @@ def test_a_relative_path_that_is_written_as_an_absolute_one_is_refused() -> None
     assert connect("sqlite:///tmp") is not None  # a volume that is mounted there
 
 
+@pytest.mark.parametrize("path", ["./shop.liteq", "../shop.liteq", "data/../shop.liteq"])
+def test_a_relative_path_is_no_less_a_slip_for_its_dots(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(ImproperlyConfigured, match=r"be the folder /shop\.liteq, at") as caught:
+        connect(f"sqlite:///{path}")
+
+    assert f"working directory write sqlite://{path}, for" in str(caught.value)
+    meant: Any = connect(f"sqlite://{path}")
+    assert meant.directory == str((tmp_path / path).resolve())
+
+
+@pytest.mark.parametrize("slip", ["sqlite://~/shop.liteq", "sqlite:///~/shop.liteq", "~/shop"])
+def test_what_a_shell_would_read_as_the_home_folder_is_refused(
+    slip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/srv/home")
+
+    with pytest.raises(ImproperlyConfigured, match="write sqlite:///srv/home/shop"):
+        connect(slip)
+
+    meant: Any = connect("sqlite://./~/shop.liteq")
+    assert meant.directory == str(tmp_path.resolve() / "~" / "shop.liteq")
+    (tmp_path / "~").mkdir()
+    assert connect("~/shop") is not None
+
+
 def test_a_url_carries_options_of_the_broker() -> None:
     broker: Any = connect("sqlite:///srv/shop.liteq?durability=normal")
 

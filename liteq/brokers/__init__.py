@@ -122,6 +122,7 @@ def sqlite_target(url: str) -> tuple[str | None, dict[str, str]]:
     `ImproperlyConfigured` for one that says another place than it seems to."""
     _, colon, rest = url.partition("://")
     if not colon:
+        _refuse_home(url, url)
         return (None if url == "memory" else url), {}
     path, _, query = rest.partition("?")
     options: dict[str, str] = {}
@@ -133,6 +134,7 @@ def sqlite_target(url: str) -> tuple[str | None, dict[str, str]]:
     if path.startswith("//"):  # SQLAlchemy writes an absolute path with four slashes
         path = path[1:]
     path = _unquoted(path)
+    _refuse_home(url, path)
     if rest.startswith("/") and not rest.startswith("//"):
         _refuse_slip(url, rest, path)
     return path, options
@@ -164,11 +166,29 @@ def _refuse_misspelt(url: str) -> None:
     )
 
 
+def _refuse_home(url: str, path: str) -> None:
+    """Raise `ImproperlyConfigured` for `sqlite://~/shop.liteq`: a shell alone reads `~` as the
+    home folder, and here it would be a new folder of that name."""
+    import os  # late: few programs that read a URL open a file
+
+    within = path.lstrip("/")
+    first = path[: len(path) - len(within)] + within.partition("/")[0]
+    if within.startswith("~") and not os.path.exists(first):
+        from liteq.exceptions import ImproperlyConfigured
+
+        raise ImproperlyConfigured(
+            f"{url} would be in a folder that is called {first}, which only a shell reads as a "
+            f"home folder: write sqlite://{os.path.expanduser(within)}, or ./ before the name "
+            "of a folder that is meant so"
+        )
+
+
 def _refuse_slip(url: str, rest: str, path: str) -> None:
     """Raise `ImproperlyConfigured` for `sqlite:///shop.liteq`, which in SQLAlchemy's URLs
     is a relative path, and here would be a new folder at the root of the file system."""
     import os  # late: few programs that read a URL open a file
 
+    path = os.path.normpath(path)  # `/./shop.liteq` and `/../shop.liteq` are the same slip
     if os.path.dirname(path) == "/" and not os.path.exists(path):
         from liteq.exceptions import ImproperlyConfigured
 
