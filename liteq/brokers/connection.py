@@ -460,8 +460,7 @@ class _Handle:
             flags |= apsw.SQLITE_OPEN_CREATE | apsw.SQLITE_OPEN_MEMORY
         else:
             flags |= apsw.SQLITE_OPEN_NOFOLLOW
-            gate = os.path.join(database.folder, _GATE)
-            self.gate = own_file(gate, os.O_RDWR)
+            self._change_gate()
         db = apsw.Connection(database.path, flags=flags)
         try:
             # The timeout comes first: to open a file whose last user died takes locks, too.
@@ -569,9 +568,12 @@ class _Handle:
         if self.gate < 0:
             return
         self._enter_gate()
-        if os.pread(self.gate, 16, 0) == self.version:  # as nearly always: see `check_version`
-            return
         try:
+            while not os.fstat(self.gate).st_nlink:  # removed: who came later has another
+                self._change_gate()
+                self._enter_gate()
+            if os.pread(self.gate, 16, 0) == self.version:  # as nearly always
+                return
             self.check_version()
         except BaseException:
             self.leave_gate()
@@ -585,6 +587,16 @@ class _Handle:
         # Otherwise an upgrade is under way, or has failed: nobody will announce it again.
         if announced in (b"", b"%d\n" % found):
             self.version = announced
+
+    def _change_gate(self) -> None:
+        """Open the gate that is there now, and let go of one that was removed. Upgrades were
+        announced at the new one, or there is no word of them: the store itself is asked."""
+        folder = self.database.folder
+        assert folder is not None
+        gate = own_file(os.path.join(folder, _GATE), os.O_RDWR)
+        self._close_gate()
+        self.gate = gate
+        self.version = None
 
     def _announce(self) -> None:
         if self.gate >= 0:

@@ -1323,6 +1323,38 @@ def test_a_writer_that_does_not_let_go_is_reported(store: Store, folder: Path) -
 # A full store
 
 
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+def test_a_gate_that_was_removed_is_taken_anew_by_those_who_had_it_open(
+    store: Store, broker: Broker, folder: Path, how: str
+) -> None:
+    broker.enqueue([make()])
+    (folder / "gate").unlink()
+    if how == "replaced":
+        (folder / "gate").write_bytes(b"")
+
+    broker.enqueue([make()])
+    with (folder / "gate").open("rb+") as gate:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        with pytest.raises(BrokerBusy):
+            broker.enqueue([make()])
+    broker.enqueue([make()])
+
+    assert broker.counts()["default"]["queued"] == 3
+
+
+def test_an_upgrade_is_heard_of_behind_a_gate_that_was_removed(
+    broker: Broker, folder: Path
+) -> None:
+    broker.enqueue([make()])
+    (folder / "gate").unlink()
+    with contextlib.closing(apsw.Connection(str(folder / DATABASE))) as later:
+        later.pragma("user_version", schema.VERSION + 1)
+        later.execute("UPDATE meta SET value = 99 WHERE name = 'readable_by'")
+
+    with pytest.raises(SchemaError):
+        broker.enqueue([make()])
+
+
 def test_who_waits_long_at_the_gate_leaves_the_processor_to_who_is_inside(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
