@@ -159,9 +159,11 @@ class AsyncLink:
                     elif wire is not None:
                         wire.close()
                         here.close()
-                except BrokerUnavailable:  # of its replicas: asking again may take as long
-                    assert wire is not None
-                    here.spare.append(wire)
+                except BrokerUnavailable:
+                    # Of its replicas: asking again may take as long. Without a connection it is
+                    # `meet()` that has asked again, as often as it is done here.
+                    if wire is not None:
+                        here.spare.append(wire)
                     raise
                 except (OSError, RedisError) as exc:  # a time-out is an OSError
                     if wire is not None:

@@ -114,6 +114,24 @@ def test_loops_of_several_threads_have_connections_of_their_own(server: RedisSer
     broker.close()
 
 
+def test_the_first_call_of_a_process_is_told_of_an_outage_and_the_next_is_well(
+    app: Liteq, server: RedisServer
+) -> None:
+    double: Any = app.tasks["shop.double"]
+
+    async def go() -> None:
+        server.kill()
+        for _ in range(2):
+            with pytest.raises(BrokerUnavailable, match="cannot be reached"):
+                await double.adelay(1)
+        await asyncio.to_thread(server.start)
+        await double.adelay(2)
+
+    asyncio.run(go())
+
+    assert app.broker.counts()["default"]["queued"] == 1
+
+
 @pytest.mark.parametrize("word", ["EVALSHA", "liteq:default"])
 def test_a_lost_reply_is_no_second_message(
     proxy: Proxy, broker: RedisBroker, direct: RedisBroker, word: str
