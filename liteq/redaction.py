@@ -588,9 +588,11 @@ def is_secret_setting(name: object) -> bool:
 
 # URLs
 
-_URL_PASSWORD: Final = r"(?<=://)([^/@:\s]*):([^@\s]*)@"
+# The password ends at the last "@" of the host's part: one in it may be written as it is.
+_URL_PASSWORD: Final = r"(?<=://)([^/@:\s]*):([^@\s]*(?:@[^@/?#\s\"']*)*?)@(?![^@/?#\s\"']*@)"
 _QUERY_SECRET: Final = (
-    r"(?i)([?&](?:password|passwd|secret|token|key|api_?key|access_token|signature|sig)=)"
+    r"(?i)([?&](?:key|[^=&?\s\"']*(?:password|passwd|passphrase|pwd|secret|token|credentials?"
+    r"|signature|sig|(?:api|access|private|secret|signing|encryption)[_-]?key))=)"
     r"([^&\s\"']*)"
 )
 

@@ -411,6 +411,20 @@ def test_secrets_beside_the_fields_of_a_dataclass_are_found_and_not_shown() -> N
         ("a redis://u:p@h, b", f"a redis://u:{HIDDEN}@h, b"),
         ("https://h/?x=1&api_key=abc&y=2", f"https://h/?x=1&api_key={HIDDEN}&y=2"),
         ("redis://h:6379/0", "redis://h:6379/0"),
+        (f"redis://u:{CANARY}@{CANARY}@h/0?x=a@b", f"redis://u:{HIDDEN}@h/0?x=a@b"),
+        (
+            f'{{"a":"redis://u:{CANARY}@h","b":"x@y"}}',
+            f'{{"a":"redis://u:{HIDDEN}@h","b":"x@y"}}',
+        ),
+        (f"rediss://h?ssl_password={CANARY}", f"rediss://h?ssl_password={HIDDEN}"),
+        (
+            f"redis+sentinel://a/shop?sentinel_password={CANARY}&db=2",
+            f"redis+sentinel://a/shop?sentinel_password={HIDDEN}&db=2",
+        ),
+        (f"https://h/?clientSecret={CANARY}", f"https://h/?clientSecret={HIDDEN}"),
+        (f"https://h/?X-Amz-Signature={CANARY}", f"https://h/?X-Amz-Signature={HIDDEN}"),
+        (f"https://h/?a=1&AccessKey={CANARY}", f"https://h/?a=1&AccessKey={HIDDEN}"),
+        ("https://h/?monkey=1&primary_key=2", "https://h/?monkey=1&primary_key=2"),
     ],
 )
 def test_urls_are_masked(url: str, shown: str) -> None:

@@ -161,7 +161,7 @@ def _refuse_misspelt(url: str) -> None:
     from liteq.exceptions import ImproperlyConfigured
 
     raise ImproperlyConfigured(
-        f"broker URL {url.split('@')[-1]!r} has no '://' behind {word!r}: {_ADVICE}, or ./ "
+        f"broker URL {_shown(url)!r} has no '://' behind {word!r}: {_ADVICE}, or ./ "
         "before the name of a folder that is meant so"
     )
 
@@ -210,4 +210,11 @@ def _store_of(url: str) -> tuple[str, str]:
 def _refusal(url: str, scheme: str) -> str:
     if scheme in _SERVERS:
         return f"liteq has no broker for {scheme}://: {_ADVICE}"
-    return f"broker URL {url.split('@')[-1]!r} has an unknown scheme {scheme!r}: {_ADVICE}"
+    return f"broker URL {_shown(url)!r} has an unknown scheme {scheme!r}: {_ADVICE}"
+
+
+def _shown(url: str) -> str:
+    """Return what may be shown of a misspelt URL: who knows what its front is."""
+    from liteq.redaction import mask_url  # late: for an error
+
+    return mask_url(url.split("@")[-1])

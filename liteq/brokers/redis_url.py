@@ -24,6 +24,11 @@ __all__ = ["Place", "parse"]
 
 _PORT: Final = 6379
 _SENTINEL_PORT: Final = 26379
+# What stands there may be the half of a password, so that it is not shown.
+_NO_PORT: Final = (
+    "its port is no number up to 65535 (in a user's name or password, write %2F, %3F and %23 "
+    "for a slash, a question mark and a hash)"
+)
 _TLS: Final = frozenset(
     {
         "ssl_ca_certs",
@@ -156,13 +161,18 @@ def _hosts(netloc: str, port: int) -> tuple[str | None, str | None, list[tuple[s
     hosts = []
     for one in names.split(","):
         split = urlsplit(f"//{one}")
-        hosts.append((split.hostname or "localhost", split.port or port))
+        try:
+            hosts.append((split.hostname or "localhost", split.port or port))
+        except ValueError:
+            raise ValueError(_NO_PORT) from None
     if not at:
         return None, None, hosts
     return unquote(name) or None, unquote(password) or None, hosts
 
 
 def _number(text: str) -> int:
+    if "@" in text:
+        raise ValueError(_NO_PORT)
     if not text.isdigit():
         raise ValueError(f"the database is a number, not {text!r}")
     return int(text)

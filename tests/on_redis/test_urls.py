@@ -93,6 +93,26 @@ def test_a_url_that_makes_no_sense_is_refused_without_its_password(
 
 
 @pytest.mark.parametrize(
+    "url",
+    [
+        "redis://me:hunter2/x@h/0",
+        "redis://me:1/hunter2@h/0",
+        "redis://me:hunter2?x@h/0",
+        "redis://me:hunter2#x@h/0",
+        "redid://h?password=hunter2",
+        "redis:h?ssl_password=hunter2",
+        "redis+sentinel://a/?sentinel_password=hunter2",
+        "rediss://h?ssl_password=hunter2&ssl_cert_reqs=maybe",
+    ],
+)
+def test_a_misspelt_url_is_refused_without_the_password_that_it_may_hold(url: str) -> None:
+    with pytest.raises(ImproperlyConfigured) as raised:
+        connect(url)
+
+    assert "hunter2" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
     ("url", "wanted", "place", "tls"),
     [
         ("redis://me:pw@h/2", True, "rediss://h:6379/2", {}),
