@@ -141,7 +141,7 @@ def test_who_waits_for_another_writer_loads_nothing_for_that(tmp_path: Path) -> 
 def test_a_worker_of_a_module_loads_nothing_of_what_sends_scripts() -> None:
     loaded = modules_of("import liteq.discovery, liteq.worker")
 
-    assert loaded & {"dataclasses", "liteq.parcel", "liteq.reference"} == set()
+    assert loaded & {"liteq.parcel", "liteq.reference"} == set()
 
 
 def test_the_worker_of_the_benchmarks_carries_no_results(
