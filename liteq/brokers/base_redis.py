@@ -150,7 +150,14 @@ class RedisStore(Broker):
         if server.get("aof_enabled") == "1":
             sync = server.get("appendfsync")
             return f"append-only file, fsync {sync}" if sync else "append-only file"
-        if server.get("save") == "":
+        if "aof_enabled" not in server:
+            return "persistence unknown: the server does not say"
+        if "save" not in server:
+            return (
+                "no append-only file, and no word on snapshots (this user may not see CONFIG): "
+                "a restart of the server loses what came since the last one, or every message"
+            )
+        if not server["save"]:
             return "nothing is persisted: a restart of the server loses every message"
         return "snapshots only: a restart of the server loses what came since the last one"
 

@@ -79,6 +79,20 @@ def test_what_the_server_keeps_is_said(start: Start, lines: list[str], said: str
     broker.close()
 
 
+@pytest.mark.parametrize("lines", [["save 900 1"], []])
+def test_of_snapshots_nothing_is_said_that_the_user_may_not_see(
+    start: Start, lines: list[str]
+) -> None:
+    server = start(acl_of_the_docs(), *lines)
+    broker = RedisBroker(f"unix://liteq:secret@{server.path}?db=0")
+
+    said = broker.persistence()
+
+    assert said.startswith("no append-only file, and no word on snapshots")
+    assert said.endswith("or every message")
+    broker.close()
+
+
 def test_1_what_was_enqueued_survives_the_servers_death(start: Start) -> None:
     server = start("appendonly yes", "appendfsync always")
     broker = RedisBroker(server.url)
