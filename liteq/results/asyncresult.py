@@ -151,8 +151,9 @@ class AsyncResult(ResultBase, Generic[R]):
         Raises what the task raised (unless `propagate` is off: then the exception is
         returned), `TaskRevokedError`, and `TimeoutError` after `timeout` seconds, which
         leaves the task alone. Without a timeout, an id that is not in the store raises
-        `UnknownTaskId` instead of waiting for ever. Inside a task it raises
-        `RuntimeError`, since waiting there can use up all of a worker's processes.
+        `UnknownTaskId` instead of waiting for ever. While the store cannot be read it raises
+        `BrokerUnavailable`: the call is as it was, and may be waited for again. Inside a task
+        it raises `RuntimeError`, since waiting there can use up all of a worker's processes.
 
         `on_message` is called with a dictionary (`status`, `result`, `task_id` …) whenever
         the state or what `update_state()` reports has become another, at last with the

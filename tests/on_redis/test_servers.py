@@ -13,7 +13,7 @@ import pytest
 from redis_server import RedisServer, free_port
 from world import enlist, make, wait_until
 
-from liteq import failure
+from liteq import Liteq, failure
 from liteq.brokers import redis_link
 from liteq.brokers.redis import RedisBroker
 from liteq.brokers.redis_wire import ServerError
@@ -465,6 +465,25 @@ def test_nobody_is_given_up_for_having_been_out_of_reach(start: Start) -> None:
     assert broker.beat(worker)
     assert broker.settle(worker, lease, Succeeded(b"1"))
     broker.close()
+
+
+def test_who_waits_for_a_result_is_told_of_an_outage_and_may_wait_again(start: Start) -> None:
+    server = start("appendonly yes", "appendfsync always")
+    app = Liteq("shop", broker=server.url, set_as_current=False)
+    double = app.task(lambda number: 2 * number, name="shop.double")
+    result = double.delay(2)
+
+    with pytest.raises(BrokerUnavailable):
+        result.get(timeout=60, on_interval=server.kill)
+    with pytest.raises(BrokerUnavailable):
+        result.get(timeout=60, propagate=False)
+    with pytest.raises(BrokerUnavailable):
+        result.ready()
+
+    server.start()
+    with app.worker():
+        assert result.get(timeout=30) == 4
+    app.close()
 
 
 # Wrong words
