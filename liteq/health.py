@@ -2,8 +2,9 @@
 
 Nothing of the app is imported and nothing is written: the heartbeats are read where they
 are, with apsw alone (`liteq.pulse`) or over a plain socket. (Importing an app in each probe
-has cost others seconds of processor time a minute.) A Redis that needs TLS or Sentinel is
-asked through its client, which takes ten times as long to import as all the rest.
+has cost others seconds of processor time a minute.) A Redis that needs TLS or Sentinel, or
+another node of a cluster, is asked as the broker does, whose client takes ten times as long to
+import as all the rest.
 """
 
 from __future__ import annotations
@@ -32,14 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Pulse", "pulses", "store_url"]
 
-# Variables that have a word to say about the store beside LITEQ_BROKER_URL.
+# Variables that have a word to say about a folder beside LITEQ_BROKER_URL.
 _ELSEWHERE: Final = frozenset(
-    {
-        "LITEQ_BROKER_TRANSPORT_OPTIONS",
-        "LITEQ_BROKER_TRANSPORT_OPTIONS_FILE",
-        "LITEQ_BROKER_USE_SSL",
-        "LITEQ_BROKER_USE_SSL_FILE",
-    }
+    {"LITEQ_BROKER_TRANSPORT_OPTIONS", "LITEQ_BROKER_TRANSPORT_OPTIONS_FILE"}
 )
 _TIMEOUT: Final = 2.0  # seconds to wait for a store: a probe has little time
 
@@ -63,20 +59,20 @@ def store_url(given: str | None = None) -> tuple[str, Mapping[str, Any]]:
     Raises `ImproperlyConfigured` if nothing says which: code is not asked.
     """
     url = given or os.environ.get("LITEQ_BROKER_URL")
-    if url and _ELSEWHERE.isdisjoint(os.environ):
+    if url and scheme_of(url) == "sqlite" and _ELSEWHERE.isdisjoint(os.environ):
         return url, {}
     from pathlib import Path  # late, like the next: what most probes can do without
 
     from liteq.config import Settings  # 30 ms
-    from liteq.storesettings import secured
+    from liteq.storesettings import secured, url_of
 
     settings = Settings()
+    if given:
+        settings.broker_url = given
     options: Mapping[str, Any] = settings.broker_transport_options or {}
-    url = given or settings.broker_url
-    if isinstance(url, (list, tuple)):
-        url = url[0]
+    url = url_of(settings)
     if url:
-        url, tls = secured(str(url), settings.broker_use_ssl)
+        url, tls = secured(url, settings.broker_use_ssl)
         return url, {**tls, **options}
     found = sorted(path for path in Path.cwd().glob("*.liteq") if _may_be_a_store(path))
     if len(found) == 1:
@@ -101,9 +97,11 @@ def pulses(url: str, options: Mapping[str, Any] | None = None) -> list[Pulse]:
         return _in_folder(url, options)
     from liteq.brokers.redis_url import parse
 
-    place = parse(url)
+    place = parse(url, master_name=options.get("master_name", ""))
     if place.tls is None and place.service is None:
-        return _on_server(place, options)
+        found = _on_server(place, {**options, **place.options})
+        if found is not None:
+            return found
     return _through_client(url, options)
 
 
@@ -135,17 +133,20 @@ def _is_trusted(options: Mapping[str, Any]) -> bool:
     return bool(read(SqliteBroker, options, "the store's options").get("allow_other_owner"))
 
 
-def _on_server(place: Place, options: Mapping[str, Any]) -> list[Pulse]:
+def _on_server(place: Place, options: Mapping[str, Any]) -> list[Pulse] | None:
+    """Ask the server at this place; None if another node of its cluster has the store."""
     from liteq.brokers.redis_pulse import beats, dial, prefix_of
     from liteq.brokers.redis_wire import ServerError
 
-    name = place.options.get("namespace") or options.get("namespace") or "default"
-    prefix = prefix_of(name, options.get("global_keyprefix", ""))
+    name = options.get("namespace") or "default"
+    prefix = prefix_of(name, options.get("global_keyprefix") or "")
     try:
         with closing(dial(place.path or place.hosts[0])) as connection:
             told = beats(connection, prefix, place.db, place.username, place.password)
             return [Pulse(*one) for one in told]
     except ServerError as exc:
+        if exc.code == "MOVED":
+            return None
         raise BrokerUnavailable(f"{place} refused: {exc}") from exc
     except OSError as exc:
         raise BrokerUnavailable(f"{place} cannot be reached: {exc}") from exc

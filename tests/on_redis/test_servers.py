@@ -13,8 +13,8 @@ import pytest
 from redis_server import RedisServer, free_port
 from world import enlist, make, wait_until
 
-from liteq import Liteq, failure
-from liteq.brokers import redis_link
+from liteq import Liteq, failure, health
+from liteq.brokers import connect, redis_link
 from liteq.brokers.redis import RedisBroker
 from liteq.brokers.redis_wire import ServerError
 from liteq.clock import SystemClock
@@ -440,6 +440,51 @@ def _owns(node: RedisServer, broker: RedisBroker) -> bool:
     except ServerError:
         return False
     return True
+
+
+# Probes
+
+
+def _probed(url: str | None = None) -> list[str]:
+    """Return the names of the workers that `liteq health` finds."""
+    return [pulse.name for pulse in health.pulses(*health.store_url(url))]
+
+
+def test_a_probe_reads_the_options_in_the_url(server: RedisServer) -> None:
+    url = f"{server.url}&global_keyprefix=ours:&namespace=mail"
+    broker = connect(url)
+    broker.register("w@host", ["default"], 1, {})
+
+    assert _probed(url) == ["w@host"]
+    assert _probed(server.url) == []
+    broker.close()
+
+
+def test_a_probe_asks_the_sentinels_that_the_settings_name(
+    sentinel: tuple[RedisServer, str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = RedisBroker(sentinel[1], namespace="mail")
+    broker.register("w@host", ["default"], 1, {})
+    hosts = ["sentinel://127.0.0.1:1", f"sentinel://127.0.0.1:{sentinel[0].port}"]
+    monkeypatch.chdir(folder)
+    (folder / "liteq.toml").write_text(
+        f"broker_url = {hosts}\n"
+        'broker_transport_options = {master_name = "shop", namespace = "mail"}\n'
+    )
+
+    assert _probed() == ["w@host"]
+    assert _probed(";".join(hosts)) == ["w@host"]
+    monkeypatch.setenv("LITEQ_BROKER_URL", ";".join(hosts))
+    assert _probed() == ["w@host"]
+    broker.close()
+
+
+def test_a_probe_finds_the_node_of_a_cluster(cluster: list[RedisServer]) -> None:
+    broker = RedisBroker(cluster[0].url)
+    broker.register("w@host", ["default"], 1, {})
+
+    assert [_probed(node.url) for node in cluster] == [["w@host"]] * 3
+    broker.close()
 
 
 # An outage
