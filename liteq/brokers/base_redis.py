@@ -59,6 +59,9 @@ class RedisStore(Broker):
         socket_keepalive: bool = True,
         visibility_timeout: float | None = None,
         master_name: str = "",
+        sentinel_username: str | None = None,
+        sentinel_password: str | None = None,
+        sentinel_kwargs: Mapping[str, Any] | None = None,
         client_name: str = "liteq",
         ssl_ca_certs: str | None = None,
         ssl_ca_data: str | None = None,
@@ -85,7 +88,12 @@ class RedisStore(Broker):
             "ssl_password": ssl_password,
         }
         given = {name: value for name, value in tls.items() if value is not None}
-        place = parse(url, given, master_name)
+        watchers = {
+            "username": sentinel_username,
+            "password": sentinel_password,
+            **(sentinel_kwargs or {}),
+        }
+        place = parse(url, given, master_name, watchers)
         if durability not in ("server", "full", "normal", "replicated"):
             raise ImproperlyConfigured(
                 f'durability must be "server" or "replicated" on Redis, not {durability!r}'

@@ -384,7 +384,10 @@ class Link:
             try:
                 found = self._ask_sentinel(host, port, within)
             except (OSError, RedisError, ServerError) as exc:
-                said.append(f"{host}:{port}: {exc}")
+                hint = (
+                    " (see sentinel_password)" if isinstance(exc, AuthenticationError) else ""
+                )
+                said.append(f"{host}:{port}: {exc}{hint}")
                 continue
             if found:
                 # It is the first to be asked from now on: one that hangs costs its time-out
@@ -409,8 +412,8 @@ class Link:
         }
         if within is not None:
             options |= {"socket_timeout": within, "socket_connect_timeout": within}
-        kind = Connection if place.tls is None else SSLConnection
-        connection: Any = kind(host=host, port=port, **(place.tls or {}), **options)
+        kind = Connection if place.sentinel_tls is None else SSLConnection
+        connection: Any = kind(host=host, port=port, **(place.sentinel_tls or {}), **options)
         connection.connect()
         wire = _Wire(connection)
         try:

@@ -57,6 +57,7 @@ class Place(NamedTuple):
     service: str | None  # the name that Sentinel knows the master by
     sentinel_username: str | None
     sentinel_password: str | None
+    sentinel_tls: Mapping[str, Any] | None
     options: Mapping[str, str]  # what else the URL's query says
 
     def __str__(self) -> str:
@@ -73,10 +74,16 @@ class Place(NamedTuple):
         return f"<Place {self}>"
 
 
-def parse(url: str, tls: Mapping[str, Any] | None = None, master_name: str = "") -> Place:
+def parse(
+    url: str,
+    tls: Mapping[str, Any] | None = None,
+    master_name: str = "",
+    sentinel_kwargs: Mapping[str, Any] | None = None,
+) -> Place:
     """Return the place that a URL names; `tls` are `ssl_…` options that go before those of
-    the URL. Raises `ImproperlyConfigured`, without the password, for a URL that makes no
-    sense."""
+    the URL, `sentinel_kwargs` what is another with the sentinels than with their master:
+    `username`, `password`, `ssl` (true or false) and `ssl_…`. Raises `ImproperlyConfigured`,
+    without the password, for a URL that makes no sense."""
     first, *more = [one for one in url.split(";") if one]
     scheme, _, driver = first.partition("://")[0].lower().partition("+")
     secure = scheme in ("rediss", "valkeys")
@@ -85,7 +92,8 @@ def parse(url: str, tls: Mapping[str, Any] | None = None, master_name: str = "")
             return _socket_place(first)
         sentinel = driver == "sentinel" or scheme == "sentinel"
         secured = (tls or {}) if secure else None
-        return _server_place([first, *more], secured, master_name, sentinel=sentinel)
+        watchers = sentinel_kwargs or {}
+        return _server_place([first, *more], secured, master_name, watchers, sentinel=sentinel)
     except ValueError as exc:
         raise ImproperlyConfigured(
             f"broker URL {mask_url(url)!r} cannot be understood: {exc}"
@@ -93,7 +101,12 @@ def parse(url: str, tls: Mapping[str, Any] | None = None, master_name: str = "")
 
 
 def _server_place(
-    urls: list[str], tls: Mapping[str, Any] | None, master_name: str, *, sentinel: bool
+    urls: list[str],
+    tls: Mapping[str, Any] | None,
+    master_name: str,
+    watchers: Mapping[str, Any],
+    *,
+    sentinel: bool,
 ) -> Place:
     split = urlsplit(urls[0])
     options = dict(parse_qsl(split.query))
@@ -118,18 +131,29 @@ def _server_place(
         )
     db = _number(options.pop("db", names[0] if names else "0"))
     named = {key: options.pop(key) for key in list(options) if key in _TLS}
+    tls = None if tls is None else redis_tls.read({**named, **tls})
     return Place(
         hosts=tuple(hosts),
         path=None,
         db=db,
         username=user,
         password=password,
-        tls=None if tls is None else redis_tls.read({**named, **tls}),
+        tls=tls,
         service=service,
-        sentinel_username=options.pop("sentinel_username", None),
-        sentinel_password=options.pop("sentinel_password", None),
+        sentinel_username=options.pop("sentinel_username", watchers.get("username")),
+        sentinel_password=options.pop("sentinel_password", watchers.get("password")),
+        sentinel_tls=_sentinel_tls(tls, watchers),
         options=options,
     )
+
+
+def _sentinel_tls(
+    tls: Mapping[str, Any] | None, watchers: Mapping[str, Any]
+) -> Mapping[str, Any] | None:
+    if not watchers.get("ssl", tls is not None):
+        return None
+    named = {key: value for key, value in watchers.items() if key in _TLS}
+    return {**(tls or {}), **redis_tls.read(named)}
 
 
 def _socket_place(url: str) -> Place:
@@ -150,6 +174,7 @@ def _socket_place(url: str) -> Place:
         service=None,
         sentinel_username=None,
         sentinel_password=None,
+        sentinel_tls=None,
         options=options,
     )
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["read"]
 
+_SECRETS: Final = frozenset({"sentinel_kwargs", "sentinel_password"})
 _LONGEST: Final = 1_000_000.0  # seconds that a timer of SQLite, a socket and a selector takes
 
 
@@ -47,7 +48,8 @@ def _checked(name: str, value: Any, source: str) -> Any:
     try:
         return _CHECKS[name](value)
     except Unfit as exc:
-        raise ImproperlyConfigured(f"{source}: {name} {exc}, not {value!r}") from None
+        shown = "" if name in _SECRETS else f", not {value!r}"
+        raise ImproperlyConfigured(f"{source}: {name} {exc}{shown}") from None
 
 
 def _timer(value: Any) -> float:
@@ -71,6 +73,20 @@ def _lengths(value: Any) -> dict[str, int]:
         ) from None
 
 
+def _sentinel(value: Any) -> dict[str, Any]:
+    """What Celery hands to the client of the sentinels. Its timeouts are ours here."""
+    given = dict(mapping(value))
+    strange = [
+        name
+        for name in given
+        if name not in ("username", "password", "ssl")
+        and not name.startswith(("ssl_", "socket_"))
+    ]
+    if strange:
+        raise Unfit(f"has username, password, ssl and ssl_… options, and no {strange[0]!r}")
+    return given
+
+
 _CHECKS: Final[Mapping[str, Check]] = {
     "allow_network_filesystem": flag,
     "allow_other_owner": flag,
@@ -88,6 +104,9 @@ _CHECKS: Final[Mapping[str, Check]] = {
     "poll_interval": _timer,
     "replica_timeout": _timer,
     "replicas": integer(1),
+    "sentinel_kwargs": _sentinel,
+    "sentinel_password": text,
+    "sentinel_username": text,
     "socket_connect_timeout": _timer,
     "socket_keepalive": flag,
     "socket_timeout": _timer,

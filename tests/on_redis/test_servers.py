@@ -361,6 +361,33 @@ def test_a_master_that_was_replaced_while_it_is_well_gets_no_more_calls(
     broker.close()
 
 
+def test_sentinels_that_ask_for_a_password_get_theirs(start: Start) -> None:
+    master = start("requirepass secret", port=free_port())
+    port = free_port()
+    start(
+        f"sentinel monitor shop 127.0.0.1 {master.port} 1",
+        "sentinel auth-pass shop secret",
+        "requirepass another",
+        port=port,
+        sentinel=True,
+    )
+    urls = [f"sentinel://:secret@127.0.0.1:{at}" for at in (1, port)]
+
+    def app(**options: object) -> Liteq:
+        given = {"master_name": "shop", **options}
+        return Liteq("x", broker=urls, broker_transport_options=given, set_as_current=False)
+
+    for options in (
+        {"sentinel_kwargs": {"password": "another"}},
+        {"sentinel_password": "another"},
+    ):
+        use(app(**options).broker)  # type: ignore[arg-type]
+    for wrong in ({}, {"sentinel_password": "secret"}):
+        with pytest.raises(BrokerUnavailable, match="see sentinel_password") as raised:
+            app(**wrong).broker.counts()
+        assert "secret" not in str(raised.value)
+
+
 def test_a_sentinel_that_hangs_is_waited_for_once(
     replica: tuple[RedisServer, RedisServer], sentinel: tuple[RedisServer, str]
 ) -> None:

@@ -264,6 +264,52 @@ def test_options_of_the_connection_are_in_the_url_too(
     assert read(connect(f"redis://h?{option}"))
 
 
+@pytest.mark.parametrize(
+    ("url", "options", "expected"),
+    [
+        ("redis+sentinel://h/shop", {"sentinel_password": "s"}, (None, "s", None)),
+        ("redis+sentinel://h/shop", {"sentinel_kwargs": {"password": "s"}}, (None, "s", None)),
+        (
+            "redis+sentinel://h/shop?sentinel_password=s",
+            {"sentinel_kwargs": '{"username": "u", "password": "x", "socket_timeout": 1}'},
+            ("u", "s", None),
+        ),
+        (
+            "redis+sentinel://h/shop",
+            {"sentinel_kwargs": {"ssl": True, "ssl_cert_reqs": "none"}},
+            (None, None, {"ssl_cert_reqs": "none"}),
+        ),
+        (
+            "rediss+sentinel://h/shop?ssl_ca_certs=/ca",
+            {},
+            (None, None, {"ssl_ca_certs": "/ca"}),
+        ),
+        (
+            "rediss+sentinel://h/shop?ssl_ca_certs=/ca",
+            {"sentinel_kwargs": {"ssl": False}},
+            (None, None, None),
+        ),
+    ],
+)
+def test_the_sentinels_have_a_user_and_tls_of_their_own(
+    url: str, options: dict[str, Any], expected: Any
+) -> None:
+    place = connect(url, options)._link.place  # type: ignore[attr-defined]
+
+    assert place[7:10] == expected
+    assert (place.username, place.password) == (None, None)
+
+
+def test_an_option_that_cannot_be_is_named_without_the_password_in_it() -> None:
+    for options in (
+        {"sentinel_kwargs": {"password": "hunter2", "pasword": "x"}},
+        {"sentinel_password": ["hunter2"]},
+    ):
+        with pytest.raises(ImproperlyConfigured, match="sentinel_") as raised:
+            connect("redis+sentinel://h/shop", options)
+        assert "hunter2" not in str(raised.value)
+
+
 @pytest.mark.parametrize("value", ["0", "-1", "soon", "nan", "inf"])
 def test_a_timeout_that_no_socket_can_have_is_refused(value: str) -> None:
     with pytest.raises(ImproperlyConfigured, match="socket_timeout is a number of seconds"):
