@@ -328,7 +328,9 @@ class Link:
             return BrokerUnavailable(f"{self.place} cannot serve now: {exc}"), False
         if code == "OOM":
             return QueueFull(f"{self.place} has no memory for new messages: {exc}"), True
-        if code in ("NOPERM", "NOAUTH", "WRONGPASS"):
+        if code in ("NOAUTH", "WRONGPASS"):
+            return self._unknown_user(exc), False
+        if code == "NOPERM":
             said = f"{self.place} does not let this user do what liteq needs: {exc}"
             return BrokerError(said), True
         if code == "WRONGTYPE":
@@ -343,11 +345,17 @@ class Link:
         if isinstance(exc.__cause__, RedisError):  # which the asyncio client says in its words
             exc = exc.__cause__
         if isinstance(exc, AuthenticationError):
-            return BrokerError(f"{self.place} does not know this user or password: {exc}")
+            return self._unknown_user(exc)
         self._moved = None
         said = str(exc)
         what_to_do = redis_tls.advice(self.place.tls, said)
         return BrokerUnavailable(f"{self.place} cannot be reached: {said}{what_to_do}")
+
+    def _unknown_user(self, exc: BaseException) -> BrokerError:
+        """Return what it means that we may not sign in: at the start a mistake, later that the
+        password is being changed, which is over when the server has ours again."""
+        said = f"{self.place} does not know this user or password: {exc}"
+        return BrokerError(said) if self.store_id is None else BrokerUnavailable(said)
 
     # Connections
 

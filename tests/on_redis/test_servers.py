@@ -269,6 +269,31 @@ def test_a_user_that_may_not_see_info_works_all_the_same(start: Start) -> None:
     broker.close()
 
 
+def test_a_password_that_is_changed_under_a_worker_is_an_outage(start: Start) -> None:
+    server = start("requirepass secret")
+    app = Liteq("x", broker=f"unix://:secret@{server.path}?db=0", set_as_current=False)
+    double = app.task(lambda number: 2 * number, name="x.double")
+    changed = RedisBroker(f"unix://:another@{server.path}?db=0")
+
+    with app.worker():
+        assert double.delay(1).get(timeout=10) == 2
+        app.broker._link.ask("CONFIG", "SET", "requirepass", "another")  # type: ignore[attr-defined]
+        for kind in ("pubsub", "normal"):
+            changed._link.ask("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+        with pytest.raises(BrokerUnavailable, match="does not know this user or password"):
+            double.delay(2)
+        with pytest.raises(BrokerUnavailable, match="does not know this user or password"):
+            asyncio.run(double.adelay(2))
+        with pytest.raises(BrokerError) as raised:  # at the start it is a mistake, to be mended
+            RedisBroker(f"unix://:secret@{server.path}?db=0").counts()
+        changed._link.ask("CONFIG", "SET", "requirepass", "secret")
+        assert double.delay(3).get(timeout=30) == 6
+
+    assert not isinstance(raised.value, BrokerUnavailable)
+    changed.close()
+    app.close()
+
+
 # Replicas and Sentinel
 
 
