@@ -14,6 +14,7 @@ import ssl
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec, module_from_spec
 from typing import Any, Final
 
 from redis.exceptions import RedisError
@@ -26,9 +27,22 @@ from liteq.brokers.redis_wire import Reader, ServerError, command
 __all__ = ["RedisMailbox"]
 
 _CHUNK: Final = 65_536
-_select: Any = select  # what it has, the platform says
-_HAS_EPOLL: Final = hasattr(select, "epoll")
 _PAUSE: Final = 1.0  # seconds between two tries to connect
+
+
+def _own(name: str) -> Any:
+    """Return a module of Python's as it was made, whoever has patched it: gevent takes out of
+    `select` what does not give way to its other greenlets. Nothing waits at it here."""
+    spec = find_spec(name)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+_select: Final = _own("select")
+_HAS_EPOLL: Final = hasattr(_select, "epoll")
 
 
 class RedisMailbox(Mailbox):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,33 @@ def test_a_worker_runs_what_is_sent_and_leaves_nothing(
     assert shop.stop(worker) == 0
     assert shop.app.broker.workers() == []
     assert shop.app.broker.counts() == {}
+
+
+@pytest.mark.parametrize("imported_first", [True, False])
+def test_a_result_is_heard_of_where_gevent_has_taken_epoll_away(
+    open_shop: OpenShop, server: RedisServer, *, imported_first: bool
+) -> None:
+    shop = open_shop(server.url)
+    shop.start("-c", "1")
+    lines = [
+        "import select",
+        "vars(select).pop('epoll', None), vars(select).pop('kqueue', None)",
+        "from tasks import add",
+        "print(add.delay(2, 3).get(timeout=10), len(add.app.control.ping(timeout=5)))",
+    ]
+    if imported_first:
+        lines.insert(0, "from tasks import app; app.broker")
+
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(lines)],
+        cwd=shop.folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.stdout == "5 1\n", done.stderr
 
 
 def test_2_what_a_killed_worker_held_runs_again_at_once(
