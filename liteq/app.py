@@ -412,6 +412,11 @@ class Liteq:
     def broker(self, broker: Broker) -> None:
         self._broker = broker
 
+    @property
+    def _losses(self) -> int:
+        """How often the store was another than before: see `Broker.losses`."""
+        return 0 if self._broker is None else self._broker.losses
+
     def exchange_store(
         self, broker: Broker | None, clock: Clock
     ) -> tuple[Broker | None, Clock]:

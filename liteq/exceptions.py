@@ -203,7 +203,8 @@ class SchemaError(BrokerError):
 
 class StoreLost(BrokerError):
     """The store's file was deleted or replaced while this process had it open. What was to be
-    written was not; the next use opens the file that is there then."""
+    written was not; the next use opens the file that is there then. Who waits for what went
+    with a store, a server's as well, gets it too."""
 
 
 # Tasks

@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary, finalize
 from liteq.brokers.base import Broker, Mailbox
 from liteq.brokers.values import Record
 from liteq.callers import outside
-from liteq.exceptions import LiteqWarning, TimeoutError, UnknownTaskId
+from liteq.exceptions import LiteqWarning, StoreLost, TimeoutError, UnknownTaskId
 from liteq.loggers import get_logger
 from liteq.offload import off_loop, running_loop
 from liteq.whereabouts import obstacles, standing
@@ -57,6 +57,7 @@ def settled(
     *,
     timeout: float | None = None,
     since: float | None = None,
+    losses: int | None = None,
     interval: float | None = None,
     on_look: Callable[[], Any] | None = None,
     on_change: Callable[[Record], Any] | None = None,
@@ -64,12 +65,14 @@ def settled(
     """Yield the record of each message as it ends, in the order in which they do.
 
     Raises `TimeoutError` after `timeout` seconds (0: looks once), counted from `since`, a
-    time of `time.monotonic()`, where this wait is a part of another; and `UnknownTaskId`
-    if one is not in the store and there is no timeout. `on_look` is called at each look
+    time of `time.monotonic()`, where this wait is a part of another; `StoreLost` if one is
+    not in the store, and that is another than at the send, when it had `losses` (see
+    `Broker.losses`; default: than now); and `UnknownTaskId` if one is not in the store for
+    another reason and there is no timeout. `on_look` is called at each look
     that finds nothing, `on_change` with each record that is another than at the last look,
     the last one included; `interval` shortens the pauses between looks.
     """
-    wait = _Wait(broker, ids, timeout, since, interval, on_change)
+    wait = _Wait(broker, ids, timeout, since, losses, interval, on_change)
     post = _post(broker)
     mailbox = post.borrow(broker)
     try:
@@ -98,11 +101,12 @@ async def asettled(
     *,
     timeout: float | None = None,  # noqa: ASYNC109 (what it means is said below)
     since: float | None = None,
+    losses: int | None = None,
     on_look: Callable[[], Any] | None = None,
 ) -> AsyncIterator[Record]:
     """Yield records like `settled()`, on the running event loop, without a thread of its
     own. (`on_look` is called off the loop.)"""
-    wait = _Wait(broker, ids, timeout, since, None, None)
+    wait = _Wait(broker, ids, timeout, since, losses, None, None)
     post = await _loop_post(broker)
     with post.registered(wait.missing) as bell:
         found = await _awatch(broker, wait.missing, post.mailbox)
@@ -141,6 +145,7 @@ class _Wait:
         ids: Iterable[str],
         timeout: float | None,
         since: float | None,
+        losses: int | None,
         interval: float | None,
         on_change: Callable[[Record], Any] | None,
     ) -> None:
@@ -148,6 +153,7 @@ class _Wait:
         self.missing = dict.fromkeys(ids)
         self.timeout = None if timeout is None else _seconds(timeout)
         self.start = time.monotonic() if since is None else since
+        self.losses = broker.losses if losses is None else losses
         self.interval = interval
         self.looks = 0
         self.warned = False
@@ -199,6 +205,12 @@ class _Wait:
         """Learn from a look that found these: unknown ids, times of expiry."""
         self.looks += 1
         unknown = [id for id in self.missing if id not in records]
+        if unknown and self.losses < self.broker.losses:
+            raise StoreLost(
+                f"{unknown[0]} went with the store that it was sent to: the server was emptied "
+                "or restarted without what it had kept, or the file was replaced; whether it "
+                "has run is unknown"
+            )
         if unknown and self.timeout is None:
             raise UnknownTaskId(
                 f"no task {unknown[0]} is in the store: it was never sent, or its result "
@@ -243,8 +255,8 @@ def _look(broker: Broker, wait: _Wait, mailbox: Mailbox, woken: set[str]) -> dic
 
     Woken by their ids, look at these alone: of ten thousand that are waited for, each is
     to be read once. After an idle pause the watch is renewed too: a message may have been
-    enqueued since, or the wake-up may have been lost. And a store that was deleted would
-    stay silent for ever: then this raises `StoreLost`.
+    enqueued since, or the wake-up may have been lost. And a store that is gone would stay
+    silent for ever: then this raises `StoreLost`.
     """
     if woken and "" not in woken:
         wait.looks += 1

@@ -13,6 +13,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -384,6 +385,23 @@ def test_a_wait_ends_when_the_store_is_deleted(
 
         with pytest.raises(StoreLost):
             wait(result)
+
+
+def test_all_who_wait_are_told_that_the_store_was_deleted(
+    tmp_path: Path, later: Callable[..., None]
+) -> None:
+    with Liteq("shop", broker=f"sqlite://{tmp_path}/s", set_as_current=False) as app:
+        work = app.task(name="work")(lambda: None)
+        results = [work.delay() for _ in range(3)]
+        later((tmp_path / "s" / "store.db").unlink)
+
+        with ThreadPoolExecutor(3) as pool:
+            waits = [pool.submit(result.get, timeout=60) for result in results]
+            assert [type(wait.exception(30)) for wait in waits] == [StoreLost] * 3
+        with pytest.raises(StoreLost):  # though a new file is there since
+            results[0].get(timeout=60)
+        with pytest.raises(TimeoutError):
+            work.delay().get(timeout=0.1)
 
 
 def test_with_a_timeout_an_id_may_come_later(

@@ -661,7 +661,14 @@ class Broker(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Raise `StoreLost` if the store is not the one this instance opened."""
+        """Look whether the store is the one that was met here last: if another has taken its
+        place, `losses` counts it. Raises `StoreLost` if it was a file and is gone."""
+
+    @property
+    @abstractmethod
+    def losses(self) -> int:
+        """How often another store was found here in place of the one that was known. What was
+        sent at a lower count, and is not in the store, went with that one."""
 
     @abstractmethod
     def close(self) -> None:

@@ -21,7 +21,6 @@ from liteq.exceptions import (
     ImproperlyConfigured,
     InvalidTaskError,
     MessageError,
-    StoreLost,
 )
 from liteq.ids import new_id, new_token
 
@@ -138,7 +137,6 @@ class RedisStore(Broker):
         self._outages: dict[int, object] = {}  # by worker: the last that it has dealt with
         self._digests: dict[int, tuple[Collection[str], str]] = {}  # by worker
         self._steady: dict[int, tuple[float, float]] = {}  # by worker: ours, the server's
-        self._first_id: str | None = None  # of the store that this instance opened
 
     def __repr__(self) -> str:
         return f"<RedisBroker {self.url}>"
@@ -248,15 +246,11 @@ class RedisStore(Broker):
 
     def check(self) -> None:
         self._link.ask("PING")
-        answer = self._call("open", new_id(), KEYS_VERSION)
-        self._link.accept(answer)
-        found = (answer[0] or b"").decode()
-        first, self._first_id = self._first_id, found
-        if first is not None and first != found:
-            raise StoreLost(
-                f"the store in {self.url} is not the one that was opened: the server was "
-                "emptied, restarted without what it had kept, or is another one"
-            )
+        self._link.accept(self._call("open", new_id(), KEYS_VERSION))
+
+    @property
+    def losses(self) -> int:
+        return self._link.losses
 
     def close(self) -> None:
         self._link.close()

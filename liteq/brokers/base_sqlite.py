@@ -154,6 +154,10 @@ class SqliteStore(Broker):
     def check(self) -> None:
         self._database.check()
 
+    @property
+    def losses(self) -> int:
+        return self._database.losses
+
     def _stay(self, worker: int) -> None:
         """Raise `StoreLost` if the store is not the one that this worker registered in.
 

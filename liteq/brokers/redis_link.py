@@ -163,6 +163,7 @@ class Link:
         self.place = place
         self.prefix = prefix
         self.store_id: str | None = None
+        self.losses = 0  # how often that has become another: see `Broker.losses`
         self.server: dict[str, str] = {}  # what it says of its memory and persistence
         self.options: dict[str, Any] = {
             "db": place.db,
@@ -495,7 +496,9 @@ class Link:
         id, version = answer
         assert id is not None
         self.refuse_other(version)
-        self.store_id = id.decode()
+        before, self.store_id = self.store_id, id.decode()
+        # Threads that connect at once may count one loss twice: it is only ever compared.
+        self.losses += before is not None and before != self.store_id
 
     def refuse_other(self, version: bytes | None) -> None:
         """Raise `SchemaError` if this is not the version of the keys that we know."""

@@ -86,6 +86,7 @@ class AsyncResult(ResultBase, Generic[R]):
 
     duplicate: bool = False
     ignored: bool = False
+    _losses: int | None = None  # of stores, when this was made: see `Broker.losses`
     _record: Record | None = None  # once it has ended
     _is_keyless: bool = False  # its secrets stay encrypted
     _waits: ClassVar[bool] = True  # whether its end may be still to come
@@ -105,6 +106,8 @@ class AsyncResult(ResultBase, Generic[R]):
         self.parent = parent
         self._app = app
         self._name = task_name
+        if app is not None:
+            self._losses = app._losses
 
     # Waiting
 
@@ -170,6 +173,7 @@ class AsyncResult(ResultBase, Generic[R]):
                 self.app.broker,
                 (self.id,),
                 timeout=timeout,
+                losses=self._losses,
                 interval=interval,
                 on_look=on_interval,
                 on_change=None if on_message is None else self._teller(on_message),
@@ -216,7 +220,9 @@ class AsyncResult(ResultBase, Generic[R]):
         if self._waits and self._record is None:
             from liteq.waiting import asettled  # late: 5 ms that a mere sender saves
 
-            waiting = asettled(self.app.broker, (self.id,), timeout=timeout)
+            waiting = asettled(
+                self.app.broker, (self.id,), timeout=timeout, losses=self._losses
+            )
             async for record in waiting:
                 self._keep(record)
         if follow_parents and propagate and self.parent is not None:

@@ -179,6 +179,7 @@ class ResultSet(ResultBase):
                 step.ids,
                 timeout=timeout,
                 since=since,
+                losses=step.losses,
                 interval=interval,
                 on_look=_both(step.look, on_interval),
             ):
@@ -203,7 +204,12 @@ class ResultSet(ResultBase):
         steps = self._steps(propagate)
         while (step := await off_loop(next, steps, None)) is not None:
             ended = asettled(
-                self.app.broker, step.ids, timeout=timeout, since=since, on_look=step.look
+                self.app.broker,
+                step.ids,
+                timeout=timeout,
+                since=since,
+                losses=step.losses,
+                on_look=step.look,
             )
             async for record in ended:
                 step.keep(record)
@@ -223,7 +229,8 @@ class ResultSet(ResultBase):
             if leaf.id not in wanted:
                 yield leaf
         if wanted:
-            async for record in asettled(self.app.broker, wanted):
+            losses = _losses(self._leaves())
+            async for record in asettled(self.app.broker, wanted, losses=losses):
                 for leaf in wanted[record.id]:
                     leaf._keep(record)
                     yield leaf
@@ -390,6 +397,7 @@ class ResultSet(ResultBase):
             self.app.broker,
             wanted,
             timeout=timeout,
+            losses=_losses(self._leaves()),
             interval=interval,
             on_look=on_interval,
             on_change=None if on_message is None else tell,
@@ -439,6 +447,10 @@ class _Step:
         self._propagate = propagate
 
     @property
+    def losses(self) -> int | None:
+        return _losses(leaf for leaves in self._wanted.values() for leaf in leaves)
+
+    @property
     def ids(self) -> Iterable[str]:
         return self._wanted
 
@@ -466,6 +478,10 @@ class _Gathering(_Step):
             self.look = self._look
 
     @property
+    def losses(self) -> int | None:
+        return _losses(self._group._leaves())
+
+    @property
     def ids(self) -> Iterable[str]:
         return (self._gather.id,)
 
@@ -487,6 +503,13 @@ def _by_id(leaves: Iterable[Any]) -> dict[str, list[Any]]:
     for leaf in leaves:
         found.setdefault(leaf.id, []).append(leaf)
     return found
+
+
+def _losses(leaves: Iterable[Any]) -> int | None:
+    """Return how many stores had been lost when the first of these was made: what went with
+    the next is missing for good."""
+    known = (leaf._losses for leaf in leaves if leaf._losses is not None)
+    return min(known, default=None)
 
 
 def _slices(leaves: Iterable[Any]) -> Iterator[list[Any]]:

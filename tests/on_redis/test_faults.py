@@ -17,7 +17,7 @@ import pytest
 from redis_server import RedisServer
 from world import enlist, make, wait_until
 
-from liteq import Liteq, failure
+from liteq import Liteq, chord, failure, group
 from liteq.brokers.base import HELLO, Broker, Lease, Schedule
 from liteq.brokers.redis import RedisBroker
 from liteq.brokers.redis_link import KEYS_VERSION, script
@@ -31,10 +31,12 @@ from liteq.exceptions import (
     QueueFull,
     SchemaError,
     StoreLost,
+    TimeoutError,
 )
 from liteq.limits import Limit, LimitInfo
 from liteq.message import GATHER, Edge
 from liteq.outcome import Failed, Lost, Outcome, Released, Retried, Succeeded
+from liteq.results.resultset import MANY
 from on_redis.proxy import Proxy
 
 pytestmark = pytest.mark.redis
@@ -980,10 +982,62 @@ def sorted_keys(server: RedisServer) -> list[Any]:
 def test_an_emptied_server_is_noticed(direct: RedisBroker, server: RedisServer) -> None:
     direct.check()
     direct.check()
+    assert direct.losses == 0
     server.say("FLUSHALL")
 
-    with pytest.raises(StoreLost, match="emptied"):
-        direct.check()
+    direct.check()
+    direct.check()
+
+    assert direct.losses == 1
+
+
+def test_all_who_wait_for_what_an_emptied_server_had_are_told(
+    app: Liteq, server: RedisServer
+) -> None:
+    double = app.tasks["shop.double"]
+    app.broker.check()
+    single, several = double.delay(1), group(double.s(n) for n in range(3)).delay()
+    many = group(double.s(n) for n in range(MANY + 1)).delay()
+    whole = chord([double.s(1), double.s(2)])(double.s())
+    early: list[Callable[[], Any]] = [
+        lambda: single.get(timeout=60),
+        lambda: app.AsyncResult(single.id).get(),
+        lambda: several.get(timeout=60),
+        lambda: many.get(timeout=60),
+        lambda: list(several.iterate(timeout=60)),
+        lambda: whole.get(timeout=60),
+        lambda: asyncio.run(single.aget(timeout=60)),
+        lambda: asyncio.run(several.aget(timeout=60)),
+    ]
+    late: list[Callable[[], Any]] = [  # by handles that were made before
+        lambda: single.get(),
+        lambda: several.get(timeout=60),
+        lambda: many.get(timeout=60),
+        lambda: asyncio.run(whole.aget(timeout=60)),
+    ]
+
+    with ThreadPoolExecutor(len(early)) as pool:
+        waiting = [pool.submit(wait) for wait in early]
+        wait_until(lambda: len(server.say("PUBSUB", "CHANNELS")) >= len(early))
+        server.say("FLUSHALL")
+        told = [type(one.exception(30)) for one in waiting]
+    for wait in late:
+        with pytest.raises(StoreLost, match="whether it has run is unknown"):
+            wait()
+
+    assert told == [StoreLost] * len(early)
+
+
+def test_a_call_that_was_sent_after_the_server_was_emptied_is_waited_for(
+    app: Liteq, server: RedisServer
+) -> None:
+    double = app.tasks["shop.double"]
+    with pytest.raises(TimeoutError):
+        double.delay(1).get(timeout=0.1)  # so that this process has seen the first store
+    server.say("FLUSHALL")
+
+    with pytest.raises(TimeoutError, match="queued"):
+        double.delay(2).get(timeout=0.1)
 
 
 def test_2_what_a_server_forgot_to_be_settled_is_not_held_for_ever(
