@@ -152,6 +152,16 @@ def test_a_call_is_one_statement_and_at_most_one_sync(
     assert cost.written <= 3 * (4096 + 24)
 
 
+def test_a_delayed_call_is_one_statement_too(meter: Meter, tmp_path: Path) -> None:
+    add = call_of(tmp_path, "normal")
+    add.delay(1, 2)
+
+    cost = meter.of(lambda: add.apply_async((1, 2), countdown=10))
+
+    # It tells whether workers are to be woken, as well.
+    assert (cost.statements, cost.commits) == (1, 1), meter.statements
+
+
 def test_a_call_looks_once_whether_its_store_is_there_and_a_step_too(
     tmp_path: Path, broker: Broker, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import apsw
 
 from liteq.brokers.connection import fetch_all, fetch_one
+from liteq.brokers.delaying import IS_NEXT, is_sooner, next_dues
 from liteq.brokers.following import Following
 from liteq.brokers.graph import cannot_wait, count_edges
 from liteq.brokers.limiting import enter_lines
@@ -22,6 +23,7 @@ from liteq.message import GATHER, PACKED_FIELDS, Alike, Packed, Workflow, rule_o
 
 __all__ = [
     "ENQUEUE",
+    "ENQUEUE_DELAYED",
     "Batch",
     "accept_repeat",
     "enter_workflow",
@@ -93,6 +95,7 @@ _ROW: Final = (*PACKED_FIELDS, "state", "pending", "enqueued_at")
 _ONCE: Final = "ON CONFLICT(id) DO NOTHING"
 _ALIKE: Final = _insert_into("message", _ROW, ("id", "body"), _ONCE)
 ENQUEUE: Final = _ALIKE.one
+ENQUEUE_DELAYED: Final = f"{ENQUEUE} RETURNING {IS_NEXT}"
 _MESSAGES: Final = _insert_into(
     "message", ("seq", "workflow", *_ROW), ("seq", "id", "body", "envelope"), _ONCE
 )
@@ -158,11 +161,15 @@ def insert(
     the messages belong together, that is a `DuplicateTask`.
     """
     db = following.db
+    delayed = {row[3] for row in batch.rows if row[_WIDTH] == _SCHEDULED}
+    dues = next_dues(db, delayed)
+    queued = False
     if batch.has_keys:
         as_a_whole = stands is None or workflow is not None or bool(batch.edges)
         admitted = admit(db, batch.rows, following.now, as_a_whole=as_a_whole)
         for row in admitted.repeated:
             accept_repeat(db, row)
+        queued = admitted.queued or bool(admitted.repeated)
         for seq in admitted.late:  # none before all are admitted: it may be refused as a whole
             following.revoke(seq, "expired")
         batch = batch._replace(rows=admitted.rows, edges=[*batch.edges, *admitted.edges])
@@ -194,7 +201,11 @@ def insert(
     for id in batch.gathers:
         if id in new:
             following.join(new[id])
-    following.queued = True
+    # Who repeats a call has perhaps not come to wake anybody before.
+    queued = queued or len(new) < len(batch.rows)
+    queued = queued or any(row[_WIDTH] in (_QUEUED, _LIMITED) for row in batch.rows)
+    if queued or is_sooner(db, delayed, dues, following.now):
+        following.queued = True
     return new
 
 
@@ -208,13 +219,16 @@ def insert_alike(following: Following, messages: Alike) -> bool:
     if row[UNIQUE] is not None or row[_WIDTH] not in (_QUEUED, _SCHEDULED):
         return False
     db = following.db
+    delayed = [row[3]] if row[_WIDTH] == _SCHEDULED else []
+    dues = next_dues(db, delayed)
     before = db.total_changes()
     task, rest = row[1], row[3:]
     pairs = list(zip(messages.ids, messages.bodies, strict=True))
     alone = len(pairs) % BLOCK
     db.executemany(ENQUEUE, [(id, task, body, *rest) for id, body in pairs[:alone]])
     _ALIKE.run_alike(db, pairs[alone:], (task, *rest))
-    following.queued = True
+    if not delayed or is_sooner(db, delayed, dues, following.now):
+        following.queued = True
     return db.total_changes() - before == len(pairs)
 
 

@@ -14,6 +14,7 @@ import apsw
 
 from liteq import failure
 from liteq.brokers.connection import fetch_one
+from liteq.brokers.delaying import is_sooner, next_dues
 from liteq.brokers.enqueueing import enter_workflow, insert, prepare
 from liteq.brokers.following import IGNORED_KEPT, Following, find_open_gather
 from liteq.brokers.graph import divide_edges
@@ -243,13 +244,16 @@ class Settling:
         if unknown := changes.keys() - _CHANGEABLE:
             raise ValueError(f"a retry cannot change {sorted(unknown)}")
         columns = "".join(f", {name} = ?" for name in changes)
+        delayed = outcome.run_at > self.now
+        queues: list[Any] = [changes.get("queue", lease.packed[3])] if delayed else []
+        before = next_dues(self.db, queues)
         self._keep_attempt(lease, "retried", outcome.error)
         self.db.execute(
             "UPDATE message SET token = NULL, started_at = NULL, note_state = NULL, "
             f"note = NULL, deliveries = 0, state = ?, run_at = ?, result = ?{columns} "
             "WHERE seq = ? AND token = ?",
             (
-                _QUEUED if outcome.run_at <= self.now else _SCHEDULED,
+                _SCHEDULED if delayed else _QUEUED,
                 outcome.run_at,
                 outcome.error,
                 *changes.values(),
@@ -259,7 +263,8 @@ class Settling:
         )
         if not self.db.changes():
             return False
-        self.following.queued = True
+        if not delayed or is_sooner(self.db, queues, before, self.now):
+            self.following.queued = True
         return True
 
     def _replace(self, lease: Lease, changes: Mapping[str, Any], graph: Graph) -> bool:
@@ -304,6 +309,8 @@ class Settling:
                 lease.token,
             ),
         )
+        if state != _WAITING:
+            self.following.queued = True
         self.db.execute(_RETIRE_EDGES, (lease.key,))
         self.db.execute(_FORGET_INPUTS, (lease.key,))
         self._add_parts(parts, insert(self.following, batch, workflow, {lease.id: lease.key}))

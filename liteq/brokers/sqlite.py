@@ -23,8 +23,10 @@ from liteq.brokers import limiting, queueing, standby
 from liteq.brokers.base import ORDERS
 from liteq.brokers.base_sqlite import PACKED
 from liteq.brokers.connection import fetch_all, fetch_one
+from liteq.brokers.delaying import next_due
 from liteq.brokers.enqueueing import (
     ENQUEUE,
+    ENQUEUE_DELAYED,
     accept_repeat,
     insert,
     insert_alike,
@@ -187,10 +189,15 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
             sql, bindings = ENQUEUE, row_of(packed, 0, now)
             if bindings[_STATE] not in _CLAIMABLE or packed[UNIQUE] is not None:
                 return False
+            if bindings[_STATE] == SCHEDULED:
+                sql = ENQUEUE_DELAYED
         new, found = self._database.write_one(sql, bindings, durable=self.durable, limited=True)
         if not new:
             if not self._database.read(lambda db: accept_repeat(db, packed)):
                 return False
+        elif sql is ENQUEUE_DELAYED:
+            if not found[0][0]:
+                return True  # who is to run it looks before it is due
         elif found:
             key, token, worker = found[0]
             if token is not None:
@@ -265,7 +272,7 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
                 if waiters:
                     settling.following.reported(lease.key, lease.id)
             accepted = settling.settle(settlements) if settlements else ()
-            due = self._next_due(db, open_queues)
+            due = next_due(db, open_queues)
             # By the time of now that it holds the lock: who waited for it would be behind
             # those whom it waited for.
             known = revision == self._book.revision
@@ -285,7 +292,7 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
             if claims and due is not None and due <= now:
                 self._promote(db, now, open_queues)
                 settling.following.queued = True
-                due = self._next_due(db, open_queues)
+                due = next_due(db, open_queues)
                 # The first in line may be among those that have no place in it yet.
                 claims = due is None or due > now
             if claims:
@@ -303,7 +310,7 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
                 if more:
                     due = now
                 elif aside:  # an error callback of one that had expired may be due later
-                    due = self._next_due(db, open_queues)
+                    due = next_due(db, open_queues)
             if lines.any or settling.opened:
                 due = self._look_again(lines, settling, due, claimed=claims)
             if settling.following.freed:  # what is claimed here already is no news to others
@@ -504,21 +511,6 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
                 f"ORDER BY run_at LIMIT {SLICE})",
                 (queue, now),
             )
-
-    @staticmethod
-    def _next_due(db: apsw.Connection, queues: Sequence[str]) -> float | None:
-        """Return when the next delayed message of these queues is due."""
-        due: float | None = None
-        for queue in queues:
-            first: float | None = fetch_one(
-                db,
-                "SELECT run_at FROM message INDEXED BY message_scheduled WHERE state = 2 "
-                "AND queue = ? ORDER BY run_at LIMIT 1",
-                (queue,),
-            )
-            if first is not None and (due is None or first < due):
-                due = first
-        return due
 
     # Steering
 

@@ -68,13 +68,15 @@ _HAND_ON: Final = "UPDATE message SET unique_key = '-' || unique_key WHERE seq =
 class Admission(NamedTuple):
     """Rows that are to be stored, those that were before, the edges that are to be added,
     and what is not stored: by its id, that of the message that stands for it. Before that,
-    those are to end whose keys are taken since they have expired."""
+    those are to end whose keys are taken since they have expired. `queued`: one that stands
+    for another has become claimable by it."""
 
     rows: list[tuple[Any, ...]]
     repeated: list[tuple[Any, ...]]
     edges: list[tuple[str, str, str, int]]
     stands: dict[str, str]
     late: list[int]
+    queued: bool
 
 
 class _Holder(NamedTuple):
@@ -105,6 +107,7 @@ def admit(
     edges: list[tuple[str, str, str, int]] = []
     stands: dict[str, str] = {}
     late: list[int] = []
+    queued = False
     places: dict[str, int] = {}  # of the keys taken here
     for row in rows:
         key = row[UNIQUE]
@@ -136,7 +139,7 @@ def admit(
                 stands[row[0]] = holder.id
                 continue
             if holder.state != _RUNNING:
-                _renew(db, holder, row, rule, now)
+                queued |= _renew(db, holder, row, rule, now) == _QUEUED
                 stands[row[0]] = holder.id
                 continue
             db.execute(_HAND_ON, (holder.seq,))
@@ -150,7 +153,7 @@ def admit(
             db.execute(_KEEP, (key, row[0], now + rule.unique_for))
         places[key] = len(kept)
         kept.append(row)
-    return Admission(kept, repeated, edges, stands, late)
+    return Admission(kept, repeated, edges, stands, late, queued)
 
 
 def admits(db: apsw.Connection, rows: Sequence[tuple[Any, ...]], now: float) -> bool:
@@ -179,8 +182,9 @@ def _refuse(row: tuple[Any, ...], there: str, rule: Rule, *, as_a_whole: bool) -
 
 def _renew(
     db: apsw.Connection, holder: _Holder, row: tuple[Any, ...], rule: Rule, now: float
-) -> None:
-    """Have one that waits take what another would have been; it keeps its place."""
+) -> int:
+    """Have one that waits take what another would have been; it keeps its place. Return the
+    state that it is in then."""
     if holder.workflow is not None:
         raise DuplicateTask.of(row[1], holder.id, step=True)
     fields = list(row[1:_WIDTH])
@@ -191,6 +195,7 @@ def _renew(
     if holder.state == _WAITING:
         state = _WAITING  # for the end of what runs
     db.execute(_RENEW, (*fields, state, row[0], holder.seq))
+    return state
 
 
 def holder(db: apsw.Connection, key: str, now: float) -> str | None:

@@ -140,6 +140,18 @@ def test_enqueue_looks_for_a_conflict_in_the_index_of_ids(
     assert not {"Rewind", "Next", "Prev"} & set(steps), "it walks through something"
 
 
+def test_a_delayed_message_is_compared_with_the_first_of_its_queue(
+    planner: Planner, broker: Broker, clock: FakeClock
+) -> None:
+    message = make(run_at=clock.now() + 1)
+
+    [plan] = planner.plans(lambda: broker.enqueue([message])).values()
+
+    assert [line for line in plan if "SEARCH" in line] == [
+        DUE_BY_NOW.replace("message USING", "other USING")
+    ]
+
+
 def test_a_repeated_enqueue_is_recognised_by_id(planner: Planner, broker: Broker) -> None:
     message = make()
     broker.enqueue([message])
