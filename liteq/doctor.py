@@ -21,7 +21,7 @@ from liteq.brokers.files import RESERVE, filesystem_of, is_network_filesystem, i
 from liteq.brokers.searching import Search
 from liteq.exceptions import LiteqError
 from liteq.shortage import advice
-from liteq.wording import brief
+from liteq.wording import brief, several
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -131,7 +131,7 @@ def _settings(app: Liteq) -> Iterator[Finding]:
         yield Finding(
             "settings",
             "warn",
-            f"not known: {_some(unknown)}",
+            f"not known: {several(unknown)}",
             "correct or remove them: `liteq config NAME` suggests",
         )
     else:
@@ -386,14 +386,14 @@ def _work(broker: Broker) -> Iterator[Finding]:
         yield Finding(
             "workers",
             "warn",
-            f"{len(workers)} live, {len(stuck)} give no sign: {_some(stuck)}",
+            f"{len(workers)} live, {len(stuck)} give no sign: {several(stuck)}",
             "stopped or stuck? `kill -USR1` their processes prints their stacks",
         )
     elif died:
         yield Finding(
             "workers",
             "warn",
-            f"{len(workers)} live, died lately: {_some(died)}",
+            f"{len(workers)} live, died lately: {several(died)}",
             "start them again; see their logs for why",
         )
     else:
@@ -406,7 +406,7 @@ def _work(broker: Broker) -> Iterator[Finding]:
         yield Finding(
             "queues",
             "warn",
-            f"no worker consumes {_some(left)}",
+            f"no worker consumes {several(left)}",
             f"liteq worker -Q {','.join(map(brief, left[:_NAMED]))}",
         )
     else:
@@ -417,7 +417,7 @@ def _work(broker: Broker) -> Iterator[Finding]:
         yield Finding(
             "parked",
             "warn",
-            f"{parked:,} of tasks that no worker knows: {_some(names)}",
+            f"{parked:,} of tasks that no worker knows: {several(names)}",
             "start a worker that has them, or `liteq cancel -s parked`",
         )
     dead = next(broker.find(Search(dead=True)), None)
@@ -444,7 +444,7 @@ def _schedules(broker: Broker) -> Iterator[Finding]:
         yield Finding(
             "periodic tasks",
             "warn",
-            f"overdue: {_some(overdue)}",
+            f"overdue: {several(overdue)}",
             "no beat runs: start `liteq beat`, or a worker with -B",
         )
     else:
@@ -457,7 +457,7 @@ def _entries(app: Liteq) -> Iterator[Finding]:
         yield Finding(
             "periodic entries",
             "warn",
-            f"not fired: {_some([one.name for one in broken])} ({broken[0].error})",
+            f"not fired: {several([one.name for one in broken])} ({broken[0].error})",
             "make them anew, or give the beats the key that they were signed with",
         )
 
@@ -476,11 +476,6 @@ def _advice_for(exc: LiteqError) -> str:
             return "start the server, or correct the URL: `liteq config broker_url`"
         case _:
             return ""
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(map(brief, names[:_NAMED])) + more
 
 
 def _user() -> str:

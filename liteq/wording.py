@@ -7,10 +7,11 @@ or turns the direction of a text, is shown as what it is (`\\x1b`, `\\u202e`).
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime, tzinfo
 from typing import Final
 
-__all__ = ["CONTROL", "ago", "brief", "instant", "moment", "shown", "span"]
+__all__ = ["CONTROL", "ago", "brief", "instant", "moment", "several", "shown", "span"]
 
 _LINE: Final = 500  # characters
 
@@ -31,6 +32,19 @@ def shown(value: object, *, lines: bool = False) -> str:
 def brief(text: str) -> str:
     """Return a text as a line has room for it: a name in the store may have megabytes."""
     return text if len(text) <= _LINE else f"{text[:_LINE]}…"
+
+
+def several(names: Sequence[str], room: int = 60, *, by: str = ", ") -> str:
+    """Return as many names as there is room for, and how many are left: of hundreds of queues
+    a line can show a few. `room`: characters; the first name is shown in any case."""
+    width = first = 0
+    for name in names:
+        width += len(name) + len(by)
+        if first and width > room:
+            break
+        first += 1
+    left = len(names) - first
+    return by.join(map(brief, names[:first])) + (f" and {left} more" if left else "")
 
 
 def _escaped(character: str, *, lines: bool) -> str:

@@ -41,6 +41,7 @@ from liteq.nodes import node_name
 from liteq.outage import Outage
 from liteq.pool import Broken, Pool, Ready, Returned
 from liteq.shares import Shares
+from liteq.wording import several
 from liteq.workers.announcing import Announcer
 from liteq.workers.attempts import Attempts, Settlements
 from liteq.workers.keeper import Keeper
@@ -568,11 +569,11 @@ class Worker(Steered):
             self.hostname,
             self.concurrency,
             self.pool_kind,
-            ", ".join(self.queues),
+            several(self.queues),
         )
         if self.notify is not None:
             self.notify.ready()
-            self.notify.status(f"{self.concurrency} children, queues {', '.join(self.queues)}")
+            self.notify.status(f"{self.concurrency} children, queues {several(self.queues)}")
         self._announce(signals.worker_ready, self)
         if self.on_ready is not None:
             self.on_ready()

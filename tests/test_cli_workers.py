@@ -56,6 +56,22 @@ def worker(project: Project, start: Callable[..., Running]) -> Running:
     return made
 
 
+def test_a_line_shows_the_queues_that_it_has_room_for(
+    here: Here, project: Project, start: Callable[..., Running]
+) -> None:
+    queues = [f"queue-{number:03}" for number in range(220)]
+    made = start("worker", "-P", "threads", "-n", "one@here", "-Q", ",".join(queues))
+    made.wait_for("ready ")
+
+    text = here.ok("status")
+    (found,) = json.loads(here.ok("status", "--json"))
+
+    five = ", ".join(queues[:5])
+    assert made.lines[3].startswith(f"queues    {five} and 215 more · ")
+    assert re.search("queue-000,queue-001,queue-002 and 217 more +[0-9]", text)
+    assert found["queues"] == queues
+
+
 def test_workers_are_shown_and_how_they_are(here: Here, worker: Running) -> None:
     text = here.ok("status")
     (found,) = json.loads(here.ok("status", "--json"))

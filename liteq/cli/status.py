@@ -15,6 +15,7 @@ from liteq.cli.front import Exit, Failure, Seconds, Session, as_json, command
 from liteq.cli.output import plain_table, print_json, print_table, shown, span
 from liteq.cli.streams import say
 from liteq.exceptions import BrokerError
+from liteq.wording import several
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -132,7 +133,7 @@ def _row(one: WorkerStatus) -> dict[str, Any]:
     return {
         **facts,
         "pool": f"{facts['concurrency']} × {facts['pool']}",
-        "queues": ",".join(facts["queues"]),
+        "queues": several(facts["queues"], 30, by=","),
         "done": facts["processed"],
         "uptime": span(facts["uptime"]),
     }

@@ -18,6 +18,7 @@ from liteq.cli.front import VERSION, Seconds, Session, command, completing, name
 from liteq.cli.logs import format_option, is_apart, level_option, log_as_set, logfile_option
 from liteq.cli.pidfile import holding
 from liteq.garbage import unseen
+from liteq.wording import several
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -325,7 +326,7 @@ def run_worker(
     )
     if options.get("purge"):
         deleted = app.broker.purge(made.queues)
-        session.note(f"purged {deleted} messages from {', '.join(made.queues)}")
+        session.note(f"purged {deleted} messages from {several(made.queues)}")
     if shown:
         is_told = _banner(session, made, found.reference)
     made.announced = shown and not session.quiet and not app.conf.worker_logfile
@@ -458,7 +459,7 @@ def _banner(session: Session, made: Worker, reference: str) -> bool:
         f"liteq     {VERSION} · Python {sys.version.split()[0]} · pid {os.getpid()}",
         f"app       {app.main or reference} ({reference}) · {count}",
         f"store     {store_of(app)}{kept or ''}",
-        f"queues    {', '.join(made.queues)} · {_size(made)} × {made.pool_kind}",
+        f"queues    {several(made.queues)} · {_size(made)} × {made.pool_kind}",
     )
     return kept is not None
 

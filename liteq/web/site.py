@@ -26,7 +26,7 @@ from liteq.web.actions import ACTIONS, PERMISSIONS, Action, said
 from liteq.web.guarding import Auth, Guard
 from liteq.web.views import PAGES
 from liteq.web.visits import Moved, Page, Visit
-from liteq.wording import ago, instant, moment, shown, span
+from liteq.wording import ago, instant, moment, several, shown, span
 
 __all__ = ["build"]
 
@@ -80,7 +80,7 @@ class _Site:
             lstrip_blocks=True,
         )
         self._templates.filters.update(
-            shown=shown, span=span, iso=moment, clock=self._clock, query=_query
+            shown=shown, several=several, span=span, iso=moment, clock=self._clock, query=_query
         )
 
     def shows(self, view: Callable[[Visit], Page]) -> Callable[[Request], Awaitable[Response]]:
