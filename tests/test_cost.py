@@ -275,6 +275,23 @@ def test_a_call_on_an_idle_worker_is_two_transactions(
     assert cost.statements <= 1 + STEP, meter.statements
 
 
+def test_a_step_takes_no_statement_more_for_each_queue(
+    meter: Meter, broker: Broker, clock: FakeClock
+) -> None:
+    queues = [f"q{number}" for number in range(200)]
+    worker = enlist(broker, *queues)
+
+    def step() -> None:
+        broker.step(worker, queues=queues, limit=10)
+
+    assert meter.of(step).statements <= STEP, meter.statements
+    for queue in queues[:5]:
+        broker.enqueue([make(queue=queue, run_at=clock.now() + 1)])
+    clock.advance(1)
+    # One makes all claimable that has come due, and one looks for what is due next.
+    assert meter.of(step).statements <= STEP + 2, meter.statements
+
+
 def test_a_heartbeat_is_one_small_transaction(meter: Meter, broker: Broker) -> None:
     worker = enlist(broker)
 

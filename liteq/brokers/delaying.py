@@ -12,6 +12,7 @@ Each function is a part of a transaction that its caller opened.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from typing import Final
@@ -20,13 +21,23 @@ import apsw
 
 from liteq.brokers.connection import fetch_one
 
-__all__ = ["IS_NEXT", "is_sooner", "next_due", "next_dues"]
+__all__ = ["FAR", "IS_NEXT", "is_sooner", "next_due", "next_dues", "promote"]
 
 FAR: Final = 60  # seconds, in which the slowest heartbeat comes a dozen times
 
 _NEXT: Final = (
     "SELECT run_at FROM message INDEXED BY message_scheduled WHERE state = 2 "
     "AND queue = ? ORDER BY run_at LIMIT 1"
+)
+# Of many queues, at a quarter of a microsecond each: a statement for each takes four times as
+# long, in a step that all others of the store wait for.
+_NEXT_OF_MANY: Final = (
+    f"SELECT min(({_NEXT.replace('?', 'named.value')})) FROM json_each(?) AS named"
+)
+_PROMOTE: Final = (
+    "UPDATE message SET state = 1 WHERE seq IN (SELECT due.seq FROM json_each(?) AS named "
+    "CROSS JOIN message AS due INDEXED BY message_scheduled "
+    "WHERE due.state = 2 AND due.queue = named.value AND due.run_at <= ? LIMIT ?)"
 )
 # Of a message that a statement has just inserted: no other of its queue is due before it, nor
 # at the same instant, as thousands may be.
@@ -40,7 +51,16 @@ IS_NEXT: Final = (
 
 def next_due(db: apsw.Connection, queues: Sequence[str]) -> float | None:
     """Return when the next delayed message of these queues is due."""
-    return min(next_dues(db, queues).values(), default=None)
+    if len(queues) == 1:
+        due: float | None = fetch_one(db, _NEXT, (queues[0],))
+    else:
+        due = fetch_one(db, _NEXT_OF_MANY, (json.dumps(queues),))
+    return due
+
+
+def promote(db: apsw.Connection, queues: Sequence[str], now: float, limit: int) -> None:
+    """Make claimable what has come due in these queues, or so much of it."""
+    db.execute(_PROMOTE, (json.dumps(queues), now, limit))
 
 
 def next_dues(db: apsw.Connection, queues: Iterable[str]) -> dict[str, float]:

@@ -23,7 +23,7 @@ from liteq.brokers import limiting, queueing, standby
 from liteq.brokers.base import ORDERS
 from liteq.brokers.base_sqlite import PACKED
 from liteq.brokers.connection import fetch_all, fetch_one
-from liteq.brokers.delaying import next_due
+from liteq.brokers.delaying import next_due, promote
 from liteq.brokers.enqueueing import (
     ENQUEUE,
     ENQUEUE_DELAYED,
@@ -290,7 +290,7 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
             aside: list[tuple[Lease, Aside]] = []
             claims = limit > 0 and bool(alive)
             if claims and due is not None and due <= now:
-                self._promote(db, now, open_queues)
+                promote(db, open_queues, now, SLICE)
                 settling.following.queued = True
                 due = next_due(db, open_queues)
                 # The first in line may be among those that have no place in it yet.
@@ -500,17 +500,6 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
         if tasks is not None:
             bindings.append(json.dumps(sorted(tasks)))
         return _take(db, candidates, [*bindings, limit], (token, worker, now))
-
-    @staticmethod
-    def _promote(db: apsw.Connection, now: float, queues: Sequence[str]) -> None:
-        """Make claimable what has come due, a slice of each queue."""
-        for queue in queues:
-            db.execute(
-                "UPDATE message SET state = 1 WHERE seq IN (SELECT seq FROM message "
-                "INDEXED BY message_scheduled WHERE state = 2 AND queue = ? AND run_at <= ? "
-                f"ORDER BY run_at LIMIT {SLICE})",
-                (queue, now),
-            )
 
     # Steering
 
