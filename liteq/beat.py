@@ -104,6 +104,7 @@ class Beat:
         self._broker: Broker = app.broker
         self._clock = app.broker.clock
         self._declared: dict[str, Entry] = {}
+        self._losses = 0  # of stores, when they were declared: see `Broker.losses`
         self._rows: dict[str, Schedule] = {}
         self._entries: dict[str, tuple[int, Entry | None]] = {}  # by name, with the revision
         self._queue: list[tuple[float, str]] = []  # a heap of what is due when
@@ -117,7 +118,7 @@ class Beat:
     def start(self, since: float | None = None) -> None:
         """Bring the store up to what the code declares, new entries counting from `since`
         (Unix seconds; default: now). Entries that cannot be are logged and left out."""
-        self._declared = self.app.schedules.reconcile(since)
+        self._declare(since)
         self._read()
         self._pull_back(self._clock.now())
         self._stale = True
@@ -198,11 +199,17 @@ class Beat:
 
     # Entries
 
+    def _declare(self, since: float | None = None) -> None:
+        losses = self._broker.losses  # first: a store that is lost meanwhile is to be noticed
+        self._declared = self.app.schedules.reconcile(since)
+        self._losses = losses
+
     def _read(self) -> None:
         """Read all entries, and make sense of those that are new or changed."""
+        rows = self._rows_of_this_store()
         self._stale = False
         self._read_at = steady = self._clock.steady()
-        self._rows = {row.name: row for row in self._broker.schedules()}
+        self._rows = rows
         for name in self._entries.keys() - self._rows.keys():
             del self._entries[name]
         self._broken = {name: end for name, end in self._broken.items() if end > steady}
@@ -214,6 +221,23 @@ class Beat:
                 known = self._entries[name] = (row.revision, self._understand(row))
             if known[1] is not None and name not in self._broken:
                 self._enqueue(row)
+
+    def _rows_of_this_store(self) -> dict[str, Schedule]:
+        """Return all entries by name. Those that were lost with a store (a server that came
+        back empty) are declared anew; what somebody removed stays removed."""
+        rows = {row.name: row for row in self._broker.schedules()}
+        known = {name: revision for name, (revision, _) in self._entries.items()}
+        if not known.items() <= {(row.name, row.revision) for row in rows.values()}:
+            self._broker.check()  # were they removed or changed, or is it another store?
+        if self._broker.losses == self._losses:
+            return rows
+        logger.warning(
+            "the store is another than before: the server was emptied or restarted without "
+            "what it had kept, or the file was replaced. The periodic entries of the code are "
+            "declared in it anew, and none is paused; those made at run time are lost"
+        )
+        self._declare()
+        return {row.name: row for row in self._broker.schedules()}
 
     def _enqueue(self, row: Schedule) -> None:
         if row.due_at is not None and not row.paused:

@@ -18,6 +18,7 @@ from redis_server import RedisServer
 from world import enlist, make, wait_until
 
 from liteq import Liteq, chord, failure, group
+from liteq.beat import Beat, Service
 from liteq.brokers.base import HELLO, Broker, Lease, Schedule
 from liteq.brokers.redis import RedisBroker
 from liteq.brokers.redis_link import KEYS_VERSION, script
@@ -1038,6 +1039,61 @@ def test_a_call_that_was_sent_after_the_server_was_emptied_is_waited_for(
 
     with pytest.raises(TimeoutError, match="queued"):
         double.delay(2).get(timeout=0.1)
+
+
+TICK: dict[str, Any] = {"task": "shop.double", "schedule": 3_600.0, "args": (1,)}
+
+
+def test_beats_declare_their_entries_anew_on_a_server_that_was_emptied(
+    server: RedisServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    beats = []
+    for name in ("leader", "standby"):
+        app = Liteq("shop", broker=server.url, set_as_current=False)
+        app.conf.beat_schedule = {"tick": TICK, "tock": TICK}
+        beats.append(Beat(app, name=name))
+        beats[-1].start()
+        beats[-1].tick()
+    app.schedules.pause("tock")
+    app.schedules.add("made", task="shop.double", schedule=60)
+    for beat in beats:
+        beat.wake()
+        beat.tick()
+    assert "store is another" not in caplog.text
+    server.say("FLUSHALL")
+
+    for beat in beats:
+        beat.wake()
+        beat.tick()
+
+    assert [entry.name for entry in app.schedules.list()] == ["tick", "tock"]
+    assert "The periodic entries of the code are declared in it anew" in caplog.text
+
+    app.broker.remove_schedule("tick")
+    for beat in beats:
+        beat.wake()
+        beat.tick()
+
+    assert [entry.name for entry in app.schedules.list()] == ["tock"]
+
+
+def test_a_beat_fires_again_after_a_server_that_keeps_nothing_was_restarted(
+    app: Liteq, server: RedisServer
+) -> None:
+    app.conf.beat_schedule = {"tick": {**TICK, "schedule": 0.1}}
+    service = Service(app, install_signals=False)
+    thread = threading.Thread(target=service.run)
+    thread.start()
+    with Liteq("other", broker=server.url, set_as_current=False) as other:
+        wait_until(other.broker.counts)
+        server.kill()
+        server.start()
+        wait_until(other.broker.counts)
+        server.say("FLUSHALL")
+        wait_until(other.broker.counts)
+    service.stop()
+    thread.join(10)
+    assert not thread.is_alive()
 
 
 def test_2_what_a_server_forgot_to_be_settled_is_not_held_for_ever(
