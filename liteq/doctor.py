@@ -452,13 +452,24 @@ def _schedules(broker: Broker) -> Iterator[Finding]:
 
 
 def _entries(app: Liteq) -> Iterator[Finding]:
-    broken = [one for one in app.schedules.list() if one.error]
+    stored = app.schedules.list()
+    broken = [one for one in stored if one.error]
     if broken:
         yield Finding(
             "periodic entries",
             "warn",
             f"not fired: {several([one.name for one in broken])} ({broken[0].error})",
             "make them anew, or give the beats the key that they were signed with",
+        )
+    if app.conf.beat_scheduler:
+        return  # that keeps its entries wherever it likes
+    missing = app.schedules.sound()[0].keys() - {one.name for one in stored}
+    if missing:
+        yield Finding(
+            "declared entries",
+            "warn",
+            f"not in the store: {several(sorted(missing))}",
+            "a beat enters them when it starts: start `liteq beat`, or a worker with -B, anew",
         )
 
 

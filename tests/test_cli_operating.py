@@ -500,6 +500,19 @@ def test_a_doctor_names_periodic_entries_that_no_beat_can_read(
     )
 
 
+def test_a_doctor_names_declared_entries_that_no_beat_has_entered(here: Here) -> None:
+    here.ok("call", "tasks.add", "-a", "[1, 2]")
+    with Path("tasks.py").open("a") as code:
+        code.write('app.add_periodic_task(60, add.s(1, 2), name="nightly")\n')
+    missing = findings(here)
+    find_app("tasks").app.schedules.reconcile()
+
+    assert missing["declared entries"]["level"] == "warn"
+    assert missing["declared entries"]["what"] == "not in the store: nightly"
+    assert "start `liteq beat`" in missing["declared entries"]["advice"]
+    assert "declared entries" not in findings(here)
+
+
 def test_names_of_megabytes_take_one_line_each(here: Here) -> None:
     long = 100_000
     here.ok("call", "tasks.add", "-a", "[1, 2]", "--queue", "y" * long)
