@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
-from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from liteq import failure
 from liteq.brokers import redis_tls
@@ -52,6 +52,8 @@ _ASK_TIMEOUT: Final = 0.2  # seconds, for a question that a call which could go 
 _SPARE: Final = 16  # connections kept open for the next calls
 _NEVER: Final = -1  # in place of a count of switches: the connection is not kept for them
 _FOLDER: Final = Path(__file__).parent / "lua"
+
+_UNKNOWN: Final = "unknown command"  # one that `rename-command` has taken away, too
 
 # Said by a server that will do what is asked a little later, or that another one does.
 _LATER: Final = frozenset(
@@ -347,9 +349,14 @@ class Link:
             exc = exc.__cause__
         if isinstance(exc, AuthenticationError):
             return self._unknown_user(exc)
-        self._moved = None
         said = str(exc)
-        what_to_do = redis_tls.advice(self.place.tls, said)
+        is_met = self.store_id is not None
+        is_refused = isinstance(exc, NoPermissionError) or said.startswith(_UNKNOWN)
+        if is_refused and not is_met:  # later it may be a server that is being set up
+            return BrokerError(f"{self.place} refuses what liteq needs: {said}")
+        self._moved = None
+        is_plain = is_met and self.place.tls is None
+        what_to_do = "" if is_plain else redis_tls.advice(self.place.tls, said)
         return BrokerUnavailable(f"{self.place} cannot be reached: {said}{what_to_do}")
 
     def _unknown_user(self, exc: BaseException) -> BrokerError:
@@ -482,9 +489,10 @@ class Link:
         """Learn which store and what server this is; refuse what would lose messages."""
         [data] = wire.exchange(self.opening(), 1)
         self.accept(unpack(data))
-        if not self.server:
-            self.server = self._describe(wire)
-            self._refuse_eviction()
+        if self.server and self.failing_since is None:
+            return
+        known, self.server = self.server, self._describe(wire)
+        self._refuse_eviction(is_met=bool(known))
 
     def opening(self) -> bytes:
         """Return the first command on a connection: which store is this?"""
@@ -527,7 +535,7 @@ class Link:
                 b"".join(command(("INFO", name)) for name in ("memory", "persistence")), 2
             )
         except ServerError as exc:
-            if exc.code != "NOPERM":
+            if exc.code != "NOPERM" and not exc.rest.startswith(_UNKNOWN):
                 raise
             wire.reader.skip()
             return {"hidden": "1"}
@@ -543,16 +551,24 @@ class Link:
                 fields[setting] = found[1].decode()
         return fields
 
-    def _refuse_eviction(self) -> None:
+    def _refuse_eviction(self, *, is_met: bool) -> None:
+        """Raise `ImproperlyConfigured` if the server deletes keys; log it of one that did not
+        when it was met: to end whoever runs would only add to the loss."""
         policy = self.server.get("maxmemory_policy", "noeviction")
         if policy == "noeviction" or self.server.get("maxmemory") == "0":
             return
-        self.server = {}
-        raise ImproperlyConfigured(
+        said = (
             f"{self.place} deletes keys when its memory is full (maxmemory-policy {policy}), "
             "which would lose messages: set maxmemory-policy to noeviction, or give liteq a "
             "server of its own"
         )
+        if is_met:
+            from liteq.loggers import get_logger  # late: a third of what a sender loads
+
+            get_logger("liteq.store").error("%s", said)
+            return
+        self.server = {}
+        raise ImproperlyConfigured(said)
 
     def _discard_spare(self) -> None:
         spare, self._spare = self._spare, []

@@ -19,6 +19,7 @@ __all__ = ["Reader", "ServerError", "command", "pack", "strings", "unpack"]
 
 _CHUNK = 65_536
 _IN_SCRIPT = "ERR Error running script"
+_PLACE = ", on @user_script:"
 _SIZES = [b"$%d\r\n" % size for size in range(512)]
 
 
@@ -28,6 +29,8 @@ class ServerError(Exception):
     def __init__(self, text: str) -> None:
         if text.startswith(_IN_SCRIPT):
             text = _of_command(text)
+        if _PLACE in text:  # Redis 7 puts it behind: nothing that a user can do about it
+            text = text.rpartition(" script: ")[0]
         super().__init__(text)
         self.code, _, self.rest = text.partition(" ")
 

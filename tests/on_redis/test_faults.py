@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from multiprocessing import connection  # `select()` knows no descriptor above 1023
 from pathlib import Path
 from typing import Any
@@ -521,9 +522,10 @@ def test_a_full_server_refuses_new_messages_and_settles_the_old(
     lease = held(direct, worker)
     server.say("CONFIG", "SET", "maxmemory", "1")
 
-    with pytest.raises(QueueFull, match="no memory"):
+    with pytest.raises(QueueFull, match="no memory") as refused:
         direct.enqueue([make()])
 
+    assert "script" not in str(refused.value)
     assert direct.counts() == {"default": {"running": 1}}
     assert direct.beat(worker)
     assert direct.settle(worker, lease, Succeeded(b"1" * 10_000))
@@ -929,6 +931,58 @@ def test_a_server_that_deletes_keys_when_it_is_full_is_refused(
     server.say("CONFIG", "SET", "maxmemory-policy", "noeviction")
     broker.enqueue([make()])
     broker.close()
+
+
+def test_a_server_that_begins_to_delete_keys_is_said_at_the_next_connection(
+    start: Callable[..., RedisServer], caplog: pytest.LogCaptureFixture
+) -> None:
+    server = start("maxmemory 100mb", "maxmemory-policy noeviction")
+    broker = RedisBroker(server.url)
+    broker.enqueue([make()])
+    server.say("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    assert "maxmemory-policy" not in caplog.text
+
+    for _ in range(2):
+        server.say("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        broker.enqueue([make()])
+
+    assert caplog.text.count("deletes keys when its memory is full") == 2
+    broker.close()
+
+
+def test_a_server_without_info_is_used(start: Callable[..., RedisServer]) -> None:
+    server = start('rename-command INFO ""')
+    with closing(RedisBroker(server.url)) as broker:
+        broker.enqueue([make()])
+
+        assert broker.counts() == {"default": {"queued": 1}}
+        assert broker.persistence().startswith("persistence unknown")
+
+
+@pytest.mark.parametrize("name", ["CLIENT", "EVAL"])
+def test_a_command_that_liteq_needs_and_the_server_has_not_is_named(
+    start: Callable[..., RedisServer], name: str
+) -> None:
+    server = start(f'rename-command {name} ""')
+    with closing(RedisBroker(server.url)) as broker:
+        with pytest.raises(BrokerError, match=f"unknown command .{name}") as refused:
+            broker.enqueue([make()])
+        assert not isinstance(refused.value, BrokerUnavailable)
+        with pytest.raises(BrokerError, match=f"unknown command .{name}") as refused:
+            asyncio.run(broker.aenqueue([make()]))
+        assert not isinstance(refused.value, BrokerUnavailable)
+
+
+def test_a_server_that_was_spoken_to_is_not_taken_for_one_with_tls(
+    proxy: Proxy, broker: RedisBroker
+) -> None:
+    broker.check()
+    proxy.refuse = True
+    proxy.cut()
+
+    with pytest.raises(BrokerUnavailable) as told:
+        broker.check()
+    assert "rediss" not in str(told.value)
 
 
 @pytest.mark.parametrize(
