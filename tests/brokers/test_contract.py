@@ -2548,6 +2548,7 @@ def test_a_healthy_store_passes_its_check(broker: Broker) -> None:
     put(broker, make())
 
     broker.check()
+    assert broker.losses == 0
 
 
 def test_any_thread_may_use_a_broker(broker: Broker) -> None:
