@@ -613,7 +613,11 @@ class _Handle:
             self._queue_at_gate()
 
     def _queue_at_gate(self) -> None:
-        start = time.monotonic()
+        # A look counts for a tenth of the timeout at most: a process that was stopped, or a
+        # machine that slept, has not been waiting meanwhile, and tries again before it blames
+        # another.
+        most = self.database.busy_timeout / 10
+        waited, looked = 0.0, time.monotonic()
         pause = 0.001
         while True:
             # 0.2 to 1.0 of it. Not by `random`: a worker would carry that, 0.6 MiB, from the
@@ -622,7 +626,8 @@ class _Handle:
             try:
                 fcntl.flock(self.gate, _AT_ONCE)
             except BlockingIOError:
-                waited = time.monotonic() - start
+                now = time.monotonic()
+                waited, looked = waited + min(now - looked, most), now
                 if waited > self.database.busy_timeout:
                     raise BrokerBusy(
                         f"another process has been writing to {self.database.path} for "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import resource
@@ -21,6 +22,7 @@ import pytest
 import redis_server
 from world import deaf, make, wait_until
 
+from liteq.brokers.sqlite import SqliteBroker
 from liteq.exceptions import (
     ImproperlyConfigured,
     QueueFull,
@@ -927,6 +929,60 @@ def test_a_worker_outlasts_a_writer_that_holds_the_store(
 
     assert result.get(timeout=10) == ["hold", 1]
     assert shop.tasks.add.delay(1, 2).get(timeout=10) == 3
+
+
+CALLER = """
+import sys
+from liteq.brokers.sqlite import SqliteBroker
+broker = SqliteBroker(sys.argv[1], busy_timeout=2.0)
+broker.queues()
+print("ready", flush=True)
+sys.stdin.readline()
+broker.pause("mail")
+"""
+
+
+def test_a_writer_that_was_stopped_does_not_blame_another_for_that(tmp_path: Path) -> None:
+    broker = SqliteBroker(str(tmp_path / "store"))
+    broker.pause("mail")
+    broker.close()
+    with (
+        (tmp_path / "store" / "gate").open("r+b") as gate,
+        subprocess.Popen(
+            [sys.executable, "-c", CALLER, str(tmp_path / "store")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as caller,
+    ):
+        assert caller.stdin is not None
+        assert caller.stdout is not None
+        assert caller.stdout.readline() == b"ready\n"
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        caller.stdin.write(b"\n")
+        caller.stdin.flush()
+        await_looks(caller)
+        caller.send_signal(signal.SIGSTOP)
+        until = time.monotonic() + 2.5  # longer than it may wait
+        wait_until(lambda: time.monotonic() > until)
+
+        caller.send_signal(signal.SIGCONT)
+        await_looks(caller)
+        fcntl.flock(gate, fcntl.LOCK_UN)
+
+        assert caller.communicate(timeout=10)[1] == b""
+        assert caller.returncode == 0
+
+
+def await_looks(process: subprocess.Popen[bytes]) -> None:
+    """Wait until it has slept a few times more, or has ended."""
+    status = Path(f"/proc/{process.pid}/status")
+
+    def slept() -> int:
+        return int(status.read_text().split("nonvoluntary", 1)[0].rsplit(":", 1)[1])
+
+    before = slept()
+    wait_until(lambda: process.poll() is not None or slept() > before + 5)
 
 
 def test_a_worker_outlasts_a_disk_that_takes_nothing(open_shop: OpenShop) -> None:
