@@ -73,6 +73,9 @@ EXIT_STORE: Final = 6  # the store is gone, damaged, or out of reach at the end
 EXIT_SCHEMA: Final = 8  # another liteq has made the store too new for this one
 
 _TOGETHER: Final = 0.1  # seconds that one thing waits for the next, to wake up once for both
+_BEHIND: Final = (
+    0.008  # seconds after it is due, at most, that a worker looks which is not the first
+)
 _LONGEST_PAUSE: Final = 5.0  # seconds between two tries to reach the store
 _LAST_TRIES: Final = 5.0  # seconds to reach it in, when all else has stopped
 
@@ -191,6 +194,8 @@ class Worker(Steered):
         self._ready = 0
         self._is_ready = False
         self._next_due: float | None = None
+        self._came_due = False  # so that the next step is to look for it
+        self._behind = 0.0  # seconds after others, when something comes due
         self._next_watchdog = 0.0
         self._outage = Outage(
             logger, longest=_LONGEST_PAUSE, most_tries=conf.broker_connection_max_retries
@@ -466,6 +471,9 @@ class Worker(Steered):
             self._tally.settled(settlements, step.accepted, self._broker.max_deliveries)
             self._tally.claimed(step.leases, self._broker.clock.now())
         self._next_due = step.next_due
+        if self._came_due:
+            self._came_due = False
+            self._behind = 0.0 if step.leases else self._place()
         if limit:
             membership.look = len(step.leases) >= limit or self._is_due()
         if step.leases:
@@ -603,7 +611,8 @@ class Worker(Steered):
         ):
             return 0
         if self._next_due is not None and not self._stopping:
-            wake_at = min(wake_at, now + self._next_due - self._broker.clock.now())
+            due_at = now + self._next_due - self._broker.clock.now()
+            wake_at = min(wake_at, due_at + self._behind)
         if self._deadline is not None:
             wake_at = min(wake_at, self._deadline)
         if self.notify is not None and self.notify.watchdog_interval:
@@ -617,9 +626,9 @@ class Worker(Steered):
         """Do what is due by the clock."""
         if self._wishes.hang_up or self._wishes.stacks:
             self._obey()
-        if self._is_due():
+        if self._is_due() and not self._is_taken():
             self._next_due = None  # the next claim tells what comes after it
-            self._membership.look = True
+            self._membership.look = self._came_due = True
         if now >= self._outage.until:
             try:
                 self._keep_store(now)
@@ -639,6 +648,30 @@ class Worker(Steered):
     def _is_due(self) -> bool:
         """Tell whether it is time for what the last step said to look again for."""
         return self._next_due is not None and self._next_due <= self._broker.clock.now()
+
+    def _is_taken(self) -> bool:
+        """Tell whether another has taken what has come due, and note when the next is.
+
+        All wake up for it, and a step keeps the others waiting. So who found it taken comes
+        a few milliseconds later the next time, each at a place of its own, and who got it
+        comes first again: one that is alone is never late.
+        """
+        busy = self._membership.look or self._attempts.leases or self._stopping
+        if busy or self._outage.until:
+            return False
+        try:
+            self._next_due = self._broker.next_due(self.queues)
+        except BrokerUnavailable as exc:
+            self._outage.meet(exc)
+        taken = not self._is_due()
+        if taken:
+            self._behind = self._place()
+        return taken
+
+    def _place(self) -> float:
+        """Return how long after the first it looks for what has come due. By the golden ratio,
+        which spreads ids that follow one another."""
+        return _BEHIND * (1 + self._membership.id * 0.618 % 1) / 2
 
     def _keep_store(self, now: float) -> None:
         """Do what is due in the store. Each call may fail, and is then made again."""

@@ -275,6 +275,33 @@ def test_a_call_on_an_idle_worker_is_two_transactions(
     assert cost.statements <= 1 + STEP, meter.statements
 
 
+def test_who_wakes_up_for_what_another_has_taken_keeps_nobody_waiting(
+    meter: Meter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_UPKEEP", "_BACKSTOP"):
+        monkeypatch.setattr(f"liteq.workers.rounds.{name}", 60.0)
+    add = call_of(tmp_path, "normal")
+    worker = Worker(add.app, pool="threads", concurrency=1, install_signals=False)
+    thread = threading.Thread(target=worker.run)
+    thread.start()
+    wait_until(lambda: worker.settled == 1)
+    taken = add.apply_async((1, 2), countdown=0.5)
+    wait_until(lambda: worker._next_due is not None and not worker._membership.look)
+    taken.revoke()  # as good as claimed: nobody is told of it
+
+    cost = meter.of(lambda: wait_until(lambda: worker._next_due is None))
+    behind = worker._behind
+    add.apply_async((1, 2), countdown=0.1)
+    wait_until(lambda: worker.settled == 2)
+    worker.stop()
+    thread.join(10)
+
+    # BEGIN, whether there is a line under a limit, when the next is due, COMMIT: of nothing.
+    assert (cost.statements, cost.commits, cost.written) == (4, 0, 0), meter.statements
+    assert 0 < behind <= 0.008, "it let others go first the next time"
+    assert worker._behind == 0, "it was the first"
+
+
 def test_a_step_takes_no_statement_more_for_each_queue(
     meter: Meter, broker: Broker, clock: FakeClock
 ) -> None:

@@ -653,6 +653,11 @@ class Broker(ABC):
         store cannot tell, always True."""
         return True
 
+    def next_due(self, queues: Sequence[str]) -> float | None:
+        """Return `Step.next_due` of a worker of these queues without a step, or an instant
+        before that: a look that waits for nobody. Where a step is as cheap, always now."""
+        return self.clock.now()
+
     @abstractmethod
     def maintain(self) -> bool:
         """Do one small slice of upkeep: delete expired results, revoke expired messages,

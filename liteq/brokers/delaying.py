@@ -19,7 +19,7 @@ from typing import Final
 
 import apsw
 
-from liteq.brokers.connection import fetch_one
+from liteq.brokers.connection import fetch_all, fetch_one
 
 __all__ = ["FAR", "IS_NEXT", "is_sooner", "next_due", "next_dues", "promote"]
 
@@ -37,7 +37,8 @@ _NEXT_OF_MANY: Final = (
 _PROMOTE: Final = (
     "UPDATE message SET state = 1 WHERE seq IN (SELECT due.seq FROM json_each(?) AS named "
     "CROSS JOIN message AS due INDEXED BY message_scheduled "
-    "WHERE due.state = 2 AND due.queue = named.value AND due.run_at <= ? LIMIT ?)"
+    "WHERE due.state = 2 AND due.queue = named.value AND due.run_at <= ? LIMIT ?) "
+    "RETURNING seq"
 )
 # Of a message that a statement has just inserted: no other of its queue is due before it, nor
 # at the same instant, as thousands may be.
@@ -58,9 +59,9 @@ def next_due(db: apsw.Connection, queues: Sequence[str]) -> float | None:
     return due
 
 
-def promote(db: apsw.Connection, queues: Sequence[str], now: float, limit: int) -> None:
-    """Make claimable what has come due in these queues, or so much of it."""
-    db.execute(_PROMOTE, (json.dumps(queues), now, limit))
+def promote(db: apsw.Connection, queues: Sequence[str], now: float, limit: int) -> list[int]:
+    """Make claimable what has come due in these queues, or so much of it; return which."""
+    return [seq for (seq,) in fetch_all(db, _PROMOTE, (json.dumps(queues), now, limit))]
 
 
 def next_dues(db: apsw.Connection, queues: Iterable[str]) -> dict[str, float]:

@@ -181,6 +181,14 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
         self._announce(following)
         return stands
 
+    def next_due(self, queues: Sequence[str]) -> float | None:
+        def look(db: apsw.Connection) -> float | None:
+            if fetch_one(db, "SELECT EXISTS(SELECT 1 FROM line)"):
+                return self.clock.now()  # when a limit lets them go on, a step tells
+            return next_due(db, queues)
+
+        return self._database.read(look)
+
     def _enqueue_one(self, packed: Packed, now: float) -> bool:
         """Store a message by one statement; False if it takes more than that."""
         if standby.may_take(packed, now) and time.monotonic() >= self._all_busy_until:
@@ -290,8 +298,7 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
             aside: list[tuple[Lease, Aside]] = []
             claims = limit > 0 and bool(alive)
             if claims and due is not None and due <= now:
-                promote(db, open_queues, now, SLICE)
-                settling.following.queued = True
+                settling.following.freed += promote(db, open_queues, now, SLICE)
                 due = next_due(db, open_queues)
                 # The first in line may be among those that have no place in it yet.
                 claims = due is None or due > now

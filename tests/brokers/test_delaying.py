@@ -12,6 +12,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from liteq.brokers.connection import fetch_all
 from liteq.brokers.delaying import FAR
 from liteq.brokers.sqlite import SqliteBroker
 from liteq.ids import new_ids
+from liteq.limits import Limit, write
 from liteq.message import Alike, Message
 from liteq.outcome import Outcome, Released, Replaced, Retried, Succeeded
 
@@ -225,6 +227,69 @@ def test_a_call_that_is_repeated_is_told_again(
     assert one.is_told()
     put(broker, message, make(run_at=clock.now() + 50))
     assert one.is_told()
+
+
+# When the next is due
+
+
+def test_a_look_tells_when_the_next_is_due_or_to_look_by_a_step(
+    broker: Broker, clock: FakeClock
+) -> None:
+    put(broker, make(queue="a", run_at=clock.now() + 2), make(run_at=clock.now() + 1))
+    now = clock.now()
+
+    looked = broker.next_due(["a", "b"])
+
+    assert looked in (now, now + 2)
+    due = broker.step(enlist(broker, "a", "b"), queues=["a", "b"], limit=1).next_due
+    assert due == now + 2
+
+
+@on_sqlite
+def test_a_look_for_what_is_due_leaves_limits_to_a_step(
+    broker: Broker, clock: FakeClock
+) -> None:
+    limit = Limit("few", interval=1.0)
+    broker.declare_limits({"shop.charge": (limit,)})
+    assert broker.next_due(["default"]) is None
+
+    put(broker, make(limits=write([("few", "")])), make(limits=write([("few", "")])))
+
+    assert broker.next_due(["default"]) == clock.now()
+
+
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+def test_a_look_for_what_is_due_waits_for_no_writer(broker: SqliteBroker) -> None:
+    found: list[float | None] = []
+
+    def look(db: apsw.Connection) -> None:
+        asks = threading.Thread(target=lambda: found.append(broker.next_due(["default"])))
+        asks.start()
+        asks.join(5)
+
+    broker._database.write(look, durable=False)
+
+    assert found == [None]
+
+
+@on_sqlite
+def test_who_claims_all_that_has_come_due_wakes_no_other(
+    broker: Broker, clock: FakeClock, sleeper: Callable[..., Sleeper]
+) -> None:
+    put(broker, make(run_at=clock.now() + 1), make(run_at=clock.now() + 1))
+    one, other = sleeper(), sleeper()
+    clock.advance(1)
+    one.step()
+    assert len(one.leases) == 2
+    assert not other.is_told()
+
+    put(broker, *[make(run_at=clock.now() + 1) for _ in range(3)])
+    other.step()
+    clock.advance(1)
+    other.step()
+
+    assert len(other.leases) == 2
+    assert one.is_told(), "one is left"
 
 
 # Nobody is late
