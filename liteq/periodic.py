@@ -7,6 +7,7 @@ Entries made at run time are left alone. Whatever is written here wakes all beat
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -348,18 +349,20 @@ class Schedules:
         """Return an entry by its name. Raises `ScheduleNotFound`."""
         return self._shown(self._row(name))
 
-    def list(self) -> list[PeriodicEntry]:
-        """Return all entries of the store, by name."""
-        return [self._shown(row) for row in self._app.broker.schedules()]
+    def list(self, names: Sequence[str] | None = None) -> list[PeriodicEntry]:
+        """Return all entries of the store, or those of these names that exist, by name."""
+        return [self._shown(row) for row in self._app.broker.schedules(names)]
+
+    def names(self) -> builtins.list[str]:
+        """Return the names of all entries of the store, in order."""
+        return self._app.broker.schedule_names()
 
     # Inside
 
     def _row(self, name: str) -> Schedule:
-        rows = self._app.broker.schedules()
-        for row in rows:
-            if row.name == name:
-                return row
-        known = ", ".join(repr(row.name) for row in rows[:20]) or "none"
+        for row in self._app.broker.schedules([name]):
+            return row
+        known = ", ".join(map(repr, self._app.broker.schedule_names()[:20])) or "none"
         raise ScheduleNotFound(f"there is no periodic entry {name!r} (there are: {known})")
 
     def _put(self, row: Schedule) -> bool:

@@ -412,6 +412,39 @@ def test_a_workflow_is_retried_and_cancelled(app: Liteq, ask: TestClient) -> Non
     assert made.state == "REVOKED"
 
 
+def test_schedules_are_shown_by_pages_and_found_by_name(app: Liteq, ask: TestClient) -> None:
+    for number in range(120):
+        app.schedules.add(f"job-{number:03}", "shop.add", 3600, args=(1,))
+
+    first = ask.get("/schedules").text
+    second = ask.get("/schedules?after=job-049").text
+    last = ask.get("/schedules?after=job-099").text
+
+    assert "/schedules?after=job-049" in first
+    assert "job-050" not in first
+    assert re.findall(r"<tr><td>(job-\d+)", second) == [f"job-{n:03}" for n in range(50, 100)]
+    assert re.findall(r"<tr><td>(job-\d+)", last) == [f"job-{n:03}" for n in range(100, 120)]
+    assert "More" not in last
+    found = ask.get("/schedules?entry=job-*1").text
+    assert re.findall(r"<tr><td>(job-\d+)", found) == [f"job-{n:03}" for n in range(1, 120, 10)]
+    assert "No periodic task is like that." in shown(ask, "/schedules?entry=absent")
+
+
+def test_a_button_leaves_the_reader_on_the_page_of_the_schedules(
+    app: Liteq, ask: TestClient
+) -> None:
+    app.schedules.add("job", "shop.add", 3600, args=(1,))
+
+    answer = ask.post(
+        "/schedule/pause",
+        data={"name": "job", "entry": "j*", "after": "a"},
+        follow_redirects=False,
+    )
+
+    assert answer.headers["location"] == "/schedules?entry=j%2A&after=a"
+    assert app.schedules.get("job").paused
+
+
 def test_a_schedule_is_run_paused_and_resumed(app: Liteq, ask: TestClient) -> None:
     app.schedules.reconcile()
 

@@ -553,8 +553,12 @@ class Broker(ABC):
     # Schedules
 
     @abstractmethod
-    def schedules(self) -> list[Schedule]:
-        """Return all periodic entries, by name."""
+    def schedules(self, names: Sequence[str] | None = None) -> list[Schedule]:
+        """Return all periodic entries, or those of these names that exist, by name."""
+
+    @abstractmethod
+    def schedule_names(self) -> list[str]:
+        """Return the names of all periodic entries, in order."""
 
     @abstractmethod
     def put_schedule(self, schedule: Schedule, *, revision: int | None = None) -> bool:

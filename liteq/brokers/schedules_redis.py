@@ -16,11 +16,20 @@ __all__ = ["RedisSchedules"]
 class RedisSchedules(RedisStore):
     """The part of a Redis store that keeps periodic entries."""
 
-    def schedules(self) -> list[Schedule]:
-        fields = Fields(self._call("schedules"))
+    def schedules(self, names: Sequence[str] | None = None) -> list[Schedule]:
+        if names is not None and not names:
+            return []  # to the script, no name is all
+        fields = Fields(self._call("schedules", *dict.fromkeys(names or ())))
         found = []
         while fields.more():
             found.append(schedule_of(fields))
+        return sorted(found)
+
+    def schedule_names(self) -> list[str]:
+        fields = Fields(self._call("schedule_names"))
+        found = []
+        while fields.more():
+            found.append(fields.text())
         return sorted(found)
 
     def put_schedule(self, schedule: Schedule, *, revision: int | None = None) -> bool:

@@ -20,8 +20,11 @@ __all__ = ["SqliteSchedules"]
 class SqliteSchedules(SqliteStore):
     """The part of an SQLite store that keeps schedules and who may fire them."""
 
-    def schedules(self) -> list[Schedule]:
-        return self._database.read(scheduling.schedules)
+    def schedules(self, names: Sequence[str] | None = None) -> list[Schedule]:
+        return self._database.read(lambda db: scheduling.schedules(db, names))
+
+    def schedule_names(self) -> list[str]:
+        return self._database.read(scheduling.names)
 
     def put_schedule(self, schedule: Schedule, *, revision: int | None = None) -> bool:
         token = self._tokens()  # a number of changes would begin anew with an entry's name

@@ -7,6 +7,8 @@ beats may try, and the one whose update matched enqueues in the same transaction
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Final
 
 import apsw
@@ -14,15 +16,24 @@ import apsw
 from liteq.brokers.connection import fetch_all
 from liteq.brokers.values import Schedule
 
-__all__ = ["fire", "lead", "put", "remove", "schedules", "unlead"]
+__all__ = ["fire", "lead", "names", "put", "remove", "schedules", "unlead"]
 
 _COLUMNS: Final = ", ".join(Schedule._fields)
 
 
-def schedules(db: apsw.Connection) -> list[Schedule]:
-    """Return all entries, by name."""
-    rows = fetch_all(db, f"SELECT {_COLUMNS} FROM schedule ORDER BY name")
+def schedules(db: apsw.Connection, names: Sequence[str] | None = None) -> list[Schedule]:
+    """Return all entries, or those of these names, by name."""
+    chosen = ""
+    given: tuple[str, ...] = ()
+    if names is not None:
+        chosen, given = "WHERE name IN (SELECT value FROM json_each(?)) ", (json.dumps(names),)
+    rows = fetch_all(db, f"SELECT {_COLUMNS} FROM schedule {chosen}ORDER BY name", given)
     return [Schedule(*row)._replace(paused=bool(row[4])) for row in rows]
+
+
+def names(db: apsw.Connection) -> list[str]:
+    """Return the names of all entries, in order."""
+    return [name for (name,) in fetch_all(db, "SELECT name FROM schedule ORDER BY name")]
 
 
 def put(

@@ -12,6 +12,7 @@ import click
 from liteq.cli.front import Group, Session, as_json, print_json, print_table
 from liteq.cli.output import json_text, shown
 from liteq.showing import without_secrets
+from liteq.wording import several
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -73,7 +74,7 @@ def schedule_list(count: int, as_json: bool) -> None:
             session.note(f"{entry.name!r} is not fired: {entry.error}")
     new = sorted(app.schedules.declarations().keys() - {entry.name for entry in found})
     if new:
-        session.note(f"declared, and not in the store until a beat starts: {', '.join(new)}")
+        session.note(f"declared, and not in the store until a beat starts: {several(new)}")
 
 
 @schedule.command("show")

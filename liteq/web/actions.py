@@ -228,7 +228,8 @@ def _schedule(visit: Visit, verb: str, change: Callable[[str], Any]) -> Moved:
     name = visit.text("name")
     change(name)
     logger.info("%s: %s: schedule %s", shown(visit.user), verb, shown(name))
-    return Moved("/schedules", {})
+    place = {field: visit.text(field) for field in ("entry", "after")}
+    return Moved("/schedules", place)
 
 
 def _run_schedule(visit: Visit) -> Moved:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from datetime import tzinfo
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final
 
 from liteq import digest
@@ -119,13 +120,20 @@ def workflow(visit: Visit) -> Page:
 
 
 def schedules(visit: Visit) -> Page:
-    found = visit.app.schedules.list()
-    known = {entry.name for entry in found}
+    kept = visit.app.schedules
+    wanted, after = visit.text("entry").strip(), visit.text("after")
+    known = kept.names()
+    pattern = (wanted or "*").replace("[", "[[]")  # as of a task's name
+    found = [name for name in known if name > after and fnmatchcase(name, pattern)]
     return Page(
         "schedules.html",
         {
-            "entries": [(entry, entry.next(2)) for entry in found],
-            "new": sorted(visit.app.schedules.declarations().keys() - known),
+            "wanted": wanted,
+            "after": after,
+            "entries": [(entry, entry.next(2)) for entry in kept.list(found[:SHOWN])],
+            "more": found[SHOWN - 1] if len(found) > SHOWN else "",
+            "total": len(known),
+            "new": sorted(kept.declarations().keys() - known),
         },
     )
 

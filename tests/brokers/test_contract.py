@@ -2754,6 +2754,15 @@ def test_9_entries_are_listed_by_name_with_all_that_was_written(broker: Broker) 
     assert second == entry("b", None, origin="runtime", paused=True, revision=second.revision)
 
 
+def test_9_entries_are_read_by_their_names(broker: Broker) -> None:
+    for name in ("c", "a", "é", "b"):
+        broker.put_schedule(entry(name))
+
+    assert broker.schedule_names() == ["a", "b", "c", "é"]
+    assert [one.name for one in broker.schedules(["é", "absent", "b", "b"])] == ["b", "é"]
+    assert broker.schedules([]) == []
+
+
 def test_9_a_later_write_keeps_what_was_fired(broker: Broker) -> None:
     one = entered(broker)
     broker.fire("report", START + 60, START + 120, revision=one.revision, messages=[make()])
