@@ -31,6 +31,7 @@ from liteq.entries import BeatLazyFunc, Entry
 from liteq.exceptions import (
     BrokerError,
     BrokerUnavailable,
+    DecryptionError,
     LiteqError,
     QueueFull,
     SchedulingError,
@@ -307,6 +308,9 @@ class Beat:
     def _compose(self, entry: Entry, due: float) -> Any:
         try:
             return entry.compose(self.app, due)
+        except DecryptionError as exc:  # of a unique call, say, or one under a limit
+            logger.error("the periodic entry %r could not be sent: %s", entry.name, exc)  # noqa: TRY400 (the cause is said)
+            return None
         except Exception:  # the user's BeatLazyFunc, too: this run is lost, not the beat
             logger.exception("the periodic entry %r could not be sent at this time", entry.name)
             return None

@@ -53,9 +53,11 @@ def keep(
 
 
 def _may_end(request: Context, message: Message) -> bool:
-    """Tell whether the attempt can be given back: not if it is never to be started twice, nor
-    if the task has already said what is to come of it."""
-    return message.acks_late and request.retry is None and request.replaced is None
+    """Tell whether the attempt can be given back: not if it is never to be started twice, or
+    may expire before it is, nor if the task has already said what is to come of it."""
+    starts_again = message.acks_late and message.expires_at is None
+    said = request.retry or request.replaced or request.added
+    return starts_again and said is None
 
 
 def read(text: str | None, cipher: Cipher | None = None) -> Any:

@@ -119,6 +119,7 @@ def _executor(app: Liteq, clock: Clock) -> Executor:
             clock=clock,
             signer=app.signer,
             cipher=app.cipher,
+            redactor=app.redactor,
         ),
     )
 

@@ -37,6 +37,7 @@ from liteq.delivery import Delivery, Reader
 from liteq.djangothread import bridge
 from liteq.einfo import ExceptionInfo, line, summary
 from liteq.exceptions import (
+    DecodeError,
     DecryptionError,
     Ignore,
     Interrupted,
@@ -224,6 +225,14 @@ class Executor:
             return _dead(exc, str(exc))
         except Exception as exc:  # noqa: BLE001 (pickle may raise anything)
             return _dead(exc, f"undecodable body: {summary(exc)}")
+        if message is not None and message.checkpoint is not None:
+            from liteq import checkpoints  # late: few tasks have any
+
+            # Now: in its body it would be an error of the task's, which may begin anew then.
+            try:
+                checkpoints.read(message.checkpoint, self.settings.cipher)
+            except DecodeError as exc:
+                return _dead(exc, f"unreadable checkpoint: {exc}")
         if delivery.inputs:
             about.waited = True
         return _Attempt(self.settings, plan, about, packed, args, kwargs)

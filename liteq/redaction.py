@@ -361,6 +361,8 @@ class Redactor:
             elif not is_secret and "://" in value:
                 found.update(_url_secrets(value))
             return
+        if is_secret and _is_scalar(value) and len(text := str(value)) >= _LEAST_SECRET:
+            found.add(text)
         if depth == 0:
             return
         if isinstance(value, (list, tuple, set, frozenset)):
@@ -513,6 +515,11 @@ def _again(kind: type[Any], members: list[Any]) -> Any:
         return kind(members)
     except TypeError:
         return members
+
+
+def _is_scalar(value: Any) -> bool:
+    """Tell whether a value is a number, a date, a uuid: a PIN need not be a text."""
+    return isinstance(value, _PLAIN) or type(value).__module__ in _HARMLESS
 
 
 def _fields(value: Any) -> dict[str, Any] | None:

@@ -224,6 +224,19 @@ def test_what_cannot_be_kept_is_refused_at_once(app: Liteq) -> None:
     assert result.get(timeout=1) == 1
 
 
+def test_a_call_whose_checkpoint_is_none_is_a_dead_letter(app: Liteq) -> None:
+    @app.task(name="count", autoretry_for=(Exception,))
+    def count() -> None:
+        raise AssertionError("it begins where nobody has left off")
+
+    message = make("count", checkpoint="junk")
+    app.broker.enqueue([message if app.signer is None else app.signer.sign(message)])
+    app.run_until_empty()
+
+    dead = app.broker.get([message.id])[message.id].dead or ""
+    assert dead.startswith("unreadable checkpoint: not valid JSON")
+
+
 @pytest.mark.parametrize("text", ["junk", "\ud800", "[" * 100_000])
 def test_a_checkpoint_that_is_none_is_shown_as_unreadable(app: Liteq, text: str) -> None:
     message = make("count", checkpoint=text)

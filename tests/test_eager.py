@@ -303,6 +303,20 @@ def test_results_are_stored_if_the_settings_say_so(app: Liteq, tasks: Tasks, run
     assert record(app, failed.parent.id).message.task == "fail"
 
 
+def test_secrets_are_hidden_in_what_is_stored_of_a_failure_and_logged(
+    app: Liteq, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    @app.task(name="login")
+    def login(user: str, password: Any) -> None:
+        raise ValueError(f"no user {user} with {password}")
+
+    app.conf.task_store_eager_result = True
+    failed = run(login.s("bob", "hunter2-canary"))
+
+    assert "canary" not in f"{app.AsyncResult(failed.id).traceback}{caplog.text}"
+    assert "no user bob with" in f"{app.AsyncResult(failed.id).traceback}"
+
+
 def test_results_of_a_task_are_stored_if_it_says_so(app: Liteq, run: Run) -> None:
     kept = app.task(name="kept", store_eager_result=True)(lambda: 1)
     other = app.task(name="other")(lambda: 2)

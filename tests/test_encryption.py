@@ -104,6 +104,13 @@ def make_app(broker: Broker, *keys: str, **settings: Any) -> Liteq:
         self.checkpoint(pin)
         raise ValueError("no")
 
+    @app.task(name="go on", bind=True)
+    def go_on(self: Any, pin: str) -> str:
+        if self.request.checkpoint is None:
+            self.checkpoint(Secret(pin))
+            raise self.retry(countdown=0)
+        return f"{pin} {self.request.checkpoint.reveal()}"
+
     @app.task(name="resume")
     def resume(request: Any, *_: Any) -> Any:
         return request.checkpoint
@@ -357,6 +364,18 @@ def test_a_worker_without_keys_makes_a_dead_letter_that_runs_once_it_has_them(
     broker.redrive([made.id])
     run(app)
     assert made.get(timeout=0) == PIN
+
+
+def test_nor_does_a_worker_go_on_from_a_checkpoint_that_it_cannot_read(broker: Broker) -> None:
+    app, keyless = make_app(broker, NEW), make_app(broker)
+    made = app.tasks["go on"].delay("a")
+    run(app, 1)
+    run(keyless)
+
+    assert "encryption_keys are not set here" in reason(app, made.id)
+    broker.redrive([made.id])
+    run(app)
+    assert made.get(timeout=0) == "a a"
 
 
 def test_a_worker_with_other_keys_makes_a_dead_letter(broker: Broker) -> None:
@@ -687,6 +706,24 @@ def test_a_beat_without_keys_fires_an_entry_with_secrets(broker: Broker) -> None
     [id] = [one.id for one in broker.browse("queued")]
     run(app)
     assert app.AsyncResult(id).get(timeout=0) == PIN
+
+
+def test_a_beat_without_keys_says_in_a_line_what_it_cannot_send(
+    broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    app, keyless = make_app(broker, NEW), make_app(broker)
+    for one in (app, keyless):
+        one.tasks["reveal"].unique = True
+    app.schedules.add("often", app.tasks["reveal"], 60, args=(Secret(PIN),))
+
+    beat = Beat(keyless)
+    beat.start()
+    broker.clock.advance(61)  # type: ignore[attr-defined]
+    beat.tick()
+
+    [said] = [one for one in caplog.records if "'often'" in one.getMessage()]
+    assert "encryption_keys are not set here" in said.getMessage()
+    assert said.exc_info is None
 
 
 def test_a_declared_entry_is_written_anew_only_when_it_or_the_first_key_changed(

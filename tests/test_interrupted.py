@@ -264,6 +264,42 @@ def test_a_call_that_is_never_started_twice_runs_to_its_end(
     assert result.get(timeout=1) == 1
 
 
+def test_a_call_that_may_expire_runs_to_its_end(app: Liteq, stops: Stops) -> None:
+    @app.task(bind=True)
+    def work(self: Any) -> int:
+        stops.stop()
+        self.checkpoint(1, interruptible=True)
+        return 1
+
+    result = work.apply_async(expires=60)
+    stops.run()
+
+    assert result.get(timeout=1) == 1
+
+
+def test_what_a_task_has_added_to_its_chord_is_kept(app: Liteq, stops: Stops) -> None:
+    @app.task
+    def double(number: int) -> int:
+        return 2 * number
+
+    @app.task
+    def gather(values: list[int]) -> list[int]:
+        return values
+
+    @app.task(bind=True)
+    def crawl(self: Any) -> int:
+        stops.stop()
+        self.add_to_chord(double.s(10))
+        self.checkpoint(1, interruptible=True)
+        return 1
+
+    result = chord([crawl.s()])(gather.s())
+    stops.run()
+    app.run_until_empty()
+
+    assert result.get(timeout=1) == [1, 20]
+
+
 def test_a_retry_that_was_asked_for_is_made(app: Liteq, stops: Stops) -> None:
     @app.task(bind=True)
     def work(self: Any) -> list[int]:

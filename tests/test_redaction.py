@@ -399,6 +399,13 @@ def test_texts_that_are_secret_can_be_taken_out_of_a_message() -> None:
     )
 
 
+@pytest.mark.parametrize("value", [471108154711, Decimal("4711.0815"), date(1990, 1, 31)])
+def test_a_secret_need_not_be_a_text(value: Any) -> None:
+    secrets = redactor.secrets((Secret(value), 123456), {"pin": 2, "password": value})
+
+    assert secrets == {str(value)}
+
+
 def test_secrets_beside_the_fields_of_a_dataclass_are_found_and_not_shown() -> None:
     assert redactor.secrets((Derived("bob"),), {}) == {CANARY}
     assert redactor.text(Derived("bob")) == "Derived(user='bob')"
