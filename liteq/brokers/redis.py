@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import compress
 from typing import Any, Final
 
@@ -153,7 +154,8 @@ class RedisBroker(RedisRoster, RedisSchedules, RedisRecords, RedisUpkeep):
             else:
                 said = (f"={note.state}", note.meta)
             tail += (lease.id, lease.token, *said)
-        tail += (limit, len(queues), *queues, digest, ignore_rates)
+        which = _word_of(tuple(queues)) if limit else "-"
+        tail += (limit, len(queues), *queues, digest, ignore_rates, which)
         tail += (lease.id for lease, _ in settlements if lease.packed[14] is not None)
         try:
             while True:
@@ -264,6 +266,12 @@ class RedisBroker(RedisRoster, RedisSchedules, RedisRecords, RedisUpkeep):
 
     def limits(self) -> list[LimitInfo]:
         return infos(self._call("limits"))
+
+
+@lru_cache(maxsize=64)
+def _word_of(queues: Sequence[str]) -> str:
+    """Return a short word for these names (see `lua/calling.lua`)."""
+    return hashlib.sha1(json.dumps(queues).encode(), usedforsecurity=False).hexdigest()[:16]
 
 
 def _run(lease: Lease) -> tuple[str, int]:

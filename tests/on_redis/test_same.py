@@ -155,7 +155,8 @@ class Pair:
     def claim(self) -> None:
         self.maintain()
         place, limit = self.random.randrange(2), self.random.randint(1, 4)
-        queues = self.random.choice((["a"], ["b"], ["a", "b"]))
+        some = self.random.choice((["a"], ["b"], ["a", "b"]))
+        queues = ["empty", *some, "bare", "void"]  # so many that they are asked for by halves
 
         def take(side: Side) -> Any:
             worker = side.workers[place]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -331,6 +331,54 @@ def test_two_that_stand_by_get_one_each_and_are_idle_no_more(
 
     assert sorted(heard, key=str) == sorted([(set(), [id]) for id in sent], key=str)
     assert state_of(broker, left) == "queued"
+
+
+def test_who_has_no_room_is_rung_for_none_of_its_queues(
+    broker: RedisBroker, stand_by: Callable[..., Idle]
+) -> None:
+    full = [stand_by("a", "b", "c", name=f"full{n}") for n in range(5)]
+    for _ in full:
+        put(broker, make(queue="a"))
+    for worker in full:
+        worker.brought()
+    idle = stand_by("b", "d", name="idle")
+
+    id = put(broker, make(queue="b"))
+
+    assert idle.brought().id == id
+    assert [worker.hears() for worker in full] == [(set(), [])] * 5
+
+
+def test_who_has_room_again_is_rung_for_all_of_its_queues(
+    broker: RedisBroker, stand_by: Callable[..., Idle]
+) -> None:
+    worker = stand_by("a", "b", "c")
+    put(broker, make(queue="a"))
+    held: Sequence[Lease] = [worker.brought()]
+    for queue in "bc":
+        put(broker, make(queue=queue))  # there is nobody to be rung
+
+    for _ in "abc":
+        held = worker.step(settlements=[(lease, Succeeded(b"1")) for lease in held]).leases
+
+    for queue in "abc":
+        put(broker, make(queue=queue))
+        worker.step(settlements=[(worker.brought(), Succeeded(b"1"))])
+
+
+def test_who_was_taken_out_by_an_older_version_is_back_after_a_heartbeat(
+    broker: RedisBroker, stand_by: Callable[..., Idle]
+) -> None:
+    worker = stand_by("a", "b", "c")
+    for queue in "bc":  # it does not write that down
+        broker._link.ask("SREM", f"{broker._prefix}idle:{queue}", str(worker.id))
+    worker.step()
+    assert broker.beat(worker.id)
+    worker.step()
+
+    id = put(broker, make(queue="b"))
+
+    assert worker.brought().id == id
 
 
 @pytest.mark.parametrize("queue", ["a", "b"])
@@ -781,14 +829,14 @@ def test_whatever_is_lost_and_late_each_message_ends_once(
     """Workers that take what a real one takes; bells are lost, and answered late."""
     dice = random.Random(seed)
     workers = [
-        Hand(stand_by("a", "b", name=f"w{n}", limit=dice.choice((1, 2)))) for n in range(3)
+        Hand(stand_by(*"abcd", name=f"w{n}", limit=dice.choice((1, 2)))) for n in range(3)
     ]
     sent: list[str] = []
     for _ in range(200):
         worker = dice.choice(workers)
         match dice.randrange(12):
             case 0 | 1:
-                sent.append(put(broker, make(queue=dice.choice("ab"))))
+                sent.append(put(broker, make(queue=dice.choice("abcd"))))
             case 2 | 3 | 4:
                 worker.listen(lost=dice.random() < 0.2)
             case 5 | 6 | 7 | 8:

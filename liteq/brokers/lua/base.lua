@@ -19,7 +19,7 @@
 --   m:<id>              hash     a message; its fields are listed in `ends.lua`
 --   queues              set      names of the queues that messages were put in
 --   paused              set      names of queues that nothing is claimed from
---   idle:<queue>        set      ids of workers that found nothing more to do in this queue
+--   idle:<queue>        set      ids of workers to ring for this queue (see `calling.lua`)
 --   once:<word>         string   the answer of a call, for its repetition; expires
 -- Channels (below the prefix):
 --   work:<worker>       "" for new work, "orders" for a run that is to be ended, "mail" for
@@ -147,8 +147,9 @@ local function ring()
   for queue, wanted in pairs(fresh) do
     local calls = math.min(wanted, 100)
     while calls > 0 do
-      local worker = call('SPOP', P .. 'idle:' .. queue)
+      local worker, idle = next_idle(queue)
       if not worker then break end
+      if idle then call('HSET', P .. 'worker:' .. worker, 'idle', idle) end
       if call('PUBLISH', P .. 'work:' .. worker, '') > 0 then calls = calls - 1 end
     end
   end

@@ -35,7 +35,12 @@ if queues and queues ~= ARGV[7] then
     call('SREM', P .. 'idle:' .. queue, ARGV[4])
   end
   call('HSET', P .. 'worker:' .. ARGV[4], 'queues', ARGV[7])
-  call('HDEL', P .. 'worker:' .. ARGV[4], 'standby')  -- until it has looked at the new ones
+  -- Until it has looked at the new ones.
+  call('HDEL', P .. 'worker:' .. ARGV[4], 'standby', 'idle')
+end
+local idle = call('HGET', P .. 'worker:' .. ARGV[4], 'idle')
+if idle then  -- of no queues that it may have: see `calling.lua`
+  call('HSET', P .. 'worker:' .. ARGV[4], 'idle', '-' .. (string.match(idle, ' [01]') or ' 1'))
 end
 if ARGV[8] ~= '' then call('HSET', P .. 'worker:' .. ARGV[4], 'concurrency', ARGV[8]) end
 put('1')

@@ -1,5 +1,5 @@
 -- A slice of Broker.reclaim and Broker.unregister: what a worker holds that is to hold nothing.
--- Needs: form base | ends limiting lease bury
+-- Needs: form calling base | ends limiting lease bury
 -- ARGV[4]   worker
 --      [5]  "dead": it is given up now, and must register anew should it live after all;
 --           "gone": it leaves by itself; "": it is only looked at

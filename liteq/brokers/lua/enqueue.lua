@@ -1,5 +1,5 @@
 -- Broker.enqueue: store messages and edges in one step.
--- Needs: form base | ends limiting length enter
+-- Needs: form calling base | ends limiting length enter
 -- ARGV[4]   the number of queues that have a limit; for each: its name, how many may wait
 --      then a graph (see enter.lua)
 -- Answers   "" or: U, and for each that is not stored because of its unique key: its id, the

@@ -3,7 +3,7 @@
 -- What `enqueue.lua` does with such a message, and nothing else: reading a script's functions
 -- takes the server longer than all that is done here. What `put` and `ring` would do is spelt
 -- out, and what waits (a time, an edge, a limit, a unique key) goes the other way.
--- Needs: nothing
+-- Needs: with calling
 -- KEYS[1], ARGV[1] to [3]   see base.lua
 -- ARGV[4]   id     [5]  g     [6]  body     [7]  envelope, "" for none
 --      [8]  its queue     [9]  what its priority adds to its number, to be its rank (see ends.lua)
@@ -13,8 +13,8 @@
 -- step told, the worker's field `standby` says: the token and a space; for how many seconds it
 -- is well without a heartbeat, and a space; "1", or "+" if it may claim more than one; "*" if it
 -- takes any task, else "-"; the queues that it consumes, each behind its length and a colon.
--- The field stays. It counts while the worker holds nothing and is in `idle:<queue>`, to which
--- the step that settles adds it again. The token is no step's: what was leased with it, no step
+-- The field stays. It counts while the worker holds nothing and has room (see `calling.lua`),
+-- which the step that settles says again. The token is no step's: what was leased with it, no step
 -- is answered, should it be repeated.
 -- The bell: number, token, the lengths of id, g and body; a line feed; id, g, body, envelope.
 
@@ -56,27 +56,31 @@ end
 
 local MOST = 8192  -- bytes of a lease that go with a bell
 
--- Return the token to lease it to this worker with, if nothing speaks against that; whether the
--- worker may claim more; and the other queues that it consumes.
-local function standing(worker)
-  local text = call('HGET', P .. 'worker:' .. worker, 'standby')
+-- Return the token to lease it to this worker with, if nothing speaks against that; and whether the
+-- worker may claim more.
+local function standing(worker, text)
   if not text or #id + #given + #body + #ARGV[7] > MOST then return end
   if not string.find(given, '^[^,]*,[^,]*,[^,]*,[^,]*,1,') then return end  -- acks_late is off
   local token, well, more, any, at = string.match(text, '^(%d+) (%S+) ([1+])([*-])()')
   if not token then return end  -- a later version's
-  local others, consumed = {}, false
+  local queues, consumed = {}, false
   local keys = {P .. 'leases:' .. worker, P .. 'paused', P .. 'limits:names'}
   while at <= #text do
     local size, from = string.match(text, '^(%d+):()', at)
     at = from + tonumber(size)
     local name = string.sub(text, from, at - 1)
-    if name == queue then consumed = true else others[#others + 1] = name end
-    if call('ZCOUNT', P .. 'd:' .. name, '-inf', now) > 0 then return end
+    queues[#queues + 1] = name
+    consumed = consumed or name == queue
     local last = #keys  -- what it would claim before
-    keys[last + 1], keys[last + 2] = P .. 'q:' .. name, P .. 'p:' .. name
-    keys[last + 3] = P .. 'limited:' .. name
+    keys[last + 1], keys[last + 2] = P .. 'q:' .. name, P .. 'limited:' .. name
   end
   if not consumed then return end
+  if #queues < 3 or call('EXISTS', P .. 'parked') == 1 then
+    for _, name in ipairs(queues) do keys[#keys + 1] = P .. 'p:' .. name end
+  end
+  for _, name in ipairs(queues_with('d:', queues)) do
+    if call('ZCOUNT', P .. 'd:' .. name, '-inf', now) > 0 then return end
+  end
   for i = 1, #keys, 1000 do  -- `unpack` has a limit
     if call('EXISTS', unpack(keys, i, math.min(i + 999, #keys))) > 0 then return end
   end
@@ -90,15 +94,15 @@ local function standing(worker)
     local task = string.sub(given, from + tonumber(size))
     if call('SISMEMBER', P .. 'known:' .. worker, task) == 0 then return end
   end
-  return token, more == '+', others
+  return token, more == '+'
 end
 
 local leased = false
 local function ring()  -- one that listens; it is leased the message, if it stands by
   repeat
-    local worker = call('SPOP', P .. 'idle:' .. queue)
+    local worker, idle, stands = next_idle(queue)
     if not worker then return end
-    local token, more, others = standing(worker)
+    local token, more = standing(worker, stands)
     local channel, bell = P .. 'work:' .. worker, ''
     -- Other servers pass on what is published, a lease as well, and only those who listen
     -- here are counted: where nobody does, it is none that may be heard.
@@ -112,12 +116,10 @@ local function ring()  -- one that listens; it is leased the message, if it stan
       leased = true
       call('HSET', key, 's', 'r', 'k', token .. ' ' .. worker .. ' 1 ' .. now)
       call('SADD', P .. 'leases:' .. worker, id)
-      -- Who has what it may have is idle no more, in none of its queues.
-      if more then call('SADD', P .. 'idle:' .. queue, worker) end
-      for _, other in ipairs(others) do
-        call(more and 'SADD' or 'SREM', P .. 'idle:' .. other, worker)
-      end
+      -- Who has what it may have has room no more, in none of its queues.
+      idle = idle and idle_as(worker, idle, string.match(idle, '^%S+'), {}, more)
     end
+    if idle then call('HSET', P .. 'worker:' .. worker, 'idle', idle) end
   until heard
 end
 

@@ -1,5 +1,5 @@
 -- For Broker.enqueue, where a queue has no room: end a slice of what has expired.
--- Needs: form base | ends limiting late
+-- Needs: form calling base | ends limiting late
 -- ARGV[4]   how many at most
 -- Answers   1 if there was any
 

@@ -1,5 +1,5 @@
 -- Broker.fire: move an entry to its next instant, and enqueue.
--- Needs: form base | ends limiting enter
+-- Needs: form calling base | ends limiting enter
 -- ARGV[4]   name   [5]  the instant   [6]  the next ("" never)   [7]  revision
 --      [8]  the id that is to be the entry's last ("" if nothing is enqueued)
 --      [9…] a graph (see enter.lua)

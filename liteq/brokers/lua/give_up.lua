@@ -1,5 +1,5 @@
 -- A slice of Broker.maintain: make dead letters of what nobody knows.
--- Needs: form base | ends
+-- Needs: form calling base | ends
 -- ARGV[4]   parked before this time     [5…]  for each: id, why, error
 
 write_when_full()

@@ -1,6 +1,6 @@
 -- A slice of a move: write messages as they were in another store. What is there already is
 -- left as it is, so a move may be made again.
--- Needs: form base | ends
+-- Needs: form calling base | ends
 -- ARGV[4…]  for each: id; state (w, q, d, S, F, R, I); queue; task; priority; run_at or "";
 --           expires_at or ""; the node's workflow or ""; when it is to be deleted or "";
 --           1 if it is a dead letter; the number of its fields, names and values; the number

@@ -67,7 +67,7 @@ end
 local function open_due()  -- let lines go on for which a rate has room by now
   local until_now = claimer.ignore_rates and '+inf' or NOW_TEXT
   call('ZREMRANGEBYSCORE', P .. 'closed:' .. claimer.worker, '-inf', until_now)
-  for _, queue in ipairs(claimer.queues) do
+  for _, queue in ipairs(queues_with('due:', claimer.queues)) do
     local due = call('ZRANGEBYSCORE', P .. 'due:' .. queue, '-inf', until_now, 'LIMIT', 0, 500)
     for _, bucket in ipairs(due) do
       local rule = rule_of(string.match(bucket, '^[^\n]*'))
@@ -94,7 +94,7 @@ local function earlier(due, first)
 end
 
 local function next_opening(due)  -- when a line is to be looked at again
-  for _, queue in ipairs(claimer.queues) do
+  for _, queue in ipairs(queues_with('due:', claimer.queues)) do
     due = earlier(due, call('ZRANGE', P .. 'due:' .. queue, 0, 0, 'WITHSCORES'))
   end
   return earlier(due, call('ZRANGE', P .. 'closed:' .. claimer.worker, 0, 0, 'WITHSCORES'))
@@ -111,7 +111,7 @@ end
 
 local function first_line()  -- the one of those that may go that has the best rank
   local best
-  for _, queue in ipairs(claimer.queues) do
+  for _, queue in ipairs(queues_with('ready:', claimer.queues)) do
     local at, some = 0, nil
     repeat
       some = call('ZRANGE', P .. 'ready:' .. queue, at, at, 'WITHSCORES')

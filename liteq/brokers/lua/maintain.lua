@@ -1,5 +1,5 @@
 -- A slice of Broker.maintain: delete what has expired, end what is too late, give back slots.
--- Needs: form base | ends limiting late
+-- Needs: form calling base | ends limiting late
 -- ARGV[4]   how many of each at most
 --      [5]  parked before this time: named in the answer, for the caller to give up
 --      [6]  gone before this time: forgotten

@@ -1,5 +1,5 @@
 -- Broker.pause and Broker.resume.
--- Needs: form base
+-- Needs: form calling base
 -- ARGV[4]   the queue     [5]  "1": pause it, "": resume it
 -- Answers   1 if that changed anything
 

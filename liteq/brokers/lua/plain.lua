@@ -41,7 +41,7 @@ local function put_leases(sizes, data, at, text_of, pack, leases, inputs)
   return at
 end
 
-local function plain_step(text_of, pack, put_leases)
+local function plain_step(text_of, pack, put_leases, queues_with, idle_as)
   local P, call, ARGV = KEYS[1], redis.call, ARGV
   local worker, token = ARGV[4], ARGV[5]
   local fresh, stands, place = nil, nil, 6
@@ -91,18 +91,21 @@ local function plain_step(text_of, pack, put_leases)
   local others = {P .. 'orders:' .. worker, P .. 'paused', P .. 'limits:names'}
   if limit > 500 or (fresh and limit == 0) then return end
   local last = tonumber(ARGV[place + 4])
+  local parks = last < 3 or call('EXISTS', P .. 'parked') == 1  -- else no queue has a `p:`
   for i = 1, last do
     local queue = ARGV[place + 4 + i]
     queues[i] = queue
-    others[3 * i + 1], others[3 * i + 2] = P .. 'd:' .. queue, P .. 'p:' .. queue
-    others[3 * i + 3] = P .. 'limited:' .. queue
+    local at = #others
+    others[at + 1], others[at + 2] = P .. 'd:' .. queue, P .. 'limited:' .. queue
+    if parks then others[at + 3] = P .. 'p:' .. queue end
   end
   if fresh then others[#others + 1] = P .. 'leases:' .. worker end
   place = place + 4 + last
   local digest = ARGV[place + 1]
-  if place + 2 < #ARGV then return end  -- some are under limits
+  local which = ARGV[place + 3]
+  if place + 3 < #ARGV then return end  -- some are under limits
   local me = call('HMGET', P .. 'worker:' .. worker, 'name', 'stopped', 'known', 'word', 'mail',
-    'heard')
+    'heard', 'idle')
   if not me[1] or me[2] or me[4] == ARGV[3] then return end
   if limit > 0 and digest ~= '*' and me[3] ~= digest then return end
   local there, due = 0, ''
@@ -110,7 +113,7 @@ local function plain_step(text_of, pack, put_leases)
     there = there + call('EXISTS', unpack(others, i, math.min(i + 999, #others)))
   end
   if there > 0 then  -- what is delayed is in nobody's way until it is due
-    for _, queue in ipairs(queues) do
+    for _, queue in ipairs(queues_with('d:', queues)) do
       local first = call('ZRANGE', P .. 'd:' .. queue, 0, 0, 'WITHSCORES')[2]
       if first then
         if tonumber(first) <= tonumber(now) then return end
@@ -125,7 +128,7 @@ local function plain_step(text_of, pack, put_leases)
   -- What is claimed.
   local source, leases, messages, asked, tasks = nil, {}, {}, {}, {}
   if limit > 0 then
-    for _, queue in ipairs(queues) do
+    for _, queue in ipairs(queues_with('q:', queues)) do
       local ids = call('ZRANGE', P .. 'q:' .. queue, 0, limit - 1)
       if ids[1] then
         if source then return end
@@ -199,10 +202,11 @@ local function plain_step(text_of, pack, put_leases)
     stands = string.sub(standby, 2) .. ' ' .. stands
     if before ~= stands then call('HSET', P .. 'worker:' .. worker, 'standby', stands) end
   end
-  call('HSET', P .. 'worker:' .. worker, 'word', ARGV[3], 'said', flags)
   if limit > 0 then
-    local change = #leases < limit and 'SADD' or 'SREM'
-    for _, queue in ipairs(queues) do call(change, P .. 'idle:' .. queue, worker) end
+    local idle = idle_as(worker, me[7], which, queues, #leases < limit)
+    call('HSET', P .. 'worker:' .. worker, 'word', ARGV[3], 'said', flags, 'idle', idle)
+  else
+    call('HSET', P .. 'worker:' .. worker, 'word', ARGV[3], 'said', flags)
   end
 
   -- Who waits for one of these is to hear that it ended: each once, of all of them.
@@ -225,6 +229,6 @@ local function plain_step(text_of, pack, put_leases)
 end
 
 do
-  local said = plain_step(text_of, pack, put_leases)
+  local said = plain_step(text_of, pack, put_leases, queues_with, idle_as)
   if said then return said end
 end

@@ -1,5 +1,5 @@
 -- A slice of Broker.purge: delete what waits in a queue, or dead letters.
--- Needs: form base | ends
+-- Needs: form calling base | ends
 -- ARGV[4]   the queue; of dead letters, "" for any      [5]  "dead" or ""
 --      [6]  how many at most     [7]  of dead letters: the number to go on behind
 -- Answers   how many were deleted; the number to go on behind, "-" if that was all

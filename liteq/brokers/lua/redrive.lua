@@ -1,5 +1,5 @@
 -- Broker.redrive: give failed messages a fresh start, and undo what followed their ends.
--- Needs: form base | ends
+-- Needs: form calling base | ends
 -- ARGV[4…]  ids
 -- Answers   the ids of those that were failed, and not upstream
 

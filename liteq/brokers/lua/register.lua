@@ -8,7 +8,7 @@
 --   worker:<id>  hash  those fields; started; stopped, if it has, and how it ended (left,
 --                      died); known (a digest), word and said (of its last step); mail, when
 --                      letters came; heard (until when somebody listens to events); standby
---                      (see `enqueue_one.lua`)
+--                      (see `enqueue_one.lua`); idle (see `calling.lua`)
 --   workers      zset  ids of workers that are alive, by their last heartbeat (steady time)
 --   gone         zset  ids of those that are not, by when they stopped
 --   last-worker  the number of the worker that came last

@@ -1,5 +1,5 @@
 -- Broker.revoke: keep messages from running.
--- Needs: form base | ends
+-- Needs: form calling base | ends
 -- ARGV[4]   a signal's name, "" for none     [5…]  ids
 -- Answers   for each id: revoked, signalled, running, settled, unknown
 

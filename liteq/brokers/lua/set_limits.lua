@@ -1,5 +1,5 @@
 -- Broker.declare_limits and Broker.override_limit: change what limits allow.
--- Needs: form base | ends limiting
+-- Needs: form calling base | ends limiting
 -- ARGV[4…]  for each change: t, a task, what it declares (JSON; "" for nothing); or o, a name,
 --           an override (JSON; "" for none)
 -- A limit is written as {name, pair (JSON), rule}; an override as {pair, rule, task or null}.

@@ -1,5 +1,5 @@
 -- Broker.step: settle, note and claim for one worker.
--- Needs: form plain base | ends limiting lines enter lease bury
+-- Needs: form with calling plain base | ends limiting lines enter lease bury
 -- ARGV[4]   the worker
 --      [5]  the token of the leases that this step takes
 --      [6]  of an idle worker: a star, a new token, a space, and the rest of what it stands by
@@ -26,7 +26,8 @@
 --      that the message has from now on
 --      then the limit, the number of queues, their names, and the digest of the names of the
 --        tasks that the worker knows ("*": takes any; see `known.lua`), 1 if it ignores
---        rates, and the ids of settled messages that are under limits
+--        rates, a digest of the queues' names, and the ids of settled messages that are under
+--        limits
 -- Answers   1 if it is alive, else 0, with an m if it has letters, an h if somebody listens to
 --           events, and behind a space the token that an idle worker stands by with; a 1 or 0
 --           for each settlement; in how many seconds the next is due, "now" or ""; the
@@ -92,6 +93,7 @@ for _ = 1, tonumber(take()) do
 end
 local digest = take()
 claimer.worker, claimer.ignore_rates = worker, take() == '1'
+local which = take()
 local is_limited = {}
 while place < #ARGV do is_limited[take()] = true end
 
@@ -171,7 +173,7 @@ local more = false  -- to make claimable, or to look through, than one step does
 local function put_due()
   if more then return put('now') end
   local due
-  for _, queue in ipairs(open_queues) do
+  for _, queue in ipairs(queues_with('d:', open_queues)) do
     local first = call('ZRANGE', P .. 'd:' .. queue, 0, 0, 'WITHSCORES')
     if first[2] and (not due or tonumber(first[2]) < tonumber(due)) then due = first[2] end
   end
@@ -479,16 +481,19 @@ end
 
 local leases, aside = {}, {}
 if limit > 0 and alive then
-  local sources = {}
-  for _, queue in ipairs(open_queues) do
-    promote(queue)
-    sources[#sources + 1] = P .. 'q:' .. queue
+  for _, queue in ipairs(queues_with('d:', open_queues)) do promote(queue) end
+  local sources, is_source = {}, {}
+  local function look_in(queue)
+    if not is_source[queue] then sources[#sources + 1] = P .. 'q:' .. queue end
+    is_source[queue] = true
+  end
+  for _, queue in ipairs(queues_with('q:', open_queues)) do look_in(queue) end
+  for _, queue in ipairs(queues_with('p:', open_queues)) do
     local parked = P .. 'p:' .. queue
-    if call('EXISTS', parked) == 1 then
-      local tasks = anything and call('SMEMBERS', parked)
-        or call('SINTER', parked, P .. 'known:' .. worker)
-      for _, task in ipairs(tasks) do sources[#sources + 1] = parked_key(queue, task) end
-    end
+    local tasks = anything and call('SMEMBERS', parked)
+      or call('SINTER', parked, P .. 'known:' .. worker)
+    for _, task in ipairs(tasks) do sources[#sources + 1] = parked_key(queue, task) end
+    if #tasks > 0 then look_in(queue) end  -- what there is no room for goes there
   end
   local taken = {}
   local mine, since = token .. ' ' .. worker .. ' ', ' ' .. NOW_TEXT
@@ -499,7 +504,7 @@ if limit > 0 and alive then
     return m.x and (tonumber(m.x) or math.huge) <= NOW or not (anything or known[m.what.t])
   end
   -- Nothing while some of what is due has no place yet: it may be the first in line.
-  while not more and #leases < limit and #sources > 0 do
+  while not more and #leases < limit and (lined or #sources > 0) do
     local wanted = math.min(limit - #leases + #aside, SLICE)
     local line, batch, before = lined and tried < SLICE and first_line(), {}, moved
     if line then
@@ -579,8 +584,9 @@ if alive then
 end
 ring()
 if limit > 0 and alive then
-  local change = #leases < limit and 'SADD' or 'SREM'
-  for _, queue in ipairs(queues) do call(change, P .. 'idle:' .. queue, worker) end
+  local before = call('HGET', P .. 'worker:' .. worker, 'idle')  -- it may have rung for itself
+  local idle = idle_as(worker, before, which, queues, #leases < limit)
+  if idle ~= before then call('HSET', P .. 'worker:' .. worker, 'idle', idle) end
 end
 
 -- It stands by with a token that is no step's, and another one when something was given back.

@@ -1,5 +1,5 @@
 -- Broker.store: write a state from outside of any lease.
--- Needs: form base | ends limiting lease enter
+-- Needs: form calling base | ends limiting lease enter
 -- ARGV[4]   a final state's letter, "" for a note     [5]  its Celery name
 --      [6]  "=…" the value, "" for none     [7]  result_expires, "" for ever
 --      [8…] a graph of one message, to enter if there is none
