@@ -98,7 +98,7 @@ def pulses(url: str, options: Mapping[str, Any] | None = None) -> list[Pulse]:
     from liteq.brokers.redis_url import parse
 
     place = parse(url, master_name=options.get("master_name", ""))
-    if place.tls is None and place.service is None:
+    if place.tls is None and place.service is None and len(place.hosts) < 2:
         found = _on_server(place, {**options, **place.options})
         if found is not None:
             return found

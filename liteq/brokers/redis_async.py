@@ -201,21 +201,12 @@ class AsyncLink:
         place, options, switches = link.place, link.options, link.switches
         if not link.server:  # once in a process, and so is not worth a second way
             await off_loop(link.meet)
-        connection: Any
-        if place.path is not None:
-            connection = UnixDomainSocketConnection(path=place.path, **options)
-        else:
-            host, port = await off_loop(link.address) if place.service else link.address()
-            kind = Connection if place.tls is None else SSLConnection
-            connection = kind(
-                host=host,
-                port=port,
-                socket_keepalive=link.keepalive,
-                **(place.tls or {}),
-                **options,
-            )
         await here.keep()
-        await connection.connect()
+        if place.path is not None:
+            connection: Any = UnixDomainSocketConnection(path=place.path, **options)
+            await connection.connect()
+        else:
+            connection = await self._connect()
         wire = _Wire(connection, switches)
         try:
             async with asyncio.timeout(link.timeout):
@@ -224,6 +215,29 @@ class AsyncLink:
             wire.close()
             raise
         return wire
+
+    async def _connect(self) -> Any:
+        """Return a connection to the first of the addresses that answers."""
+        link, place = self._link, self._link.place
+        error: Exception | None = None
+        for at in await off_loop(link.addresses) if place.service else link.addresses():
+            kind = Connection if place.tls is None else SSLConnection
+            connection: Any = kind(
+                host=at[0],
+                port=at[1],
+                socket_keepalive=link.keepalive,
+                **(place.tls or {}),
+                **link.options,
+            )
+            try:
+                await connection.connect()
+            except (OSError, RedisError) as exc:
+                link.leave(at)
+                error = exc
+            else:
+                return connection
+        assert error is not None
+        raise error
 
     def close(self) -> None:
         """Close what no call is using; the next one connects again. From any thread."""

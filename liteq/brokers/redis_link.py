@@ -189,6 +189,7 @@ class Link:
         self.switches = 0  # how often they have named another
         self.moves = 0  # how often the store was found to be on another server
         self._moved: tuple[str, int] | None = None  # the cluster's node that has our slot
+        self._nodes = place.hosts  # those of the cluster that are known, in the order to ask
         self._lock = threading.Lock()
         self.failing_since: float | None = None
         self.failed_for = 0.0  # seconds that the last outage took
@@ -321,10 +322,14 @@ class Link:
         code = exc.code
         if code == "MOVED":
             host, _, port = exc.rest.rpartition(" ")[2].rpartition(":")
-            moved = (host or self.place.hosts[0][0], int(port))
+            moved = (host or (self._moved or self._nodes[0])[0], int(port))
             if moved != self._moved:
                 self._moved = moved
                 self.moves += 1
+        elif code == "CLUSTERDOWN" and self._nodes:
+            # A node that is cut off says so, too: others may know more.
+            self.leave(self._moved or self._nodes[0])
+            self._moved = None
         elif code == "READONLY":
             self.moves += 1
         if code in _LATER or code == "MOVED":
@@ -373,27 +378,45 @@ class Link:
         if place.path is not None:
             kind: Any = UnixDomainSocketConnection
             connection: Any = kind(place.path, **self.options)
-        else:
-            host, port = self.address()
+            connection.connect()
+            return connection
+        error: Exception | None = None
+        for at in self.addresses():
             kind = Connection if place.tls is None else SSLConnection
             connection = kind(
-                host=host,
-                port=port,
+                host=at[0],
+                port=at[1],
                 socket_keepalive=self.keepalive,
                 **(place.tls or {}),
                 **self.options,
             )
-        connection.connect()
-        return connection
+            try:
+                connection.connect()
+            except (OSError, RedisError) as exc:
+                self.leave(at)
+                error = exc
+            else:
+                return connection
+        assert error is not None
+        raise error
 
-    def address(self, within: float | None = None) -> tuple[str, int]:
-        """Return where the server is; with sentinels, they are asked, each for so many
-        seconds at most."""
+    def addresses(self) -> tuple[tuple[str, int], ...]:
+        """Return where the server is, or any of the nodes that may know which of them it is."""
+        moved = self._moved
+        if moved is not None:
+            return (moved,)
+        if self.place.service is None:
+            return self._nodes
+        return (self._named_master(),)
+
+    def leave(self, at: tuple[str, int]) -> None:
+        """Ask this node after all others: it is dead, or cut off from them."""
+        self._nodes = (*(one for one in self._nodes if one != at), at)
+
+    def _named_master(self, within: float | None = None) -> tuple[str, int]:
+        """Return where the sentinels say the master is; each is asked for so many seconds at
+        most."""
         place = self.place
-        if self._moved is not None:
-            return self._moved
-        if place.service is None:
-            return place.hosts[0]
         said = []
         for at in self._sentinels:
             host, port = at
@@ -454,7 +477,7 @@ class Link:
         try:
             self._ask_at = time.monotonic() + _ASK_LATER
             with contextlib.suppress(OSError):  # the connections that we have may be well
-                self.address(_ASK_TIMEOUT)
+                self._named_master(_ASK_TIMEOUT)
         finally:
             self._lock.release()
 
@@ -489,10 +512,12 @@ class Link:
         """Learn which store and what server this is; refuse what would lose messages."""
         [data] = wire.exchange(self.opening(), 1)
         self.accept(unpack(data))
-        if self.server and self.failing_since is None:
-            return
-        known, self.server = self.server, self._describe(wire)
-        self._refuse_eviction(is_met=bool(known))
+        if not self.server or self.failing_since is not None:
+            known, self.server = self.server, self._describe(wire)
+            self._refuse_eviction(is_met=bool(known))
+            self._refuse_several()
+        if self._is_cluster():
+            self._learn_nodes(wire)
 
     def opening(self) -> bytes:
         """Return the first command on a connection: which store is this?"""
@@ -530,13 +555,13 @@ class Link:
     @staticmethod
     def _describe(wire: _Wire) -> dict[str, str]:
         """Return the fields of INFO that matter; empty if this user may not see them."""
+        names = ("memory", "persistence", "cluster")
         try:
-            sections = wire.exchange(
-                b"".join(command(("INFO", name)) for name in ("memory", "persistence")), 2
-            )
+            sections = wire.exchange(b"".join(command(("INFO", name)) for name in names), 3)
         except ServerError as exc:
             if exc.code != "NOPERM" and not exc.rest.startswith(_UNKNOWN):
                 raise
+            wire.reader.skip()
             wire.reader.skip()
             return {"hidden": "1"}
         lines = b"".join(sections).decode().splitlines()
@@ -569,6 +594,31 @@ class Link:
             return
         self.server = {}
         raise ImproperlyConfigured(said)
+
+    def _is_cluster(self) -> bool:
+        return self.server.get("cluster_enabled") == "1"
+
+    def _refuse_several(self) -> None:
+        """Refuse hosts that do not know of one another: each would have a store of its own."""
+        if len(self.place.hosts) == 1 or self.place.service or self.place.path:
+            return
+        if not self._is_cluster():
+            self.server = {}
+            raise ImproperlyConfigured(
+                f"several hosts in a URL are nodes of a cluster, and {self.place} is none, as "
+                "far as this user may see (INFO): name one server, or its sentinels with "
+                "redis+sentinel://"
+            )
+
+    def _learn_nodes(self, wire: _Wire) -> None:
+        """Learn where else to ask, should the nodes of the URL be dead when ours is."""
+        try:
+            [ranges] = wire.exchange(command(("CLUSTER", "SLOTS")), 1)
+        except ServerError:
+            return  # not for this user: the URL's have to do
+        found = {(one[0].decode(), one[1]) for nodes in ranges for one in nodes[2:] if one[0]}
+        known = dict.fromkeys((*self._nodes, *self.place.hosts, *sorted(found)))
+        self._nodes = tuple(at for at in known if at in found or at in self.place.hosts)
 
     def _discard_spare(self) -> None:
         spare, self._spare = self._spare, []

@@ -2,6 +2,7 @@
 
     redis://user:password@host:6379/0      one server (also valkey://)
     rediss://host:6380/0                   the same with TLS (also valkeys://)
+    redis://host:6379,host:6379/0          a cluster, found from any of these nodes
     unix:///run/redis.sock?db=0            a socket file of this machine
     redis+sentinel://host:26379,host:26379/service/0
                                            whichever server Sentinel says is the master
@@ -46,7 +47,7 @@ _TLS: Final = frozenset(
 
 
 class Place(NamedTuple):
-    """A server, or the sentinels that know it, and how to sign in."""
+    """A server, nodes of its cluster or the sentinels that know it, and how to sign in."""
 
     hosts: tuple[tuple[str, int], ...]
     path: str | None
@@ -125,9 +126,9 @@ def _server_place(
                 "it does not say which service Sentinel is to be asked for: "
                 "redis+sentinel://host:26379/mymaster/0"
             )
-    elif len(hosts) > 1:
+    elif urls[1:]:
         raise ValueError(
-            "several hosts are for redis+sentinel://; a cluster is found from any one node"
+            "one URL for each server is for sentinels; nodes of a cluster have one"
         )
     db = _number(options.pop("db", names[0] if names else "0"))
     named = {key: options.pop(key) for key in list(options) if key in _TLS}

@@ -441,23 +441,27 @@ def test_a_service_that_no_sentinel_knows_is_named(start: Start) -> None:
 
 # Cluster
 
+_NODE = (
+    "cluster-enabled yes",
+    # Slots of a node that is dead are no reason for the others to refuse calls for theirs.
+    "cluster-require-full-coverage no",
+    "cluster-replica-validity-factor 0",  # a replica may take over however late it is elected
+    "repl-diskless-sync no",  # that waits for more replicas
+)
+
 
 @pytest.fixture
 def cluster(start: Start) -> list[RedisServer]:
-    nodes = [start("cluster-enabled yes", port=free_port()) for _ in range(3)]
+    nodes = [start(*_NODE, port=free_port()) for _ in range(3)]
     slots = [(0, 5461), (5462, 10922), (10923, 16383)]
     for epoch, (node, (first, last)) in enumerate(zip(nodes, slots, strict=True), 1):
         node.say("CLUSTER", "ADDSLOTS", *range(first, last + 1))
         node.say("CLUSTER", "SET-CONFIG-EPOCH", epoch)  # or they have to agree on them first
     for node in nodes[1:]:
         node.say("CLUSTER", "MEET", "127.0.0.1", nodes[0].port)
-    wait_until(
-        lambda: all(
-            b"cluster_state:ok" in bytes(node.say("CLUSTER", "INFO"))  # type: ignore[arg-type]
-            for node in nodes
-        ),
-        within=20,
-    )
+    for node in nodes:  # each knows the owner of each slot, and serves its own
+        _wait_for(node, b"cluster_slots_ok:16384", "CLUSTER", "INFO")
+        _wait_for(node, b"cluster_state:ok", "CLUSTER", "INFO")
     return nodes
 
 
@@ -484,6 +488,106 @@ def test_a_slot_that_has_moved_is_followed(cluster: list[RedisServer]) -> None:
 
     assert other.say("EXISTS", f"{broker._prefix}m:{message.id}") == 1
     broker.close()
+
+
+@pytest.mark.parametrize("coroutines", [False, True])
+@pytest.mark.parametrize("learnt", [False, True])
+def test_a_cluster_is_found_when_the_first_node_of_the_url_is_dead(
+    cluster: list[RedisServer], *, learnt: bool, coroutines: bool
+) -> None:
+    owner = next(node for node in cluster if _owns(node, RedisBroker("redis://h")))
+    first, other = (node for node in cluster if node is not owner)
+    more = "" if learnt else f",127.0.0.1:{other.port}"
+    broker = RedisBroker(f"redis://127.0.0.1:{first.port}{more}/0")
+
+    async def go() -> None:
+        if learnt:
+            await call()
+        first.kill()
+        owner.say("CLIENT", "KILL", "TYPE", "normal")
+        await call()
+
+    async def call() -> None:
+        assert (await broker.aget(["x"]) if coroutines else broker.get(["x"])) == {}
+
+    asyncio.run(go())
+    broker.close()
+
+
+def test_a_node_that_is_cut_off_from_its_cluster_is_left(cluster: list[RedisServer]) -> None:
+    owner = next(node for node in cluster if _owns(node, RedisBroker("redis://h")))
+    first, other = (node for node in cluster if node is not owner)
+    broker = RedisBroker(f"redis://127.0.0.1:{first.port},127.0.0.1:{owner.port}/0")
+    first.say("CONFIG", "SET", "cluster-require-full-coverage", "yes")
+    _notice_deaths_soon(cluster)
+    other.kill()
+    _wait_for(first, b"cluster_state:fail", "CLUSTER", "INFO")
+
+    broker.enqueue([make()])
+
+    assert broker.counts() == {"default": {"queued": 1}}
+    broker.close()
+
+
+@pytest.mark.parametrize("coroutines", [False, True])
+def test_a_cluster_is_followed_to_the_replica_that_took_over(
+    cluster: list[RedisServer], start: Start, *, coroutines: bool
+) -> None:
+    owner = next(node for node in cluster if _owns(node, RedisBroker("redis://h")))
+    replica = _replica_of(owner, cluster, start)
+    broker = RedisBroker(owner.url, socket_timeout=1)
+    before, after = make(), make()
+    broker.enqueue([before])
+    wait_until(lambda: replica.say("DBSIZE") == owner.say("DBSIZE"))
+
+    _notice_deaths_soon([*cluster, replica])
+    owner.kill()
+
+    def again() -> bool:
+        try:
+            if coroutines:
+                asyncio.run(broker.aenqueue([after]))  # type: ignore[arg-type]
+            else:
+                broker.enqueue([after])
+        except BrokerUnavailable:
+            return False
+        return True
+
+    wait_until(again, within=60)
+    assert broker.counts() == {"default": {"queued": 2}}
+    assert replica.say("ROLE")[0] == b"master"  # type: ignore[index]
+    broker.close()
+
+
+def test_several_hosts_that_are_no_cluster_are_refused(start: Start) -> None:
+    one, other = start(port=free_port()), start(port=free_port())
+    broker = RedisBroker(f"redis://127.0.0.1:{one.port},127.0.0.1:{other.port}/0")
+
+    with pytest.raises(ImproperlyConfigured, match="nodes of a cluster"):
+        broker.enqueue([make()])
+
+
+def _replica_of(owner: RedisServer, cluster: list[RedisServer], start: Start) -> RedisServer:
+    replica = start(*_NODE, port=free_port())
+    replica.say("CLUSTER", "MEET", "127.0.0.1", owner.port)
+    id = bytes(owner.say("CLUSTER", "MYID"))  # type: ignore[arg-type]
+    _wait_for(replica, id, "CLUSTER", "NODES")
+    replica.say("CLUSTER", "REPLICATE", id)
+    _wait_for(replica, b"master_link_status:up", "INFO", "replication")
+    for node in cluster:  # they elect none of which they do not know whose replica it is
+        _wait_for(node, b"slave " + id, "CLUSTER", "NODES")
+    return replica
+
+
+def _notice_deaths_soon(nodes: list[RedisServer]) -> None:
+    """Have a node taken for dead after a second. Not from the start: so short a time is also
+    that in which nodes must have met, or they forget that they were told to."""
+    for node in nodes:
+        node.say("CONFIG", "SET", "cluster-node-timeout", 1000)
+
+
+def _wait_for(node: RedisServer, word: bytes, *question: str) -> None:
+    wait_until(lambda: word in bytes(node.say(*question)), within=20)  # type: ignore[arg-type]
 
 
 def _owns(node: RedisServer, broker: RedisBroker) -> bool:

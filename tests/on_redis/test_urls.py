@@ -28,6 +28,7 @@ from liteq.exceptions import ConfigWarning, ImproperlyConfigured
         ("redis://h", {"hosts": (("h", 6379),)}),
         ("redis://h:7/3", {"hosts": (("h", 7),), "db": 3}),
         ("redis://h?db=4", {"db": 4}),
+        ("redis://:pw@a:1,b/0", {"hosts": (("a", 1), ("b", 6379)), "password": "pw"}),
         ("redis://[::1]:7/0", {"hosts": (("::1", 7),)}),
         ("redis://:p%40ss@h", {"username": None, "password": "p@ss"}),
         ("redis://me:pw@h", {"username": "me", "password": "pw"}),
@@ -73,7 +74,7 @@ def test_a_url_says_where_the_server_is(url: str, expected: dict[str, Any]) -> N
     [
         ("redis://h/shop", "the database is a number"),
         ("redis://h:port/0", "cannot be understood"),
-        ("redis://a,b/0", "several hosts are for redis\\+sentinel"),
+        ("redis://a/0;redis://b/0", "one URL for each server is for sentinels"),
         ("redis+sentinel://a/0", "does not say which service"),
         ("unix://r.sock", "named by its whole path"),
         ("rediss://h?ssl_cert_reqs=maybe", "one of none, optional, required, not 'maybe'"),
