@@ -84,6 +84,28 @@ FILES = {
         said["open after"] = connection.connection is not None
         said["value"] = result.get(timeout=10)
     """,
+    "unique.py": """
+        import django
+        from proj.celery import app
+        django.setup()
+        from django.db import connection, transaction
+        from shop.models import Order
+        from shop.tasks import touch
+        connection.settings_dict["NAME"] = "unique.sqlite3"
+        with connection.schema_editor() as editor:
+            editor.create_model(Order)
+        first = touch.apply_async(("x",), unique_key="name")
+        send = lambda **options: touch.apply_async_on_commit(
+            ("x",), unique_key="name", **options)
+        said = {"at once": [one.id == first.id and one.duplicate for one in [send()]]}
+        with transaction.atomic():
+            made = [send(), send(on_conflict="skip"), send(on_conflict="raise")]
+            behind = touch.delay_on_commit("behind")
+            unheard = touch.apply_async_on_commit(("y",), ignore_result=True)
+        said["made"] = [(one.id == first.id, one.duplicate) for one in made]
+        app.run_until_empty()
+        said["got"] = [one.get(timeout=10) for one in (*made, behind, unheard)]
+    """,
     "refused.py": """
         import django
         from proj.celery import app
@@ -299,6 +321,16 @@ def test_a_call_that_cannot_be_sent_raises_before_the_commit(project: Path) -> N
     assert told["own"] == "two"
     assert told["nothing"]
     assert [told["waits"], told["eager"]] == [0, 1]
+
+
+def test_the_result_of_a_call_at_the_commit_is_that_of_the_call_which_stands_for_it(
+    project: Path,
+) -> None:
+    assert said(project, "unique") == {
+        "at once": [True],
+        "made": [[True, True], [False, True], [True, True]],
+        "got": ["x", None, "x", "behind", None],
+    }
 
 
 def test_no_connection_is_shared_with_a_child(project: Path) -> None:

@@ -6,11 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from liteq.exceptions import DuplicateTask
 from liteq.ids import new_id
+from liteq.loggers import get_logger
 from liteq.results.asyncresult import AsyncResult
+from liteq.results.eagerresult import EagerResult
+from liteq.states import IGNORED
 from liteq.task import Task, is_overridden
 
 __all__ = ["DjangoTask"]
+
+logger = get_logger("liteq.django")
 
 
 class DjangoTask(Task[..., Any]):
@@ -32,10 +38,12 @@ class DjangoTask(Task[..., Any]):
         """Send a call with options when the transaction that is open now is committed.
 
         Returns its result at once, where Celery returns None; after a rollback the store
-        never hears of that id. A process that dies between the commit and the call has not
-        sent it. What cannot be sent raises now, and arguments are sent as they are now; a
-        countdown begins at the commit. (A class with an `apply_async()` of its own has it
-        called at the commit: of such a call only the arguments are looked at before.)
+        never hears of that id. Of a unique task it becomes the result of the call that stands
+        for it; with `on_conflict="raise"` that is logged, for the commit is done. A process
+        that dies between the commit and the call has not sent it. What cannot be sent raises
+        now, and arguments are sent as they are now; a countdown begins at the commit. (A class
+        with an `apply_async()` of its own has it called at the commit: of such a call only the
+        arguments are looked at before.)
         """
         from django.db import transaction  # late: a worker sets Django up before its use
 
@@ -46,5 +54,23 @@ class DjangoTask(Task[..., Any]):
             send: Callable[[], Any] = partial(self.apply_async, args, kwargs, **options)
         else:
             send = self.app.sender.prepare(self, args, kwargs, options)
-        transaction.on_commit(send)
-        return AsyncResult(id, task_name=self.name, app=self.app)
+        connection = transaction.get_connection()
+        if connection.get_autocommit() and not connection.in_atomic_block:
+            return send()  # type: ignore[no-any-return]
+        result: AsyncResult[Any] = AsyncResult(id, task_name=self.name, app=self.app)
+        transaction.on_commit(partial(_send, send, result))
+        return result
+
+
+def _send(send: Callable[[], Any], result: AsyncResult[Any]) -> None:
+    """Send a call, and have the result that its caller was given be the call's: of a unique
+    task, that of the one that stands for it."""
+    try:
+        sent = send()
+    except DuplicateTask as exc:  # the commit is done, and others wait behind this call
+        logger.error("a call was not sent at the commit: %s", exc)  # noqa: TRY400 (the cause is said)
+        result.id, result.duplicate = exc.id or result.id, True
+        return
+    result.id, result.duplicate = sent.id, sent.duplicate
+    was_skipped = isinstance(sent, EagerResult) and sent.state == IGNORED
+    result.ignored = sent.ignored or was_skipped
