@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import posix
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -102,6 +103,19 @@ def pytest_runtest_protocol() -> Iterator[Any]:
     finally:
         for signal, receivers in zip(every, before, strict=True):
             signal.receivers[:] = receivers
+
+
+@pytest.fixture(autouse=True, scope="session")
+def signals_of_a_terminal_are_heard() -> None:
+    """What starts the tests in the background (`nohup`, `&` of a script) has these ignored, and
+    all that the tests start inherits that."""
+    for number, heard in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGQUIT, signal.SIG_DFL),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, heard)
 
 
 @pytest.fixture(autouse=True, scope="session")
