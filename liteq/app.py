@@ -269,8 +269,12 @@ class Liteq:
             self.finalized = True
             for task in builtin_tasks(self):
                 self._tasks.setdefault(task.name, task)
-            for construct in current.finalizers():
-                construct(self)
+            try:
+                for construct in current.finalizers():
+                    construct(self)
+            except BaseException:  # who asks next is to hear of it, not that tasks are missing
+                self.finalized = False
+                raise
         self.on_after_finalize.send(sender=self)
 
     # Finding tasks

@@ -127,11 +127,15 @@ def set_default_factory(make: Callable[[], Liteq]) -> None:
 
 def connect_on_app_finalize(construct: Callable[[Liteq], object]) -> Callable[[Liteq], object]:
     """Have `construct(app)` called by each app when it is finalized, and now by those
-    that are."""
+    that are; what one of them refuses now, none is told of later."""
     _finalizers.append(construct)
-    for app in apps():
-        if app.finalized:
-            construct(app)
+    try:
+        for app in apps():
+            if app.finalized:
+                construct(app)
+    except BaseException:  # it is corrected in the next cell of a notebook, say
+        _finalizers.remove(construct)
+        raise
     return construct
 
 

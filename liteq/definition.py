@@ -39,8 +39,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "annotate",
+    "check_names",
     "check_options",
     "check_parameters",
+    "check_values",
     "has_parameter",
     "is_redefined",
     "is_same_function",
@@ -99,9 +101,10 @@ def shared_task(
 def shared_task(fun: Any = None, **options: Any) -> Any:
     """Make a task of every app, those that come later too; options as for `app.task`.
 
-    What it returns stands for the current app's copy.
+    What it returns stands for the current app's copy. Which options there are is asked when
+    an app makes its own: its task class may have more.
     """
-    check_options(options)
+    check_values(options)
     every = current.connect_on_app_finalize, current.get_current_app
     if fun is not None:
         return share(fun, options, *every)
@@ -115,12 +118,19 @@ def share(
     find_app: Callable[[], Liteq],
 ) -> Any:
     """Make a task of several apps: `connect(construct)` has each of them make its own, and
-    what is returned stands for that of `find_app()`."""
+    what is returned stands for that of `find_app()`. An option that no class has, neither of
+    the app that makes it nor of another one, is refused then."""
     if isinstance(fun, (Task, Proxy)):
         raise TypeError(f"{fun!r} is a task already: decorate the function once")
     name = options.get("name")
 
     def construct(app: Liteq) -> object:
+        base = options.get("base")
+        others = (one.Task for one in (app, *current.apps()))
+        try:
+            check_names(options, others if base is None else (base,))
+        except TypeError as exc:  # no line of the traceback is the task's
+            raise TypeError(f"{fun.__module__}.{name_of(fun, name)}: {exc}") from None
         return app.task_from_function(fun, **options)
 
     def find() -> Any:
@@ -316,16 +326,31 @@ def _place(code: CodeType) -> tuple[str, int]:
 
 def check_options(options: Mapping[str, Any], base: type[Any] | None = None) -> None:
     """Raise `TypeError` for an option that neither liteq nor the base class has, and for
-    values that would only be found wrong when the task fails."""
+    values as `check_values` does."""
+    check_values(options)
+    check_names(options, (base or options.get("base"),))
+
+
+def check_names(options: Mapping[str, Any], bases: Iterable[type[Any] | None]) -> None:
+    """Raise `TypeError` for an option that neither liteq nor one of the classes has. They are
+    looked at only if there is one that liteq has not."""
+    known = {*TASK_OPTIONS, "bind", "base"}
+    if known.issuperset(options):
+        return
+    for base in bases:
+        known |= {one for one in options if hasattr(base, one) and not hasattr(Task, one)}
+    refuse_unknown(options, known, "a task")
+
+
+def check_values(options: Mapping[str, Any]) -> None:
+    """Raise `TypeError` or `ValueError` for values that would only be found wrong when the
+    task is made, or fails."""
     given = options.get("base")
     if given is not None and not (isinstance(given, type) and issubclass(given, Task)):
         raise TypeError(f"base is a subclass of liteq.Task, not {given!r}")
     name = options.get("name")
     if name is not None and not isinstance(name, str):
         raise TypeError(f"name is a text, not {name!r}")
-    base = base or given
-    own = [name for name in options if hasattr(base, name) and not hasattr(Task, name)]
-    refuse_unknown(options, {*TASK_OPTIONS, "bind", "base", *own}, "a task")
     _check_hooks(options)
     for name in ("autoretry_for", "dont_autoretry_for", "throws"):
         given = options.get(name) or ()

@@ -1581,3 +1581,42 @@ def test_an_attribute_of_the_apps_own_task_class_is_an_option() -> None:
 
         @app.task(tga="billing")  # type: ignore[call-overload]
         def refund() -> None: ...
+
+
+def test_an_attribute_of_the_task_class_of_an_app_is_an_option_of_a_shared_task() -> None:
+    class Tagged(Task[..., Any]):
+        tag: str | None = None
+
+    charge: Any = shared_task(name="charge", tag="billing")(add)  # type: ignore[call-overload]
+    other = Liteq("other", broker="memory://")
+    by_class = Liteq("shop", broker="memory://", task_cls=Tagged)
+    by_attribute = Liteq("shop2", broker="memory://")
+    by_attribute.Task = Tagged
+
+    for app in (by_class, by_attribute, other):
+        made: Any = app.tasks["charge"]
+        assert made.tag == "billing"
+    late: Any = shared_task(name="late", tag="late")(add)  # type: ignore[call-overload]
+    assert (charge.tag, late.tag) == ("billing", "late")
+
+
+def test_a_misspelt_option_of_a_shared_task_is_told_by_every_app_that_makes_it() -> None:
+    shared_task(max_retrie=3)(add)  # type: ignore[call-overload]
+    app = Liteq("shop", broker="memory://")
+
+    for _ in range(2):
+        with pytest.raises(TypeError) as caught:
+            _ = app.tasks
+        assert str(caught.value) == (
+            "test_app.add: a task has no option 'max_retrie'; did you mean 'max_retries'?"
+        )
+
+
+def test_what_a_finalized_app_refuses_at_once_is_not_kept_for_later_ones() -> None:
+    app = Liteq("shop", broker="memory://")
+    app.finalize()
+
+    with pytest.raises(TypeError, match="has no option 'max_retrie'"):
+        shared_task(max_retrie=3)(add)  # type: ignore[call-overload]
+
+    assert Liteq("late", broker="memory://").tasks.own() == {}

@@ -30,7 +30,7 @@ import flask
 from liteq import context, current, signals
 from liteq.app import Liteq
 from liteq.body import is_coroutine
-from liteq.definition import check_options, share
+from liteq.definition import check_values, share
 from liteq.exceptions import ImproperlyConfigured
 from liteq.plan import is_async
 
@@ -87,7 +87,7 @@ class FlaskLiteq(_App):
 
             What it returns stands for the copy of the Flask app whose context is active.
             """
-            check_options(options)
+            check_values(options)
             every = self._for_each, self._stands_for
             if fun is not None:
                 return share(fun, options, *every)
