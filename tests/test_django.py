@@ -106,6 +106,26 @@ FILES = {
         app.run_until_empty()
         said["got"] = [one.get(timeout=10) for one in (*made, behind, unheard)]
     """,
+    "finished.py": """
+        import django
+        from proj.celery import app
+        django.setup()
+        from django.db import connection, transaction
+        from shop.models import Order
+        from shop.tasks import touch
+        connection.settings_dict["NAME"] = "finished.sqlite3"
+        with connection.schema_editor() as editor:
+            editor.create_model(Order)
+        app.conf.task_always_eager = True
+        heard = []
+        with transaction.atomic():
+            good = touch.delay_on_commit("x").then(lambda result: heard.append(result.get()))
+            bad = touch.delay_on_commit(None)
+            said = {"before": [good.state, bad.state]}
+        said["after"] = [good.state, good.get(), good.ready()]
+        said["failed"] = [bad.state, type(bad.result).__name__]
+        said["heard"] = heard
+    """,
     "refused.py": """
         import django
         from proj.celery import app
@@ -330,6 +350,15 @@ def test_the_result_of_a_call_at_the_commit_is_that_of_the_call_which_stands_for
         "at once": [True],
         "made": [[True, True], [False, True], [True, True]],
         "got": ["x", None, "x", "behind", None],
+    }
+
+
+def test_the_result_of_an_eager_call_at_the_commit_is_the_finished_one(project: Path) -> None:
+    assert said(project, "finished") == {
+        "before": ["PENDING", "PENDING"],
+        "after": ["SUCCESS", "x", True],
+        "failed": ["FAILURE", "IntegrityError"],
+        "heard": ["x"],
     }
 
 

@@ -42,6 +42,13 @@ class EagerResult(AsyncResult[R]):
         self._made = children
         self._ran = False  # as a step of a workflow
 
+    def stand_in(self, early: AsyncResult[R]) -> None:
+        """Have a result that was given out before the call ran become this one, and tell who
+        waits for it by `then()`."""
+        vars(early).update(vars(self))
+        early.__class__ = EagerResult
+        early._fire()
+
     def then(
         self,
         callback: Callable[[Any], Any],

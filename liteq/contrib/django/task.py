@@ -11,7 +11,6 @@ from liteq.ids import new_id
 from liteq.loggers import get_logger
 from liteq.results.asyncresult import AsyncResult
 from liteq.results.eagerresult import EagerResult
-from liteq.states import IGNORED
 from liteq.task import Task, is_overridden
 
 __all__ = ["DjangoTask"]
@@ -39,11 +38,11 @@ class DjangoTask(Task[..., Any]):
 
         Returns its result at once, where Celery returns None; after a rollback the store
         never hears of that id. Of a unique task it becomes the result of the call that stands
-        for it; with `on_conflict="raise"` that is logged, for the commit is done. A process
-        that dies between the commit and the call has not sent it. What cannot be sent raises
-        now, and arguments are sent as they are now; a countdown begins at the commit. (A class
-        with an `apply_async()` of its own has it called at the commit: of such a call only the
-        arguments are looked at before.)
+        for it; with `on_conflict="raise"` that is logged, for the commit is done. In eager
+        mode it becomes the finished one. A process that dies between the commit and the call
+        has not sent it. What cannot be sent raises now, and arguments are sent as they are
+        now; a countdown begins at the commit. (A class with an `apply_async()` of its own has
+        it called at the commit: of such a call only the arguments are looked at before.)
         """
         from django.db import transaction  # late: a worker sets Django up before its use
 
@@ -64,13 +63,14 @@ class DjangoTask(Task[..., Any]):
 
 def _send(send: Callable[[], Any], result: AsyncResult[Any]) -> None:
     """Send a call, and have the result that its caller was given be the call's: of a unique
-    task, that of the one that stands for it."""
+    task, that of the one that stands for it; in eager mode, the finished one."""
     try:
         sent = send()
     except DuplicateTask as exc:  # the commit is done, and others wait behind this call
         logger.error("a call was not sent at the commit: %s", exc)  # noqa: TRY400 (the cause is said)
         result.id, result.duplicate = exc.id or result.id, True
         return
-    result.id, result.duplicate = sent.id, sent.duplicate
-    was_skipped = isinstance(sent, EagerResult) and sent.state == IGNORED
-    result.ignored = sent.ignored or was_skipped
+    if isinstance(sent, EagerResult):  # of what was run in place, or skipped
+        sent.stand_in(result)
+    else:
+        result.id, result.duplicate, result.ignored = sent.id, sent.duplicate, sent.ignored
