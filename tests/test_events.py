@@ -693,6 +693,50 @@ def test_a_state_tells_what_an_event_is_about_and_whether_that_is_new() -> None:
     assert state.event(Event("shop-opened")) is None
 
 
+def test_what_a_task_tells_of_itself_is_an_attribute_of_it_in_a_state() -> None:
+    state = State()
+    task = {"uuid": "a", "hostname": "one@here", "name": "shop.bake"}
+    state.event({**Event("task-received", **task), "timestamp": 1.0})
+    state.event({**Event("task-baking", percent=50, event="x", _x=1, **task), "timestamp": 2.0})
+    state.event(Event("worker-heartbeat", hostname="one@here", pid=7, oven="hot"))
+    baking: Any = state.tasks["a"]
+    assert (baking.state, baking.percent, baking.worker.oven) == ("BAKING", 50, "hot")
+
+    state.event({**Event("task-succeeded", **task), "timestamp": 3.0})
+    late = {**Event("task-received", percent=0, floor=2, **task), "timestamp": 1.0}
+    state.event(late)
+
+    assert (baking.state, baking.percent, baking.floor) == ("SUCCESS", 50, 2)
+    assert callable(baking.event)
+    assert not hasattr(baking, "_x")
+
+
+@pytest.mark.parametrize("copied", [lambda state: state, copy.deepcopy])
+def test_a_state_tells_where_a_task_is_from_and_which_are_around_it(
+    copied: Callable[[State], State],
+) -> None:
+    state = State()
+    for n, type in enumerate(("sent", "received", "received")):
+        above = {"root_id": "0", "parent_id": str(n - 1)} if n else {}
+        state.event(
+            Event(f"task-{type}", uuid=str(n), name="shop.add", hostname="one", pid=7, **above)
+        )
+    state.event(Event("worker-heartbeat", hostname="one", pid=7))
+
+    state = copied(state)
+
+    assert [uuid for uuid, _ in state.itertasks()] == ["0", "1", "2"]
+    assert [uuid for uuid, _ in state.itertasks(limit=2)] == ["0", "1"]
+    first, second, third = state.tasks.values()
+    assert (first.origin, second.origin) == ("one", "one.7")
+    assert (third.parent, third.root, first.parent) == (second, first, None)
+    assert (first.children, third.children) == ([second], [])
+    assert state.tasks_by_type["shop.add"] == {first, second, third}
+    assert state.tasks_by_worker["one"] == {second, third}
+    assert [uuid for uuid, _ in state.tasks_by_type("shop.add", 1, reverse=False)] == ["0"]
+    assert pickle.loads(pickle.dumps(third)).parent is None  # one task is not all of them
+
+
 class CountingState(State):
     """As Flower has one."""
 

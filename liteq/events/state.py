@@ -9,6 +9,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Any, Final
 
 from liteq import states
@@ -74,6 +75,7 @@ class Worker:
         ):
             if isinstance(value := fields.get(name), kind) and value:
                 setattr(self, name, value)
+        vars(self).update(_others(fields))
         if type == "offline":
             self.heartbeats.clear()
         else:
@@ -101,7 +103,8 @@ class Worker:
 
 
 class Task:
-    """A call, as its events told of it. Times are Unix seconds."""
+    """A call, as its events told of it. Times are Unix seconds. What else its events have,
+    as those that it sends itself, are attributes as well."""
 
     # Tools go through these, as they do through Celery's.
     _fields: Final = (
@@ -152,8 +155,9 @@ class Task:
     root_id: str | None = None
     parent_id: str | None = None
 
-    def __init__(self, uuid: str) -> None:
+    def __init__(self, uuid: str, cluster_state: State | None = None) -> None:
         self.uuid = uuid
+        self.cluster_state = cluster_state  # where the tasks around it are
         self.state: str = states.PENDING
         self.timestamp = 0.0
         self.clock = 0
@@ -164,6 +168,35 @@ class Task:
     @property
     def ready(self) -> bool:
         return self.state in states.READY_STATES
+
+    @property
+    def origin(self) -> str | None:
+        """Who told of it: its worker's `id`, or the client while no worker has it."""
+        return self.client if self.worker is None else self.worker.id
+
+    @property
+    def parent(self) -> Task | None:
+        """The task that sent it, if it is in the picture."""
+        return self._known(self.parent_id)
+
+    @property
+    def root(self) -> Task | None:
+        """The task that its workflow began with, if it is in the picture."""
+        return self._known(self.root_id)
+
+    @property
+    def children(self) -> list[Task]:
+        """The tasks in the picture that it has sent. Goes through them all."""
+        if self.cluster_state is None:
+            return []
+        return [
+            task for _, task in self.cluster_state.itertasks() if task.parent_id == self.uuid
+        ]
+
+    def _known(self, uuid: str | None) -> Task | None:
+        if self.cluster_state is None or uuid is None:
+            return None
+        return self.cluster_state.tasks.get(uuid)
 
     def event(self, type: str, fields: Mapping[str, Any]) -> None:
         """Take an event in; `type` is without its "task-". One that is late changes what
@@ -180,6 +213,8 @@ class Task:
             known = _number(value) if name in ("retries", "runtime") else _text(value)
             if known is not None and (not late or getattr(self, name) is None):
                 setattr(self, name, known)
+        others = _others(fields)
+        vars(self).update({**others, **vars(self)} if late else others)
         if not late:
             self.state = state
             self.timestamp = when
@@ -206,6 +241,9 @@ class Task:
     def as_dict(self) -> dict[str, Any]:
         """Return all that is known of it, and None for what is not; `worker` is a `Worker`."""
         return {name: getattr(self, name) for name in self._fields}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "cluster_state": None}  # one task is not all of them
 
     def __repr__(self) -> str:
         return f"<Task: {self.name}({self.uuid}) {self.state}>"
@@ -309,7 +347,7 @@ class State:
         task = self.tasks.get(uuid)
         if task is not None:
             return task, False
-        task = self.tasks[uuid] = Task(uuid)
+        task = self.tasks[uuid] = Task(uuid, self)
         while len(self.tasks) > self.max_tasks_in_memory:
             self.tasks.popitem(last=False)
         return task, True
@@ -326,8 +364,16 @@ class State:
     def __setstate__(self, kept: dict[str, Any]) -> None:
         self.__dict__.update(kept)
         self._lock = threading.RLock()
+        for task in self.tasks.values():
+            task.cluster_state = self
 
     # Looking
+
+    def itertasks(self, limit: int | None = None) -> Iterator[tuple[str, Task]]:
+        """Give ids and tasks, those heard of last at the end."""
+        with self._lock:
+            items = list(islice(self.tasks.items(), limit or None))
+        yield from items
 
     def tasks_by_time(
         self,
@@ -343,24 +389,17 @@ class State:
 
     tasks_by_timestamp = tasks_by_time
 
-    def tasks_by_type(self, name: str, limit: int | None = None) -> Iterator[tuple[str, Task]]:
-        """Give the tasks of this name."""
-        found = [item for item in self.tasks_by_time() if item[1].name == name]
-        yield from found[:limit]
+    @property
+    def tasks_by_type(self) -> Index:
+        """The tasks by name: see `Index`."""
+        return Index(self, lambda task: task.name)
+
+    @property
+    def tasks_by_worker(self) -> Index:
+        """The tasks by the name of the worker that had them: see `Index`."""
+        return Index(self, lambda task: None if task.worker is None else task.worker.hostname)
 
     _tasks_by_type = tasks_by_type
-
-    def tasks_by_worker(
-        self, hostname: str, limit: int | None = None
-    ) -> Iterator[tuple[str, Task]]:
-        """Give the tasks that a worker had."""
-        found = [
-            item
-            for item in self.tasks_by_time()
-            if item[1].worker is not None and item[1].worker.hostname == hostname
-        ]
-        yield from found[:limit]
-
     _tasks_by_worker = tasks_by_worker
 
     def task_types(self) -> list[str]:
@@ -401,6 +440,27 @@ class State:
         return f"<State: events={self.event_count} tasks={self.task_count}>"
 
 
+class Index:
+    """A state's tasks by something, as Celery has them: `index[key]` is a set of tasks,
+    `index(key)` gives ids and tasks, those of the latest events first."""
+
+    def __init__(self, state: State, key_of: Callable[[Task], str | None]) -> None:
+        self._state = state
+        self._key_of = key_of
+
+    def __getitem__(self, key: str) -> set[Task]:
+        return {task for _, task in self._state.itertasks() if self._key_of(task) == key}
+
+    def __call__(
+        self,
+        key: str,
+        limit: int | None = None,
+        reverse: bool = True,  # noqa: FBT001, FBT002 (Celery)
+    ) -> Iterator[tuple[str, Task]]:
+        items = self._state.tasks_by_time(reverse=reverse)
+        return islice((item for item in items if self._key_of(item[1]) == key), limit)
+
+
 # Anybody may send an event of any name, with any fields.
 
 
@@ -412,3 +472,15 @@ def _number(value: Any) -> float | None:
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
+
+
+def _others(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields that neither a task nor a worker has a place of its own for."""
+    return {
+        name: value
+        for name, value in fields.items()
+        if name not in _OWN_NAMES and not name.startswith("_")
+    }
+
+
+_OWN_NAMES: Final = frozenset({*dir(Task("")), *dir(Worker(""))})
