@@ -25,7 +25,7 @@ from world import FakeClock, wait_until
 from liteq import Liteq
 from liteq.brokers.base import EVENTS_KEPT
 from liteq.brokers.sqlite import _AROUND, SqliteBroker
-from liteq.events import Event, State
+from liteq.events import Event, EventReceiver, State
 from liteq.events.snapshot import Polaroid, evcam
 from liteq.events.state import Task
 from liteq.events.state import Worker as StateWorker
@@ -76,7 +76,6 @@ class Listener:
     def __init__(self, app: Liteq) -> None:
         self.events: list[dict[str, Any]] = []
         self.receiver = app.events.Receiver(None, handlers={"*": self.events.append})
-        self._app = app
         self._thread = threading.Thread(target=self.receiver.capture, daemon=True)
         self._thread.start()
         wait_until(lambda: app.broker.emit([]))
@@ -96,7 +95,6 @@ class Listener:
 
     def close(self) -> None:
         self.receiver.stop()
-        self._app.events.Dispatcher().send("test-over")
         self._thread.join(10)
         assert not self._thread.is_alive()
 
@@ -394,6 +392,28 @@ def test_a_receiver_ends_when_nothing_comes(app: Liteq) -> None:
     with pytest.raises(TimeoutError, match="no event"):
         app.events.Receiver(handlers={}).capture(limit=1, timeout=0.05)
     assert app.broker.emit([b"{}"]) is False  # it no longer listens
+
+
+def _set_should_stop(receiver: EventReceiver) -> None:
+    receiver.should_stop = True
+
+
+@pytest.mark.parametrize("stop", [EventReceiver.stop, _set_should_stop])
+def test_a_receiver_that_hears_nothing_ends_when_it_is_told_to(
+    app: Liteq, stop: Callable[[EventReceiver], None]
+) -> None:
+    app.broker.poll_interval = 60.0  # type: ignore[attr-defined]  # it wakes for nothing else
+    receiver = app.events.Receiver()
+    listening = threading.Thread(target=receiver.capture, daemon=True)
+    listening.start()
+    wait_until(lambda: app.broker.emit([]))
+
+    stop(receiver)
+    listening.join(5)
+
+    assert not listening.is_alive()
+    assert app.broker.emit([]) is False  # it no longer listens
+    receiver.capture()  # one that was stopped before ends at once
 
 
 def test_who_listens_to_a_store_that_is_lost_is_told(tmp_path: Path, clock: FakeClock) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from liteq.loggers import get_logger
 if TYPE_CHECKING:
     from liteq.app import Liteq
     from liteq.brokers import values
+    from liteq.brokers.base import Mailbox
     from liteq.message import Message
     from liteq.task import Task
 
@@ -116,7 +118,8 @@ class EventReceiver:
         self.app = app if app is not None else current.get_current_app()
         self.handlers: dict[str, Handler] = dict(handlers or {})
         self.missed = 0
-        self.should_stop = False
+        self._should_stop = False
+        self._ropes: set[socket.socket] = set()  # each wakes one that listens
 
     def capture(
         self,
@@ -140,7 +143,7 @@ class EventReceiver:
         for count, event in enumerate(self._events(timeout, wakeup), 1):
             self.process(event["type"], event)
             yield event
-            if self.should_stop or (limit is not None and count >= limit):
+            if self._should_stop or (limit is not None and count >= limit):
                 return
 
     def process(self, type: str, event: dict[str, Any]) -> None:
@@ -154,20 +157,37 @@ class EventReceiver:
         self.app.control.heartbeat()
 
     def stop(self) -> None:
-        """End `capture()` with its next event. A handler may call it."""
+        """End `capture()` now, from any thread, handler or signal handler; one that begins
+        later ends at once, as in Celery."""
         self.should_stop = True
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether `capture()` is to end; it does so when this is set."""
+        return self._should_stop
+
+    @should_stop.setter
+    def should_stop(self, should: bool) -> None:
+        self._should_stop = should
+        for rope in list(self._ropes):
+            with contextlib.suppress(OSError):  # it is over, or has been woken enough
+                rope.send(b"!")
 
     def _events(self, timeout: float | None, wakeup: bool) -> Iterator[dict[str, Any]]:
         broker = self.app.broker
         mailbox = broker.mailbox()
         lost = False
+        ear, rope = socket.socketpair()
+        for end in (ear, rope):
+            end.setblocking(False)
+        self._ropes.add(rope)
         try:
             at = broker.listen(mailbox, _LEASE)
             if wakeup:
                 self.wakeup_workers()
             renew_at = time.monotonic() + _LEASE / _RENEWALS
             heard_at = time.monotonic()
-            while True:
+            while not self._should_stop:
                 now = time.monotonic()
                 try:
                     if now >= renew_at:
@@ -177,7 +197,7 @@ class EventReceiver:
                 except BrokerUnavailable as exc:
                     logger.warning("%s; listening on", exc)
                     renew_at = now  # it may come back without what this listener said
-                    mailbox.wait(_PAUSE)
+                    _wait(mailbox, ear, _PAUSE)
                     continue
                 if found.last < at:
                     renew_at = now  # the store has lost data: what this listener said, too
@@ -193,7 +213,8 @@ class EventReceiver:
                     until = min(until, heard_at + timeout)
                     if time.monotonic() - heard_at >= timeout:
                         raise TimeoutError(f"no event within {timeout:g} s")
-                mailbox.wait(max(0.0, min(until - time.monotonic(), mailbox.poll_interval * 2)))
+                pause = min(until - time.monotonic(), mailbox.poll_interval * 2)
+                _wait(mailbox, ear, max(0.0, pause))
         except StoreLost:
             lost = True  # another store, that comes after it, knows nothing of this listener
             raise
@@ -203,6 +224,9 @@ class EventReceiver:
                 if not lost:
                     broker.listen(mailbox, 0)
             mailbox.close()
+            self._ropes.discard(rope)
+            ear.close()
+            rope.close()
 
     def _count_missed(self, found: values.Events, at: int) -> None:
         """Count what was dropped between this number and a slice, and say so."""
@@ -251,6 +275,21 @@ class Dispatcher:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _wait(mailbox: Mailbox, ear: socket.socket, seconds: float) -> None:
+    """Wait for a wake-up, or for who pulls at the rope of this ear."""
+    poller = select.poll()
+    poller.register(ear, select.POLLIN)
+    if (fd := mailbox.fileno()) >= 0:
+        poller.register(fd, select.POLLIN)
+    else:
+        seconds = min(seconds, mailbox.poll_interval)
+    poller.poll(seconds * 1000)
+    mailbox.mend()
+    mailbox.receive()
+    with contextlib.suppress(BlockingIOError):  # nobody has
+        ear.recv(4096)
 
 
 def _decoded(body: bytes) -> dict[str, Any]:
