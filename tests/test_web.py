@@ -162,6 +162,27 @@ def test_a_list_is_narrowed_by_its_filters_and_goes_on_behind_its_end(
     assert "No task is like that" in shown(ask, "/tasks?state=failed")
 
 
+def test_of_many_tasks_few_names_are_suggested_and_others_as_one_types(
+    app: Liteq, ask: TestClient
+) -> None:
+    def suggested(address: str) -> list[str]:
+        names = ask.get(address).text.rpartition('<datalist id="names">')[2]
+        return re.findall(r'<option value="([^"]*)">', names.partition("</datalist>")[0])
+
+    assert {"shop.add", "shop.fail"} <= set(suggested("/tasks"))
+    assert "data-names" not in ask.get("/tasks").text  # they are all there
+    for number in range(300):
+        app.task(name=f"zoo.Feed{number:03}")(print)
+    app.task(name='shop."<b>')(print)
+
+    assert len(suggested("/tasks")) == 200
+    assert "shop.&#34;&lt;b&gt;" in suggested("/tasks")
+    assert 'data-names="/names"' in ask.get("/tasks").text
+    assert suggested("/names?part=+feed29") == [f"zoo.Feed29{n}" for n in range(10)]
+    assert len(suggested("/names?part=zoo")) == 200
+    assert suggested("/names?part=liteq.") == []
+
+
 @pytest.mark.parametrize(
     ("query", "advice"),
     [

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from datetime import tzinfo
 from fnmatch import fnmatchcase
+from heapq import nsmallest
 from typing import TYPE_CHECKING, Any, Final
 
 from liteq import digest
@@ -23,6 +24,7 @@ __all__ = ["FILTERS", "PAGES", "filters_of", "search_of"]
 
 SHOWN: Final = 50  # rows of a list
 FEW: Final = 10  # rows of a list beside others
+SUGGESTED: Final = 200  # names of tasks: 50 bytes each, with every look at the page
 _LOOKED_AT: Final = 500  # of what runs, to find what has for the longest
 FILTERS: Final = ("state", "queue", "task", "since", "until", "dead", "reason", "workflow")
 
@@ -53,11 +55,13 @@ def overview(visit: Visit) -> Page:
 def tasks(visit: Visit) -> Page:
     app = visit.app
     filters = filters_of(visit)
+    names = _names(app)
     values: dict[str, Any] = {
         "filters": filters,
         "states": ("unfinished", *STATES),
         "queues": sorted(app.select_queues()),  # to count those of the store takes longer
-        "names": sorted(name for name in app.tasks if not name.startswith("liteq.")),
+        "names": names[:SUGGESTED],
+        "are_more": len(names) > SUGGESTED,
         "rows": [],
         "older": None,
         "trouble": "",
@@ -73,6 +77,11 @@ def tasks(visit: Visit) -> Page:
     if len(found) == SHOWN:
         values["older"] = found[-1][0].number
     return Page("tasks.html", values)
+
+
+def names(visit: Visit) -> Page:
+    """What is suggested to who has typed a part of a task's name."""
+    return Page("names.html", {"names": _names(visit.app, visit.text("part"))[:SUGGESTED]})
 
 
 def task(visit: Visit) -> Page:
@@ -145,6 +154,7 @@ def workers(visit: Visit) -> Page:
 PAGES: Final = {
     "/": overview,
     "/tasks": tasks,
+    "/names": names,
     "/task": task,
     "/workflows": workflows,
     "/workflow": workflow,
@@ -183,6 +193,14 @@ def search_of(filters: Mapping[str, str], zone: tzinfo) -> Search:
         died_since=since if dead else None,
         died_until=until if dead else None,
     )
+
+
+def _names(app: Liteq, part: str = "") -> list[str]:
+    """Return the first names of tasks that have this in them, one more than are suggested if
+    there are more."""
+    part = part.strip().lower()
+    own = (name for name in app.tasks if not name.startswith("liteq."))
+    return nsmallest(SUGGESTED + 1, (name for name in own if part in name.lower()))
 
 
 def _number(text: str) -> int | None:

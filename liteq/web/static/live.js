@@ -110,6 +110,17 @@ if (main() !== null) {
   });
 }
 
+// Of many names the page has the first: those that have in them what is typed are asked for.
+document.addEventListener("input", async ({ target }) => {
+  const typed = target.value;
+  if (target.dataset.names === undefined) return;
+  try {
+    const answer = await fetch(`${target.dataset.names}?part=${encodeURIComponent(typed)}`);
+    const names = await answer.text();
+    if (answer.ok && target.value === typed) target.list.innerHTML = names;
+  } catch {}
+});
+
 document.addEventListener("change", (event) => {
   if (event.target.matches("[data-all]")) {
     document.querySelectorAll('main input[name="id"]').forEach((one) => {
