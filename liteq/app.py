@@ -38,7 +38,7 @@ from liteq.task import Task as _Task  # `Task` is a property of the app
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
-    from datetime import datetime, tzinfo
+    from datetime import datetime, timedelta, tzinfo
     from types import TracebackType
     from typing import Self, Unpack
 
@@ -158,8 +158,24 @@ class Liteq:
     def task(self, fun: Callable[P, R], /) -> _Task[P, R]: ...
     @overload
     def task(
-        self, *, base: type[T], bind: bool = ..., **options: Unpack[TaskOptions]
+        self,
+        *,
+        base: type[T],
+        bind: bool = ...,
+        flush_every: int | None = None,
+        flush_interval: float | timedelta = ...,
+        **options: Unpack[TaskOptions],
     ) -> Callable[[Callable[..., Any]], T]: ...
+    @overload
+    def task(
+        self,
+        *,
+        flush_every: int,
+        flush_interval: float | timedelta = ...,
+        bind: bool = ...,
+        base: None = None,
+        **options: Unpack[TaskOptions],
+    ) -> Callable[[Callable[..., Any]], _Task[..., Any]]: ...
     @overload
     def task(
         self, *, bind: Literal[True], base: None = None, **options: Unpack[TaskOptions]

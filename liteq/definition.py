@@ -32,6 +32,7 @@ from liteq.options import (
 from liteq.task import AsyncTask, BoundTask, Task, is_coroutine_function
 
 if TYPE_CHECKING:
+    from datetime import timedelta
     from typing import Unpack
 
     from liteq.app import Liteq
@@ -88,8 +89,22 @@ def shared_task(fun: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]:
 def shared_task(fun: Callable[P, R], /) -> Task[P, R]: ...
 @overload
 def shared_task(
-    *, base: type[T], bind: bool = ..., **options: Unpack[TaskOptions]
+    *,
+    base: type[T],
+    bind: bool = ...,
+    flush_every: int | None = None,
+    flush_interval: float | timedelta = ...,
+    **options: Unpack[TaskOptions],
 ) -> Callable[[Callable[..., Any]], T]: ...
+@overload
+def shared_task(
+    *,
+    flush_every: int,
+    flush_interval: float | timedelta = ...,
+    bind: bool = ...,
+    base: None = None,
+    **options: Unpack[TaskOptions],
+) -> Callable[[Callable[..., Any]], Task[..., Any]]: ...
 @overload
 def shared_task(
     *, bind: Literal[True], base: None = None, **options: Unpack[TaskOptions]
@@ -154,7 +169,8 @@ def make_class(
     if base is Task and is_coroutine_function(fun):
         base = AsyncTask
     own, own_name = fun, name_of(fun, name)
-    check_parameters(fun, options)
+    if options.get("flush_every", base.flush_every) is None:  # else it is given calls
+        check_parameters(fun, options)
     if options.get("pydantic", base.pydantic):
         fun = _with_models(fun, app=app, name=name, base=base, options=options)
     as_member = _method if bind else staticmethod
@@ -362,6 +378,10 @@ def check_values(options: Mapping[str, Any]) -> None:
 
         read_options(options)
     limits_of(options)
+    if not _FLUSH.isdisjoint(options):
+        from liteq.flushing import checked_flush  # late: few tasks take many calls
+
+        checked_flush(options)
     sensitive_names(options)
     retries = options.get("max_retries")
     if retries is not None and (isinstance(retries, bool) or not isinstance(retries, int)):
@@ -384,6 +404,8 @@ def _check_hooks(options: Mapping[str, Any]) -> None:
         if given is not None and (not callable(given) or isinstance(given, Mapping)):
             raise TypeError(f"{name} is a function that liteq calls, not {given!r}{instead}")
 
+
+_FLUSH: Final = frozenset({"flush_every", "flush_interval"})
 
 # What is worked out of a call's arguments, by a function perhaps.
 _KEYS: Final = ("unique_key", "rate_limit_key", "concurrency_key")

@@ -24,12 +24,12 @@ import json
 import logging
 import os
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from liteq import context, logfields, states
-from liteq.body import Body, Ending, is_coroutine
+from liteq.body import Body, is_coroutine
 from liteq.brokers.values import Note
 from liteq.clock import Clock, FromNow, system_clock
 from liteq.context import Context, Report
@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from liteq.signing import Signer
 
 __all__ = [
+    "Attempt",
     "Ended",
     "ExceptionInfo",
     "Executor",
@@ -156,7 +157,7 @@ class Executor:
         Raises `CancelledError` if that is cancelled: there is no outcome then, and no
         hook is called, as when a process is killed.
         """
-        attempt = self._prepare(delivery, report)
+        attempt = self.prepare(delivery, report)
         if isinstance(attempt, Ended):
             return attempt.outcome
         token = context.push(attempt.context)
@@ -184,7 +185,7 @@ class Executor:
         return task is not None and is_async(task.run)
 
     def _attempt(self, delivery: Delivery, report: Report | None, body: Body) -> Ended:
-        attempt = self._prepare(delivery, report)
+        attempt = self.prepare(delivery, report)
         if isinstance(attempt, Ended):
             return attempt
         token = context.push(attempt.context)
@@ -193,7 +194,7 @@ class Executor:
         finally:
             context.pop(token)
 
-    def _prepare(self, delivery: Delivery, report: Report | None) -> _Attempt | Ended:
+    def prepare(self, delivery: Delivery, report: Report | None) -> Attempt | Ended:
         """Return the attempt, ready to run, or how it ended before it began."""
         packed = delivery.packed
         plan = self._plans.get(packed[1])
@@ -235,7 +236,7 @@ class Executor:
                 return _dead(exc, f"unreadable checkpoint: {exc}")
         if delivery.inputs:
             about.waited = True
-        return _Attempt(self.settings, plan, about, packed, args, kwargs)
+        return Attempt(self.settings, plan, about, packed, args, kwargs)
 
     def _look_up(self, delivery: Delivery) -> Plan | Ended:
         name = delivery.packed[1]
@@ -253,7 +254,7 @@ class Executor:
         return plan
 
 
-class _Attempt:
+class Attempt:
     """One attempt on its way from the arguments to the outcome."""
 
     __slots__ = ("_began", "args", "context", "id", "kwargs", "packed", "plan", "settings")
@@ -280,7 +281,8 @@ class _Attempt:
 
     def run(self, body: Body) -> Ended:
         try:
-            value, error = self._start(body)
+            work = self.begin()
+            value, error = body.call(work, self.args, self.kwargs)
             if is_coroutine(value):
                 value, error = body.run(value)
             try:
@@ -292,7 +294,8 @@ class _Attempt:
 
     async def arun(self, body: Body) -> Ended:
         try:
-            value, error = self._start(body)
+            work = self.begin()
+            value, error = body.call(work, self.args, self.kwargs)
             if is_coroutine(value):
                 value, error = await body.arun(value)
             try:
@@ -302,7 +305,8 @@ class _Attempt:
         except Exception as exc:  # noqa: BLE001
             return self._broke(exc)
 
-    def _start(self, body: Body) -> Ending:
+    def begin(self) -> Callable[..., Any]:
+        """Say that the attempt begins; return what its body is."""
         plan = self.plan
         if task_prerun.receivers:
             self._tell(
@@ -316,8 +320,7 @@ class _Attempt:
         if plan.track_started:
             self._report_started()
         self._began = self.settings.clock.steady()
-        work = plan.function if plan.before_start is None else self._work
-        return body.call(work, self.args, self.kwargs)
+        return plan.function if plan.before_start is None else self._work
 
     def _work(self, *args: Any, **kwargs: Any) -> Any:
         plan = self.plan
@@ -332,6 +335,13 @@ class _Attempt:
             report(Note(states.STARTED, dumps(meta, root="meta")))
 
     # The end
+
+    def end(self, value: Any, error: BaseException | None) -> Ended:
+        """End an attempt whose body was run together with that of others."""
+        try:
+            return self._end(value, error)
+        except Exception as exc:  # noqa: BLE001 (as in `run()`)
+            return self._broke(exc)
 
     def _end(self, value: Any, error: BaseException | None) -> Ended:
         if self.context.retry is not None:

@@ -174,9 +174,9 @@ UNKNOWN: Final = _Unknown()
 
 class Keys:
     """Works out what limits one call of a task is under, by its arguments. `fun` is the
-    function whose parameters are meant by name."""
+    function whose parameters are meant by name; None: only keywords have names."""
 
-    def __init__(self, found: Sequence[Declared], fun: Callable[..., Any]) -> None:
+    def __init__(self, found: Sequence[Declared], fun: Callable[..., Any] | None) -> None:
         self._declared = tuple(found)
         self._fun = fun
         self._signature: Any = None
@@ -205,8 +205,8 @@ class Keys:
         return write(pairs)
 
     def _argument(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        if name in kwargs:
-            return kwargs[name]
+        if name in kwargs or self._fun is None:
+            return kwargs.get(name)
         if self._signature is None:
             import inspect  # late: 6 ms, for those who have keys
 

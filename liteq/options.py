@@ -124,7 +124,7 @@ class CallOptions(RetryOptions, total=False):
 
 
 class TaskOptions(TypedDict, total=False):
-    """What `app.task` takes besides `bind` and `base`."""
+    """What `app.task` takes besides `bind`, `base`, and those that make another type of it."""
 
     name: str | None
     typing: bool | None
@@ -196,7 +196,7 @@ class TaskOptions(TypedDict, total=False):
 CALL_OPTIONS: Final = frozenset(RetryOptions.__annotations__) | frozenset(
     CallOptions.__annotations__
 )
-TASK_OPTIONS: Final = frozenset(TaskOptions.__annotations__)
+TASK_OPTIONS: Final = frozenset(TaskOptions.__annotations__) | {"flush_every", "flush_interval"}
 UNIQUE_OPTIONS: Final = frozenset(
     {"unique", "unique_key", "unique_for", "on_conflict", "debounce", "debounce_max"}
 )

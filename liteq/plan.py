@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
+from liteq.flushing import alone, flush_of
 from liteq.retry import RetryPolicy
 
 __all__ = ["Plan", "TaskLike", "is_async"]
@@ -15,7 +16,7 @@ _COROUTINE_FUNCTION: Final = 0x80  # the code flag of `async def` (inspect's)
 class TaskLike(Protocol):
     """What the executor needs of a task. Options that are missing have Celery's defaults.
 
-    They are: throws, track_started, acks_late, acks_on_failure and
+    They are: flush_every, flush_interval, throws, track_started, acks_late, acks_on_failure and
     acks_on_failure_or_timeout, and those of `RetryPolicy`.
     """
 
@@ -43,6 +44,7 @@ class Plan:
         "before_start",
         "function",
         "keeps_failed",
+        "many",
         "on_failure",
         "on_retry",
         "on_success",
@@ -56,6 +58,10 @@ class Plan:
         self.task = task
         self._called = _function(task)
         self.function = _surrounded(task, self._called)
+        self.many: Callable[..., Any] | None = None  # takes the requests of several calls
+        if flush_of(task) is not None:
+            self.many = _surrounded(task, task)  # as a plain call: it is no attempt's alone
+            self.function = alone(task, self.many)
         self.before_start = _hook(task, "before_start")
         self.on_success = _hook(task, "on_success")
         self.on_failure = _hook(task, "on_failure")

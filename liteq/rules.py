@@ -112,7 +112,7 @@ def defaults_of(rules: Rules, name: str, task: AnyTask) -> Defaults:
         content_type=task.serializer or "json",
         store_errors=bool(task.store_errors_even_if_ignored),
     )
-    keys = Keys(limits, task.run) if (limits := task.limits()) else None
+    keys = Keys(limits, task.named_by) if (limits := task.limits()) else None
     if keys is not None and not any(limit.key for limit in limits):
         template, keys = template._replace(limits=keys.text((), {})), None
     is_plain = rules.router.is_static and not task.has_shadow_names() and keys is None

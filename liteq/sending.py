@@ -592,7 +592,7 @@ class Sender:
         if not UNIQUE_OPTIONS.isdisjoint(merged):
             from liteq.unique import as_unique  # late: few tasks are unique
 
-            run = None if task is None else task.run
+            run = None if task is None else task.named_by
             message = as_unique(message, merged, run, args, kwargs, now, rules.cipher)
         if message.expires_at is not None and message.expires_at < now:
             from liteq.loggers import get_logger  # late: rare

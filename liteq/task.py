@@ -118,6 +118,8 @@ class Task(Generic[P, R]):
     rate_limit_key: Callable[..., Any] | str | None = None
     max_concurrency: MaxConcurrency = None
     concurrency_key: Callable[..., Any] | str | None = None
+    flush_every: int | None = None
+    flush_interval: float | timedelta = 1.0
     time_limit: float | None = _from_conf("task_time_limit")
     soft_time_limit: float | None = _from_conf("task_soft_time_limit")
     priority: int | None = _from_conf("task_default_priority")
@@ -413,8 +415,15 @@ class Task(Generic[P, R]):
         return names
 
     @property
+    def named_by(self) -> Callable[..., Any] | None:
+        """The body, if its parameters are named after the arguments of a call; None for one
+        that is given many calls."""
+        return self.run if self.flush_every is None else None
+
+    @property
     def _code(self) -> CodeType | None:
-        fun = getattr(self.run, "__wrapped__", self.run)  # under `filter` or `pydantic`
+        body = self.named_by
+        fun = getattr(body, "__wrapped__", body)  # under `filter` or `pydantic`
         code: CodeType | None = getattr(fun, "__code__", None)
         return code
 
@@ -649,7 +658,8 @@ class Task(Generic[P, R]):
         if not self._checked:
             from liteq.arguments import compile_check  # late, as with what sends calls
 
-            check = compile_check(self.run)
+            body = self.named_by
+            check = None if body is None else compile_check(body)
             object.__setattr__(self, "_check", check)
             object.__setattr__(self, "_checked", True)
         if self._check is None:

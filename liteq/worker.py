@@ -44,6 +44,7 @@ from liteq.shares import Shares
 from liteq.wording import several
 from liteq.workers.announcing import Announcer
 from liteq.workers.attempts import Attempts, Settlements
+from liteq.workers.gathering import Gathering
 from liteq.workers.keeper import Keeper
 from liteq.workers.membership import Membership
 from liteq.workers.notices import Notices
@@ -168,6 +169,7 @@ class Worker(Steered):
             lambda: app.tasks,
             announce=self._announce,
             take_over=self._take_over,
+            came_back=lambda: self._attempts.give_back_gathered(),
         )
         self._notices = Notices(
             self,
@@ -180,8 +182,10 @@ class Worker(Steered):
         )
         self._teller = Teller(app, self.hostname)
         self._time_limits = TimeLimits(lambda: app.tasks, self.soft_time_limit, self.time_limit)
+        self._gathering = Gathering(lambda: app.tasks, time.monotonic)
         self._attempts = Attempts(
             self._time_limits,
+            self._gathering,
             self._notices,
             lambda: self._steering,
             self._teller,
@@ -385,6 +389,7 @@ class Worker(Steered):
         if self.pool is not None and self.pool.alive():
             self.pool.stop(kill=True)
             self._attempts.take(self.pool.take())  # nothing else matters: no child is ready now
+        self._attempts.give_back_gathered()
         if not self._membership.id or self._exit_code in (EXIT_STORE, EXIT_SCHEMA):
             return
         try:
@@ -419,8 +424,10 @@ class Worker(Steered):
                 self._begin_stop(pool)
             self._take_events(pool)
             self._step(pool)
+            if self._gathering.waiting:
+                self._run_gathered(pool)
             if self._teller.heard:
-                self._tell(pool)
+                self._tell()
             if self._is_over(pool):
                 break
             timeout = self._timeout(pool)
@@ -491,6 +498,14 @@ class Worker(Steered):
             attempts.terminate(pool, step.terminate)
         if not step.alive:
             membership.given_up = True
+
+    def _run_gathered(self, pool: Pool) -> None:
+        """Have the calls run that have waited for others long enough."""
+        if self._stopping:
+            self._attempts.give_back_gathered()
+        elif not self._membership.is_late():  # else others may have them
+            no_more = self.burst and not self._membership.look
+            self._attempts.hand_out_gathered(pool, all=no_more)
 
     def _ask(
         self,
@@ -613,6 +628,8 @@ class Worker(Steered):
         if self._next_due is not None and not self._stopping:
             due_at = now + self._next_due - self._broker.clock.now()
             wake_at = min(wake_at, due_at + self._behind)
+        if self._gathering.waiting and pool.capacity():
+            wake_at = min(wake_at, self._gathering.next_at())
         if self._deadline is not None:
             wake_at = min(wake_at, self._deadline)
         if self.notify is not None and self.notify.watchdog_interval:
@@ -809,6 +826,7 @@ class Worker(Steered):
             self._seen = tasks.changes
             self._tasks = frozenset(tasks)
             self._time_limits.look_again()
+            self._gathering.look_again()
         return self._tasks
 
 

@@ -1653,7 +1653,7 @@ def test_what_a_pool_gives_back_unstarted_is_no_attempt() -> None:
     lease: Any = SimpleNamespace(packed=("id", "shop.add"), task="shop.add", id="id")
     teller: Any = SimpleNamespace(heard=False)
     nothing: Any = None
-    attempts = Attempts(nothing, nothing, nothing, teller, 3, nothing, nothing)
+    attempts = Attempts(nothing, nothing, nothing, nothing, teller, 3, nothing, nothing)
     settlements: Any = [
         (lease, Released()),
         (lease, Succeeded(b"1", 0.1)),

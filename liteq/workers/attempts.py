@@ -5,6 +5,8 @@ will not do: a worker that was given up for dead may be given the same message a
 its first run of it still goes on.
 
 What ends stays here until the store has taken it, and is offered again if it could not.
+
+A job may be for many calls, which have numbers all the same: the job has that of the first.
 """
 
 from __future__ import annotations
@@ -22,8 +24,16 @@ from liteq.loggers import get_logger
 from liteq.outcome import Failed, Lost, Outcome, Released, Revoked, Succeeded
 from liteq.pool import Done, Event, Job, LostJob, Pool, Reported, Returned
 from liteq.texts import readable
+from liteq.workers.gathering import Gathering
 from liteq.workers.notices import Notices
-from liteq.workers.runner import job, read_answer, read_report
+from liteq.workers.runner import (
+    job,
+    job_of_many,
+    read_answer,
+    read_answers,
+    read_report,
+    read_report_of_many,
+)
 from liteq.workers.telling import Teller
 from liteq.workers.timelimits import TimeLimits
 
@@ -47,6 +57,7 @@ class Attempts:
     def __init__(
         self,
         limits: TimeLimits,
+        gathering: Gathering,
         notices: Notices,
         steering: Callable[[], Steering],
         teller: Teller,
@@ -55,6 +66,7 @@ class Attempts:
         ahead: Callable[[], float],
     ) -> None:
         self._time_limits = limits
+        self._gathering = gathering
         self._notices = notices
         self._steering = steering
         self._teller = teller
@@ -62,6 +74,7 @@ class Attempts:
         self._find_failed = find_failed
         self._ahead = ahead
         self._jobs = 0
+        self._together: dict[int, list[int]] = {}  # by the number of a job, if it has several
         self.leases: dict[int, Lease] = {}  # by the number of the job
         self.settlements: Settlements = []  # not yet in the store
         self._notes: dict[tuple[int, type[Said]], tuple[Lease, Said]] = {}  # nor these
@@ -77,6 +90,7 @@ class Attempts:
         limits_of = self._time_limits.of_run
         heard = bool(signals.task_received.receivers)
         told = self._teller.heard
+        gathering = self._gathering
         for lease in leases:
             number += 1
             self.leases[number] = lease
@@ -84,12 +98,50 @@ class Attempts:
                 self._notices.received(lease)
             if told:
                 self._teller.received(lease)
+            if gathering.sizes and gathering.wants(lease):
+                gathering.put(number, lease)
+                continue
             if lease.inputs or lease.packed[6] is not None:
-                payload = job(lease, self._find_failed(lease.inputs), self._expiry(lease))
+                payload = self._payload(lease)
             else:
                 payload = job(lease)
             pool.submit(_new(Job, (number, payload, *limits_of(lease))))
         self._jobs = number
+
+    def hand_out_gathered(self, pool: Pool, *, all: bool = False) -> None:
+        """Have those calls run that have waited for others, as far as there is a child for
+        them; with `all` those, too, that could wait for more."""
+        if not pool.capacity():
+            return
+        for numbers in self._gathering.ripe(all=all):
+            first = numbers[0]
+            limits = self._time_limits.of_run(self.leases[first])
+            payloads = [self._payload(self.leases[number]) for number in numbers]
+            if len(numbers) == 1:
+                pool.submit(Job(first, payloads[0], *limits))
+            else:
+                self._together[first] = numbers
+                pool.submit(Job(first, job_of_many(payloads), *limits))
+            if not pool.capacity():
+                break
+
+    def give_back_gathered(self) -> None:
+        """Give back all that waits for others."""
+        for numbers in self._gathering.ripe(all=True):
+            for number in numbers:
+                self._settle(number, Released())
+
+    def jobs(self) -> int:
+        """Return how many jobs the pool has."""
+        others = sum(len(numbers) - 1 for numbers in self._together.values())
+        return len(self.leases) - len(self._gathering) - others
+
+    def numbers_of(self, key: int) -> Sequence[int]:
+        """Return the numbers of the calls that a job is for."""
+        return self._together.get(key) or (key,)
+
+    def _payload(self, lease: Lease) -> bytes:
+        return job(lease, self._find_failed(lease.inputs), self._expiry(lease))
 
     def _expiry(self, lease: Lease) -> float | None:
         """Return when a message expires by the clock of this machine, which its child has."""
@@ -118,22 +170,43 @@ class Attempts:
         others: list[Event] = []
         for event in events:
             if type(event) is Done:  # nearly all of them: `match` would ask them twice
+                if self._together and (numbers := self._together.pop(event.key, None)):
+                    for number, outcome in zip(
+                        numbers, read_answers(event.payload), strict=True
+                    ):
+                        self._settle(number, outcome)
+                    continue
                 self._settle(event.key, read_answer(event.payload))
                 continue
             match event:
                 case Reported(key, payload):
+                    if key in self._together:
+                        place, said = read_report_of_many(payload)
+                        key = self._together[key][place]
+                    else:
+                        said = read_report(payload)
                     lease = self.leases.get(key)
                     if lease is not None:
-                        said = read_report(payload)
                         self._notes[key, type(said)] = (lease, said)  # the last one counts
                 case Returned(key):
-                    self._settle(key, Released())
+                    self._take_back(key)
                     others.append(event)
-                case LostJob():
-                    self._settle(event.key, self._explain(event))
+                case LostJob(key):
+                    numbers = self._together.pop(key, None) or [key]
+                    for number in numbers:
+                        self._settle(number, self._explain(number, event))
                 case _:
                     others.append(event)
         return others
+
+    def _take_back(self, key: int) -> None:
+        """A job was not started. Calls that have waited for others go on waiting for a child;
+        the rest another worker may have a child for."""
+        numbers = self._together.pop(key, None)
+        if numbers is None:
+            self._settle(key, Released())
+        else:
+            self._gathering.put_back({number: self.leases[number] for number in numbers})
 
     def notes(self) -> Sequence[tuple[Lease, Said]]:
         """Return what tasks have said that is not yet in the store: of each, the last state
@@ -161,16 +234,16 @@ class Attempts:
             case Revoked("expired"):
                 self._notices.expired(lease)
 
-    def _explain(self, event: LostJob) -> Outcome:
+    def _explain(self, key: int, event: LostJob) -> Outcome:
         """Return the outcome of an attempt that its process did not live to tell."""
-        lease = self.leases[event.key]
+        lease = self.leases[key]
         match event.kind:
             case "time_limit":
                 limit = self._time_limits.of_run(lease)[1] or 0.0
                 self._notices.timed_out(lease, limit)
                 return Failed(failure.describe(TimeLimitExceeded(limit)), limit)
-            case "terminated" if event.key in self._terminating:
-                signum = self._signals_sent[lease.id] = _number(self._terminating[event.key])
+            case "terminated" if key in self._terminating:
+                signum = self._signals_sent[lease.id] = _number(self._terminating[key])
                 self._notices.terminated(lease, signum)
                 return Revoked("terminated")
             case "terminated" if lease.packed[10]:
@@ -230,13 +303,21 @@ class Attempts:
                 lease.delivery,
                 name,
             )
-            if not pool.terminate(number, _number(name)):
+            if self._gathering.drop(number):
+                lost = LostJob(number, "terminated before its start", "terminated")
+                self._settle(number, self._explain(number, lost))
+            elif not pool.terminate(self._job_of(number), _number(name)):
                 logger.warning(
                     "the %s pool cannot end Task %s[%s]: it runs on",
                     pool.kind,
                     lease.task,
                     lease.id,
                 )
+
+    def _job_of(self, number: int) -> int:
+        """Return the number of the job that a call is in."""
+        jobs = (key for key, numbers in self._together.items() if number in numbers)
+        return next(jobs, number)
 
 
 def _number(name: str) -> int:

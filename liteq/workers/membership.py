@@ -46,7 +46,8 @@ class Membership:
     asked for, or is unknown after an error. `orders`: the store may have word that a run is to
     be ended, or that somebody listens. `mail`: commands wait. `given_up`: the others think this
     worker dead. `next_beat`: when it is to say that it is not, by the monotonic clock.
-    `take_over` is called with the leases that have come.
+    `take_over` is called with the leases that have come, `came_back` when the worker goes on
+    under a new id, after what it held has been given to others.
     """
 
     def __init__(
@@ -57,12 +58,14 @@ class Membership:
         *,
         announce: Announcer,
         take_over: Callable[[Sequence[Lease]], None],
+        came_back: Callable[[], None],
     ) -> None:
         self._member = member
         self._broker = broker
         self._tasks = tasks
         self._announce = announce
         self._take_over = take_over
+        self._came_back = came_back
         self._selector: selectors.BaseSelector
         self._mailbox: Mailbox | None = None
         self._keeper: Keeper | None = None
@@ -152,6 +155,7 @@ class Membership:
         """
         logger.warning("this worker had been given up for dead: it starts over")
         self.join(self._selector)
+        self._came_back()
         self.given_up = False
         self.look = True
 

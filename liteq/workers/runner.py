@@ -3,8 +3,9 @@
 A job is `marshal` of the fields of a `Delivery` (packed message, number, inputs as tuples,
 the calls that they say failed, when it expires here), its answer
 `marshal` of `outcome.encode()`, a report `marshal` of the
-fields of a `Note` or of a `Rewrite`. Marshal is the
-fastest way between processes that run the same Python; nothing of it is ever stored.
+fields of a `Note` or of a `Rewrite`. A job of many calls is `marshal` of a list of such jobs,
+its answer of a list of such outcomes, a report of the call's place and such a report. Marshal
+is the fastest way between processes that run the same Python; nothing of it is ever stored.
 """
 
 from __future__ import annotations
@@ -27,8 +28,11 @@ __all__ = [
     "RunnerFactory",
     "TaskRunner",
     "job",
+    "job_of_many",
     "read_answer",
+    "read_answers",
     "read_report",
+    "read_report_of_many",
 ]
 
 Send = Callable[[bytes], None]
@@ -47,9 +51,25 @@ def job(lease: Lease, failed: FailedCalls = NO_CALLS, expires_at: float | None =
     return marshal.dumps(fields, _FORMAT)
 
 
+def job_of_many(jobs: list[bytes]) -> bytes:
+    """Return the payload of one job for the calls that these are for."""
+    return marshal.dumps(jobs, _FORMAT)
+
+
 def read_answer(payload: bytes) -> Outcome:
     """Return the outcome in a runner's answer."""
     return outcome.decode(marshal.loads(payload))
+
+
+def read_answers(payload: bytes) -> list[Outcome]:
+    """Return the outcomes in a runner's answer to a job of many calls."""
+    return [outcome.decode(encoded) for encoded in marshal.loads(payload)]
+
+
+def read_report_of_many(payload: bytes) -> tuple[int, Said]:
+    """Return which of many calls a runner's report is about, and what it says."""
+    place, said = marshal.loads(payload)
+    return place, read_report(said)
 
 
 def read_report(payload: bytes) -> Said:
@@ -88,9 +108,13 @@ class TaskRunner:
     def run(self, payload: bytes, report: Send, key: int) -> bytes:
         """Run a job and return the answer. Whatever the task raises is in the answer."""
         self._body.attempt = key
-        ended = self._executor.run(
-            Delivery(*marshal.loads(payload)), partial(self._report, report), self._body
-        )
+        fields = marshal.loads(payload)
+        if type(fields) is list:
+            from liteq import batching  # late: few tasks take many calls
+
+            tell = partial(self._report_of_many, report)
+            return _answers(batching.run(self._executor, _many(fields), tell, self._body))
+        ended = self._executor.run(Delivery(*fields), partial(self._report, report), self._body)
         return marshal.dumps(outcome.encode(ended), _FORMAT)
 
     async def arun(self, payload: bytes, report: Send, key: int) -> bytes:
@@ -100,14 +124,25 @@ class TaskRunner:
         cancelled: that is how the pool ends a job.
         """
         self._body.attempt = key
+        fields = marshal.loads(payload)
+        if type(fields) is list:
+            from liteq import batching  # late: few tasks take many calls
+
+            tell = partial(self._report_of_many, report)
+            return _answers(
+                await batching.arun(self._executor, _many(fields), tell, self._body)
+            )
         ended = await self._executor.arun(
-            Delivery(*marshal.loads(payload)), partial(self._report, report), self._body
+            Delivery(*fields), partial(self._report, report), self._body
         )
         return marshal.dumps(outcome.encode(ended), _FORMAT)
 
     def is_async(self, payload: bytes) -> bool:
         """Tell whether the job's task is an `async def`."""
-        return self._executor.is_async(marshal.loads(payload)[0][1])
+        fields = marshal.loads(payload)
+        if type(fields) is list:
+            fields = marshal.loads(fields[0])
+        return self._executor.is_async(fields[0][1])
 
     def interrupt(self, key: int) -> None:
         """Raise `SoftTimeLimitExceeded` inside the body of this job's task.
@@ -124,6 +159,19 @@ class TaskRunner:
         after the body, and a body that is past its soft limit, are ending anyway."""
         send(marshal.dumps(tuple(said), _FORMAT))
         return type(said) is Rewrite and self._body.runs() and self._stopping()
+
+    def _report_of_many(self, send: Send, place: int, said: Said) -> bool:
+        """Send what is said of one call of many. None of them can leave the others' body."""
+        send(marshal.dumps((place, marshal.dumps(tuple(said), _FORMAT)), _FORMAT))
+        return False
+
+
+def _many(jobs: list[bytes]) -> list[Delivery]:
+    return [Delivery(*marshal.loads(one)) for one in jobs]
+
+
+def _answers(outcomes: list[Outcome]) -> bytes:
+    return marshal.dumps([outcome.encode(one) for one in outcomes], _FORMAT)
 
 
 class RunnerFactory:

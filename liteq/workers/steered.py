@@ -89,8 +89,12 @@ class Steered:
         return self._attempts.refused
 
     def running(self) -> dict[int, int]:
-        """Return the numbers of the jobs that run now, with the pid of each one's process."""
-        return {} if self.pool is None else self.pool.running()
+        """Return the numbers of the calls that run now, with the pid of each one's process."""
+        if self.pool is None:
+            return {}
+        running = self.pool.running()
+        numbers_of = self._attempts.numbers_of
+        return {number: pid for key, pid in running.items() for number in numbers_of(key)}
 
     def consume(self, queues: tuple[str, ...]) -> None:
         """Consume these queues from now on. Call from the worker's loop, as the others."""
@@ -156,7 +160,7 @@ class Steered:
 
     def _scale(self, scaler: Autoscaler, now: float) -> None:
         """Have as many children as there is work for."""
-        busy, size = len(self.held), self.concurrency
+        busy, size = self._attempts.jobs(), self.concurrency
         if scaler.wants_work(size, busy, now):
             more = self._broker.claimable(self.queues, scaler.most - size)
             wanted = scaler.grown(size, more, now)
@@ -166,10 +170,10 @@ class Steered:
             logger.info("autoscale: from %d to %d children", size, wanted)
             self.resize(wanted)
 
-    def _tell(self, pool: Pool) -> None:
+    def _tell(self) -> None:
         """Say what has happened since the last turn of the loop."""
         leases = self.held
-        self._teller.running(leases[key] for key in pool.running() if key in leases)
+        self._teller.running(leases[key] for key in self.running() if key in leases)
         self._tell_beat()
         self._teller.flush(self._broker)
 

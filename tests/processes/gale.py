@@ -49,6 +49,13 @@ def collect(values, i):
     note(i)
     return values
 
+@app.task(flush_every=4, flush_interval=0.3)
+def gathered(calls):
+    for call in calls:
+        note(call.args[0])
+    time.sleep(max(call.args[1] for call in calls) / 1000)
+    return [call.args[0] * 2 for call in calls]
+
 @app.task
 def alarm(i):
     note(i)
@@ -81,7 +88,7 @@ class Gale(Storm):
         source += MORE_TASKS.replace("{ledger!r}", repr(str(self.ledger)))
         (folder / "storm_app.py").write_text(source)
         self.app.conf.task_publish_retry = False  # it repeats what was not answered itself
-        self.caller = Caller(self.app, self.random)
+        self.caller = Caller(self.app, self.random, gathers=True)
         self.expected = self.caller.expected
         self.acknowledged: list[Call] = []
         self.unanswered: list[Call] = []

@@ -20,6 +20,7 @@ from liteq import (
     shared_task,
 )
 from liteq.bulk import BulkResult
+from liteq.context import Context
 from liteq.contrib.flask import FlaskLiteq
 from liteq.result import EagerResult, GroupResult
 from liteq.testing import Inline, TaskRun, inline, perform, start_worker
@@ -52,6 +53,15 @@ async def fetch(url: str) -> bytes:
 @app.task(bind=True)
 async def crawl(self: BoundTask, url: str) -> list[str]:
     return [url]
+
+
+@app.task(flush_every=100, flush_interval=5)
+def insert(calls: list[Context]) -> list[int]:
+    return [call.args[0] for call in calls]
+
+
+@shared_task(flush_every=100, bind=True)
+async def insert_all(self: BoundTask, calls: list[Context]) -> None: ...
 
 
 @shared_task
@@ -107,6 +117,8 @@ assert_type(add.delay(1).get(propagate=False), int | BaseException)
 assert_type(add.delay(1).get(5, False), int | BaseException)
 assert_type(add.delay(1).wait(propagate=False), int | BaseException)
 assert_type(add.enqueue_many([(1,)]).get(propagate=False), list[int | BaseException])
+assert_type(insert.delay(1, name="a"), AsyncResult[Any])
+assert_type(insert_all.delay(1), AsyncResult[Any])
 assert_type(send.delay("a", urgent=True).get(), str)
 assert_type(charge.delay(1).get(), dict[str, int])
 assert_type(shared.delay(1).get(), float)

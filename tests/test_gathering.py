@@ -1,0 +1,176 @@
+"""What a worker holds of tasks that take many calls, until they are run."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from liteq import Liteq
+from liteq.brokers.values import Lease
+from liteq.message import Message
+from liteq.pool import Job, Returned
+from liteq.workers import gathering
+from liteq.workers.attempts import Attempts
+from liteq.workers.gathering import Gathering
+from liteq.workers.timelimits import TimeLimits
+
+
+class Time:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def time() -> Time:
+    return Time()
+
+
+@pytest.fixture
+def app() -> Liteq:
+    app = Liteq("gathering", broker="memory://", set_as_current=False)
+
+    @app.task(name="threes", flush_every=3, flush_interval=5)
+    def threes(calls: Any) -> None: ...
+
+    @app.task(name="hundreds", flush_every=100, flush_interval=50)
+    def hundreds(calls: Any) -> None: ...
+
+    @app.task(name="single", flush_every=1)
+    def single(calls: Any) -> None: ...
+
+    @app.task(name="plain")
+    def plain() -> None: ...
+
+    return app
+
+
+@pytest.fixture
+def held(app: Liteq, time: Time) -> Gathering:
+    made = Gathering(lambda: app.tasks, time)
+    made.look_again()
+    return made
+
+
+def lease(task: str, *, delivery: int = 1, body: bytes = b"[[], {}]") -> Lease:
+    return Lease(1, 1, delivery, Message(id="m", task=task, body=body).pack(), ())
+
+
+def put(held: Gathering, task: str, *numbers: int, body: bytes = b"[[], {}]") -> None:
+    for number in numbers:
+        held.put(number, lease(task, body=body))
+
+
+def test_only_first_starts_of_tasks_that_take_several_calls_wait(held: Gathering) -> None:
+    wanted = [held.wants(lease(name)) for name in ("threes", "hundreds", "single", "plain")]
+
+    assert wanted == [True, True, False, False]
+    assert not held.wants(lease("threes", delivery=2))
+
+
+def test_as_many_run_as_the_task_takes(held: Gathering) -> None:
+    put(held, "threes", 1, 2, 3, 4, 5, 6, 7)
+
+    assert list(held.ripe()) == [[1, 2, 3], [4, 5, 6]]
+    assert len(held) == 1
+
+
+def test_fewer_run_when_the_first_has_waited(held: Gathering, time: Time) -> None:
+    put(held, "threes", 1)
+    time.now += 4
+    put(held, "threes", 2)
+
+    assert (list(held.ripe()), held.next_at()) == ([], 105.0)
+    time.now += 1
+    assert list(held.ripe()) == [[1, 2]]
+    assert (held.waiting, len(held)) == ({}, 0)
+
+
+def test_the_first_that_is_due_is_waited_for(held: Gathering) -> None:
+    put(held, "hundreds", 1)
+    put(held, "threes", 2)
+
+    assert held.next_at() == 105.0
+
+
+def test_all_run_when_nothing_more_will_come(held: Gathering) -> None:
+    put(held, "threes", 1)
+    put(held, "hundreds", 2, 3)
+
+    assert list(held.ripe(all=True)) == [[1], [2, 3]]
+
+
+def test_who_stops_asking_leaves_the_rest(held: Gathering) -> None:
+    put(held, "threes", 1, 2, 3, 4, 5, 6)
+
+    assert next(held.ripe()) == [1, 2, 3]
+    assert list(held.ripe()) == [[4, 5, 6]]
+
+
+def test_what_no_child_was_free_for_is_due_at_once_and_first(
+    held: Gathering, time: Time
+) -> None:
+    put(held, "threes", 1, 2, 3, 4)
+    [taken] = held.ripe()
+
+    held.put_back({number: lease("threes") for number in taken})
+
+    assert held.next_at() == time.now
+    assert list(held.ripe()) == [[1, 2, 3], [4]]
+
+
+def test_what_is_taken_away_is_in_no_run(held: Gathering) -> None:
+    put(held, "threes", 1, 2, 3)
+    put(held, "hundreds", 4)
+
+    assert [held.drop(2), held.drop(4), held.drop(9)] == [True, True, False]
+    assert (list(held.ripe()), len(held)) == ([], 2)
+    assert list(held.ripe(all=True)) == [[1, 3]]
+
+
+def test_large_arguments_do_not_pile_up(
+    held: Gathering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gathering, "_MOST_BYTES", 1_000)
+    put(held, "hundreds", 1, 2, body=b"x" * 400)
+    assert list(held.ripe()) == []
+
+    put(held, "hundreds", 3, body=b"x" * 400)
+
+    assert list(held.ripe()) == [[1, 2, 3]]
+
+
+def test_calls_of_a_task_that_is_known_no_more_run_together(
+    held: Gathering, app: Liteq
+) -> None:
+    put(held, "threes", 1, 2)
+    app.tasks.pop("threes")
+    held.look_again()
+
+    assert list(held.ripe()) == [[1, 2]]
+
+
+def test_a_run_that_no_child_was_free_for_is_not_given_back(
+    held: Gathering, app: Liteq
+) -> None:
+    jobs: list[Job] = []
+    pool: Any = SimpleNamespace(capacity=lambda: 1, submit=jobs.append)
+    teller: Any = SimpleNamespace(heard=False)
+    nothing: Any = None
+    limits = TimeLimits(lambda: app.tasks, None, None)
+    attempts = Attempts(
+        limits, held, nothing, nothing, teller, 3, lambda inputs: {}, lambda: 0.0
+    )
+    attempts.hand_out(pool, [lease("threes") for _ in range(3)])
+    attempts.hand_out_gathered(pool)
+    [job] = jobs
+
+    others = attempts.take([Returned(job.key)])
+    attempts.hand_out_gathered(pool)
+
+    assert others == [Returned(job.key)]
+    assert jobs == [job, job]
+    assert (attempts.settlements, attempts.jobs(), len(attempts.leases)) == ([], 1, 3)
