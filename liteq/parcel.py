@@ -32,6 +32,7 @@ from liteq.current import current_app, current_task
 from liteq.exceptions import ImproperlyConfigured
 from liteq.local import Proxy
 from liteq.reducing import (
+    OF_TYPED_DICTS,
     Home,
     reduced_cell,
     reduced_class,
@@ -45,7 +46,7 @@ __all__ = ["Parcel", "is_importable", "is_of_script", "is_writable", "pack", "un
 
 _MAIN: Final = "__main__"
 _OF_GLOBALS: Final = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"})
-_PLAIN_METACLASSES: Final = (type, abc.ABCMeta, type(typing.Protocol))
+_PLAIN_METACLASSES: Final = (type, abc.ABCMeta, type(typing.Protocol), OF_TYPED_DICTS)
 _TYPE_VARIABLES: Final = (typing.TypeVar, typing.ParamSpec, typing.TypeVarTuple, typing.NewType)
 # Another process has its own, in nobody's hands. (dill would have the copy of an RLock held for
 # ever: that of a cached_property, say, in Python 3.11.)

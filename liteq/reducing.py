@@ -19,6 +19,7 @@ from types import (
 from typing import Any, Final, NamedTuple
 
 __all__ = [
+    "OF_TYPED_DICTS",
     "Home",
     "reduced_cell",
     "reduced_class",
@@ -32,6 +33,7 @@ _MADE_WITH_CLASS: Final = frozenset(
 )
 _MADE_WITH_ENUM: Final = re.compile(r"_[^_]\w*_|__(new|new_member|dict|weakref)__")
 _MADE_WITH_MEMBER: Final = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_"})
+OF_TYPED_DICTS: Final[type] = type(typing.TypedDict("_", {}))  # type: ignore[operator]
 
 
 class Home(NamedTuple):
@@ -130,6 +132,8 @@ def _skeleton(kind: type) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _class(meta: type, name: str, bases: tuple[type, ...], first: dict[str, Any]) -> type:
+    if meta is OF_TYPED_DICTS:  # it refuses what it has made of all bases: dict
+        return type.__new__(meta, name, bases, first)
     return new_class(name, bases, {"metaclass": meta}, lambda space: space.update(first))
 
 

@@ -219,6 +219,26 @@ def classes():
 lock = threading.RLock()
 
 
+class Line(typing.TypedDict):
+    price: int
+
+
+class Order(Line, typing.Generic[Held], total=False):
+    line: Line
+    item: Held
+
+
+class Book(Order[str]):
+    pass
+
+
+@app.task
+def typed_dicts():
+    keys = sorted(Book.__required_keys__), sorted(Book.__optional_keys__)
+    of = Book.__orig_bases__[0].__args__ == (str,)
+    return Book(price=1, item="x"), *keys, typing.is_typeddict(Book), of
+
+
 class Size(enum.Enum):
     SMALL = (1, "s")
     LARGE = (2, "l")
@@ -352,6 +372,7 @@ calls = {
     "recursive": (recursive, 4),
     "values": (values, Bird(Colour.BLUE, names=["x"])),
     "classes": (classes,),
+    "typed_dicts": (typed_dicts,),
     "enums": (enums,),
     "abstract": (abstract,),
     "decorated": (decorated, 1),
@@ -421,6 +442,7 @@ EXPECTED = {
     "values": "('bird blue 2', ['colour', 'legs', 'names'], "
     "Bird(colour=<Colour.BLUE: 2>, legs=2, names=['x']))",
     "classes": "(6, 2, 'Named', True)",
+    "typed_dicts": "({'price': 1, 'item': 'x'}, ['price'], ['item', 'line'], True, True)",
     "enums": "(9, True, 'l', 'SMALL', 'in a box', [<Size.SMALL: 1>, <Size.LARGE: 2>], 1.0, 2)",
     "abstract": "(True, 'square')",
     "decorated": "(101, True)",
