@@ -68,6 +68,11 @@ def alone(n):
 def unique(n):
     note(n)
 
+@app.task(flush_every=3, flush_interval=1.5)
+def gathered(calls):
+    for call in calls:
+        note(*call.args)
+
 @app.task
 def calls(n):
     note(n)
@@ -98,6 +103,8 @@ STARTS = {
     "alone": 1,
     "alone too": 1,
     "unique": 1,
+    "gathered": 1,
+    "gathered too": 1,
     "calls": 2,
     "chord": 5,
     "broken chord": 3,
