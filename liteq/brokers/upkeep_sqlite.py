@@ -78,7 +78,7 @@ class SqliteUpkeep(SqliteMail):
                 return following
             db.execute(
                 "UPDATE message SET state = ?, result = ?, settled_at = ?, delete_at = ?, "
-                "token = NULL WHERE seq = ?",
+                "token = NULL, note_state = NULL, note = NULL WHERE seq = ?",
                 (code, value, now, delete_at, seq),
             )
             following.queued = free_slots(db, seq)

@@ -2505,6 +2505,18 @@ def test_a_state_may_be_stored_for_a_running_message(broker: Broker) -> None:
     assert broker.settle(worker, lease, Succeeded(b"2"))
 
 
+@pytest.mark.parametrize("name", ["SUCCESS", "FAILURE", "REVOKED", "IGNORED"])
+def test_a_final_state_from_outside_ends_the_note(broker: Broker, name: str) -> None:
+    message = put(broker, make())
+    broker.store(message.id, "PROGRESS", b"1")
+
+    broker.store(message.id, name, b"2")
+
+    record = broker.get([message.id])[message.id]
+    assert record.final
+    assert record.note is None
+
+
 def test_3_a_final_message_is_not_overwritten_from_outside(broker: Broker) -> None:
     message = put(broker, make())
     worker = enlist(broker)
