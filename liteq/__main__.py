@@ -47,9 +47,11 @@ def _answer() -> int:
 def _on_server(url: str) -> list[Beat]:
     from liteq.brokers.redis_pulse import beats, dial, prefix_of, server_of
     from liteq.brokers.redis_wire import ServerError
+    from liteq.projectfile import may_say
 
     server = server_of(url)
-    if server is None:
+    # With a namespace or a prefix that the project's file gives, it is another store.
+    if server is None or may_say("broker_transport_options", "broker_use_ssl"):
         return []
     where, db, user, password, namespace = server
     try:

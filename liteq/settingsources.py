@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, Final
 
+from liteq import projectfile
 from liteq.callers import outside
 from liteq.exceptions import ConfigWarning, ImproperlyConfigured
 from liteq.settings import OLD_NAMES, SETTINGS, close_name, new_name
@@ -86,20 +87,8 @@ def project_options(directory: str | None = None) -> tuple[dict[str, Any], str |
     file of either name. A pyproject.toml that has no such table is not parsed. Raises
     `ImproperlyConfigured` if the file is no valid TOML.
     """
-    here = os.path.abspath(directory or os.curdir)
-    while True:
-        for file in ("liteq.toml", "pyproject.toml"):
-            path = os.path.join(here, file)
-            try:
-                with open(path, "rb") as stream:
-                    content = stream.read()
-            except OSError:
-                continue
-            return _project_table(content, path)
-        parent = os.path.dirname(here)
-        if parent == here:
-            return {}, None
-        here = parent
+    found = projectfile.read(directory)
+    return ({}, None) if found is None else _project_table(*found)
 
 
 def _project_table(content: bytes, path: str) -> tuple[dict[str, Any], str | None]:

@@ -749,6 +749,24 @@ def test_health_of_workers_on_redis_is_read_over_a_plain_socket(
     broker.close()
 
 
+def test_a_probe_of_a_server_heeds_the_options_in_the_project_file(
+    project: Project, tmp_path: Path
+) -> None:
+    redis_server.require()
+    namespace = redis_server.namespace_of(tmp_path)
+    broker = RedisBroker(redis_server.shared(), namespace=namespace)
+    broker.register("w@here", ["a"], 1, {})
+    named = ("health", "-b", f"{redis_server.shared()}&namespace={namespace}")
+    before = project(*named)
+
+    options = 'broker-transport-options = {global_keyprefix = "shop:"}'
+    project.write("pyproject.toml", f"[tool.liteq]\n{options}\n")
+
+    # It is the store of another project that this worker is of.
+    assert (before.returncode, project(*named).returncode) == (0, 5)
+    broker.close()
+
+
 def test_a_probe_of_a_server_imports_neither_sockets_nor_typing(
     project: Project, tmp_path: Path
 ) -> None:
