@@ -131,7 +131,8 @@ class SqliteUpkeep(SqliteMail):
             following = Following(db, now)
             found, more = fetch_slice(db, sql, bindings)
             for _, seq, id in found:
-                following.purged(seq, id)
+                if place != "dead":  # what its end meant for others, it has meant already
+                    following.purged(seq, id)
             end_periods(db, [id for _, _, id in found])
             following.follow_all()
             _delete(db, [seq for _, seq, _ in found])

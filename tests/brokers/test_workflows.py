@@ -412,6 +412,23 @@ def test_10_a_stale_settle_is_not_counted_as_a_part(broker: Broker) -> None:
     assert listed(last) == [("result", b"1"), ("result", b'"p1"')]
 
 
+@pytest.mark.parametrize("policy", ["collect", "skip", "count"])
+def test_10_a_dead_part_that_is_purged_is_not_counted_again(
+    broker: Broker, policy: str
+) -> None:
+    members, into, body, edges = chord(2, policy)
+    broker.enqueue([*members, into, body], edges)
+    worker = enlist(broker)
+    dead, other = broker.claim(worker, ["default"], 2)
+    broker.settle(worker, dead, Failed(ERROR, dead="undecodable"))
+
+    assert broker.purge(dead=True) == 1
+
+    assert (state(broker, into), state(broker, body)) == ("waiting", "waiting")
+    broker.settle(worker, other, Succeeded(b"1"))
+    assert names(work(broker, worker)) == ["body"]
+
+
 def test_10_a_gather_is_never_claimed_nor_counted_as_work(broker: Broker) -> None:
     members, into, body, edges = chord(2)
     broker.enqueue([*members, into, body], edges)
