@@ -52,7 +52,8 @@ def _counted(db: apsw.Connection, row: tuple[Any, ...]) -> WorkflowInfo:
     counts: dict[State, int] = {}
     upstream = 0
     for code, retrying, count, revoked in fetch_all(db, _COUNTS, (seq,)):
-        counts[_state(code, retrying)] = count
+        state = _state(code, retrying)  # one that retries is queued, or delayed
+        counts[state] = counts.get(state, 0) + count
         upstream += revoked or 0
     return WorkflowInfo(id, name, created_at, counts, upstream)
 

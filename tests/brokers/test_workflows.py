@@ -1261,6 +1261,22 @@ def test_10_many_messages_are_revoked_at_once_and_none_of_them_starts(broker: Br
 # Workflows as a whole
 
 
+def test_those_that_retry_at_once_and_later_are_counted_together(
+    broker: Broker, clock: FakeClock
+) -> None:
+    one, two = tasks("one", "two")
+    broker.enqueue([one, two], (), Workflow(two.id, "some"))
+    worker = enlist(broker)
+    first, second = broker.claim(worker, ["default"], 2)
+
+    broker.settle(worker, first, Retried(clock.now(), ERROR))
+    broker.settle(worker, second, Retried(clock.now() + 60, ERROR))
+
+    info = broker.workflow(two.id)
+    assert info is not None
+    assert info.counts == {"retrying": 2}
+
+
 def test_10_a_workflow_is_known_with_its_nodes_and_edges(
     broker: Broker, clock: FakeClock
 ) -> None:
