@@ -22,8 +22,8 @@ from world import enlist, make
 from liteq.brokers.base import Lease
 from liteq.brokers.redis import RedisBroker
 from liteq.brokers.redis_link import script
-from liteq.brokers.searching import Search
 from liteq.brokers.redis_wire import Reader
+from liteq.brokers.searching import Search
 from liteq.outcome import Succeeded
 
 pytestmark = pytest.mark.redis
