@@ -111,6 +111,7 @@ class Liteq:
         self.clock = clock
         self.autofinalize = autofinalize
         self.finalized = False
+        self._finalizer: int | None = None  # the thread that finalizes it now
         self.modules_imported = False
         self._home = os.path.dirname(os.path.abspath(file)) if file else os.getcwd()
         self._lock = threading.RLock()  # the broker must be made once among threads
@@ -192,10 +193,12 @@ class Liteq:
         """Make a task of a function: `@app.task`, or `@app.task(option=…)`.
 
         `bind`: the function takes the task as its first argument. `base`: the class of
-        the task. The other options are those of `Task`. A second function under a name
-        that is taken is dropped with a `DuplicateTaskNameWarning`: the first one stays,
-        unless it is a new version of the first, from a prompt, a notebook or a reload.
-        Raises `TypeError` for an option that does not exist.
+        the task. `flush_every` (1 to 10,000) and `flush_interval` (seconds): the function is
+        run once for many calls (docs: One run for many calls). The other options are those of
+        `Task`. A second function under a name that is taken is dropped with a
+        `DuplicateTaskNameWarning`: the first one stays, unless it is a new version of the
+        first, from a prompt, a notebook or a reload. Raises `TypeError` for an option that
+        does not exist.
         """
         if fun is not None and not callable(fun):
             raise TypeError(f"app.task takes a function, and options by keyword, not {fun!r}")
@@ -273,25 +276,36 @@ class Liteq:
 
     def finalize(self, auto: bool = False) -> None:
         """Add the shared tasks: the app is complete. Called when its tasks are asked for."""
-        if self.finalized:
+        if self.finalized or self._finalizer == threading.get_ident():
             return
         if auto and not self.autofinalize:
             raise RuntimeError("the app was used before app.finalize() was called")
         with self._lock:
-            if self.finalized:
+            if self.finalized:  # by another thread, which this one has waited for
                 return
-            from liteq.builtin import builtin_tasks  # late, as what sends calls
-
-            self.finalized = True
-            for task in builtin_tasks(self):
-                self._tasks.setdefault(task.name, task)
+            self._finalizer = threading.get_ident()  # what it calls sees what there is
             try:
-                for construct in current.finalizers():
-                    construct(self)
-            except BaseException:  # who asks next is to hear of it, not that tasks are missing
+                self._add_shared_tasks()
+            except BaseException:  # the next one to ask is told so, not that tasks are missing
                 self.finalized = False
                 raise
+            finally:
+                self._finalizer = None
         self.on_after_finalize.send(sender=self)
+
+    def _add_shared_tasks(self) -> None:
+        from liteq.builtin import builtin_tasks  # late, as what sends calls
+
+        for task in builtin_tasks(self):
+            self._tasks.setdefault(task.name, task)
+        made = 0
+        # Twice: a task that another thread adds meanwhile makes itself known to the app only
+        # once this is true. To make one again changes nothing.
+        for complete in (False, True):
+            self.finalized = complete
+            while made < len(constructs := current.finalizers()):
+                constructs[made](self)
+                made += 1
 
     # Finding tasks
 

@@ -1612,6 +1612,36 @@ def test_a_misspelt_option_of_a_shared_task_is_told_by_every_app_that_makes_it()
         )
 
 
+def test_a_thread_that_asks_while_another_finalizes_sees_all_tasks() -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    class Slow(Task[..., Any]):
+        abstract = True
+
+        @classmethod
+        def on_bound(cls, app: Liteq) -> None:
+            begun.set()
+            assert go.wait(10)
+            assert "last" not in app.tasks  # what it calls sees what there is: no deadlock
+
+    shared_task(name="slow", base=Slow)(lambda: None)
+    shared_task(name="last")(lambda: None)
+    app = Liteq("shop", broker="memory://")
+    first = threading.Thread(target=lambda: app.tasks)
+    first.start()
+    assert begun.wait(10)
+    found: list[Any] = []
+    second = threading.Thread(target=lambda: found.append(app.tasks.get("last")))
+    second.start()
+    shared_task(name="meanwhile")(lambda: None)
+    go.set()
+    for thread in (first, second):
+        thread.join(10)
+
+    assert found == [app.tasks["last"]]
+    assert "meanwhile" in app.tasks
+
+
 def test_what_a_finalized_app_refuses_at_once_is_not_kept_for_later_ones() -> None:
     app = Liteq("shop", broker="memory://")
     app.finalize()
