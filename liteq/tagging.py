@@ -680,6 +680,9 @@ readers: dict[str, Callable[..., Any]] = {
 }
 
 
+_registered: dict[str, tuple[str, str]] = {}  # by tag: the module and name of the class
+
+
 def register_type(
     kind: type, tag: str, encode: Callable[[Any], Any], decode: Callable[[Any], Any]
 ) -> None:
@@ -693,7 +696,9 @@ def register_type(
         raise TypeError(f"register_type takes a class and a tag, not {kind!r} and {tag!r}")
     if not all(map(callable, (encode, decode))):
         raise TypeError(f"register_type takes two functions, not {encode!r} and {decode!r}")
-    if tag in readers and writers.get(kind) is None:
+    name = kind.__module__, kind.__qualname__  # a cell of a notebook makes another class of it
+    if tag in readers and _registered.get(tag) != name:
         raise ValueError(f"the type tag {tag!r} is taken")
+    _registered[tag] = name
     readers[tag] = decode
     writers[kind] = lambda value, depth: _mark(tag, _tag(encode(value), depth))

@@ -705,6 +705,41 @@ def test_a_program_may_register_a_type() -> None:
             serializers.register_type(range, "tuple", list, list)
     finally:
         del tagging.writers[SimpleNamespace], tagging.readers["ns"]
+        del tagging._registered["ns"]
+
+
+def test_a_type_takes_no_tag_of_another_or_of_liteqs_own() -> None:
+    class A:
+        pass
+
+    class B:
+        pass
+
+    def register(kind: type, tag: str) -> None:
+        serializers.register_type(kind, tag, lambda value: 0, lambda found: kind())
+
+    first = A
+    before = dict(tagging.writers), dict(tagging.readers), dict(tagging._registered)
+    try:
+        register(A, "a")
+        register(B, "b")
+        for kind, tag in ((A, "b"), (dict, "tuple")):
+            with pytest.raises(ValueError, match=f"the type tag '{tag}' is taken"):
+                register(kind, tag)
+        assert type(loads(dumps(B()))) is B
+        assert loads(dumps((1,))) == (1,)
+
+        class A:  # the cell of a notebook that defines it is run again
+            pass
+
+        register(A, "a")
+        assert type(loads(dumps(first()))) is A
+    finally:
+        for kept, now in zip(
+            before, (tagging.writers, tagging.readers, tagging._registered), strict=True
+        ):
+            now.clear()
+            now.update(kept)
 
 
 @pytest.mark.parametrize(
