@@ -684,6 +684,21 @@ def test_a_worker_joins_each_time_that_it_comes_and_leaves_each_time_that_it_goe
     assert list(state.workers) == ["one", "late"]
 
 
+def test_who_is_told_of_a_worker_may_wait_for_another_thread_that_looks() -> None:
+    looked: list[Any] = []
+
+    def look(worker: Any) -> None:
+        other = threading.Thread(target=lambda: looked.append(list(state.itertasks())))
+        other.start()
+        other.join(10)
+
+    state = State(on_node_join=look, on_node_leave=look)
+    for type in ("worker-online", "worker-offline"):
+        state.event({"type": type, "hostname": "w", "timestamp": 1.0})
+
+    assert len(looked) == 2
+
+
 def test_who_revokes_a_task_or_tells_of_it_is_no_worker_for_it() -> None:
     state = State()
     state.event(Event("task-received", uuid="a", hostname="one@here"))

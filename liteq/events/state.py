@@ -288,12 +288,16 @@ class State:
         new here, and the rest of its type. None for an event that is about neither."""
         group, _, type = event["type"].partition("-")
         subject: tuple[Any, bool] | None = None
+        tell: Callable[[Worker], object] | None = None
         with self._lock:
             self.event_count += 1
             if group == "task" and (uuid := _text(event.get("uuid"))) is not None:
                 subject = self._task_event(uuid, type, event)
             elif group == "worker":
-                subject = self._worker_event(type, event)
+                worker, created, tell = self._worker_event(type, event)
+                subject = worker, created
+        if tell is not None:
+            tell(worker)
         if self.event_callback is not None:
             self.event_callback(self, event)
         return None if subject is None else (subject, type)
@@ -320,16 +324,19 @@ class State:
             return self.workers.get(hostname)
         return self.get_or_create_worker(hostname)[0]
 
-    def _worker_event(self, type: str, event: Mapping[str, Any]) -> tuple[Worker, bool]:
+    def _worker_event(
+        self, type: str, event: Mapping[str, Any]
+    ) -> tuple[Worker, bool, Callable[[Worker], object] | None]:
+        """Take an event of a worker in; return it, whether it is new here, and the user's
+        function that is to be told of it, without the lock."""
         worker, created = self.get_or_create_worker(_text(event.get("hostname")) or "")
         joins = type == "online" or (type != "offline" and not worker.heartbeats)
         worker.event(type, event, _number(event.get("local_received")) or time.time())
-        if joins and self.on_node_join is not None:
-            self.on_node_join(worker)
+        tell = self.on_node_join if joins else None
         if type == "offline" and self.on_node_leave is not None:
-            self.on_node_leave(worker)
+            tell = self.on_node_leave
             self.workers.pop(worker.hostname, None)
-        return worker, created
+        return worker, created, tell
 
     def get_or_create_worker(self, hostname: str, **kwargs: Any) -> tuple[Worker, bool]:
         """Return the worker of this name, and whether it is new here."""
