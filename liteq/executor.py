@@ -334,6 +334,15 @@ class Attempt:
             meta = {"pid": os.getpid(), "hostname": self.settings.hostname}
             report(Note(states.STARTED, dumps(meta, root="meta")))
 
+    def begin_together(self) -> Ended | None:
+        """Begin an attempt whose body is run together with that of others; how it ended, if it
+        could not."""
+        try:
+            self.begin()
+        except Exception as exc:  # noqa: BLE001 (as in `run()`)
+            return self._broke(exc)
+        return None
+
     # The end
 
     def end(self, value: Any, error: BaseException | None) -> Ended:

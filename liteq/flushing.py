@@ -1,7 +1,7 @@
 """Tasks of which one run is for many calls: how many, and what that run's value says of each.
 
 The options have the names of celery-batches. Calls that wait for others are leased to their
-worker meanwhile (`liteq.workers.gathering`), so that none is lost with it.
+worker meanwhile (`liteq.workers.batching`), so that none is lost with it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _REFUSED: Final[Mapping[str, str]] = {
 
 
 class Flush(NamedTuple):
-    """When calls that were gathered are run: when there are `every` of them, or when the first
+    """When calls that were batched are run: when there are `every` of them, or when the first
     has waited `interval` seconds."""
 
     every: int
@@ -93,10 +93,10 @@ def endings(name: str, value: Any, error: BaseException | None, count: int) -> S
         listed = isinstance(value, (list, tuple))
         if listed and len(value) == count:
             return [_ending(one) for one in value]
-        shown = f"{len(value)} values" if listed else repr(value)
+        shown = f"{len(value)} values" if listed else f"a value of type {type(value).__name__}"
         error = TypeError(
-            f"task {name!r} was given {count} calls and returned {shown:.200}: with "
-            "flush_every it returns None, or a list with a value for each call, in their order"
+            f"task {name!r} was given {count} calls and returned {shown}: with flush_every it "
+            "returns None, or a list with a value for each call, in their order"
         )
     return [(None, error)] * count
 

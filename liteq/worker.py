@@ -44,7 +44,7 @@ from liteq.shares import Shares
 from liteq.wording import several
 from liteq.workers.announcing import Announcer
 from liteq.workers.attempts import Attempts, Settlements
-from liteq.workers.gathering import Gathering
+from liteq.workers.batching import Batching
 from liteq.workers.keeper import Keeper
 from liteq.workers.membership import Membership
 from liteq.workers.notices import Notices
@@ -169,7 +169,7 @@ class Worker(Steered):
             lambda: app.tasks,
             announce=self._announce,
             take_over=self._take_over,
-            came_back=lambda: self._attempts.give_back_gathered(),
+            came_back=lambda: self._attempts.give_back_batched(),
         )
         self._notices = Notices(
             self,
@@ -182,10 +182,10 @@ class Worker(Steered):
         )
         self._teller = Teller(app, self.hostname)
         self._time_limits = TimeLimits(lambda: app.tasks, self.soft_time_limit, self.time_limit)
-        self._gathering = Gathering(lambda: app.tasks, time.monotonic)
+        self._batching = Batching(lambda: app.tasks, time.monotonic)
         self._attempts = Attempts(
             self._time_limits,
-            self._gathering,
+            self._batching,
             self._notices,
             lambda: self._steering,
             self._teller,
@@ -389,7 +389,7 @@ class Worker(Steered):
         if self.pool is not None and self.pool.alive():
             self.pool.stop(kill=True)
             self._attempts.take(self.pool.take())  # nothing else matters: no child is ready now
-        self._attempts.give_back_gathered()
+        self._attempts.give_back_batched()
         if not self._membership.id or self._exit_code in (EXIT_STORE, EXIT_SCHEMA):
             return
         try:
@@ -424,8 +424,8 @@ class Worker(Steered):
                 self._begin_stop(pool)
             self._take_events(pool)
             self._step(pool)
-            if self._gathering.waiting:
-                self._run_gathered(pool)
+            if self._batching.waiting:
+                self._run_batches(pool)
             if self._teller.heard:
                 self._tell()
             if self._is_over(pool):
@@ -499,13 +499,13 @@ class Worker(Steered):
         if not step.alive:
             membership.given_up = True
 
-    def _run_gathered(self, pool: Pool) -> None:
+    def _run_batches(self, pool: Pool) -> None:
         """Have the calls run that have waited for others long enough."""
         if self._stopping:
-            self._attempts.give_back_gathered()
+            self._attempts.give_back_batched()
         elif not self._membership.is_late():  # else others may have them
             no_more = self.burst and not self._membership.look
-            self._attempts.hand_out_gathered(pool, all=no_more)
+            self._attempts.hand_out_batches(pool, all=no_more)
 
     def _ask(
         self,
@@ -628,8 +628,8 @@ class Worker(Steered):
         if self._next_due is not None and not self._stopping:
             due_at = now + self._next_due - self._broker.clock.now()
             wake_at = min(wake_at, due_at + self._behind)
-        if self._gathering.waiting and pool.capacity():
-            wake_at = min(wake_at, self._gathering.next_at())
+        if self._batching.waiting and pool.capacity():
+            wake_at = min(wake_at, self._batching.next_at())
         if self._deadline is not None:
             wake_at = min(wake_at, self._deadline)
         if self.notify is not None and self.notify.watchdog_interval:
@@ -826,7 +826,7 @@ class Worker(Steered):
             self._seen = tasks.changes
             self._tasks = frozenset(tasks)
             self._time_limits.look_again()
-            self._gathering.look_again()
+            self._batching.look_again()
         return self._tasks
 
 

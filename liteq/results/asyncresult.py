@@ -160,7 +160,11 @@ class AsyncResult(ResultBase, Generic[R]):
 
         `on_message` is called with a dictionary (`status`, `result`, `task_id` …) whenever
         the state or what `update_state()` reports has become another, at last with the
-        outcome. What is replaced before it was read is passed over.
+        outcome. What is replaced before it was read is passed over. `callback` is called with
+        the id and the value at the end, `on_interval` at each look at the store; `interval`
+        (seconds) is the longest pause between two looks. With `follow_parents`, what failed in
+        an earlier step of a chain is raised. `no_ack` has no effect: a result stays until it
+        expires.
         """
         if self.ignored:
             return None

@@ -24,7 +24,7 @@ from liteq.loggers import get_logger
 from liteq.outcome import Failed, Lost, Outcome, Released, Revoked, Succeeded
 from liteq.pool import Done, Event, Job, LostJob, Pool, Reported, Returned
 from liteq.texts import readable
-from liteq.workers.gathering import Gathering
+from liteq.workers.batching import Batching
 from liteq.workers.notices import Notices
 from liteq.workers.runner import (
     job,
@@ -57,7 +57,7 @@ class Attempts:
     def __init__(
         self,
         limits: TimeLimits,
-        gathering: Gathering,
+        batching: Batching,
         notices: Notices,
         steering: Callable[[], Steering],
         teller: Teller,
@@ -66,7 +66,7 @@ class Attempts:
         ahead: Callable[[], float],
     ) -> None:
         self._time_limits = limits
-        self._gathering = gathering
+        self._batching = batching
         self._notices = notices
         self._steering = steering
         self._teller = teller
@@ -90,7 +90,7 @@ class Attempts:
         limits_of = self._time_limits.of_run
         heard = bool(signals.task_received.receivers)
         told = self._teller.heard
-        gathering = self._gathering
+        batching = self._batching
         for lease in leases:
             number += 1
             self.leases[number] = lease
@@ -98,8 +98,8 @@ class Attempts:
                 self._notices.received(lease)
             if told:
                 self._teller.received(lease)
-            if gathering.sizes and gathering.wants(lease):
-                gathering.put(number, lease)
+            if batching.sizes and batching.wants(lease):
+                batching.put(number, lease)
                 continue
             if lease.inputs or lease.packed[6] is not None:
                 payload = self._payload(lease)
@@ -108,12 +108,12 @@ class Attempts:
             pool.submit(_new(Job, (number, payload, *limits_of(lease))))
         self._jobs = number
 
-    def hand_out_gathered(self, pool: Pool, *, all: bool = False) -> None:
+    def hand_out_batches(self, pool: Pool, *, all: bool = False) -> None:
         """Have those calls run that have waited for others, as far as there is a child for
         them; with `all` those, too, that could wait for more."""
         if not pool.capacity():
             return
-        for numbers in self._gathering.ripe(all=all):
+        for numbers in self._batching.ripe(all=all):
             first = numbers[0]
             limits = self._time_limits.of_run(self.leases[first])
             payloads = [self._payload(self.leases[number]) for number in numbers]
@@ -125,16 +125,16 @@ class Attempts:
             if not pool.capacity():
                 break
 
-    def give_back_gathered(self) -> None:
+    def give_back_batched(self) -> None:
         """Give back all that waits for others."""
-        for numbers in self._gathering.ripe(all=True):
+        for numbers in self._batching.ripe(all=True):
             for number in numbers:
                 self._settle(number, Released())
 
     def jobs(self) -> int:
         """Return how many jobs the pool has."""
         others = sum(len(numbers) - 1 for numbers in self._together.values())
-        return len(self.leases) - len(self._gathering) - others
+        return len(self.leases) - len(self._batching) - others
 
     def numbers_of(self, key: int) -> Sequence[int]:
         """Return the numbers of the calls that a job is for."""
@@ -206,7 +206,7 @@ class Attempts:
         if numbers is None:
             self._settle(key, Released())
         else:
-            self._gathering.put_back({number: self.leases[number] for number in numbers})
+            self._batching.put_back({number: self.leases[number] for number in numbers})
 
     def notes(self) -> Sequence[tuple[Lease, Said]]:
         """Return what tasks have said that is not yet in the store: of each, the last state
@@ -303,7 +303,7 @@ class Attempts:
                 lease.delivery,
                 name,
             )
-            if self._gathering.drop(number):
+            if self._batching.drop(number):
                 lost = LostJob(number, "terminated before its start", "terminated")
                 self._settle(number, self._explain(number, lost))
             elif not pool.terminate(self._job_of(number), _number(name)):

@@ -24,6 +24,8 @@ __all__ = ["Notices", "Request"]
 
 logger = get_logger("liteq.worker")
 
+_MOST_UNKNOWN = 1_000  # names of tasks, of which each is said once
+
 
 class Request(Context):
     """A request as the worker's own process knows it, with the names of Celery's `Request`
@@ -119,6 +121,8 @@ class Notices:
         """A message was left for a worker that knows its task. Each name is said once."""
         reason = f"unknown task {line(lease.task)!r}"
         if lease.task not in self._unknown:
+            if len(self._unknown) >= _MOST_UNKNOWN:  # anybody can make names up
+                self._unknown.clear()
             self._unknown.add(lease.task)
             logger.warning(
                 "%s: its messages are left for a worker that has it (is its module imported "

@@ -110,10 +110,10 @@ class TaskRunner:
         self._body.attempt = key
         fields = marshal.loads(payload)
         if type(fields) is list:
-            from liteq import batching  # late: few tasks take many calls
+            from liteq import batch  # late: few tasks take many calls
 
             tell = partial(self._report_of_many, report)
-            return _answers(batching.run(self._executor, _many(fields), tell, self._body))
+            return _answers(batch.run(self._executor, _many(fields), tell, self._body))
         ended = self._executor.run(Delivery(*fields), partial(self._report, report), self._body)
         return marshal.dumps(outcome.encode(ended), _FORMAT)
 
@@ -126,12 +126,10 @@ class TaskRunner:
         self._body.attempt = key
         fields = marshal.loads(payload)
         if type(fields) is list:
-            from liteq import batching  # late: few tasks take many calls
+            from liteq import batch  # late: few tasks take many calls
 
             tell = partial(self._report_of_many, report)
-            return _answers(
-                await batching.arun(self._executor, _many(fields), tell, self._body)
-            )
+            return _answers(await batch.arun(self._executor, _many(fields), tell, self._body))
         ended = await self._executor.arun(
             Delivery(*fields), partial(self._report, report), self._body
         )

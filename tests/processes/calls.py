@@ -34,13 +34,13 @@ class Call(NamedTuple):
 
 class Caller:
     """Makes random calls, and keeps how they must end. Effects are numbered from `first`.
-    `gathers`: some are of a task that takes many at once, which older versions do not have."""
+    `batches`: some are of a task that takes many at once, which older versions do not have."""
 
     def __init__(
-        self, app: Liteq, chance: random.Random, first: int = 0, *, gathers: bool = False
+        self, app: Liteq, chance: random.Random, first: int = 0, *, batches: bool = False
     ) -> None:
         self.app = app
-        self.gathers = gathers
+        self.batches = batches
         self.random = chance
         self.numbers = first
         self.expected: dict[str, Expected] = {}
@@ -56,7 +56,7 @@ class Caller:
             self._chord: 3,
             self._broken_chord: 2,
             self._nested: 1,
-            self._gathered: 6 if self.gathers else 0,
+            self._batched: 6 if self.batches else 0,
         }
         make = self.random.choices(list(kinds), list(kinds.values()))[0]
         return make()
@@ -84,9 +84,9 @@ class Caller:
     def _call(self, kind: str, signatures: list[Any], sent: Any) -> Call:
         return Call(kind, tuple(one.options["task_id"] for one in signatures), sent.delay)
 
-    def _gathered(self) -> Call:
-        one = self._sign("gathered")
-        return self._call("gathered call", [one], one)
+    def _batched(self) -> Call:
+        one = self._sign("batched")
+        return self._call("batched call", [one], one)
 
     def _failing(self) -> Call:
         one = self._sign("fail", "failed")

@@ -50,7 +50,7 @@ def collect(values, i):
     return values
 
 @app.task(flush_every=4, flush_interval=0.3)
-def gathered(calls):
+def batched(calls):
     for call in calls:
         note(call.args[0])
     time.sleep(max(call.args[1] for call in calls) / 1000)
@@ -88,7 +88,7 @@ class Gale(Storm):
         source += MORE_TASKS.replace("{ledger!r}", repr(str(self.ledger)))
         (folder / "storm_app.py").write_text(source)
         self.app.conf.task_publish_retry = False  # it repeats what was not answered itself
-        self.caller = Caller(self.app, self.random, gathers=True)
+        self.caller = Caller(self.app, self.random, batches=True)
         self.expected = self.caller.expected
         self.acknowledged: list[Call] = []
         self.unanswered: list[Call] = []

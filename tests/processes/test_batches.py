@@ -38,7 +38,7 @@ def held(calls):
     return [[call.args[0], call.deliveries, len(calls)] for call in calls]
 
 @app.task(flush_every=3, flush_interval=0.2)
-async def gathered(calls):
+async def batched(calls):
     note("run", os.getpid(), *[call.args[0] for call in calls])
     await asyncio.sleep(0)
     return [call.args[0] * 2 for call in calls]
@@ -88,7 +88,7 @@ def test_calls_run_by_fives_and_the_rest_when_the_first_has_waited(
 @pytest.mark.parametrize("pool", ["prefork", "asyncio"])
 def test_coroutines_take_many_calls(shop: Shop, pool: str) -> None:
     shop.start("-c", "1", "-P", pool)
-    results = [shop.tasks.gathered.delay(number) for number in range(4)]
+    results = [shop.tasks.batched.delay(number) for number in range(4)]
 
     assert [one.get(timeout=15) for one in results] == [0, 2, 4, 6]
     assert [len(calls) for calls in runs(shop)] == [3, 1]
@@ -144,7 +144,7 @@ def test_a_killed_worker_loses_no_call_that_waited(shop: Shop) -> None:
     assert [one.get(timeout=15) for one in results] == [[n, 2, 1] for n in range(3)]
 
 
-def test_a_worker_that_was_stopped_beyond_its_lease_does_not_run_what_it_had_gathered(
+def test_a_worker_that_was_stopped_beyond_its_lease_does_not_run_what_waited(
     shop: Shop,
 ) -> None:
     first = shop.start("-c", "1", name="first")
@@ -236,7 +236,7 @@ def test_inspect_tells_the_calls_that_run_from_those_that_wait(shop: Shop) -> No
     (shop.folder / "go-held").touch()
 
 
-def test_a_chord_of_gathered_calls_ends(shop: Shop) -> None:
+def test_a_chord_of_batched_calls_ends(shop: Shop) -> None:
     shop.start("-c", "2")
     header = [shop.tasks.double.s(number) for number in range(7)]
 

@@ -69,7 +69,7 @@ def unique(n):
     note(n)
 
 @app.task(flush_every=3, flush_interval=1.5)
-def gathered(calls):
+def batched(calls):
     for call in calls:
         note(*call.args)
 
@@ -103,8 +103,8 @@ STARTS = {
     "alone": 1,
     "alone too": 1,
     "unique": 1,
-    "gathered": 1,
-    "gathered too": 1,
+    "batched": 1,
+    "batched too": 1,
     "calls": 2,
     "chord": 5,
     "broken chord": 3,

@@ -12,7 +12,7 @@ from typing import Any, Final
 from liteq.brokers.values import Lease
 from liteq.flushing import Flush, flush_of
 
-__all__ = ["Gathering"]
+__all__ = ["Batching"]
 
 _MOST_BYTES: Final = 8 * 1024 * 1024  # of arguments in a run: its job is in memory twice
 
@@ -38,7 +38,7 @@ class _Group:
         self.bytes -= self.sizes.pop(number)
 
 
-class Gathering:
+class Batching:
     """Those of one worker. `tasks` returns those that the app has now, by name; `sizes` has
     when those that take many calls are run, `waiting` the calls, by the name of their task."""
 

@@ -59,24 +59,27 @@ class _Batch:
     def __init__(
         self, executor: Executor, deliveries: Sequence[Delivery], report: Report
     ) -> None:
-        self._found = [
+        self._found: list[Attempt | Ended] = [
             executor.prepare(delivery, partial(report, place))
             for place, delivery in enumerate(deliveries)
         ]
-        self._begun = [one for one in self._found if isinstance(one, Attempt)]
+        self._begun: list[Attempt] = []
         # By place: not by id, for a worker that was given up may have been given one again.
         self._refused: dict[int, Exception] = {}
 
     def begin(self) -> bool:
         """Begin all that can be run; tell whether there is any."""
-        for attempt in self._begun:
-            attempt.begin()
+        self._found = [
+            one if isinstance(one, Ended) else one.begin_together() or one
+            for one in self._found
+        ]
+        self._begun = [one for one in self._found if isinstance(one, Attempt)]
         return bool(self._begun)
 
     def work(self) -> Any:
         """Be the body: return what the function does, a coroutine perhaps."""
         plan = self._begun[0].plan
-        assert plan.many is not None  # its calls are gathered
+        assert plan.many is not None  # its calls are batched
         if plan.before_start is not None:
             for place, attempt in enumerate(self._begun):
                 self._before_start(place, attempt, plan.before_start)
