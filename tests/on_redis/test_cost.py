@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 import pytest
 import redis
 from redis_server import RedisServer
-from world import enlist, make
+from world import FakeClock, enlist, make
 
 from liteq.brokers.base import Lease
 from liteq.brokers.redis import RedisBroker
@@ -200,6 +200,26 @@ def test_a_queue_in_which_nothing_is_costs_no_command(
     grown = [more.called - cost.called for cost, more in zip(few, many, strict=True)]
     # It is found among sixteen times as many by four looks more: one that is delayed, as well.
     assert grown == [0, 0, 8]
+
+
+def test_what_comes_due_is_found_once_among_many_queues(
+    meter: Meter, server: RedisServer
+) -> None:
+    clock = FakeClock()
+    broker = RedisBroker(server.url, namespace="due", clock=clock)
+    queues = [f"q{n}" for n in range(160)]
+    step = partial(broker.step, enlist(broker, *queues), queues=queues, limit=1)
+    step()
+    broker.enqueue([make(queue=queues[7], run_at=clock.now() + 10)])
+    step()
+    clock.advance(11)
+
+    cost = meter.of(step)
+
+    assert cost.trips == 1
+    # Fifteen more if it is looked for again, and among all where it became claimable.
+    assert cost.called <= 38  # measured: 36
+    broker.close()
 
 
 def costs_with_queues(meter: Meter, broker: RedisBroker, number: int) -> list[Cost]:

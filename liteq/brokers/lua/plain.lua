@@ -5,6 +5,7 @@
 -- takes the server longer than all that is done here, and each local that a function takes from
 -- outside adds to it: so this one takes none. First it looks at all that the step would touch,
 -- and changes nothing; if there is anything else, it returns nothing, and the whole script runs.
+-- That is told which queues have something delayed, if this one has found it due.
 -- Arguments and answer are those of `step.lua`.
 
 -- Write leases behind the first `at` fields of an answer: their number; number and delivery of
@@ -113,10 +114,11 @@ local function plain_step(text_of, pack, put_leases, queues_with, idle_as)
     there = there + call('EXISTS', unpack(others, i, math.min(i + 999, #others)))
   end
   if there > 0 then  -- what is delayed is in nobody's way until it is due
-    for _, queue in ipairs(queues_with('d:', queues)) do
+    local delayed = queues_with('d:', queues)
+    for _, queue in ipairs(delayed) do
       local first = call('ZRANGE', P .. 'd:' .. queue, 0, 0, 'WITHSCORES')[2]
       if first then
-        if tonumber(first) <= tonumber(now) then return end
+        if tonumber(first) <= tonumber(now) then return nil, delayed end
         if due == '' or tonumber(first) < tonumber(due) then due = first end
         there = there - 1
       end
@@ -228,7 +230,5 @@ local function plain_step(text_of, pack, put_leases, queues_with, idle_as)
   return table.concat(sizes, ' ') .. '\n' .. table.concat(data)
 end
 
-do
-  local said = plain_step(text_of, pack, put_leases, queues_with, idle_as)
-  if said then return said end
-end
+local said, delayed = plain_step(text_of, pack, put_leases, queues_with, idle_as)
+if said then return said end

@@ -425,7 +425,7 @@ local flags = table.concat(accepted)
 local function promote(queue)
   local key = P .. 'd:' .. queue
   local due = call('ZRANGEBYSCORE', key, '-inf', NOW_TEXT, 'LIMIT', 0, SLICE)
-  if #due == 0 then return end
+  if #due == 0 then return false end
   local ready = {}
   for _, id in ipairs(due) do
     local found = redis.pcall('HMGET', P .. 'm:' .. id, 'g', 'n')
@@ -438,6 +438,7 @@ local function promote(queue)
   each_thousand('ZADD', P .. 'q:' .. queue, ready)
   fresh[queue] = (fresh[queue] or 0) + #due
   more = more or (#due == SLICE and call('ZCOUNT', key, '-inf', NOW_TEXT) > 0)
+  return true
 end
 
 local anything = digest == '*'
@@ -481,13 +482,17 @@ end
 
 local leases, aside = {}, {}
 if limit > 0 and alive then
-  for _, queue in ipairs(queues_with('d:', open_queues)) do promote(queue) end
+  if not delayed or open_queues ~= queues then delayed = queues_with('d:', open_queues) end
+  local promoted = {}
+  for _, queue in ipairs(delayed) do
+    if promote(queue) then promoted[#promoted + 1] = queue end
+  end
   local sources, is_source = {}, {}
   local function look_in(queue)
     if not is_source[queue] then sources[#sources + 1] = P .. 'q:' .. queue end
     is_source[queue] = true
   end
-  for _, queue in ipairs(queues_with('q:', open_queues)) do look_in(queue) end
+  for _, queue in ipairs(queues_with('q:', open_queues, promoted)) do look_in(queue) end
   for _, queue in ipairs(queues_with('p:', open_queues)) do
     local parked = P .. 'p:' .. queue
     local tasks = anything and call('SMEMBERS', parked)
