@@ -210,7 +210,7 @@ class AsyncLink:
         wire = _Wire(connection, switches)
         try:
             async with asyncio.timeout(link.timeout):
-                link.accept(unpack(await wire.exchange(link.opening())))
+                link.opened(unpack(await wire.exchange(link.opening(connection))))
         except BaseException:
             wire.close()
             raise

@@ -190,6 +190,7 @@ class Link:
         self.moves = 0  # how often the store was found to be on another server
         self._moved: tuple[str, int] | None = None  # the cluster's node that has our slot
         self._nodes = place.hosts  # those of the cluster that are known, in the order to ask
+        self._learnt: tuple[str, int] | None = None  # who leads to it, if not the URL
         self._lock = threading.Lock()
         self.failing_since: float | None = None
         self.failed_for = 0.0  # seconds that the last outage took
@@ -510,8 +511,8 @@ class Link:
 
     def _greet(self, wire: _Wire) -> None:
         """Learn which store and what server this is; refuse what would lose messages."""
-        [data] = wire.exchange(self.opening(), 1)
-        self.accept(unpack(data))
+        [data] = wire.exchange(self.opening(wire.connection), 1)
+        self.opened(unpack(data))
         if not self.server or self.failing_since is not None:
             known, self.server = self.server, self._describe(wire)
             self._refuse_eviction(is_met=bool(known))
@@ -519,10 +520,29 @@ class Link:
         if self._is_cluster():
             self._learn_nodes(wire)
 
-    def opening(self) -> bytes:
-        """Return the first command on a connection: which store is this?"""
-        arguments = (self.prefix, "", "", "", new_id(), KEYS_VERSION)
+    def opening(self, connection: Any) -> bytes:
+        """Return the first command on a connection: which store is this?
+
+        Where a node of the cluster was, another Redis may be by now. So what only a node that
+        was learnt leads to is to have our store, and none is made there.
+        """
+        if self._moved is None and self._is_cluster() and self.place.path is None:
+            at = (connection.host, connection.port)
+            self._learnt = None if at in self.place.hosts else at
+        new = "" if self._learnt else new_id()
+        arguments = (self.prefix, "", "", "", new, KEYS_VERSION)
         return command(("EVAL", script("open").text, 1, *arguments))
+
+    def opened(self, answer: Sequence[bytes | None]) -> None:
+        """Take the answer on a new connection like `accept()`. Raises `ConnectionError` too, if
+        what was learnt does not lead to our store."""
+        id, learnt = answer[0], self._learnt
+        if id is None or (learnt and id.decode() != self.store_id):
+            self.leave(learnt or self._nodes[0])
+            raise ConnectionError("where a node of its cluster was, another Redis answers")
+        self.accept(answer)
+        # It is remembered, and what is there may be another at the next time.
+        self._learnt = None if self._moved in self.place.hosts else self._moved
 
     def accept(self, answer: Sequence[bytes | None]) -> None:
         """Take its answer. Raises `SchemaError` if the store is not of this version."""

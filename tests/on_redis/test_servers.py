@@ -514,6 +514,36 @@ def test_a_cluster_is_found_when_the_first_node_of_the_url_is_dead(
     broker.close()
 
 
+@pytest.mark.parametrize("coroutines", [False, True])
+@pytest.mark.parametrize("options", [(), ("cluster-enabled yes",)], ids=["alone", "cluster"])
+def test_another_redis_where_a_node_of_the_cluster_was_is_not_believed(
+    cluster: list[RedisServer], start: Start, options: tuple[str, ...], *, coroutines: bool
+) -> None:
+    owner = next(node for node in cluster if _owns(node, RedisBroker("redis://h")))
+    first, other = (node for node in cluster if node is not owner)
+    broker = RedisBroker(f"redis://127.0.0.1:{first.port}/0", socket_timeout=1)
+    broker.counts()
+    for node in cluster:
+        node.kill()
+    strangers = [start(*options, port=node.port) for node in (owner, other)]
+    if options:
+        for stranger in strangers[:1]:
+            stranger.say("CLUSTER", "ADDSLOTS", *range(16384))
+            _wait_for(stranger, b"cluster_state:ok", "CLUSTER", "INFO")
+
+    async def send() -> None:
+        if coroutines:
+            await broker.aenqueue([make()])
+        else:
+            broker.enqueue([make()])
+
+    with pytest.raises(BrokerUnavailable, match=r"cannot (be reached|serve now)"):
+        asyncio.run(send())
+
+    assert [stranger.say("DBSIZE") for stranger in strangers] == [0, 0]
+    broker.close()
+
+
 def test_a_node_that_is_cut_off_from_its_cluster_is_left(cluster: list[RedisServer]) -> None:
     owner = next(node for node in cluster if _owns(node, RedisBroker("redis://h")))
     first, other = (node for node in cluster if node is not owner)
