@@ -62,6 +62,27 @@ PACKED_FIELDS: Final = (
     "envelope",
 )
 
+# Where each of them stands. (Of a plain message, only these are read on its whole way.)
+(
+    ID,
+    TASK,
+    BODY,
+    QUEUE,
+    PRIORITY,
+    RUN_AT,
+    EXPIRES_AT,
+    RETRIES,
+    TIME_LIMIT,
+    SOFT_TIME_LIMIT,
+    ACKS_LATE,
+    IGNORE_RESULT,
+    MAX_DELIVERIES,
+    RESULT_EXPIRES,
+    LIMITS,
+    UNIQUE_KEY,
+    ENVELOPE,
+) = range(len(PACKED_FIELDS))
+
 
 class Take(NamedTuple):
     """One input that a signed message waits for, at this position; see `binding`.

@@ -80,7 +80,6 @@ class SqliteStore(Broker):
         self._links = WaitLinks(os.path.join(place, "waits")) if place is not None else None
         # Without a lock: a mailbox is closed by the garbage collector too, at any moment.
         self._local: dict[str, LocalMailbox] = {}
-        self._candidates: dict[int, str] = {}
         self._book = NO_BOOK
         self._all_busy_until = 0.0  # monotonic: when somebody may stand by again
         self._doubtful: dict[int, set[int]] = {}  # by worker: tokens of claims that failed

@@ -149,6 +149,10 @@ class Following:
 
     # What has ended
 
+    def forget_freed(self, keys: Collection[int]) -> None:
+        """Tell nobody of these, which were claimed by the step that made them claimable."""
+        self.freed = [seq for seq in self.freed if seq not in keys]
+
     def succeeded(self, *ends: tuple[int, str, bytes]) -> None:
         """Note messages that have ended with these results, by their numbers and ids."""
         self.ended += [id for _, id, _ in ends]

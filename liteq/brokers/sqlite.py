@@ -14,14 +14,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Final, NamedTuple
 
 import apsw
 
-from liteq import failure
 from liteq.brokers import limiting, queueing, standby
 from liteq.brokers.base import ORDERS
-from liteq.brokers.base_sqlite import PACKED
+from liteq.brokers.claiming import Claim
 from liteq.brokers.connection import fetch_all, fetch_one
 from liteq.brokers.delaying import next_due, promote
 from liteq.brokers.enqueueing import (
@@ -35,24 +34,31 @@ from liteq.brokers.enqueueing import (
 )
 from liteq.brokers.following import Following
 from liteq.brokers.lengths import LOOKS
-from liteq.brokers.limiting import Book, Lines, peek, read_book
+from liteq.brokers.limiting import Book, Lines, read_book
 from liteq.brokers.records_sqlite import SqliteRecords
 from liteq.brokers.redriving import redrive
 from liteq.brokers.roster_sqlite import SqliteRoster, leases_of
 from liteq.brokers.schedules_sqlite import SqliteSchedules
-from liteq.brokers.schema import EARLY, MOST, STATE_CODES
+from liteq.brokers.schema import EARLY, STATE_CODES
 from liteq.brokers.settling import SLICE, Settling
 from liteq.brokers.uniqueness import UNIQUE
 from liteq.brokers.upkeep_sqlite import SqliteUpkeep
-from liteq.brokers.values import Aside, Input, Lease, RevokeAnswer, Rewrite, Said, Step
-from liteq.exceptions import BrokerError, DecodeError, QueueFull
+from liteq.brokers.values import Lease, RevokeAnswer, Rewrite, Said, Step
+from liteq.exceptions import BrokerError, QueueFull
 from liteq.limits import Limit, LimitInfo
-from liteq.message import PACKED_FIELDS, Alike, Edge, Message, Packed, Workflow, pack_all
+from liteq.message import (
+    ACKS_LATE,
+    PACKED_FIELDS,
+    Alike,
+    Edge,
+    Message,
+    Packed,
+    Workflow,
+    pack_all,
+)
 from liteq.outcome import (
-    Failed,
     Outcome,
     Released,
-    Revoked,
 )
 
 __all__ = ["SqliteBroker"]
@@ -64,44 +70,8 @@ SUCCEEDED: Final = STATE_CODES["succeeded"]
 _CLAIMABLE: Final = (QUEUED, SCHEDULED)  # now or later, if nothing limits it
 
 _NOTHING_STANDS: Final[Mapping[str, str]] = {}
-_new: Final = tuple.__new__  # half of what Lease(...) costs, for each message
 _BUSY_FOR: Final = 0.005  # seconds for which it is believed that no worker stands by
 _STATE: Final = len(PACKED_FIELDS)  # where it stands in a row of ENQUEUE
-
-# A claim reads the candidates and then takes them, in one transaction: one UPDATE with
-# RETURNING reads and copies each row once more, which is a third of its time. A subquery
-# walks the partial index in the order of promise 7 and stops at the limit.
-_FIND: Final = (
-    f"SELECT -priority, seq, deliveries + 1, inputs, expires_at, {PACKED} FROM message "
-    "WHERE seq IN ({candidates})"
-)
-_TAKE: Final = (
-    "UPDATE message SET state = 3, token = ?1, worker = ?2, started_at = ?3, "
-    f"parked_at = NULL, deliveries = min(deliveries, {MOST}) + 1 "
-    "WHERE seq IN ({candidates})"
-)
-_CLAIM_ONE: Final = (
-    _TAKE.format(candidates="?4")
-    + f" RETURNING -priority, seq, deliveries, inputs, expires_at, {PACKED}"
-)
-_QUEUED_IN: Final = (
-    "SELECT * FROM (SELECT seq FROM message INDEXED BY message_queued "
-    "WHERE state = 1 AND queue = ? ORDER BY priority DESC, seq LIMIT ?)"
-)
-_QUEUED_IN_RANKED: Final = (
-    "SELECT * FROM (SELECT seq, priority FROM message INDEXED BY message_queued "
-    "WHERE state = 1 AND queue = ? ORDER BY priority DESC, seq LIMIT ?)"
-)
-
-# From any number of queues: a compound has a term for each, of which SQLite takes 500, and is
-# compiled anew when it is long. This reads the rows of the candidates, beside the index.
-_QUEUED_IN_MANY: Final = (
-    "SELECT seq FROM (SELECT first.seq, first.priority FROM json_each(?) AS named "
-    "CROSS JOIN message AS first WHERE first.seq IN (SELECT seq FROM message "
-    "INDEXED BY message_queued WHERE state = 1 AND queue = named.value "
-    "ORDER BY priority DESC, seq LIMIT ?)) ORDER BY priority DESC, seq LIMIT ?"
-)
-_MANY_QUEUES: Final = 50
 
 # What a step has to know before it begins, in one statement: whether its worker counts as
 # alive; whether there are edges, waiters, parked messages; whether a run is to be ended;
@@ -118,6 +88,23 @@ _AROUND: Final = (
     "EXISTS(SELECT 1 FROM listener WHERE until > ?2), "
     "EXISTS(SELECT 1 FROM line), (SELECT value FROM meta WHERE name = 'limits')"
 )
+
+
+class _Around(NamedTuple):
+    """What `_AROUND` tells: flags, but for the revision."""
+
+    alive: int
+    edges: int
+    waiters: int
+    parked: int
+    revoking: int
+    paused: int
+    mail: int
+    heard: int
+    lined: int
+    revision: int | None
+
+
 _NOTE: Final = (
     "UPDATE message SET note_state = ?, note = ? WHERE seq = ? AND token = ? AND state = 3"
 )
@@ -258,93 +245,73 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
 
         def body(db: apsw.Connection) -> tuple[Following, Step, bool]:
             self._stay(worker)
-            around = fetch_one(db, _AROUND, (worker, now))
-            alive, edges, waiters, parked, revoking, paused, mail, heard = around[:8]
-            lined, revision = around[8:]
-            open_queues = queueing.unpaused(db, queues) if paused else queues
+            around = _Around(*fetch_one(db, _AROUND, (worker, now)))
+            open_queues = queueing.unpaused(db, queues) if around.paused else queues
+            waiters = bool(around.waiters)
             settling = Settling(
-                db, now, self.max_deliveries, edges=bool(edges), waiters=bool(waiters)
+                db, now, self.max_deliveries, edges=bool(around.edges), waiters=waiters
             )
-            strays: list[Lease] = []
             if doubtful or idle:
-                held = leases_of(db, worker, None)
-                strays = held if idle else [one for one in held if one.token in doubtful]
-                settling.settle([(one, Released()) for one in strays])
-                if idle and strays:
-                    standby.leave(db, worker)
-            for lease, note in notes:
-                if isinstance(note, Rewrite):
-                    db.execute(_REWRITE, (note.envelope, lease.key, lease.token))
-                    continue
-                db.execute(_NOTE, (note.state, note.meta, lease.key, lease.token))
-                if waiters:
-                    settling.following.reported(lease.key, lease.id)
+                _release_strays(db, settling, worker, None if idle else doubtful)
+            for lease, said in notes:
+                _note(db, settling.following, lease, said, waiters=waiters)
             accepted = settling.settle(settlements) if settlements else ()
             due = next_due(db, open_queues)
-            # By the time of now that it holds the lock: who waited for it would be behind
-            # those whom it waited for.
-            known = revision == self._book.revision
             lines = Lines(
                 db,
+                # The time of now that it holds the lock: who waited for it would be behind
+                # those whom it waited for.
                 self.clock.now(),
-                self._book if known else self._read_book(db, revision),
+                self._known_book(db, around.revision),
                 worker,
                 open_queues,
-                any=bool(lined) or settling.following.lined,
+                any=bool(around.lined) or settling.following.lined,
                 tasks=tasks,
                 ignore_rates=ignore_rates,
             )
-            leases: list[Lease] = []
-            aside: list[tuple[Lease, Aside]] = []
-            claims = limit > 0 and bool(alive)
+            claim = Claim(
+                db,
+                settling,
+                lines,
+                worker,
+                token,
+                open_queues,
+                limit,
+                tasks,
+                parked=bool(around.parked),
+            )
+            claims = limit > 0 and bool(around.alive)
             if claims and due is not None and due <= now:
                 settling.following.freed += promote(db, open_queues, now, SLICE)
                 due = next_due(db, open_queues)
                 # The first in line may be among those that have no place in it yet.
                 claims = due is None or due > now
             if claims:
-                leases, aside, more = self._claim(
-                    db,
-                    settling,
-                    worker,
-                    token,
-                    open_queues,
-                    limit,
-                    tasks,
-                    lines,
-                    parked=bool(parked),
-                )
-                if more:
+                claim.run()
+                if claim.more:
                     due = now
-                elif aside:  # an error callback of one that had expired may be due later
+                elif claim.aside:  # an error callback of one that had expired may be due later
                     due = next_due(db, open_queues)
             if lines.any or settling.opened:
                 due = self._look_again(lines, settling, due, claimed=claims)
             if settling.following.freed:  # what is claimed here already is no news to others
-                claimed = {lease.key for lease in leases}
-                settling.following.freed = [
-                    seq for seq in settling.following.freed if seq not in claimed
-                ]
-            early = any(not lease.packed[10] for lease in leases)
-            token_of_standby = 0
-            if idle and alive and limit > 0 and not (paused or lines.book.tasks):
-                until = self.clock.steady() + self.stuck_after
-                token_of_standby = standby.stand_by(db, worker, queues, token, until)
-            return (
-                settling.following,
-                Step(
-                    accepted=tuple(accepted),
-                    leases=tuple(leases),
-                    next_due=due,
-                    terminate=_to_terminate(db, worker) if revoking else {},
-                    alive=bool(alive),
-                    aside=tuple(aside),
-                    mail=bool(mail),
-                    heard=bool(heard),
-                    standby=token_of_standby,
-                ),
-                early,
+                settling.following.forget_freed({lease.key for lease in claim.leases})
+            stands_by = idle and around.alive and limit > 0
+            step = Step(
+                accepted=tuple(accepted),
+                leases=tuple(claim.leases),
+                next_due=due,
+                terminate=_to_terminate(db, worker) if around.revoking else {},
+                alive=bool(around.alive),
+                aside=tuple(claim.aside),
+                mail=bool(around.mail),
+                heard=bool(around.heard),
+                standby=self._stand_by(db, worker, queues, token)
+                if stands_by and not (around.paused or lines.book.tasks)
+                else 0,
             )
+            early = any(not lease.packed[ACKS_LATE] for lease in claim.leases)
+            return settling.following, step, early
 
         try:
             following, step, early = self._database.write(body, durable=False)
@@ -360,80 +327,11 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
         self._announce(following, but=worker if limit > 0 else None)
         return step
 
-    def _claim(
-        self,
-        db: apsw.Connection,
-        settling: Settling,
-        worker: int,
-        token: int,
-        queues: Sequence[str],
-        limit: int,
-        tasks: Collection[str] | None,
-        lines: Lines,
-        *,
-        parked: bool,
-    ) -> tuple[list[Lease], list[tuple[Lease, Aside]], bool]:
-        """Claim, parking unknown tasks, revoking what has expired and burying what is damaged,
-        until the limit is reached or nothing is left; but put aside no more than a slice in
-        one step. Return the leases, what was put aside, and whether there is more to look
-        through."""
-        more = False
-        leases: list[Lease] = []
-        aside: list[tuple[Lease, Aside]] = []
-        now = settling.now
-        named = lines.book.tasks
-        lined = 0
-        if lines.any:
-            lines.open_due()
-        while len(leases) < limit:
-            wanted = limit - len(leases) + len(aside)  # who met many useless ones meets more
-            before = lined
-            charged: set[int] = set()
-            found: list[tuple[Any, ...]] = []
-            if lines.any:
-                others = peek(db, queues, wanted, tasks, parked=parked)
-                bindings = (token, worker, lines.now)
-                found = lines.take(_CLAIM_ONE, bindings, limit - len(leases), others)
-                charged = {row[1] for row in found}
-            some = wanted - len(found)
-            found += self._claim_queued(db, worker, token, now, queues, some)
-            if parked:
-                found += self._claim_parked(db, worker, token, now, queues, tasks, some)
-            found.sort()  # by rank: a row begins with its priority, negative, and its number
-            for one in found:
-                _, seq, delivery, inputs, expires_at = one[:5]
-                lease = _new(Lease, (seq, token, delivery, one[5:], ()))
-                if damage := _damage_of(delivery, one[12], one[9]):
-                    error = failure.describe(DecodeError(damage), traceback="")
-                    settling.settle([(lease, Failed(error, dead=damage))])
-                    aside.append((lease, "damaged"))
-                elif expires_at is not None and expires_at <= now:
-                    settling.settle([(lease, Revoked("expired"))])
-                    aside.append((lease, "expired"))
-                elif tasks is not None and one[6] not in tasks:
-                    _park(db, lease, now)
-                    aside.append((lease, "parked"))
-                elif (one[19] is not None or one[6] in named) and seq not in charged:
-                    lines.line_up(one[:2], one[8], one[6], one[19])
-                    lined += 1
-                elif (
-                    # Those that went into lines go before it, if they may.
-                    len(leases) + len(charged) + lined - before >= limit and seq not in charged
-                ):
-                    settling.settle([(lease, Released())])
-                else:
-                    if inputs:
-                        lease = lease._replace(inputs=_inputs(db, seq))
-                    leases.append(lease)
-                charged.discard(seq)
-            if len(found) < wanted and lined == before:
-                break  # that was all
-            if len(aside) + lined + lines.tried > SLICE:
-                more = True
-                break
-        if lines.tried:
-            leases.sort(key=lambda lease: (-lease.packed[4], lease.key))
-        return leases, aside, more
+    def _stand_by(
+        self, db: apsw.Connection, worker: int, queues: Sequence[str], token: int
+    ) -> int:
+        until = self.clock.steady() + self.stuck_after
+        return standby.stand_by(db, worker, queues, token, until)
 
     def _look_again(
         self, lines: Lines, settling: Settling, due: float | None, *, claimed: bool
@@ -448,65 +346,11 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
         times = [time for time in (due, lines.next_due()) if time is not None]
         return min(times, default=None)
 
-    def _read_book(self, db: apsw.Connection, revision: int | None) -> Book:
-        self._book = read_book(db, revision)
+    def _known_book(self, db: apsw.Connection, revision: int | None) -> Book:
+        """Return what is declared of limits, under the revision that the store has."""
+        if revision != self._book.revision:
+            self._book = read_book(db, revision)
         return self._book
-
-    def _claim_queued(
-        self,
-        db: apsw.Connection,
-        worker: int,
-        token: int,
-        now: float,
-        queues: Sequence[str],
-        limit: int,
-    ) -> list[tuple[Any, ...]]:
-        if not queues:
-            return []
-        candidates, bindings = self._first_in(queues, limit)
-        return _take(db, candidates, bindings, (token, worker, now))
-
-    def _first_in(self, queues: Sequence[str], limit: int) -> tuple[str, list[Any]]:
-        """Return what selects those first in line in these queues, and what it is given."""
-        count = len(queues)
-        if count > _MANY_QUEUES:
-            return _QUEUED_IN_MANY, [json.dumps(list(queues)), limit, limit]
-        candidates = self._candidates.get(count)
-        if candidates is None:
-            if count == 1:
-                candidates = _QUEUED_IN
-            else:
-                ranked = " UNION ALL ".join([_QUEUED_IN_RANKED] * count)
-                candidates = f"SELECT seq FROM ({ranked}) ORDER BY priority DESC, seq LIMIT ?"
-            self._candidates[count] = candidates
-        bindings: list[Any] = []
-        for queue in queues:
-            bindings += (queue, limit)
-        if count != 1:
-            bindings.append(limit)
-        return candidates, bindings
-
-    @staticmethod
-    def _claim_parked(
-        db: apsw.Connection,
-        worker: int,
-        token: int,
-        now: float,
-        queues: Sequence[str],
-        tasks: Collection[str] | None,
-        limit: int,
-    ) -> list[tuple[Any, ...]]:
-        """Claim what others have parked and this worker knows."""
-        known = "" if tasks is None else "AND task IN (SELECT value FROM json_each(?)) "
-        candidates = (
-            "SELECT seq FROM message INDEXED BY message_parked WHERE state = 4 "
-            f"AND queue IN (SELECT value FROM json_each(?)) {known}"
-            "ORDER BY priority DESC, seq LIMIT ?"
-        )
-        bindings: list[Any] = [json.dumps(list(queues))]
-        if tasks is not None:
-            bindings.append(json.dumps(sorted(tasks)))
-        return _take(db, candidates, [*bindings, limit], (token, worker, now))
 
     # Steering
 
@@ -637,22 +481,28 @@ def _waiting_first(db: apsw.Connection, ids: Sequence[str]) -> list[str]:
     ]
 
 
-def _take(
-    db: apsw.Connection, candidates: str, bindings: Sequence[Any], marks: tuple[Any, ...]
-) -> list[tuple[Any, ...]]:
-    """Claim what `candidates` selects, marked with a token, a worker and the time."""
-    found = fetch_all(db, _FIND.format(candidates=candidates), bindings)
-    if found:
-        db.execute(_TAKE.format(candidates=candidates), (*marks, *bindings))
-    return found
+def _release_strays(
+    db: apsw.Connection, settling: Settling, worker: int, tokens: Collection[int] | None
+) -> None:
+    """Release what was leased to a worker that knows nothing of it: under these tokens of
+    claims that failed, or, for one that holds nothing (None), all there is."""
+    held = leases_of(db, worker, None)
+    strays = held if tokens is None else [one for one in held if one.token in tokens]
+    settling.settle([(one, Released()) for one in strays])
+    if strays and tokens is None:
+        standby.leave(db, worker)
 
 
-def _damage_of(delivery: int, retries: int, priority: int) -> str | None:
-    """Say what is wrong with the numbers that a message is claimed by; None if nothing is."""
-    if 0 < delivery < MOST and 0 <= retries < MOST and -MOST < priority < MOST:
-        return None
-    said = f"{delivery - 1:.0f} starts, {retries} retries and the priority {priority}"
-    return f"damaged in the store: it has {said}"
+def _note(
+    db: apsw.Connection, following: Following, lease: Lease, said: Said, *, waiters: bool
+) -> None:
+    """Store what a task says of itself."""
+    if isinstance(said, Rewrite):
+        db.execute(_REWRITE, (said.envelope, lease.key, lease.token))
+        return
+    db.execute(_NOTE, (said.state, said.meta, lease.key, lease.token))
+    if waiters:
+        following.reported(lease.key, lease.id)
 
 
 def _to_terminate(db: apsw.Connection, worker: int) -> dict[int, str]:
@@ -664,25 +514,6 @@ def _to_terminate(db: apsw.Connection, worker: int) -> dict[int, str]:
             (worker,),
         )
     )
-
-
-def _park(db: apsw.Connection, lease: Lease, now: float) -> None:
-    db.execute(
-        "UPDATE message SET state = 4, token = NULL, started_at = NULL, "
-        "deliveries = deliveries - 1, parked_at = ? "
-        "WHERE seq = ? AND token = ?",
-        (now, lease.key, lease.token),
-    )
-
-
-def _inputs(db: apsw.Connection, seq: int) -> tuple[Input, ...]:
-    rows = fetch_all(
-        db,
-        "SELECT source, kind, position, value FROM input WHERE target = ? "
-        "ORDER BY position, source",
-        (seq,),
-    )
-    return tuple(Input(*row) for row in rows)
 
 
 def _harden(db: apsw.Connection) -> None:

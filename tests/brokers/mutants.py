@@ -17,6 +17,7 @@ import pytest
 from brokers.model import BrokerMachine
 from brokers.model_unique import UniqueMachine
 from liteq.brokers import (
+    claiming,
     enqueueing,
     following,
     limiting,
@@ -30,6 +31,7 @@ from liteq.brokers import (
     upkeep_sqlite,
 )
 from liteq.brokers.base import Lease
+from liteq.brokers.claiming import Claim
 from liteq.brokers.following import Following
 from liteq.brokers.settling import Settling
 from liteq.brokers.sqlite import SqliteBroker
@@ -154,7 +156,7 @@ def retry_delay_ignored(patch: Patch) -> None:
 
 
 def expiry_ignored(patch: Patch) -> None:
-    swap(patch, sqlite, ("_FIND",), "inputs, expires_at, ", "inputs, NULL, ")
+    swap(patch, claiming, ("_FIND",), "inputs, expires_at, ", "inputs, NULL, ")
 
 
 def no_delivery_limit(patch: Patch) -> None:
@@ -170,8 +172,8 @@ def no_delivery_limit(patch: Patch) -> None:
 
 def delivery_not_counted(patch: Patch) -> None:
     counted = f"min(deliveries, {schema.MOST}) + 1"
-    swap(patch, sqlite, ("_TAKE",), counted, "1")
-    swap(patch, sqlite, ("_FIND",), "deliveries + 1", "1")
+    swap(patch, claiming, ("_TAKE",), counted, "1")
+    swap(patch, claiming, ("_FIND",), "deliveries + 1", "1")
 
 
 def released_counts_a_delivery(patch: Patch) -> None:
@@ -275,7 +277,7 @@ def other_work_under_a_used_id(patch: Patch) -> None:
 def priority_reversed(patch: Patch) -> None:
     swap(
         patch,
-        sqlite,
+        claiming,
         ("_QUEUED_IN", "_QUEUED_IN_RANKED"),
         "INDEXED BY message_queued WHERE state = 1 AND queue = ? ORDER BY priority DESC",
         "WHERE state = 1 AND queue = ? ORDER BY priority",
@@ -285,7 +287,7 @@ def priority_reversed(patch: Patch) -> None:
 def youngest_first(patch: Patch) -> None:
     swap(
         patch,
-        sqlite,
+        claiming,
         ("_QUEUED_IN", "_QUEUED_IN_RANKED"),
         "INDEXED BY message_queued WHERE state = 1 AND queue = ? ORDER BY priority DESC, seq",
         "WHERE state = 1 AND queue = ? ORDER BY priority DESC, seq DESC",
@@ -293,16 +295,17 @@ def youngest_first(patch: Patch) -> None:
 
 
 def queue_by_queue(patch: Patch) -> None:
-    claim = SqliteBroker._claim_queued
+    take = Claim._take
 
-    def one_after_another(self: Any, *args: Any) -> Any:
-        *others, queues, limit = args
+    def one_after_another(self: Claim, wanted: int) -> Any:
+        queues = self._queues
         for queue in queues:
-            if found := claim(self, *others, [queue], limit):
+            self._queues = [queue]
+            if found := take(self, wanted):
                 return found
         return []
 
-    patch.setattr(SqliteBroker, "_claim_queued", one_after_another)
+    patch.setattr(Claim, "_take", one_after_another)
 
 
 def reclaim_takes_living_workers(patch: Patch) -> None:
@@ -347,7 +350,7 @@ def dead_letter_deleted(patch: Patch) -> None:
 
 def unknown_tasks_dropped(patch: Patch) -> None:
     patch.setattr(
-        sqlite,
+        claiming,
         "_park",
         lambda db, lease, now: db.execute("DELETE FROM message WHERE seq = ?", (lease.key,)),
     )
@@ -479,7 +482,7 @@ def a_key_is_held_by_nobody(patch: Patch) -> None:
 
 
 def key_free_at_the_start(patch: Patch) -> None:
-    swap(patch, sqlite, ("_TAKE",), "SET state = 3, ", "SET state = 3, unique_key = NULL, ")
+    swap(patch, claiming, ("_TAKE",), "SET state = 3, ", "SET state = 3, unique_key = NULL, ")
 
 
 def key_lost_with_the_worker(patch: Patch) -> None:
