@@ -2,14 +2,16 @@
 
 Each message is one datagram of `NAME=value` lines to the Unix socket that the variable
 `NOTIFY_SOCKET` names. Nothing answers, and nothing may depend on it: a worker whose
-service manager has gone must go on working, so a failed send is dropped.
+service manager has gone must go on working, so a failed send is dropped. What a manager has
+no room for while it is busy, with the words of other services say, is kept until it has.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
+import selectors
 import socket
+import threading
 import time
 from collections.abc import MutableMapping
 
@@ -26,6 +28,9 @@ class Notifier:
         # Non-blocking: a service manager that does not read must not hold up the worker.
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
+        self._unsent: dict[str, str] = {}  # by what it is about, in order: the last word counts
+        self._is_waiting = False  # a selector watches for room
+        self._lock = threading.Lock()  # who sends what is unsent keeps the order
 
     @classmethod
     def from_environment(
@@ -71,10 +76,40 @@ class Notifier:
         """Ask for this many seconds from now before the start or stop counts as hung."""
         self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}")
 
+    def catch_up(self, selector: selectors.BaseSelector) -> None:
+        """Send what there was no room for; have the `selector` wake up when there is some. For
+        a loop's own thread, before each of its sleeps."""
+        if not (self._unsent or self._is_waiting):
+            return
+        with self._lock:
+            self._flush()
+            waits = bool(self._unsent)
+        if waits and not self._is_waiting:
+            selector.register(self._socket, selectors.EVENT_WRITE, lambda _: None)
+        elif self._is_waiting and not waits:
+            selector.unregister(self._socket)
+        self._is_waiting = waits
+
     def close(self) -> None:
         """Close the socket; what is sent afterwards is dropped."""
         self._socket.close()
 
     def _send(self, message: str) -> None:
-        with contextlib.suppress(OSError):
-            self._socket.sendto(message.encode(), self._address)
+        name = message.partition("=")[0]
+        with self._lock:
+            self._unsent.pop(name, None)
+            self._unsent[name] = message
+            self._flush()
+
+    def _flush(self) -> None:
+        for name, message in tuple(self._unsent.items()):
+            try:
+                # Each time, for the manager may have been started anew; and a selector sees
+                # whether there is room only at the other end of a connection.
+                self._socket.connect(self._address)
+                self._socket.send(message.encode())
+            except BlockingIOError:
+                return
+            except OSError:
+                pass  # nobody is there to hear it
+            del self._unsent[name]

@@ -338,8 +338,7 @@ class Worker(Steered):
                 break
             # What the pool has to say is kept until there is a store to tell.
             while not self._wishes.stop and (left := self._outage.until - time.monotonic()) > 0:
-                for key, mask in self._selector.select(left):
-                    key.data(mask)
+                self._sleep(left)
             if self._wishes.stop:
                 return False
         self._outage.end()
@@ -433,8 +432,7 @@ class Worker(Steered):
             timeout = self._timeout(pool)
             if self._garbage is not None:  # now nothing is left to settle or hand out
                 self._garbage.collect_if_due()
-            for key, mask in self._selector.select(timeout):
-                key.data(mask)
+            self._sleep(timeout)
             self._keep_house(time.monotonic())
 
     def _step(self, pool: Pool) -> None:
@@ -638,6 +636,13 @@ class Worker(Steered):
             wake_at = min(wake_at, tell_at)
         timeout = max(0.0, wake_at - now)
         return timeout if timers is None else min(timeout, timers)
+
+    def _sleep(self, timeout: float | None) -> None:
+        """Wait for what somebody has to say, and hear it."""
+        if self.notify is not None:
+            self.notify.catch_up(self._selector)
+        for key, mask in self._selector.select(timeout):
+            key.data(mask)
 
     def _keep_house(self, now: float) -> None:
         """Do what is due by the clock."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -1200,6 +1201,27 @@ def test_systemd_is_told_when_the_worker_is_ready_and_stops(
         worker.end()
         manager.settimeout(1)
         while "STOPPING=1" not in heard:
+            heard = manager.recv(4096).decode()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a full queue is Linux's EAGAIN")
+def test_a_systemd_that_is_busy_at_the_start_is_told_later_that_the_worker_is_ready(
+    start: Callable[..., Running], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    address = str(tmp_path_factory.mktemp("run") / "notify")
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other,
+    ):
+        manager.bind(address)
+        manager.settimeout(PATIENCE)
+        other.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                other.sendto(b"STATUS=other", address)
+        start("worker", "-c", "1", NOTIFY_SOCKET=address).wait_for("^ready")
+        heard = ""
+        while "READY=1" not in heard:
             heard = manager.recv(4096).decode()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import selectors
 import socket
 import sys
 import time
@@ -12,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from liteq.systemd import Notifier
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="a full queue is Linux's EAGAIN")
 
 
 @pytest.fixture
@@ -84,6 +88,71 @@ def test_a_manager_that_is_gone_or_does_not_read_is_no_error(
     notifier.ready()
     notifier.close()
     notifier.ready()
+
+
+def fill(manager: socket.socket) -> None:
+    """Leave the manager no room: other services have said too much."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                other.sendto(b"STATUS=other", manager.getsockname())
+
+
+def read(manager: socket.socket) -> list[str]:
+    heard = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            heard.append(manager.recv(4096).decode())
+    return [said for said in heard if said != "STATUS=other"]
+
+
+@on_linux
+def test_what_a_busy_manager_has_no_room_for_is_sent_when_it_has(
+    manager: socket.socket, notifier: Notifier
+) -> None:
+    fill(manager)
+    notifier.status("1 child")
+    notifier.ready()
+    notifier.status("2 children")  # of each thing, the last that was said
+    with selectors.DefaultSelector() as selector:
+        notifier.catch_up(selector)
+        assert selector.select(0) == []  # and it costs no turns meanwhile
+
+        read(manager)
+        [(key, mask)] = selector.select(10)
+        key.data(mask)
+        notifier.catch_up(selector)
+
+        assert read(manager) == ["READY=1", "STATUS=2 children"]
+        assert not selector.get_map()
+
+
+@on_linux
+def test_what_is_said_next_does_not_overtake_what_is_unsent(
+    manager: socket.socket, notifier: Notifier
+) -> None:
+    fill(manager)
+    notifier.ready()
+    read(manager)
+    notifier.stopping()
+
+    assert read(manager) == ["READY=1", "STOPPING=1"]
+
+
+@on_linux
+def test_what_is_unsent_is_dropped_when_the_manager_has_gone(
+    manager: socket.socket, notifier: Notifier
+) -> None:
+    fill(manager)
+    notifier.ready()
+    with selectors.DefaultSelector() as selector:
+        notifier.catch_up(selector)
+        manager.close()
+        assert selector.select(10)
+        notifier.catch_up(selector)
+
+        assert not selector.get_map()
 
 
 def test_the_environment_is_read_once_and_emptied() -> None:
