@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import apsw
 
@@ -88,21 +88,6 @@ _AROUND: Final = (
     "EXISTS(SELECT 1 FROM listener WHERE until > ?2), "
     "EXISTS(SELECT 1 FROM line), (SELECT value FROM meta WHERE name = 'limits')"
 )
-
-
-class _Around(NamedTuple):
-    """What `_AROUND` tells: flags, but for the revision."""
-
-    alive: int
-    edges: int
-    waiters: int
-    parked: int
-    revoking: int
-    paused: int
-    mail: int
-    heard: int
-    lined: int
-    revision: int | None
 
 
 _NOTE: Final = (
@@ -245,16 +230,26 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
 
         def body(db: apsw.Connection) -> tuple[Following, Step, bool]:
             self._stay(worker)
-            around = _Around(*fetch_one(db, _AROUND, (worker, now)))
-            open_queues = queueing.unpaused(db, queues) if around.paused else queues
-            waiters = bool(around.waiters)
+            (
+                alive,
+                edges,
+                waiters,
+                parked,
+                revoking,
+                paused,
+                mail,
+                heard,
+                lined,
+                revision,
+            ) = fetch_one(db, _AROUND, (worker, now))
+            open_queues = queueing.unpaused(db, queues) if paused else queues
             settling = Settling(
-                db, now, self.max_deliveries, edges=bool(around.edges), waiters=waiters
+                db, now, self.max_deliveries, edges=bool(edges), waiters=bool(waiters)
             )
             if doubtful or idle:
                 _release_strays(db, settling, worker, None if idle else doubtful)
             for lease, said in notes:
-                _note(db, settling.following, lease, said, waiters=waiters)
+                _note(db, settling.following, lease, said, waiters=bool(waiters))
             accepted = settling.settle(settlements) if settlements else ()
             due = next_due(db, open_queues)
             lines = Lines(
@@ -262,10 +257,10 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
                 # The time of now that it holds the lock: who waited for it would be behind
                 # those whom it waited for.
                 self.clock.now(),
-                self._known_book(db, around.revision),
+                self._known_book(db, revision),
                 worker,
                 open_queues,
-                any=bool(around.lined) or settling.following.lined,
+                any=bool(lined) or settling.following.lined,
                 tasks=tasks,
                 ignore_rates=ignore_rates,
             )
@@ -278,9 +273,9 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
                 open_queues,
                 limit,
                 tasks,
-                parked=bool(around.parked),
+                parked=bool(parked),
             )
-            claims = limit > 0 and bool(around.alive)
+            claims = limit > 0 and bool(alive)
             if claims and due is not None and due <= now:
                 settling.following.freed += promote(db, open_queues, now, SLICE)
                 due = next_due(db, open_queues)
@@ -296,18 +291,18 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
                 due = self._look_again(lines, settling, due, claimed=claims)
             if settling.following.freed:  # what is claimed here already is no news to others
                 settling.following.forget_freed({lease.key for lease in claim.leases})
-            stands_by = idle and around.alive and limit > 0
+            stands_by = idle and alive and limit > 0
             step = Step(
                 accepted=tuple(accepted),
                 leases=tuple(claim.leases),
                 next_due=due,
-                terminate=_to_terminate(db, worker) if around.revoking else {},
-                alive=bool(around.alive),
+                terminate=_to_terminate(db, worker) if revoking else {},
+                alive=bool(alive),
                 aside=tuple(claim.aside),
-                mail=bool(around.mail),
-                heard=bool(around.heard),
+                mail=bool(mail),
+                heard=bool(heard),
                 standby=self._stand_by(db, worker, queues, token)
-                if stands_by and not (around.paused or lines.book.tasks)
+                if stands_by and not (paused or lines.book.tasks)
                 else 0,
             )
             early = any(not lease.packed[ACKS_LATE] for lease in claim.leases)
