@@ -12,7 +12,7 @@ from liteq import failure, parts
 from liteq.context import Context
 from liteq.exceptions import DecodeError, LiteqError, MessageTooLarge
 from liteq.loggers import get_logger
-from liteq.message import GATHER, MAX_ENVELOPE, Message, Packed
+from liteq.message import BODY, EXPIRES_AT, GATHER, ID, MAX_ENVELOPE, Message, Packed
 from liteq.plan import Plan
 from liteq.serializers import loads, loads_call
 
@@ -85,7 +85,7 @@ class Delivery:
     ) -> None:
         packed: Packed = message.pack() if isinstance(message, Message) else message
         self.packed = packed
-        self.expires_at: float | None = packed[6] if expires_at is None else expires_at
+        self.expires_at: float | None = packed[EXPIRES_AT] if expires_at is None else expires_at
         self.number = number
         self.inputs = inputs
         self.failed = failed
@@ -122,9 +122,9 @@ class Reader:
         """Raise `MessageTooLarge` or `InvalidSignature` for a message that is not to be read
         at all, or not with these inputs; `is_whole`: they are all that it waited for."""
         most = self._most
-        if most is not None and len(packed[2]) > most:
+        if most is not None and len(packed[BODY]) > most:
             raise MessageTooLarge(
-                f"the arguments take {len(packed[2])} bytes, more than the {most} of "
+                f"the arguments take {len(packed[BODY])} bytes, more than the {most} of "
                 "task_max_body_size here"
             )
         if packed[-1] is not None and len(packed[-1]) > MAX_ENVELOPE:
@@ -147,8 +147,10 @@ class Reader:
             kind = message.content_type
         args: Sequence[Any]
         kwargs: Mapping[str, Any]
-        given = delivery.arguments and delivery.arguments.get(delivery.packed[0])
-        args, kwargs = given or loads_call(delivery.packed[2], kind, self._accept, self._cipher)
+        given = delivery.arguments and delivery.arguments.get(delivery.packed[ID])
+        args, kwargs = given or loads_call(
+            delivery.packed[BODY], kind, self._accept, self._cipher
+        )
         if delivery.inputs:
             inputs = sorted(delivery.inputs, key=_position)
             if names:

@@ -19,7 +19,17 @@ from liteq.delivery import Delivery, FailedCalls
 from liteq.exceptions import TaskRevokedError
 from liteq.executor import Ended, Executor, ExecutorSettings, TaskLike
 from liteq.inline import InlineWorker
-from liteq.message import GATHER, Edge, Message, Packed, Workflow
+from liteq.message import (
+    BODY,
+    GATHER,
+    ID,
+    RESULT_EXPIRES,
+    TASK,
+    Edge,
+    Message,
+    Packed,
+    Workflow,
+)
 from liteq.outcome import Failed, Ignored, Replaced, Retried, Revoked, Succeeded
 from liteq.result import AsyncResult, EagerResult, GroupResult
 
@@ -234,7 +244,7 @@ class _Inline:
     def _enter(self, messages: Any, edges: Sequence[Edge]) -> None:
         packed: Packed
         for packed in messages:
-            self._ids[packed[0]] = None
+            self._ids[packed[ID]] = None
         self._edges += edges
 
     # What came of it
@@ -257,7 +267,7 @@ class _Inline:
         stored: AsyncResult[Any] = AsyncResult(record.id, app=self.app)
         stored._record = record
         return EagerResult(
-            record.id, stored.result, stored.state, stored.traceback, name=record.packed[1]
+            record.id, stored.result, stored.state, stored.traceback, name=record.packed[TASK]
         )
 
     def _join(
@@ -278,19 +288,19 @@ class _Inline:
 
     def _store(self, records: Mapping[str, Record], made: Any) -> None:
         for record in records.values():
-            if not _is_stored(self.app, record.packed[1]):
+            if not _is_stored(self.app, record.packed[TASK]):
                 continue
             ended = self._ended.get(record.id)
             if ended is not None and _is_of(ended, record):
                 _store(self.app, record.message, ended)
-            elif record.final and record.packed[2] != b"count":
+            elif record.final and record.packed[BODY] != b"count":
                 state = AsyncResult(record.id, app=self.app)._state_of(record)
                 self.app.broker.store(
                     record.id,
                     state,
                     record.result,
-                    task=record.packed[1],
-                    expires=record.packed[13],
+                    task=record.packed[TASK],
+                    expires=record.packed[RESULT_EXPIRES],
                 )
         for node in made._line() if self.app.conf.task_store_eager_result else ():
             if isinstance(node, GroupResult):
@@ -302,9 +312,9 @@ def _is_of(ended: Ended, record: Record) -> bool:
     place since, or have been replaced by a gather."""
     match ended.outcome:
         case Succeeded():
-            return record.state == "succeeded" and record.packed[1] != GATHER
+            return record.state == "succeeded" and record.packed[TASK] != GATHER
         case Failed():
-            return record.state == "failed" and record.packed[1] != GATHER
+            return record.state == "failed" and record.packed[TASK] != GATHER
         case Ignored():
             return record.state == "ignored"
         case _:

@@ -50,7 +50,7 @@ from liteq.exceptions import (
     TaskPredicate,
 )
 from liteq.loggers import get_logger
-from liteq.message import Message, Packed
+from liteq.message import ENVELOPE, ID, IGNORE_RESULT, QUEUE, TASK, Message, Packed
 from liteq.options import due_at
 from liteq.outcome import Failed, Ignored, Outcome, Released, Retried, Revoked, Succeeded
 from liteq.plan import Plan, TaskLike, is_async
@@ -172,7 +172,7 @@ class Executor:
         With `delivery.eager` a result that cannot be serialised is no error: nobody is
         going to carry it.
         """
-        self._plans.pop(delivery.packed[1], None)  # tests change tasks between two calls
+        self._plans.pop(delivery.packed[TASK], None)  # tests change tasks between two calls
         body = Body(bridge())  # the caller's thread has its connections
         try:
             return self._attempt(delivery, report, body)
@@ -197,8 +197,8 @@ class Executor:
     def prepare(self, delivery: Delivery, report: Report | None) -> Attempt | Ended:
         """Return the attempt, ready to run, or how it ended before it began."""
         packed = delivery.packed
-        plan = self._plans.get(packed[1])
-        if plan is None or plan.task is not self.tasks.get(packed[1]):  # redefined since
+        plan = self._plans.get(packed[TASK])
+        if plan is None or plan.task is not self.tasks.get(packed[TASK]):  # redefined since
             found = self._look_up(delivery)
             if isinstance(found, Ended):
                 return found
@@ -239,7 +239,7 @@ class Executor:
         return Attempt(self.settings, plan, about, packed, args, kwargs)
 
     def _look_up(self, delivery: Delivery) -> Plan | Ended:
-        name = delivery.packed[1]
+        name = delivery.packed[TASK]
         task = self.tasks.get(name)
         if task is None:
             reason = f"unknown task {name!r}"
@@ -249,7 +249,7 @@ class Executor:
         except Exception as exc:  # options of the task that make no sense
             if delivery.eager:
                 raise
-            logger.exception("Task %s[%s] cannot be prepared", name, delivery.packed[0])
+            logger.exception("Task %s[%s] cannot be prepared", name, delivery.packed[ID])
             return Ended(Failed(ExceptionInfo(exc).record()), exc=exc)
         return plan
 
@@ -272,7 +272,7 @@ class Attempt:
         self.plan = plan
         self.context = about
         self.packed = packed
-        self.id: str = packed[0]
+        self.id: str = packed[ID]
         self.args = args
         self.kwargs = kwargs
         self._began = 0.0
@@ -330,7 +330,7 @@ class Attempt:
 
     def _report_started(self) -> None:
         report = self.context.report
-        if report is not None and not self.packed[11]:  # its results are ignored
+        if report is not None and not self.packed[IGNORE_RESULT]:  # its results are ignored
             meta = {"pid": os.getpid(), "hostname": self.settings.hostname}
             report(Note(states.STARTED, dumps(meta, root="meta")))
 
@@ -414,7 +414,7 @@ class Attempt:
         return _new(Ended, (outcome, value, None))
 
     def _result(self, value: Any) -> bytes | None:
-        if self.packed[11] and not self._is_waited_for():  # its results are ignored
+        if self.packed[IGNORE_RESULT] and not self._is_waited_for():  # its results are ignored
             return None
         try:
             result = dumps_result(value, self.settings.result_serializer, self.settings.cipher)
@@ -440,7 +440,7 @@ class Attempt:
 
     def _is_waited_for(self) -> bool:
         """Tell whether other tasks are given the value, be it kept as a result or not."""
-        if self.packed[16] is None:  # no envelope, which would say so
+        if self.packed[ENVELOPE] is None:  # no envelope, which would say so
             return False
         message = self.context.message
         return message is not None and (message.has_links or message.gather is not None)
@@ -744,7 +744,7 @@ class Attempt:
             "task": self.plan.task.name,
             "task_id": self.id,
             "attempt": self.context.retries + self.context.deliveries,
-            "queue": self.packed[3],
+            "queue": self.packed[QUEUE],
             "outcome": outcome,
             "duration_ms": round(runtime * 1000, 3),
         }

@@ -19,6 +19,7 @@ from liteq.brokers.values import Lease
 from liteq.exceptions import BrokerError, ImproperlyConfigured
 from liteq.ids import made_at
 from liteq.loggers import get_logger
+from liteq.message import ACKS_LATE, QUEUE, RUN_AT
 from liteq.outcome import (
     Failed,
     Ignored,
@@ -149,7 +150,7 @@ class Tally:
         for lease in leases:
             if lease.delivery > 1 or lease.inputs:
                 continue
-            due = lease.packed[5] or made_at(lease.id)
+            due = lease.packed[RUN_AT] or made_at(lease.id)
             if due is not None:
                 self._histogram(self.waits, lease).add(max(0.0, now - due))
 
@@ -167,7 +168,7 @@ class Tally:
             if isinstance(outcome, Failed) and outcome.dead is not None:
                 end = "dead"
             elif isinstance(outcome, Lost) and lease.is_last_start(max_deliveries):
-                end = "dead" if lease.packed[10] else "failed"
+                end = "dead" if lease.packed[ACKS_LATE] else "failed"
             self._count(lease, end)
             runtime = getattr(outcome, "runtime", None)
             if runtime is not None and end != "dead":
@@ -178,7 +179,7 @@ class Tally:
         self._count(lease, "expired")
 
     def _count(self, lease: Lease, end: str) -> None:
-        key = self._name("task", lease.task), self._name("queue", lease.packed[3]), end
+        key = self._name("task", lease.task), self._name("queue", lease.packed[QUEUE]), end
         self.ended[key] = self.ended.get(key, 0) + 1
 
     def _histogram(self, among: dict[str, Histogram], lease: Lease) -> Histogram:

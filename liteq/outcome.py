@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from liteq.clock import FromNow
-from liteq.message import Graph, Packed
+from liteq.message import EXPIRES_AT, RUN_AT, Graph, Packed
 
 __all__ = [
     "Failed",
@@ -165,7 +165,7 @@ def _received(value: Any) -> Any:
 
 
 def _sent_message(packed: Packed) -> Packed:
-    counts = FromNow in (type(packed[5]), type(packed[6]))
+    counts = FromNow in (type(packed[RUN_AT]), type(packed[EXPIRES_AT]))
     return tuple(map(_sent, packed)) if counts else packed
 
 
@@ -174,5 +174,5 @@ def _received_graph(messages: tuple[Packed, ...], edges: tuple[Any, ...]) -> Gra
 
 
 def _received_message(packed: Packed) -> Packed:
-    counts = complex in (type(packed[5]), type(packed[6]))
+    counts = complex in (type(packed[RUN_AT]), type(packed[EXPIRES_AT]))
     return tuple(map(_received, packed)) if counts else packed

@@ -25,7 +25,7 @@ from typing import Final
 from liteq.binding import bind, check
 from liteq.clock import FromNow
 from liteq.exceptions import InvalidSignature, MessageTooLarge
-from liteq.message import GATHER, MAX_ENVELOPE, VERSION, Edge, Message, Packed
+from liteq.message import GATHER, MAX_ENVELOPE, UNIQUE_KEY, VERSION, Edge, Message, Packed
 
 __all__ = ["Signer", "unsealed"]
 
@@ -203,7 +203,8 @@ def _covered(packed: Packed, head: str) -> bytes:
         :14
     ]
     if '"on_conflict":"replace"' in head:
-        id = f"unique {str(packed[15]).lstrip('-')}"  # it may become another's, with that key
+        # It may become another's, with that key.
+        id = f"unique {str(packed[UNIQUE_KEY]).lstrip('-')}"
     if '"expires_in":' in head:
         expires_at = None  # it is set when what this one waits for has ended
     if '"requeued":' in head:

@@ -23,6 +23,7 @@ from liteq.brokers.values import Record
 from liteq.callers import outside
 from liteq.exceptions import LiteqWarning, StoreLost, TimeoutError, UnknownTaskId
 from liteq.loggers import get_logger
+from liteq.message import EXPIRES_AT, QUEUE, TASK
 from liteq.offload import off_loop, running_loop
 from liteq.whereabouts import obstacles, standing
 
@@ -47,7 +48,7 @@ def has_ended(record: Record, now: float) -> bool:
     has expired before its start and is only still to be marked so. `now`: `Broker.now()`."""
     if record.final:
         return True
-    expires = record.packed[6]
+    expires = record.packed[EXPIRES_AT]
     return expires is not None and expires <= now and record.state != "running"
 
 
@@ -217,7 +218,7 @@ class _Wait:
                 "has expired, was forgotten or is ignored; waiting for it would never end"
             )
         self._last = {id: records.get(id) for id in self._first_missing()}
-        times = [r.packed[6] for r in records.values() if r.state != "running"]
+        times = [r.packed[EXPIRES_AT] for r in records.values() if r.state != "running"]
         self.expiry = min((t for t in times if t is not None), default=None)
 
     def is_long(self) -> bool:
@@ -327,10 +328,10 @@ def _warn(broker: Broker, records: Mapping[str, Record]) -> None:
     """Say, once for each, what keeps these from running: nobody consumes their queue, or
     nobody knows their task."""
     reported = _post(broker).reported
-    queues = {str(r.packed[3]) for r in records.values() if r.state != "running"}
+    queues = {str(r.packed[QUEUE]) for r in records.values() if r.state != "running"}
     for worker in broker.workers():
         queues.difference_update(worker.queues)
-    unknown = {str(r.packed[1]) for r in records.values() if r.state == "parked"}
+    unknown = {str(r.packed[TASK]) for r in records.values() if r.state == "parked"}
     place = getattr(broker, "folder", None) or getattr(broker, "url", None)
     store = place or "in this process"
     if queues := queues - {name for kind, name in reported if kind == "queue"}:

@@ -9,6 +9,7 @@ from liteq.brokers.base import Broker
 from liteq.brokers.values import Record
 from liteq.exceptions import BrokerError
 from liteq.limits import limits_text
+from liteq.message import LIMITS, QUEUE, RUN_AT, TASK
 from liteq.wording import ago, span
 
 __all__ = ["obstacles", "standing"]
@@ -23,18 +24,18 @@ def standing(record: Record | None, now: float, in_the_way: Mapping[str, str]) -
         case "waiting" if record.early:
             return "not sent yet"
         case "queued":
-            return f"queued in {packed[3]!r}{in_the_way.get(packed[3], '')}"
+            return f"queued in {packed[QUEUE]!r}{in_the_way.get(packed[QUEUE], '')}"
         case "running":
             since = f" for {span(now - record.started_at)}" if record.started_at else ""
             return f"running{since}" + (f" on {record.worker}" if record.worker else "")
-        case "scheduled" if packed[5] is not None:
-            return f"scheduled, due {ago(packed[5], now)}"
-        case "retrying" if packed[5] is not None:
-            return f"retrying, due {ago(packed[5], now)}"
+        case "scheduled" if packed[RUN_AT] is not None:
+            return f"scheduled, due {ago(packed[RUN_AT], now)}"
+        case "retrying" if packed[RUN_AT] is not None:
+            return f"retrying, due {ago(packed[RUN_AT], now)}"
         case "parked":
-            return f"parked: its workers know no task {packed[1]!r}"
+            return f"parked: its workers know no task {packed[TASK]!r}"
         case "limited":
-            return f"limited, {limits_text(packed[14])}" if packed[14] else "limited"
+            return f"limited, {limits_text(packed[LIMITS])}" if packed[LIMITS] else "limited"
         case "waiting":
             return "waiting for other calls of its workflow"
         case state:
@@ -45,7 +46,7 @@ def obstacles(broker: Broker, records: Iterable[Record | None]) -> dict[str, str
     """Return why calls that are queued are not claimed, by queue, where the store tells: a
     look at the workers, and one at each of these queues."""
     found: dict[str, str] = {}
-    queues = {one.packed[3] for one in records if one is not None and one.state == "queued"}
+    queues = {one.packed[QUEUE] for one in records if one is not None and one.state == "queued"}
     if not queues:
         return found
     with suppress(BrokerError):  # the wait is over all the same

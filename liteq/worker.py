@@ -37,6 +37,7 @@ from liteq.exceptions import (
 )
 from liteq.garbage import Collector
 from liteq.loggers import get_logger
+from liteq.message import QUEUE, TASK
 from liteq.nodes import node_name
 from liteq.outage import Outage
 from liteq.pool import Broken, Pool, Ready, Returned
@@ -544,7 +545,7 @@ class Worker(Steered):
         moved by somebody without a key, and is a dead letter."""
         own = []
         for lease in leases:
-            if (queue := lease.packed[3]) in self.queues:
+            if (queue := lease.packed[QUEUE]) in self.queues:
                 own.append(lease)
             else:
                 moved = f"it was moved to a queue of this worker: it was signed for {queue!r}"
@@ -559,7 +560,7 @@ class Worker(Steered):
         for lease in leases:
             if expected is None or lease.token != expected or self._membership.is_late():
                 self._membership.look = True  # others may have it, or will
-            elif self._stopping or lease.packed[1] not in self._known_tasks():
+            elif self._stopping or lease.packed[TASK] not in self._known_tasks():
                 attempts.give_back(lease)
                 self._membership.look = True  # which parks what is unknown
             else:

@@ -19,7 +19,18 @@ from liteq.brokers.limiting import enter_lines
 from liteq.brokers.schema import EARLY, STATE_CODES
 from liteq.brokers.uniqueness import UNIQUE, admit
 from liteq.exceptions import AlreadyEnqueued
-from liteq.message import GATHER, PACKED_FIELDS, Alike, Packed, Workflow, rule_of
+from liteq.message import (
+    GATHER,
+    ID,
+    LIMITS,
+    PACKED_FIELDS,
+    RUN_AT,
+    TASK,
+    Alike,
+    Packed,
+    Workflow,
+    rule_of,
+)
 
 __all__ = [
     "ENQUEUE",
@@ -119,12 +130,12 @@ class Batch(NamedTuple):
 
 def row_of(packed: Packed, pending: int, now: float) -> tuple[Any, ...]:
     """Return what `ENQUEUE` writes for a message that waits for so many others."""
-    if pending or packed[1] == GATHER:
+    if pending or packed[TASK] == GATHER:
         state = _WAITING
-    elif packed[5] is not None and packed[5] > now:
+    elif packed[RUN_AT] is not None and packed[RUN_AT] > now:
         state = _SCHEDULED
     else:
-        state = _QUEUED if packed[14] is None else _LIMITED
+        state = _QUEUED if packed[LIMITS] is None else _LIMITED
     return (*packed, state, pending, now)
 
 
@@ -138,7 +149,7 @@ def prepare(
     counted = count_edges(messages, edges, there)
     keys = [packed[UNIQUE] for packed in messages]
     return Batch(
-        [row_of(packed, counted.get(packed[0], 0), now) for packed in messages],
+        [row_of(packed, counted.get(packed[ID], 0), now) for packed in messages],
         edges,
         counted,
         [m[0] for m in messages if m[1] == GATHER and m[0] not in counted],

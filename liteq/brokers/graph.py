@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from liteq.exceptions import InvalidTaskError
-from liteq.message import GATHER, Packed
+from liteq.message import BODY, GATHER, ID, TASK, Packed
 
 __all__ = ["POLICIES", "cannot_wait", "count_edges", "divide_edges"]
 
@@ -35,10 +35,10 @@ def count_edges(
     tasks: dict[str, str] = {}
     place: dict[str, int] = {}
     for number, packed in enumerate(messages if there is None else (*messages, there)):
-        id, task = packed[0], packed[1]
+        id, task = packed[ID], packed[TASK]
         tasks[id] = task
         place[id] = number
-        if task == GATHER and (body := packed[2]) not in POLICIES:
+        if task == GATHER and (body := packed[BODY]) not in POLICIES:
             raise InvalidTaskError(
                 f"the gather {id!r} has the policy {body!r}: it can be "
                 f"{', '.join(repr(policy) for policy in sorted(POLICIES))}"
@@ -78,7 +78,7 @@ def divide_edges(
 
     Raises `InvalidTaskError` for any other edge.
     """
-    ids = {packed[0] for packed in messages}
+    ids = {packed[ID] for packed in messages}
     inner, parts = [], []
     for edge in edges:
         source, target, on, _ = edge

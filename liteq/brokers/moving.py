@@ -20,7 +20,7 @@ from liteq.brokers.base import Broker
 from liteq.brokers.values import Attempt, Input, Record
 from liteq.exceptions import BrokerError, ImproperlyConfigured
 from liteq.limits import Limit
-from liteq.message import PACKED_FIELDS
+from liteq.message import IGNORE_RESULT, PACKED_FIELDS, RESULT_EXPIRES
 
 __all__ = [
     "Bond",
@@ -246,11 +246,13 @@ def shelf_of(broker: Broker) -> Shelf:
 def deletion_of(record: Record) -> float | None:
     """Return when a message that is over, or an early note, is to be deleted (Unix seconds);
     None of another."""
-    expires: float | None = record.packed[13]
+    expires: float | None = record.packed[RESULT_EXPIRES]
     if record.early:
         return None if expires is None else record.enqueued_at + expires
     if record.settled_at is None or record.dead is not None:
         return None
-    if record.state == "ignored" or (record.packed[11] and record.state == "succeeded"):
+    if record.state == "ignored" or (
+        record.packed[IGNORE_RESULT] and record.state == "succeeded"
+    ):
         expires = _IGNORED_KEPT if expires is None else min(expires, _IGNORED_KEPT)
     return None if expires is None else record.settled_at + expires

@@ -20,6 +20,7 @@ from liteq.brokers.redis_form import (
 from liteq.brokers.redis_link import Link
 from liteq.brokers.redis_wire import pack
 from liteq.exceptions import BrokerError
+from liteq.message import EXPIRES_AT, PRIORITY, QUEUE, RUN_AT, TASK
 
 __all__ = ["RedisShelf"]
 
@@ -164,8 +165,8 @@ def _arguments(kept: Kept) -> list[Any]:
     fields = kept_fields(kept)
     packed = record.packed
     over = letter in _FINAL
-    arguments: list[Any] = [record.id, letter, packed[3], packed[1], packed[4]]
-    arguments += [packed[5], packed[6], record.workflow]
+    arguments: list[Any] = [record.id, letter, packed[QUEUE], packed[TASK], packed[PRIORITY]]
+    arguments += [packed[RUN_AT], packed[EXPIRES_AT], record.workflow]
     delete_at = deletion_of(record) if over or record.early else None
     arguments += [delete_at, record.dead is not None]
     arguments += [len(fields) // 2, *fields, len(kept.bonds)]

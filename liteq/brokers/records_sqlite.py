@@ -26,7 +26,7 @@ from liteq.brokers.values import (
     WorkflowInfo,
 )
 from liteq.brokers.wakeup import LocalMailbox, SocketMailbox
-from liteq.message import GATHER, Edge
+from liteq.message import GATHER, ID, Edge
 
 if TYPE_CHECKING:
     from liteq.brokers.searching import Found, Search
@@ -201,7 +201,7 @@ def _record(row: tuple[Any, ...]) -> Record:
     if state in ("queued", "scheduled") and result is not None:
         state = "retrying"
     return Record(
-        id=packed[0],
+        id=packed[ID],
         state=state,
         packed=tuple(packed),
         result=result,

@@ -20,7 +20,28 @@ from liteq.brokers.redis_wire import strings, unpack
 from liteq.brokers.values import Attempt, Input, Lease, Note, Record, Schedule, State
 from liteq.clock import FromNow
 from liteq.exceptions import InvalidTaskError, TaskRevokedError, WorkerLostError
-from liteq.message import GATHER, PACKED_FIELDS, Edge, Graph, Packed, rule_of
+from liteq.message import (
+    ACKS_LATE,
+    BODY,
+    ENVELOPE,
+    EXPIRES_AT,
+    GATHER,
+    ID,
+    IGNORE_RESULT,
+    LIMITS,
+    PACKED_FIELDS,
+    PRIORITY,
+    QUEUE,
+    RESULT_EXPIRES,
+    RETRIES,
+    RUN_AT,
+    TASK,
+    UNIQUE_KEY,
+    Edge,
+    Graph,
+    Packed,
+    rule_of,
+)
 from liteq.outcome import (
     Failed,
     Ignored,
@@ -128,7 +149,9 @@ class Fields:
 
 def _given(packed: Packed) -> bytes:
     """Return what stands in the field `g` of a message (see `lua/base.lua`)."""
-    return _given_of(packed[1], packed[3], packed[4], packed[7], *packed[8:14])
+    return _given_of(
+        packed[TASK], packed[QUEUE], packed[PRIORITY], packed[RETRIES], *packed[8:14]
+    )
 
 
 # The messages of a task have nearly always the same.
@@ -286,7 +309,7 @@ def _check(packed: Packed) -> None:
     for at, kinds in _KINDS:
         if not isinstance(packed[at], kinds):
             raise TypeError(
-                f"the message {packed[0]!r} has a {PACKED_FIELDS[at]} that cannot be kept: "
+                f"the message {packed[ID]!r} has a {PACKED_FIELDS[at]} that cannot be kept: "
                 f"{packed[at]!r}"
             )
 
@@ -294,19 +317,19 @@ def _check(packed: Packed) -> None:
 def _message_arguments(packed: Packed) -> tuple[Any, ...]:
     """Return the ten arguments of one message of a graph."""
     _check(packed)
-    envelope: str | None = packed[16]
+    envelope: str | None = packed[ENVELOPE]
     countdown = expires_in = None
     if envelope and ('"countdown"' in envelope or '"expires_in"' in envelope):
         fields = json.loads(envelope)
         countdown, expires_in = fields.get("countdown"), fields.get("expires_in")
     return (
-        packed[0],
+        packed[ID],
         _given(packed),
-        packed[2],
-        _instant(packed[5]),
-        _instant(packed[6]),
-        packed[14],
-        None if packed[15] is None else _unique(packed),
+        packed[BODY],
+        _instant(packed[RUN_AT]),
+        _instant(packed[EXPIRES_AT]),
+        packed[LIMITS],
+        None if packed[UNIQUE_KEY] is None else _unique(packed),
         envelope,
         countdown,
         expires_in,
@@ -321,20 +344,24 @@ def _instant(at: float | None) -> float | str | None:
 
 def _unique(packed: Packed) -> str:
     """Return the key of a unique message behind what is to become of it."""
-    rule = rule_of(packed[16])
-    return f"{rule.on_conflict} {_text(rule.unique_for)} {_text(rule.max_wait)} {packed[15]}"
+    rule = rule_of(packed[ENVELOPE])
+    times = f"{_text(rule.unique_for)} {_text(rule.max_wait)}"
+    return f"{rule.on_conflict} {times} {packed[UNIQUE_KEY]}"
 
 
 def lone_arguments(packed: Packed) -> tuple[Any, ...] | None:
     """Return the arguments of a message that is claimable at once (see
     `lua/enqueue_one.lua`); None if this one is not, or is more than that."""
     id, task, body, queue, priority, run_at, expires_at = packed[:7]
-    if not (run_at is expires_at is packed[14] is packed[15] is None) or task == GATHER:
+    if (
+        not (run_at is expires_at is packed[LIMITS] is packed[UNIQUE_KEY] is None)
+        or task == GATHER
+    ):
         return None
     if not (type(id) is str and type(body) is bytes and type(priority) is int):
         _check(packed)
     given = _given(packed)
-    envelope: str | None = packed[16]
+    envelope: str | None = packed[ENVELOPE]
     return id, given, body, envelope, queue, (9 - priority) * _BAND
 
 
@@ -419,12 +446,12 @@ class Settlements:
             if type(outcome) is Succeeded:
                 value, _, children, added = outcome
                 packed = lease[3]
-                ignored = packed[11]
+                ignored = packed[IGNORE_RESULT]
                 if children is None and added is None and (ignored or value is not None):
-                    key = (lease[1], ignored, packed[13])
+                    key = (lease[1], ignored, packed[RESULT_EXPIRES])
                     if key not in groups:
                         groups[key], places[key] = [], []
-                    groups[key] += (packed[0], value)
+                    groups[key] += (packed[ID], value)
                     places[key].append(at)
                     continue
             self._others.append((lease, _checked(lease, outcome)))
@@ -459,12 +486,12 @@ class Settlements:
 def _settlement_arguments(lease: Lease, outcome: Outcome, max_deliveries: int) -> list[Any]:
     """Return the arguments of one settlement: see `lua/step.lua`."""
     packed, who = lease.packed, (lease.id, lease.token)
-    expires: float | None = packed[13]
+    expires: float | None = packed[RESULT_EXPIRES]
     match outcome:
         case Succeeded(result, _, children, added):
-            kind = "s" if packed[11] else "S"
+            kind = "s" if packed[IGNORE_RESULT] else "S"
             value = b"" if result is None else b"=" + result
-            kept = _kept(expires, short=bool(packed[11]))
+            kept = _kept(expires, short=bool(packed[IGNORE_RESULT]))
             return [kind, *who, value, children, kept, *_added(added)]
         case Ignored():
             return ["I", *who, "", "", _kept(expires, short=True), 0]
@@ -478,7 +505,7 @@ def _settlement_arguments(lease: Lease, outcome: Outcome, max_deliveries: int) -
         case Lost(reason):
             return [*_lost(lease, reason, max_deliveries)]
         case Retried(run_at, error, changes):
-            packed = _changed(packed, {"retries": packed[7] + 1, **(changes or {})})
+            packed = _changed(packed, {"retries": packed[RETRIES] + 1, **(changes or {})})
             renewed = _renewed(packed)
             if "envelope" not in (changes or {}):  # as it is there: with a checkpoint, maybe
                 renewed = (*renewed[:-1], "*")
@@ -488,7 +515,7 @@ def _settlement_arguments(lease: Lease, outcome: Outcome, max_deliveries: int) -
             workflow = (lease.id, lease.task) if graph.messages else None
             graphed = graph_arguments(graph.messages, graph.edges, workflow)
             times = _message_arguments(packed)[8:]
-            return ["G", *who, _instant(packed[5]), *_renewed(packed), *times, *graphed]
+            return ["G", *who, _instant(packed[RUN_AT]), *_renewed(packed), *times, *graphed]
 
 
 def _added(graph: Graph | None) -> list[Any]:
@@ -514,8 +541,8 @@ def _failure(
 def _lost(lease: Lease, reason: str, max_deliveries: int) -> tuple[Any, ...]:
     who = (lease.id, lease.token)
     error = failure.describe(WorkerLostError(reason))
-    expires: float | None = lease.packed[13]
-    if not lease.packed[10]:  # acks_late is off: never a second start
+    expires: float | None = lease.packed[RESULT_EXPIRES]
+    if not lease.packed[ACKS_LATE]:  # acks_late is off: never a second start
         return ("F", *who, *_failure(error, None, None, expires, "lost"))
     if lease.is_last_start(max_deliveries):
         times = "once" if lease.delivery == 1 else f"{lease.delivery} times"
@@ -533,7 +560,7 @@ def _changed(packed: Packed, changes: dict[str, Any]) -> Packed:
 
 def _renewed(packed: Packed) -> tuple[Any, ...]:
     """Return body, g, expires_at, limits, unique_key and envelope."""
-    return (packed[2], _given(packed), _instant(packed[6]), *packed[14:17])
+    return (packed[BODY], _given(packed), _instant(packed[EXPIRES_AT]), *packed[14:17])
 
 
 # Records
@@ -574,12 +601,12 @@ def kept_fields(kept: Kept) -> list[Any]:
     started = repr(record.started_at) if record.final and record.started_at else "-"
     fields: dict[str, Any] = {
         "g": _given(packed),
-        "b": packed[2],
-        "u": packed[5],
-        "x": packed[6],
-        "L": packed[14],
-        "U": packed[15],
-        "e": packed[16],
+        "b": packed[BODY],
+        "u": packed[RUN_AT],
+        "x": packed[EXPIRES_AT],
+        "L": packed[LIMITS],
+        "U": packed[UNIQUE_KEY],
+        "e": packed[ENVELOPE],
         "Q": record.enqueued_at,
         "P": kept.pending if kept.pending or kept.inputs or waiting else None,
         "C": countdown if waiting else None,

@@ -13,6 +13,7 @@ from liteq.brokers.mail_redis import Row
 from liteq.brokers.redis_form import PACKED_COUNT, Fields, packed_of
 from liteq.brokers.redis_liveness import is_dead, own_birth, watch
 from liteq.brokers.values import Lease, WorkerInfo
+from liteq.message import ACKS_LATE
 from liteq.outcome import Lost, Outcome, Released
 
 __all__ = ["RedisRoster"]
@@ -72,7 +73,7 @@ class RedisRoster(RedisStore):
         reason = "its worker left without settling it"
 
         def end(lease: Lease, _: bytes) -> Outcome:  # what it did with them is unknown
-            return Released() if lease.packed[10] else Lost(reason)
+            return Released() if lease.packed[ACKS_LATE] else Lost(reason)
 
         self._take_back(worker, "gone", end)
         own = (self._steady, self._digests, self._doubtful, self._answered, self._outages)

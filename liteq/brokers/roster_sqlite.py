@@ -18,6 +18,7 @@ from liteq.brokers.following import Following
 from liteq.brokers.liveness import lock_name
 from liteq.brokers.settling import SLICE, Settling
 from liteq.brokers.values import Lease, WorkerInfo
+from liteq.message import ACKS_LATE
 from liteq.outcome import (
     Lost,
     Released,
@@ -107,7 +108,7 @@ class SqliteRoster(SqliteStore):
             settling = Settling(db, now, self.max_deliveries)
             for lease in leases_of(db, worker, None):
                 # What it did with them is unknown: where acks_late is off, never again.
-                early = not lease.packed[10]
+                early = not lease.packed[ACKS_LATE]
                 gone = Lost("its worker left without settling it") if early else Released()
                 settling.settle([(lease, gone)])
             db.execute(

@@ -22,7 +22,19 @@ from liteq.brokers.limiting import free_slots
 from liteq.brokers.schema import MOST, STATE_CODES
 from liteq.brokers.values import Lease
 from liteq.exceptions import InvalidTaskError, MessageError, NotRegistered, WorkerLostError
-from liteq.message import GATHER, PACKED_FIELDS, Graph, Workflow
+from liteq.message import (
+    ACKS_LATE,
+    GATHER,
+    ID,
+    IGNORE_RESULT,
+    LIMITS,
+    PACKED_FIELDS,
+    QUEUE,
+    RESULT_EXPIRES,
+    RETRIES,
+    Graph,
+    Workflow,
+)
 from liteq.outcome import (
     Failed,
     Ignored,
@@ -144,7 +156,7 @@ class Settling:
         else:
             accepted = tuple(self._settle(lease, outcome) for lease, outcome in settlements)
         for (lease, _), ended in zip(settlements, accepted, strict=True):
-            if lease.packed[14] is not None and ended:
+            if lease.packed[LIMITS] is not None and ended:
                 self.opened |= free_slots(self.db, lease.key)
         self.following.follow_all()
         return accepted
@@ -171,7 +183,7 @@ class Settling:
             return False
         db.execute("RELEASE batch")
         if self.following.quiet():
-            self.following.ended += [lease.packed[0] for lease, _ in settlements]
+            self.following.ended += [lease.packed[ID] for lease, _ in settlements]
         else:
             self.following.succeeded(
                 *[(lease.key, lease.id, out.result or b"null") for lease, out in settlements]
@@ -202,12 +214,12 @@ class Settling:
 
     def _success(self, lease: Lease, outcome: Outcome) -> tuple[Any, ...]:
         """Return what `_SUCCEED` is to write."""
-        expires: float | None = lease.packed[13]
+        expires: float | None = lease.packed[RESULT_EXPIRES]
         if type(outcome) is Succeeded:
             state, result, children = _SUCCEEDED, outcome.result, outcome.children
         else:
             state, result, children = _IGNORED, None, None
-        if lease.packed[11] or state == _IGNORED:  # ignore_result
+        if lease.packed[IGNORE_RESULT] or state == _IGNORED:  # ignore_result
             result = None
             expires = IGNORED_KEPT if expires is None else min(expires, IGNORED_KEPT)
         delete_at = None if expires is None else self.now + expires
@@ -227,7 +239,7 @@ class Settling:
         children: str | None,
         attempt: str = "failed",
     ) -> bool:
-        expires: float | None = lease.packed[13]
+        expires: float | None = lease.packed[RESULT_EXPIRES]
         delete_at = None if expires is None or dead else self.now + expires
         self._keep_attempt(lease, attempt, error)
         bindings = (error, children, self.now, delete_at, dead, lease.key, lease.token)
@@ -240,12 +252,12 @@ class Settling:
     def _retry(self, lease: Lease, outcome: Retried) -> bool:
         if self._is_revoked(lease):
             return self._revoke_lease(lease, "revoked")
-        changes = {"retries": lease.packed[7] + 1, **(outcome.changes or {})}
+        changes = {"retries": lease.packed[RETRIES] + 1, **(outcome.changes or {})}
         if unknown := changes.keys() - _CHANGEABLE:
             raise ValueError(f"a retry cannot change {sorted(unknown)}")
         columns = "".join(f", {name} = ?" for name in changes)
         delayed = outcome.run_at > self.now
-        queues: list[Any] = [changes.get("queue", lease.packed[3])] if delayed else []
+        queues: list[Any] = [changes.get("queue", lease.packed[QUEUE])] if delayed else []
         before = next_dues(self.db, queues)
         self._keep_attempt(lease, "retried", outcome.error)
         self.db.execute(
@@ -376,7 +388,7 @@ class Settling:
         )
 
     def _revoke_lease(self, lease: Lease, reason: str) -> bool:
-        expires: float | None = lease.packed[13]
+        expires: float | None = lease.packed[RESULT_EXPIRES]
         delete_at = None if expires is None else self.now + expires
         self.db.execute(_REVOKE_LEASE, (self.now, delete_at, reason, lease.key, lease.token))
         if not self.db.changes():
@@ -397,7 +409,7 @@ class Settling:
         if self._is_revoked(lease):
             return self._revoke_lease(lease, "revoked")
         error = failure.describe(WorkerLostError(reason))
-        if not lease.packed[10]:  # acks_late is off: never a second start
+        if not lease.packed[ACKS_LATE]:  # acks_late is off: never a second start
             return self._fail(lease, error, None, None, "lost")
         if lease.is_last_start(self.max_deliveries):
             times = "once" if lease.delivery == 1 else f"{lease.delivery} times"

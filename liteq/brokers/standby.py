@@ -26,7 +26,7 @@ from liteq.brokers.connection import fetch_all
 from liteq.brokers.schema import STATE_CODES
 from liteq.brokers.values import Lease
 from liteq.clock import FromNow
-from liteq.message import GATHER, PACKED_FIELDS, Packed
+from liteq.message import BODY, GATHER, ID, PACKED_FIELDS, RUN_AT, TASK, Packed
 
 __all__ = [
     "ENQUEUE_FIRST",
@@ -147,9 +147,14 @@ def written(key: int, token: int, packed: Packed) -> bytes:
     body and the envelope. Whoever may write to the store's folder may send such a thing, and
     it costs who reads it no more than it is long.
     """
-    id, body, run_at, envelope = packed[0].encode(), packed[2], packed[5], packed[-1] or ""
+    id, body, run_at, envelope = (
+        packed[ID].encode(),
+        packed[BODY],
+        packed[RUN_AT],
+        packed[-1] or "",
+    )
     rest = envelope.encode()
-    shared = _shared(packed[1], *packed[3:5], *packed[6:-1])
+    shared = _shared(packed[TASK], *packed[3:5], *packed[6:-1])
     due = nan if run_at is None else run_at
     sizes = len(id), len(shared), len(body), len(rest)
     return b"".join((_HEAD.pack(b"\0", key, token, *sizes, due), id, shared, body, rest))

@@ -7,7 +7,17 @@ are made for every task.
 from collections.abc import Mapping
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
-from liteq.message import Message, Packed
+from liteq.message import (
+    ACKS_LATE,
+    ID,
+    MAX_DELIVERIES,
+    QUEUE,
+    SOFT_TIME_LIMIT,
+    TASK,
+    TIME_LIMIT,
+    Message,
+    Packed,
+)
 
 __all__ = [
     "FINAL_STATES",
@@ -85,22 +95,22 @@ class Lease(NamedTuple):
 
     @property
     def id(self) -> str:
-        id: str = self.packed[0]
+        id: str = self.packed[ID]
         return id
 
     @property
     def task(self) -> str:
-        task: str = self.packed[1]
+        task: str = self.packed[TASK]
         return task
 
     @property
     def time_limit(self) -> float | None:
-        limit: float | None = self.packed[8]
+        limit: float | None = self.packed[TIME_LIMIT]
         return limit
 
     @property
     def soft_time_limit(self) -> float | None:
-        limit: float | None = self.packed[9]
+        limit: float | None = self.packed[SOFT_TIME_LIMIT]
         return limit
 
     @property
@@ -116,7 +126,9 @@ class Lease(NamedTuple):
     def is_last_start(self, max_deliveries: int) -> bool:
         """Tell whether the message is not started again should its process die now.
         `max_deliveries` is the broker's; the message's own goes before it."""
-        return not self.packed[10] or self.delivery >= (self.packed[12] or max_deliveries)
+        return not self.packed[ACKS_LATE] or self.delivery >= (
+            self.packed[MAX_DELIVERIES] or max_deliveries
+        )
 
 
 class Note(NamedTuple):
@@ -172,7 +184,7 @@ class Record(NamedTuple):
     workflow: str | None = None  # the id of the workflow that it is a node of
 
     def __repr__(self) -> str:
-        return f"<Record {self.packed[1]}[{self.id}]: {self.state}>"  # not the body
+        return f"<Record {self.packed[TASK]}[{self.id}]: {self.state}>"  # not the body
 
     @property
     def message(self) -> Message:
@@ -192,7 +204,7 @@ class Record(NamedTuple):
     def early(self) -> bool:
         """Whether it is no message: a state that was stored for an id whose call has not been
         sent yet. See `Broker.store`."""
-        return self.state == "waiting" and self.packed[3] == ""
+        return self.state == "waiting" and self.packed[QUEUE] == ""
 
 
 class WorkerInfo(NamedTuple):

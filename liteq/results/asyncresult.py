@@ -34,7 +34,7 @@ from typing import (
 from liteq import failure, parts, serializers, states
 from liteq.current import get_current_app
 from liteq.exceptions import TaskRevokedError
-from liteq.message import GATHER
+from liteq.message import BODY, GATHER, QUEUE, RETRIES, TASK
 from liteq.offload import off_loop
 from liteq.results.base import Links, ResultBase, as_tuple, in_line
 from liteq.results.joining import assert_will_not_block
@@ -367,7 +367,7 @@ class AsyncResult(ResultBase, Generic[R]):
     def name(self) -> str | None:
         """The task's name."""
         if self._name is None and (record := self._sent()) is not None:
-            self._name = record.packed[1]
+            self._name = record.packed[TASK]
         return self._name
 
     @property
@@ -393,13 +393,13 @@ class AsyncResult(ResultBase, Generic[R]):
     def retries(self) -> int | None:
         """How often the task asked to be run again."""
         record = self._sent()
-        return None if record is None else record.packed[7]
+        return None if record is None else record.packed[RETRIES]
 
     @property
     def queue(self) -> str | None:
         """The queue it was sent to."""
         record = self._sent()
-        return None if record is None else record.packed[3] or None
+        return None if record is None else record.packed[QUEUE] or None
 
     @property
     def backend(self) -> Any:
@@ -574,7 +574,7 @@ class AsyncResult(ResultBase, Generic[R]):
         return None
 
     def _value_of(self, record: Record) -> Any:
-        if record.packed[1] == GATHER:
+        if record.packed[TASK] == GATHER:
             return self._list_of(record)
         return None if record.result is None else self._opened(record.result, record.id)
 
@@ -607,7 +607,11 @@ class AsyncResult(ResultBase, Generic[R]):
     def _is_count(self) -> bool:
         """Whether this is the id of a group whose parts are read one by one."""
         record = self._record
-        return record is not None and record.packed[1] == GATHER and record.packed[2] == COUNT
+        return (
+            record is not None
+            and record.packed[TASK] == GATHER
+            and record.packed[BODY] == COUNT
+        )
 
     def _led_to(self, links: Links) -> list[Any] | None:
         record = self._look()
@@ -628,7 +632,7 @@ class AsyncResult(ResultBase, Generic[R]):
         records = self.app.broker.get(ids)
         made: list[Any] = []
         for id in ids:
-            task = records[id].packed[1] if id in records else None
+            task = records[id].packed[TASK] if id in records else None
             group = self.app.GroupResult.restore(id) if task == GATHER else None
             made.append(group or AsyncResult(id, None, task, self._app))
         return made
@@ -692,7 +696,7 @@ class AsyncResult(ResultBase, Generic[R]):
 
     def _body(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         record = self._sent()
-        if record is None or record.packed[1] == GATHER:
+        if record is None or record.packed[TASK] == GATHER:
             return None
         message = record.message
         return serializers.loads_call(

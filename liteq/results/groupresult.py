@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from liteq import states
 from liteq.calls import lifetime
 from liteq.current import get_current_app
-from liteq.message import GATHER
+from liteq.message import GATHER, TASK
 from liteq.results.asyncresult import AsyncResult
 from liteq.results.base import ResultBase, as_tuple, in_line
 from liteq.results.resultset import MANY, ResultSet
@@ -85,14 +85,14 @@ class GroupResult(ResultSet):
         record = app.broker.get((id,)).get(id)
         if record is None:
             return None
-        if record.packed[1] == SAVED and record.result is not None:
+        if record.packed[TASK] == SAVED and record.result is not None:
             import json  # see `save()`
 
             form = json.loads(record.result)  # a tuple's, if an earlier liteq has saved it
             flat = isinstance(form, dict)
             restored = _in_line(form["line"], app) if flat else result_from_tuple(form, app)
             return restored if isinstance(restored, GroupResult) else None
-        if record.packed[1] != GATHER or record.workflow is None:
+        if record.packed[TASK] != GATHER or record.workflow is None:
             return None
         return _gathered(id, *app.broker.nodes(record.workflow), app)
 
@@ -136,7 +136,7 @@ class GroupResult(ResultSet):
         if self.id is None:
             return None
         record = self.app.broker.get((self.id,)).get(self.id)
-        return record if record is not None and record.packed[1] == GATHER else None
+        return record if record is not None and record.packed[TASK] == GATHER else None
 
     def _dropped(self) -> list[str]:
         return [*super()._dropped(), *([] if self.id is None else [self.id])]

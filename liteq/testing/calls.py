@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from liteq.app import Liteq
 from liteq.current import get_current_app
 from liteq.exceptions import MessageError
-from liteq.message import GATHER
+from liteq.message import GATHER, TASK
 from liteq.serializers import dumps_call, loads_call
 from liteq.waiting import has_ended
 from liteq.wording import instant
@@ -237,7 +237,7 @@ def _calls_over(app: Liteq, task: str | None) -> list[Enqueued]:
     found = []
     for state in _OVER:
         for record in app.broker.browse(state, limit=_LOOKED_AT):
-            if record.packed[1] == task:
+            if record.packed[TASK] == task:
                 with suppress(MessageError):
                     found.append(_call(app, record, app.clock.now()))
     return found
@@ -254,7 +254,7 @@ def _age(record: Record) -> tuple[float, str]:
 def _is_call(record: Record) -> bool:
     """Tell whether a message is a call that will be made, if all goes well: no gather, and
     no error callback before there is an error."""
-    if record.packed[1] == GATHER:
+    if record.packed[TASK] == GATHER:
         return False
     return record.state != "waiting" or not record.message.errback
 

@@ -21,6 +21,7 @@ from liteq.brokers.values import Input, Lease, Said, Step
 from liteq.delivery import FailedCalls
 from liteq.exceptions import TimeLimitExceeded
 from liteq.loggers import get_logger
+from liteq.message import ACKS_LATE, EXPIRES_AT, TASK
 from liteq.outcome import Failed, Lost, Outcome, Released, Revoked, Succeeded
 from liteq.pool import Done, Event, Job, LostJob, Pool, Reported, Returned
 from liteq.texts import readable
@@ -101,7 +102,7 @@ class Attempts:
             if batching.sizes and batching.wants(lease):
                 batching.put(number, lease)
                 continue
-            if lease.inputs or lease.packed[6] is not None:
+            if lease.inputs or lease.packed[EXPIRES_AT] is not None:
                 payload = self._payload(lease)
             else:
                 payload = job(lease)
@@ -145,7 +146,7 @@ class Attempts:
 
     def _expiry(self, lease: Lease) -> float | None:
         """Return when a message expires by the clock of this machine, which its child has."""
-        expires_at: float | None = lease.packed[6]
+        expires_at: float | None = lease.packed[EXPIRES_AT]
         return None if expires_at is None else expires_at - self._ahead()
 
     def give_back(self, lease: Lease) -> None:
@@ -246,7 +247,7 @@ class Attempts:
                 signum = self._signals_sent[lease.id] = _number(self._terminating[key])
                 self._notices.terminated(lease, signum)
                 return Revoked("terminated")
-            case "terminated" if lease.packed[10]:
+            case "terminated" if lease.packed[ACKS_LATE]:
                 return Released()
             case "terminated":  # acks_late is off: it may have been started
                 reason = "the worker was stopped before the task had ended"
@@ -260,7 +261,7 @@ class Attempts:
         """Count what the store has taken of these, and say what it has refused."""
         # What a pool gave back without having started it has not been an attempt.
         ended = [
-            lease.packed[1]
+            lease.packed[TASK]
             for (lease, end), taken in zip(settlements, step.accepted, strict=True)
             if taken and type(end) is not Released
         ]

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from liteq.brokers.values import Lease
 from liteq.flushing import Flush, flush_of
+from liteq.message import BODY, TASK
 
 __all__ = ["Batching"]
 
@@ -61,23 +62,23 @@ class Batching:
     def wants(self, lease: Lease) -> bool:
         """Tell whether a call is to be run with others. One that was under way when its
         process died is not: if it is the one that kills, it takes no others with it."""
-        return lease.packed[1] in self.sizes and lease.delivery == 1
+        return lease.packed[TASK] in self.sizes and lease.delivery == 1
 
     def put(self, number: int, lease: Lease) -> None:
         """Let a call wait for others."""
-        name = lease.packed[1]
+        name = lease.packed[TASK]
         group = self.waiting.get(name)
         if group is None:
             group = self.waiting[name] = _Group(self._now() + self.sizes[name].interval)
-        size = len(lease.packed[2])
+        size = len(lease.packed[BODY])
         group.sizes[number] = size
         group.bytes += size
 
     def put_back(self, leases: Mapping[int, Lease]) -> None:
         """Have calls of one task wait again, before all others: for a free child alone, since
         for others they have waited."""
-        sizes = {number: len(lease.packed[2]) for number, lease in leases.items()}
-        [name] = {lease.packed[1] for lease in leases.values()}
+        sizes = {number: len(lease.packed[BODY]) for number, lease in leases.items()}
+        [name] = {lease.packed[TASK] for lease in leases.values()}
         before = self.waiting.pop(name, None)
         group = self.waiting[name] = _Group(self._now())
         group.sizes = sizes if before is None else {**sizes, **before.sizes}

@@ -12,6 +12,7 @@ from liteq.context import Context
 from liteq.einfo import ExceptionInfo, line
 from liteq.exceptions import NotRegistered, TimeLimitExceeded, WorkerLostError
 from liteq.loggers import get_logger
+from liteq.message import ACKS_LATE, QUEUE
 from liteq.plan import TaskLike
 from liteq.publishing import protocol_headers
 from liteq.serializers import loads_call
@@ -174,7 +175,7 @@ class Notices:
         last = lease.is_last_start(max_deliveries)
         if not last:
             what = "it is started again"
-        elif lease.packed[10]:
+        elif lease.packed[ACKS_LATE]:
             what = f"start {lease.delivery} was the last allowed, it is a dead letter now"
         else:
             what = "it has acks_late=False, so it has failed"
@@ -189,7 +190,7 @@ class Notices:
         if not last:
             return
         self._failed(lease, WorkerLostError(reason))
-        if lease.packed[10]:
+        if lease.packed[ACKS_LATE]:
             self._dead(lease, reason)
 
     def undecodable(self, lease: Lease, reason: str) -> None:
@@ -267,6 +268,6 @@ def _about(lease: Lease, outcome: str) -> dict[str, Any]:
         "task": lease.task,
         "task_id": lease.id,
         "attempt": lease.delivery,
-        "queue": lease.packed[3],
+        "queue": lease.packed[QUEUE],
         "outcome": outcome,
     }

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from liteq.brokers.values import Lease
 from liteq.loggers import get_logger
+from liteq.message import SOFT_TIME_LIMIT, TASK, TIME_LIMIT
 from liteq.plan import is_async
 from liteq.pool import Pool
 
@@ -48,13 +49,13 @@ class TimeLimits:
     def of_run(self, lease: Lease) -> Limits:
         """Return those of one run."""
         packed = lease.packed
-        limits = self._known.get(packed[1]) or self.of(packed[1])
-        if packed[8] is None and packed[9] is None:
+        limits = self._known.get(packed[TASK]) or self.of(packed[TASK])
+        if packed[TIME_LIMIT] is None and packed[SOFT_TIME_LIMIT] is None:
             return limits
         soft, hard = limits
         return (
-            soft if packed[9] is None else packed[9],
-            hard if packed[8] is None else packed[8],
+            soft if packed[SOFT_TIME_LIMIT] is None else packed[SOFT_TIME_LIMIT],
+            hard if packed[TIME_LIMIT] is None else packed[TIME_LIMIT],
         )
 
     def override(self, name: str, soft: float | None, hard: float | None) -> None:

@@ -32,6 +32,7 @@ from liteq.definition import (
 )
 from liteq.exceptions import EncodeError, LiteqError
 from liteq.ids import new_id
+from liteq.message import TASK
 from liteq.options import checked_limits
 from liteq.results.eagerresult import EagerResult
 
@@ -182,10 +183,10 @@ class LiteqBackend(BaseTaskBackend):  # type: ignore[misc]  # Django ships no ty
             record = None
         if record is None:
             raise TaskResultDoesNotExist(result_id)
-        task = running.known(record.packed[1])
+        task = running.known(record.packed[TASK])
         if task is None:
             raise TaskResultDoesNotExist(
-                f"{result_id}: it is a call of {record.packed[1]!r}, which is no task here"
+                f"{result_id}: it is a call of {record.packed[TASK]!r}, which is no task here"
             )
         return results.of_record(task, record, app)
 
