@@ -47,6 +47,7 @@ from liteq.waiting import has_ended
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
+    from liteq.systemd import Notifier
 
 __all__ = [
     "EXIT_SCHEMA",
@@ -393,18 +394,21 @@ class Service:
         embedded: bool = False,
         install_signals: bool = True,
         life: socket.socket | None = None,
+        notify: Notifier | None = None,
         on_ready: Callable[[], None] | None = None,
     ) -> None:
         self.app = app
         self.embedded = embedded
         self.life = life
         self.install_signals = install_signals
+        self.notify = notify
         self.on_ready = on_ready
         # One that answers signals, or hangs on a socket, has a process to itself.
         self._garbage = Collector() if install_signals or life is not None else None
         self._wants_stop = False
         self._outage = Outage(logger, longest=_LONGEST_PAUSE)
         self._started = False
+        self._is_ready = False
         kind = find_scheduler(app, scheduler or app.conf.beat_scheduler)
         self.engine: Engine
         if kind is None:
@@ -448,6 +452,8 @@ class Service:
                     if mailbox is not None and polls:
                         wait = min(wait, mailbox.poll_interval)
                     wait = min(wait, _LONGEST_SLEEP)
+                    if self.notify is not None:
+                        self.notify.catch_up(selector)
                     ready = selector.select(0 if self._is_told_to_stop() else wait)
                     if any(key.fileobj is self.life for key, _ in ready):
                         break
@@ -485,12 +491,22 @@ class Service:
             if self._mailbox is not None and self._mailbox.fileno() < 0:
                 self._close_mailbox()  # another may do without polling, once there is a disk
                 self._mailbox = None
-            return self._outage.meet(exc)
+            pause = self._outage.meet(exc)
+            if self.notify is not None and not self._is_ready:
+                self.notify.waiting(str(exc), pause + self.app.broker.longest_call)
+            return pause
         self._outage.end()
-        if self.on_ready is not None:
-            ready, self.on_ready = self.on_ready, None
-            ready()
+        if not self._is_ready:
+            self._is_ready = True
+            self._say_ready()
         return wait
+
+    def _say_ready(self) -> None:
+        if self.notify is not None:
+            self.notify.ready()
+            self.notify.status("firing periodic entries")
+        if self.on_ready is not None:
+            self.on_ready()
 
     def _open_mailbox(self) -> None:
         self._mailbox = self.app.broker.mailbox(beat=True)

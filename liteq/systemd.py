@@ -76,6 +76,14 @@ class Notifier:
         """Ask for this many seconds from now before the start or stop counts as hung."""
         self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1_000_000)}")
 
+    def waiting(self, why: str, within: float) -> None:
+        """The store cannot be reached yet; the next word comes `within` so many seconds."""
+        self.status(f"waiting for the store: {why}")
+        # Twice: where a whole machine starts, all is slow.
+        self.extend_timeout(2 * within)
+        if self.watchdog_interval:
+            self.watchdog()  # of a service that systemd takes for ready without its word
+
     def catch_up(self, selector: selectors.BaseSelector) -> None:
         """Send what there was no room for; have the `selector` wake up when there is some. For
         a loop's own thread, before each of its sleeps."""

@@ -334,7 +334,9 @@ class Worker(Steered):
             except BrokerUnavailable as exc:
                 if not self._patient or isinstance(exc, StoreForbidden):  # no wait changes that
                     raise
-                self._outage.meet(exc)
+                pause = self._outage.meet(exc)
+                if self.notify is not None:
+                    self.notify.waiting(str(exc), pause + self._broker.longest_call)
             else:
                 break
             # What the pool has to say is kept until there is a store to tell.

@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -1223,6 +1223,29 @@ def test_a_systemd_that_is_busy_at_the_start_is_told_later_that_the_worker_is_re
         heard = ""
         while "READY=1" not in heard:
             heard = manager.recv(4096).decode()
+
+
+@pytest.mark.parametrize("words", [("worker", "-c", "1"), ("beat",)])
+def test_systemd_is_asked_for_time_while_there_is_no_store(
+    words: Sequence[str],
+    start: Callable[..., Running],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    address = str(tmp_path_factory.mktemp("run") / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(address)
+        manager.settimeout(PATIENCE)
+        waiting = start(*words, "-b", "redis://127.0.0.1:1/0", NOTIFY_SOCKET=address)
+        heard = [manager.recv(4096).decode() for _ in range(6)]
+        waiting.end()
+
+    store = "STATUS=waiting for the store: redis://127.0.0.1:1/0 cannot be reached"
+    assert [said.startswith(store) for said in heard] == [True, False] * 3
+    assert [int(said.partition("EXTEND_TIMEOUT_USEC=")[2]) for said in heard[1::2]] == [
+        26_100_000,  # twice: the pause, and what a call may take on a server that hangs
+        26_200_000,
+        26_400_000,
+    ]
 
 
 # A script and a worker in one terminal

@@ -52,6 +52,18 @@ def test_each_verb_is_one_datagram(manager: socket.socket, notifier: Notifier) -
     ]
 
 
+def test_who_waits_says_for_what_and_asks_for_time(manager: socket.socket) -> None:
+    notifier = Notifier(manager.getsockname(), watchdog_interval=15.0)
+    notifier.waiting("it is away", 2.5)
+    notifier.close()
+
+    assert read(manager) == [
+        "STATUS=waiting for the store: it is away",
+        "EXTEND_TIMEOUT_USEC=5000000",
+        "WATCHDOG=1",
+    ]
+
+
 def test_a_reload_carries_the_time_that_systemd_orders_it_by(
     manager: socket.socket, notifier: Notifier
 ) -> None:

@@ -176,6 +176,8 @@ class Broker(ABC):
 
     clock: Clock = system_clock
     lease_timeout: float = 60.0
+    # Seconds after which a call gives up on a store that is there and does not answer.
+    longest_call: float = 0.0
     max_deliveries: int = DEFAULT_MAX_DELIVERIES
     # By how many seconds the store's clock is ahead of `clock`, if it is another machine's: as
     # it was told with the last leases, and by the last `get()`, of messages that expire.

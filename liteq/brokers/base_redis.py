@@ -107,6 +107,8 @@ class RedisStore(Broker):
             )
         self.clock = clock
         self.lease_timeout = lease_timeout
+        # As `Link` repeats it: a try on the open connection, and another on a new one.
+        self.longest_call = 2 * socket_timeout + socket_connect_timeout
         self.max_deliveries = max_deliveries
         self.unknown_expires = unknown_expires
         self.poll_interval = poll_interval

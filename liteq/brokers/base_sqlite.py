@@ -59,6 +59,7 @@ class SqliteStore(Broker):
         self.clock = clock
         self.durable = durability == "full"
         self.lease_timeout = lease_timeout
+        self.longest_call = 2 * busy_timeout  # for its turn to write, and for the lock
         self.max_deliveries = max_deliveries
         self.unknown_expires = unknown_expires
         self.poll_interval = poll_interval

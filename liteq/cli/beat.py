@@ -17,6 +17,7 @@ from liteq.cli.worker import store_of
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
+    from liteq.systemd import Notifier
 
 __all__ = ["beat"]
 
@@ -81,7 +82,7 @@ def beat(pidfile: str | None, **options: Any) -> int:
         return _run(session, options, notify)
 
 
-def _run(session: Session, options: Mapping[str, Any], notify: Any) -> int:
+def _run(session: Session, options: Mapping[str, Any], notify: Notifier | None) -> int:
     from liteq.beat import Service
 
     found = session.find()
@@ -91,8 +92,6 @@ def _run(session: Session, options: Mapping[str, Any], notify: Any) -> int:
     shown = is_apart(app)
 
     def ready() -> None:
-        if notify is not None:
-            notify.ready()
         if shown:
             session.banner("ready     Ctrl-C to stop")
 
@@ -100,6 +99,7 @@ def _run(session: Session, options: Mapping[str, Any], notify: Any) -> int:
         app,
         max_interval=options["max_interval"],
         scheduler=options["scheduler"],
+        notify=notify,
         on_ready=ready,
     )
     if shown:
