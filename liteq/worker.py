@@ -321,6 +321,21 @@ class Worker(Steered):
         # Before the store is opened, for the same reason; and they start meanwhile.
         self.pool.start(self._selector)
         self._time_limits.warn(self.pool)
+        self._warn_of_watchdog()
+
+    def _warn_of_watchdog(self) -> None:
+        """Say that the watchdog would take a worker for hung whose store is: the loop says that
+        it turns once in half of the time allowed, and may go into a call just before that."""
+        interval = None if self.notify is None else self.notify.watchdog_interval
+        call = self._broker.longest_call
+        if interval and interval <= call:
+            logger.warning(
+                "WatchdogSec=%g is too short: a call may wait %g s for a store that hangs, and "
+                "systemd would kill this worker and its tasks for that. Let it be above %g",
+                2 * interval,
+                call,
+                2 * call,
+            )
 
     def _enter(self) -> bool:
         """Join the other workers, once the store can be reached; False if a stop was asked for

@@ -41,6 +41,7 @@ from liteq.exceptions import (
     WorkerTerminate,
 )
 from liteq.outcome import Lost, Released, Succeeded
+from liteq.systemd import Notifier
 from liteq.worker import EXIT_STORE, Worker
 from liteq.workers.attempts import Attempts
 from liteq.workers.timelimits import TimeLimits
@@ -253,6 +254,28 @@ def test_a_pool_says_at_its_start_which_limits_it_cannot_keep(
 
     said = [r.getMessage() for r in caplog.records if "cannot enforce" in r.getMessage()]
     assert said == [f"{one}. The prefork pool can" for one in expected]
+
+
+@pytest.mark.parametrize(("allowed", "warnings"), [(20.0, 1), (20.5, 0)])
+def test_a_watchdog_that_a_hung_store_would_set_off_is_warned_of(
+    app: Liteq,
+    allowed: float,
+    warnings: int,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app.broker.longest_call = 10.0
+    notify = Notifier(str(tmp_path / "notify"), watchdog_interval=allowed / 2)
+
+    with running(app, pool="threads", notify=notify):
+        pass
+
+    notify.close()
+    said = [r.getMessage() for r in caplog.records if "WatchdogSec" in r.getMessage()]
+    assert said == warnings * [
+        "WatchdogSec=20 is too short: a call may wait 10 s for a store that hangs, and systemd "
+        "would kill this worker and its tasks for that. Let it be above 20"
+    ]
 
 
 @pytest.mark.parametrize("pool", ["threads", "asyncio", "solo"])
