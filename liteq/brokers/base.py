@@ -170,8 +170,9 @@ class Broker(ABC):
         One that has expired before its start is not: who wants its key ends it first.
 
     An instance may be used by any thread, and after a fork by the child as well.
-    Verbs raise `BrokerUnavailable` when the store cannot be reached; nothing else is
-    worth retrying.
+    Every verb raises `BrokerUnavailable` while the store cannot be reached, and one that
+    stores something `QueueFull` while there is no room for it. Both pass, and what was asked
+    may be asked again; any other `BrokerError` stays until somebody mends it.
     """
 
     clock: Clock = system_clock

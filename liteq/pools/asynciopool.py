@@ -90,7 +90,6 @@ class AsyncioPool(InProcess):
     kind = "asyncio"
     can_soft = True
     can_hard = True
-    can_terminate = True
 
     def __init__(self, factory: Callable[[], Runner], options: PoolOptions) -> None:
         super().__init__(factory, options)

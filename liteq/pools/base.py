@@ -192,7 +192,6 @@ class Pool(ABC):
     kind: ClassVar[str]
     can_soft: bool = False
     can_hard: bool = False
-    can_terminate: bool = False
 
     @abstractmethod
     def start(self, selector: selectors.BaseSelector) -> None:

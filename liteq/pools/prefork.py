@@ -83,7 +83,6 @@ class ProcessPool(Pool):
     kind = "prefork"
     can_soft = True
     can_hard = True
-    can_terminate = True
 
     def __init__(self, factory: Callable[[], Runner], options: PoolOptions) -> None:
         self._factory = factory

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ __all__ = ["Steered"]
 logger = get_logger("liteq.worker")
 
 
-class Steered:
+class Steered(ABC):
     """What a worker does for commands and for who listens. All of it is called by the
     thread that runs the worker's loop."""
 
