@@ -350,10 +350,21 @@ def test_a_store_named_on_the_command_line_that_is_new_is_said_to_be(here: Here)
     again = here("ls", "-b", "shoop.liteq")
     looked = here("db", "stats", "-b", "other.liteq")
 
-    assert "there was no store in" in first.stderr
-    assert "there was no store" not in again.stderr
+    assert "there is no store in" in first.stderr
+    assert "there is no store" not in again.stderr
     assert looked.returncode == 3
     assert "there is no store at" in looked.stderr
+
+
+@pytest.mark.parametrize("option", ["durability=replicated", "busy_timeout=0"])
+def test_of_a_new_store_that_is_refused_the_refusal_alone_is_said(
+    here: Here, option: str
+) -> None:
+    done = here("ls", "-b", f"sqlite://shoop.liteq?{option}")
+
+    assert done.returncode == 2
+    assert "no store" not in done.stderr
+    assert option.split("=")[0] in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -204,8 +204,9 @@ class Session:
         )
 
     def _say_if_new(self, url: str) -> None:
-        """Say that a store named on the command line is not there: it may be misspelt."""
-        from liteq.brokers import scheme_of, sqlite_target
+        """Say that a store named on the command line is not there: it may be misspelt. Not all
+        commands make it, and none makes one that its URL's options refuse."""
+        from liteq.brokers import connect, scheme_of, sqlite_target
         from liteq.brokers.files import is_there
         from liteq.exceptions import ImproperlyConfigured, StoreForbidden
 
@@ -213,7 +214,9 @@ class Session:
             if scheme_of(url) == "sqlite":
                 folder, _ = sqlite_target(url)
                 if folder is not None and not is_there(folder):
-                    self.note(f"there was no store in {folder} yet: it is a new one")
+                    with warnings.catch_warnings(action="ignore"):  # they come with its use
+                        connect(url)  # which opens nothing
+                    self.note(f"there is no store in {folder} yet: its first use makes one")
 
 
 @contextmanager
