@@ -118,11 +118,14 @@ class AsyncLink:
         """Call a script like `Link.call()`. A call that is cancelled may have run."""
         wanted = script(name)
         known = call_of(wanted, self._link.prefix, arguments)
-        wait = self._link.waiting() if durable else b""
-        return await self._repeat(lambda wire: self._run(wire, known, wanted, wait))
+        replicated = durable and self._link.replicas > 0
+        more = self._link.replica_timeout if replicated else 0.0
+        return await self._repeat(
+            lambda wire: self._run(wire, known, wanted, replicated=replicated), more
+        )
 
     async def _run(
-        self, wire: _Wire, known: bytes, wanted: Script, wait: bytes
+        self, wire: _Wire, known: bytes, wanted: Script, *, replicated: bool
     ) -> list[bytes | None]:
         try:
             data = await wire.exchange(known)
@@ -131,11 +134,15 @@ class AsyncLink:
                 raise
             await wire.exchange(command(("SCRIPT", "LOAD", wanted.text)))
             data = await wire.exchange(known)
-        if wait:
+        if replicated:
+            barrier, wait = self._link.replicating()
+            await wire.exchange(barrier)
             self._link.check_replicas(await wire.exchange(wait))
         return unpack(data)
 
-    async def _repeat(self, attempt: Callable[[_Wire], Awaitable[T]]) -> T:
+    async def _repeat(self, attempt: Callable[[_Wire], Awaitable[T]], more: float = 0.0) -> T:
+        """Make a call, again if need be, each in the time that the link allows and `more`
+        seconds."""
         link, here = self._link, self._here()
         deadline = time.monotonic() + link.timeout * 2
         pause = FIRST_PAUSE
@@ -150,7 +157,7 @@ class AsyncLink:
                     while here.spare and here.spare[-1].switches != link.switches:
                         here.spare.pop().close()
                     wire = here.spare.pop() if here.spare else await self._open(here)
-                    async with asyncio.timeout(link.timeout):
+                    async with asyncio.timeout(link.timeout + more):
                         result = await attempt(wire)
                 except ServerError as exc:
                     error, usable = link.refusal(exc)

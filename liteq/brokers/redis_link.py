@@ -17,6 +17,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from functools import cache
+from math import ceil
 from pathlib import Path
 from typing import Any, Final
 
@@ -180,8 +181,8 @@ class Link:
         }
         self.timeout = timeout
         self.keepalive = keepalive
-        self._replicas = replicas
-        self._replica_timeout = replica_timeout
+        self.replicas = replicas
+        self.replica_timeout = replica_timeout
         self._spare: list[_Wire] = []  # append and pop are atomic among threads
         self._sentinels = place.hosts  # in the order in which they are asked
         self._master: tuple[str, int] | None = None  # whom they named last
@@ -210,14 +211,14 @@ class Link:
         """
         wanted = script(name)
         known = call_of(wanted, self.prefix, arguments)
-        wait = self.waiting() if durable else b""
+        replicated = durable and self.replicas > 0
         fields: list[bytes | None] = self._repeat(
-            lambda wire: self._run(wire, known, wanted, wait)
+            lambda wire: self._run(wire, known, wanted, replicated=replicated)
         )
         return fields
 
     def _run(
-        self, wire: _Wire, known: bytes, wanted: Script, wait: bytes
+        self, wire: _Wire, known: bytes, wanted: Script, *, replicated: bool
     ) -> list[bytes | None]:
         try:
             [data] = wire.exchange(known, 1)
@@ -227,22 +228,37 @@ class Link:
             # The server has not seen this script since its start, and keeps it from now on.
             wire.exchange(command(("SCRIPT", "LOAD", wanted.text)), 1)
             [data] = wire.exchange(known, 1)
-        if wait:
-            self.check_replicas(wire.exchange(wait, 1)[0])
+        if replicated:
+            barrier, wait = self.replicating()
+            wire.exchange(barrier, 1)
+            wire.socket.settimeout(self.timeout + self.replica_timeout)
+            try:
+                [taken_over] = wire.exchange(wait, 1)
+            finally:
+                wire.socket.settimeout(self.timeout)
+            self.check_replicas(taken_over)
         return unpack(data)
 
-    def waiting(self) -> bytes:
-        """Return the command that waits for the replicas; b"" if none are waited for."""
-        if not self._replicas:
-            return b""
-        return command(("WAIT", self._replicas, int(self._replica_timeout * 1000)))
+    def replicating(self) -> tuple[bytes, bytes]:
+        """Return two commands: a write, and one that waits until the replicas have it, with
+        all that the connection wrote before.
+
+        From 7.2 on a server waits for what the connection itself has written, and no longer
+        for what it has read: a repeated call, which finds its message in the store and writes
+        nothing, would not wait at all for what an earlier connection has written.
+        """
+        milliseconds = max(1, ceil(self.replica_timeout * 1000))  # 0 would be for ever
+        return (
+            command(("SET", f"{self.prefix}barrier", "")),
+            command(("WAIT", self.replicas, milliseconds)),
+        )
 
     def check_replicas(self, taken_over: int) -> None:
         """Raise `BrokerUnavailable` if too few replicas had the call in time."""
-        if taken_over < self._replicas:
+        if taken_over < self.replicas:
             raise BrokerUnavailable(
-                f"{taken_over} of {self._replicas} replicas of {self.place} had it after "
-                f"{self._replica_timeout:g} s: it is on the master, and may be lost with it"
+                f"{taken_over} of {self.replicas} replicas of {self.place} had it after "
+                f"{self.replica_timeout:g} s: it is on the master, and may be lost with it"
             )
 
     def ask(self, *words: str) -> Any:

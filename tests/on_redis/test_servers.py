@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import subprocess
 import time
@@ -315,6 +316,55 @@ def test_replicated_means_that_a_replica_has_it(
     assert broker.counts() == {"default": {"queued": 2}}
     broker.close()
     hasty.close()
+
+
+def test_a_repeated_call_waits_for_the_replicas_too(
+    replica: tuple[RedisServer, RedisServer],
+) -> None:
+    """It finds its message there. A server of 7.2 or later waits only for what the connection
+    itself has written, so it must write something."""
+    master, follower = replica
+    message = make()
+    follower.pause()
+    for _ in range(3):
+        broker = RedisBroker(master.url, durability="replicated", replica_timeout=0.1)
+        before = writes(master)
+        with pytest.raises(BrokerUnavailable, match="0 of 1 replicas"):
+            broker.enqueue([message])
+        assert writes(master) > before
+        with pytest.raises(BrokerUnavailable, match="0 of 1 replicas"):
+            asyncio.run(broker.aenqueue([message]))
+        assert writes(master) > before + 1
+        broker.close()
+    follower.resume()
+
+
+def writes(server: RedisServer) -> int:
+    """Return how often something was written that no script has."""
+    said = server.say("INFO", "commandstats")
+    assert isinstance(said, bytes)
+    found = re.search(rb"cmdstat_set:calls=(\d+)", said)
+    return int(found[1]) if found else 0
+
+
+@pytest.mark.parametrize("replica_timeout", [0.0001, 1.5])
+def test_the_time_for_the_replicas_is_as_long_as_it_says(
+    replica: tuple[RedisServer, RedisServer], replica_timeout: float
+) -> None:
+    master, follower = replica
+    broker = RedisBroker(
+        master.url, durability="replicated", replica_timeout=replica_timeout, socket_timeout=0.5
+    )
+    broker.counts()
+    follower.pause()
+    for enqueue in (broker.enqueue, lambda calls: asyncio.run(broker.aenqueue(calls))):
+        began = time.monotonic()
+        with pytest.raises(BrokerUnavailable, match="0 of 1 replicas"):
+            enqueue([make()])
+        assert replica_timeout <= time.monotonic() - began
+    assert len(broker.counts()) == 1  # in the usual time, on that connection
+    follower.resume()
+    broker.close()
 
 
 def test_after_a_failover_the_new_master_is_used(

@@ -250,10 +250,10 @@ def test_a_namespace_is_in_the_url_or_among_the_options() -> None:
             lambda broker: broker._link.keepalive is False,
         ),
         ("global_keyprefix=shop:", lambda broker: broker._prefix.startswith("shop:{")),
-        ("durability=replicated&replicas=2", lambda broker: broker._link._replicas == 2),
+        ("durability=replicated&replicas=2", lambda broker: broker._link.replicas == 2),
         (
             "durability=replicated&replica_timeout=0.5",
-            lambda broker: broker._link._replica_timeout == 0.5,
+            lambda broker: broker._link.replica_timeout == 0.5,
         ),
         ("client_name=web", lambda broker: broker._link.options["client_name"] == "web"),
         ("visibility_timeout=3600", lambda broker: True),
