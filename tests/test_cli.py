@@ -1216,8 +1216,11 @@ def test_systemd_is_told_when_the_worker_is_ready_and_stops(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a full queue is Linux's EAGAIN")
-def test_a_systemd_that_is_busy_at_the_start_is_told_later_that_the_worker_is_ready(
-    start: Callable[..., Running], tmp_path_factory: pytest.TempPathFactory
+@pytest.mark.parametrize("words", [("worker", "-c", "1"), ("beat",)])
+def test_a_systemd_that_is_busy_at_the_start_is_told_later_that_all_is_ready(
+    words: Sequence[str],
+    start: Callable[..., Running],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     address = str(tmp_path_factory.mktemp("run") / "notify")
     with (
@@ -1230,7 +1233,7 @@ def test_a_systemd_that_is_busy_at_the_start_is_told_later_that_the_worker_is_re
         with contextlib.suppress(BlockingIOError):
             while True:
                 other.sendto(b"STATUS=other", address)
-        start("worker", "-c", "1", NOTIFY_SOCKET=address).wait_for("^ready")
+        start(*words, NOTIFY_SOCKET=address).wait_for("^ready")
         heard = ""
         while "READY=1" not in heard:
             heard = manager.recv(4096).decode()
