@@ -115,14 +115,17 @@ class Beat:
         self._read_at = self._clock.steady()
         self._leads = False
         self._until = 0.0  # when our lease runs out
-        self._seen = (self._clock.now(), self._clock.steady())
+        self._wall = self._clock.now(), self._clock.steady()  # at the last tick
+        self._seen = self._wall  # the same by the store's clock
 
     def start(self, since: float | None = None) -> None:
         """Bring the store up to what the code declares, new entries counting from `since`
         (Unix seconds; default: now). Entries that cannot be are logged and left out."""
         self._declare(since)
         self._read()
-        self._pull_back(self._clock.now())
+        now = self._broker.now()
+        self._pull_back(now)
+        self._seen = now, self._clock.steady()
         self._stale = True
 
     def wake(self) -> None:
@@ -140,8 +143,8 @@ class Beat:
 
         Raises `BrokerError` when the store cannot be used; calling it again is safe.
         """
-        now = self._clock.now()
-        if self._was_set(now):
+        now = self._now()
+        if self._went_back(now):
             self._read()
             self._pull_back(now)
         if self._stale or self._clock.steady() - self._read_at >= self.max_interval:
@@ -211,6 +214,7 @@ class Beat:
         rows = self._rows_of_this_store()
         self._stale = False
         self._read_at = steady = self._clock.steady()
+        self._broker.time()
         self._rows = rows
         for name in self._entries.keys() - self._rows.keys():
             del self._entries[name]
@@ -302,7 +306,7 @@ class Beat:
         if entry.overlap == "allow" or row.last_id is None:
             return False
         last = self._broker.get([row.last_id]).get(row.last_id)
-        if last is None or has_ended(last, self._clock.now()):
+        if last is None or has_ended(last, self._broker.now()):
             return False
         return entry.overlap == "skip" or last.state != "running"
 
@@ -353,19 +357,26 @@ class Beat:
 
     # Clocks that are set
 
-    def _was_set(self, now: float) -> bool:
-        """Tell whether the wall clock was set back since the last tick."""
-        steady = self._clock.steady()
-        wall, at = self._seen
-        self._seen = (now, steady)
-        return (now - wall) - (steady - at) < -_STEP
+    def _now(self) -> float:
+        """Return what time it is by the store's clock, so that all beats agree. It is asked
+        whenever the entries are read, and when this machine's own clock was set."""
+        wall, at = self._wall
+        self._wall = now, steady = self._clock.now(), self._clock.steady()
+        if abs((now - wall) - (steady - at)) > _STEP:
+            return self._broker.time()
+        return self._broker.now()
+
+    def _went_back(self, now: float) -> bool:
+        """Tell whether the clock was set back since the last tick."""
+        before, at = self._seen
+        self._seen = now, steady = now, self._clock.steady()
+        return (now - before) - (steady - at) < -_STEP
 
     def _pull_back(self, now: float) -> None:
         """Put intervals right that a clock which was set back would make longer.
 
         (A crontab is about what the clock shows, so it waits for its time to come.) Done
-        when this machine's own clock was set, and at the start, not at every tick: among
-        machines whose clocks differ it would go back and forth.
+        when the clock was set, and at the start.
         """
         for name, row in list(self._rows.items()):
             entry = self._entries[name][1]

@@ -166,7 +166,7 @@ class Schedules:
         and what the store has of that name stays: it stops none of the others.
         """
         app, broker = self._app, self._app.broker
-        now = app.clock.now() if since is None else since
+        now = broker.time() if since is None else since
         declared, broken = self.sound()
         for error in broken.values():
             logger.error("%s: left out", error)
@@ -269,7 +269,7 @@ class Schedules:
             "overlap": overlap,
         }
         entry = Entry.of(self._app, name, given).check(self._app)
-        due = entry.first(self._app.clock.now())
+        due = entry.first(self._app.broker.time())
         row = Schedule(name, self._dumps(entry), due, "runtime")
         if not self._app.broker.put_schedule(row, revision=0):
             raise ScheduleError(f"periodic entry {name!r}: there is one of that name already")
@@ -302,7 +302,7 @@ class Schedules:
             data = self._dumps(entry)
             due = row.due_at
             if _spec(row.entry) != _spec(data):
-                due = entry.first(self._app.clock.now())
+                due = entry.first(self._app.broker.time())
             if self._put(row._replace(entry=data, due_at=due)):
                 return self.get(name)
 
@@ -378,7 +378,7 @@ class Schedules:
         return own if own is not None and own.is_stored_as(row.entry, self._app) else None
 
     def _due_after_pause(self, row: Schedule) -> float | None:
-        entry, now = self._entry(row), self._app.clock.now()
+        entry, now = self._entry(row), self._app.broker.time()
         if entry is None:
             return row.due_at
         if entry.timetable is None or row.due_at is None:

@@ -181,13 +181,18 @@ class Broker(ABC):
     longest_call: float = 0.0
     max_deliveries: int = DEFAULT_MAX_DELIVERIES
     # By how many seconds the store's clock is ahead of `clock`, if it is another machine's: as
-    # it was told with the last leases, and by the last `get()`, of messages that expire.
+    # it was told with the last leases, and by the last `get()`, of messages that expire, or by
+    # the last `time()`.
     ahead: float = 0.0
 
     def now(self) -> float:
         """Return what time it is by the clock that decides which messages have expired. See
         `ahead`."""
         return self.clock.now() + self.ahead
+
+    def time(self) -> float:
+        """Return the same, having asked the store what time it is."""
+        return self.now()
 
     # Moving work
 

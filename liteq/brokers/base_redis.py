@@ -209,11 +209,11 @@ class RedisStore(Broker):
         """Take notice of what time it is by the server's clock."""
         self.ahead = float(now or 0) - self.clock.now()
 
-    def _now(self) -> float:
-        if not self._server_time:
-            return self.clock.now()
-        seconds, micro = self._link.ask("TIME")
-        return float(seconds) + float(micro) / 1e6
+    def time(self) -> float:
+        if self._server_time:
+            seconds, micro = self._link.ask("TIME")
+            self.ahead = float(seconds) + float(micro) / 1e6 - self.clock.now()
+        return self.now()
 
     def _queue_names(self) -> list[str]:
         return list(self.counts())

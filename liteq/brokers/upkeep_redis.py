@@ -59,7 +59,7 @@ class RedisUpkeep(RedisMail):
 
     def maintain(self) -> bool:
         # The parked and the gone are old by the server's clock, which is asked first.
-        now = self._now()
+        now = self.time()
         before = now - self.unknown_expires
         more, slots, *rest = self._call("maintain", SLICE, before, now - _GONE_FOR)
         at = 2 * int(slots or 0)

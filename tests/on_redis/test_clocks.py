@@ -12,6 +12,7 @@ from redis_server import RedisServer
 from world import enlist, make, wait_until
 
 from liteq import Liteq
+from liteq.beat import Beat
 from liteq.brokers.redis import RedisBroker
 from liteq.clock import SystemClock
 from liteq.exceptions import TaskRevokedError
@@ -121,3 +122,60 @@ def test_a_worker_starts_nothing_that_expired_after_its_claim(
 
     assert isinstance(run(0), Succeeded)
     assert run(1) == Revoked("expired")
+
+
+def test_beats_agree_on_the_time_whatever_their_machines_say(
+    app: Liteq, broker: RedisBroker, server: RedisServer
+) -> None:
+    """One whose clock is an hour off fires every second, and leaves nothing behind that the
+    others would wait for."""
+    app.conf.beat_schedule = {"tick": {"task": "shop.double", "schedule": 1.0, "args": (1,)}}
+    off = Beat(app, name="off")
+    right_broker = RedisBroker(server.url)
+    right = Beat(other_app(right_broker, app.conf.beat_schedule), name="right")
+    began = time.time()
+    for beat in (off, right):
+        beat.start()
+
+    while off.fired < 2:
+        assert time.time() < began + 10
+        off.tick()
+    [row] = broker.schedules()
+    assert row.due_at is not None
+    assert abs(row.due_at - time.time()) < 1.5
+    off.close()
+    while right.fired < 1:
+        assert time.time() < began + 20
+        right.tick()
+    right_broker.close()
+
+
+def test_an_entry_that_is_added_counts_from_the_servers_now(
+    app: Liteq, broker: RedisBroker
+) -> None:
+    app.schedules.add("later", "shop.double", 10.0, args=(1,))
+
+    [row] = broker.schedules()
+    assert row.due_at is not None
+    assert abs(row.due_at - time.time() - 10) < 1.5
+
+
+def test_a_clock_that_is_set_while_a_beat_runs_changes_nothing(
+    app: Liteq, broker: RedisBroker, clock: Shifted
+) -> None:
+    app.conf.beat_schedule = {"tick": {"task": "shop.double", "schedule": 30.0, "args": (1,)}}
+    beat = Beat(app)
+    beat.start()
+    beat.tick()
+    for seconds in (7_200.0, -7_200.0, 0.0):
+        clock.now = lambda seconds=seconds: time.time() + seconds  # type: ignore[method-assign, misc]
+        assert beat.tick() > 20
+    assert beat.fired == 0
+
+
+def other_app(broker: RedisBroker, beat_schedule: object) -> Liteq:
+    made = Liteq("shop", set_as_current=False)
+    made.exchange_store(broker, SystemClock())
+    made.task(name="shop.double")(lambda number: 2 * number)
+    made.conf.beat_schedule = beat_schedule
+    return made
