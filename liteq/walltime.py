@@ -16,15 +16,19 @@ from __future__ import annotations
 
 import os
 import re
+import time
+import warnings
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from functools import cache
 from math import floor
 from typing import Any, Final
 
 from liteq.cronfields import Cron
+from liteq.exceptions import ConfigWarning
 
 __all__ = ["local_zone", "next_instant", "rounded_down", "zone_name", "zone_of"]
 
+_LOCALTIME: Final = "/etc/localtime"
 _DAY: Final = 86_400
 _PROBE: Final = 43_200  # seconds: no zone changes its offset twice within half a day
 _LOOK_BACK: Final = 3 * _PROBE  # longer than any hour that came twice, days included
@@ -183,16 +187,53 @@ def zone_name(zone: tzinfo) -> str:
 
 @cache
 def local_zone() -> tzinfo:
-    """Return the machine's own zone, as $TZ or /etc/localtime say."""
+    """Return the machine's own zone, as $TZ or /etc/localtime say; UTC, with a warning, if they
+    say what has no name in the database of zones."""
+    told = os.environ.get("TZ", "").lstrip(":")
+    for name in (_named(told), told) if told else (_named(os.path.realpath(_LOCALTIME)),):
+        if name and (zone := _known(name)) is not None:
+            return zone
+    if not told and (zone := _same_as(_LOCALTIME)) is not None:
+        return zone
+    if time.localtime().tm_gmtoff:
+        where = f"TZ={told}" if told else _LOCALTIME
+        warnings.warn(
+            f"the time zone of this machine ({where}) has no name in the database of zones: "
+            "liteq takes UTC. Set `timezone`",
+            ConfigWarning,
+            stacklevel=4,
+        )
+    return UTC
+
+
+def _named(path: str) -> str:
+    """Return the name of the zone whose file this is, "" for a file elsewhere."""
+    return path.partition("zoneinfo/")[2]
+
+
+def _known(name: str) -> tzinfo | None:
     from zoneinfo import ZoneInfo  # late: 3 ms that only other zones than UTC pay
 
-    for name in (
-        os.environ.get("TZ", "").lstrip(":"),
-        os.path.realpath("/etc/localtime").partition("zoneinfo/")[2],
-    ):
-        if name:
-            try:
-                return ZoneInfo(name)
-            except (ValueError, OSError, LookupError):
-                continue  # a POSIX rule, or a file of another layout
-    return UTC
+    try:
+        return ZoneInfo(name)
+    except (ValueError, OSError, LookupError):
+        return None  # a POSIX rule, say
+
+
+def _same_as(path: str) -> tzinfo | None:
+    """Return the zone that a file is a copy of, as it is in many containers."""
+    import zoneinfo  # late: as above
+
+    data = _read(path)
+    for name in sorted(zoneinfo.available_timezones()) if data else ():
+        if any(_read(os.path.join(folder, name)) == data for folder in zoneinfo.TZPATH):
+            return _known(name)
+    return None
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return b""

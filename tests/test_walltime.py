@@ -6,10 +6,12 @@ from __future__ import annotations
 import math
 import os
 import random
+import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from functools import cache
-from zoneinfo import ZoneInfo, available_timezones
+from pathlib import Path
+from zoneinfo import TZPATH, ZoneInfo, available_timezones
 
 import pytest
 from cronsim import CronSim
@@ -17,8 +19,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from liteq import Liteq
+from liteq.exceptions import ConfigWarning
 from liteq.schedules import crontab, schedule
-from liteq.walltime import next_instant, zone_name, zone_of
+from liteq.walltime import local_zone, next_instant, zone_name, zone_of
 
 pytestmark = pytest.mark.untraced
 
@@ -445,3 +448,60 @@ def test_an_unknown_zone_is_named_in_the_error() -> None:
 def test_what_is_no_zone_is_refused() -> None:
     with pytest.raises(TypeError, match="a time zone is a name"):
         crontab(tz=3)  # type: ignore[arg-type]
+
+
+# The machine's own zone
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A machine whose /etc/localtime is this file, and that has no $TZ."""
+    place = tmp_path / "localtime"
+    monkeypatch.setattr("liteq.walltime._LOCALTIME", str(place))
+    monkeypatch.delenv("TZ", raising=False)
+    local_zone.cache_clear()
+    yield place
+    local_zone.cache_clear()
+    monkeypatch.undo()
+    time.tzset()
+
+
+def file_of(zone: str) -> Path:
+    return next(path for root in TZPATH if (path := Path(root, zone)).is_file())
+
+
+@pytest.mark.parametrize("form", ["{name}", ":{name}", "{path}", ":{path}"])
+def test_the_zone_that_tz_names_is_the_machines(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    path = file_of("Europe/Paris")
+    monkeypatch.setenv("TZ", form.format(name="Europe/Paris", path=path))
+
+    assert zone_name(local_zone()) == "Europe/Paris"
+
+
+def test_a_link_or_a_copy_is_the_zone_of_the_machine(machine: Path) -> None:
+    machine.symlink_to(file_of("Asia/Tokyo"))
+    assert zone_name(local_zone()) == "Asia/Tokyo"
+
+    machine.unlink()
+    machine.write_bytes(file_of("Asia/Kathmandu").read_bytes())
+    local_zone.cache_clear()
+    assert zone_name(local_zone()) in ("Asia/Kathmandu", "Asia/Katmandu")
+
+
+def test_a_zone_without_a_name_is_utc_and_said(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    time.tzset()
+
+    with pytest.warns(ConfigWarning, match=r"\(TZ=CET-1CEST,M3.5.0,M10.5.0/3\) has no name"):
+        assert local_zone() == UTC
+    assert local_zone() == UTC  # and no second warning
+
+
+def test_a_machine_without_a_zone_is_in_utc(machine: Path) -> None:
+    time.tzset()
+
+    assert local_zone() == UTC
