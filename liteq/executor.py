@@ -24,7 +24,7 @@ import json
 import logging
 import os
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -58,6 +58,7 @@ from liteq.redaction import hide
 from liteq.retry import exhausted, give_up
 from liteq.serializers import dumps, dumps_result
 from liteq.signals import (
+    RAISED,
     Signal,
     task_failure,
     task_internal_error,
@@ -654,8 +655,13 @@ class Attempt:
     def _tell(self, signal: Signal, sender: Any, **named: Any) -> None:
         """Send a signal. In a worker nothing that a receiver raises changes how the attempt
         ends; the program that an eager call runs in may be left from a receiver."""
-        tell = signal.send if self.context.is_eager else signal.tell
-        tell(sender, **named)
+        caught = Exception if self.context.is_eager else BaseException
+        signal.deliver(sender, named, caught, self._receiver_failed)
+
+    def _receiver_failed(self, receiver: Any, name: str, exc: BaseException) -> None:
+        """Log what a receiver raised, without what is secret in the arguments it was given."""
+        args = (receiver, name)
+        _log(get_logger("liteq.signals"), logging.ERROR, RAISED, args, exc, {}, self._secrets())
 
     def _postrun(self, state: str, value: Any) -> None:
         if task_postrun.receivers:
@@ -750,17 +756,27 @@ class Attempt:
         }
         name = self.context.shadow or self.plan.task.name
         secrets = set() if outcome == "succeeded" else self._secrets()
-        if not secrets:
-            logger.log(level, text, name, self.id, *values, exc_info=exc_info, extra=extra)
-            return
         shown = [hide(value, secrets) if type(value) is str else value for value in values]
-        args = (name, self.id, *shown)
-        record = logger.makeRecord(
-            logger.name, level, __file__, 0, text, args, None, None, extra
-        )
-        if exc_info is not None:  # as text: a handler would format the exception itself
-            record.exc_text = ExceptionInfo(exc_info, secrets).traceback
-        logger.handle(record)
+        _log(logger, level, text, (name, self.id, *shown), exc_info, extra, secrets)
+
+
+def _log(
+    to: logging.Logger,
+    level: int,
+    text: str,
+    args: tuple[Any, ...],
+    exc: BaseException | None,
+    extra: Mapping[str, Any],
+    secrets: Collection[str],
+) -> None:
+    """Log an exception, if there is one, without these texts."""
+    if not secrets:
+        to.log(level, text, *args, exc_info=exc, extra=extra)
+        return
+    record = to.makeRecord(to.name, level, __file__, 0, text, args, None, None, extra)
+    if exc is not None:  # as text: a handler would format the exception itself
+        record.exc_text = ExceptionInfo(exc, secrets).traceback
+    to.handle(record)
 
 
 def _is_interruption(error: BaseException) -> bool:

@@ -13,12 +13,13 @@ a worker or a task would suffer for it (`tell`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from typing import Any, Final, TypeVar, overload
+from typing import Any, Final, TypeAlias, TypeVar, overload
 from weakref import WeakMethod, ref
 
 __all__ = [
+    "RAISED",
     "Signal",
     "after_setup_logger",
     "after_setup_task_logger",
@@ -51,6 +52,11 @@ __all__ = [
     "worker_shutdown",
     "worker_shutting_down",
 ]
+
+RAISED: Final = "Receiver %r of %s raised"
+
+# Is told which receiver of which signal raised what.
+Log: TypeAlias = Callable[[Any, str, BaseException], None]
 
 _Receiver = TypeVar("_Receiver", bound=Callable[..., Any])
 
@@ -186,11 +192,11 @@ class Signal:
         Returns pairs of receiver and what it returned, or the `Exception` it raised,
         which is logged with its traceback. `SystemExit` and its like go through.
         """
-        return self._send(sender, named, Exception)
+        return self.deliver(sender, named, Exception, _log)
 
     def tell(self, sender: Any, **named: Any) -> list[tuple[Any, Any]]:
         """Do what `send` does, and let nothing through: not `SystemExit` either."""
-        return self._send(sender, named, BaseException)
+        return self.deliver(sender, named, BaseException, _log)
 
     send_robust = send  # Django's name for the same
 
@@ -201,9 +207,11 @@ class Signal:
         """Copy as a signal without receivers: those belong to a process."""
         return Signal, (self.name, tuple(sorted(self.providing_args)))
 
-    def _send(
-        self, sender: Any, named: dict[str, Any], caught: type[BaseException]
+    def deliver(
+        self, sender: Any, named: Mapping[str, Any], caught: type[BaseException], log: Log
     ) -> list[tuple[Any, Any]]:
+        """Do what `send` does. Of what a receiver raises, only what is `caught` goes no
+        further; `log` is told of it."""
         answers: list[tuple[Any, Any]] = []
         for connection in list(self.receivers):
             if not connection.hears(sender):
@@ -214,10 +222,7 @@ class Signal:
             try:
                 answer = receiver(signal=self, sender=sender, **named)
             except caught as exc:  # the user's code: what it raises must stop nothing
-                from liteq.loggers import get_logger  # late: a bug of the user's
-
-                logger = get_logger("liteq.signals")
-                logger.exception("Receiver %r of %s raised", receiver, self.name)
+                log(receiver, self.name, exc)
                 answer = exc
             answers.append((receiver, answer))
         return answers
@@ -238,6 +243,12 @@ class Signal:
     def _drop(self, connection: Connection) -> None:
         with suppress(ValueError):  # the collector or another thread was quicker
             self.receivers.remove(connection)
+
+
+def _log(receiver: Any, name: str, exc: BaseException) -> None:
+    from liteq.loggers import get_logger  # late: a bug of the user's
+
+    get_logger("liteq.signals").error(RAISED, receiver, name, exc_info=exc)
 
 
 def _key(receiver: Any, dispatch_uid: Any) -> object:

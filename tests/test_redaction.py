@@ -19,6 +19,7 @@ from liteq.events.form import about
 from liteq.log import safe
 from liteq.operating import describe
 from liteq.redaction import HIDDEN, Redactor, hide, mask_url
+from liteq.signals import task_prerun
 from liteq.testing import inline
 
 CANARY = "hunter2-canary"
@@ -444,3 +445,28 @@ def test_what_is_shown_is_one_line_without_passwords() -> None:
 
 def test_the_type_is_a_public_name() -> None:
     assert liteq.Secret is Secret
+
+
+def test_what_a_receiver_raises_is_logged_without_the_secrets_of_the_call(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    app = Liteq("shop", broker="memory://")
+
+    @app.task(sensitive="code")
+    def enter(code: str) -> None: ...
+
+    def fail(args: Any = (), **kwargs: Any) -> None:
+        raise ValueError(f"cannot count {args[0]}")
+
+    task_prerun.connect(fail, weak=False)
+    try:
+        with inline(app) as t:
+            enter.delay(CANARY)
+            t.drain()
+    finally:
+        task_prerun.disconnect(fail)
+
+    [record] = [one for one in caplog.records if one.name == "liteq.signals"]
+    assert record.getMessage().endswith("of task_prerun raised")
+    assert f"ValueError: cannot count {HIDDEN}" in caplog.text
+    assert CANARY not in caplog.text
