@@ -116,7 +116,7 @@ def _in_thread(app: Liteq, options: dict[str, Any]) -> Iterator[Worker]:
 def _in_process(app: Liteq, options: dict[str, Any]) -> Iterator[subprocess.Popen[bytes]]:
     """Run a worker process, which ends when it is told over its standard input, or when that
     does: with this process."""
-    if getattr(app.broker, "directory", "") is None:
+    if app.broker.place is None:
         raise ImproperlyConfigured(
             "a store in memory cannot be shared with other processes: use pool='threads', "
             "or a broker with an sqlite:// URL"

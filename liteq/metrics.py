@@ -260,8 +260,8 @@ class StoreCollector:
         )
         late = (now - row.due_at for row in rows if row.due_at is not None and not row.paused)
         yield _gauge("liteq_schedule_lag_seconds", ((), max(0.0, *late, 0.0)))
-        folder: Path | None = getattr(broker, "folder", None)
-        if folder is not None:
+        if broker.directory is not None:
+            folder = Path(broker.directory)
             yield _gauge("liteq_store_size_bytes", ((), _size(folder / DATABASE)))
             yield _gauge("liteq_store_wal_size_bytes", ((), _size(folder / f"{DATABASE}-wal")))
 

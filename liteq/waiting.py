@@ -332,7 +332,7 @@ def _warn(broker: Broker, records: Mapping[str, Record]) -> None:
     for worker in broker.workers():
         queues.difference_update(worker.queues)
     unknown = {str(r.packed[TASK]) for r in records.values() if r.state == "parked"}
-    place = getattr(broker, "folder", None) or getattr(broker, "url", None)
+    place = broker.place
     store = place or "in this process"
     if queues := queues - {name for kind, name in reported if kind == "queue"}:
         names = sorted(queues)

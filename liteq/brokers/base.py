@@ -184,6 +184,13 @@ class Broker(ABC):
     # it was told with the last leases, and by the last `get()`, of messages that expire, or by
     # the last `time()`.
     ahead: float = 0.0
+    directory: str | None = None  # the folder of a store in files
+
+    @property
+    def place(self) -> str | None:
+        """Where other processes find the store: its folder, or its URL without a password. None
+        for one in the memory of this process."""
+        return self.directory
 
     def now(self) -> float:
         """Return what time it is by the clock that decides which messages have expired. See

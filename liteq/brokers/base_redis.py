@@ -148,6 +148,10 @@ class RedisStore(Broker):
         """Where the store is, without a password."""
         return str(self._link.place)
 
+    @property
+    def place(self) -> str | None:
+        return self.url
+
     def persistence(self) -> str:
         """Say in a few words what of this store survives the server's death."""
         if not self._link.server:

@@ -369,8 +369,8 @@ def store_of(app: Liteq) -> str:
 
     folder = None
     with suppress(LiteqError):  # a URL that nothing here can open is shown as it is
-        folder = getattr(app.broker, "directory", None)
-    return str(folder) if folder is not None else mask_url(app.broker_url)
+        folder = app.broker.directory
+    return mask_url(app.broker_url) if folder is None else folder
 
 
 def _kept_by(app: Liteq) -> str | None:

@@ -57,7 +57,7 @@ def pool_of(
     in `PoolOptions`. Raises `ImproperlyConfigured` for children that could not reach the
     store, and for formats that nobody has registered: all that waits would be refused.
     """
-    if has_processes(kind) and getattr(app.broker, "directory", "") is None:
+    if has_processes(kind) and app.broker.place is None:
         raise ImproperlyConfigured(
             "a store in memory cannot be shared with child processes: use "
             "pool='threads', or an sqlite:// broker"
