@@ -595,8 +595,11 @@ def is_secret_setting(name: object) -> bool:
 
 # URLs
 
-# The password ends at the last "@" of the host's part: one in it may be written as it is.
-_URL_PASSWORD: Final = r"(?<=://)([^/@:\s]*):([^@\s]*(?:@[^@/?#\s\"']*)*?)@(?![^@/?#\s\"']*@)"
+# The password ends at the last "@" of the host's part: one in it may be written as it is. "://"
+# may not: a text of many, without an "@", would be read to its end from each of them.
+_URL_PASSWORD: Final = (
+    r"(?<=://)([^/@:\s]*):((?:[^@:\s]|:(?!//))*(?:@[^@/?#\s\"']*)*?)@(?![^@/?#\s\"']*@)"
+)
 _QUERY_SECRET: Final = (
     r"(?i)([?&](?:key|[^=&?\s\"']*(?:password|passwd|passphrase|pwd|secret|token|credentials?"
     r"|signature|sig|(?:api|access|private|secret|signing|encryption)[_-]?key))=)"
