@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from liteq import exceptions
 from liteq.exceptions import DecodeError
-from liteq.redaction import HIDDEN, Redactor, Secret, default, hide
+from liteq.redaction import HIDDEN, Redactor, Secret, default, hide, mask_url
 from liteq.tagging import MARK, json_text, revive, tagged
 
 __all__ = ["ERROR_TEXT_LIMIT", "Carrier", "cut", "find", "made", "text_of"]
@@ -72,8 +72,8 @@ class _Unfit(Exception):
 
 
 class Carrier:
-    """Takes down what an exception holds, in bounded size and without these secret texts,
-    nor what goes by a name that `redactor` knows as secret."""
+    """Takes down what an exception holds, in bounded size and without these secret texts, the
+    passwords of URLs, nor what goes by a name that `redactor` knows as secret."""
 
     def __init__(self, secrets: Collection[str] = (), redactor: Redactor | None = None) -> None:
         self._secrets = secrets
@@ -83,7 +83,10 @@ class Carrier:
 
     def text(self, text: str) -> str:
         """Return a text as a record may show it."""
-        return cut(hide(text, self._secrets))
+        return cut(self._hidden(text))
+
+    def _hidden(self, text: str) -> str:
+        return mask_url(hide(text, self._secrets))
 
     def state(self, exc: BaseException, message: str) -> dict[str, Any]:
         """Return the fields of the record that `made` needs; none if it could not make an
@@ -159,7 +162,7 @@ class Carrier:
         if issubclass(kind, enum.Enum):
             return self._leaf(value)
         if issubclass(kind, str):
-            return self._leaf(cut(hide(str.__str__(value), self._secrets), _TEXT_LIMIT))
+            return self._leaf(cut(self._hidden(str.__str__(value)), _TEXT_LIMIT))
         if issubclass(kind, (bytes, bytearray)):
             return self._leaf(self._bytes(bytes(value)))
         if depth == 0:
@@ -202,6 +205,7 @@ class Carrier:
     def _bytes(self, value: bytes) -> bytes:
         for secret in self._secrets:
             value = value.replace(secret.encode("utf-8", "replace"), HIDDEN.encode())
+        value = mask_url(value.decode("latin-1")).encode("latin-1")  # a character is a byte
         if len(value) <= _TEXT_LIMIT:
             return value
         half = _TEXT_LIMIT // 2

@@ -320,6 +320,26 @@ def test_what_is_secret_is_not_among_the_attributes(held: dict[str, Any]) -> Non
     assert HIDDEN in repr(vars(again))
 
 
+def test_the_password_of_a_url_is_not_in_a_record() -> None:
+    url, shown = (f"postgres://shop:{one}@db/shop" for one in (SECRET, HIDDEN))
+    try:
+        raise Login(text=url, bytes=url.encode(), nested=[ValueError(url)])
+    except Login as exc:
+        exc.args = (f"cannot connect to {url}",)
+        record = failure.describe(exc)
+
+    again = failure.rebuild(record)
+    assert type(again) is Login
+    assert again.args == (f"cannot connect to {shown}",)
+    assert repr(vars(again)) == repr(
+        {"text": shown, "bytes": shown.encode(), "nested": [ValueError(shown)]}
+    )
+    fields = failure.read(record)
+    assert fields["traceback"].endswith(f"Login: cannot connect to {shown}\n")
+    assert SECRET.encode() not in record
+    assert binascii.b2a_base64(url.encode(), newline=False) not in record
+
+
 class Spoken(Exception):
     def __init__(self, iban: str) -> None:
         super().__init__()
