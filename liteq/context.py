@@ -96,6 +96,7 @@ class Context:
     replaced: Replaced | None = None  # asked for with `replace()`
     added: Any = None  # what `add_to_chord()` adds when the attempt ends well
     body_called: bool = False  # by an overridden `__call__`
+    given_up: BaseException | None = None  # by `retry(max_retries=…)`
     interrupted: bool = False  # told by `checkpoint()` to end and go on in another worker
     waited: bool = False  # for other messages, before it was due
     rewritten: bool = False  # its message is another than was delivered

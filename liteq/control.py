@@ -137,8 +137,11 @@ class Control:
         `callback` is called with each `{name: reply}` as it comes. A worker that cannot
         take the command now finds it when it can, for `control_queue_ttl` seconds; one
         whose asker has stopped waiting obeys it all the same. `connection` and `channel`
-        are Celery's, and mean nothing.
+        are Celery's, and mean nothing. What is kept in the store, `revoke` and `rate_limit`,
+        is written there, whatever the destination: see the methods of these names.
         """
+        if command in ("revoke", "rate_limit"):
+            return self._write(command, {**(arguments or {}), **extra_kwargs}, reply=reply)
         roster = _named(self.app.broker.roster())
         targets, silent = _choose(roster, destination, pattern, matcher)
         arguments = {**(arguments or {}), **extra_kwargs}
@@ -154,6 +157,13 @@ class Control:
         for name, reason in replies.silent.items():
             logger.warning("%s did not get %s: %s", shown(name), command, reason)
         return replies
+
+    def _write(self, command: str, arguments: dict[str, Any], *, reply: bool) -> Replies:
+        if command == "rate_limit":
+            return self.rate_limit(**arguments, reply=reply)
+        self.revoke(**arguments)
+        names = [target.name for target in _named(self.app.broker.roster())] if reply else []
+        return Replies([{name: {"ok": "it is written in the store"}} for name in names])
 
     def _ask(
         self,

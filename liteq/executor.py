@@ -365,7 +365,7 @@ class Attempt:
         runtime = self._runtime()
         if self.context.interrupted and _is_interruption(error):
             return self._interrupted(error, runtime)
-        if self.plan.policy.catches(error):
+        if error is not self.context.given_up and self.plan.policy.catches(error):
             error = self._retry_by_itself(error)
         elif isinstance(error, Retry):
             error = self._limited(error)

@@ -481,15 +481,16 @@ class Task(Generic[P, R]):
             _raise(exc or sys.exception() or Retry("the task can be retried", when=countdown))
         limit = self.max_retries if max_retries is None else max_retries
         if exhausted(request.retries, limit):
-            _raise(
-                give_up(
-                    exc,
-                    name=self.name,
-                    id=request.id or "",
-                    args=request.args,
-                    kwargs=request.kwargs,
-                )
+            error = give_up(
+                exc,
+                name=self.name,
+                id=request.id or "",
+                args=request.args,
+                kwargs=request.kwargs,
             )
+            if max_retries is not None:  # it goes before what `autoretry_for` would have
+                request.given_up = error
+            _raise(error)
         steer = asked_for(self, args, kwargs, exc, eta, countdown, dict(options))
         if throw:
             raise steer

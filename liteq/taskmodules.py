@@ -47,9 +47,26 @@ def _django_apps() -> list[str]:
     return [] if apps is None else [config.name for config in apps.apps.get_app_configs()]
 
 
+def _imported(package: str) -> str:
+    """Import a package and return its name. One may be named by a class in it, as Django's
+    `INSTALLED_APPS` name `polls.apps.PollsConfig`."""
+    try:
+        import_module(package)
+    except ModuleNotFoundError as exc:
+        module, _, name = package.rpartition(".")
+        if not module or exc.name != package:
+            raise
+        kind = getattr(import_module(module), name, None)
+        if not isinstance(kind, type):
+            raise
+        own = getattr(kind, "name", None)  # of a Django AppConfig: its package
+        return own if isinstance(own, str) else module
+    return package
+
+
 def _import_related(package: str, related_name: str | None) -> None:
     """Import `package.related_name`, if there is one."""
-    import_module(package)
+    package = _imported(package)
     if not related_name:
         return
     name = f"{package}.{related_name}"

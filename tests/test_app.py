@@ -985,6 +985,30 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         del sys.modules[name]
 
 
+@pytest.mark.parametrize("given", ["polls.apps.PollsConfig", "polls.apps.Plain"])
+def test_a_package_may_be_named_by_a_class_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    """As in Django's INSTALLED_APPS."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name, text in {
+        "__init__": "",
+        "tasks": "FOUND = True",
+        "apps": "class PollsConfig: name = 'polls'\nclass Plain: pass\n",
+    }.items():
+        path = tmp_path / "polls" / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    app = Liteq("shop", broker="memory://")
+    app.autodiscover_tasks([given], force=True)
+
+    assert ("polls.tasks" in sys.modules) == (given == "polls.apps.PollsConfig")
+    with pytest.raises(ModuleNotFoundError, match="polls"):
+        app.autodiscover_tasks(["polls.apps.Missing"], force=True)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "polls"]:
+        del sys.modules[name]
+
+
 def test_tasks_are_discovered_when_the_default_modules_are_imported(
     app: Liteq, package: str
 ) -> None:

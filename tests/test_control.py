@@ -108,6 +108,24 @@ def gate(app: Liteq) -> Iterator[Gate]:
 # Asking
 
 
+def test_what_is_kept_in_the_store_may_be_broadcast_too(
+    app: Liteq, start: Start, gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    start(hostname="one@here")
+    late = gate.task.apply_async(countdown=600)
+    control = app.control
+
+    control.broadcast("revoke", {"task_id": late.id})
+    rates = control.broadcast("rate_limit", {"task_name": "shop.hold", "rate_limit": "1/m"})
+    told = control.broadcast("revoke", task_id=late.id, reply=True)
+
+    assert (late.state, rates) == ("REVOKED", [])
+    assert told == [{"one@here": {"ok": "it is written in the store"}}]
+    assert [limit.name for limit in app.broker.limits()] == ["shop.hold:rate"]
+    control.broadcast("nonsense", reply=True, timeout=10)
+    assert "has no command for: 'nonsense'" in caplog.text
+
+
 def test_a_ping_returns_as_soon_as_all_have_answered(app: Liteq, start: Start) -> None:
     start(hostname="one@here")
     start(hostname="two@here")

@@ -770,6 +770,18 @@ def test_a_task_that_is_not_there_is_a_dead_letter(app: Liteq) -> None:
     assert outcome.dead == "unknown task 'gone'"
 
 
+def test_giving_up_goes_before_retrying_by_itself(run: Run) -> None:
+    def give_up(self: Any) -> None:
+        raise self.retry(exc=OSError("for good"), max_retries=0)
+
+    outcome = run(
+        give_up, options={"bind": True, "autoretry_for": (OSError,), "max_retries": 5}
+    )
+
+    assert isinstance(outcome, Failed)
+    assert error_of(outcome)["message"] == "for good"
+
+
 def test_what_expired_on_the_way_does_not_start(run: Run, clock: world.FakeClock) -> None:
     assert run(lambda: 1 / 0, expires_at=clock.now() - 1) == Revoked("expired")
     assert isinstance(run(lambda: 1, expires_at=clock.now() + 1), Succeeded)

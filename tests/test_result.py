@@ -1070,3 +1070,10 @@ def test_an_eager_result_is_ready(app: Liteq) -> None:
     assert result.revoke() == "settled"
     assert result.state == "REVOKED"
     result.forget()
+
+
+def test_a_result_of_a_call_that_was_not_sent_has_no_id() -> None:
+    """As the base classes that leave duplicates out make one."""
+    result: EagerResult[None] = EagerResult(None, None, "REJECTED")
+
+    assert (result.id, result.state, result.ready()) == (None, "REJECTED", True)

@@ -26,7 +26,7 @@ class EagerResult(AsyncResult[R]):
 
     def __init__(
         self,
-        id: str,
+        id: str | None,
         ret_value: Any,
         state: str,
         traceback: str | None = None,
@@ -35,7 +35,9 @@ class EagerResult(AsyncResult[R]):
         parent: ResultBase | None = None,
         children: list[Any] | None = None,
     ) -> None:
-        super().__init__(id, task_name=name, parent=parent)
+        # One that a base class makes in place of a call which it did not send has no id.
+        super().__init__(id or "none", task_name=name, parent=parent)
+        self.id = id  # type: ignore[assignment]
         self._value = ret_value
         self._state = state
         self._traceback = traceback
