@@ -1166,6 +1166,36 @@ def test_a_beat_that_is_told_to_stop_removes_its_pid_file(
     assert not (project.folder / "held.pid").exists()
 
 
+SLOW = """
+import os, sys, time
+
+if child := os.fork():
+    print("forked", child, file=sys.stderr)
+    os.wait()
+    print("alone", file=sys.stderr)
+while True:
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("command", ["worker", "beat"])
+def test_what_is_told_to_stop_while_it_imports_its_app_removes_its_pid_file(
+    project: Project, start: Callable[..., Running], command: str
+) -> None:
+    project.write("slow.py", SLOW)
+    file = project.folder / "held.pid"
+    running = start("-A", "slow", command, "--pidfile", "held.pid")
+    child = int(running.wait_for("^forked").split()[1])
+
+    os.kill(child, signal.SIGTERM)
+    running.wait_for("^alone")
+    held = file.read_text()
+
+    assert running.end() == -signal.SIGTERM
+    assert held == f"{running.process.pid}\n"  # which was not the child's to remove
+    assert not file.exists()
+
+
 def test_a_beat_that_is_to_outlive_its_terminal_does(
     project: Project, start: Callable[..., Running]
 ) -> None:

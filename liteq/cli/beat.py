@@ -78,7 +78,7 @@ def beat(pidfile: str | None, **options: Any) -> int:
     for name, why in given.items():
         session.note(f"--{name.replace('_', '-')} has no effect: {why}")
     notify = Notifier.from_environment()
-    with holding(pidfile) if pidfile else nullcontext():
+    with holding(pidfile, session.heed_term) if pidfile else nullcontext():
         return _run(session, options, notify)
 
 

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 import click
@@ -151,14 +152,15 @@ class Session:
             import_tasks(self.app, include)
         self.app.set_current()  # whatever other apps these modules make
 
-    def heed_term(self) -> None:
-        """End when told to, until the command has handlers of its own.
+    def heed_term(self, leave: Callable[[], None] | None = None) -> None:
+        """End when told to, until the command has handlers of its own; `leave` first.
 
-        A process does so by itself, but for process 1: the kernel keeps from it what it has no
-        handler for, and in a container an app that takes long to import would go on.
+        A process does so by itself, but leaves nothing in order; and not at all as process 1:
+        the kernel keeps from it what it has no handler for, and in a container an app that
+        takes long to import would go on.
         """
-        if self.owns_process and os.getpid() == 1:
-            signal.signal(signal.SIGTERM, _end)
+        if self.owns_process and (leave is not None or os.getpid() == 1):
+            signal.signal(signal.SIGTERM, partial(_end, leave))
 
     @property
     def verbose(self) -> bool:
@@ -444,5 +446,10 @@ def _show_warnings_in_one_line() -> None:
     warnings.showwarning = showwarning
 
 
-def _end(_number: int, _frame: FrameType | None) -> NoReturn:
-    os._exit(0)  # as the kernel would: what is being imported may catch an exception
+def _end(leave: Callable[[], None] | None, number: int, _frame: FrameType | None) -> NoReturn:
+    """End at a signal as without a handler: what is being imported may catch an exception."""
+    if leave is not None:
+        leave()
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
+    os._exit(0)  # process 1, from which the kernel keeps that

@@ -7,7 +7,7 @@ import fcntl
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
@@ -22,9 +22,9 @@ _MODE: Final = 0o600
 
 
 @contextmanager
-def holding(name: str) -> Iterator[None]:
+def holding(name: str, heed_term: Callable[[Callable[[], None]], None]) -> Iterator[None]:
     """Write this process's id to the file, lock it, and remove it at the end, unless the name
-    is another file's by then.
+    is another file's by then. `heed_term` is told what is to be done if a SIGTERM is that end.
 
     Ends the command with a `Failure` if another process holds it. A file that a killed
     worker left behind is taken over: the kernel drops the lock with the process, whereas
@@ -32,26 +32,31 @@ def holding(name: str) -> Iterator[None]:
     kept, a link too: what is in it would be lost.
     """
     file = _lock(name)
+    ours = os.getpid()
     inherited = [file]
 
     def close_in_child() -> None:  # the lock would outlive us in a child that has it open
         if inherited:
             os.close(inherited.pop())
 
+    def remove() -> None:
+        # Before the lock falls: for as long as we have it, no worker takes the name over while
+        # it is our file's. Only who removes that between these two lines makes them miss.
+        with suppress(OSError):  # what cannot be removed is free for the next one all the same
+            if os.getpid() == ours and _is_at(name, file):  # a child has our handler
+                os.unlink(name)
+
     os.register_at_fork(after_in_child=close_in_child)
+    heed_term(remove)  # before our id is in it: an empty file is nobody's
     with suppress(PermissionError):  # another user's, who lets us write to it
         os.fchmod(file, _MODE)
     os.ftruncate(file, 0)
-    os.write(file, b"%d\n" % os.getpid())
+    os.write(file, b"%d\n" % ours)
     try:
         yield
     finally:
         inherited.clear()
-        # Before the lock falls: for as long as we have it, no worker takes the name over while
-        # it is our file's. Only who removes that between these two lines makes them miss.
-        with suppress(OSError):  # what cannot be removed is free for the next one all the same
-            if _is_at(name, file):
-                os.unlink(name)
+        remove()
         os.close(file)
 
 

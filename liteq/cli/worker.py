@@ -250,16 +250,20 @@ def worker(settings: tuple[str, ...], pidfile: str | None, **options: Any) -> in
     session.heed_term()
     _mind_celery_flags(session, options)
     notify = Notifier.from_environment()
-    with _holding(pidfile, options["hostname"]):
+    with _holding(session, pidfile, options["hostname"]):
         given = {**options, "pidfile": pidfile}
         return run_worker(session, given, settings=settings, notify=notify, hands_over=True)
 
 
-def _holding(pidfile: str | None, hostname: str | None) -> AbstractContextManager[object]:
+def _holding(
+    session: Session, pidfile: str | None, hostname: str | None
+) -> AbstractContextManager[object]:
     """Keep a file with our process id, if one is named, while the context is open."""
     from liteq.nodes import file_of, node_name
 
-    return holding(file_of(node_name(hostname), pidfile)) if pidfile else nullcontext()
+    if not pidfile:
+        return nullcontext()
+    return holding(file_of(node_name(hostname), pidfile), session.heed_term)
 
 
 def run_worker(
@@ -332,7 +336,7 @@ def run_worker(
     made.announced = shown and not session.quiet and not app.conf.worker_logfile
     # One that was given is held already, since before the app was imported.
     pidfile = None if options.get("pidfile") else app.conf.worker_pidfile
-    with _holding(pidfile, made.hostname):
+    with _holding(session, pidfile, made.hostname):
         status = made.run()
     if made.unfinished or (session.owns_process and _threads_remain()):
         click.get_current_context().call_on_close(lambda: _leave(status))
