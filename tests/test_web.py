@@ -855,10 +855,13 @@ def test_the_log_of_the_command_goes_where_it_is_told_to(
 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="limits another process: Linux")
-def test_who_only_holds_connections_keeps_nobody_out(start: Callable[..., Running]) -> None:
+@pytest.mark.parametrize(("files", "shortages"), [(256, 0), (40, 1)])
+def test_who_only_holds_connections_keeps_nobody_out(
+    start: Callable[..., Running], files: int, shortages: int
+) -> None:
     pages = start("web", "--port", "0", LITEQ_WEB_AUTH="ada:secret")
     address = urlsplit(address_in(pages.wait_for("http://")))
-    resource.prlimit(pages.process.pid, resource.RLIMIT_NOFILE, (256, 256))
+    resource.prlimit(pages.process.pid, resource.RLIMIT_NOFILE, (files, files))
 
     with ExitStack() as held:
         for _ in range(300):
@@ -868,6 +871,10 @@ def test_who_only_holds_connections_keeps_nobody_out(start: Callable[..., Runnin
 
     pages.wait_for("ada: pause: queue mail")
     assert pages.end(signal.SIGINT) == 0
+    warned = [line for line in pages.lines if "WARNING" in line]
+    assert len(warned) == shortages
+    assert all("too many open files" in line and "it is 40" in line for line in warned)
+    assert not any("Traceback" in line for line in pages.lines)
     assert not [line for line in pages.lines if "asyncio" in line]
 
 
