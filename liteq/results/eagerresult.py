@@ -37,7 +37,7 @@ class EagerResult(AsyncResult[R]):
     ) -> None:
         # One that a base class makes in place of a call which it did not send has no id.
         super().__init__(id or "none", task_name=name, parent=parent)
-        self.id = id  # type: ignore[assignment]
+        self.id: str = id  # type: ignore[assignment]
         self._value = ret_value
         self._state = state
         self._traceback = traceback
