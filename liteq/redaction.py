@@ -245,9 +245,11 @@ class Redactor:
         parameters: Sequence[str] = (),
         sensitive: str | Iterable[str] = (),
         front: int | None = 0,
+        least: int = _LEAST_SECRET,
     ) -> set[str]:
         """Return the texts that are secret in the arguments of a call, to be hidden from
-        what is said about it, as an exception's message. Very short ones are left out."""
+        what is said about it, as an exception's message. Those of fewer than `least`
+        characters are left out."""
         hidden = _named(sensitive)
         found: set[str] = set()
         names = _places(len(args), parameters, front)
@@ -261,7 +263,7 @@ class Redactor:
             )
             self._gather(one, name, found, _DEPTH, is_secret=is_secret)
         self._gather_covered(kwargs, self._covered(kwargs), found, _DEPTH)
-        return found
+        return {text for text in found if len(text) >= least}
 
     def _covered_call(
         self,
@@ -356,13 +358,13 @@ class Redactor:
         if isinstance(value, bytes):
             value = value.decode("utf-8", "replace")
         if isinstance(value, str):
-            if is_secret and len(value) >= _LEAST_SECRET:
+            if is_secret:
                 found.add(value)
-            elif not is_secret and "://" in value:
+            elif "://" in value:
                 found.update(_url_secrets(value))
             return
-        if is_secret and _is_scalar(value) and len(text := str(value)) >= _LEAST_SECRET:
-            found.add(text)
+        if is_secret and _is_scalar(value):
+            found.add(str(value))
         if depth == 0:
             return
         if isinstance(value, (list, tuple, set, frozenset)):
@@ -519,6 +521,8 @@ def _again(kind: type[Any], members: list[Any]) -> Any:
 
 def _is_scalar(value: Any) -> bool:
     """Tell whether a value is a number, a date, a uuid: a PIN need not be a text."""
+    if value is None or isinstance(value, bool):
+        return False
     return isinstance(value, _PLAIN) or type(value).__module__ in _HARMLESS
 
 
@@ -613,7 +617,6 @@ def mask_url(text: str) -> str:
     return re.sub(_QUERY_SECRET, rf"\g<1>{HIDDEN}", text)
 
 
-def _url_secrets(text: str) -> set[str]:
-    found = [match[2] for match in re.finditer(_URL_PASSWORD, text)]
-    found += [match[2] for match in re.finditer(_QUERY_SECRET, text)]
-    return {secret for secret in found if len(secret) >= _LEAST_SECRET}
+def _url_secrets(text: str) -> Iterator[str]:
+    for pattern in (_URL_PASSWORD, _QUERY_SECRET):
+        yield from (match[2] for match in re.finditer(pattern, text))

@@ -217,6 +217,28 @@ def test_what_is_secret_by_its_name_is_hidden_whatever_it_is(
     assert [frame["vars"] for frame in frames if "vars" in frame] == [{"pin": "********"}]
 
 
+@pytest.mark.parametrize("pin", ["47", 4711, b"47", Secret("47")])
+def test_a_short_secret_is_hidden_where_it_is_all_of_a_value(
+    kept: Kept, app: Liteq, pin: Any
+) -> None:
+    def check(code: Any, others: list[Any]) -> None:
+        raise ValueError(code)
+
+    @app.task(name="open", sensitive="pin")
+    def opened(pin: Any, door: str = "147") -> None:
+        code = pin.reveal() if isinstance(pin, Secret) else pin
+        check(code, [code, 47110, door])
+
+    opened.delay(pin)
+    run(app)
+
+    [event] = kept.of()
+    [raised] = event["exception"]["values"]
+    frames = raised["stacktrace"]["frames"]
+    assert frames[-1]["vars"] == {"code": "********", "others": ["********", "47110", "'147'"]}
+    assert frames[-2]["vars"]["code"] == "********"
+
+
 def test_what_is_secret_among_arguments_without_names_is_hidden(kept: Kept, app: Liteq) -> None:
     @app.task(name="open", sensitive="codes")
     def opened(door: str, *codes: str) -> None:

@@ -59,8 +59,9 @@ class LiteqIntegration(Integration):
 
 class _Scrubber(EventScrubber):
     """Hides the secrets of one attempt from what is sent of it: what goes by the name of one,
-    and their texts wherever they stand. Sentry's own scrubber, which knows neither, comes
-    after it. Types and stacks, by which events are grouped, stay as they are."""
+    their texts wherever they stand, and values that are nothing but one, however short.
+    Sentry's own scrubber, which knows none of them, comes after it. Types and stacks, by which
+    events are grouped, stay as they are."""
 
     def __init__(self, task: Any, args: Any, kwargs: Any) -> None:
         super().__init__(denylist=[], recursive=True, send_default_pii=True)
@@ -74,13 +75,22 @@ class _Scrubber(EventScrubber):
         return event
 
     @cached_property
+    def _call(self) -> tuple[Any, ...]:
+        """Looked at when there is an event: not every attempt has one."""
+        return self._args, self._kwargs, self._task.all_parameters, self._task.sensitive
+
+    @cached_property
     def _secrets(self) -> set[str]:
-        """Looked for when there is an event: not every attempt has one."""
-        task = self._task
-        found: set[str] = self._redactor.secrets(
-            self._args, self._kwargs, task.all_parameters, task.sensitive
-        )
+        found: set[str] = self._redactor.secrets(*self._call)
         return found
+
+    @cached_property
+    def _values(self) -> set[str]:
+        """The same and the short ones, which may stand in any word: as a value of their own, or
+        as its repr, which frames have of their variables."""
+        found = self._redactor.secrets(*self._call, least=1)
+        raw = {repr(one.encode("utf-8", "replace")) for one in found}
+        return {*found, *map(repr, found), *raw}
 
     def scrub_event(self, event: Any) -> None:
         for frame in iter_event_frames(event):
@@ -108,6 +118,8 @@ class _Scrubber(EventScrubber):
 
     def _shown(self, value: Any) -> Any:
         if isinstance(value, str):
+            if value in self._values:
+                return HIDDEN
             return mask_url(hide(value, self._secrets))
         if isinstance(value, (list, tuple)):
             return [self._shown(member) for member in value]
