@@ -6,14 +6,17 @@ The exceptions are the user's, and their own methods may raise anything: nothing
 from __future__ import annotations
 
 import traceback
-from collections.abc import Collection
-from typing import Any, Final
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 from liteq import failure
 from liteq.exceptions import TaskFailed
 from liteq.redaction import Redactor, hide, mask_url
 
-__all__ = ["ExceptionInfo", "line", "summary"]
+if TYPE_CHECKING:
+    import logging
+
+__all__ = ["ExceptionInfo", "line", "log", "summary"]
 
 _LINE: Final = 500  # characters of a text in a log line
 
@@ -75,6 +78,25 @@ class ExceptionInfo:
 
     def __repr__(self) -> str:
         return f"<ExceptionInfo: {summary(self.exception)}>"
+
+
+def log(
+    to: logging.Logger,
+    level: int,
+    text: str,
+    args: tuple[Any, ...],
+    exc: BaseException | None,
+    extra: Mapping[str, Any],
+    secrets: Collection[str],
+) -> None:
+    """Log an exception, if there is one, without these texts."""
+    if not secrets:
+        to.log(level, text, *args, exc_info=exc, extra=extra)
+        return
+    record = to.makeRecord(to.name, level, __file__, 0, text, args, None, None, extra)
+    if exc is not None:  # as text: a handler would format the exception itself
+        record.exc_text = ExceptionInfo(exc, secrets).traceback
+    to.handle(record)
 
 
 def summary(exc: BaseException) -> str:

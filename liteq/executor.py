@@ -24,7 +24,7 @@ import json
 import logging
 import os
 import traceback
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -35,7 +35,7 @@ from liteq.clock import Clock, FromNow, system_clock
 from liteq.context import Context, Report
 from liteq.delivery import Delivery, Reader
 from liteq.djangothread import bridge
-from liteq.einfo import ExceptionInfo, line, summary
+from liteq.einfo import ExceptionInfo, line, log, summary
 from liteq.exceptions import (
     DecodeError,
     DecryptionError,
@@ -661,7 +661,7 @@ class Attempt:
     def _receiver_failed(self, receiver: Any, name: str, exc: BaseException) -> None:
         """Log what a receiver raised, without what is secret in the arguments it was given."""
         args = (receiver, name)
-        _log(get_logger("liteq.signals"), logging.ERROR, RAISED, args, exc, {}, self._secrets())
+        log(get_logger("liteq.signals"), logging.ERROR, RAISED, args, exc, {}, self._secrets())
 
     def _postrun(self, state: str, value: Any) -> None:
         if task_postrun.receivers:
@@ -757,26 +757,7 @@ class Attempt:
         name = self.context.shadow or self.plan.task.name
         secrets = set() if outcome == "succeeded" else self._secrets()
         shown = [hide(value, secrets) if type(value) is str else value for value in values]
-        _log(logger, level, text, (name, self.id, *shown), exc_info, extra, secrets)
-
-
-def _log(
-    to: logging.Logger,
-    level: int,
-    text: str,
-    args: tuple[Any, ...],
-    exc: BaseException | None,
-    extra: Mapping[str, Any],
-    secrets: Collection[str],
-) -> None:
-    """Log an exception, if there is one, without these texts."""
-    if not secrets:
-        to.log(level, text, *args, exc_info=exc, extra=extra)
-        return
-    record = to.makeRecord(to.name, level, __file__, 0, text, args, None, None, extra)
-    if exc is not None:  # as text: a handler would format the exception itself
-        record.exc_text = ExceptionInfo(exc, secrets).traceback
-    to.handle(record)
+        log(logger, level, text, (name, self.id, *shown), exc_info, extra, secrets)
 
 
 def _is_interruption(error: BaseException) -> bool:

@@ -172,16 +172,17 @@ class Worker(Steered):
             take_over=self._take_over,
             came_back=lambda: self._attempts.give_back_batched(),
         )
+        self._teller = Teller(app, self.hostname)
         self._notices = Notices(
             self,
             lambda: app.tasks,
             announce=self._announce,
+            secrets=self._teller.secrets,
             hostname=self.hostname,
             accept=conf.accept_content,
             signer=app.signer,
             cipher=app.cipher,
         )
-        self._teller = Teller(app, self.hostname)
         self._time_limits = TimeLimits(lambda: app.tasks, self.soft_time_limit, self.time_limit)
         self._batching = Batching(lambda: app.tasks, time.monotonic)
         self._attempts = Attempts(

@@ -460,6 +460,7 @@ def test_a_pickle_is_not_read_before_its_signature_is(tmp_path: Any, broker: Bro
             None,
             lambda: app.tasks,
             announce=Announcer(Wishes()),
+            secrets=lambda _: (),
             hostname="w",
             accept=("json", "pickle"),
             signer=app.signer,

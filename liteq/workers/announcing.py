@@ -6,11 +6,14 @@ stop, as in Celery: what is at hand is ended first. Anything else is logged.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable, Collection
 from typing import Any
 
+from liteq.einfo import log
 from liteq.exceptions import WorkerTerminate
 from liteq.loggers import get_logger
-from liteq.signals import Signal
+from liteq.signals import RAISED, Signal
 from liteq.workers.wishes import COLD, WARM, Wishes
 
 __all__ = ["Announcer"]
@@ -24,9 +27,22 @@ class Announcer:
     def __init__(self, wishes: Wishes) -> None:
         self._wishes = wishes
 
-    def __call__(self, signal: Signal, sender: Any, **named: Any) -> None:
-        """Call the receivers, and take what one of them says about the worker's end."""
-        for receiver, answer in signal.tell(sender, **named):
+    def __call__(
+        self,
+        signal: Signal,
+        sender: Any,
+        *,
+        secrets: Callable[[], Collection[str]] = tuple,
+        **named: Any,
+    ) -> None:
+        """Call the receivers, and take what one of them says about the worker's end. What one
+        raises is logged without the `secrets` of the call that it is told of."""
+
+        def failed(receiver: Any, name: str, exc: BaseException) -> None:
+            to = get_logger("liteq.signals")
+            log(to, logging.ERROR, RAISED, (receiver, name), exc, {}, secrets())
+
+        for receiver, answer in signal.deliver(sender, named, BaseException, failed):
             if isinstance(answer, SystemExit):
                 self._stop(signal, receiver, answer)
 

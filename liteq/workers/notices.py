@@ -3,7 +3,8 @@ its parent process knows: no child lived to tell, or none ever saw them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from liteq import context, signals
@@ -68,7 +69,8 @@ _BESIDE_HEADERS = (
 
 class Notices:
     """Speaks for one worker. `sender` is what task signals name as the consumer, `tasks`
-    gives the tasks by name, `announce` sends a signal, `accept` has the formats in which
+    gives the tasks by name, `announce` sends a signal, `secrets` gives the texts of a call that
+    are not to be logged of what its receivers raise, `accept` has the formats in which
     bodies are read for receivers, once `signer` has found their signatures right; `cipher`
     decrypts what is secret in them."""
 
@@ -78,6 +80,7 @@ class Notices:
         tasks: Callable[[], Mapping[str, TaskLike]],
         *,
         announce: Callable[..., None],
+        secrets: Callable[[Lease], Collection[str]],
         hostname: str,
         accept: Sequence[str],
         signer: Signer | None = None,
@@ -85,6 +88,7 @@ class Notices:
     ) -> None:
         self._sender = sender
         self._announce = announce
+        self._secrets = secrets
         self._tasks = tasks
         self._hostname = hostname
         self._accept = tuple(accept)
@@ -94,7 +98,8 @@ class Notices:
 
     def received(self, lease: Lease) -> None:
         """A message was claimed. Call only if the signal has receivers: it is not cheap."""
-        self._announce(signals.task_received, self._sender, request=self._request(lease))
+        request = self._request(lease)
+        self._tell(lease, signals.task_received, self._sender, request=request)
 
     def put_aside(self, lease: Lease, why: Aside) -> None:
         """A claim met a message that it did not take."""
@@ -133,7 +138,8 @@ class Notices:
                 extra=_about(lease, "parked"),
             )
         if signals.task_unknown.receivers:
-            self._announce(
+            self._tell(
+                lease,
                 signals.task_unknown,
                 self._sender,
                 message=lease.outline,
@@ -196,14 +202,14 @@ class Notices:
     def undecodable(self, lease: Lease, reason: str) -> None:
         """A child could not make sense of a message, which is a dead letter now."""
         if signals.task_rejected.receivers:
-            self._announce(signals.task_rejected, self._sender, message=lease.outline, exc=None)
+            outline = lease.outline
+            self._tell(lease, signals.task_rejected, self._sender, message=outline, exc=None)
         self._dead(lease, reason)
 
     def _dead(self, lease: Lease, reason: str) -> None:
         if signals.task_dead.receivers:
-            self._announce(
-                signals.task_dead, self._sender, id=lease.id, name=lease.task, reason=reason
-            )
+            named = {"id": lease.id, "name": lease.task, "reason": reason}
+            self._tell(lease, signals.task_dead, self._sender, **named)
 
     def _failed(self, lease: Lease, exc: Exception) -> None:
         if not signals.task_failure.receivers:
@@ -211,7 +217,8 @@ class Notices:
         request = self._request(lease)
         token = context.push(request)  # `sender.request` is the attempt's, as in a child
         try:
-            self._announce(
+            self._tell(
+                lease,
                 signals.task_failure,
                 self._task(lease),
                 task_id=lease.id,
@@ -228,7 +235,8 @@ class Notices:
         self, lease: Lease, *, terminated: bool, signum: int | None, expired: bool
     ) -> None:
         if signals.task_revoked.receivers:
-            self._announce(
+            self._tell(
+                lease,
                 signals.task_revoked,
                 self._task(lease),
                 request=self._request(lease),
@@ -236,6 +244,9 @@ class Notices:
                 signum=signum,
                 expired=expired,
             )
+
+    def _tell(self, lease: Lease, signal: signals.Signal, sender: Any, **named: Any) -> None:
+        self._announce(signal, sender, secrets=partial(self._secrets, lease), **named)
 
     def _task(self, lease: Lease) -> Any:
         """Return the task, or its name where this worker does not have it."""

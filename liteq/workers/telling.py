@@ -191,7 +191,7 @@ class Teller:
 
     def _error(self, lease: Lease, error: bytes) -> Mapping[str, Any]:
         fields = failure.read(error)
-        secrets = self._secrets(lease)
+        secrets = self.secrets(lease)
         return {
             "exception": hide(self._shown_exception(fields), secrets),
             "traceback": hide(fields["traceback"], secrets),
@@ -207,7 +207,8 @@ class Teller:
         name = fields["type"].rpartition(".")[2]
         return cut(f"{name}({', '.join(text(arg, limit=limit) for arg in args)})")
 
-    def _secrets(self, lease: Lease) -> set[str]:
+    def secrets(self, lease: Lease) -> set[str]:
+        """Return the texts that are secret in the arguments of a call."""
         conf, task = self._app.conf, self._app.tasks.get(lease.task)
         try:
             message = lease.message

@@ -1187,6 +1187,37 @@ def gone():
 """
 
 
+FAILING_RECEIVERS = """
+def received(request=None, **kwargs):
+    raise ValueError(f"received {request.args}")
+
+def failed(args=(), **kwargs):
+    raise ValueError(f"failed with {args}")
+
+signals.task_received.connect(received, weak=False)
+signals.task_failure.connect(failed, weak=False)
+
+@app.task(sensitive="code", acks_late=False)
+def enter(code):
+    os._exit(1)
+"""
+
+
+def test_what_receivers_raise_in_the_worker_is_logged_without_secrets(
+    open_shop: OpenShop,
+) -> None:
+    shop = open_shop(FAILING_RECEIVERS)
+    worker = shop.start("-c", "1", "-P", "prefork", "-l", "info")
+
+    shop.tasks.enter.delay("hunter2-canary").get(timeout=10, propagate=False)
+    assert shop.stop(worker) == 0
+
+    log = shop.log()
+    assert "ValueError: received ('********',)" in log
+    assert "ValueError: failed with ('********',)" in log
+    assert "canary" not in log
+
+
 @pytest.mark.traced
 def test_signals_are_sent_when_and_where_celery_sends_them(open_shop: OpenShop) -> None:
     shop = open_shop(RECEIVERS)
