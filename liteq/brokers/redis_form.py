@@ -431,7 +431,7 @@ def _check_graph(graph: Graph, there: Packed | None = None) -> None:
 
 class Settlements:
     """The settlements of one step: those of plain successes in groups, which share what is
-    the same for all of them, and the others one by one. See `lua/step.lua`."""
+    the same for all of them, and the others one by one. See `lua/settling.lua`."""
 
     def __init__(
         self, settlements: Iterable[tuple[Lease, Outcome]], max_deliveries: int
@@ -484,7 +484,7 @@ class Settlements:
 
 
 def _settlement_arguments(lease: Lease, outcome: Outcome, max_deliveries: int) -> list[Any]:
-    """Return the arguments of one settlement: see `lua/step.lua`."""
+    """Return the arguments of one settlement: see `lua/settling.lua`."""
     packed, who = lease.packed, (lease.id, lease.token)
     expires: float | None = packed[RESULT_EXPIRES]
     match outcome:

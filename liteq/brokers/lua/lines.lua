@@ -1,6 +1,6 @@
 -- The lines of one step: see `limiting.lua`.
 
-local claimer = {}  -- worker, queues, ignore_rates: set by the step
+local claimer = {}  -- worker, token, queues, knows_all, ignore_rates: set by the step
 local tried = 0
 
 local function held_by(limits)  -- the buckets of a line that allow less than everything
