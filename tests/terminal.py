@@ -179,6 +179,7 @@ class Running:
             self.process.kill()
             self.process.wait()
         self._reader.join(PATIENCE)
+        assert not self._reader.is_alive(), "what outlived the command has its output open"
         assert self.process.stdout is not None
         assert self.process.stderr is not None
         self.process.stdout.close()
