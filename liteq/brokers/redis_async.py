@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import random
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar
 from weakref import WeakSet
@@ -18,7 +16,7 @@ from weakref import WeakSet
 from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.exceptions import RedisError
 
-from liteq.brokers.redis_link import FIRST_PAUSE, TRIES, Link, Script, call_of, script
+from liteq.brokers.redis_link import FAILURES, Link, Script, Tries, call_of, script
 from liteq.brokers.redis_wire import ServerError, command, unpack
 from liteq.exceptions import BrokerUnavailable
 from liteq.offload import off_loop, running_loop
@@ -144,12 +142,9 @@ class AsyncLink:
         """Make a call, again if need be, each in the time that the link allows and `more`
         seconds."""
         link, here = self._link, self._here()
-        deadline = time.monotonic() + link.timeout * 2
-        pause = FIRST_PAUSE
-        tries = 0
+        tries = Tries(link)
         async with here.room:
             while True:
-                tries += 1
                 wire: _Wire | None = None
                 try:
                     if link.must_follow():
@@ -159,24 +154,20 @@ class AsyncLink:
                     wire = here.spare.pop() if here.spare else await self._open(here)
                     async with asyncio.timeout(link.timeout + more):
                         result = await attempt(wire)
-                except ServerError as exc:
-                    error, usable = link.refusal(exc)
-                    if usable and wire is not None:
-                        here.spare.append(wire)
-                    elif wire is not None:
-                        wire.close()
-                        here.close()
                 except BrokerUnavailable:
                     # Of its replicas: asking again may take as long. Without a connection it is
                     # `meet()` that has asked again, as often as it is done here.
                     if wire is not None:
                         here.spare.append(wire)
                     raise
-                except (OSError, RedisError) as exc:  # a time-out is an OSError
-                    if wire is not None:
+                except FAILURES as exc:
+                    error, usable = link.meaning(exc)
+                    if usable and wire is not None:
+                        here.spare.append(wire)
+                    elif wire is not None:
                         wire.close()
-                    here.close()
-                    error = link.unreachable(exc)
+                    if not usable:
+                        here.close()
                 except BaseException:
                     if wire is not None:  # cancelled between the call and its answer
                         wire.close()
@@ -185,14 +176,7 @@ class AsyncLink:
                     here.spare.append(wire)
                     link.answered()
                     return result
-                if not isinstance(error, BrokerUnavailable):
-                    raise error
-                link.failed()
-                if tries >= TRIES or time.monotonic() + pause > deadline:
-                    raise error
-                if tries > 1:  # at once the first time: a connection cut long ago
-                    await asyncio.sleep(pause * random.uniform(0.5, 1.5))
-                    pause *= 2
+                await asyncio.sleep(tries.pause_after(error))
 
     def _here(self) -> _Loop:
         loop = running_loop()

@@ -41,12 +41,14 @@ from liteq.exceptions import (
 from liteq.ids import new_id
 from liteq.texts import unencodable
 
-__all__ = ["FIRST_PAUSE", "KEYS_VERSION", "TRIES", "Link", "Script", "call_of", "script"]
+__all__ = ["FAILURES", "KEYS_VERSION", "Link", "Script", "Tries", "call_of", "script"]
 
 KEYS_VERSION: Final = 2  # of the keys' names and what they hold
 
-TRIES: Final = 4
-FIRST_PAUSE: Final = 0.02  # seconds; twice that before each further try, and jitter
+# What a call fails with that may be made again; a time-out is an OSError.
+FAILURES: Final = (ServerError, OSError, RedisError)
+_TRIES: Final = 4
+_FIRST_PAUSE: Final = 0.02  # seconds; twice that before each further try, and jitter
 ASK_AGAIN: Final = 1.0  # seconds that a sentinel's answer is believed while calls are made
 _ASK_LATER: Final = 30.0  # and seconds without asking, when none has answered
 _ASK_TIMEOUT: Final = 0.2  # seconds, for a question that a call which could go on waits for
@@ -142,6 +144,30 @@ class _Wire:
         # In a forked child the library closes its copy and leaves the connection alone.
         _open.discard(self)
         self.connection.disconnect()
+
+
+class Tries:
+    """Those of one call, at most `_TRIES` and for no longer than two of them may take."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._deadline = time.monotonic() + link.timeout * 2
+        self._made = 0
+        self._pause = _FIRST_PAUSE
+
+    def pause_after(self, error: BrokerError) -> float:
+        """Return how many seconds to wait before the call is made again. Raises the error if it
+        stays, or has stayed for long enough."""
+        if not isinstance(error, BrokerUnavailable):
+            raise error
+        self._link.failed()
+        self._made += 1
+        if self._made >= _TRIES or time.monotonic() + self._pause > self._deadline:
+            raise error
+        if self._made == 1:
+            return 0.0  # a connection that had been cut long ago
+        pause, self._pause = self._pause, self._pause * 2
+        return pause * random.uniform(0.5, 1.5)
 
 
 class Link:
@@ -271,32 +297,24 @@ class Link:
         return bool(self._repeat(lambda wire: wire.exchange(question, 1)[0], greet=False))
 
     def _repeat(self, attempt: Callable[[_Wire], Any], *, greet: bool = True) -> Any:
-        deadline = time.monotonic() + self.timeout * 2
-        pause = FIRST_PAUSE
-        tries = 0
+        tries = Tries(self)
         while True:
-            tries += 1
             wire = None
             try:
                 wire = self._take() if greet else _Wire(self.connect(), _NEVER)
                 result = attempt(wire)
-            except ServerError as exc:
-                error, usable = self.refusal(exc)
+            except BrokerUnavailable:  # of its replicas: asking again may take as long
+                assert wire is not None
+                self._give_back(wire)
+                raise
+            except FAILURES as exc:
+                error, usable = self.meaning(exc)
                 if usable and wire is not None:
                     self._give_back(wire)
                 elif wire is not None:
                     wire.close()
                 if not usable:
                     self._discard_spare()
-            except BrokerUnavailable:  # of its replicas: asking again may take as long
-                assert wire is not None
-                self._give_back(wire)
-                raise
-            except (OSError, RedisError) as exc:  # a time-out is an OSError
-                if wire is not None:
-                    wire.close()
-                self._discard_spare()
-                error = self.unreachable(exc)
             except BaseException:
                 if wire is not None:  # interrupted between the call and its answer
                     wire.close()
@@ -305,14 +323,7 @@ class Link:
                 self._give_back(wire)
                 self.answered()
                 return result
-            if not isinstance(error, BrokerUnavailable):
-                raise error
-            self.failed()
-            if tries >= TRIES or time.monotonic() + pause > deadline:
-                raise error
-            if tries > 1:  # at once the first time: a connection that had been cut long ago
-                time.sleep(pause * random.uniform(0.5, 1.5))
-                pause *= 2
+            time.sleep(tries.pause_after(error))
 
     def failed(self) -> None:
         """Note that the server could not be reached, or could not serve."""
@@ -332,6 +343,12 @@ class Link:
         """What is another after each event in which a server may have been put in the place
         of one that knew more."""
         return self.recovered_at, self.switches
+
+    def meaning(self, exc: Exception) -> tuple[BrokerError, bool]:
+        """Return what one of `FAILURES` means, and whether the connections are of use still."""
+        if isinstance(exc, ServerError):
+            return self.refusal(exc)
+        return self.unreachable(exc), False
 
     def refusal(self, exc: ServerError) -> tuple[BrokerError, bool]:
         """Return what a server's error means, and whether its connections are of use still:
