@@ -1,7 +1,7 @@
 """Calls to a Redis server from coroutines, over the client library's asyncio connections.
 
-The scripts, the words of a call and the meaning of an error are those of `redis_link`. Here is
-only what waits: a connection of the running event loop, and a pause before the next try.
+What an error means and when a call is made again are those of `redis_link`. Here is only what
+waits: a connection of the running event loop, and the pause before the next try.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from weakref import WeakSet
 from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.exceptions import RedisError
 
-from liteq.brokers.redis_link import FAILURES, Link, Script, Tries, call_of, script
+from liteq.brokers.redis_link import FAILURES, Link, Tries
+from liteq.brokers.redis_scripts import Script, call_of, script
 from liteq.brokers.redis_wire import ServerError, command, unpack
 from liteq.exceptions import BrokerUnavailable
 from liteq.offload import off_loop, running_loop

@@ -9,39 +9,32 @@ repeated, so a call whose answer was lost is made again, with jitter, a few time
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import random
 import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from functools import cache
 from math import ceil
-from pathlib import Path
 from typing import Any, Final
 
 from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
-from liteq import failure
 from liteq.brokers import redis_tls
+from liteq.brokers.redis_scripts import Script, call_of, script
 from liteq.brokers.redis_url import Place
-from liteq.brokers.redis_wire import Reader, ServerError, command, strings, unpack
+from liteq.brokers.redis_wire import Reader, ServerError, command, unpack
 from liteq.exceptions import (
     BrokerError,
     BrokerUnavailable,
-    DecodeError,
-    Ignore,
     ImproperlyConfigured,
     QueueFull,
     SchemaError,
-    TaskRevokedError,
 )
 from liteq.ids import new_id
-from liteq.texts import unencodable
 
-__all__ = ["FAILURES", "KEYS_VERSION", "Link", "Script", "Tries", "call_of", "script"]
+__all__ = ["FAILURES", "KEYS_VERSION", "Link", "Tries"]
 
 KEYS_VERSION: Final = 2  # of the keys' names and what they hold
 
@@ -54,7 +47,6 @@ _ASK_LATER: Final = 30.0  # and seconds without asking, when none has answered
 _ASK_TIMEOUT: Final = 0.2  # seconds, for a question that a call which could go on waits for
 _SPARE: Final = 16  # connections kept open for the next calls
 _NEVER: Final = -1  # in place of a count of switches: the connection is not kept for them
-_FOLDER: Final = Path(__file__).parent / "lua"
 
 _UNKNOWN: Final = "unknown command"  # one that `rename-command` has taken away, too
 
@@ -74,55 +66,6 @@ _LATER: Final = frozenset(
         "UNKILLABLE",
     }
 )
-
-
-class Script:
-    """A Lua script of the `lua` folder, with what it needs in front of it."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        text = (_FOLDER / f"{name}.lua").read_text(encoding="utf-8")
-        needs = next(line for line in text.splitlines() if line.startswith("-- Needs: "))
-        first, _, others = needs.removeprefix("-- Needs: ").partition(" | ")
-        if first != "nothing":
-            # A call makes all functions anew. In one function more, they find the locals of
-            # the first parts at once; at the same level Lua goes through a list for each. What
-            # the first parts answer by themselves never makes them.
-            within = ["return (function()", *_parts(others), text, "end)()"]
-            text = "\n".join([_constants(), *_parts(first), *within])
-        self.text = text.encode()
-        self.sha = hashlib.sha1(self.text, usedforsecurity=False).hexdigest().encode()
-
-
-def _parts(names: str) -> list[str]:
-    return [(_FOLDER / f"{name}.lua").read_text(encoding="utf-8") for name in names.split()]
-
-
-@cache
-def script(name: str) -> Script:
-    """Return the script of this name, read once."""
-    return Script(name)
-
-
-def call_of(wanted: Script, prefix: str, arguments: Sequence[Any]) -> bytes:
-    """Return the command that calls a script which the server knows."""
-    try:
-        count, body = strings((1, prefix, *arguments))
-    except UnicodeEncodeError as exc:
-        raise unencodable(exc) from None
-    return b"*%d\r\n$7\r\nEVALSHA\r\n$40\r\n%b\r\n%b" % (count + 2, wanted.sha, body)
-
-
-@cache
-def _constants() -> str:
-    """Return the error records that scripts hand on, as Lua strings. "%s": the reason."""
-    revoked = failure.describe(TaskRevokedError("%s")).decode()
-    ignored = failure.describe(Ignore("the task raised Ignore: it has no result")).decode()
-    damaged = failure.describe(DecodeError("%s")).decode()
-    return "\n".join(
-        f"local {name}_ERROR = [==[{error}]==]"
-        for name, error in (("REVOKED", revoked), ("IGNORED", ignored), ("DAMAGED", damaged))
-    )
 
 
 class _Wire:

@@ -21,7 +21,7 @@ from world import FakeClock, enlist, make
 
 from liteq.brokers.base import Lease
 from liteq.brokers.redis import RedisBroker
-from liteq.brokers.redis_link import script
+from liteq.brokers.redis_scripts import script
 from liteq.brokers.redis_wire import Reader
 from liteq.brokers.searching import Search
 from liteq.outcome import Succeeded

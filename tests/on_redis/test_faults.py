@@ -22,7 +22,8 @@ from liteq import Liteq, chord, failure, group
 from liteq.beat import Beat, Service
 from liteq.brokers.base import HELLO, Broker, Lease, Schedule
 from liteq.brokers.redis import RedisBroker
-from liteq.brokers.redis_link import KEYS_VERSION, script
+from liteq.brokers.redis_link import KEYS_VERSION
+from liteq.brokers.redis_scripts import script
 from liteq.brokers.redis_wire import ServerError
 from liteq.exceptions import (
     BrokerError,

@@ -19,8 +19,8 @@ from world import FakeClock, Store, brought_to, enlist, make, wait_until
 
 from liteq.brokers.base import HELLO, ORDERS, Lease, Mailbox, Step
 from liteq.brokers.redis import RedisBroker
-from liteq.brokers.redis_link import script
 from liteq.brokers.redis_mailbox import RedisMailbox
+from liteq.brokers.redis_scripts import script
 from liteq.brokers.redis_wire import command
 from liteq.exceptions import BrokerError, BrokerUnavailable, QueueFull
 from liteq.limits import Limit, write
