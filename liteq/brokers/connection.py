@@ -317,6 +317,7 @@ class Database:
                     except BrokerUnavailable:  # which is an OSError
                         raise
                     except OSError as exc:
+                        self.check()  # it may have gone since SQLite has opened it
                         raise unusable(exc) from exc
 
     def _handle(self) -> _Handle:
@@ -386,6 +387,8 @@ class Database:
             exc, (apsw.IOError, apsw.CantOpenError, apsw.ReadOnlyError, apsw.AuthError)
         ):
             handle.close()  # after a failed fsync the page cache may lie: read it afresh
+            if (lost := self._lost(handle)) is not None:
+                return lost
             # SQLite does not tell why it cannot open a file: it needs four for each thread.
             lacking = of_descriptors(4) if isinstance(exc, apsw.CantOpenError) else None
             if lacking is None and self._is_for_want_of_disk(exc):
@@ -400,6 +403,20 @@ class Database:
             except SchemaError as refusal:
                 return refusal
         return exc
+
+    def _lost(self, handle: _Handle) -> StoreLost | None:
+        """Return the error that it is if the file went while SQLite used it, which says no more
+        of that than of a sick disk. The handle's lock falls meanwhile: see `_take_handle`."""
+        handle.lock.release()
+        try:
+            self.check()
+        except StoreLost as lost:
+            return lost
+        except BrokerUnavailable:
+            return None
+        finally:
+            handle.lock.acquire()
+        return None
 
     def _is_for_want_of_disk(self, exc: Exception) -> bool:
         """Tell whether there is no room for what SQLite keeps beside the file: it says no more

@@ -18,10 +18,12 @@ import sys
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
+from unittest.mock import ANY
 
 import apsw
 import pytest
@@ -400,6 +402,38 @@ def test_who_was_told_of_a_lost_file_reads_the_one_that_is_there(
     assert broker.counts()["default"]["queued"] == 1
 
     other.close()
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced", "folder deleted"])
+def test_a_file_that_is_lost_while_it_is_used_is_no_sick_disk(
+    broker: Broker, folder: Path, how: str
+) -> None:
+    broker.enqueue([make()])
+
+    def read(_: apsw.Connection) -> None:
+        lose(how, folder)
+        raise apsw.IOError("disk I/O error")  # SQLite says no more
+
+    with pytest.raises(StoreLost):
+        broker._database.read(read)
+    assert broker.counts() == ({"default": ANY} if how == "replaced" else {})
+
+
+def test_a_file_that_is_lost_while_a_thread_opens_it_is_no_sick_disk(
+    broker: Broker, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker.enqueue([make()])
+    make_tables = connection._Handle._make
+
+    def lose_then_make(handle: Any, db: apsw.Connection) -> None:
+        monkeypatch.undo()
+        make_tables(handle, db)
+        lose("deleted", folder)
+
+    monkeypatch.setattr(connection._Handle, "_make", lose_then_make)
+    with ThreadPoolExecutor(1) as another, pytest.raises(StoreLost):
+        another.submit(broker.counts).result(10)
+    assert broker.counts() == {}
 
 
 def test_a_thread_that_comes_later_opens_no_other_file(broker: Broker, folder: Path) -> None:
