@@ -20,7 +20,7 @@ import os
 import selectors
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from liteq import signals
@@ -43,6 +43,8 @@ from liteq.ids import new_token
 from liteq.loggers import get_logger
 from liteq.outage import Outage
 from liteq.schedules import schedule
+from liteq.selfpipe import SelfPipe
+from liteq.unixsignals import Handler, handling
 from liteq.waiting import has_ended
 
 if TYPE_CHECKING:
@@ -426,7 +428,7 @@ class Service:
             self.engine = Beat(app, max_interval=max_interval)
         else:
             self.engine = Custom(app, kind, max_interval=max_interval)
-        self._wake_write: socket.socket | None = None  # until it runs
+        self._pipe: SelfPipe | None = None  # until it runs
         self._selector: selectors.BaseSelector
         self._mailbox: Mailbox | None = None  # until the store can be reached
 
@@ -436,14 +438,12 @@ class Service:
         too new. May be called once.
         """
         with contextlib.ExitStack() as stack:
-            woken, self._wake_write = socket.socketpair()
-            for end in (woken, self._wake_write):
-                end.setblocking(False)
-                stack.callback(end.close)
+            pipe = self._pipe = SelfPipe()
+            stack.callback(pipe.close)
             if self.install_signals:
-                stack.enter_context(self._signals(self._wake_write.fileno()))
+                stack.enter_context(handling(self._handlers(), pipe=pipe))
             selector = stack.enter_context(selectors.DefaultSelector())
-            selector.register(woken, selectors.EVENT_READ)
+            selector.register(pipe, selectors.EVENT_READ)
             if self.life is not None:
                 selector.register(self.life, selectors.EVENT_READ)
             self._selector = selector
@@ -468,8 +468,7 @@ class Service:
                     ready = selector.select(0 if self._is_told_to_stop() else wait)
                     if any(key.fileobj is self.life for key, _ in ready):
                         break
-                    with contextlib.suppress(BlockingIOError):
-                        woken.recv(4096)
+                    pipe.drain()
                     if mailbox is not None and (mailbox.receive() or polls):
                         self.engine.wake()
             except BrokerError as exc:  # trying again will not help: deleted, damaged
@@ -480,9 +479,8 @@ class Service:
     def stop(self) -> None:
         """Stop, from any thread or signal handler."""
         self._wants_stop = True
-        if self._wake_write is not None:
-            with contextlib.suppress(OSError):  # it is over, or has been woken enough
-                self._wake_write.send(b"!")
+        if self._pipe is not None:
+            self._pipe.wake()
 
     def _is_told_to_stop(self) -> bool:
         return self._wants_stop
@@ -534,21 +532,12 @@ class Service:
         except BrokerError as exc:
             logger.error("could not sign off: %s", exc)  # noqa: TRY400 (the cause is said)
 
-    @contextlib.contextmanager
-    def _signals(self, wakes: int) -> Iterator[None]:
-        """Stop on TERM, INT, QUIT and HUP. The handler sets a flag; the descriptor ends the
-        selector's sleep."""
+    def _handlers(self) -> dict[int, Handler]:
+        """Return what TERM, INT, QUIT and HUP do: they stop it."""
         numbers = [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT]
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # else as `nohup` wants it
             numbers.append(signal.SIGHUP)
-        old_fd = signal.set_wakeup_fd(wakes, warn_on_full_buffer=False)
-        old = {number: signal.signal(number, self._on_signal) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in old.items():
-                signal.signal(number, handler)
-            signal.set_wakeup_fd(old_fd)
+        return dict.fromkeys(numbers, self._on_signal)
 
     def _on_signal(self, _number: int, _frame: Any) -> None:
         self._wants_stop = True

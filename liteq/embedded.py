@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from liteq.exceptions import ImproperlyConfigured, LiteqError
 from liteq.reference import load, reference
+from liteq.unixsignals import swallow
 from liteq.worker import Worker
 from liteq.workers.options import grace_of
-from liteq.workers.wishes import swallow
 
 if TYPE_CHECKING:
     from liteq.app import Liteq

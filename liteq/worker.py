@@ -217,7 +217,7 @@ class Worker(Steered):
         # write to the store could bring what is revoked, or not due, or another queue's.
         self._stands_by = self._shares is None and not burst and not self._is_signed
         self._ignores_rates: bool = app.conf.worker_disable_rate_limits
-        self._stopping = 0  # as wished: WARM or COLD
+        self._stopping = 0  # as asked for: WARM or COLD
         self._deadline: float | None = None  # of the stop's present stage
         self._exit_code = 0
         self._selector: selectors.BaseSelector
@@ -258,13 +258,12 @@ class Worker(Steered):
     def stop(self, *, cold: bool = False) -> None:
         """Stop from any thread: finish what runs (warm), or give it back now (cold)."""
         self._wishes.ask_to_stop(COLD if cold else WARM)
-        self._wishes.nudge()
+        self._wishes.wake()
 
     def _open(self) -> None:
         self._selector = selectors.DefaultSelector()
-        self._wishes.open()
-        wake_up = self._wishes.wake_up
-        self._selector.register(wake_up, selectors.EVENT_READ, lambda _: wake_up.recv(4096))
+        pipe = self._wishes.open()
+        self._selector.register(pipe, selectors.EVENT_READ, lambda _: pipe.drain())
 
     def _serve_metrics(self, where: str) -> None:
         from liteq.metrics import Tally, WorkerCollector, exposition  # late: few ask for them
@@ -356,9 +355,10 @@ class Worker(Steered):
             else:
                 break
             # What the pool has to say is kept until there is a store to tell.
-            while not self._wishes.stop and (left := self._outage.until - time.monotonic()) > 0:
+            wishes = self._wishes
+            while not wishes.stop and (left := self._outage.until - time.monotonic()) > 0:
                 self._sleep(left)
-            if self._wishes.stop:
+            if wishes.stop:
                 return False
         self._outage.end()
         if not self._retries:
@@ -839,7 +839,7 @@ class Worker(Steered):
             if isinstance(key.fileobj, int):
                 os.close(key.fileobj)
             else:
-                key.fileobj.close()  # type: ignore[attr-defined]  # a socket, or a mailbox
+                key.fileobj.close()  # type: ignore[attr-defined]  # a pipe, or a mailbox
         self._selector.close()  # not unregister(): the kernel's set is the worker's too
 
     # What the app knows

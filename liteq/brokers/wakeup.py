@@ -22,6 +22,7 @@ from typing import Final
 from liteq.brokers import standby
 from liteq.brokers.base import Mailbox
 from liteq.brokers.files import own_folder
+from liteq.selfpipe import SelfPipe
 
 __all__ = ["LocalMailbox", "Post", "SocketMailbox", "kind_of"]
 
@@ -320,9 +321,7 @@ class LocalMailbox(Mailbox):
         self.name = name
         self.poll_interval = poll_interval
         self._forget = weakref.WeakMethod(forget)
-        self._read, self._write = socket.socketpair()
-        self._read.setblocking(False)
-        self._write.setblocking(False)
+        self._pipe = SelfPipe()
         self._woken: set[str] = set()
         self._handed: tuple[bytes, ...] = ()
         self._lock = threading.Lock()
@@ -332,16 +331,13 @@ class LocalMailbox(Mailbox):
         with self._lock:
             self._woken.update(ids)
             self._handed += handed
-        with contextlib.suppress(BlockingIOError, OSError):
-            self._write.send(b"!")
+        self._pipe.wake()
 
     def fileno(self) -> int:
-        return self._read.fileno()
+        return self._pipe.fileno()
 
     def receive(self) -> set[str]:
-        with contextlib.suppress(BlockingIOError):
-            while self._read.recv(4096):
-                pass
+        self._pipe.drain()
         with self._lock:
             woken, self._woken = self._woken, set()
             handed, self._handed = self._handed, ()
@@ -351,12 +347,11 @@ class LocalMailbox(Mailbox):
 
     def wait(self, timeout: float | None) -> set[str]:
         poller = select.poll()
-        poller.register(self._read, select.POLLIN)
+        poller.register(self._pipe, select.POLLIN)
         poller.poll(None if timeout is None else max(0, timeout * 1000))
         return self.receive()
 
     def close(self) -> None:
         if (forget := self._forget()) is not None:
             forget(self.name)
-        self._read.close()
-        self._write.close()
+        self._pipe.close()

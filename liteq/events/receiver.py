@@ -18,6 +18,7 @@ from liteq.events.form import encode, own_fields, sent
 from liteq.events.state import State
 from liteq.exceptions import BrokerError, BrokerUnavailable, StoreLost
 from liteq.loggers import get_logger
+from liteq.selfpipe import SelfPipe
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -119,7 +120,7 @@ class EventReceiver:
         self.handlers: dict[str, Handler] = dict(handlers or {})
         self.missed = 0
         self._should_stop = False
-        self._ropes: set[socket.socket] = set()  # each wakes one that listens
+        self._pipes: set[SelfPipe] = set()  # each wakes one that listens
 
     def capture(
         self,
@@ -169,18 +170,15 @@ class EventReceiver:
     @should_stop.setter
     def should_stop(self, should: bool) -> None:
         self._should_stop = should
-        for rope in list(self._ropes):
-            with contextlib.suppress(OSError):  # it is over, or has been woken enough
-                rope.send(b"!")
+        for pipe in list(self._pipes):
+            pipe.wake()
 
     def _events(self, timeout: float | None, wakeup: bool) -> Iterator[dict[str, Any]]:
         broker = self.app.broker
         mailbox = broker.mailbox()
         lost = False
-        ear, rope = socket.socketpair()
-        for end in (ear, rope):
-            end.setblocking(False)
-        self._ropes.add(rope)
+        pipe = SelfPipe()
+        self._pipes.add(pipe)
         try:
             at = broker.listen(mailbox, _LEASE)
             if wakeup:
@@ -197,7 +195,7 @@ class EventReceiver:
                 except BrokerUnavailable as exc:
                     logger.warning("%s; listening on", exc)
                     renew_at = now  # it may come back without what this listener said
-                    _wait(mailbox, ear, _PAUSE)
+                    _wait(mailbox, pipe, _PAUSE)
                     continue
                 if found.last < at:
                     renew_at = now  # the store has lost data: what this listener said, too
@@ -214,7 +212,7 @@ class EventReceiver:
                     if time.monotonic() - heard_at >= timeout:
                         raise TimeoutError(f"no event within {timeout:g} s")
                 pause = min(until - time.monotonic(), mailbox.poll_interval * 2)
-                _wait(mailbox, ear, max(0.0, pause))
+                _wait(mailbox, pipe, max(0.0, pause))
         except StoreLost:
             lost = True  # another store, that comes after it, knows nothing of this listener
             raise
@@ -224,9 +222,8 @@ class EventReceiver:
                 if not lost:
                     broker.listen(mailbox, 0)
             mailbox.close()
-            self._ropes.discard(rope)
-            ear.close()
-            rope.close()
+            self._pipes.discard(pipe)
+            pipe.close()
 
     def _count_missed(self, found: values.Events, at: int) -> None:
         """Count what was dropped between this number and a slice, and say so."""
@@ -277,10 +274,10 @@ class Dispatcher:
         self.close()
 
 
-def _wait(mailbox: Mailbox, ear: socket.socket, seconds: float) -> None:
-    """Wait for a wake-up, or for who pulls at the rope of this ear."""
+def _wait(mailbox: Mailbox, pipe: SelfPipe, seconds: float) -> None:
+    """Wait for a wake-up, by the mailbox or by this pipe."""
     poller = select.poll()
-    poller.register(ear, select.POLLIN)
+    poller.register(pipe, select.POLLIN)
     if (fd := mailbox.fileno()) >= 0:
         poller.register(fd, select.POLLIN)
     else:
@@ -288,8 +285,7 @@ def _wait(mailbox: Mailbox, ear: socket.socket, seconds: float) -> None:
     poller.poll(seconds * 1000)
     mailbox.mend()
     mailbox.receive()
-    with contextlib.suppress(BlockingIOError):  # nobody has
-        ear.recv(4096)
+    pipe.drain()
 
 
 def _decoded(body: bytes) -> dict[str, Any]:

@@ -8,9 +8,7 @@ hard time limit can be kept for coroutines only, and by their cooperation.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import socket
 from collections.abc import Callable
 
 from liteq.loggers import get_logger
@@ -24,6 +22,7 @@ from liteq.pools.base import (
     Returned,
     Runner,
 )
+from liteq.selfpipe import SelfPipe
 
 __all__ = ["Bell", "InProcess", "stop_runner"]
 
@@ -42,30 +41,25 @@ class Bell:
     """Wakes the worker's loop from another thread, once for any number of rings."""
 
     def __init__(self) -> None:
-        self._ear, self._rope = socket.socketpair()
-        self._ear.setblocking(False)
-        self._rope.setblocking(False)
+        self._pipe = SelfPipe()
         self._rung = False
 
     def fileno(self) -> int:
-        return self._ear.fileno()
+        return self._pipe.fileno()
 
     def ring(self) -> None:
         """Wake the loop. What is to be found has been put in its place before."""
         if not self._rung:
             self._rung = True
-            with contextlib.suppress(OSError):  # the pool is over
-                self._rope.send(b"!")
+            self._pipe.wake()
 
     def hush(self) -> None:
         """Take the ring as heard. Look for what was put in place after this."""
-        with contextlib.suppress(BlockingIOError):
-            self._ear.recv(64)
+        self._pipe.drain()
         self._rung = False
 
     def close(self) -> None:
-        self._ear.close()
-        self._rope.close()
+        self._pipe.close()
 
 
 class InProcess(Pool):

@@ -52,4 +52,4 @@ class Announcer:
         if order.code is not None and not isinstance(order.code, int):
             self._wishes.exit_code = 1  # as Python has it: a text says why
         self._wishes.ask_to_stop(COLD if isinstance(order, WorkerTerminate) else WARM)
-        self._wishes.nudge()
+        self._wishes.wake()
