@@ -46,23 +46,23 @@ from liteq.wording import several
 from liteq.workers.announcing import Announcer
 from liteq.workers.attempts import Attempts, Settlements
 from liteq.workers.batching import Batching
-from liteq.workers.keeper import Keeper
+from liteq.workers.dispatching import EventDispatcher
+from liteq.workers.housekeeping import Housekeeping
 from liteq.workers.membership import Membership
 from liteq.workers.notices import Notices
 from liteq.workers.options import concurrency_of, grace_of, limits_of, queues_of
 from liteq.workers.pool import has_processes, make_room, pool_of
-from liteq.workers.rounds import Rounds
+from liteq.workers.requests import COLD, WARM, Requests, dump_stacks
 from liteq.workers.steered import Steered
-from liteq.workers.telling import Teller
 from liteq.workers.timelimits import TimeLimits
-from liteq.workers.wishes import COLD, WARM, Wishes, dump_stacks
+from liteq.workers.timer import RepeatingTimer
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
     from liteq.autoscale import Autoscaler
     from liteq.metrics import Tally
     from liteq.systemd import Notifier
-    from liteq.workers.companion import Companion
+    from liteq.workers.embeddedbeat import EmbeddedBeat
     from liteq.workers.scraping import Endpoint
     from liteq.workers.steering import Steering
 
@@ -160,10 +160,10 @@ class Worker(Steered):
         self.unfinished = False  # tasks that were given back run on, in threads
         self.pool: Pool | None = None
         self._broker: Broker = app.broker
-        self._wishes = Wishes()
-        self._announce = Announcer(self._wishes)
+        self._requests = Requests()
+        self._announce = Announcer(self._requests)
         ageing: float | None = conf.worker_priority_ageing or None
-        self._rounds = Rounds(app.broker, lambda: self.queues, ageing)
+        self._housekeeping = Housekeeping(app.broker, lambda: self.queues, ageing)
         self._membership = Membership(
             self,
             app.broker,
@@ -172,12 +172,12 @@ class Worker(Steered):
             take_over=self._take_over,
             came_back=lambda: self._attempts.give_back_batched(),
         )
-        self._teller = Teller(app, self.hostname)
+        self._dispatcher = EventDispatcher(app, self.hostname)
         self._notices = Notices(
             self,
             lambda: app.tasks,
             announce=self._announce,
-            secrets=self._teller.secrets,
+            secrets=self._dispatcher.secrets,
             hostname=self.hostname,
             accept=conf.accept_content,
             signer=app.signer,
@@ -190,7 +190,7 @@ class Worker(Steered):
             self._batching,
             self._notices,
             lambda: self._steering,
-            self._teller,
+            self._dispatcher,
             app.broker.max_deliveries,
             partial(find_failed, app.broker),
             lambda: app.broker.ahead,
@@ -224,8 +224,8 @@ class Worker(Steered):
         self._has_terminal = os.isatty(0)
         # A process whose signals are not ours is a program's, and so is its memory.
         self._garbage = Collector() if install_signals else None
-        self._keeper: Keeper | None = None
-        self._companion: Companion | None = None
+        self._watchdog_timer: RepeatingTimer | None = None
+        self._embedded_beat: EmbeddedBeat | None = None
         self._tally: Tally | None = None  # unless metrics are asked for
         self._endpoint: Endpoint | None = None
 
@@ -238,13 +238,13 @@ class Worker(Steered):
             self._open()
             stack.callback(self._close)
             if self.install_signals:
-                stack.enter_context(self._wishes.by_signals(interrupts=self.interrupts))
+                stack.enter_context(self._requests.by_signals(interrupts=self.interrupts))
             stack.callback(self._leave)
             self._start()
             if self._enter():
                 self._work()
         logger.info("%s has stopped", self.hostname)
-        return self._exit_code or self._wishes.exit_code
+        return self._exit_code or self._requests.exit_code
 
     def _work(self) -> None:
         try:
@@ -257,12 +257,12 @@ class Worker(Steered):
 
     def stop(self, *, cold: bool = False) -> None:
         """Stop from any thread: finish what runs (warm), or give it back now (cold)."""
-        self._wishes.ask_to_stop(COLD if cold else WARM)
-        self._wishes.wake()
+        self._requests.ask_to_stop(COLD if cold else WARM)
+        self._requests.wake()
 
     def _open(self) -> None:
         self._selector = selectors.DefaultSelector()
-        pipe = self._wishes.open()
+        pipe = self._requests.open()
         self._selector.register(pipe, selectors.EVENT_READ, lambda _: pipe.drain())
 
     def _serve_metrics(self, where: str) -> None:
@@ -294,8 +294,8 @@ class Worker(Steered):
             sender=self.hostname, instance=self, conf=self.app.conf
         )
         if self.beat:
-            self._companion = self._make_companion()
-            self._companion.start()  # forked before this process has anything open
+            self._embedded_beat = self._make_embedded_beat()
+            self._embedded_beat.start()  # forked before this process has anything open
         if self.metrics is not None:
             self._serve_metrics(self.metrics)
         most = 0 if self.autoscaler is None else self.autoscaler.most
@@ -355,20 +355,22 @@ class Worker(Steered):
             else:
                 break
             # What the pool has to say is kept until there is a store to tell.
-            wishes = self._wishes
-            while not wishes.stop and (left := self._outage.until - time.monotonic()) > 0:
+            requests = self._requests
+            while not requests.stop and (left := self._outage.until - time.monotonic()) > 0:
                 self._sleep(left)
-            if wishes.stop:
+            if requests.stop:
                 return False
         self._outage.end()
         if not self._retries:
             self._outage.most_tries = 0
         if self.pool_kind == "solo":
-            membership.keep()
+            membership.beat_in_thread()
             if self.notify is not None and self.notify.watchdog_interval:
                 # Twice as often as the loop: a task may start just before the loop's turn.
                 interval = self.notify.watchdog_interval / 2
-                self._keeper = Keeper("liteq-watchdog", interval, self._feed_watchdog)
+                self._watchdog_timer = RepeatingTimer(
+                    "liteq-watchdog", interval, self._feed_watchdog
+                )
         return True
 
     def _feed_watchdog(self) -> None:
@@ -378,11 +380,11 @@ class Worker(Steered):
         if self.pool is not None and self.pool.running():
             self.notify.watchdog()
 
-    def _make_companion(self) -> Companion:
-        from liteq.workers.companion import Companion  # late: for `-B` alone
+    def _make_embedded_beat(self) -> EmbeddedBeat:
+        from liteq.workers.embeddedbeat import EmbeddedBeat  # late: for `-B` alone
 
         forks = self.app.conf.worker_pool_start_method in (None, "", "fork")
-        return Companion(
+        return EmbeddedBeat(
             self.app,
             process=self._has_processes() and forks,
             forget=self._forget_all,
@@ -414,23 +416,23 @@ class Worker(Steered):
             if unsettled := self._attempts.settlements:
                 notes = self._attempts.notes()
                 self._broker.step(self._membership.id, settlements=unsettled, notes=notes)
-            if self._teller.heard:
-                self._teller.offline(active=0, processed=self.totals.total())
-                self._teller.flush(self._broker)
+            if self._dispatcher.heard:
+                self._dispatcher.offline(active=0, processed=self.totals.total())
+                self._dispatcher.flush(self._broker)
             self._membership.leave()
         except BrokerError as exc:
             logger.error("could not sign off: %s", exc)  # noqa: TRY400 (the cause is said)
 
     def _close(self) -> None:
         self._membership.close()
-        if self._keeper is not None:
-            self._keeper.stop()
-        if self._companion is not None:
-            self._companion.join()
+        if self._watchdog_timer is not None:
+            self._watchdog_timer.stop()
+        if self._embedded_beat is not None:
+            self._embedded_beat.join()
         if self._endpoint is not None:
             self._endpoint.close()
         self._selector.close()
-        self._wishes.close()
+        self._requests.close()
 
     # The loop
 
@@ -438,13 +440,13 @@ class Worker(Steered):
         pool = self.pool
         assert pool is not None
         while True:
-            if self._wishes.stop > self._stopping:
+            if self._requests.stop > self._stopping:
                 self._begin_stop(pool)
             self._take_events(pool)
             self._step(pool)
             if self._batching.waiting:
                 self._run_batches(pool)
-            if self._teller.heard:
+            if self._dispatcher.heard:
                 self._tell()
             if self._is_over(pool):
                 break
@@ -466,7 +468,7 @@ class Worker(Steered):
         # What is settled may be what others wait for: they are claimed in the same step.
         if (membership.look or settlements) and not self._stopping and self._ready:
             limit = pool.capacity()
-        asking = membership.orders and (attempts.leases or self._teller.heard)
+        asking = membership.orders and (attempts.leases or self._dispatcher.heard)
         if not (limit or settlements or notes or asking):
             return
         now = time.monotonic()
@@ -483,13 +485,13 @@ class Worker(Steered):
             membership.standby = step.standby
         attempts.stored()
         if settlements:  # so there is traffic, of which a wake-up may be lost
-            self._rounds.expect(now)
+            self._housekeeping.expect(now)
         if self._outage.end():
             membership.next_beat = 0.0  # with which it is seen what the outage has cost
         membership.orders = False
         membership.mail = membership.mail or step.mail
-        if step.heard or self._teller.heard:
-            self._teller.learn(heard=step.heard)
+        if step.heard or self._dispatcher.heard:
+            self._dispatcher.learn(heard=step.heard)
         attempts.count(settlements, step)
         if self._tally is not None:
             self._tally.settled(settlements, step.accepted, self._broker.max_deliveries)
@@ -509,8 +511,8 @@ class Worker(Steered):
             if self._tally is not None and why == "expired":
                 self._tally.expired(lease)
             self._notices.put_aside(lease, why)
-            if why == "expired" and self._teller.heard:
-                self._teller.revoked(lease.id, terminated=False, signum=None, expired=True)
+            if why == "expired" and self._dispatcher.heard:
+                self._dispatcher.revoked(lease.id, terminated=False, signum=None, expired=True)
         if step.terminate:
             attempts.terminate(pool, step.terminate)
         if not step.alive:
@@ -596,7 +598,7 @@ class Worker(Steered):
                 case Broken(reason):
                     logger.critical("stopping: %s", reason)
                     self._exit_code = EXIT_BROKEN
-                    self._wishes.ask_to_stop(WARM)
+                    self._requests.ask_to_stop(WARM)
 
     def _child_ready(self) -> None:
         self._ready += 1
@@ -625,12 +627,12 @@ class Worker(Steered):
 
     def _timeout(self, pool: Pool) -> float | None:
         """Return how long to sleep: until the first thing that is due."""
-        membership, rounds = self._membership, self._rounds
+        membership, housekeeping = self._membership, self._housekeeping
         now = time.monotonic()
         timers = pool.tick(now)
-        if self._wishes.stop > self._stopping:
+        if self._requests.stop > self._stopping:
             return 0
-        by_the_clock = (membership.next_beat, rounds.next_upkeep, rounds.next_look)
+        by_the_clock = (membership.next_beat, housekeeping.next_upkeep, housekeeping.next_look)
         latest = min(by_the_clock) + self._together
         wake_at = max(at for at in by_the_clock if at <= latest)
         if self._outage.until > now:
@@ -651,7 +653,7 @@ class Worker(Steered):
             wake_at = min(wake_at, self._deadline)
         if self.notify is not None and self.notify.watchdog_interval:
             wake_at = min(wake_at, self._next_watchdog)
-        if (tell_at := self._teller.next_beat()) is not None:
+        if (tell_at := self._dispatcher.next_beat()) is not None:
             wake_at = min(wake_at, tell_at)
         timeout = max(0.0, wake_at - now)
         return timeout if timers is None else min(timeout, timers)
@@ -665,7 +667,7 @@ class Worker(Steered):
 
     def _keep_house(self, now: float) -> None:
         """Do what is due by the clock."""
-        if self._wishes.hang_up or self._wishes.stacks:
+        if self._requests.hang_up or self._requests.stacks:
             self._obey()
         if self._is_due() and not self._is_taken():
             self._next_due = None  # the next claim tells what comes after it
@@ -676,9 +678,9 @@ class Worker(Steered):
             except (BrokerUnavailable, QueueFull) as exc:
                 self._outage.meet(exc)
         if self._deadline is not None and now >= self._deadline:
-            self._wishes.ask_to_stop(COLD)
-        if self._companion is not None and not self._stopping:
-            self._companion.look_after(now)
+            self._requests.ask_to_stop(COLD)
+        if self._embedded_beat is not None and not self._stopping:
+            self._embedded_beat.look_after(now)
         if self._endpoint is not None:
             self._endpoint.wake(now)
         notify = self.notify
@@ -726,35 +728,35 @@ class Worker(Steered):
         if now >= membership.next_beat:
             membership.beat(now)
             membership.disown(self._attempts.held)
-        rounds = self._rounds
-        if now >= rounds.next_look and rounds.look(now, self._idle_until()):
+        housekeeping = self._housekeeping
+        if now >= housekeeping.next_look and housekeeping.look(now, self._idle_until()):
             membership.look = membership.orders = True
         if membership.peers.died:
             membership.reclaim()
         if membership.peers.look:
             membership.peers.find(self._selector)
-        if now >= rounds.next_upkeep:
-            rounds.keep_up(self._idle_until())
+        if now >= housekeeping.next_upkeep:
+            housekeeping.keep_up(self._idle_until())
 
     def _idle_until(self) -> float | None:
         """Return when the next heartbeat is, if there is nothing to do before it."""
-        busy = self._attempts.leases or self._companion or self.autoscaler
+        busy = self._attempts.leases or self._embedded_beat or self.autoscaler
         return None if busy else self._membership.next_beat
 
     # Stopping
 
     def _begin_stop(self, pool: Pool) -> None:
-        warm = self._wishes.stop == WARM
-        self._stopping = self._wishes.stop
+        warm = self._requests.stop == WARM
+        self._stopping = self._requests.stop
         self._announce(
             signals.worker_shutting_down,
             self.hostname,
-            sig=self._wishes.signal,
+            sig=self._requests.signal,
             how="Warm" if warm else "Cold",
             exitcode=self._exit_code,
         )
-        if self._companion is not None:
-            self._companion.stop()  # another beat is to lead while this worker ends
+        if self._embedded_beat is not None:
+            self._embedded_beat.stop()  # another beat is to lead while this worker ends
         if self.notify is not None:
             self.notify.stopping()
             self.notify.extend_timeout(self.grace + 5)
@@ -778,7 +780,7 @@ class Worker(Steered):
     def _hands_over_now(self) -> bool:
         """Tell whether tasks are to end at interruptible checkpoints. Asked from any thread: in
         a solo pool while the loop stands still."""
-        return self.hands_over and self._wishes.stop > 0
+        return self.hands_over and self._requests.stop > 0
 
     def _is_over(self, pool: Pool) -> bool:
         attempts = self._attempts
@@ -794,7 +796,7 @@ class Worker(Steered):
             return not (pool.alive() or attempts.leases or attempts.settlements)
         unfinished = self._membership.look or attempts.leases or attempts.settlements
         if self.burst and self._ready and not unfinished:
-            self._wishes.ask_to_stop(WARM)
+            self._requests.ask_to_stop(WARM)
         return False
 
     def _is_late(self) -> bool:
@@ -803,19 +805,19 @@ class Worker(Steered):
     def _obey(self) -> None:
         """Do what signals have asked for, other than to stop."""
         assert self.pool is not None
-        wishes = self._wishes
-        if wishes.hang_up:
-            wishes.hang_up = False
+        requests = self._requests
+        if requests.hang_up:
+            requests.hang_up = False
             if self._has_terminal and not os.isatty(0):
                 logger.warning("stopping: the terminal was closed")
-                wishes.signal = "SIGHUP"
+                requests.signal = "SIGHUP"
                 self.stop()
             elif self._has_processes():
                 self._roll(self.pool)
             else:
                 logger.warning("the %s pool has no children to replace", self.pool_kind)
-        if wishes.stacks:
-            wishes.stacks = False
+        if requests.stacks:
+            requests.stacks = False
             dump_stacks(self.pool)
 
     def _roll(self, pool: Pool) -> None:
@@ -828,9 +830,9 @@ class Worker(Steered):
 
     def _forget_wake_up(self) -> None:
         """Close, in a child, the descriptors of ours that the selector does not know."""
-        self._wishes.forget()
-        if self._companion is not None:
-            self._companion.forget()
+        self._requests.forget()
+        if self._embedded_beat is not None:
+            self._embedded_beat.forget()
 
     def _forget_all(self) -> None:
         """Close, in the beat's process, what is this worker's alone."""

@@ -154,11 +154,11 @@ def test_calls_of_a_task_that_is_known_no_more_run_together(held: Batching, app:
 def test_a_run_that_no_child_was_free_for_is_not_given_back(held: Batching, app: Liteq) -> None:
     jobs: list[Job] = []
     pool: Any = SimpleNamespace(capacity=lambda: 1, submit=jobs.append)
-    teller: Any = SimpleNamespace(heard=False)
+    dispatcher: Any = SimpleNamespace(heard=False)
     nothing: Any = None
     limits = TimeLimits(lambda: app.tasks, None, None)
     attempts = Attempts(
-        limits, held, nothing, nothing, teller, 3, lambda inputs: {}, lambda: 0.0
+        limits, held, nothing, nothing, dispatcher, 3, lambda inputs: {}, lambda: 0.0
     )
     attempts.hand_out(pool, [lease("threes") for _ in range(3)])
     attempts.hand_out_batches(pool)

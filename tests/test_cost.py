@@ -253,7 +253,7 @@ def test_a_call_on_an_idle_worker_is_two_transactions(
     meter: Meter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("_UPKEEP", "_BACKSTOP"):  # what is due by the clock is not counted
-        monkeypatch.setattr(f"liteq.workers.rounds.{name}", 60.0)
+        monkeypatch.setattr(f"liteq.workers.housekeeping.{name}", 60.0)
     add = call_of(tmp_path, "normal")
     worker = Worker(add.app, pool="threads", concurrency=1, install_signals=False)
     thread = threading.Thread(target=worker.run)
@@ -279,7 +279,7 @@ def test_who_wakes_up_for_what_another_has_taken_keeps_nobody_waiting(
     meter: Meter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("_UPKEEP", "_BACKSTOP"):
-        monkeypatch.setattr(f"liteq.workers.rounds.{name}", 60.0)
+        monkeypatch.setattr(f"liteq.workers.housekeeping.{name}", 60.0)
     add = call_of(tmp_path, "normal")
     worker = Worker(add.app, pool="threads", concurrency=1, install_signals=False)
     thread = threading.Thread(target=worker.run)

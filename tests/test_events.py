@@ -107,7 +107,7 @@ def listener(app: Liteq) -> Iterator[Listener]:
 
 
 def heard_by(worker: Worker) -> bool:
-    return worker._teller.heard
+    return worker._dispatcher.heard
 
 
 def test_the_life_of_a_task_is_told(app: Liteq, listener: Listener, start: Start) -> None:

@@ -452,14 +452,14 @@ def test_a_pickle_is_not_read_before_its_signature_is(tmp_path: Any, broker: Bro
 
     from liteq.workers.announcing import Announcer
     from liteq.workers.notices import Notices
-    from liteq.workers.wishes import Wishes
+    from liteq.workers.requests import Requests
 
     task_received.connect(hear)
     try:
         notices = Notices(
             None,
             lambda: app.tasks,
-            announce=Announcer(Wishes()),
+            announce=Announcer(Requests()),
             secrets=lambda _: (),
             hostname="w",
             accept=("json", "pickle"),

@@ -566,7 +566,7 @@ class Pace:
         self.beats = 0
         self.beats_at: list[int] = []  # each look
         self._changed, self._beat = app.broker.changed, app.broker.beat
-        monkeypatch.setattr("liteq.workers.rounds._BACKSTOP", 0.02)
+        monkeypatch.setattr("liteq.workers.housekeeping._BACKSTOP", 0.02)
         monkeypatch.setattr(app.broker, "changed", self._look)
         monkeypatch.setattr(app.broker, "beat", self._count)
 
@@ -609,7 +609,7 @@ def work_of(app: Liteq) -> threading.Event:
 def test_an_idle_worker_leaves_the_store_alone_and_finds_what_no_wake_up_told_of(
     two: tuple[Liteq, Liteq], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("liteq.workers.rounds._QUIET", 1_000)
+    monkeypatch.setattr("liteq.workers.housekeeping._QUIET", 1_000)
     monkeypatch.setattr("liteq.brokers.base._SLOWEST_BEAT", 60.0)
     app, silent = two
     answers = steps_of(app, monkeypatch)
@@ -637,7 +637,7 @@ def test_where_nothing_happens_a_worker_looks_with_its_heartbeats_alone(
     ran = work_of(app)
 
     with running(app) as worker:
-        wait_until(lambda: worker._rounds._in_vain >= 3)
+        wait_until(lambda: worker._housekeeping._in_vain >= 3)
         quiet = pace.looks()
         wait_until(lambda: pace.looks() >= quiet + 4)
         silent.send_task("work")
@@ -659,7 +659,7 @@ def test_a_worker_that_has_had_work_looks_soon(
     task = app.task(lambda: "done")
 
     with running(app) as worker:
-        wait_until(lambda: worker._rounds._in_vain >= 3)
+        wait_until(lambda: worker._housekeeping._in_vain >= 3)
         quiet = pace.looks()
         assert task.delay().get(timeout=10) == "done"
         wait_until(lambda: pace.looks() > quiet)
@@ -707,7 +707,7 @@ def idle(app: Liteq, **options: Any) -> Iterator[Worker]:
 @pytest.fixture
 def without_backstop(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a worker find nothing by what it does every few seconds."""
-    monkeypatch.setattr("liteq.workers.rounds._BACKSTOP", 60.0)
+    monkeypatch.setattr("liteq.workers.housekeeping._BACKSTOP", 60.0)
     monkeypatch.setattr("liteq.brokers.base._SLOWEST_BEAT", 60.0)
 
 
@@ -841,7 +841,7 @@ def test_who_listens_hears_of_what_was_handed_over(app: Liteq) -> None:
 
     with idle(app) as worker, contextlib.closing(app.broker.mailbox()) as ear:
         app.broker.listen(ear, 60)
-        wait_until(lambda: worker._teller.heard)
+        wait_until(lambda: worker._dispatcher.heard)
         assert task.delay().get(timeout=10) == "done"
         assert task.delay().get(timeout=10) == "done"
     said = [body for body in app.broker.events(0).bodies if b"task-received" in body]
@@ -869,7 +869,7 @@ def test_a_worker_that_does_not_know_whether_it_stands_by_takes_nothing_that_is_
     with idle(app) as worker:
         with out_of_reach(app):
             worker._membership.look = True
-            worker._wishes.wake()
+            worker._requests.wake()
             wait_until(lambda: "no step today; trying again in" in caplog.text)
             result = task.delay()
         assert result.get(timeout=10) == "done"
@@ -1674,9 +1674,9 @@ def test_a_burst_goes_on_with_what_comes_of_its_last_task(app: Liteq) -> None:
 
 def test_what_a_pool_gives_back_unstarted_is_no_attempt() -> None:
     lease: Any = SimpleNamespace(packed=("id", "shop.add"), task="shop.add", id="id")
-    teller: Any = SimpleNamespace(heard=False)
+    dispatcher: Any = SimpleNamespace(heard=False)
     nothing: Any = None
-    attempts = Attempts(nothing, nothing, nothing, nothing, teller, 3, nothing, nothing)
+    attempts = Attempts(nothing, nothing, nothing, nothing, dispatcher, 3, nothing, nothing)
     settlements: Any = [
         (lease, Released()),
         (lease, Succeeded(b"1", 0.1)),

@@ -14,7 +14,7 @@ from liteq.einfo import log
 from liteq.exceptions import WorkerTerminate
 from liteq.loggers import get_logger
 from liteq.signals import RAISED, Signal
-from liteq.workers.wishes import COLD, WARM, Wishes
+from liteq.workers.requests import COLD, WARM, Requests
 
 __all__ = ["Announcer"]
 
@@ -24,8 +24,8 @@ logger = get_logger("liteq.worker")
 class Announcer:
     """Sends the signals of one worker."""
 
-    def __init__(self, wishes: Wishes) -> None:
-        self._wishes = wishes
+    def __init__(self, requests: Requests) -> None:
+        self._requests = requests
 
     def __call__(
         self,
@@ -48,8 +48,8 @@ class Announcer:
 
     def _stop(self, signal: Signal, receiver: Any, order: SystemExit) -> None:
         logger.warning("stopping: receiver %r of %s raised %r", receiver, signal.name, order)
-        self._wishes.exit_code = order.code if isinstance(order.code, int) else 0
+        self._requests.exit_code = order.code if isinstance(order.code, int) else 0
         if order.code is not None and not isinstance(order.code, int):
-            self._wishes.exit_code = 1  # as Python has it: a text says why
-        self._wishes.ask_to_stop(COLD if isinstance(order, WorkerTerminate) else WARM)
-        self._wishes.wake()
+            self._requests.exit_code = 1  # as Python has it: a text says why
+        self._requests.ask_to_stop(COLD if isinstance(order, WorkerTerminate) else WARM)
+        self._requests.wake()

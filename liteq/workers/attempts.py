@@ -26,6 +26,7 @@ from liteq.outcome import Failed, Lost, Outcome, Released, Revoked, Succeeded
 from liteq.pool import Done, Event, Job, LostJob, Pool, Reported, Returned
 from liteq.texts import readable
 from liteq.workers.batching import Batching
+from liteq.workers.dispatching import EventDispatcher
 from liteq.workers.notices import Notices
 from liteq.workers.runner import (
     job,
@@ -35,7 +36,6 @@ from liteq.workers.runner import (
     read_report,
     read_report_of_many,
 )
-from liteq.workers.telling import Teller
 from liteq.workers.timelimits import TimeLimits
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Attempts:
         batching: Batching,
         notices: Notices,
         steering: Callable[[], Steering],
-        teller: Teller,
+        dispatcher: EventDispatcher,
         max_deliveries: int,
         find_failed: Callable[[Sequence[Input]], FailedCalls],
         ahead: Callable[[], float],
@@ -70,7 +70,7 @@ class Attempts:
         self._batching = batching
         self._notices = notices
         self._steering = steering
-        self._teller = teller
+        self._dispatcher = dispatcher
         self._max_deliveries = max_deliveries
         self._find_failed = find_failed
         self._ahead = ahead
@@ -90,7 +90,7 @@ class Attempts:
         number = self._jobs
         limits_of = self._time_limits.of_run
         heard = bool(signals.task_received.receivers)
-        told = self._teller.heard
+        told = self._dispatcher.heard
         batching = self._batching
         for lease in leases:
             number += 1
@@ -98,7 +98,7 @@ class Attempts:
             if heard:
                 self._notices.received(lease)
             if told:
-                self._teller.received(lease)
+                self._dispatcher.received(lease)
             if batching.sizes and batching.wants(lease):
                 batching.put(number, lease)
                 continue
@@ -267,10 +267,12 @@ class Attempts:
         ]
         self.settled += len(ended)
         self.totals.update(ended)
-        if self._teller.heard:
+        if self._dispatcher.heard:
             for (lease, outcome), taken in zip(settlements, step.accepted, strict=True):
                 if taken and lease.id not in self._untold:
-                    self._teller.ended(lease, outcome, self._signals_sent.pop(lease.id, None))
+                    self._dispatcher.ended(
+                        lease, outcome, self._signals_sent.pop(lease.id, None)
+                    )
         elif self._signals_sent:
             self._signals_sent.clear()
         if self._untold:

@@ -18,8 +18,8 @@ from liteq.exceptions import BrokerError
 from liteq.limits import limits_by_task
 from liteq.loggers import get_logger
 from liteq.workers.announcing import Announcer
-from liteq.workers.keeper import Keeper
 from liteq.workers.peers import Peers
+from liteq.workers.timer import RepeatingTimer
 
 __all__ = ["Membership"]
 
@@ -68,7 +68,7 @@ class Membership:
         self._came_back = came_back
         self._selector: selectors.BaseSelector
         self._mailbox: Mailbox | None = None
-        self._keeper: Keeper | None = None
+        self._heartbeat_timer: RepeatingTimer | None = None
         self.peers = Peers(broker)
         self.id = 0
         self.look = True
@@ -99,9 +99,11 @@ class Membership:
             # Not its number: in a forked child the mailbox knows whether that is its own still.
             self._selector.register(self._mailbox, selectors.EVENT_READ, self._on_wake_up)
 
-    def keep(self) -> None:
+    def beat_in_thread(self) -> None:
         """Have another thread beat as well, for a loop that long tasks hold up."""
-        self._keeper = Keeper("liteq-heartbeat", self._broker.beat_interval, self._only_beat)
+        self._heartbeat_timer = RepeatingTimer(
+            "liteq-heartbeat", self._broker.beat_interval, self._only_beat
+        )
 
     def _only_beat(self) -> None:
         """Beat, and no more: should the worker be given up for dead, its loop finds out."""
@@ -173,8 +175,8 @@ class Membership:
 
     def close(self) -> None:
         """Be woken no more."""
-        if self._keeper is not None:
-            self._keeper.stop()
+        if self._heartbeat_timer is not None:
+            self._heartbeat_timer.stop()
         self.peers.close()
         self._close_mailbox()
 

@@ -18,8 +18,8 @@ from liteq.brokers.values import Lease
 from liteq.loggers import get_logger
 from liteq.pool import Pool
 from liteq.workers.attempts import Attempts
+from liteq.workers.dispatching import EventDispatcher
 from liteq.workers.membership import Membership
-from liteq.workers.telling import Teller
 from liteq.workers.timelimits import TimeLimits
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Steered(ABC):
     pool_kind: str
     autoscaler: Autoscaler | None
     _broker: Broker
-    _teller: Teller
+    _dispatcher: EventDispatcher
     _attempts: Attempts
     _time_limits: TimeLimits
     _membership: Membership
@@ -127,16 +127,16 @@ class Steered(ABC):
 
     def enable_events(self, *, on: bool) -> bool:
         """Send events, or send none; return whether that is a change."""
-        changed = self._teller.enabled != on
-        self._teller.enabled = on
+        changed = self._dispatcher.enabled != on
+        self._dispatcher.enabled = on
         self._membership.orders = True
         return changed
 
     def tell_heartbeat(self) -> None:
         """Send the heartbeat event now, if somebody listens."""
-        if self._teller.heard:
+        if self._dispatcher.heard:
             self._tell_beat(force=True)
-            self._teller.flush(self._broker)
+            self._dispatcher.flush(self._broker)
 
     def details(self) -> dict[str, Any]:
         """Return what the others may know of this worker."""
@@ -173,10 +173,10 @@ class Steered(ABC):
     def _tell(self) -> None:
         """Say what has happened since the last turn of the loop."""
         leases = self.held
-        self._teller.running(leases[key] for key in self.running() if key in leases)
+        self._dispatcher.running(leases[key] for key in self.running() if key in leases)
         self._tell_beat()
-        self._teller.flush(self._broker)
+        self._dispatcher.flush(self._broker)
 
     def _tell_beat(self, *, force: bool = False) -> None:
         active, now = len(self.held), time.monotonic()
-        self._teller.beat(now, active=active, processed=self.totals.total(), force=force)
+        self._dispatcher.beat(now, active=active, processed=self.totals.total(), force=force)

@@ -34,7 +34,7 @@ from liteq.redaction import hide
 if TYPE_CHECKING:
     from liteq.app import Liteq
 
-__all__ = ["EVENT_BEAT", "Teller"]
+__all__ = ["EVENT_BEAT", "EventDispatcher"]
 
 EVENT_BEAT: Final = 2.0  # seconds between two heartbeats, as in Celery
 _MOST: Final = 10_000  # events of one turn of the loop
@@ -45,8 +45,8 @@ _SOFTWARE: Final = {
 }
 
 
-class Teller:
-    """Speaks for one worker. `heard`: somebody listens; `enabled`: and may hear it."""
+class EventDispatcher:
+    """Sends the events of one worker. `heard`: somebody listens; `enabled`: and may hear it."""
 
     def __init__(self, app: Liteq, hostname: str) -> None:
         self.enabled: bool = app.conf.worker_send_task_events

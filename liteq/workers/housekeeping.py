@@ -12,7 +12,7 @@ from typing import Final
 
 from liteq.brokers.base import Broker
 
-__all__ = ["Rounds"]
+__all__ = ["Housekeeping"]
 
 _UPKEEP: Final = 2.0  # seconds between two slices of upkeep when there is nothing to do
 _REST: Final = 3.0  # times as long as a slice took, until the next when there is more to do
@@ -20,7 +20,7 @@ _BACKSTOP: Final = 1.0  # seconds until a lost wake-up is made good
 _QUIET: Final = 3  # looks in vain, after which an idle worker looks with its heartbeats
 
 
-class Rounds:
+class Housekeeping:
     """`queues` returns those that the worker consumes now; `ageing`: seconds after which
     waiting raises the priority of what is in them.
 

@@ -27,7 +27,7 @@ from liteq.loggers import get_logger
 if TYPE_CHECKING:
     from liteq.app import Liteq
 
-__all__ = ["Companion"]
+__all__ = ["EmbeddedBeat"]
 
 logger = get_logger("liteq.beat")
 
@@ -44,7 +44,7 @@ _THE_WORKERS: Final = (
 )
 
 
-class Companion:
+class EmbeddedBeat:
     """Keeps one beat running. All methods belong to the worker's thread.
 
     `process`: fork a process for it; `forget` closes there what is the worker's alone.

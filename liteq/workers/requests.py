@@ -18,13 +18,13 @@ from liteq.pool import Pool
 from liteq.selfpipe import SelfPipe
 from liteq.unixsignals import Handler, handling, swallow
 
-__all__ = ["COLD", "WARM", "Wishes", "dump_stacks"]
+__all__ = ["COLD", "WARM", "Requests", "dump_stacks"]
 
 WARM: Final = 1  # let what runs end
 COLD: Final = 2  # give it back
 
 
-class Wishes:
+class Requests:
     """Those to one worker. They end the sleep of its selector, once they are open."""
 
     def __init__(self) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-__all__ = ["Keeper"]
+__all__ = ["RepeatingTimer"]
 
 
-class Keeper:
+class RepeatingTimer:
     """Calls `verb` every `interval` seconds, from a thread of this name, until it is stopped.
 
     Only the solo pool needs one: there the loop's thread is the one that runs the tasks.
