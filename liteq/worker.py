@@ -478,18 +478,15 @@ class Worker(Steered):
         try:
             step = self._ask(settlements, notes, limit, idle=idle)
         except (BrokerUnavailable, QueueFull) as exc:
-            membership.standby = None
+            membership.learn_nothing()
             self._outage.meet(exc)
             return
-        if idle:
-            membership.standby = step.standby
+        membership.learn(step, idle=idle)
         attempts.stored()
         if settlements:  # so there is traffic, of which a wake-up may be lost
             self._housekeeping.expect(now)
         if self._outage.end():
-            membership.next_beat = 0.0  # with which it is seen what the outage has cost
-        membership.orders = False
-        membership.mail = membership.mail or step.mail
+            membership.beat_soon()  # with which it is seen what the outage has cost
         if step.heard or self._dispatcher.heard:
             self._dispatcher.learn(heard=step.heard)
         attempts.count(settlements, step)
@@ -501,12 +498,12 @@ class Worker(Steered):
             self._came_due = False
             self._behind = 0.0 if step.leases else self._place()
         if limit:
-            membership.look = len(step.leases) >= limit or self._is_due()
+            membership.looked(more=len(step.leases) >= limit or self._is_due())
         if step.leases:
             leases = self._of_own_queues(step.leases) if self._is_signed else step.leases
             attempts.hand_out(pool, leases)
         elif self._stands_by and membership.standby is None and not attempts.leases:
-            membership.look = True
+            membership.look_again()
         for lease, why in step.aside:
             if self._tally is not None and why == "expired":
                 self._tally.expired(lease)
@@ -515,8 +512,6 @@ class Worker(Steered):
                 self._dispatcher.revoked(lease.id, terminated=False, signum=None, expired=True)
         if step.terminate:
             attempts.terminate(pool, step.terminate)
-        if not step.alive:
-            membership.given_up = True
 
     def _run_batches(self, pool: Pool) -> None:
         """Have the calls run that have waited for others long enough."""
@@ -579,10 +574,10 @@ class Worker(Steered):
         expected = self._membership.standby
         for lease in leases:
             if expected is None or lease.token != expected or self._membership.is_late():
-                self._membership.look = True  # others may have it, or will
+                self._membership.look_again()  # others may have it, or will
             elif self._stopping or lease.packed[TASK] not in self._known_tasks():
                 attempts.give_back(lease)
-                self._membership.look = True  # which parks what is unknown
+                self._membership.look_again()  # which parks what is unknown
             else:
                 if self._tally is not None:
                     self._tally.claimed((lease,), self._broker.clock.now())
@@ -592,7 +587,7 @@ class Worker(Steered):
         for event in self._attempts.take(pool.take()):
             match event:
                 case Returned():
-                    self._membership.look = True
+                    self._membership.look_again()
                 case Ready():
                     self._child_ready()
                 case Broken(reason):
@@ -671,7 +666,8 @@ class Worker(Steered):
             self._obey()
         if self._is_due() and not self._is_taken():
             self._next_due = None  # the next claim tells what comes after it
-            self._membership.look = self._came_due = True
+            self._membership.look_again()
+            self._came_due = True
         if now >= self._outage.until:
             try:
                 self._keep_store(now)
@@ -730,11 +726,8 @@ class Worker(Steered):
             membership.disown(self._attempts.held)
         housekeeping = self._housekeeping
         if now >= housekeeping.next_look and housekeeping.look(now, self._idle_until()):
-            membership.look = membership.orders = True
-        if membership.peers.died:
-            membership.reclaim()
-        if membership.peers.look:
-            membership.peers.find(self._selector)
+            membership.look_for_all()
+        membership.look_after_peers()
         if now >= housekeeping.next_upkeep:
             housekeeping.keep_up(self._idle_until())
 

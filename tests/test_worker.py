@@ -868,7 +868,7 @@ def test_a_worker_that_does_not_know_whether_it_stands_by_takes_nothing_that_is_
 
     with idle(app) as worker:
         with out_of_reach(app):
-            worker._membership.look = True
+            worker._membership.look_again()
             worker._requests.wake()
             wait_until(lambda: "no step today; trying again in" in caplog.text)
             result = task.delay()

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from liteq import signals
 from liteq.brokers.base import HELLO, MAIL, ORDERS, Broker, Mailbox
-from liteq.brokers.values import Lease
+from liteq.brokers.values import Lease, Step
 from liteq.exceptions import BrokerError
 from liteq.limits import limits_by_task
 from liteq.loggers import get_logger
@@ -41,13 +41,14 @@ class Member(Protocol):
 class Membership:
     """That of one worker, by whose loop's thread all of this is called.
 
-    `id`: 0 until it has joined. `look`: the store may hold something claimable. `standby`: the
-    token of the leases that are brought to it by wake-ups; 0: none are, None: it has not been
-    asked for, or is unknown after an error. `orders`: the store may have word that a run is to
-    be ended, or that somebody listens. `mail`: commands wait. `given_up`: the others think this
-    worker dead. `next_beat`: when it is to say that it is not, by the monotonic clock.
-    `take_over` is called with the leases that have come, `came_back` when the worker goes on
-    under a new id, after what it held has been given to others.
+    The loop reads these, which only the methods set. `id`: 0 until it has joined. `look`: the
+    store may hold something claimable. `standby`: the token of the leases that are brought to
+    it by wake-ups; 0: none are, None: it has not been asked for, or is unknown after an error.
+    `orders`: the store may have word that a run is to be ended, or that somebody listens.
+    `mail`: commands wait. `given_up`: the others think this worker dead. `next_beat`: when it
+    is to say that it is not, by the monotonic clock. `take_over` is called with the leases that
+    have come, `came_back` when the worker goes on under a new id, after what it held has been
+    given to others.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Membership:
         self._selector: selectors.BaseSelector
         self._mailbox: Mailbox | None = None
         self._heartbeat_timer: RepeatingTimer | None = None
-        self.peers = Peers(broker)
+        self._peers = Peers(broker)
         self.id = 0
         self.look = True
         self.standby: int | None = None
@@ -112,7 +113,45 @@ class Membership:
 
     def changed(self) -> None:
         """Have the others told of a change, and the store looked at in its light."""
+        self.look_again()
+        self.beat_soon()
+
+    def look_again(self) -> None:
+        """Have the store looked at for something claimable."""
         self.look = True
+
+    def look_for_orders(self) -> None:
+        """Have the store asked which runs are to be ended, and whether somebody listens."""
+        self.orders = True
+
+    def look_for_all(self) -> None:
+        """Have the store looked at for whatever a wake-up tells of: one may be lost."""
+        self.look = self.orders = True
+
+    def looked(self, *, more: bool) -> None:
+        """A step has claimed. `more`: it may not have taken all."""
+        self.look = more
+
+    def learn(self, step: Step, *, idle: bool) -> None:
+        """Take in what a step said of this worker; when `idle`, it was to stand by."""
+        if idle:
+            self.standby = step.standby
+        self.orders = False
+        self.mail = self.mail or step.mail
+        self.given_up = self.given_up or not step.alive
+
+    def learn_nothing(self) -> None:
+        """Take in that a step failed: whether it was made is unknown."""
+        self.standby = None
+
+    def collect(self) -> list[bytes]:
+        """Return the commands that wait."""
+        letters = self._broker.collect(self.id)
+        self.mail = False
+        return letters
+
+    def beat_soon(self) -> None:
+        """Say that the worker lives in the loop's next turn."""
         self.next_beat = 0.0
 
     def beat(self, now: float) -> None:
@@ -125,8 +164,8 @@ class Membership:
         if self._mailbox is not None and self._mailbox.is_gone():
             self._listen()
         self.next_beat = now + self._broker.beat_interval
-        self.peers.died = True  # on another host, where only missing heartbeats show it
-        self.look = self.orders = True  # whatever `Broker.changed()` may not have seen
+        self._peers.died = True  # on another host, where only missing heartbeats show it
+        self.look_for_all()  # whatever `Broker.changed()` may not have seen
         self._announce(signals.heartbeat_sent, member)
 
     def is_late(self) -> bool:
@@ -148,7 +187,7 @@ class Membership:
                 messages,
             )
             self.standby = None  # nor is anything believed that is on its way
-            self.look = True
+            self.look_again()
 
     def come_back(self) -> None:
         """Go on under a new id, having been given up for dead.
@@ -159,15 +198,22 @@ class Membership:
         self.join(self._selector)
         self._came_back()
         self.given_up = False
-        self.look = True
+        self.look_again()
+
+    def look_after_peers(self) -> None:
+        """Take back what those that died held, and watch those that there are now."""
+        if self._peers.died:
+            self.reclaim()
+        if self._peers.look:
+            self._peers.find(self._selector)
 
     def reclaim(self) -> None:
         """Take back what workers that died held."""
         if taken := self._broker.reclaim(self.id):
             messages = "1 message" if taken == 1 else f"{taken} messages"
             logger.warning("took back %s of workers that died", messages)
-            self.look = True
-        self.peers.died = False
+            self.look_again()
+        self._peers.died = False
 
     def leave(self) -> None:
         """Sign off."""
@@ -177,7 +223,7 @@ class Membership:
         """Be woken no more."""
         if self._heartbeat_timer is not None:
             self._heartbeat_timer.stop()
-        self.peers.close()
+        self._peers.close()
         self._close_mailbox()
 
     def _on_wake_up(self, _mask: int) -> None:
@@ -188,7 +234,7 @@ class Membership:
         if not words:
             return
         if HELLO in words:
-            self.peers.look = True
+            self._peers.look = True
         if ORDERS in words:
             self.orders = True
         if MAIL in words:

@@ -129,7 +129,7 @@ class Steered(ABC):
         """Send events, or send none; return whether that is a change."""
         changed = self._dispatcher.enabled != on
         self._dispatcher.enabled = on
-        self._membership.orders = True
+        self._membership.look_for_orders()
         return changed
 
     def tell_heartbeat(self) -> None:
@@ -153,8 +153,7 @@ class Steered(ABC):
 
     def _read_mail(self) -> None:
         """Obey the commands that were left, and post the replies."""
-        letters = self._broker.collect(self._membership.id)
-        self._membership.mail = False
+        letters = self._membership.collect()
         if letters and (replies := self._steering.obey(letters)):
             self._broker.post(replies)
 
