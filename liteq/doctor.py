@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 from liteq.brokers.files import RESERVE, filesystem_of, is_network_filesystem, is_there
 from liteq.brokers.searching import Search
@@ -58,7 +58,7 @@ def examine(
         yield from _settings(app)
     if broker is None:
         return
-    if (folder := getattr(broker, "folder", None)) is not None:
+    if (folder := broker.folder) is not None:
         try:
             there = is_there(folder)
         except LiteqError as exc:
@@ -69,7 +69,7 @@ def examine(
             yield Finding("store", "ok", f"{folder} is empty: made at the first call")
             return
         looks: tuple[Callable[..., Iterator[Finding]], ...] = (_file, _work)
-    elif hasattr(broker, "facts"):
+    elif broker.place is not None:
         looks = (_server, _work)
     else:
         yield Finding(
@@ -261,10 +261,11 @@ def _locking(place: Path) -> Finding:
 _HAS_PROC: Final = os.path.isdir("/proc/self/fd")
 
 
-def _file(broker: Any, *, full: bool) -> Iterator[Finding]:
-    keeper = broker.keeper()
+def _file(broker: Broker, *, full: bool) -> Iterator[Finding]:
     from liteq.brokers.schema import VERSION
 
+    keeper = broker.keeper()
+    assert keeper is not None
     found = keeper.version()
     if found is not None and found < VERSION:
         yield Finding(
@@ -308,7 +309,7 @@ def _file(broker: Any, *, full: bool) -> Iterator[Finding]:
 # A store on a server
 
 
-def _server(broker: Any) -> Iterator[Finding]:
+def _server(broker: Broker) -> Iterator[Finding]:
     import redis
 
     broker.check()

@@ -35,6 +35,10 @@ from liteq.offload import off_loop
 from liteq.outcome import Outcome
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from liteq.brokers.keeping import Keeper
+    from liteq.brokers.moving import Shelf
     from liteq.brokers.searching import Found, Search
 
 __all__ = [
@@ -191,6 +195,13 @@ class Broker(ABC):
         """Where other processes find the store: its folder, or its URL without a password. None
         for one in the memory of this process."""
         return self.directory
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of a store in files (`directory`)."""
+        from pathlib import Path  # late: 10 ms
+
+        return Path(self.directory) if self.directory is not None else None
 
     def now(self) -> float:
         """Return what time it is by the clock that decides which messages have expired. See
@@ -697,3 +708,24 @@ class Broker(ABC):
     @abstractmethod
     def close(self) -> None:
         """Close what this process has open. The instance may be used again."""
+
+    # For who operates the store. One in memory ends with its process, and is not looked after:
+    # its `facts()` and `keeper()` raise `ImproperlyConfigured`.
+
+    @abstractmethod
+    def facts(self) -> dict[str, Any]:
+        """Return figures of the store: sizes in bytes, and, as `states`, how many messages are
+        in which state. What else there is, each broker says itself."""
+
+    def persistence(self) -> str:
+        """Say in a few words what of the store survives the death of its server; "" of one that
+        has none."""
+        return ""
+
+    def keeper(self) -> Keeper | None:
+        """Return who looks after the store's file: backups, checks. None of one on a server."""
+        return None
+
+    @abstractmethod
+    def shelf(self) -> Shelf:
+        """Return the store as something to be moved (see `moving`)."""

@@ -153,7 +153,6 @@ class RedisStore(Broker):
         return self.url
 
     def persistence(self) -> str:
-        """Say in a few words what of this store survives the server's death."""
         if not self._link.server:
             self._link.ask("PING")
         server = self._link.server

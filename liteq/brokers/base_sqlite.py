@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from liteq.brokers import standby
 from liteq.brokers.base import DEFAULT_MAX_DELIVERIES, Broker, Mailbox
@@ -19,9 +19,6 @@ from liteq.clock import Clock, system_clock
 from liteq.exceptions import ImproperlyConfigured, StoreLost
 from liteq.ids import new_token
 from liteq.message import PACKED_FIELDS, Packed
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 __all__ = ["AMONG", "PACKED", "SqliteStore"]
 
@@ -88,13 +85,6 @@ class SqliteStore(Broker):
 
     def __repr__(self) -> str:
         return f"<SqliteBroker {self.directory or 'in memory'}>"
-
-    @property
-    def folder(self) -> Path | None:
-        """The store's folder (`directory`); None of a store in memory."""
-        from pathlib import Path  # late: 10 ms
-
-        return Path(self.directory) if self.directory is not None else None
 
     # Wake-ups
 

@@ -31,7 +31,6 @@ __all__ = [
     "Shelf",
     "deletion_of",
     "move",
-    "shelf_of",
 ]
 
 SLICE: Final = 200
@@ -151,7 +150,7 @@ def move(source: Broker, target: Broker) -> Iterator[tuple[int, int]]:
     from the target at the end, or two messages would hold one unique key there; and
     `ImproperlyConfigured` if they are one store.
     """
-    here, there = shelf_of(source), shelf_of(target)
+    here, there = source.shelf(), target.shelf()
     for broker, which in ((source, "that is left"), (target, "that is moved to")):
         if names := ", ".join(worker.name for worker in broker.workers()):
             raise BrokerError(f"stop the workers of the store {which} first: {names}")
@@ -233,14 +232,6 @@ def _compare(source: Broker, target: Broker, ids: Sequence[str]) -> None:
             f"changed limits and {len(queues)} pauses of queues are not in the new store "
             "(results may have expired meanwhile): make the move again"
         )
-
-
-def shelf_of(broker: Broker) -> Shelf:
-    """Return the shelf of a broker's store. Raises `BrokerError` for a kind without one."""
-    shelf: Shelf | None = getattr(broker, "shelf", lambda: None)()
-    if shelf is None:
-        raise BrokerError(f"{broker!r} cannot be moved")
-    return shelf
 
 
 def deletion_of(record: Record) -> float | None:

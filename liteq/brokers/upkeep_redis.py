@@ -76,7 +76,6 @@ class RedisUpkeep(RedisMail):
         return more == b"1"
 
     def shelf(self) -> Shelf:
-        """Return the store as something to be moved (see `moving`)."""
         from liteq.brokers.moving_redis import RedisShelf  # late: for one command
 
         return RedisShelf(self._call, self._link)

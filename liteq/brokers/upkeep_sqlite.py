@@ -222,16 +222,17 @@ class SqliteUpkeep(SqliteMail):
         return found
 
     def shelf(self) -> Shelf:
-        """Return the store as something to be moved (see `moving`)."""
         from liteq.brokers.moving_sqlite import SqliteShelf  # late: for one command
 
         return SqliteShelf(self._database, self.get, self.clock.now)
 
     def keeper(self) -> Keeper:
-        """Return who looks after the store's file: backups, checks, figures."""
         from liteq.brokers.keeping import Keeper  # late: for who operates a store
 
         return Keeper(self._database)
+
+    def facts(self) -> dict[str, Any]:
+        return self.keeper().stats()
 
 
 def _end_late(following: Following) -> None:

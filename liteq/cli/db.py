@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +12,7 @@ from liteq.cli.front import Exit, Failure, Group, Session, as_json, ask, print_j
 from liteq.cli.output import print_facts
 
 if TYPE_CHECKING:
+    from liteq.brokers.base import Broker
     from liteq.brokers.keeping import Keeper
 
 __all__ = ["db"]
@@ -47,7 +48,7 @@ def db_migrate(as_json: bool) -> None:
     Processes of the version before go on working. Also checks that the store is readable.
     """
     broker = _broker()
-    if (keeper := _keeper(broker)) is not None:
+    if (keeper := broker.keeper()) is not None:
         before, after = keeper.migrate()
     else:
         from liteq.brokers.redis_link import KEYS_VERSION
@@ -73,7 +74,7 @@ def db_check(full: bool, as_json: bool) -> int:
     Workers may go on meanwhile. On Redis: that the server answers, and what it survives.
     """
     broker = _broker()
-    if (keeper := _keeper(broker)) is not None:
+    if (keeper := broker.keeper()) is not None:
         if keeper.version() is None:
             raise Failure(f"there is no store at {keeper.path}", Exit.NOT_FOUND)
         found = keeper.check(full=full)
@@ -150,9 +151,9 @@ def db_vacuum(full: bool, as_json: bool) -> None:
 def db_stats(as_json: bool) -> None:
     """Print figures of the store: sizes, and how many messages are in which state."""
     broker = _broker()
-    if (keeper := _keeper(broker)) is not None and keeper.version() is None:
+    if (keeper := broker.keeper()) is not None and keeper.version() is None:
         raise Failure(f"there is no store at {keeper.path}", Exit.NOT_FOUND)
-    figures: dict[str, Any] = keeper.stats() if keeper is not None else broker.facts()
+    figures = broker.facts()
     if as_json:
         print_json(figures)
         return
@@ -164,7 +165,7 @@ def db_stats(as_json: bool) -> None:
     print_facts({state: f"{number:,}" for state, number in states.items()}, indent="  ")
 
 
-def _broker() -> Any:
+def _broker() -> Broker:
     """Return the store of -b, without importing an app, or that of the app."""
     session = Session.current()
     url = session.options.get("broker")
@@ -175,18 +176,10 @@ def _broker() -> Any:
     return session.app.broker
 
 
-def _keeper(broker: Any) -> Keeper | None:
-    """Return who looks after the file, None for a store on a server."""
-    if not hasattr(broker, "keeper"):
-        return None
-    keeper: Keeper = broker.keeper()
-    return keeper
-
-
 def _needs_file(word: str) -> Keeper:
     broker = _broker()
-    if (keeper := _keeper(broker)) is None:
-        raise Failure(f"{broker.url} is on a server: {_ON_REDIS[word]}", Exit.USAGE)
+    if (keeper := broker.keeper()) is None:
+        raise Failure(f"{broker.place} is on a server: {_ON_REDIS[word]}", Exit.USAGE)
     return keeper
 
 

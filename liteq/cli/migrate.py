@@ -28,10 +28,10 @@ def migrate(source: str, target: str) -> None:
     liteq migrate --from sqlite://shop.liteq --to redis://db1:6379/0
     """
     from liteq.brokers import connect
-    from liteq.brokers.moving import move, shelf_of
+    from liteq.brokers.moving import move
 
     here, there = connect(source), connect(target)
-    left = shelf_of(here)
+    left = here.shelf()
     if not left.is_there():
         raise Failure(f"there is no store at {left.place}", Exit.NOT_FOUND)
     total = 0

@@ -381,13 +381,11 @@ def _kept_by(app: Liteq) -> str | None:
     """Say what a server's store survives, if it is on one; None if that cannot be asked now."""
     from liteq.exceptions import LiteqError
 
-    ask = getattr(app.broker, "persistence", None)
-    if ask is None:
-        return ""
     try:
-        return f" ({ask()})"
+        kept = app.broker.persistence()
     except LiteqError:
         return None  # the worker says why, and tries again
+    return f" ({kept})" if kept else ""
 
 
 # What the command line says

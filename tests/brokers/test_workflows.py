@@ -444,7 +444,7 @@ def test_10_a_gather_is_never_claimed_nor_counted_as_work(broker: Broker) -> Non
 def test_10_a_gather_is_in_no_state_of_the_figures_of_a_store(store: Store) -> None:
     if not store.shared:
         pytest.skip("a store in memory has no figures")
-    broker: Any = store.open()
+    broker = store.open()
     worker = enlist(broker)
     broker.enqueue([gather()])
     for outcome in (Succeeded(b"1"), Failed(ERROR), Ignored(), None):
@@ -453,7 +453,7 @@ def test_10_a_gather_is_in_no_state_of_the_figures_of_a_store(store: Store) -> N
         if outcome is not None:
             work(broker, worker, {"p1": outcome})
 
-    figures = broker.keeper().stats() if store.kind == "sqlite" else broker.facts()
+    figures = broker.facts()
 
     assert figures["states"] == {
         "waiting": 1,
