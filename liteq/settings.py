@@ -321,7 +321,7 @@ _ROWS: Final[tuple[Setting, ...]] = (
           "Seconds of waiting that are worth one priority; None: off.", null=True),
     _used("worker_lease_timeout", 60.0, seconds,
           "A worker silent for so long is given up for dead."),
-    _used("worker_max_lookahead", 64, integer(1),
+    _used("worker_max_lookahead", 64, integer(1, 120),
           "Most messages waiting in a child, while tasks are tiny."),
     _used("worker_disable_rate_limits", False, flag, "Ignore the rate limits of tasks."),
     _used("worker_enable_remote_control", True, remote,

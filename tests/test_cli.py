@@ -510,7 +510,7 @@ def test_a_worker_with_too_few_descriptors_says_which_limit_to_raise(
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     (said,) = (line for line in done.stderr.splitlines() if line.startswith("liteq: "))
-    assert f"{children} child processes need {5 * children + 24} descriptors" in said
+    assert f"{children} child processes need {6 * children + 24} descriptors" in said
     assert "too many open files" in said
     assert f"it is {files}" in said
 

@@ -1,12 +1,15 @@
 """What runs inside a child process: take a job, run it, answer, until the channel ends.
 
-The parent's side of the same conversation is `liteq.pools.prefork`. A child has three links
-to its parent, each a pair of Unix sockets:
+The parent's side of the same conversation is `liteq.pools.prefork`. A child has four links
+to its parent, each a pair of Unix sockets, and each a stream, which every Unix has:
 
-- *jobs* keeps packets apart and is read by whoever comes first, the child or, taking
-  back what the child has not started, the parent. The kernel gives each packet to
-  exactly one of them. A packet is `JOB` (key, length) and the payload; of a payload
-  longer than `PACKET` the rest follows in packets of its own.
+- *jobs* is a stream of jobs, `JOB` (key, length) and the payload. Only the child reads it.
+- *tokens* has a byte for each of these jobs, and is read by whoever comes first, the child
+  or, taking back what the child has not started, the parent. The kernel gives each byte to
+  exactly one of them: for each that the child has, it reads one job and runs it, and for
+  each that the parent has, the last job in the stream is withdrawn. The byte says how many
+  were until it was written, counted from the first job on, modulo 256: those that the child
+  has not passed over yet come next in the stream.
 - *answers* is a stream of frames, `FRAME` (length, kind, key, runtime, memory) and a
   payload. The other way it carries the keys of jobs whose soft time limit has passed, which
   a signal has the child read, and `STOPPING`, at which a job looks when it asks.
@@ -40,7 +43,7 @@ __all__ = [
     "FRAME",
     "HELLO",
     "JOB",
-    "PACKET",
+    "LONG",
     "PING",
     "POKE",
     "PONG",
@@ -54,13 +57,14 @@ __all__ = [
 JOB: Final = struct.Struct("<QI")
 FRAME: Final = struct.Struct("<IBQdI")
 POKE: Final = struct.Struct("<Q")
-PACKET: Final = 32_768  # bytes of payload in one packet: below any system's socket buffer
+LONG: Final = 32_768  # bytes of a payload that fills a socket: nothing is put behind it
 
-PING: Final = (1 << 64) - 1  # the key of a packet that is no job but asks for a PONG
+PING: Final = (1 << 64) - 1  # the key of what is no job but asks for a PONG
 STOPPING: Final = (1 << 64) - 1  # among the keys of late jobs: the worker is to stop
 HELLO, READY, DONE, REPORT, PONG = range(5)
 
 _HEAD: Final = JOB.size
+_CHUNK: Final = 32_768  # bytes that are read at once
 _unpack: Final = JOB.unpack_from
 _frame: Final = FRAME.pack
 
@@ -75,6 +79,7 @@ _PAGE_KIB: Final = os.sysconf("SC_PAGE_SIZE") // 1024
 class Links(NamedTuple):
     """The child's ends of its links, and who is at the other end."""
 
+    tokens: socket.socket
     jobs: socket.socket
     answers: socket.socket
     life: socket.socket
@@ -189,7 +194,8 @@ class _Child:
 
     def __init__(self, factory: Callable[[], Runner], links: Links) -> None:
         self._factory = factory
-        self._jobs = links.jobs
+        self._tokens = links.tokens
+        self._jobs = _Jobs(links.jobs)
         self._answers = links.answers
         self._memory = _Memory() if links.watch_memory else None
         self._main = threading.get_ident()
@@ -209,20 +215,18 @@ class _Child:
         self._runner = runner = self._factory()
         runner.start(self._is_stopping)
         self._send(READY, 0, b"")
-        receive = self._jobs.recv
+        receive = self._tokens.recv
+        take = self._jobs.take
         while True:
             try:
-                packet = receive(PACKET + _HEAD)
+                token = receive(1)
             except BlockingIOError:  # no job for long: what the last ones left goes now
                 self._garbage.collect()
                 self._wait_at_most(0)
                 continue
-            if not packet:
+            if not token:
                 break
-            key, length = _unpack(packet)
-            payload = packet[_HEAD:]
-            if len(payload) < length:
-                payload = self._receive_rest(payload, length)
+            key, payload = take(token[0])
             if key == PING:
                 self._send(PONG, 0, b"")
             elif self._run(runner, key, payload) >= self._garbage.due:
@@ -239,19 +243,7 @@ class _Child:
         """
         self._impatient = seconds > 0
         limit = _timeval(int(seconds), int(seconds % 1 * 1e6))
-        self._jobs.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-
-    def _receive_rest(self, payload: bytes, length: int) -> bytes:
-        parts = [payload]
-        missing = length - len(payload)
-        while missing:
-            try:
-                part = self._jobs.recv(PACKET)
-            except BlockingIOError:  # the parent is stopped, or busy: the rest will come
-                continue
-            parts.append(part)
-            missing -= len(part)
-        return b"".join(parts)
+        self._tokens.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
 
     def _run(self, runner: Runner, key: int, payload: bytes) -> float:
         """Run a job and answer; return when it ended."""
@@ -283,7 +275,7 @@ class _Child:
         memory = 0 if self._memory is None else self._memory.kib()
         frame = _frame(len(payload), kind, key, runtime, memory)
         with self._lock:
-            if len(payload) <= PACKET:
+            if len(payload) <= LONG:
                 self._answers.sendall(frame + payload)
             else:
                 self._answers.sendall(frame)
@@ -321,8 +313,54 @@ class _Child:
     def _disown(self) -> None:
         """In a process that the task forked: let go of the links to the parent."""
         self._ours = False
+        self._tokens.close()
         self._jobs.close()
         self._answers.close()
+
+
+class _Jobs:
+    """Reads the stream of jobs."""
+
+    def __init__(self, stream: socket.socket) -> None:
+        self._stream = stream
+        self._data = b""  # what was read ahead
+        self._start = 0  # of what is not taken yet
+        self._passed = 0  # withdrawn jobs, modulo 256
+
+    def take(self, withdrawn: int) -> tuple[int, bytes]:
+        """Return the next job: its key and its payload. `withdrawn`: see the module."""
+        while True:
+            body = self._start + _HEAD
+            if body > len(self._data):
+                self._read(_HEAD)
+                body = _HEAD
+            key, length = _unpack(self._data, body - _HEAD)
+            end = body + length
+            if end > len(self._data):
+                self._read(_HEAD + length)
+                body, end = _HEAD, _HEAD + length
+            data, self._start = self._data, end
+            if end == len(data):
+                self._data, self._start = b"", 0  # it may be long
+            if self._passed == withdrawn:
+                return key, data[body:end]
+            self._passed = (self._passed + 1) % 256
+
+    def _read(self, size: int) -> None:
+        """Read until there are so many bytes of the next job. What there is of one when its
+        token comes may be less."""
+        parts = [self._data[self._start :]]
+        missing = size - len(parts[0])
+        while missing > 0:
+            part = self._stream.recv(max(missing, _CHUNK))
+            if not part:
+                raise EOFError("the worker has closed the channel in the middle of a job")
+            parts.append(part)
+            missing -= len(part)
+        self._data, self._start = b"".join(parts), 0
+
+    def close(self) -> None:
+        self._stream.close()
 
 
 class _Memory:

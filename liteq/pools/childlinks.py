@@ -46,43 +46,50 @@ class Child:
         "partial",
         "pid",
         "process",
+        "queue",
         "ready",
         "retiring",
-        "send",
         "sentinel",
         "since",
         "soft_done",
+        "tokens",
         "useful",
         "wanted",
         "warned",
+        "withdrawn",
         "writing",
     )
 
     def __init__(
         self,
-        jobs: socket.socket,
+        tokens: socket.socket,
         inbox: socket.socket,
+        jobs: socket.socket,
         answers: socket.socket,
         life: socket.socket,
         left: float,
     ) -> None:
+        self.tokens = tokens
+        self.inbox = inbox  # the child's end of `tokens`, kept to take jobs back
         self.jobs = jobs
-        self.send = jobs.send
-        self.inbox = inbox  # the child's end of `jobs`, kept to take jobs back
         self.answers = answers
         self.life = life
         self.process: Any = None
         self.pid = 0
         self.sentinel = -1  # readable when the process has ended
 
-        self.held: deque[Job] = deque()  # in the order sent: the first one runs
+        self.held: deque[Job] = deque()  # in the order of its stream: the first one runs
         self.since = 0.0  # the first one became the first at
         self.checked = False  # whether it has taken the first one
         self.soft_done = False  # its soft limit was announced
         self.left = left  # it takes so many jobs more
         self.blocked = False  # nothing is to be put behind what it has now
-        self.outgoing: memoryview = memoryview(b"")  # rest of a long payload
-        self.writing = False  # the selector waits to send that rest
+        self.queue: list[
+            bytes
+        ] = []  # jobs for it that are sent together, before the loop sleeps
+        self.outgoing: deque[memoryview] = deque()  # what its socket had no room for
+        self.writing = False  # the selector waits to send that
+        self.withdrawn = 0  # jobs in its stream that it is to pass over, modulo 256
         self.partial = bytearray()  # begin of a frame
         self.wanted = 0  # bytes that make it whole
 
@@ -143,6 +150,7 @@ class Child:
         return f"exit status {code}" if code >= 0 else signal_name(-code)
 
     def close_parent_ends(self) -> None:
+        self.tokens.close()
         self.jobs.close()
         self.answers.close()
         self.life.close()
@@ -159,16 +167,17 @@ def connect(options: PoolOptions) -> tuple[Child, Links]:
     """Return the two sides of the links to a child that is yet to be born."""
     with contextlib.ExitStack() as stack:  # there may be no room for all of them
         pairs = []
-        for kind in (socket.SOCK_SEQPACKET, socket.SOCK_STREAM, socket.SOCK_STREAM):
-            pairs.append(socket.socketpair(socket.AF_UNIX, kind))
+        for _ in range(4):
+            pairs.append(socket.socketpair())
             for end in pairs[-1]:
                 stack.callback(end.close)
         stack.pop_all()
-    (jobs, inbox), (answers, child_answers), (life, child_life) = pairs
-    jobs.setblocking(False)
-    answers.setblocking(False)
+    (tokens, inbox), (jobs, child_jobs), (answers, child_answers), (life, child_life) = pairs
+    for end in (tokens, jobs, answers):
+        end.setblocking(False)
     links = Links(
-        jobs=inbox,
+        tokens=inbox,
+        jobs=child_jobs,
         answers=child_answers,
         life=child_life,
         parent=os.getpid(),
@@ -176,7 +185,7 @@ def connect(options: PoolOptions) -> tuple[Child, Links]:
         dies_with_thread=threading.current_thread() is threading.main_thread(),
     )
     left = math.inf if options.max_tasks_per_child is None else options.max_tasks_per_child
-    return Child(jobs, inbox, answers, life, left), links
+    return Child(tokens, inbox, jobs, answers, life, left), links
 
 
 def kill(pid: int, signum: int) -> None:

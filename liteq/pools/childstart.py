@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from liteq.pools.base import PoolOptions, Runner
-from liteq.pools.child import child_main
+from liteq.pools.child import Links, child_main
 from liteq.pools.childlinks import Child, connect
 from liteq.pools.forking import Forked
 
@@ -52,13 +52,11 @@ class Starter:
             process = self._start_process(f"liteq-{self._serial}", *args)
         except BaseException:
             child.close()
-            links.answers.close()
-            links.life.close()
+            _close_ends(links)
             raise
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        links.answers.close()
-        links.life.close()
+        _close_ends(links)
         child.adopt(process, self._options.monotonic())
         return child
 
@@ -96,6 +94,13 @@ def _context(start_method: str) -> Any:
     import multiprocess
 
     return multiprocess.get_context(start_method)
+
+
+def _close_ends(links: Links) -> None:
+    """Close the child's ends in its parent, but the one by which that takes jobs back."""
+    links.jobs.close()
+    links.answers.close()
+    links.life.close()
 
 
 def _close(file: Any) -> None:

@@ -1,9 +1,9 @@
 """The pool of child processes, seen from the parent.
 
-Each child is fed by a socket that keeps packets apart, one packet for each job. The
-parent keeps the reading end too: what the child has not started can be taken back, and
-because the kernel hands each packet to exactly one reader, a job that came back is
-certain not to run. That answers the three questions a pool gets wrong most easily:
+Each child is fed by a stream of jobs, and needs a token for each that it starts. The
+parent keeps the reading end of the tokens too: what the child has not started can be taken
+back, and because the kernel hands each token to exactly one reader, a job that came back
+is certain not to run. That answers the three questions a pool gets wrong most easily:
 
 - Jobs behind one that turns out slow are taken back and given to others.
 - When a child dies, the job it had taken is lost, and only that one.
@@ -46,7 +46,7 @@ from liteq.pools.child import (
     FRAME,
     HELLO,
     JOB,
-    PACKET,
+    LONG,
     PING,
     POKE,
     PONG,
@@ -70,10 +70,14 @@ CUT_OFF_LIMIT: Final = 1.0  # for one whose sockets are closed, so that it canno
 AT_ONCE: Final = 32  # children that are started in one turn of the loop
 KILL_LIMIT: Final = 5.0  # how long stop(kill=True) waits for the kernel
 READ_SIZE: Final = 262_144
+# Twice as many jobs may be withdrawn from a child's stream, and a byte says how many are.
+MOST_AHEAD: Final = 120
 
 _HEAD: Final = FRAME.size
 _unpack: Final = FRAME.unpack_from
 _pack: Final = JOB.pack
+_TOKENS: Final = tuple(bytes([value]) for value in range(256))
+_QUIETLY: Final = getattr(socket, "MSG_NOSIGNAL", 0)  # a program may not ignore SIGPIPE
 _new: Final = tuple.__new__  # a third of what Done(...) costs, on the busiest line
 
 
@@ -89,7 +93,7 @@ class ProcessPool(Pool):
         self._options = options
         self._now = options.monotonic
         self._target = options.concurrency
-        self._ahead = LookAhead(options.max_lookahead)
+        self._ahead = LookAhead(min(options.max_lookahead, MOST_AHEAD))
         self._starter: Starter
         self._selector: selectors.BaseSelector
         self._buffer = bytearray(READ_SIZE)
@@ -98,6 +102,7 @@ class ProcessPool(Pool):
         self._children: list[Child] = []
         self._idle: list[Child] = []  # last in, first out; entries may be out of date
         self._turns: deque[Child] = deque()  # accepting children, by turns
+        self._unsent: list[Child] = []  # whose queues are to be sent; some twice
         self._backlog: deque[Job] = deque()  # in nobody's hands yet
         self._backlog_since = 0.0
         self._events: list[Event] = []
@@ -128,7 +133,8 @@ class ProcessPool(Pool):
     def submit(self, job: Job) -> None:
         if not self._backlog:
             child = self._choose(job)
-            if child is not None and self._give(child, job):
+            if child is not None:
+                self._give(child, job)
                 return
             self._backlog_since = self._now()
         self._backlog.append(job)
@@ -144,6 +150,10 @@ class ProcessPool(Pool):
         self._empty_backlog(due)
         self._roll_on()
         self._start_missing(now)
+        if self._unsent:
+            for child in self._unsent:
+                self._send_queue(child)
+            self._unsent.clear()
         if self._missing():
             due.at(self._births.next_at)
         return 0.0 if self._events else due.seconds()
@@ -218,9 +228,9 @@ class ProcessPool(Pool):
         placed = False
         while backlog:
             child = self._choose(backlog[0])
-            if child is None or not self._give(child, backlog[0]):
+            if child is None:
                 break
-            backlog.popleft()
+            self._give(child, backlog.popleft())
             placed = True
         if placed and backlog:
             self._backlog_since = self._now()
@@ -231,8 +241,8 @@ class ProcessPool(Pool):
             child = idle.pop()
             if child.open and not child.held:
                 return child
-        if len(job.payload) > PACKET:
-            return None  # takes many packets, which could not be taken back: it rides alone
+        if len(job.payload) > LONG:
+            return None  # what it is put behind could take long, or what comes behind it
         limit = self._ahead.limit
         turns = self._turns
         for child in turns:
@@ -242,60 +252,84 @@ class ProcessPool(Pool):
                 return child
         return None
 
-    def _give(self, child: Child, job: Job) -> bool:
+    def _give(self, child: Child, job: Job) -> None:
         payload = job.payload
         size = len(payload)
-        packet = _pack(job.key, size) + (payload if size <= PACKET else payload[:PACKET])
-        try:
-            child.send(packet)
-        except BlockingIOError:
-            child.blocked = True  # until it answers, having read something
-            return False
-        if not child.held:
+        head = _pack(job.key, size)
+        if child.held:
+            if not child.queue:
+                self._unsent.append(child)
+            child.queue.append(head + payload)
+        else:
             child.since = self._now()
             child.soft_done = False
             child.checked = False
+            if size > LONG:
+                child.blocked = True
+                self._send(child, head, 0)
+                self._send(child, payload, 1)
+            else:
+                self._send(child, head + payload, 1)
         child.held.append(job)
-        if size > PACKET:
-            child.blocked = True
-            child.outgoing = memoryview(payload)[PACKET:]
-            self._send_rest(child)
-        return True
 
-    def _send_rest(self, child: Child) -> None:
-        """Send as much of a long payload as the socket takes now."""
+    def _send_queue(self, child: Child) -> None:
+        """Send what the child is to do next, which it is given while it does something."""
+        queue = child.queue
+        if queue and not child.dead:
+            self._send(child, b"".join(queue), len(queue))
+        queue.clear()
+
+    def _send(self, child: Child, data: bytes, tokens: int) -> None:
+        """Send jobs, or a part of one, and the tokens of those that are begun with that. A
+        child that has a token waits for what its job lacks; one that has ended needs neither,
+        and its tokens will be taken back."""
         try:
-            while child.outgoing:
-                child.outgoing = child.outgoing[child.jobs.send(child.outgoing[:PACKET]) :]
+            sent = 0 if child.writing else child.jobs.send(data, _QUIETLY)
         except BlockingIOError:
-            pass
-        waiting = bool(child.outgoing)
-        if child.retiring and not waiting:
-            child.jobs.shutdown(socket.SHUT_WR)
-        if waiting and not child.writing:
-            self._selector.register(
-                child.jobs, selectors.EVENT_WRITE, lambda mask: self._send_rest(child)
-            )
-        elif child.writing and not waiting:
+            sent = 0
+        except OSError:
+            sent = len(data)
+        if sent < len(data):
+            child.outgoing.append(memoryview(data)[sent:])
+            if not child.writing:
+                child.writing = True
+                self._selector.register(
+                    child.jobs, selectors.EVENT_WRITE, lambda mask: self._send_more(child)
+                )
+        child.tokens.send(_TOKENS[child.withdrawn] * tokens)
+
+    def _send_more(self, child: Child) -> None:
+        """Send some of what the child's socket had no room for."""
+        outgoing = child.outgoing
+        try:
+            rest = outgoing[0][child.jobs.send(outgoing[0], _QUIETLY) :]
+        except BlockingIOError:
+            return
+        except OSError:  # see `_send`
+            outgoing.clear()
+        else:
+            if rest:
+                outgoing[0] = rest
+            else:
+                outgoing.popleft()
+        if not outgoing:
+            child.writing = False
             self._selector.unregister(child.jobs)
-        child.writing = waiting
 
     def _take_back(self, child: Child) -> list[Job]:
         """Return the jobs that the child had not started, which it now never will."""
-        if child.outgoing or (child.held and len(child.held[0].payload) > PACKET):
-            return []  # it rides alone
-        taken = set()
-        try:
-            while child.inbox.recv_into(self._buffer, 0, socket.MSG_DONTWAIT):
-                taken.add(JOB.unpack_from(self._buffer)[0])
-        except BlockingIOError:
-            pass
-        if not taken:
+        if not child.held:
             return []
-        back = [job for job in child.held if job.key in taken]
-        kept = [job for job in child.held if job.key not in taken]
-        child.held.clear()
-        child.held.extend(kept)
+        count = len(child.queue)
+        child.queue.clear()
+        with contextlib.suppress(BlockingIOError):
+            while taken := child.inbox.recv(256, socket.MSG_DONTWAIT):
+                child.withdrawn = (child.withdrawn + len(taken)) % 256
+                count += len(taken)
+        if not count:
+            return []
+        back = [child.held.pop() for _ in range(count)]
+        back.reverse()
         child.blocked = bool(child.held)  # by the slow job, until it is done
         if not child.held:
             self._sound_out(child)
@@ -305,7 +339,7 @@ class ProcessPool(Pool):
         """The child had not even taken its first job. No more for it until it answers."""
         child.frozen = child.blocked = True
         with contextlib.suppress(OSError):  # retired: it gets no more anyway
-            child.jobs.send(JOB.pack(PING, 0))
+            self._send(child, _pack(PING, 0), 1)
 
     def _now_idle(self, child: Child) -> None:
         if child.open:
@@ -582,8 +616,8 @@ class ProcessPool(Pool):
         """Give the child no more jobs. It ends when it is through with those it has."""
         child.retiring = True
         self._no_more_turns(child)
-        if not child.outgoing:  # else when that is sent
-            child.jobs.shutdown(socket.SHUT_WR)
+        self._send_queue(child)
+        child.tokens.shutdown(socket.SHUT_WR)
 
     def _no_more_turns(self, child: Child) -> None:
         if child in self._turns:

@@ -29,7 +29,7 @@ _FORMATS: Final = (
 )
 
 
-_DESCRIPTORS: Final = 5  # that a child takes in the worker: `pools.childlinks`
+_DESCRIPTORS: Final = 6  # that a child takes in the worker: `pools.childlinks`
 _OTHERS: Final = 24  # of the store, its locks, the log, the beat, and a child that is starting
 
 

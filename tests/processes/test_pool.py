@@ -40,7 +40,7 @@ from liteq.pool import (
     make_pool,
 )
 from liteq.pools import prefork
-from liteq.pools.child import PACKET, Links, _Child
+from liteq.pools.child import LONG
 from liteq.pools.forking import Forked
 from liteq.pools.prefork import ProcessPool
 
@@ -511,7 +511,7 @@ def test_nothing_is_put_behind_a_job_that_is_known_to_be_slow(start: Any) -> Non
     assert loop.end_of(102) == Returned(102)
 
 
-@pytest.mark.parametrize("size", [PACKET - 20, PACKET, PACKET + 1, 10_000_000])
+@pytest.mark.parametrize("size", [LONG - 20, LONG, LONG + 1, 10_000_000])
 def test_payloads_of_any_size_travel_both_ways(start: Any, size: int) -> None:
     loop = start()
     loop.ready(2)
@@ -1069,7 +1069,7 @@ def test_a_child_has_no_files_of_the_parent(start: Any, tmp_path: Path) -> None:
         unknown_to_pool = os.readlink(f"/proc/self/fd/{peer.fileno()}")
         assert inode not in sockets
         ours = [to for to in sockets if to != unknown_to_pool]
-        assert len(ours) == 3, own  # jobs, answers, life
+        assert len(ours) == 4, own  # tokens, jobs, answers, life
         assert not [to for to in own if "eventpoll" in to or "pidfd" in to]
     assert set(os.listdir("/proc/self/fd")) == before
     loop.selector.unregister(mine)
@@ -1363,7 +1363,7 @@ def test_the_spawn_method_works_alike(start: Any, tmp_path: Path) -> None:
     loop.ready(2)
     links = marshal.loads(loop.run("files", None, 5))
     sockets = [to for fd, to in links.items() if int(fd) > 2 and to.startswith("socket:")]
-    assert len(sockets) == 3
+    assert len(sockets) == 4
     loop.pool.submit(job(6, "kill", 9))
     assert loop.end_of(6).kind == "died"
 
@@ -1406,25 +1406,6 @@ def test_a_busy_child_collects_between_two_jobs(
     loop.run("litter", str(tmp_path / "gone"), 1)
     assert marshal.loads(loop.run("collections", key=2)) >= 1
     assert (tmp_path / "gone").exists()
-
-
-class Stalling:
-    """A socket on which the rest of a long payload is late."""
-
-    def __init__(self, *said: bytes | None) -> None:
-        self.said = list(said)
-
-    def recv(self, size: int) -> bytes:
-        said = self.said.pop(0)
-        if said is None:
-            raise BlockingIOError
-        return said
-
-
-def test_a_long_payload_that_is_late_is_waited_for() -> None:
-    links: Any = Links(Stalling(None, b"cd", None, b"ef"), None, None, 0, False, False)
-    child = _Child(TinyRunner, links)
-    assert child._receive_rest(b"ab", 6) == b"abcdef"
 
 
 # A job that asks whether the worker is to stop
