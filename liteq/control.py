@@ -20,6 +20,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from liteq import current
+from liteq.brokers.base import Broker
 from liteq.brokers.values import Letter, RevokeAnswer, WorkerInfo
 from liteq.commands import (
     Command,
@@ -96,6 +97,16 @@ class _Target(NamedTuple):
     info: WorkerInfo
 
 
+class _Silence(NamedTuple):
+    """Why a worker that was asked says nothing."""
+
+    state: Literal["stuck", "dead", "gone", "deaf", "busy", "unknown"]
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.state}: {self.reason}"
+
+
 class Control:
     """The workers of an app, from afar: `app.control`.
 
@@ -145,18 +156,18 @@ class Control:
         roster = _named(self.app.broker.roster())
         targets, silent = _choose(roster, destination, pattern, matcher)
         arguments = {**(arguments or {}), **extra_kwargs}
-        replies = self._ask(
+        said, more = self._ask(
             command,
             arguments,
             targets,
-            silent,
             timeout=timeout if reply else 0.0,
             limit=limit,
             callback=callback,
         )
-        for name, reason in replies.silent.items():
-            logger.warning("%s did not get %s: %s", shown(name), command, reason)
-        return replies
+        silent |= more
+        for name, silence in silent.items():
+            logger.warning("%s did not get %s: %s", shown(name), command, silence)
+        return Replies(said, _in_words(silent))
 
     def _write(self, command: str, arguments: dict[str, Any], *, reply: bool) -> Replies:
         if command == "rate_limit":
@@ -170,16 +181,17 @@ class Control:
         method: str,
         arguments: Mapping[str, Any],
         targets: Sequence[_Target],
-        silent: Mapping[str, str],
         *,
         timeout: float,
         limit: int | None = None,
         callback: Callable[[dict[str, Any]], Any] | None = None,
-    ) -> Replies:
-        """Tell these workers; with a timeout, wait for what they say."""
+    ) -> tuple[list[dict[str, Any]], dict[str, _Silence]]:
+        """Tell these workers; with a timeout, wait for what they say. Return that, and why the
+        others said nothing."""
         app, broker = self.app, self.app.broker
         keys, stays = self._keys(), app.conf.control_queue_ttl
-        replies = Replies(silent=silent)
+        replies: list[dict[str, Any]] = []
+        silent: dict[str, _Silence] = {}
         ticket, sent_at = new_id(), app.clock.now()
         mailbox = broker.mailbox() if timeout > 0 and targets else None
         try:
@@ -194,9 +206,9 @@ class Control:
                 if is_left:
                     waiting[target.info.id] = target
                 else:
-                    replies.silent[target.name] = _why_not_left(target.info)
+                    silent[target.name] = _why_not_left(target.info)
             if mailbox is None:
-                return replies
+                return replies, silent
             until = time.monotonic() + timeout
             while waiting and (limit is None or len(replies) < limit):
                 remaining = until - time.monotonic()
@@ -209,11 +221,11 @@ class Control:
                     self._take(letter, ticket, keys, waiting, replies, callback)
             if limit is None or len(replies) < limit:
                 for target in waiting.values():
-                    replies.silent[target.name] = _why_silent(broker, target.info, timeout)
+                    silent[target.name] = _why_silent(broker, target.info, timeout)
         finally:
             if mailbox is not None:
                 mailbox.close()
-        return replies
+        return replies, silent
 
     @staticmethod
     def _take(
@@ -221,7 +233,7 @@ class Control:
         ticket: str,
         keys: Keys,
         waiting: dict[int, _Target],
-        replies: Replies,
+        replies: list[dict[str, Any]],
         callback: Callable[[dict[str, Any]], Any] | None,
     ) -> None:
         try:
@@ -262,24 +274,21 @@ class Control:
         roster = _named(self.app.broker.roster())
         there = [target for target in roster if target.info.state != "dead"]
         asked = [t for t in there if t.info.details.get("control") is not False]
-        silent: dict[str, str] = {}
+        silent: dict[str, _Silence] = {}
         answered: set[str] = set()
         if timeout > 0 and asked:
-            replies = self._ask("ping", {}, asked, {}, timeout=timeout)
-            silent = replies.silent
+            replies, silent = self._ask("ping", {}, asked, timeout=timeout)
             answered = {name for reply in replies for name in reply}
         found = []
-        for target in roster:
-            name, info = target
+        for name, info in roster:
             if name in answered:
                 found.append(WorkerStatus(name, "alive", "it answers", info))
-            elif name in silent and silent[name].startswith(("stuck", "dead")):
-                state, _, reason = silent[name].partition(": ")
-                found.append(
-                    WorkerStatus(name, "dead" if state == "dead" else "stuck", reason, info)
-                )
-            else:
-                found.append(WorkerStatus(name, info.state, _why(info), info))
+                continue
+            match silent.get(name):
+                case _Silence("stuck" | "dead" as state, reason):
+                    found.append(WorkerStatus(name, state, reason, info))
+                case _:
+                    found.append(WorkerStatus(name, info.state, _why(info), info))
         return found
 
     # Tasks
@@ -355,7 +364,7 @@ class Control:
             return Replies()
         targets, silent = _choose(_named(self.app.broker.roster()), destination, None, None)
         done = {"ok": "new rate limit set successfully"}
-        return Replies([{target.name: done} for target in targets], silent)
+        return Replies([{target.name: done} for target in targets], _in_words(silent))
 
     def time_limit(
         self,
@@ -551,27 +560,32 @@ def _named(roster: Iterable[WorkerInfo]) -> list[_Target]:
     ]
 
 
+def _in_words(silent: Mapping[str, _Silence]) -> dict[str, str]:
+    return {name: str(silence) for name, silence in silent.items()}
+
+
 def _choose(
     roster: Sequence[_Target],
     destination: Sequence[str] | str | None,
     pattern: str | None,
     matcher: str | None,
-) -> tuple[list[_Target], dict[str, str]]:
+) -> tuple[list[_Target], dict[str, _Silence]]:
     """Return whom to ask, and who of those meant cannot be asked, and why."""
     meant = list(roster)
-    silent: dict[str, str] = {}
+    silent: dict[str, _Silence] = {}
     if destination is not None:
         names = [destination] if isinstance(destination, str) else list(destination)
         meant = [t for t in roster if t.name in names or t.info.name in names]
         known = {t.name for t in meant} | {t.info.name for t in meant}
-        silent = {n: "unknown: no worker has this name" for n in names if n not in known}
+        unknown = _Silence("unknown", "no worker has this name")
+        silent = {name: unknown for name in names if name not in known}
     elif pattern is not None:
         matches = _matcher(pattern, matcher)
         meant = [target for target in roster if matches(target.name)]
     targets = []
     for target in meant:
         if target.info.state == "dead":
-            silent[target.name] = f"dead: {_why(target.info)}"
+            silent[target.name] = _Silence("dead", _why(target.info))
         else:
             targets.append(target)
     return targets, silent
@@ -601,24 +615,25 @@ def _why(info: WorkerInfo) -> str:
     return f"heartbeat {info.beat_age:.0f} s ago"
 
 
-def _why_not_left(info: WorkerInfo) -> str:
+def _why_not_left(info: WorkerInfo) -> _Silence:
     if info.state == "stuck":
-        return f"stuck: {_why(info)}"
-    return "stuck: too many commands wait for it, or it has just ended"
+        return _Silence("stuck", _why(info))
+    return _Silence("stuck", "too many commands wait for it, or it has just ended")
 
 
-def _why_silent(broker: Any, info: WorkerInfo, timeout: float) -> str:
+def _why_silent(broker: Broker, info: WorkerInfo, timeout: float) -> _Silence:
     """Say why a worker that got a command did not answer it: look once more."""
     now = next((one for one in broker.roster() if one.id == info.id), None)
     if now is None:
-        return "gone: it has stopped meanwhile"
+        return _Silence("gone", "it has stopped meanwhile")
     if now.state == "dead":
-        return f"dead: {_why(now)}"
+        return _Silence("dead", _why(now))
     if now.details.get("control") is False:
-        return "deaf: its worker_enable_remote_control is off"
+        return _Silence("deaf", "its worker_enable_remote_control is off")
     if now.details.get("pool") == "solo" and now.leases and now.state == "alive":
-        return "busy: its only thread runs a task, and it answers after that"
-    return (
-        f"stuck: process {now.pid} on {now.hostname} lives, but gave no answer within "
-        f"{timeout:g} s; its last heartbeat is {now.beat_age:.0f} s old"
+        return _Silence("busy", "its only thread runs a task, and it answers after that")
+    return _Silence(
+        "stuck",
+        f"process {now.pid} on {now.hostname} lives, but gave no answer within "
+        f"{timeout:g} s; its last heartbeat is {now.beat_age:.0f} s old",
     )
