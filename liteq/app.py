@@ -537,8 +537,7 @@ class Liteq:
         are the defaults. Never run in place: in eager mode it warns, and sends.
         """
         given = named(options, task_id=task_id, link=link, link_error=link_error)
-        result: AsyncResult[Any] = self.sender.call_named(name, args, kwargs, given)
-        return result
+        return self.sender.call_named(name, args, kwargs, given)
 
     async def asend_task(
         self,
@@ -552,8 +551,7 @@ class Liteq:
     ) -> AsyncResult[Any]:
         """Send a call like `send_task()`, without blocking the event loop."""
         given = named(options, task_id=task_id, link=link, link_error=link_error)
-        result: AsyncResult[Any] = await self.sender.acall_named(name, args, kwargs, given)
-        return result
+        return await self.sender.acall_named(name, args, kwargs, given)
 
     def enqueue_many(self, sigs: Iterable[Signature[Any]]) -> BulkResult[Any]:
         """Send many signatures, of any tasks and with any options.

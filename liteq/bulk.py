@@ -130,6 +130,7 @@ def _send(
                 made.add([getattr(result, "name", None) or ""], [result])
                 continue
             stands = sender.send(step, (), options)
+            items: Sequence[str | AsyncResult[Any]]
             if isinstance(step, Alike):
                 names, items = [step.first.task] * len(step), step.ids
             else:

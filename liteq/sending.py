@@ -39,6 +39,7 @@ from liteq.options import (
     WITHOUT_EFFECT,
 )
 from liteq.results.asyncresult import AsyncResult
+from liteq.results.base import ResultBase
 from liteq.rules import Rules, defaults_of
 from liteq.settingvalues import pauses
 from liteq.states import IGNORED
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 __all__ = ["Sender"]
 
 T = TypeVar("T")
+AnyResult: TypeAlias = AsyncResult[Any]
 Options: TypeAlias = dict[str, Any]
 Args: TypeAlias = Sequence[Any] | None
 Kwargs: TypeAlias = Mapping[str, Any] | None
@@ -71,7 +73,7 @@ class Sender:
 
     # The road
 
-    def call(self, task: AnyTask, args: Args, kwargs: Kwargs, options: Options) -> Any:
+    def call(self, task: AnyTask, args: Args, kwargs: Kwargs, options: Options) -> AnyResult:
         """Send a call of a task and return its result; see `Task.apply_async`."""
         rules = self.rules()
         if rules.always_eager:
@@ -80,7 +82,9 @@ class Sender:
         stands = self.send(messages, edges, options)
         return self._result(messages[0], options, stands)
 
-    async def acall(self, task: AnyTask, args: Args, kwargs: Kwargs, options: Options) -> Any:
+    async def acall(
+        self, task: AnyTask, args: Args, kwargs: Kwargs, options: Options
+    ) -> AnyResult:
         """Send a call like `call()`; only the store is waited for off the event loop, so
         what runs here now is the parent."""
         rules = self.rules()
@@ -92,7 +96,7 @@ class Sender:
 
     def prepare(
         self, task: AnyTask, args: Args, kwargs: Kwargs, options: Options
-    ) -> Callable[[], Any]:
+    ) -> Callable[[], AnyResult]:
         """Return what sends a call of a task later, as when a transaction is committed, and
         returns its result. What cannot be sent raises now, and is entered in no trail. Its
         arguments are sent as they are now; what counts from the call counts from then."""
@@ -104,7 +108,7 @@ class Sender:
 
     def _send_prepared(
         self, task: AnyTask, messages: list[Message], edges: list[Edge], options: Options
-    ) -> Any:
+    ) -> AnyResult:
         first = messages[0]
         if self.rules().always_eager:
             kind = first.content_type
@@ -119,13 +123,15 @@ class Sender:
         stands = self.send([counted_from(one, now) for one in messages], edges, options)
         return self._result(first, options, stands)
 
-    def call_named(self, name: str, args: Args, kwargs: Kwargs, options: Options) -> Any:
+    def call_named(self, name: str, args: Args, kwargs: Kwargs, options: Options) -> AnyResult:
         """Send a call by the task's name; see `Liteq.send_task`."""
         messages, edges = self._compose_named(name, args, kwargs, options)
         stands = self.send(messages, edges, options)
         return self._result(messages[0], options, stands)
 
-    async def acall_named(self, name: str, args: Args, kwargs: Kwargs, options: Options) -> Any:
+    async def acall_named(
+        self, name: str, args: Args, kwargs: Kwargs, options: Options
+    ) -> AnyResult:
         """Send a call like `call_named()`, the store off the event loop."""
         messages, edges = self._compose_named(name, args, kwargs, options)
         stands = await self.asend(messages, edges, options)
@@ -483,7 +489,7 @@ class Sender:
         return compose_call(self, message, options.get("link"), options.get("link_error"))
 
     def _add_to_trail(
-        self, running: context.Context, result: Any, options: Mapping[str, Any]
+        self, running: context.Context, result: ResultBase, options: Mapping[str, Any]
     ) -> None:
         if not options.get("add_to_parent", True):
             return
@@ -492,25 +498,25 @@ class Sender:
 
     def _result(
         self, message: Message, options: Mapping[str, Any], stands: Mapping[str, str]
-    ) -> Any:
+    ) -> AnyResult:
         if stands:
             return self.stand_in(message, options, stands)
-        kind: Any = options.get("result_cls") or AsyncResult
+        kind: type[AnyResult] = options.get("result_cls") or AsyncResult
         result = kind(message.id, None, message.task, self.app)
         result.ignored = message.ignore_result
         return result
 
     def stand_in(
         self, message: Message, options: Mapping[str, Any], stands: Mapping[str, str]
-    ) -> Any:
+    ) -> AnyResult:
         """Return the result of a call that was not stored, since another has its key: that
         of the other, or one that is over and says so."""
         if message.on_conflict == "skip":
             from liteq.results.eagerresult import EagerResult  # late: rare
 
-            result: Any = EagerResult(message.id, None, IGNORED, name=message.task)
+            result: AnyResult = EagerResult(message.id, None, IGNORED, name=message.task)
         else:
-            kind: Any = options.get("result_cls") or AsyncResult
+            kind: type[AnyResult] = options.get("result_cls") or AsyncResult
             result = kind(stands[message.id], None, message.task, self.app)
             result.ignored = message.ignore_result
         result.duplicate = True

@@ -210,8 +210,7 @@ class Task(Generic[P, R]):
         """
         if is_overridden(self.apply_async, Task.apply_async):
             return self.apply_async(args, kwargs)
-        result: AsyncResult[R] = self.app.sender.call(self, args, kwargs, {})
-        return result
+        return self.app.sender.call(self, args, kwargs, {})
 
     def apply_async(
         self,
@@ -240,8 +239,7 @@ class Task(Generic[P, R]):
         value out of its range, and `DuplicateTask` if that is asked for.
         """
         given = named(options, task_id=task_id, link=link, link_error=link_error)
-        result: AsyncResult[R] = self.app.sender.call(self, args, kwargs, given)
-        return result
+        return self.app.sender.call(self, args, kwargs, given)
 
     async def adelay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:
         """Send a call like `delay()`, without blocking the event loop."""
@@ -249,8 +247,7 @@ class Task(Generic[P, R]):
             self.apply_async, Task.apply_async
         ):
             return await self.aapply_async(args, kwargs)
-        result: AsyncResult[R] = await self.app.sender.acall(self, args, kwargs, {})
-        return result
+        return await self.app.sender.acall(self, args, kwargs, {})
 
     async def aapply_async(
         self,
@@ -271,8 +268,7 @@ class Task(Generic[P, R]):
                 lambda: own(args, kwargs, **given)
             )
             return sent
-        result: AsyncResult[R] = await self.app.sender.acall(self, args, kwargs, given)
-        return result
+        return await self.app.sender.acall(self, args, kwargs, given)
 
     def enqueue_many(
         self,
