@@ -249,13 +249,11 @@ def test_a_worker_with_one_task_at_a_time_takes_one_transaction_a_task(
     assert cost.statements <= STEP, meter.statements
 
 
-def test_a_call_on_an_idle_worker_is_two_transactions(
-    meter: Meter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("_UPKEEP", "_BACKSTOP"):  # what is due by the clock is not counted
-        monkeypatch.setattr(f"liteq.workers.housekeeping.{name}", 60.0)
+def test_a_call_on_an_idle_worker_is_two_transactions(meter: Meter, tmp_path: Path) -> None:
     add = call_of(tmp_path, "normal")
     worker = Worker(add.app, pool="threads", concurrency=1, install_signals=False)
+    housekeeping = worker._housekeeping  # what is due by the clock is not counted
+    housekeeping.upkeep = housekeeping.backstop = 60.0
     thread = threading.Thread(target=worker.run)
     thread.start()
     wait_until(lambda: worker.settled == 1)  # by then it stands by
@@ -276,12 +274,11 @@ def test_a_call_on_an_idle_worker_is_two_transactions(
 
 
 def test_who_wakes_up_for_what_another_has_taken_keeps_nobody_waiting(
-    meter: Meter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    meter: Meter, tmp_path: Path
 ) -> None:
-    for name in ("_UPKEEP", "_BACKSTOP"):
-        monkeypatch.setattr(f"liteq.workers.housekeeping.{name}", 60.0)
     add = call_of(tmp_path, "normal")
     worker = Worker(add.app, pool="threads", concurrency=1, install_signals=False)
+    worker._housekeeping.upkeep = worker._housekeeping.backstop = 60.0
     thread = threading.Thread(target=worker.run)
     thread.start()
     wait_until(lambda: worker.settled == 1)

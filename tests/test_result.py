@@ -64,15 +64,31 @@ def add(app: Liteq) -> Any:
     return add
 
 
+def looks_of(app: Liteq, monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
+    """Return what is released with each look of those who wait at the app's store."""
+    looks, watch = threading.Semaphore(0), app.broker.watch
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        found = watch(*args, **kwargs)
+        looks.release()
+        return found
+
+    monkeypatch.setattr(app.broker, "watch", watched)
+    return looks
+
+
 @pytest.fixture
-def later() -> Iterator[Callable[..., None]]:
-    """Call something from another thread, a little later."""
+def later(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Call something from another thread, once so many wait at the app's store."""
     threads: list[threading.Thread] = []
 
-    def call(fun: Callable[..., Any], *args: Any, after: float = 0.05) -> None:
+    def call(app: Liteq, fun: Callable[[], Any], waiters: int = 1) -> None:
+        looks = looks_of(app, monkeypatch)
+
         def work() -> None:
-            time.sleep(after)
-            fun(*args)
+            for _ in range(waiters):
+                assert looks.acquire(timeout=10)
+            fun()
 
         threads.append(threading.Thread(target=work))
         threads[-1].start()
@@ -314,7 +330,7 @@ def test_a_call_that_expired_between_two_attempts_is_revoked(clock: FakeClock) -
 
 def test_get_waits_for_the_end(app: Liteq, add: Any, later: Callable[..., None]) -> None:
     result = add.delay(1, 2)
-    later(settle, app, ok(3))
+    later(app, lambda: settle(app, ok(3)))
 
     assert result.get(timeout=10) == 3
 
@@ -381,7 +397,7 @@ def test_a_wait_ends_when_the_store_is_deleted(
 ) -> None:
     with Liteq("shop", broker=f"sqlite://{tmp_path}/s", set_as_current=False) as app:
         result = app.task(name="work")(lambda: None).delay()
-        later((tmp_path / "s" / "store.db").unlink)
+        later(app, (tmp_path / "s" / "store.db").unlink)
 
         with pytest.raises(StoreLost):
             wait(result)
@@ -393,7 +409,7 @@ def test_all_who_wait_are_told_that_the_store_was_deleted(
     with Liteq("shop", broker=f"sqlite://{tmp_path}/s", set_as_current=False) as app:
         work = app.task(name="work")(lambda: None)
         results = [work.delay() for _ in range(3)]
-        later((tmp_path / "s" / "store.db").unlink)
+        later(app, (tmp_path / "s" / "store.db").unlink, waiters=3)
 
         with ThreadPoolExecutor(3) as pool:
             waits = [pool.submit(result.get, timeout=60) for result in results]
@@ -407,7 +423,7 @@ def test_all_who_wait_are_told_that_the_store_was_deleted(
 def test_with_a_timeout_an_id_may_come_later(
     app: Liteq, add: Any, later: Callable[..., None]
 ) -> None:
-    later(lambda: (add.apply_async((1, 2), task_id="soon"), settle(app, ok(3))), after=0.2)
+    later(app, lambda: (add.apply_async((1, 2), task_id="soon"), settle(app, ok(3))))
 
     assert AsyncResult("soon").get(timeout=10) == 3
 
@@ -745,17 +761,23 @@ def test_a_forked_child_closes_the_sockets_it_got(tmp_path: Path) -> None:
 def test_a_result_can_be_awaited(app: Liteq, add: Any, later: Callable[..., None]) -> None:
     async def main() -> Any:
         result = await add.adelay(1, 2)
-        later(settle, app, ok(3))
+        later(app, lambda: settle(app, ok(3)))
         return await result, await result.aget(), result.state
 
     assert asyncio.run(main()) == (3, 3, "SUCCESS")
 
 
-def test_many_coroutines_wait_at_one_mailbox_without_threads(app: Liteq, add: Any) -> None:
+def test_many_coroutines_wait_at_one_mailbox_without_threads(
+    app: Liteq, add: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = looks_of(app, monkeypatch)
+
     async def main() -> tuple[list[Any], int, int]:
         results = [await add.adelay(n, n) for n in range(20)]
         waits = [asyncio.ensure_future(r.aget(timeout=20)) for r in results]
-        await asyncio.sleep(0.1)
+        for _ in waits:
+            while not looks.acquire(blocking=False):  # noqa: ASYNC110 (from any thread)
+                await asyncio.sleep(0)
         threads = threading.active_count()
         for n in range(20):
             settle(app, ok(n))

@@ -44,6 +44,7 @@ from liteq.outcome import Lost, Released, Succeeded
 from liteq.systemd import Notifier
 from liteq.worker import EXIT_STORE, Worker
 from liteq.workers.attempts import Attempts
+from liteq.workers.housekeeping import Housekeeping
 from liteq.workers.timelimits import TimeLimits
 
 
@@ -566,7 +567,7 @@ class Pace:
         self.beats = 0
         self.beats_at: list[int] = []  # each look
         self._changed, self._beat = app.broker.changed, app.broker.beat
-        monkeypatch.setattr("liteq.workers.housekeeping._BACKSTOP", 0.02)
+        monkeypatch.setattr(Housekeeping, "backstop", 0.02)
         monkeypatch.setattr(app.broker, "changed", self._look)
         monkeypatch.setattr(app.broker, "beat", self._count)
 
@@ -609,9 +610,9 @@ def work_of(app: Liteq) -> threading.Event:
 def test_an_idle_worker_leaves_the_store_alone_and_finds_what_no_wake_up_told_of(
     two: tuple[Liteq, Liteq], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("liteq.workers.housekeeping._QUIET", 1_000)
-    monkeypatch.setattr("liteq.brokers.base._SLOWEST_BEAT", 60.0)
+    monkeypatch.setattr(Housekeeping, "quiet", 1_000)
     app, silent = two
+    app.broker.slowest_beat = 60.0
     answers = steps_of(app, monkeypatch)
     pace = Pace(app, monkeypatch)
     ran = work_of(app)
@@ -631,13 +632,13 @@ def test_an_idle_worker_leaves_the_store_alone_and_finds_what_no_wake_up_told_of
 def test_where_nothing_happens_a_worker_looks_with_its_heartbeats_alone(
     two: tuple[Liteq, Liteq], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("liteq.brokers.base._SLOWEST_BEAT", 0.5)
     app, silent = two
+    app.broker.slowest_beat = 0.5
     pace = Pace(app, monkeypatch)
     ran = work_of(app)
 
     with running(app) as worker:
-        wait_until(lambda: worker._housekeeping._in_vain >= 3)
+        wait_until(lambda: worker._housekeeping.is_quiet())
         quiet = pace.looks()
         wait_until(lambda: pace.looks() >= quiet + 4)
         silent.send_task("work")
@@ -653,13 +654,13 @@ def test_where_nothing_happens_a_worker_looks_with_its_heartbeats_alone(
 def test_a_worker_that_has_had_work_looks_soon(
     two: tuple[Liteq, Liteq], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("liteq.brokers.base._SLOWEST_BEAT", 60.0)
     app, _ = two
+    app.broker.slowest_beat = 60.0
     pace = Pace(app, monkeypatch)
     task = app.task(lambda: "done")
 
     with running(app) as worker:
-        wait_until(lambda: worker._housekeeping._in_vain >= 3)
+        wait_until(lambda: worker._housekeeping.is_quiet())
         quiet = pace.looks()
         assert task.delay().get(timeout=10) == "done"
         wait_until(lambda: pace.looks() > quiet)
@@ -705,10 +706,10 @@ def idle(app: Liteq, **options: Any) -> Iterator[Worker]:
 
 
 @pytest.fixture
-def without_backstop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a worker find nothing by what it does every few seconds."""
-    monkeypatch.setattr("liteq.workers.housekeeping._BACKSTOP", 60.0)
-    monkeypatch.setattr("liteq.brokers.base._SLOWEST_BEAT", 60.0)
+def without_backstop(app: Liteq, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a worker of the app find nothing by what it does every few seconds."""
+    monkeypatch.setattr(Housekeeping, "backstop", 60.0)
+    app.broker.slowest_beat = 60.0
 
 
 def steps_of(app: Liteq, monkeypatch: pytest.MonkeyPatch) -> list[Step]:
@@ -746,10 +747,10 @@ def test_an_idle_worker_claims_nothing_by_itself(
 
 @pytest.mark.parametrize("removed", ["socket", "folder"])
 def test_a_worker_whose_socket_was_removed_listens_again_with_its_heartbeat(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, removed: str
+    tmp_path: Path, removed: str
 ) -> None:
-    monkeypatch.setattr("liteq.brokers.base._SLOWEST_BEAT", 1.0)
     app = Liteq("shop", broker=f"sqlite:///{tmp_path}/store")
+    app.broker.slowest_beat = 1.0
     task = app.task(lambda: "done")
 
     with idle(app) as worker:

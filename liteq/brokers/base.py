@@ -80,7 +80,6 @@ LETTERS_KEPT: Final = 1_000  # letters that wait for one receiver at most
 EVENTS_KEPT: Final = 10_000  # events kept for slow listeners
 EVENTS_KEPT_FOR: Final = 60.0  # seconds
 _BEATS_PER_LEASE: Final = 6
-_SLOWEST_BEAT: Final = 5.0  # seconds: also how late a deleted store is noticed
 _MISSED_BEATS: Final = 3  # after so many a worker counts as stuck
 
 
@@ -181,6 +180,7 @@ class Broker(ABC):
 
     clock: Clock = system_clock
     lease_timeout: float = 60.0
+    slowest_beat: float = 5.0  # seconds: also how late a deleted store is noticed
     # Seconds after which a call gives up on a store that is there and does not answer.
     longest_call: float = 0.0
     max_deliveries: int = DEFAULT_MAX_DELIVERIES
@@ -375,7 +375,7 @@ class Broker(ABC):
     @property
     def beat_interval(self) -> float:
         """How often a worker is to `beat()`, in seconds."""
-        return min(_SLOWEST_BEAT, self.lease_timeout / _BEATS_PER_LEASE)
+        return min(self.slowest_beat, self.lease_timeout / _BEATS_PER_LEASE)
 
     @property
     def stuck_after(self) -> float:

@@ -67,7 +67,6 @@ T = TypeVar("T")
 _GATE: Final = "gate"
 _AT_ONCE: Final = fcntl.LOCK_EX | fcntl.LOCK_NB
 _SAFE_SQLITE: Final = (3, 51, 3)  # earlier ones can corrupt a WAL that two connections reset
-_WAL_BACKSTOP: Final = 4_000  # pages (16 MiB): others than workers checkpoint beyond this
 _LEAST: Final = 64 * 1024  # bytes of disk: the shared memory of a WAL begins with half of that
 _BELIEVED: Final = 1.0  # seconds for which those who read believe that the file is there still
 
@@ -79,6 +78,8 @@ class Database:
     others survive the death of any process, and a power loss may undo the last of them.
     Mixing both is sound: a FULL commit also hardens all that came before it.
     """
+
+    wal_backstop: int = 4_000  # pages (16 MiB): others than workers checkpoint beyond this
 
     def __init__(
         self,
@@ -104,7 +105,7 @@ class Database:
         self.identity: tuple[int, int] | None = None
         self.losses = 0  # grows when the file is let go of: another store may follow
         self.wal_pages = 0
-        self.wal_limit = _WAL_BACKSTOP
+        self.wal_limit = self.wal_backstop
         self._clock = clock
         self._check_at = 0.0  # on the steady clock: when a read is to look again
         self._local = threading.local()
@@ -711,8 +712,8 @@ class _WalHook:
     def __call__(self, db: apsw.Connection, _name: str, pages: int) -> int:
         if (database := self._database()) is not None:
             database.wal_pages = pages
-            if pages < _WAL_BACKSTOP:
-                database.wal_limit = _WAL_BACKSTOP
+            if pages < database.wal_backstop:
+                database.wal_limit = database.wal_backstop
         return apsw.SQLITE_OK
 
 

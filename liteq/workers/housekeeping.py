@@ -14,10 +14,7 @@ from liteq.brokers.base import Broker
 
 __all__ = ["Housekeeping"]
 
-_UPKEEP: Final = 2.0  # seconds between two slices of upkeep when there is nothing to do
 _REST: Final = 3.0  # times as long as a slice took, until the next when there is more to do
-_BACKSTOP: Final = 1.0  # seconds until a lost wake-up is made good
-_QUIET: Final = 3  # looks in vain, after which an idle worker looks with its heartbeats
 
 
 class Housekeeping:
@@ -26,6 +23,10 @@ class Housekeeping:
 
     `next_look` and `next_upkeep` say when each is due, in monotonic seconds. A worker that has
     nothing to do says when its next heartbeat is, else None."""
+
+    upkeep: float = 2.0  # seconds between two slices when there is nothing to do
+    backstop: float = 1.0  # seconds until a lost wake-up is made good
+    quiet: int = 3  # looks in vain, after which an idle worker looks with its heartbeats
 
     def __init__(
         self, broker: Broker, queues: Callable[[], Sequence[str]], ageing: float | None
@@ -38,13 +39,13 @@ class Housekeeping:
 
     def expect(self, now: float) -> None:
         """Look soon: there is traffic, of which a wake-up may be lost."""
-        self.next_look = min(self.next_look, now + _BACKSTOP)
+        self.next_look = min(self.next_look, now + self.backstop)
 
     def look(self, now: float, idle_until: float | None) -> bool:
         """Tell whether others have changed the store since the last look."""
         changed = self._broker.changed()
         self._in_vain = 0 if changed else self._in_vain + 1
-        self.next_look = self._when_quiet(idle_until) or now + _BACKSTOP
+        self.next_look = self._when_quiet(idle_until) or now + self.backstop
         return changed
 
     def keep_up(self, idle_until: float | None) -> None:
@@ -59,7 +60,11 @@ class Housekeeping:
         if more:
             self.next_upkeep = now + (now - begun) * _REST
         else:
-            self.next_upkeep = self._when_quiet(idle_until) or now + _UPKEEP
+            self.next_upkeep = self._when_quiet(idle_until) or now + self.upkeep
+
+    def is_quiet(self) -> bool:
+        """Tell whether nothing has happened for a while."""
+        return self._in_vain >= self.quiet
 
     def _when_quiet(self, idle_until: float | None) -> float | None:
-        return idle_until if self._in_vain >= _QUIET else None
+        return idle_until if self.is_quiet() else None

@@ -2160,23 +2160,26 @@ def test_a_worker_that_leaves_lets_one_of_its_name_be_woken(tmp_path: Path) -> N
     post.close()
 
 
+def limit_wal(broker: SqliteBroker, pages: int) -> None:
+    """Have it moved as soon as it is that long."""
+    database = broker._database
+    database.wal_backstop = database.wal_limit = pages
+
+
 @pytest.mark.parametrize("what", ["write", "sync"])
 def test_a_worker_that_stands_by_finds_what_an_enqueue_that_failed_has_left_it(
     disk: SickDisk,
     tmp_path: Path,
     clock: FakeClock,
-    monkeypatch: pytest.MonkeyPatch,
     what: str,
 ) -> None:
-    # The WAL is moved, and synced for that, behind the commit.
-    monkeypatch.setattr("liteq.brokers.connection._WAL_BACKSTOP", 0)
     broker = Store("sqlite", tmp_path, clock).open()
     worker = enlist(broker)
     mailbox = broker.mailbox(worker)
     ask = partial(broker.step, worker, queues=["default"], limit=1, idle=True)
     token = ask().standby
     message = make()
-    broker._database.wal_limit = 0
+    limit_wal(broker, 0)  # it is moved, and synced for that, behind the commit
     disk.fail(what, 1)
     with pytest.raises(BrokerUnavailable):
         broker.enqueue([message])
@@ -2258,10 +2261,7 @@ class Interrupting(apsw.VFS):
         return File()
 
 
-def test_others_send_on_while_one_moves_the_wal(
-    tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connection, "_WAL_BACKSTOP", 20)
+def test_others_send_on_while_one_moves_the_wal(tmp_path: Path, clock: FakeClock) -> None:
     sent = []
     with contextlib.ExitStack() as stack:
         disk = Interrupting()
@@ -2271,6 +2271,8 @@ def test_others_send_on_while_one_moves_the_wal(
             stack.enter_context(contextlib.closing(store.open(busy_timeout=0.2)))
             for _ in range(2)
         )
+        for one in (broker, other):
+            limit_wal(one, 20)
         other.enqueue([make()])
         disk.then = lambda: sent.append(other.enqueue([make()]))
         for _ in range(30):
@@ -2279,11 +2281,10 @@ def test_others_send_on_while_one_moves_the_wal(
     assert len(sent) == 1
 
 
-def test_producers_alone_keep_the_wal_short(
-    tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connection, "_WAL_BACKSTOP", 100)
+def test_producers_alone_keep_the_wal_short(tmp_path: Path, clock: FakeClock) -> None:
     brokers = [Store("sqlite", tmp_path, clock).open() for _ in range(3)]
+    for broker in brokers:
+        limit_wal(broker, 100)
     for turn in range(600):
         brokers[turn % 3].enqueue([make()])
     pages = (tmp_path / "store" / "store.db-wal").stat().st_size // 4096
