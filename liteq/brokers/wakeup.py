@@ -29,6 +29,7 @@ __all__ = ["LocalMailbox", "Post", "SocketMailbox", "kind_of"]
 _LONGEST: Final = 100  # bytes of a socket address that every platform takes
 _FRESH: Final = 0.1  # seconds: a folder changed this lately may change again unseen
 _DATAGRAM: Final = 8192
+_LINKS: Final = "/tmp"  # not TMPDIR, which is not the same for all processes
 
 
 def kind_of(worker: int | None, *, beat: bool = False) -> str:
@@ -166,6 +167,7 @@ class Post:
         with self._lock:
             if self._socket is None:  # another thread may have been quicker
                 made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+                _widen(made, socket.SO_SNDBUF, 2 * _DATAGRAM)
                 made.setblocking(False)
                 self._socket = made
             return self._socket
@@ -187,11 +189,7 @@ class Post:
         return names
 
     def _address(self, name: str) -> str | None:
-        """Return the socket address of a name.
-
-        Addresses are limited to about 100 bytes and folders are not. Linux lets us name
-        the folder by an open descriptor instead.
-        """
+        """Return the socket address of a name."""
         if self._base is None:
             with self._lock:
                 if self._base is None:
@@ -199,12 +197,17 @@ class Post:
         return f"{self._base}/{name}" if self._base else None
 
     def _find_base(self) -> str:
+        """Return the folder as an address may name it.
+
+        Addresses are limited to about 100 bytes and folders are not. Linux lets us name
+        the folder by an open descriptor instead, others by a link.
+        """
         own_folder(self.folder)
         plain = os.path.abspath(self.folder)
         if len(os.fsencode(plain)) <= _LONGEST - 40:
             return plain
         if not os.path.isdir("/proc/self/fd"):
-            return ""
+            return _link_to(plain)
         flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
         self._directory = os.open(self.folder, flags)
         return f"/proc/self/fd/{self._directory}"
@@ -228,6 +231,7 @@ class SocketMailbox(Mailbox):
             return
         receiver = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
+            _widen(receiver, socket.SO_RCVBUF, 8 * _DATAGRAM)
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(address)  # left by an earlier process with our id
             receiver.bind(address)
@@ -291,6 +295,25 @@ class SocketMailbox(Mailbox):
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+
+def _link_to(folder: str) -> str:
+    """Return a short name of a folder, the same in all processes of this user; "" if another
+    user has taken that."""
+    from hashlib import sha256  # late: only where /proc is not
+
+    name = f"{_LINKS}/liteq-{os.geteuid()}-{sha256(os.fsencode(folder)).hexdigest()[:16]}"
+    with contextlib.suppress(FileExistsError):
+        os.symlink(folder, name)
+    # What is ours in a folder for all only we can replace.
+    ours = os.lstat(name).st_uid == os.geteuid() and os.path.islink(name)
+    return name if ours and os.readlink(name) == folder else ""
+
+
+def _widen(end: socket.socket, option: int, size: int) -> None:
+    """Make room for our datagrams: by itself a socket of macOS takes 2 KiB."""
+    if end.getsockopt(socket.SOL_SOCKET, option) < size:
+        end.setsockopt(socket.SOL_SOCKET, option, size)
 
 
 # Of all mailboxes of this process: two brokers may be open on one store, and what is for

@@ -10,6 +10,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 
 __all__ = ["Forked"]
 
@@ -32,6 +33,8 @@ class Forked:
         self.sentinel, end = (-1, -1) if hasattr(os, "pidfd_open") else os.pipe()
         self.pid = os.fork()
         if self.pid == 0:
+            if end >= 0:  # what a task forks is not this process: its death is to be seen
+                os.register_at_fork(after_in_child=partial(os.close, end))
             _be(name, main)
         if end >= 0:
             os.close(end)

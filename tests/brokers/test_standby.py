@@ -6,9 +6,12 @@ again, and no message may be leased so that something else would have been claim
 
 from __future__ import annotations
 
+import os
+import socket
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import pytest
@@ -569,6 +572,66 @@ def test_bytes_that_are_no_text_wake_who_is_sent_them(tmp_path: Path) -> None:
     assert "good" in mailbox.wait(5)
     mailbox.close()
     post.close()
+
+
+@pytest.fixture
+def without_proc(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Be on a system that has no /proc, and return the folder of its links."""
+    is_dir = os.path.isdir
+    with TemporaryDirectory(prefix="t") as short, monkeypatch.context() as patch:
+        patch.setattr(wakeup, "_LINKS", short)
+        patch.setattr(os.path, "isdir", lambda path: path != "/proc/self/fd" and is_dir(path))
+        yield Path(short)
+
+
+def test_a_folder_too_long_for_an_address_is_reached_by_a_link(
+    tmp_path: Path, without_proc: Path
+) -> None:
+    folder = tmp_path / ("long" * 20) / "wake"
+    folder.mkdir(parents=True)
+    post, other = wakeup.Post(folder), wakeup.Post(folder)
+    mailbox = post.open(0.5, worker=1)
+
+    assert other.hand(1, b"reached")
+    assert mailbox.wait(5) == {"reached"}
+    assert [link.readlink() for link in without_proc.iterdir()] == [folder]
+    mailbox.close()
+    post.close()
+    other.close()
+
+
+def test_a_link_that_leads_elsewhere_is_not_used(tmp_path: Path, without_proc: Path) -> None:
+    folder = tmp_path / ("long" * 20) / "wake"
+    folder.mkdir(parents=True)
+    first = wakeup.Post(folder)
+    first.open(0.5, worker=1).close()
+    first.close()
+    [link] = without_proc.iterdir()
+    link.unlink()
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    link.symlink_to(theirs)
+
+    post = wakeup.Post(folder)
+    mailbox = post.open(0.5, worker=1)
+
+    assert mailbox.fileno() == -1  # it polls
+    assert list(theirs.iterdir()) == []
+    mailbox.close()
+    post.close()
+
+
+def test_a_socket_with_little_room_is_given_more() -> None:
+    end = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_608)
+    little = end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+
+    wakeup._widen(end, socket.SO_SNDBUF, little - 1)
+    assert end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == little
+
+    wakeup._widen(end, socket.SO_SNDBUF, 32_768)
+    assert end.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) >= 32_768
+    end.close()
 
 
 def test_a_lease_in_a_wake_up_is_what_it_was() -> None:

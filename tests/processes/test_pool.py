@@ -880,6 +880,7 @@ def test_a_child_that_survives_its_termination_is_replaced(start: Any) -> None:
 # Death
 
 
+@pytest.mark.parametrize("system", ["has pidfd_open", "has not"])
 @pytest.mark.parametrize(
     ("name", "arg", "reason"),
     [
@@ -894,8 +895,14 @@ def test_a_child_that_survives_its_termination_is_replaced(start: Any) -> None:
     ],
 )
 def test_a_death_costs_one_job_and_says_why(
-    start: Any, name: str, arg: Any, reason: str
+    start: Any, monkeypatch: pytest.MonkeyPatch, name: str, arg: Any, reason: str, system: str
 ) -> None:
+    if system == "has not":
+        monkeypatch.delattr(os, "pidfd_open")
+        if name == "close":
+            reason = (
+                "signal 9 (SIGKILL)" if arg else ""
+            )  # a closed pipe is all that tells of it
     loop = start(1)
     loop.ready(1)
     loop.warm_up()
