@@ -1,4 +1,4 @@
-"""Letters, events and the roster in SQL: how workers and those who steer them talk.
+"""Letters and events in SQL: how workers and those who steer them talk.
 
 A letter is a row that its receiver deletes in the transaction in which it reads it, so it
 is read once. Events are rows in the order of their numbers, of which the last are kept; a
@@ -7,29 +7,20 @@ number that is missing tells a slow reader how many it has missed.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from typing import Any, Final, Literal
+from typing import Final
 
 import apsw
 
 from liteq.brokers.base import EVENTS_KEPT, EVENTS_KEPT_FOR, LETTERS_KEPT, MAIL, Mailbox
 from liteq.brokers.base_sqlite import SqliteStore
 from liteq.brokers.connection import fetch_all, fetch_one
-from liteq.brokers.liveness import lock_name, present
-from liteq.brokers.queueing import unpaused
-from liteq.brokers.values import Events, Letter, WorkerInfo
+from liteq.brokers.values import Events, Letter
 from liteq.brokers.wakeup import LocalMailbox, SocketMailbox, kind_of
 
 __all__ = ["SqliteMail"]
 
 _SLICE: Final = 500
-_ROSTER: Final = (
-    "SELECT id, name, hostname, pid, queues, concurrency, started_at, beat_at, details, boot, "
-    "stopped_at, (SELECT count(*) FROM message INDEXED BY message_running "
-    "WHERE state = 3 AND message.worker = worker.id) FROM worker "
-    "WHERE stopped_at IS NULL OR (ended = 'died' AND stopped_at > ?) ORDER BY id"
-)
 _LAST_EVENT: Final = "SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'event'"
 
 
@@ -158,64 +149,6 @@ class SqliteMail(SqliteStore):
 
         return self._database.read(look)
 
-    # Who is there, and what waits
-
-    def roster(self, dead_for: float = 3600.0) -> list[WorkerInfo]:
-        steady, now = self.clock.steady(), self.clock.now()
-        rows = self._database.read(lambda db: fetch_all(db, _ROSTER, (now - dead_for,)))
-        found = [self._rostered(row, steady) for row in rows]
-        return present(found)
-
-    def _rostered(self, row: tuple[Any, ...], steady: float) -> WorkerInfo:
-        id, name, host, pid, queues, concurrency, started_at, beat_at, text = row[:9]
-        boot, stopped_at, leases = row[9:]
-        age = max(0.0, steady - beat_at)
-        locks = self._locks
-        state: Literal["alive", "stuck", "dead"] = "alive"
-        if boot != self._boot or (locks is not None and locks.is_dead(lock_name(id))):
-            state = "dead"
-        elif stopped_at is not None and locks is not None and not locks.is_there(lock_name(id)):
-            state = "dead"  # and buried: who is only stuck keeps its file
-        elif stopped_at is not None or age > self.stuck_after:
-            state = "stuck"
-        return WorkerInfo(
-            id=id,
-            name=name,
-            hostname=host,
-            pid=pid,
-            queues=tuple(json.loads(queues)),
-            concurrency=concurrency,
-            started_at=started_at,
-            beat_age=age,
-            details=json.loads(text),
-            state=state,
-            leases=leases,
-        )
-
-    def claimable(self, queues: Sequence[str], most: int) -> int:
-        now = self.clock.now()
-
-        def count(db: apsw.Connection) -> int:
-            total = 0
-            for queue in unpaused(db, queues):
-                total += fetch_one(
-                    db,
-                    "SELECT count(*) FROM (SELECT 1 FROM message INDEXED BY message_queued "
-                    "WHERE state = 1 AND queue = ? LIMIT ?)",
-                    (queue, most),
-                )
-                total += fetch_one(
-                    db,
-                    "SELECT count(*) FROM (SELECT 1 FROM message INDEXED BY "
-                    "message_scheduled WHERE state = 2 AND queue = ? AND run_at <= ? LIMIT ?)",
-                    (queue, now, most),
-                )
-                if total >= most:
-                    return most
-            return total
-
-        return self._database.read(count)
-
     # Keeping house
 
     def _sweep_mail(self, db: apsw.Connection, now: float) -> None:
@@ -230,13 +163,6 @@ class SqliteMail(SqliteStore):
             f"event_emitted WHERE emitted_at <= ? LIMIT {_SLICE})",
             (now - EVENTS_KEPT_FOR,),
         )
-
-    def _forget_workers(self, db: apsw.Connection, before: float) -> None:
-        """Delete workers that stopped before this, and locks of those that died frozen."""
-        gone = fetch_all(db, "DELETE FROM worker WHERE stopped_at <= ? RETURNING id", (before,))
-        for (id,) in gone:
-            if self._locks is not None and self._locks.is_dead(lock_name(id)):
-                self._locks.remove(lock_name(id))
 
 
 def _has_room(db: apsw.Connection, to: int | str) -> bool:

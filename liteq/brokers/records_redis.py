@@ -51,6 +51,9 @@ class RedisRecords(RedisStore):
             found[name] = known._replace(dead=dead)
         return sorted(found.values())
 
+    def claimable(self, queues: Sequence[str], most: int) -> int:
+        return min(most, Fields(self._call("claimable", *queues)).number())
+
     def _dead_by_queue(self) -> dict[str, int]:
         found: dict[str, int] = {}
         last: bytes | None = b"0"

@@ -114,6 +114,30 @@ class SqliteRecords(SqliteStore):
         now = self.clock.now()
         return self._database.read(lambda db: queueing.queues(db, now, self._lengths))
 
+    def claimable(self, queues: Sequence[str], most: int) -> int:
+        now = self.clock.now()
+
+        def count(db: apsw.Connection) -> int:
+            total = 0
+            for queue in queueing.unpaused(db, queues):
+                total += fetch_one(
+                    db,
+                    "SELECT count(*) FROM (SELECT 1 FROM message INDEXED BY message_queued "
+                    "WHERE state = 1 AND queue = ? LIMIT ?)",
+                    (queue, most),
+                )
+                total += fetch_one(
+                    db,
+                    "SELECT count(*) FROM (SELECT 1 FROM message INDEXED BY "
+                    "message_scheduled WHERE state = 2 AND queue = ? AND run_at <= ? LIMIT ?)",
+                    (queue, now, most),
+                )
+                if total >= most:
+                    return most
+            return total
+
+        return self._database.read(count)
+
     def holder(self, unique_key: str) -> str | None:
         now = self.clock.now()
         return self._database.read(lambda db: holder(db, unique_key, now))

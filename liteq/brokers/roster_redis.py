@@ -6,12 +6,12 @@ import json
 import socket
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from liteq.brokers.base_redis import SLICE, RedisStore
-from liteq.brokers.mail_redis import Row
+from liteq.brokers.liveness import present
 from liteq.brokers.redis_form import PACKED_COUNT, Fields, packed_of
-from liteq.brokers.redis_liveness import is_dead, own_birth, watch
+from liteq.brokers.redis_liveness import Birth, is_dead, own_birth, watch
 from liteq.brokers.values import Lease, WorkerInfo
 from liteq.message import ACKS_LATE
 from liteq.outcome import Lost, Outcome, Released
@@ -20,6 +20,37 @@ __all__ = ["RedisRoster"]
 
 _DIED: Final = "the worker process died while the task ran"
 _FORGOTTEN: Final = "the server has lost what became of it"
+
+
+class _Row:
+    """A worker as a script tells of it."""
+
+    def __init__(self, id: int, fields: Sequence[bytes | None]) -> None:
+        self.id = id
+        self._texts = [(field or b"").decode() for field in fields]
+        _name, _host, pid, boot, space, started = self._texts[:6]
+        self.birth = Birth(boot, space, int(pid), started)
+
+    def info(
+        self,
+        age: float,
+        state: Literal["alive", "stuck", "dead"] = "alive",
+        leases: int = 0,
+    ) -> WorkerInfo:
+        name, host, pid, _, _, _, queues, concurrency, details, started = self._texts[:10]
+        return WorkerInfo(
+            id=self.id,
+            name=name,
+            hostname=host,
+            pid=int(pid),
+            queues=tuple(json.loads(queues)),
+            concurrency=int(concurrency),
+            started_at=float(started),
+            beat_age=age,
+            details=json.loads(details),
+            state=state,
+            leases=leases,
+        )
 
 
 class RedisRoster(RedisStore):
@@ -157,18 +188,18 @@ class RedisRoster(RedisStore):
             link.failed_for > patience / 2 and time.monotonic() < link.recovered_at + patience
         )
 
-    def _worker_rows(self) -> list[tuple[Row | None, float]]:
+    def _worker_rows(self) -> list[tuple[_Row | None, float]]:
         fields = Fields(self._call("workers"))
-        rows: list[tuple[Row | None, float]] = []
+        rows: list[tuple[_Row | None, float]] = []
         while fields.more():
             id, *rest = fields.some(12)
             if rest[0] is None:
                 rows.append((None, float(id or 0)))
             else:
-                rows.append((Row(int(id or 0), rest), float(rest[-1] or 0)))
+                rows.append((_Row(int(id or 0), rest), float(rest[-1] or 0)))
         return rows
 
-    def _is_seen_dead(self, row: Row) -> bool:
+    def _is_seen_dead(self, row: _Row) -> bool:
         own = self._birth or own_birth()
         return own.near(row.birth) and is_dead(row.birth)
 
@@ -179,6 +210,27 @@ class RedisRoster(RedisStore):
                 continue
             alive.append(row.info(max(0.0, age)))
         return sorted(alive)
+
+    def roster(self, dead_for: float = 3600.0) -> list[WorkerInfo]:
+        fields = Fields(self._call("roster", dead_for))
+        found = []
+        while fields.more():
+            id, *rest = fields.some(12)
+            leases, given_up = fields.number(), fields.one() is not None
+            row, age = _Row(int(id or 0), rest), max(0.0, float(rest[-1] or 0))
+            found.append(row.info(age, self._state_of(row, age, given_up=given_up), leases))
+        return present(found)
+
+    def _state_of(
+        self, row: _Row, age: float, *, given_up: bool
+    ) -> Literal["alive", "stuck", "dead"]:
+        """Tell how a worker is: of one on another machine, only its heartbeat tells."""
+        near = own_birth().near(row.birth)
+        if near and is_dead(row.birth):
+            return "dead"
+        if given_up:
+            return "stuck" if near else "dead"
+        return "stuck" if age > self.stuck_after else "alive"
 
     def peers(self) -> list[int]:
         own = own_birth()

@@ -6,7 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final, Literal
 
 import apsw
 
@@ -15,7 +15,7 @@ from liteq.brokers.base import HELLO
 from liteq.brokers.base_sqlite import PACKED, SqliteStore
 from liteq.brokers.connection import fetch_all
 from liteq.brokers.following import Following
-from liteq.brokers.liveness import lock_name
+from liteq.brokers.liveness import LockFiles, lock_name, present
 from liteq.brokers.settling import SLICE, Settling
 from liteq.brokers.values import Lease, WorkerInfo
 from liteq.message import ACKS_LATE
@@ -24,7 +24,47 @@ from liteq.outcome import (
     Released,
 )
 
-__all__ = ["SqliteRoster", "leases_of"]
+__all__ = ["SqliteRoster", "forget_workers", "leases_of"]
+
+
+_WORKER: Final = (
+    "id, name, hostname, pid, queues, concurrency, started_at, beat_at, details, boot"
+)
+_ALIVE: Final = (
+    f"SELECT {_WORKER} FROM worker INDEXED BY worker_alive WHERE stopped_at IS NULL ORDER BY id"
+)
+_ROSTER: Final = (
+    f"SELECT {_WORKER}, stopped_at, (SELECT count(*) FROM message INDEXED BY message_running "
+    "WHERE state = 3 AND message.worker = worker.id) FROM worker "
+    "WHERE stopped_at IS NULL OR (ended = 'died' AND stopped_at > ?) ORDER BY id"
+)
+_DIED: Final = (
+    "UPDATE worker SET stopped_at = ?, ended = 'died' WHERE id = ? AND stopped_at IS NULL"
+)
+
+
+class _Row:
+    """A worker as the store has it: the columns of `_WORKER`."""
+
+    def __init__(self, columns: Sequence[Any]) -> None:
+        self._columns = columns
+        self.id: int = columns[0]
+        self.beat_at: float = columns[7]
+        self.boot: str = columns[9]
+
+    def info(self, steady: float) -> WorkerInfo:
+        id, name, host, pid, queues, concurrency, started_at, beat_at, text, _ = self._columns
+        return WorkerInfo(
+            id=id,
+            name=name,
+            hostname=host,
+            pid=pid,
+            queues=tuple(json.loads(queues)),
+            concurrency=concurrency,
+            started_at=started_at,
+            beat_age=max(0.0, steady - beat_at),
+            details=json.loads(text),
+        )
 
 
 class SqliteRoster(SqliteStore):
@@ -153,8 +193,7 @@ class SqliteRoster(SqliteStore):
             if id == caller:
                 continue
             silent = steady - beat_at > self.lease_timeout and not oversleep
-            locks = self._locks
-            if boot != self._boot or silent or (locks and locks.is_dead(lock_name(id))):
+            if silent or self._has_ended(id, boot):
                 dead.append(id)
         return dead
 
@@ -166,11 +205,7 @@ class SqliteRoster(SqliteStore):
             leases = leases_of(db, dead, SLICE)
             settling.settle([(lease, Lost(reason)) for lease in leases])
             # From here on the worker, should it live after all, must register anew.
-            db.execute(
-                "UPDATE worker SET stopped_at = ?, ended = 'died' "
-                "WHERE id = ? AND stopped_at IS NULL",
-                (now, dead),
-            )
+            db.execute(_DIED, (now, dead))
             return settling.following, len(leases)
 
         following, taken = self._database.write(take, durable=False)
@@ -178,48 +213,45 @@ class SqliteRoster(SqliteStore):
         return taken
 
     def _bury(self, dead: int, now: float) -> None:
-        self._database.write(
-            lambda db: db.execute(
-                "UPDATE worker SET stopped_at = ?, ended = 'died' "
-                "WHERE id = ? AND stopped_at IS NULL",
-                (now, dead),
-            ),
-            durable=False,
-        )
+        self._database.write(lambda db: db.execute(_DIED, (now, dead)), durable=False)
         # While the process lives, its lock goes on telling so: it is stuck, and not dead.
         if self._locks is not None and self._locks.is_dead(lock_name(dead)):
             self._locks.remove(lock_name(dead))
 
     def workers(self) -> list[WorkerInfo]:
         steady = self.clock.steady()
-        rows = self._database.read(
-            lambda db: fetch_all(
-                db,
-                "SELECT id, name, hostname, pid, queues, concurrency, started_at, beat_at, "
-                "details, boot FROM worker INDEXED BY worker_alive WHERE stopped_at IS NULL "
-                "ORDER BY id",
-            )
-        )
+        rows = self._database.read(lambda db: fetch_all(db, _ALIVE))
         alive = []
-        for id, name, host, pid, queues, concurrency, started_at, beat_at, text, boot in rows:
-            if boot != self._boot or steady - beat_at > self.lease_timeout:
-                continue
-            if self._locks is not None and self._locks.is_dead(lock_name(id)):
-                continue
-            alive.append(
-                WorkerInfo(
-                    id=id,
-                    name=name,
-                    hostname=host,
-                    pid=pid,
-                    queues=tuple(json.loads(queues)),
-                    concurrency=concurrency,
-                    started_at=started_at,
-                    beat_age=max(0.0, steady - beat_at),
-                    details=json.loads(text),
-                )
-            )
+        for row in map(_Row, rows):
+            silent = steady - row.beat_at > self.lease_timeout
+            if not (silent or self._has_ended(row.id, row.boot)):
+                alive.append(row.info(steady))
         return alive
+
+    def roster(self, dead_for: float = 3600.0) -> list[WorkerInfo]:
+        steady, now = self.clock.steady(), self.clock.now()
+        rows = self._database.read(lambda db: fetch_all(db, _ROSTER, (now - dead_for,)))
+        found = []
+        for *known, stopped_at, leases in rows:
+            row = _Row(known)
+            state = self._state_of(row, steady, given_up=stopped_at is not None)
+            found.append(row.info(steady)._replace(state=state, leases=leases))
+        return present(found)
+
+    def _state_of(
+        self, row: _Row, steady: float, *, given_up: bool
+    ) -> Literal["alive", "stuck", "dead"]:
+        locks = self._locks
+        if self._has_ended(row.id, row.boot):
+            return "dead"
+        if given_up and locks is not None and not locks.is_there(lock_name(row.id)):
+            return "dead"  # and buried: who is only stuck keeps its file
+        return "stuck" if given_up or steady - row.beat_at > self.stuck_after else "alive"
+
+    def _has_ended(self, id: int, boot: str) -> bool:
+        """Tell whether a worker's process is seen to be gone."""
+        locks = self._locks
+        return boot != self._boot or (locks is not None and locks.is_dead(lock_name(id)))
 
     def peers(self) -> list[int]:
         if self._locks is None or not hasattr(os, "pidfd_open"):
@@ -253,3 +285,11 @@ def _warn_of_lock(path: str) -> None:
         "keep whatever cleans up old files out of the store's folder",
         path,
     )
+
+
+def forget_workers(db: apsw.Connection, locks: LockFiles | None, before: float) -> None:
+    """Delete workers that stopped before this, and locks of those that died frozen."""
+    gone = fetch_all(db, "DELETE FROM worker WHERE stopped_at <= ? RETURNING id", (before,))
+    for (id,) in gone:
+        if locks is not None and locks.is_dead(lock_name(id)):
+            locks.remove(lock_name(id))

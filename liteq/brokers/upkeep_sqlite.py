@@ -18,6 +18,7 @@ from liteq.brokers.enqueueing import ENQUEUE, row_of
 from liteq.brokers.following import Following, revocation
 from liteq.brokers.limiting import free_slots, tidy
 from liteq.brokers.mail_sqlite import SqliteMail
+from liteq.brokers.roster_sqlite import forget_workers
 from liteq.brokers.schema import EARLY, STATE_CODES
 from liteq.brokers.settling import SLICE, WEIGHT, Settling, fetch_slice
 from liteq.brokers.uniqueness import end_periods
@@ -180,7 +181,7 @@ class SqliteUpkeep(SqliteMail):
             tidy(db, now)
             settling.give_up_parked(now - self.unknown_expires)
             settling.following.follow_all()
-            self._forget_workers(db, now - 7 * 86_400)
+            forget_workers(db, self._locks, now - 7 * 86_400)
             self._sweep_mail(db, now)
             db.execute(
                 "DELETE FROM period WHERE unique_key IN (SELECT unique_key FROM period "
