@@ -16,7 +16,7 @@ from liteq.brokers.delaying import IS_NEXT, is_sooner, next_dues
 from liteq.brokers.following import Following
 from liteq.brokers.graph import cannot_wait, count_edges
 from liteq.brokers.limiting import enter_lines
-from liteq.brokers.schema import EARLY, STATE_CODES
+from liteq.brokers.schema import EARLY, LIMITED, QUEUED, SCHEDULED, WAITING
 from liteq.brokers.uniqueness import UNIQUE, admit
 from liteq.exceptions import AlreadyEnqueued
 from liteq.message import (
@@ -43,11 +43,6 @@ __all__ = [
     "prepare",
     "row_of",
 ]
-
-_WAITING: Final = STATE_CODES["waiting"]
-_QUEUED: Final = STATE_CODES["queued"]
-_SCHEDULED: Final = STATE_CODES["scheduled"]
-_LIMITED: Final = STATE_CODES["limited"]
 
 _WIDTH: Final = len(PACKED_FIELDS)
 
@@ -131,11 +126,11 @@ class Batch(NamedTuple):
 def row_of(packed: Packed, pending: int, now: float) -> tuple[Any, ...]:
     """Return what `ENQUEUE` writes for a message that waits for so many others."""
     if pending or packed[TASK] == GATHER:
-        state = _WAITING
+        state = WAITING
     elif packed[RUN_AT] is not None and packed[RUN_AT] > now:
-        state = _SCHEDULED
+        state = SCHEDULED
     else:
-        state = _QUEUED if packed[LIMITS] is None else _LIMITED
+        state = QUEUED if packed[LIMITS] is None else LIMITED
     return (*packed, state, pending, now)
 
 
@@ -172,7 +167,7 @@ def insert(
     the messages belong together, that is a `DuplicateTask`.
     """
     db = following.db
-    delayed = {row[3] for row in batch.rows if row[_WIDTH] == _SCHEDULED}
+    delayed = {row[3] for row in batch.rows if row[_WIDTH] == SCHEDULED}
     dues = next_dues(db, delayed)
     queued = False
     if batch.has_keys:
@@ -204,7 +199,7 @@ def insert(
                 "AND NOT EXISTS(SELECT 1 FROM message WHERE workflow = ?1)",
                 (number,),
             )
-    limited = [row for row in batch.rows if row[_WIDTH] == _LIMITED and row[0] in new]
+    limited = [row for row in batch.rows if row[_WIDTH] == LIMITED and row[0] in new]
     if limited:
         following.lined = True
         enter_lines(db, [(row[3], row[14], row[4], new[row[0]]) for row in limited])
@@ -214,7 +209,7 @@ def insert(
             following.join(new[id])
     # Who repeats a call has perhaps not come to wake anybody before.
     queued = queued or len(new) < len(batch.rows)
-    queued = queued or any(row[_WIDTH] in (_QUEUED, _LIMITED) for row in batch.rows)
+    queued = queued or any(row[_WIDTH] in (QUEUED, LIMITED) for row in batch.rows)
     if queued or is_sooner(db, delayed, dues, following.now):
         following.queued = True
     return new
@@ -227,10 +222,10 @@ def insert_alike(following: Following, messages: Alike) -> bool:
     them are in the store already.
     """
     row = row_of(messages.first.pack(), 0, following.now)
-    if row[UNIQUE] is not None or row[_WIDTH] not in (_QUEUED, _SCHEDULED):
+    if row[UNIQUE] is not None or row[_WIDTH] not in (QUEUED, SCHEDULED):
         return False
     db = following.db
-    delayed = [row[3]] if row[_WIDTH] == _SCHEDULED else []
+    delayed = [row[3]] if row[_WIDTH] == SCHEDULED else []
     dues = next_dues(db, delayed)
     before = db.total_changes()
     task, rest = row[1], row[3:]

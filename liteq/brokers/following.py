@@ -13,7 +13,7 @@ import apsw
 
 from liteq import failure, parts
 from liteq.brokers.connection import fetch_all, fetch_one
-from liteq.brokers.schema import MOST, STATE_CODES
+from liteq.brokers.schema import FAILED, MOST, REVOKED, SUCCEEDED, WAITING
 from liteq.exceptions import Ignore, InvalidTaskError, MessageTooLarge, TaskRevokedError
 from liteq.message import GATHER
 
@@ -22,10 +22,6 @@ __all__ = ["IGNORED_KEPT", "End", "Following", "find_open_gather"]
 MAX_LIST: Final = 500_000_000  # bytes; an SQLite value ends at twice that
 IGNORED_KEPT: Final = 3600.0  # seconds an unwanted result's row stays, against repeats
 
-_WAITING: Final = STATE_CODES["waiting"]
-_SUCCEEDED: Final = STATE_CODES["succeeded"]
-_FAILED: Final = STATE_CODES["failed"]
-_REVOKED: Final = STATE_CODES["revoked"]
 
 # One that ended upstream is counted down as well: what it waited for may be redriven.
 _OPEN: Final = "(state = 0 OR (state IN (7, 8) AND revoke = 'upstream'))"
@@ -158,22 +154,22 @@ class Following:
         self.ended += [id for _, id, _ in ends]
         if self._anything_follows():
             for seq, id, value in ends:
-                self._ended[seq] = End(seq, id, _SUCCEEDED, "result", value)
+                self._ended[seq] = End(seq, id, SUCCEEDED, "result", value)
         if self._anyone_waits():
             self._settled.update((seq, id) for seq, id, _ in ends)
 
     def failed(self, seq: int, id: str, error: bytes) -> None:
-        self._note(End(seq, id, _FAILED, "error", error))
+        self._note(End(seq, id, FAILED, "error", error))
 
     def revoked(self, seq: int, id: str, reason: str, *, gather: bool = False) -> None:
-        self._note(End(seq, id, _REVOKED, "error", revocation(reason), gather=gather))
+        self._note(End(seq, id, REVOKED, "error", revocation(reason), gather=gather))
 
     def ignored(self, seq: int, id: str) -> None:
-        self._note(End(seq, id, _REVOKED, "error", _ignorance(), tells=False, silent=True))
+        self._note(End(seq, id, REVOKED, "error", _ignorance(), tells=False, silent=True))
 
     def purged(self, seq: int, id: str) -> None:
         error = revocation("purged")
-        self._note(End(seq, id, _REVOKED, "error", error, tells=False, silent=True))
+        self._note(End(seq, id, REVOKED, "error", error, tells=False, silent=True))
 
     def reported(self, seq: int, id: str) -> None:
         """Note whom to tell of what a running message says about itself."""
@@ -256,12 +252,12 @@ class Following:
                 if fires == "part":
                     gathers.setdefault(target, []).append((position, end))
                 elif fires == "success":
-                    if end.state == _SUCCEEDED:
+                    if end.state == SUCCEEDED:
                         self._give(target, position, end)
                     else:
                         self._end_upstream(target, end, tells=end.gather and not end.silent)
                 elif fires == "failure":
-                    if end.state != _SUCCEEDED and end.tells:
+                    if end.state != SUCCEEDED and end.tells:
                         self._give(target, position, end)
                     else:
                         self._end_upstream(target, _uncalled(end), tells=False)
@@ -281,7 +277,7 @@ class Following:
 
     def _end_upstream(self, target: int, end: End, *, tells: bool) -> None:
         """End what waits as what it waited for has ended."""
-        result = end.value if end.state == _FAILED else None
+        result = end.value if end.state == FAILED else None
         id = fetch_one(self.db, _END_UPSTREAM, (end.state, result, self.now, target))
         if id is not None:
             self._note(_upstream(end, target, id, tells=tells))
@@ -292,17 +288,17 @@ class Following:
         if row is None:
             return  # over, whatever its parts do
         id, policy, state, pending, ignore_result, expires = row
-        bad = [end for _, end in arrivals if end.state != _SUCCEEDED]
+        bad = [end for _, end in arrivals if end.state != SUCCEEDED]
         met = len(arrivals) - (len(bad) if policy == b"fail" else 0)
         given = [
             (seq, position, end.id, end.kind, end.value)
             for position, end in arrivals
-            if policy == b"collect" or (end.state == _SUCCEEDED and policy != b"count")
+            if policy == b"collect" or (end.state == SUCCEEDED and policy != b"count")
         ]
         self.db.executemany(_PART, given)
         if met:
             self.db.execute(_COUNT, (met, len(given), seq))
-        if state != _WAITING:
+        if state != WAITING:
             return
         if bad and policy == b"fail":
             self._fail_gather(seq, bad[0])
@@ -315,8 +311,8 @@ class Following:
         inside = not self._is_from_before(seq, part)
         if inside and not part.wrapped and not part.silent:
             error = failure.chord_error(part.id, part.value)
-            part = part._replace(state=_FAILED, value=error, wrapped=True)
-        result = part.value if part.state == _FAILED else None
+            part = part._replace(state=FAILED, value=error, wrapped=True)
+        result = part.value if part.state == FAILED else None
         id = fetch_one(self.db, _END_UPSTREAM, (part.state, result, self.now, seq))
         tells = inside and not part.silent
         self._note(_upstream(part, seq, id, tells=tells)._replace(gather=inside))
@@ -345,7 +341,7 @@ class Following:
             expires = IGNORED_KEPT if expires is None else min(expires, IGNORED_KEPT)
         delete_at = None if expires is None else self.now + expires
         self.db.execute(_JOINED, (result, self.now, delete_at, seq))
-        self._note(End(seq, id, _SUCCEEDED, "list", value, gather=True))
+        self._note(End(seq, id, SUCCEEDED, "list", value, gather=True))
 
     def _refuse_list(self, seq: int, id: str, size: float) -> None:
         """Fail a gather whose list no row can hold: SQLite would refuse the whole step,
@@ -356,8 +352,8 @@ class Following:
                 "the limit: store them elsewhere and return where"
             )
         )
-        self.db.execute(_END_UPSTREAM, (_FAILED, error, self.now, seq))
-        self._note(End(seq, id, _FAILED, "error", error, upstream=True, gather=True))
+        self.db.execute(_END_UPSTREAM, (FAILED, error, self.now, seq))
+        self._note(End(seq, id, FAILED, "error", error, upstream=True, gather=True))
 
 
 def find_open_gather(db: apsw.Connection, id: str) -> int | None:
@@ -393,5 +389,5 @@ def _upstream(end: End, seq: int, id: str, *, tells: bool) -> End:
 def _uncalled(end: End) -> End:
     """Return the end of an error callback that is not needed any more."""
     return end._replace(
-        state=_REVOKED, kind="error", value=revocation("upstream"), silent=True, tells=False
+        state=REVOKED, kind="error", value=revocation("upstream"), silent=True, tells=False
     )

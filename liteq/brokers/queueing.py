@@ -14,13 +14,12 @@ import apsw
 from liteq.brokers.connection import fetch_all, fetch_one
 from liteq.brokers.enqueueing import Batch
 from liteq.brokers.lengths import Lengths, queue_full
-from liteq.brokers.schema import EARLY, STATE_CODES
+from liteq.brokers.schema import EARLY, STATE_CODES, WAITING
 from liteq.brokers.values import QueueInfo, State
 from liteq.message import GATHER, PACKED_FIELDS
 
 __all__ = ["age", "counts", "has_old", "keep_lengths", "pause", "queues", "resume", "unpaused"]
 
-_WAITING: Final = STATE_CODES["waiting"]
 _STATE: Final = len(PACKED_FIELDS)  # where a row of `enqueueing` has its state
 _COUNTED: Final[tuple[State, ...]] = (
     *("waiting", "queued", "scheduled", "running", "parked"),
@@ -146,7 +145,7 @@ def keep_lengths(
     Looked at when it is written, and undone with it: what was there already, as at a
     repeated call, takes no room.
     """
-    taken = {row[3] for row in batch.rows if row[0] in new and row[_STATE] != _WAITING}
+    taken = {row[3] for row in batch.rows if row[0] in new and row[_STATE] != WAITING}
     for queue, most in limits.items():
         if queue in taken and fetch_one(db, _IS_OVER, (queue, most)):
             raise queue_full(queue, most)

@@ -18,14 +18,11 @@ import apsw
 
 from liteq.brokers.connection import fetch_all, fetch_one
 from liteq.brokers.following import Following
-from liteq.brokers.schema import MOST, STATE_CODES
+from liteq.brokers.schema import MOST, REVOKED, RUNNING, SUCCEEDED
 from liteq.message import GATHER
 
 __all__ = ["redrive"]
 
-_RUNNING: Final = STATE_CODES["running"]
-_SUCCEEDED: Final = STATE_CODES["succeeded"]
-_REVOKED: Final = STATE_CODES["revoked"]
 
 # The number of times that it was put back. A damaged envelope stays as it is.
 _NOT_REQUEUED: Final = (
@@ -129,15 +126,15 @@ def _recall(following: Following, callback: int) -> list[tuple[int, bool]]:
     db = following.db
     state, pending = fetch_one(
         db, "SELECT state, pending FROM message WHERE seq = ?", (callback,)
-    ) or (_RUNNING, 0)
-    if pending or state in (_RUNNING, _REVOKED):
+    ) or (RUNNING, 0)
+    if pending or state in (RUNNING, REVOKED):
         return []
     _end_late(following, "seq", callback)
     db.execute(_RECALL, (callback,))
     if not db.changes():
         return []
     db.execute("DELETE FROM input WHERE target = ?", (callback,))
-    return [(callback, state == _SUCCEEDED)] if state >= _SUCCEEDED else []
+    return [(callback, state == SUCCEEDED)] if state >= SUCCEEDED else []
 
 
 def _uncount_part(

@@ -21,10 +21,20 @@ from liteq.exceptions import BrokerError, SchemaError
 __all__ = [
     "APPLICATION_ID",
     "EARLY",
+    "FAILED",
+    "IGNORED",
+    "LIMITED",
     "MOST",
+    "PARKED",
+    "QUEUED",
+    "REVOKED",
+    "RUNNING",
+    "SCHEDULED",
     "STATE_CODES",
     "STATE_NAMES",
+    "SUCCEEDED",
     "VERSION",
+    "WAITING",
     "ensure",
     "is_made",
     "refuse_later",
@@ -38,19 +48,28 @@ APPLICATION_ID: Final = 0x6C746571  # "lteq"
 MOST: Final = 2**31
 
 # The numbers stand in the partial indexes below, and in files: never change one.
+WAITING: Final = 0
+QUEUED: Final = 1
+SCHEDULED: Final = 2
+RUNNING: Final = 3
+PARKED: Final = 4
+LIMITED: Final = 5
+SUCCEEDED: Final = 6
+FAILED: Final = 7
+REVOKED: Final = 8
+IGNORED: Final = 9
 STATE_CODES: Final[Mapping[str, int]] = {
-    "waiting": 0,
-    "queued": 1,
-    "scheduled": 2,
-    "running": 3,
-    "parked": 4,
-    "limited": 5,
-    "succeeded": 6,
-    "failed": 7,
-    "revoked": 8,
-    "ignored": 9,
+    "waiting": WAITING,
+    "queued": QUEUED,
+    "scheduled": SCHEDULED,
+    "running": RUNNING,
+    "parked": PARKED,
+    "limited": LIMITED,
+    "succeeded": SUCCEEDED,
+    "failed": FAILED,
+    "revoked": REVOKED,
+    "ignored": IGNORED,
 }
-
 
 # An early note: a state stored for an id before its call came, whose place the call takes. No
 # message that waits for others is without a queue.

@@ -19,7 +19,7 @@ from liteq.brokers.enqueueing import enter_workflow, insert, prepare
 from liteq.brokers.following import IGNORED_KEPT, Following, find_open_gather
 from liteq.brokers.graph import divide_edges
 from liteq.brokers.limiting import free_slots
-from liteq.brokers.schema import MOST, STATE_CODES
+from liteq.brokers.schema import IGNORED, MOST, QUEUED, SCHEDULED, SUCCEEDED, WAITING
 from liteq.brokers.values import Lease
 from liteq.exceptions import InvalidTaskError, MessageError, NotRegistered, WorkerLostError
 from liteq.message import (
@@ -54,11 +54,6 @@ SLICE_BYTES: Final = 8_000_000  # of theirs, past which it touches no more: as m
 # What a row is to its pages. `length` reads the head of a row, not the blob.
 WEIGHT: Final = "length(body) + coalesce(length(result), 0)"
 
-_WAITING: Final = STATE_CODES["waiting"]
-_QUEUED: Final = STATE_CODES["queued"]
-_SCHEDULED: Final = STATE_CODES["scheduled"]
-_SUCCEEDED: Final = STATE_CODES["succeeded"]
-_IGNORED: Final = STATE_CODES["ignored"]
 
 _SUCCEED: Final = (
     "UPDATE message SET state = ?, token = NULL, result = ?, children = ?, settled_at = ?, "
@@ -216,10 +211,10 @@ class Settling:
         """Return what `_SUCCEED` is to write."""
         expires: float | None = lease.packed[RESULT_EXPIRES]
         if type(outcome) is Succeeded:
-            state, result, children = _SUCCEEDED, outcome.result, outcome.children
+            state, result, children = SUCCEEDED, outcome.result, outcome.children
         else:
-            state, result, children = _IGNORED, None, None
-        if lease.packed[IGNORE_RESULT] or state == _IGNORED:  # ignore_result
+            state, result, children = IGNORED, None, None
+        if lease.packed[IGNORE_RESULT] or state == IGNORED:  # ignore_result
             result = None
             expires = IGNORED_KEPT if expires is None else min(expires, IGNORED_KEPT)
         delete_at = None if expires is None else self.now + expires
@@ -265,7 +260,7 @@ class Settling:
             f"note = NULL, deliveries = 0, state = ?, run_at = ?, result = ?{columns} "
             "WHERE seq = ? AND token = ?",
             (
-                _SCHEDULED if delayed else _QUEUED,
+                SCHEDULED if delayed else QUEUED,
                 outcome.run_at,
                 outcome.error,
                 *changes.values(),
@@ -299,10 +294,10 @@ class Settling:
         batch = prepare(graph.messages, inner, self.now, itself)
         pending = batch.counted.get(lease.id, 0)
         if pending or new["task"] == GATHER:
-            state = _WAITING
+            state = WAITING
         else:
             later = new["run_at"] is not None and new["run_at"] > self.now
-            state = _SCHEDULED if later else _QUEUED
+            state = SCHEDULED if later else QUEUED
         workflow = self._workflow_of(lease)
         if workflow is None and graph.messages:
             workflow = enter_workflow(self.db, Workflow(lease.id, lease.task), self.now)
@@ -321,7 +316,7 @@ class Settling:
                 lease.token,
             ),
         )
-        if state != _WAITING:
+        if state != WAITING:
             self.following.queued = True
         self.db.execute(_RETIRE_EDGES, (lease.key,))
         self.db.execute(_FORGET_INPUTS, (lease.key,))

@@ -39,7 +39,7 @@ from liteq.brokers.records_sqlite import SqliteRecords
 from liteq.brokers.redriving import redrive
 from liteq.brokers.roster_sqlite import SqliteRoster, leases_of
 from liteq.brokers.schedules_sqlite import SqliteSchedules
-from liteq.brokers.schema import EARLY, STATE_CODES
+from liteq.brokers.schema import EARLY, QUEUED, RUNNING, SCHEDULED, SUCCEEDED
 from liteq.brokers.settling import SLICE, Settling
 from liteq.brokers.uniqueness import UNIQUE
 from liteq.brokers.upkeep_sqlite import SqliteUpkeep
@@ -63,10 +63,6 @@ from liteq.outcome import (
 
 __all__ = ["SqliteBroker"]
 
-QUEUED: Final = STATE_CODES["queued"]
-SCHEDULED: Final = STATE_CODES["scheduled"]
-RUNNING: Final = STATE_CODES["running"]
-SUCCEEDED: Final = STATE_CODES["succeeded"]
 _CLAIMABLE: Final = (QUEUED, SCHEDULED)  # now or later, if nothing limits it
 
 _NOTHING_STANDS: Final[Mapping[str, str]] = {}

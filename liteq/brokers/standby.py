@@ -23,7 +23,7 @@ from typing import Any, Final
 import apsw
 
 from liteq.brokers.connection import fetch_all
-from liteq.brokers.schema import STATE_CODES
+from liteq.brokers.schema import QUEUED, RUNNING, SCHEDULED
 from liteq.brokers.values import Lease
 from liteq.clock import FromNow
 from liteq.message import BODY, GATHER, ID, PACKED_FIELDS, RUN_AT, TASK, Packed
@@ -42,9 +42,6 @@ __all__ = [
 MOST: Final = 8_000  # bytes of a lease that go with a wake-up
 
 _WIDTH: Final = len(PACKED_FIELDS)
-_QUEUED: Final = STATE_CODES["queued"]
-_SCHEDULED: Final = STATE_CODES["scheduled"]
-_RUNNING: Final = STATE_CODES["running"]
 _new: Final = tuple.__new__  # half of what Lease(...) costs
 # NUL, key, token, how long each of the four parts behind it is, and when it is due.
 _HEAD: Final = struct.Struct("<cqqIIIId")
@@ -76,24 +73,24 @@ _STEADY: Final = f"?{_WIDTH + 2}"
 _FREE: Final = (
     f"SELECT worker, token FROM standby WHERE queue = {_QUEUE} AND until > {_STEADY} "
     "AND NOT EXISTS(SELECT 1 FROM message INDEXED BY message_running "
-    f"WHERE state = {_RUNNING} AND message.worker = standby.worker) "
+    f"WHERE state = {RUNNING} AND message.worker = standby.worker) "
     "AND NOT EXISTS(SELECT 1 FROM message INDEXED BY message_queued "
-    f"WHERE state = {_QUEUED} AND queue = {_QUEUE}) "
+    f"WHERE state = {QUEUED} AND queue = {_QUEUE}) "
     "AND NOT EXISTS(SELECT 1 FROM message INDEXED BY message_scheduled "
-    f"WHERE state = {_SCHEDULED} AND queue = {_QUEUE} AND run_at <= {_NOW}) "
+    f"WHERE state = {SCHEDULED} AND queue = {_QUEUE} AND run_at <= {_NOW}) "
     "AND (others = 0 OR NOT EXISTS(SELECT 1 FROM standby AS own INDEXED BY standby_worker "
     "CROSS JOIN message INDEXED BY message_queued ON message.queue = own.queue "
-    f"WHERE own.worker = standby.worker AND state = {_QUEUED}) "
+    f"WHERE own.worker = standby.worker AND state = {QUEUED}) "
     "AND NOT EXISTS(SELECT 1 FROM standby AS own INDEXED BY standby_worker "
     "CROSS JOIN message INDEXED BY message_scheduled ON message.queue = own.queue "
-    f"WHERE own.worker = standby.worker AND state = {_SCHEDULED} AND run_at <= {_NOW}))"
+    f"WHERE own.worker = standby.worker AND state = {SCHEDULED} AND run_at <= {_NOW}))"
 )
 # Behind the fields come the time and the steady time.
 ENQUEUE_FIRST: Final = (
     f"INSERT INTO message({', '.join(PACKED_FIELDS)}, pending, enqueued_at, "
     "state, token, worker, started_at, deliveries) "
     f"SELECT {', '.join(f'?{number}' for number in range(1, _WIDTH + 1))}, 0, {_NOW}, "
-    f"iif(token IS NULL, {_QUEUED}, {_RUNNING}), token, worker, "
+    f"iif(token IS NULL, {QUEUED}, {RUNNING}), token, worker, "
     f"iif(token IS NULL, NULL, {_NOW}), token IS NOT NULL "
     f"FROM (SELECT * FROM ({_FREE}) UNION ALL SELECT NULL, NULL LIMIT 1) WHERE true "
     "ON CONFLICT(id) DO NOTHING RETURNING seq, token, worker"

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 import apsw
 
 from liteq.brokers.connection import fetch_one
-from liteq.brokers.schema import EARLY, STATE_CODES
+from liteq.brokers.schema import EARLY, QUEUED, RUNNING, SCHEDULED, WAITING
 from liteq.exceptions import DuplicateTask
 from liteq.message import PACKED_FIELDS, Rule, rule_of
 
@@ -28,10 +28,6 @@ END: Final = "end"  # the edge of a message that waits for another to end, in wh
 _ENVELOPE: Final = PACKED_FIELDS.index("envelope")
 _RUN_AT: Final = PACKED_FIELDS.index("run_at")
 _WIDTH: Final = len(PACKED_FIELDS)
-_WAITING: Final = STATE_CODES["waiting"]
-_QUEUED: Final = STATE_CODES["queued"]
-_SCHEDULED: Final = STATE_CODES["scheduled"]
-_RUNNING: Final = STATE_CODES["running"]
 
 _HOLDER: Final = (
     "SELECT seq, id, state, workflow, enqueued_at, sent_as, expires_at "
@@ -91,7 +87,7 @@ class _Holder(NamedTuple):
     def is_late(self, now: float) -> bool:
         """Tell whether it has expired before its start; one that runs goes on."""
         late = self.expires_at is not None and self.expires_at <= now
-        return late and self.state != _RUNNING
+        return late and self.state != RUNNING
 
 
 def admit(
@@ -131,20 +127,20 @@ def admit(
             late.append(holder.seq)
             if running := fetch_one(db, _RUNS_BEFORE, (holder.seq,)):
                 edges.append((running, row[0], END, 0))
-                row = (*row[:_WIDTH], _WAITING, row[_WIDTH + 1] + 1, *row[_WIDTH + 2 :])
+                row = (*row[:_WIDTH], WAITING, row[_WIDTH + 1] + 1, *row[_WIDTH + 2 :])
             holder = None
         if holder is not None:
             _refuse(row, holder.id, rule, as_a_whole=as_a_whole)
             if rule.on_conflict != "replace" or holder.sent_as == row[0]:
                 stands[row[0]] = holder.id
                 continue
-            if holder.state != _RUNNING:
-                queued |= _renew(db, holder, row, rule, now) == _QUEUED
+            if holder.state != RUNNING:
+                queued |= _renew(db, holder, row, rule, now) == QUEUED
                 stands[row[0]] = holder.id
                 continue
             db.execute(_HAND_ON, (holder.seq,))
             edges.append((holder.id, row[0], END, 0))
-            row = (*row[:_WIDTH], _WAITING, 1, *row[_WIDTH + 2 :])
+            row = (*row[:_WIDTH], WAITING, 1, *row[_WIDTH + 2 :])
         elif (past := fetch_one(db, _PERIOD, (key, now))) is not None:
             _refuse(row, past, rule, as_a_whole=as_a_whole)
             stands[row[0]] = past
@@ -191,9 +187,9 @@ def _renew(
     run_at: float | None = row[_RUN_AT]
     if run_at is not None and rule.max_wait is not None:
         run_at = fields[_RUN_AT - 1] = min(run_at, holder.enqueued_at + rule.max_wait)
-    state = _SCHEDULED if run_at is not None and run_at > now else _QUEUED
-    if holder.state == _WAITING:
-        state = _WAITING  # for the end of what runs
+    state = SCHEDULED if run_at is not None and run_at > now else QUEUED
+    if holder.state == WAITING:
+        state = WAITING  # for the end of what runs
     db.execute(_RENEW, (*fields, state, row[0], holder.seq))
     return state
 

@@ -19,7 +19,7 @@ from liteq.brokers.following import Following, revocation
 from liteq.brokers.limiting import free_slots, tidy
 from liteq.brokers.mail_sqlite import SqliteMail
 from liteq.brokers.roster_sqlite import forget_workers
-from liteq.brokers.schema import EARLY, STATE_CODES
+from liteq.brokers.schema import EARLY, FAILED, IGNORED, REVOKED, STATE_CODES, SUCCEEDED
 from liteq.brokers.settling import SLICE, WEIGHT, Settling, fetch_slice
 from liteq.brokers.uniqueness import end_periods
 from liteq.message import Message
@@ -52,10 +52,10 @@ class SqliteUpkeep(SqliteMail):
     ) -> None:
         now = self.clock.now()
         code = {
-            "SUCCESS": STATE_CODES["succeeded"],
-            "FAILURE": STATE_CODES["failed"],
-            "REVOKED": STATE_CODES["revoked"],
-            "IGNORED": STATE_CODES["ignored"],
+            "SUCCESS": SUCCEEDED,
+            "FAILURE": FAILED,
+            "REVOKED": REVOKED,
+            "IGNORED": IGNORED,
         }.get(state)
         delete_at = None if expires is None else now + expires
         message = Message(id, task, b"[[],{}]", queue="", result_expires=expires)
@@ -64,7 +64,7 @@ class SqliteUpkeep(SqliteMail):
             following = Following(db, now)
             db.execute(ENQUEUE, row_of(message.pack(), 1, now))
             seq, held = fetch_one(db, "SELECT seq, state FROM message WHERE id = ?", (id,))
-            if held >= STATE_CODES["succeeded"]:
+            if held >= SUCCEEDED:
                 return following
             if code is None:
                 db.execute(
