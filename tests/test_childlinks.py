@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import selectors
 import socket
 from collections.abc import Iterator
@@ -172,6 +173,23 @@ def test_a_child_that_loses_its_parent_in_the_middle_of_a_job_does_not_wait() ->
         it.child.writing = False
         with pytest.raises(EOFError, match="in the middle of a job"):
             it.jobs.take(token[0])
+
+
+def test_a_child_whose_end_is_seen_first_is_sent_no_more() -> None:
+    with pair() as it:
+        selector = it.pool._selector
+        selector.register(it.child.answers, selectors.EVENT_READ)
+        it.child.sentinel, end = os.pipe()
+        selector.register(it.child.sentinel, selectors.EVENT_READ)
+        it.give(1_000_000)
+        it.links.jobs.recv(1_000_000)  # so that there is room
+        [send_more] = [key.data for key, _ in selector.select(0)]
+        os.close(end)
+
+        it.child.dead = True
+        it.pool._forget(it.child)
+
+        send_more(selectors.EVENT_WRITE)
 
 
 def test_a_child_that_has_ended_takes_nothing_and_all_comes_back() -> None:

@@ -300,6 +300,8 @@ class ProcessPool(Pool):
 
     def _send_more(self, child: Child) -> None:
         """Send some of what the child's socket had no room for."""
+        if child.dead:  # since the selector looked
+            return
         outgoing = child.outgoing
         try:
             rest = outgoing[0][child.jobs.send(outgoing[0], _QUIETLY) :]
