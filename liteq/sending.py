@@ -14,14 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from liteq import context, serializers, signals, texts
-from liteq.calls import (
-    Defaults,
-    checked_id,
-    counted_from,
-    merge,
-    too_large,
-    with_options,
-)
+from liteq.calls import Defaults, checked_id, counted_from, merge, too_large, with_options
 from liteq.ciphers import Cipher, Fingerprints
 from liteq.djangothread import bridge
 from liteq.exceptions import (
@@ -34,10 +27,7 @@ from liteq.exceptions import (
 from liteq.ids import new_id
 from liteq.message import Edge, Message, Workflow
 from liteq.offload import off_loop, running_loop
-from liteq.options import (
-    UNIQUE_OPTIONS,
-    WITHOUT_EFFECT,
-)
+from liteq.options import UNIQUE_OPTIONS, WITHOUT_EFFECT
 from liteq.results.asyncresult import AsyncResult
 from liteq.results.base import ResultBase
 from liteq.rules import Rules, defaults_of

@@ -19,10 +19,7 @@ from liteq.brokers.liveness import LockFiles, lock_name, present
 from liteq.brokers.settling import SLICE, Settling
 from liteq.brokers.values import Lease, WorkerInfo
 from liteq.message import ACKS_LATE
-from liteq.outcome import (
-    Lost,
-    Released,
-)
+from liteq.outcome import Lost, Released
 
 __all__ = ["SqliteRoster", "forget_workers", "leases_of"]
 

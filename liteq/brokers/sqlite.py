@@ -56,10 +56,7 @@ from liteq.message import (
     Workflow,
     pack_all,
 )
-from liteq.outcome import (
-    Outcome,
-    Released,
-)
+from liteq.outcome import Outcome, Released
 
 __all__ = ["SqliteBroker"]
 
@@ -226,18 +223,8 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
 
         def body(db: apsw.Connection) -> tuple[Following, Step, bool]:
             self._stay(worker)
-            (
-                alive,
-                edges,
-                waiters,
-                parked,
-                revoking,
-                paused,
-                mail,
-                heard,
-                lined,
-                revision,
-            ) = fetch_one(db, _AROUND, (worker, now))
+            row = fetch_one(db, _AROUND, (worker, now))
+            alive, edges, waiters, parked, revoking, paused, mail, heard, lined, revision = row
             open_queues = queueing.unpaused(db, queues) if paused else queues
             settling = Settling(
                 db, now, self.max_deliveries, edges=bool(edges), waiters=bool(waiters)
@@ -287,7 +274,9 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
                 due = self._look_again(lines, settling, due, claimed=claims)
             if settling.following.freed:  # what is claimed here already is no news to others
                 settling.following.forget_freed({lease.key for lease in claim.leases})
-            stands_by = idle and alive and limit > 0
+            stands_by_with = 0
+            if idle and alive and limit > 0 and not (paused or lines.book.tasks):
+                stands_by_with = self._stand_by(db, worker, queues, token)
             step = Step(
                 accepted=tuple(accepted),
                 leases=tuple(claim.leases),
@@ -297,9 +286,7 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
                 aside=tuple(claim.aside),
                 mail=bool(mail),
                 heard=bool(heard),
-                standby=self._stand_by(db, worker, queues, token)
-                if stands_by and not (paused or lines.book.tasks)
-                else 0,
+                standby=stands_by_with,
             )
             early = any(not lease.packed[ACKS_LATE] for lease in claim.leases)
             return settling.following, step, early
