@@ -186,14 +186,14 @@ class Worker(Steered):
         self._time_limits = TimeLimits(lambda: app.tasks, self.soft_time_limit, self.time_limit)
         self._batching = Batching(lambda: app.tasks, time.monotonic)
         self._attempts = Attempts(
-            self._time_limits,
-            self._batching,
-            self._notices,
-            lambda: self._steering,
-            self._dispatcher,
-            app.broker.max_deliveries,
-            partial(find_failed, app.broker),
-            lambda: app.broker.ahead,
+            time_limits=self._time_limits,
+            batching=self._batching,
+            notices=self._notices,
+            dispatcher=self._dispatcher,
+            signal_of=lambda name, id: self._steering.signal_of(name, id),
+            find_failed=partial(find_failed, app.broker),
+            max_deliveries=app.broker.max_deliveries,
+            ahead=lambda: app.broker.ahead,
         )
         self._tasks: frozenset[str] = frozenset()
         self._seen = -1  # changes of the app's tasks, when these were read

@@ -158,7 +158,14 @@ def test_a_run_that_no_child_was_free_for_is_not_given_back(held: Batching, app:
     nothing: Any = None
     limits = TimeLimits(lambda: app.tasks, None, None)
     attempts = Attempts(
-        limits, held, nothing, nothing, dispatcher, 3, lambda inputs: {}, lambda: 0.0
+        time_limits=limits,
+        batching=held,
+        notices=nothing,
+        dispatcher=dispatcher,
+        signal_of=nothing,
+        find_failed=lambda inputs: {},
+        max_deliveries=3,
+        ahead=lambda: 0.0,
     )
     attempts.hand_out(pool, [lease("threes") for _ in range(3)])
     attempts.hand_out_batches(pool)

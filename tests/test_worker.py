@@ -1677,7 +1677,16 @@ def test_what_a_pool_gives_back_unstarted_is_no_attempt() -> None:
     lease: Any = SimpleNamespace(packed=("id", "shop.add"), task="shop.add", id="id")
     dispatcher: Any = SimpleNamespace(heard=False)
     nothing: Any = None
-    attempts = Attempts(nothing, nothing, nothing, nothing, dispatcher, 3, nothing, nothing)
+    attempts = Attempts(
+        time_limits=nothing,
+        batching=nothing,
+        notices=nothing,
+        dispatcher=dispatcher,
+        signal_of=nothing,
+        find_failed=nothing,
+        max_deliveries=3,
+        ahead=nothing,
+    )
     settlements: Any = [
         (lease, Released()),
         (lease, Succeeded(b"1", 0.1)),

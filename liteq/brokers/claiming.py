@@ -81,12 +81,12 @@ class Claim:
         db: apsw.Connection,
         settling: Settling,
         lines: Lines,
+        *,
         worker: int,
         token: int,
         queues: Sequence[str],
         limit: int,
         tasks: Collection[str] | None,
-        *,
         parked: bool,
     ) -> None:
         self._db = db

@@ -251,11 +251,11 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
                 db,
                 settling,
                 lines,
-                worker,
-                token,
-                open_queues,
-                limit,
-                tasks,
+                worker=worker,
+                token=token,
+                queues=open_queues,
+                limit=limit,
+                tasks=tasks,
                 parked=bool(parked),
             )
             claims = limit > 0 and bool(alive)

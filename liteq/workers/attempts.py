@@ -14,7 +14,7 @@ from __future__ import annotations
 import signal
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from liteq import failure, signals
 from liteq.brokers.values import Input, Lease, Said, Step
@@ -38,9 +38,6 @@ from liteq.workers.runner import (
 )
 from liteq.workers.timelimits import TimeLimits
 
-if TYPE_CHECKING:
-    from liteq.workers.steering import Steering
-
 __all__ = ["Attempts", "Settlements"]
 
 logger = get_logger("liteq.worker")
@@ -51,25 +48,26 @@ _new: Final = tuple.__new__  # a third of what Job(...) costs, for each message
 
 
 class Attempts:
-    """Those of one worker. `max_deliveries` is what is said of a message that was lost;
-    `find_failed` is `delivery.find_failed` with this worker's store, `ahead` tells by how many
-    seconds the clock of that is ahead of ours."""
+    """Those of one worker. `signal_of` is `Steering.signal_of`, and `find_failed` that of
+    `delivery` with this worker's store; `ahead` tells by how many seconds the clock of that is
+    ahead of ours. `max_deliveries` is what is said of a message that was lost."""
 
     def __init__(
         self,
-        limits: TimeLimits,
+        *,
+        time_limits: TimeLimits,
         batching: Batching,
         notices: Notices,
-        steering: Callable[[], Steering],
         dispatcher: EventDispatcher,
-        max_deliveries: int,
+        signal_of: Callable[[str, str], str | None],
         find_failed: Callable[[Sequence[Input]], FailedCalls],
+        max_deliveries: int,
         ahead: Callable[[], float],
     ) -> None:
-        self._time_limits = limits
+        self._time_limits = time_limits
         self._batching = batching
         self._notices = notices
-        self._steering = steering
+        self._signal_of = signal_of
         self._dispatcher = dispatcher
         self._max_deliveries = max_deliveries
         self._find_failed = find_failed
@@ -294,7 +292,7 @@ class Attempts:
             name = wanted.get(lease.key)
             if name is None or self._terminating.get(number) == name:
                 continue
-            asked, name = name, self._steering().signal_of(name, lease.id)
+            asked, name = name, self._signal_of(name, lease.id)
             if name is None:
                 self._terminating[number] = asked  # it is not looked at again
                 continue
