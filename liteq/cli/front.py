@@ -177,8 +177,9 @@ class Session:
         if not self.quiet:
             say("\n".join(lines))
 
-    def enter(self) -> None:
+    def enter(self, ctx: click.Context) -> None:
         """Do what the global options ask for before the command begins."""
+        ctx.color = self.colour
         _show_warnings_in_one_line()
         if workdir := self.options.get("workdir"):
             try:
@@ -286,9 +287,7 @@ class Command(click.Command):
         self.params += _global_options()
 
     def invoke(self, ctx: click.Context) -> Any:
-        session = Session.current()
-        ctx.color = session.colour
-        session.enter()
+        Session.current().enter(ctx)
         return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -40,12 +40,10 @@ def limits(ctx: click.Context, as_json: bool) -> None:
     liteq limits set workdir 2
     liteq limits reset workdir
     """
-    if ctx.invoked_subcommand is not None:
-        return
-    session = Session.current()
-    ctx.color = session.colour
-    session.enter()
-    _list(session, as_json=as_json)
+    if ctx.invoked_subcommand is None:
+        session = Session.current()
+        session.enter(ctx)
+        _list(session, as_json=as_json)
 
 
 @limits.command("list")

@@ -50,12 +50,10 @@ def queues(ctx: click.Context, as_json: bool) -> None:
     liteq queues pause mail slow
     liteq queues latency --max 60        for a monitor: ends with 1 if it is more
     """
-    if ctx.invoked_subcommand is not None:
-        return
-    session = Session.current()
-    ctx.color = session.colour
-    session.enter()
-    _list(session, as_json=as_json)
+    if ctx.invoked_subcommand is None:
+        session = Session.current()
+        session.enter(ctx)
+        _list(session, as_json=as_json)
 
 
 @queues.command("list")
