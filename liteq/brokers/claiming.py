@@ -23,7 +23,7 @@ from liteq.brokers.settling import SLICE, Settling
 from liteq.brokers.values import Aside, Input, Lease
 from liteq.exceptions import DecodeError
 from liteq.message import LIMITS, PRIORITY, QUEUE, RETRIES, TASK, Packed
-from liteq.outcome import Failed, Released, Revoked
+from liteq.outcome import Failed, Revoked
 
 __all__ = ["Claim"]
 
@@ -170,7 +170,7 @@ class Claim:
                 len(leases) + len(charged) + self._lined - before >= self._limit
                 and seq not in charged
             ):
-                self._settling.settle([(lease, Released())])
+                self._settling.put_back(lease)
             else:
                 leases.append(
                     lease._replace(inputs=_inputs(self._db, seq)) if inputs else lease

@@ -82,6 +82,11 @@ _REQUEUE: Final = (
     "UPDATE message SET state = 1, token = NULL, started_at = NULL, note_state = NULL, "
     "note = NULL, deliveries = deliveries - ? WHERE seq = ? AND token = ?"
 )
+# What nobody was told of is as it was: what others have noted of it stands.
+_PUT_BACK: Final = (
+    "UPDATE message SET state = 1, token = NULL, started_at = NULL, "
+    "deliveries = deliveries - 1 WHERE seq = ? AND token = ?"
+)
 _ATTEMPT: Final = (
     "INSERT INTO attempt(message, number, outcome, error, worker, started_at, ended_at) "
     "SELECT seq, 1 + coalesce((SELECT max(number) FROM attempt WHERE message = seq), 0), "
@@ -399,6 +404,11 @@ class Settling:
             return False
         self.following.queued = True
         return True
+
+    def put_back(self, lease: Lease) -> None:
+        """Undo a claim in its own transaction."""
+        self.db.execute(_PUT_BACK, (lease.key, lease.token))
+        self.following.queued = True
 
     def _lose(self, lease: Lease, reason: str) -> bool:
         if self._is_revoked(lease):

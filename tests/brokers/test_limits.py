@@ -10,6 +10,7 @@ from world import FakeClock, Store, enlist, make
 
 from liteq import failure
 from liteq.brokers.base import Broker, Lease
+from liteq.brokers.values import Note
 from liteq.limits import Limit, LimitInfo, write
 from liteq.message import Edge, Message
 from liteq.outcome import (
@@ -537,6 +538,23 @@ def test_12_the_next_of_a_chain_is_limited_when_it_can_start(broker: Broker) -> 
 
     assert [lease.id for lease in step.leases] == [then.id]
     assert [one.value for one in step.leases[0].inputs] == [b"1"]
+
+
+def test_12_what_others_note_of_a_message_stands_though_a_claim_passes_it_over(
+    broker: Broker,
+) -> None:
+    declare(broker, Limit("many", most=3))
+    first, unknown = make(priority=5), make("shop.unknown", priority=5)
+    limited, last = under(("many", None)), make()
+    broker.enqueue([first, limited, last, unknown])
+    broker.store(last.id, "PROGRESS", b"7")
+    worker = enlist(broker)
+
+    leases = broker.claim(worker, ["default"], 2, {"shop.charge"})
+
+    assert [lease.id for lease in leases] == [first.id, limited.id]
+    assert broker.get([last.id])[last.id].note == Note("PROGRESS", b"7")
+    assert last.id in claimed(broker, worker)
 
 
 def test_12_a_redriven_message_waits_for_its_turn(broker: Broker) -> None:

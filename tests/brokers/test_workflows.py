@@ -1202,6 +1202,22 @@ def test_10_a_list_that_was_made_is_not_changed_by_a_redrive(broker: Broker) -> 
     assert broker.get([into.id, body.id]) == made
 
 
+def test_10_what_has_the_id_of_a_part_that_was_deleted_is_not_waited_for(
+    broker: Broker,
+) -> None:
+    members, into, body, edges = chord(2)
+    broker.enqueue([*members, into, body], edges)
+    worker = enlist(broker)
+    work(broker, worker, {"p0": Failed(ERROR), "p1": Failed(ERROR)})
+    broker.forget([members[0].id])
+    broker.enqueue([make("other", id=members[0].id)])
+
+    broker.redrive([members[1].id])
+
+    assert set(names(work(broker, worker))) == {"other", "p1"}
+    assert [state(broker, one) for one in (into, body)] == ["failed"] * 2
+
+
 def test_10_what_somebody_revoked_stays_revoked_after_a_redrive(broker: Broker) -> None:
     first, then, last, callback = tasks("first", "then", "last", "callback")
     edges = [*path(first, then, last), Edge(first.id, callback.id, "failure")]

@@ -35,8 +35,12 @@ local function can_wait(m)  -- nothing that it waits for has ended in the wrong 
   local edges = call('HGETALL', P .. 'b:' .. m.id)
   for i = 1, #edges, 2 do
     if edges[i + 1] ~= '+' then
-      local state, g = unpack(call('HMGET', P .. 'm:' .. edges[i], 's', 'g'))
+      local source, on = edges[i], edges[i + 1]
+      local state, g = unpack(call('HMGET', P .. 'm:' .. source, 's', 'g'))
       if not state or is_over(state) or is_early(state, g) then return false end
+      if call('HEXISTS', P .. 'e:' .. source, on .. m.id) == 0 then
+        return false  -- what it waited for was deleted, and another has its id
+      end
     end
   end
   return true
