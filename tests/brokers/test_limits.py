@@ -543,14 +543,14 @@ def test_12_the_next_of_a_chain_is_limited_when_it_can_start(broker: Broker) -> 
 def test_12_what_others_note_of_a_message_stands_though_a_claim_passes_it_over(
     broker: Broker,
 ) -> None:
-    declare(broker, Limit("many", most=3))
+    broker.declare_limits({"shop.mail": (Limit("many", most=3),)})
     first, unknown = make(priority=5), make("shop.unknown", priority=5)
-    limited, last = under(("many", None)), make()
+    limited, last = under(("many", None), task="shop.mail"), make()
     broker.enqueue([first, limited, last, unknown])
     broker.store(last.id, "PROGRESS", b"7")
     worker = enlist(broker)
 
-    leases = broker.claim(worker, ["default"], 2, {"shop.charge"})
+    leases = broker.claim(worker, ["default"], 2, {"shop.charge", "shop.mail"})
 
     assert [lease.id for lease in leases] == [first.id, limited.id]
     assert broker.get([last.id])[last.id].note == Note("PROGRESS", b"7")
