@@ -390,7 +390,9 @@ class Settings(MutableMapping[str, Any]):
                 return None
         if isinstance(obj, ModuleType):
             source = f"configuration {obj.__name__!r}"
-        return source, from_object(obj, namespace)
+        settings, own = from_object(obj, namespace)
+        self._warned |= own  # they are nobody's mistake
+        return source, settings
 
     def _say(self, remarks: list[str], source: str) -> None:
         for remark in remarks:

@@ -144,8 +144,9 @@ def _attribute(found: Any, attribute: str, name: str) -> Any:
     return found
 
 
-def from_object(obj: Any, namespace: str | None) -> dict[str, Any]:
-    """Return the settings in an object, under their names in the table.
+def from_object(obj: Any, namespace: str | None) -> tuple[dict[str, Any], set[str]]:
+    """Return the settings in an object, under their names in the table, and which of them are
+    the user's own: no name of ours was meant by them.
 
     Where nothing else says the time zone, Django's `TIME_ZONE` does, as in Celery.
     """
@@ -157,7 +158,9 @@ def from_object(obj: Any, namespace: str | None) -> dict[str, Any]:
     settings = _in_namespace(items, namespace) if namespace else _of_all(items, obj)
     if isinstance(zone := items.get("TIME_ZONE"), str):
         settings.setdefault("timezone", zone)
-    return settings
+    certain = bool(namespace) or isinstance(obj, Mapping)
+    own = {key for key in settings if not (certain or _is_meant_for_us(key))}
+    return settings, own
 
 
 def _may_matter(key: str, namespace: str | None) -> bool:
@@ -214,15 +217,21 @@ def _in_namespace(items: Mapping[str, Any], namespace: str) -> dict[str, Any]:
 
 
 def _looks_like_setting(key: str, value: Any, *, certain: bool) -> bool:
-    """Tell whether an unknown name was meant as a setting.
+    """Tell whether an unknown name is that of a setting, if one of the user's own.
 
-    In a dict it was. A module also holds imports, helpers and Django's own settings, so
-    there a name must have Celery's prefix, or come close to a setting's.
+    In a dict it is. A module also holds imports, helpers and Django's own settings.
     """
     if key.startswith(_PREFIXES):
         return True
-    if certain:
-        return not key.isupper()
-    if isinstance(value, ModuleType | type | FunctionType | BuiltinFunctionType):
+    if key.isupper():
         return False
-    return not key.isupper() and close_name(key, 0.85) is not None
+    return certain or not (
+        isinstance(value, ModuleType | type | FunctionType | BuiltinFunctionType)
+        or type(value).__module__ == "__future__"
+    )
+
+
+def _is_meant_for_us(key: str) -> bool:
+    """Tell whether a name in a module is one of ours, well spelt or not."""
+    known = key in SETTINGS or key.startswith(_PREFIXES)
+    return known or close_name(key, 0.85) is not None

@@ -390,19 +390,34 @@ def test_settings_come_from_modules_classes_objects_and_names(
         task_time_limit = 7
 
     sources = [
-        module(task_time_limit=7, os=os, helper=len, _private=1, database_name="h", DEBUG=True),
+        module(task_time_limit=7, os=os, helper=len, _private=1, DEBUG=True),
         Config,
         Config(),
         SimpleNamespace(task_time_limit=7),
         "celeryconfig_for_test",
-        "celeryconfig_for_test:nested",
+        "celeryconfig_for_test:Nested",
     ]
-    named = module(task_time_limit=7, nested={"task_time_limit": 7})
+    named = module(task_time_limit=7, Nested=type("Nested", (), {"task_time_limit": 7}))
     monkeypatch.setitem(sys.modules, "celeryconfig_for_test", named)
     for source in sources:
         conf = settings(bare)
         conf.config_from_object(source)
         assert conf.without_defaults() == {"task_time_limit": 7}
+
+
+def test_own_settings_in_a_module_are_kept_as_they_are(bare: Path) -> None:
+    code = "from __future__ import annotations\ndatabase_name = 'h'\ntask_time_limi = 7\n"
+    config = module()
+    exec(code, config.__dict__)
+    conf = settings(bare)
+    conf.config_from_object(config)
+
+    with pytest.warns(
+        ConfigWarning, match="'task_time_limi'.*did you mean 'task_time_limit'"
+    ) as said:
+        assert conf.database_name == conf["database_name"] == conf.get("database_name") == "h"
+    assert len(said) == 1
+    assert conf.without_defaults() == {"database_name": "h", "task_time_limi": 7}
 
 
 def test_a_module_in_the_current_directory_is_found(
