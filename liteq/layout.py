@@ -83,7 +83,7 @@ def _steps_of_chord(step: Step) -> list[Step]:
     sig, where = step.sig, step.where
     args, parts, options = sig.merge(step.args, step.kwargs, step.options)
     body = parts["body"]
-    if body is None or is_empty(body):
+    if body is None:
         raise TypeError(f"{where_is(where)}a chord needs a body, which {sig!r} has not")
     common = {k: v for k, v in options.items() if k not in PLACED}
     last = {k: v for k, v in common.items() if k not in _TIMES}
@@ -108,6 +108,8 @@ def _steps_of_chord(step: Step) -> list[Step]:
         )
     )
     links = (*links, *step.links)
+    if is_empty(body):  # left out, as in a chain
+        return [header._replace(options={**header.options, **last}, links=links)]
     return [header, Step(body, (), NONE, last, links, errbacks, (where, "body", None))]
 
 

@@ -17,7 +17,7 @@ from liteq.canvas import Graph, chain, chord, chunks, group, xmap, xstarmap
 from liteq.composing import Composed
 from liteq.exceptions import EncodeError, ImproperlyConfigured, NotRegistered
 from liteq.message import GATHER
-from liteq.result import GroupResult
+from liteq.result import AsyncResult, GroupResult
 
 
 @pytest.fixture
@@ -325,6 +325,15 @@ def test_an_empty_group_has_a_result_without_members(app: Liteq) -> None:
 
     assert isinstance(result, GroupResult)
     assert result.get(timeout=0) == []
+
+
+def test_an_empty_group_behind_a_group_is_left_out(app: Liteq, add: Any) -> None:
+    both = group(add.s("a"), add.s("b"))
+
+    made = compose(app, both | group([]))
+
+    assert edges(made) == edges(compose(app, both))
+    assert [type(part) for part in made.result.results] == [AsyncResult] * 2
 
 
 def test_a_group_behind_a_task_that_is_empty_is_left_out(app: Liteq, add: Any) -> None:
