@@ -183,12 +183,24 @@ def make_class(
         "run": as_member(fun),
         "abstract": False,
         "__wrapped__": as_member(own),
+        "__annotations__": _Annotations(own),
         "__doc__": fun.__doc__,
         "__module__": fun.__module__,
         "__qualname__": getattr(fun, "__qualname__", own_name),
     }
     made: Any = type(own_name, (base,), members)
     return made  # type: ignore[no-any-return]
+
+
+class _Annotations:
+    """The annotations of a task are those of its function, for `typing.get_type_hints`: read
+    when they are asked for, since what they name may be defined later."""
+
+    def __init__(self, fun: Callable[..., Any]) -> None:
+        self._fun = fun
+
+    def __get__(self, task: Any, owner: Any = None) -> Any:
+        return getattr(self._fun, "__annotations__", {})
 
 
 def _method(fun: Callable[..., Any]) -> Any:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 from unittest import mock
 from unittest.mock import patch
 from weakref import ref
@@ -1598,3 +1598,17 @@ def test_a_result_may_be_entered_in_the_trail_by_hand(app: Liteq) -> None:
     app.run_until_empty()
 
     assert [child.id for child in result.children or ()] == ["elsewhere"]
+
+
+def test_a_task_has_the_type_hints_of_its_function(app: Liteq) -> None:
+    @app.task(bind=True)
+    def bound(self: Any, x: str) -> int:
+        return 1
+
+    assert get_type_hints(bound) == {"self": Any, "x": str, "return": int}
+
+    @app.task
+    def plain(x: int, *, y: str = "") -> list[int]:
+        return [x]
+
+    assert get_type_hints(plain) == {"x": int, "y": str, "return": list[int]}
