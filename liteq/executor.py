@@ -120,15 +120,13 @@ class Ended(NamedTuple):
 
 
 class Executor:
-    """Runs attempts of the tasks it is given. Threads may share one; it keeps no state
-    but what it has worked out about each task."""
+    """Runs attempts of the tasks it is given. Threads may share one; it keeps no state."""
 
     def __init__(
         self, tasks: Mapping[str, TaskLike], settings: ExecutorSettings | None = None
     ) -> None:
         self.tasks = tasks
         self.settings = settings or ExecutorSettings()
-        self._plans: dict[str, Plan] = {}
         logfields.mark(context.log_fields)
         self._reader = Reader(
             accept=self.settings.accept,
@@ -173,7 +171,8 @@ class Executor:
         With `delivery.eager` a result that cannot be serialised is no error: nobody is
         going to carry it.
         """
-        self._plans.pop(delivery.packed[TASK], None)  # tests change tasks between two calls
+        if (task := self.tasks.get(delivery.packed[TASK])) is not None:
+            task._plan = None  # tests change the classes of tasks between two calls
         body = Body(bridge())  # the caller's thread has its connections
         try:
             return self._attempt(delivery, report, body)
@@ -198,8 +197,9 @@ class Executor:
     def prepare(self, delivery: Delivery, report: Report | None) -> Attempt | Ended:
         """Return the attempt, ready to run, or how it ended before it began."""
         packed = delivery.packed
-        plan = self._plans.get(packed[TASK])
-        if plan is None or plan.task is not self.tasks.get(packed[TASK]):  # redefined since
+        task = self.tasks.get(packed[TASK])
+        plan: Plan | None = None if task is None else task._plan
+        if plan is None or plan.task is not task:  # that of the task which this is a copy of
             found = self._look_up(delivery)
             if isinstance(found, Ended):
                 return found
@@ -246,7 +246,8 @@ class Executor:
             reason = f"unknown task {name!r}"
             return _dead(NotRegistered(reason), reason)
         try:
-            plan = self._plans[name] = Plan(task)
+            plan = Plan(task)
+            object.__setattr__(task, "_plan", plan)  # no change of the task
         except Exception as exc:  # options of the task that make no sense
             if delivery.eager:
                 raise

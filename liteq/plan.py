@@ -21,6 +21,7 @@ class TaskLike(Protocol):
     """
 
     name: str
+    _plan: Any  # the `Plan` worked out of it; None again when an option or method is changed
 
     @property
     def run(self) -> Callable[..., Any]: ...

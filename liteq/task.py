@@ -154,6 +154,7 @@ class Task(Generic[P, R]):
     OperationalError: ClassVar[type[Exception]] = OperationalError
 
     _defaults: Defaults | None = None
+    _plan: Any = None  # the executor's, which is above this module
     _check: Check | None = None
     _checked: bool = False
     _made: Mapping[str, Any] | None = None
@@ -169,8 +170,19 @@ class Task(Generic[P, R]):
 
     def __setattr__(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
+        self._forget_what_follows_from(name)
+
+    def __delattr__(self, name: str) -> None:
+        object.__delattr__(self, name)
+        self._forget_what_follows_from(name)
+
+    def _forget_what_follows_from(self, name: str) -> None:
+        """Have what was worked out of an option or a method of the task worked out anew: a
+        test puts another in its place, and takes it away again."""
         if name in _SENT:
             object.__setattr__(self, "_defaults", None)
+        if hasattr(Task, name):
+            object.__setattr__(self, "_plan", None)
 
     # Calling
 
@@ -770,7 +782,7 @@ BoundTask = Task[..., Any]
 """The type of `self` in a function made a task with `bind=True`."""
 
 _NOTHING: Mapping[str, Any] = {}
-_INSIDE = frozenset({"app", "_defaults", "_check", "_checked", "_made"})
+_INSIDE = frozenset({"app", "_defaults", "_plan", "_check", "_checked", "_made"})
 _SENT = frozenset(
     {
         "acks_late",

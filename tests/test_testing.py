@@ -263,6 +263,35 @@ def test_a_worker_works_on_the_store_in_memory_too(app: Liteq, t: Inline) -> Non
         assert add.delay(2, 3).get(timeout=10) == 5
 
 
+def test_a_running_worker_meets_what_a_test_has_patched(app: Liteq, t: Inline) -> None:
+    @app.task
+    def add(x: int, y: int) -> int:
+        return x + y
+
+    heard: list[Any] = []
+    with start_worker(app):
+        assert add.delay(2, 3).get(timeout=10) == 5
+        with (
+            mock.patch.object(add, "run", return_value=42),
+            mock.patch.object(add, "on_success", lambda retval, *_: heard.append(retval)),
+        ):
+            assert add.delay(2, 3).get(timeout=10) == 42
+        assert add.delay(2, 3).get(timeout=10) == 5
+    assert heard == [42]
+
+
+def test_an_option_that_a_test_has_patched_is_what_it_was_afterwards(
+    app: Liteq, t: Inline
+) -> None:
+    @app.task
+    def add() -> None: ...
+
+    with mock.patch.object(add, "queue", "other"):
+        add.delay()
+    add.delay()
+    assert [call.queue for call in all_enqueued()] == ["other", "default"]
+
+
 # Time
 
 
