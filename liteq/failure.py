@@ -99,8 +99,9 @@ def _checked(fields: dict[str, Any]) -> dict[str, Any]:
 
 def _in_words(fields: dict[str, Any]) -> dict[str, Any]:
     cause = fields["cause"]
-    reason = f"{cause['type']}({cut(cause['message'])!r})"
-    fields["message"] = f"Dependency {fields['source']} raised {reason}"
+    args = cause.get("args", [cause["message"]])  # as the exception's own repr has them
+    reason = cut(", ".join(map(repr, args)))
+    fields["message"] = f"Dependency {fields['source']} raised {cause['type']}({reason})"
     fields["traceback"] = cause["traceback"]
     fields["args"] = [fields["message"]]
     return fields

@@ -505,6 +505,18 @@ def test_a_chord_raises_what_its_header_failed_with_and_keeps_a_chord_error(
         AsyncResult(body.id, app=app).get()
 
 
+@pytest.mark.parametrize(
+    "error", [ValueError("no"), KeyError("k"), OSError(2, "no"), ValueError()], ids=repr
+)
+def test_a_chord_s_error_says_that_of_its_header_as_its_repr_does(
+    app: Liteq, error: Exception
+) -> None:
+    sent = Sent(app, 2, policy=b"fail", body=True)
+    sent.settle(ok(1), bad(error))
+    assert sent.body is not None
+    assert str(sent.body.result) == f"Dependency {sent.group[1].id} raised {error!r}"
+
+
 def test_a_body_that_fails_by_itself_raises_its_own_error(app: Liteq) -> None:
     sent = Sent(app, 2, policy=b"collect", body=True)
     sent.settle(ok(1), bad(ValueError("header")), bad(KeyError("body")))
