@@ -65,7 +65,7 @@ class _Batch:
         ]
         self._begun: list[Attempt] = []
         # By place: not by id, for a worker that was given up may have been given one again.
-        self._refused: dict[int, Exception] = {}
+        self._refused: dict[int, BaseException] = {}
 
     def begin(self) -> bool:
         """Begin all that can be run; tell whether there is any."""
@@ -92,7 +92,7 @@ class _Batch:
             hook(attempt.id, attempt.args, attempt.kwargs)
         except SoftTimeLimitExceeded:
             raise  # it is of the whole run
-        except Exception as exc:  # noqa: BLE001 (the user's code: this call ends with it)
+        except BaseException as exc:  # noqa: BLE001 (the user's code: this call ends with it)
             self._refused[place] = exc
         finally:
             context.pop(token)

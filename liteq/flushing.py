@@ -56,6 +56,11 @@ def checked_flush(options: Mapping[str, Any]) -> Flush | None:
         raise TypeError(f"flush_every is a whole number of calls, not {every!r}")
     if not 1 <= every <= MOST:
         raise ValueError(f"flush_every {every} is not between 1 and {MOST:,}")
+    if options.get("acks_late") is False:
+        raise ValueError(
+            "acks_late=False and flush_every do not go together: a call that waits for others "
+            "would be lost with its worker. Set acks_late=True on the task"
+        )
     for name, why in _REFUSED.items():
         if options.get(name):
             raise ValueError(f"{name} and flush_every do not go together: {why}")

@@ -184,7 +184,7 @@ class Worker(Steered):
             cipher=app.cipher,
         )
         self._time_limits = TimeLimits(lambda: app.tasks, self.soft_time_limit, self.time_limit)
-        self._batching = Batching(lambda: app.tasks, time.monotonic)
+        self._batching = Batching(lambda: app.tasks, time.monotonic, app.broker.max_deliveries)
         self._attempts = Attempts(
             time_limits=self._time_limits,
             batching=self._batching,
@@ -582,6 +582,8 @@ class Worker(Steered):
                 if self._tally is not None:
                     self._tally.claimed((lease,), self._broker.clock.now())
                 attempts.hand_out(pool, (lease,))
+                if self._batching.waiting:  # no step follows that says there is room for more
+                    self._membership.look_again()
 
     def _take_events(self, pool: Pool) -> None:
         for event in self._attempts.take(pool.take()):
@@ -642,7 +644,7 @@ class Worker(Steered):
         if self._next_due is not None and not self._stopping:
             due_at = now + self._next_due - self._broker.clock.now()
             wake_at = min(wake_at, due_at + self._behind)
-        if self._batching.waiting and pool.capacity():
+        if self._batching.waiting and pool.capacity() and not membership.is_late():
             wake_at = min(wake_at, self._batching.next_at())
         if self._deadline is not None:
             wake_at = min(wake_at, self._deadline)

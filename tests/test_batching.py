@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from liteq import Liteq
-from liteq.brokers.values import Lease
+from liteq.brokers.values import Input, Lease
 from liteq.message import Message
 from liteq.pool import Job, Returned
 from liteq.workers import batching
 from liteq.workers.attempts import Attempts
 from liteq.workers.batching import Batching
-from liteq.workers.timelimits import TimeLimits
+from liteq.workers.timelimits import Limits, TimeLimits
 
 
 class Time:
@@ -50,25 +50,85 @@ def app() -> Liteq:
 
 @pytest.fixture
 def held(app: Liteq, time: Time) -> Batching:
-    made = Batching(lambda: app.tasks, time)
+    made = Batching(lambda: app.tasks, time, 3)
     made.look_again()
     return made
 
 
-def lease(task: str, *, delivery: int = 1, body: bytes = b"[[], {}]") -> Lease:
-    return Lease(1, 1, delivery, Message(id="m", task=task, body=body).pack(), ())
+NO_LIMITS = (None, None)
 
 
-def put(held: Batching, task: str, *numbers: int, body: bytes = b"[[], {}]") -> None:
+def lease(
+    task: str, *, delivery: int = 1, body: bytes = b"[[], {}]", given: int = 0, **fields: Any
+) -> Lease:
+    inputs = (Input("source", "result", 0, b"x" * given),) if given else ()
+    packed = Message(id="m", task=task, body=body, **fields).pack()
+    return Lease(1, 1, delivery, packed, inputs)
+
+
+def put(
+    held: Batching, task: str, *numbers: int, limits: Limits = NO_LIMITS, **fields: Any
+) -> None:
     for number in numbers:
-        held.put(number, lease(task, body=body))
+        held.put(number, lease(task, **fields), limits)
 
 
-def test_only_first_starts_of_tasks_that_take_several_calls_wait(held: Batching) -> None:
+def test_calls_of_tasks_that_take_several_wait(held: Batching) -> None:
     wanted = [held.wants(lease(name)) for name in ("threes", "hundreds", "single", "plain")]
 
     assert wanted == [True, True, False, False]
-    assert not held.wants(lease("threes", delivery=2))
+
+
+def test_what_may_have_killed_a_process_runs_with_fewer_and_then_alone(
+    held: Batching, time: Time
+) -> None:
+    assert held.wants(lease("hundreds", delivery=2))
+    assert not held.wants(lease("hundreds", delivery=2, max_deliveries=2))
+    assert not held.wants(lease("hundreds", delivery=3))
+    put(held, "hundreds", *range(25), delivery=2)
+    put(held, "hundreds", 25)
+
+    assert [len(run) for run in held.ripe()] == [10, 10]
+    time.now += 0.1
+    assert list(held.ripe()) == [[20, 21, 22, 23, 24]]
+    assert held.next_at() == 150.0
+
+
+def test_what_would_be_lost_as_it_waits_does_not(held: Batching) -> None:
+    assert not held.wants(lease("threes", acks_late=False))
+
+
+def test_a_task_that_cannot_take_several_calls_keeps_no_other_from_it(
+    app: Liteq, time: Time
+) -> None:
+    app.tasks["plain"].flush_every = -1
+    held = Batching(lambda: app.tasks, time, 3)
+
+    held.look_again()
+
+    assert sorted(held.sizes) == ["hundreds", "threes"]
+
+
+def test_who_cannot_let_calls_wait_says_so(
+    app: Liteq, time: Time, caplog: pytest.LogCaptureFixture
+) -> None:
+    app.conf.task_acks_late = False
+    held = Batching(lambda: app.tasks, time, 3)
+
+    held.look_again()
+    held.look_again()
+
+    said = [record.getMessage() for record in caplog.records]
+    assert [text.split()[2] for text in said] == ["threes", "hundreds"]
+
+
+def test_calls_with_other_time_limits_are_in_other_runs(held: Batching) -> None:
+    put(held, "threes", 1, 3)
+    put(held, "threes", 2, 4, limits=(None, 5.0))
+    put(held, "threes", 5)
+
+    assert list(held.ripe()) == [[1, 3, 5]]
+    assert list(held.ripe(all=True)) == [[2, 4]]
 
 
 def test_as_many_run_as_the_task_takes(held: Batching) -> None:
@@ -116,10 +176,11 @@ def test_what_no_child_was_free_for_is_due_at_once_and_first(
     put(held, "threes", 1, 2, 3, 4)
     [taken] = held.ripe()
 
-    held.put_back({number: lease("threes") for number in taken})
+    held.put_back({number: lease("threes") for number in taken}, NO_LIMITS)
 
     assert held.next_at() == time.now
-    assert list(held.ripe()) == [[1, 2, 3], [4]]
+    assert list(held.ripe()) == [[1, 2, 3]]
+    assert held.next_at() == 105.0
 
 
 def test_what_is_taken_away_is_in_no_run(held: Batching) -> None:
@@ -140,7 +201,26 @@ def test_large_arguments_do_not_pile_up(
 
     put(held, "hundreds", 3, body=b"x" * 400)
 
+    assert list(held.ripe()) == [[1, 2]]
+
+
+def test_what_is_given_to_calls_counts_and_no_run_has_more_than_it_may(
+    held: Batching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "_MOST_BYTES", 1_000)
+    put(held, "hundreds", 1, 2, 3, given=400)
+    put(held, "hundreds", 4, given=4_000)
+
+    assert list(held.ripe()) == [[1, 2], [3], [4]]
+
+
+def test_what_is_left_of_a_full_run_waits_its_own_time(held: Batching, time: Time) -> None:
+    put(held, "threes", 1, 2)
+    time.now += 4
+    put(held, "threes", 3, 4)
+
     assert list(held.ripe()) == [[1, 2, 3]]
+    assert held.next_at() == 109.0
 
 
 def test_calls_of_a_task_that_is_known_no_more_run_together(held: Batching, app: Liteq) -> None:

@@ -1295,6 +1295,37 @@ def test_a_patient_worker_waits_for_the_store(
     assert caplog.text.count("not up yet; trying again in") == 3
 
 
+def test_a_worker_that_gathers_calls_sleeps_while_the_store_is_away(
+    app: Liteq, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app.broker.lease_timeout = 0.3
+    wakings: list[float | None] = []
+    select = selectors.DefaultSelector.select
+
+    @app.task(flush_every=5, flush_interval=0.5)
+    def work(calls: Any) -> None: ...
+
+    def away(*args: Any, **kwargs: Any) -> Any:
+        raise BrokerUnavailable("away")
+
+    with running(app) as worker:
+        result = work.delay()
+        wait_until(lambda: worker._batching.waiting)
+        with monkeypatch.context() as patch:
+            patch.setattr(app.broker, "step", away)
+            patch.setattr(app.broker, "beat", away)
+            wait_until(lambda: worker._batching.next_at() < time.monotonic())
+            assert worker._membership.is_late()
+            patch.setattr(
+                selectors.DefaultSelector,
+                "select",
+                lambda self, timeout=None: wakings.append(timeout) or select(self, timeout),
+            )
+            wait_until(lambda: len(wakings) > 1)
+        assert result.get(timeout=10) is None
+    assert 0 not in wakings[:2]
+
+
 def test_a_worker_that_waits_for_the_store_sleeps_and_can_be_stopped(
     app: Liteq, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

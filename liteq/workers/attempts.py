@@ -98,7 +98,7 @@ class Attempts:
             if told:
                 self._dispatcher.received(lease)
             if batching.sizes and batching.wants(lease):
-                batching.put(number, lease)
+                batching.put(number, lease, limits_of(lease))
                 continue
             if lease.inputs or lease.packed[EXPIRES_AT] is not None:
                 payload = self._payload(lease)
@@ -205,7 +205,8 @@ class Attempts:
         if numbers is None:
             self._settle(key, Released())
         else:
-            self._batching.put_back({number: self.leases[number] for number in numbers})
+            leases = {number: self.leases[number] for number in numbers}
+            self._batching.put_back(leases, self._time_limits.of_run(leases[key]))
 
     def notes(self) -> Sequence[tuple[Lease, Said]]:
         """Return what tasks have said that is not yet in the store: of each, the last state
@@ -277,8 +278,8 @@ class Attempts:
             self._untold.clear()
         if all(step.accepted):
             return
-        for (lease, _), taken in zip(settlements, step.accepted, strict=True):
-            if not taken:
+        for (lease, end), taken in zip(settlements, step.accepted, strict=True):
+            if not taken and type(end) is not Released:  # else nothing had been done for it
                 self.refused += 1
                 logger.warning(
                     "the outcome of %s[%s] was refused: this worker had lost the lease",
@@ -297,17 +298,29 @@ class Attempts:
                 self._terminating[number] = asked  # it is not looked at again
                 continue
             self._terminating[number] = asked  # another signal than before is sent as well
+            job = self._job_of(number)
+            others = len(self.numbers_of(job)) - 1
+            if others and name == "SIGUSR1":  # which all of them would end with
+                logger.warning(
+                    "Task %s[%s] runs on: it is in one run with %d others, which has one soft "
+                    "time limit for all",
+                    lease.task,
+                    lease.id,
+                    others,
+                )
+                continue
             logger.info(
-                "ending Task %s[%s], attempt %d, with %s",
+                "ending Task %s[%s], attempt %d, with %s%s",
                 lease.task,
                 lease.id,
                 lease.delivery,
                 name,
+                f"; the {others} others of its run are started again" if others else "",
             )
             if self._batching.drop(number):
                 lost = LostJob(number, "terminated before its start", "terminated")
                 self._settle(number, self._explain(number, lost))
-            elif not pool.terminate(self._job_of(number), _number(name)):
+            elif not pool.terminate(job, _number(name)):
                 logger.warning(
                     "the %s pool cannot end Task %s[%s]: it runs on",
                     pool.kind,

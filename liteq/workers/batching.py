@@ -6,106 +6,166 @@ little as what runs is, and a stop gives them back.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from liteq.brokers.values import Lease
 from liteq.flushing import Flush, flush_of
-from liteq.message import BODY, TASK
+from liteq.loggers import get_logger
+from liteq.message import ACKS_LATE, BODY, TASK
+from liteq.workers.timelimits import Limits
 
 __all__ = ["Batching"]
 
+logger = get_logger("liteq.worker")
+
 _MOST_BYTES: Final = 8 * 1024 * 1024  # of arguments in a run: its job is in memory twice
+_FEWER: Final = 10  # times as few calls are in a run with one that may kill its process
+_SOON: Final = 0.1  # seconds in which others come that were taken from the same dead worker
+
+
+class _Kind(NamedTuple):
+    """Which calls may be in a run together."""
+
+    task: str
+    again: bool  # they have been leased to a process that died
+    limits: Limits
 
 
 class _Group:
-    """The calls of one task, by the numbers of their jobs."""
+    """The calls of one kind, by the numbers of their jobs."""
 
-    __slots__ = ("bytes", "due", "sizes")
+    __slots__ = ("bytes", "calls")
 
-    def __init__(self, due: float) -> None:
-        self.due = due
-        self.sizes: dict[int, int] = {}  # of the arguments, in the order of the calls
+    def __init__(self) -> None:
+        self.calls: dict[int, tuple[int, float]] = {}  # bytes, and when it is due, in order
         self.bytes = 0  # of all
 
-    def take(self, most: int) -> dict[int, int]:
+    @property
+    def due(self) -> float:
+        return next(iter(self.calls.values()))[1]
+
+    def put(self, number: int, lease: Lease, due: float) -> None:
+        size = len(lease.packed[BODY]) + sum(len(given.value) for given in lease.inputs)
+        self.calls[number] = size, due
+        self.bytes += size
+
+    def take(self, most: int) -> list[int]:
         """Return the first of them, which do not wait any more."""
-        taken = dict(islice(self.sizes.items(), most))
+        taken: list[int] = []
+        size = 0
+        for number, (more, _) in self.calls.items():
+            size += more
+            if len(taken) == most or (taken and size > _MOST_BYTES):
+                break
+            taken.append(number)
         for number in taken:
             self.drop(number)
         return taken
 
     def drop(self, number: int) -> None:
-        self.bytes -= self.sizes.pop(number)
+        self.bytes -= self.calls.pop(number)[0]
 
 
 class Batching:
     """Those of one worker. `tasks` returns those that the app has now, by name; `sizes` has
-    when those that take many calls are run, `waiting` the calls, by the name of their task."""
+    when those that take many calls are run, `waiting` the calls, by their kind.
+    `max_deliveries` is the store's."""
 
     def __init__(
-        self, tasks: Callable[[], Mapping[str, Any]], monotonic: Callable[[], float]
+        self,
+        tasks: Callable[[], Mapping[str, Any]],
+        monotonic: Callable[[], float],
+        max_deliveries: int,
     ) -> None:
         self._tasks = tasks
         self._now = monotonic
+        self._max_deliveries = max_deliveries
         self.sizes: dict[str, Flush] = {}
-        self.waiting: dict[str, _Group] = {}
+        self.waiting: dict[_Kind, _Group] = {}
 
     def __len__(self) -> int:
-        return sum(len(group.sizes) for group in self.waiting.values())
+        return sum(len(group.calls) for group in self.waiting.values())
 
     def look_again(self) -> None:
         """Ask the tasks anew: there are others than before."""
-        found = {name: flush_of(task) for name, task in self._tasks().items()}
-        self.sizes = {name: size for name, size in found.items() if size and size.every > 1}
+        before, self.sizes = self.sizes, {}
+        for name, task in self._tasks().items():
+            try:
+                size = flush_of(task)
+            except (TypeError, ValueError):
+                continue  # each of its calls fails with that
+            if size is not None and size.every > 1:
+                self.sizes[name] = size
+                if name not in before and not task.acks_late:
+                    logger.warning(
+                        "calls of %s are run one by one: without acks_late those that wait "
+                        "for others would be lost with this worker",
+                        name,
+                    )
 
     def wants(self, lease: Lease) -> bool:
-        """Tell whether a call is to be run with others. One that was under way when its
-        process died is not: if it is the one that kills, it takes no others with it."""
-        return lease.packed[TASK] in self.sizes and lease.delivery == 1
+        """Tell whether a call is to be run with others.
 
-    def put(self, number: int, lease: Lease) -> None:
-        """Let a call wait for others."""
-        name = lease.packed[TASK]
-        group = self.waiting.get(name)
-        if group is None:
-            group = self.waiting[name] = _Group(self._now() + self.sizes[name].interval)
-        size = len(lease.packed[BODY])
-        group.sizes[number] = size
-        group.bytes += size
+        One that was leased to a process that died may be what killed it. It takes fewer with
+        it the second time, and none the third, or if that would be its end. One without
+        `acks_late` would be lost with this worker as it waits.
+        """
+        if lease.packed[TASK] not in self.sizes or not lease.packed[ACKS_LATE]:
+            return False
+        if lease.delivery == 1:
+            return True
+        return lease.delivery == 2 and not lease.is_last_start(self._max_deliveries)
 
-    def put_back(self, leases: Mapping[int, Lease]) -> None:
-        """Have calls of one task wait again, before all others: for a free child alone, since
+    def put(self, number: int, lease: Lease, limits: Limits) -> None:
+        """Let a call, whose run has these time limits, wait for others."""
+        name, again = lease.packed[TASK], lease.delivery > 1
+        interval = self.sizes[name].interval
+        if again:  # it has waited
+            interval = min(interval, _SOON)
+        group = self.waiting.setdefault(_Kind(name, again, limits), _Group())
+        group.put(number, lease, self._now() + interval)
+
+    def put_back(self, leases: Mapping[int, Lease], limits: Limits) -> None:
+        """Have the calls of a run wait again, before all others: for a free child alone, since
         for others they have waited."""
-        sizes = {number: len(lease.packed[BODY]) for number, lease in leases.items()}
-        [name] = {lease.packed[TASK] for lease in leases.values()}
-        before = self.waiting.pop(name, None)
-        group = self.waiting[name] = _Group(self._now())
-        group.sizes = sizes if before is None else {**sizes, **before.sizes}
-        group.bytes = sum(group.sizes.values())
+        [(name, again)] = {(one.packed[TASK], one.delivery > 1) for one in leases.values()}
+        kind = _Kind(name, again, limits)
+        group = _Group()
+        for number, lease in leases.items():
+            group.put(number, lease, self._now())
+        if (before := self.waiting.pop(kind, None)) is not None:
+            group.calls.update(before.calls)
+            group.bytes += before.bytes
+        self.waiting[kind] = group
 
     def ripe(self, *, all: bool = False) -> Iterator[list[int]]:
         """Yield the numbers of each run that is to begin now, or, with `all`, of all there
         are. Who stops asking leaves the rest."""
-        for name in list(self.waiting):
-            while (group := self.waiting.get(name)) is not None:
-                size = self.sizes.get(name)
-                most = len(group.sizes) if size is None else size.every
-                full = len(group.sizes) >= most or group.bytes >= _MOST_BYTES
+        for kind in list(self.waiting):
+            while (group := self.waiting.get(kind)) is not None:
+                most = self._most(kind) or len(group.calls)
+                full = len(group.calls) >= most or group.bytes >= _MOST_BYTES
                 if not (all or full or group.due <= self._now()):
                     break
                 taken = group.take(most)
-                if not group.sizes:
-                    del self.waiting[name]
-                yield [*taken]
+                if not group.calls:
+                    del self.waiting[kind]
+                yield taken
+
+    def _most(self, kind: _Kind) -> int | None:
+        """Return how many of a kind a run is for; None for a task that is known no more."""
+        size = self.sizes.get(kind.task)
+        if size is None:
+            return None
+        return -(-size.every // _FEWER) if kind.again else size.every
 
     def drop(self, number: int) -> bool:
         """Let a call wait no more; False if it does not."""
-        for name, group in self.waiting.items():
-            if number in group.sizes:
+        for kind, group in self.waiting.items():
+            if number in group.calls:
                 group.drop(number)
-                if not group.sizes:
-                    del self.waiting[name]
+                if not group.calls:
+                    del self.waiting[kind]
                 return True
         return False
 

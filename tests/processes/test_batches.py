@@ -30,6 +30,11 @@ def patient(calls):
     note("run", os.getpid(), *[call.args[0] for call in calls])
     return [[call.args[0], call.deliveries, len(calls)] for call in calls]
 
+@app.task(flush_every=100, flush_interval=600)
+def many(calls):
+    note("run", os.getpid(), *[call.args[0] for call in calls])
+    return [[call.args[0], call.deliveries] for call in calls]
+
 @app.task(flush_every=5, flush_interval=0.2)
 def held(calls):
     note("run", os.getpid(), *[call.args[0] for call in calls])
@@ -179,6 +184,40 @@ def test_a_call_that_kills_its_process_takes_the_others_with_it_once(shop: Shop)
     assert [results[0].get(timeout=15), results[2].get(timeout=15)] == ["a", "b"]
     wait_until(results[1].failed, within=15)
     assert sorted(runs(shop)) == [["a"], ["a", "bad", "b"], ["b"], ["bad"], ["bad"]]
+
+
+def test_what_merely_waited_in_a_worker_that_died_runs_with_others(shop: Shop) -> None:
+    first = shop.start("-c", "1", name="first")
+    results = [shop.tasks.many.delay(number) for number in range(50)]
+    wait_until_held(shop, results)
+
+    first.kill()
+    shop.start("-c", "1", name="second")
+
+    for number, one in enumerate(results):
+        assert one.get(timeout=15) == [number, 2]
+    assert len(runs(shop)) <= 10  # and not 50
+
+
+def test_a_call_of_a_run_is_not_interrupted_alone(shop: Shop) -> None:
+    worker = shop.start("-c", "1")
+    results = [shop.tasks.held.delay(number) for number in range(5)]
+    wait_until(lambda: runs(shop), within=15)
+
+    results[2].revoke(terminate=True, signal="SIGUSR1")
+    shop.wait(lambda: "is in one run with 4 others" in shop.log(), worker)
+    (shop.folder / "go-held").touch()
+
+    assert [one.get(timeout=15) for one in results] == [[n, 1, 5] for n in range(5)]
+
+
+def test_a_time_limit_of_one_call_is_no_other_call_s(shop: Shop) -> None:
+    shop.start("-c", "1")
+    limited = shop.tasks.patient.apply_async((0,), time_limit=30)
+    others = [shop.tasks.patient.delay(number) for number in range(1, 6)]
+
+    assert [one.get(timeout=15) for one in others] == [[n, 1, 5] for n in range(1, 6)]
+    assert shop.record(limited).state == "running"  # it waits for others with that limit
 
 
 def test_what_is_terminated_while_it_waits_never_starts(shop: Shop) -> None:
