@@ -35,6 +35,7 @@ from liteq.layout import (
     members,
     step_of_member,
     where_is,
+    with_more,
 )
 from liteq.limits import UNKNOWN
 from liteq.message import GATHER, PACKED_FIELDS, Edge, Message, Workflow
@@ -500,8 +501,8 @@ class _Composer:
         options = merged(own, step.options) if own and step.options else own or step.options
         links, errbacks = step.links, step.errbacks
         if options:
-            links = (*as_list(options.get("link")), *links)
-            errbacks = (*as_list(options.get("link_error")), *errbacks)
+            links = with_more(as_list(options.get("link")), links)
+            errbacks = with_more(as_list(options.get("link_error")), errbacks)
         id = place.id if place is not None else None
         if id is None:
             given = options.get("task_id")
@@ -559,8 +560,6 @@ class _Composer:
             ("link_error", "failure", errbacks),
         ):
             for position, one in enumerate(given):
-                if one in given[:position]:
-                    continue
                 sig = maybe_signature(one, app=self.app)
                 if not isinstance(sig, Signature):
                     raise TypeError(

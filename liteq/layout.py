@@ -7,7 +7,7 @@ header, a group, and its body behind it. What Celery says of arguments, options 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from liteq.canvas import Signature, as_list, chain, chord, chunks, group, is_empty
@@ -23,6 +23,7 @@ __all__ = [
     "members",
     "step_of_member",
     "where_is",
+    "with_more",
 ]
 
 Args: TypeAlias = tuple[Any, ...]
@@ -91,10 +92,10 @@ def _steps_of_chord(step: Step) -> list[Step]:
         last["task_id"] = options["task_id"]
     # Links given later are added: the body keeps those that it has.
     links, errbacks = (
-        (*as_list(sig.options.get(name)), *as_list(step.options.get(name)))
+        with_more(as_list(sig.options.get(name)), as_list(step.options.get(name)))
         for name in ("link", "link_error")
     )
-    errbacks = (*errbacks, *step.errbacks)
+    errbacks = with_more(errbacks, step.errbacks)
     header = _step_of_group(
         Step(
             parts["header"],
@@ -107,7 +108,7 @@ def _steps_of_chord(step: Step) -> list[Step]:
             deaf=step.deaf or sig.immutable,
         )
     )
-    links = (*links, *step.links)
+    links = with_more(links, step.links)
     if is_empty(body):  # left out, as in a chain
         return [header._replace(options={**header.options, **last}, links=links)]
     return [header, Step(body, (), NONE, last, links, errbacks, (where, "body", None))]
@@ -117,7 +118,7 @@ def _steps_of_chain(step: Step) -> list[Step]:
     sig, where = step.sig, step.where
     args, kwargs, options = sig.merge(step.args, step.kwargs, step.options)
     del kwargs["tasks"]
-    errbacks = (*as_list(options.get("link_error")), *step.errbacks)
+    errbacks = with_more(as_list(options.get("link_error")), step.errbacks)
     steps = [
         Step(part, errbacks=errbacks, where=(where, "", number))
         for number, part in enumerate(sig["kwargs"]["tasks"])
@@ -131,7 +132,7 @@ def _steps_of_chain(step: Step) -> list[Step]:
     last = steps[-1]
     if options.get("task_id"):
         last = last._replace(options={**last.options, "task_id": options["task_id"]})
-    steps[-1] = last._replace(links=(*as_list(options.get("link")), *step.links))
+    steps[-1] = last._replace(links=with_more(as_list(options.get("link")), step.links))
     return steps
 
 
@@ -174,6 +175,12 @@ def step_of_member(sig: Signature[Any], outer: Step, number: int, index: int) ->
         (outer.where, "", number),
         deaf=outer.deaf,
     )
+
+
+def with_more(own: Sequence[Any], more: Sequence[Any]) -> Links:
+    """Return the links of a part with those that come from around it and that it has not: a
+    list with the same one twice, as its caller wrote it, stays as it is."""
+    return (*own, *(one for one in more if one not in own))
 
 
 def immutable(sig: Any) -> Any:

@@ -486,6 +486,20 @@ def test_a_workflow_can_be_linked(app: Liteq, add: Any) -> None:
     assert made.workflow is None
 
 
+def test_a_list_of_links_with_the_same_one_twice_runs_it_twice(app: Liteq, add: Any) -> None:
+    callback = add.s("b")
+    made = compose(app, add.s("a").set(link=[callback, callback]))
+    assert [edge.on for edge in made.edges] == ["success", "success"]
+    assert len(made.messages) == 3
+
+
+def test_an_error_callback_of_a_step_and_of_its_chain_runs_once(app: Liteq, add: Any) -> None:
+    errback = add.s("eb")
+    step = add.s("a").set(link_error=[errback])
+    made = compose(app, chain(step, add.s("b"), chain(step)).on_error(errback))
+    assert [edge.on for edge in made.edges].count("failure") == 3
+
+
 @pytest.mark.parametrize("option", ["link", "link_error"])
 def test_a_group_takes_no_link_with_its_call(app: Liteq, add: Any, option: str) -> None:
     for sig in (group(add.s()), add.chunks([("a",), ("b",)], 1)):
