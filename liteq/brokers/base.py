@@ -396,8 +396,9 @@ class Broker(ABC):
         """Keep messages from running, and say for each what became of it.
 
         "revoked": it will never start. "running": it runs and may finish, but gets no
-        further attempt. "signalled": `terminate` named a signal ("SIGTERM") and its
-        worker was told to end the run. "settled": it was over. "unknown": no such id.
+        further attempt; its worker is told, which may not have started it yet.
+        "signalled": `terminate` named a signal ("SIGTERM") and its worker was told to end
+        the run. "settled": it was over. "unknown": no such id.
         """
 
     @abstractmethod

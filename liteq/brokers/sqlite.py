@@ -350,7 +350,7 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
         def mark(db: apsw.Connection) -> tuple[Following, dict[str, RevokeAnswer], bool]:
             following = Following(db, now)
             answers: dict[str, RevokeAnswer] = {}
-            signalled = False
+            ordered = False
             for id in ids:
                 row = fetch_one(
                     db,
@@ -368,18 +368,18 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
                         (terminate, seq),
                     )
                     answers[id] = "signalled" if terminate else "running"
-                    signalled = signalled or terminate is not None
+                    ordered = True
                 elif state < SUCCEEDED:
                     following.revoke(seq, "revoked")
                     answers[id] = "revoked"
                 else:
                     answers[id] = "settled"
             following.follow_all()
-            return following, answers, signalled
+            return following, answers, ordered
 
-        following, answers, signalled = self._database.write(mark, durable=self.durable)
+        following, answers, ordered = self._database.write(mark, durable=self.durable)
         self._announce(following)
-        if signalled:
+        if ordered:
             self._wake_workers(ORDERS)
         return answers
 
@@ -488,7 +488,7 @@ def _to_terminate(db: apsw.Connection, worker: int) -> dict[int, str]:
         fetch_all(
             db,
             "SELECT seq, revoke FROM message INDEXED BY message_revoking WHERE worker = ? "
-            "AND state = 3 AND revoke IS NOT NULL AND revoke != 'revoked'",
+            "AND state = 3 AND revoke IS NOT NULL",
             (worker,),
         )
     )

@@ -329,13 +329,13 @@ class Step(NamedTuple):
     broker's `clock`); by now, if more was due, or to be put aside, than one step sees to: the
     next one is to be made at once.
     `terminate` holds the keys of leases of this worker whose run is to be ended now,
-    with the name of the signal asked for. `alive` is False when this worker was given up
-    for dead: nothing was claimed, and it must `register()` anew. `aside` are messages
-    that the claim met and did not take: "parked", since this worker does not know their
-    task, revoked as "expired", or made dead letters, since another program has "damaged"
-    what they are in the store. `mail`: letters wait for this worker. `heard`: somebody
-    listens to events. `standby`: the token of the leases that may come to an idle worker
-    without a step; 0: it does not stand by.
+    with the name of the signal asked for; "revoked": only if it has not started. `alive` is
+    False when this worker was given up for dead: nothing was claimed, and it must `register()`
+    anew. `aside` are messages that the claim met and did not take: "parked", since this
+    worker does not know their task, revoked as "expired", or made dead letters, since another
+    program has "damaged" what they are in the store. `mail`: letters wait for this worker.
+    `heard`: somebody listens to events. `standby`: the token of the leases that may come to
+    an idle worker without a step; 0: it does not stand by.
     """
 
     accepted: tuple[bool, ...]

@@ -288,10 +288,15 @@ class Attempts:
                 )
 
     def terminate(self, pool: Pool, wanted: Mapping[int, str]) -> None:
-        """End the runs of these messages, each with the signal that was asked for."""
+        """End the runs of these messages, each with the signal that was asked for; without
+        one ("revoked"), those that wait for others."""
         for number, lease in list(self.leases.items()):
             name = wanted.get(lease.key)
             if name is None or self._terminating.get(number) == name:
+                continue
+            if name == "revoked":
+                if self._batching.drop(number):
+                    self._settle(number, Revoked(name))
                 continue
             asked, name = name, self._signal_of(name, lease.id)
             if name is None:

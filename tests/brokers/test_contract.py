@@ -1758,18 +1758,35 @@ def test_8_a_worker_is_told_to_end_the_run_of_a_terminated_message(broker: Broke
     assert state(broker, other) == "succeeded"
 
 
-def test_8_workers_are_woken_with_the_order_to_end_a_run(broker: Broker) -> None:
+@pytest.mark.parametrize("signal", ["SIGTERM", None])
+def test_8_workers_are_woken_with_the_order_to_end_a_run(
+    broker: Broker, signal: str | None
+) -> None:
     message = put(broker, make())
     worker = enlist(broker)
-    broker.claim(worker, ["default"])
+    (lease,) = broker.claim(worker, ["default"])
     mailbox = broker.mailbox(worker)
     mailbox.receive()
 
-    broker.revoke([message.id])
-    assert ORDERS not in mailbox.receive()
-    broker.revoke([message.id], terminate="SIGTERM")
+    broker.revoke([message.id], terminate=signal)
+
     assert ORDERS in mailbox.wait(5)
+    # Without a signal it is to be ended only if it has not started.
+    assert broker.step(worker).terminate == {lease.key: signal or "revoked"}
     mailbox.close()
+
+
+def test_8_a_plain_revoke_does_not_weaken_one_that_terminates(broker: Broker) -> None:
+    message = put(broker, make())
+    worker = enlist(broker)
+    (lease,) = broker.claim(worker, ["default"])
+
+    broker.revoke([message.id], terminate="SIGTERM")
+    broker.revoke([message.id])
+
+    assert broker.step(worker).terminate == {lease.key: "SIGTERM"}
+    broker.settle(worker, lease, Revoked("terminated"))
+    assert broker.step(worker).terminate == {}
 
 
 def test_8_a_revoke_can_be_made_stronger(broker: Broker) -> None:

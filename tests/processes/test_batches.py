@@ -220,12 +220,13 @@ def test_a_time_limit_of_one_call_is_no_other_call_s(shop: Shop) -> None:
     assert shop.record(limited).state == "running"  # it waits for others with that limit
 
 
-def test_what_is_terminated_while_it_waits_never_starts(shop: Shop) -> None:
+@pytest.mark.parametrize("terminate", [False, True])
+def test_what_is_revoked_while_it_waits_never_starts(shop: Shop, terminate: bool) -> None:
     shop.start("-c", "1")
     results = [shop.tasks.patient.delay(number) for number in range(4)]
     wait_until_held(shop, results)
 
-    results[1].revoke(terminate=True)
+    results[1].revoke(terminate=terminate)
 
     with pytest.raises(TaskRevokedError):
         results[1].get(timeout=15)

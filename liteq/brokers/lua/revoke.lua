@@ -13,13 +13,10 @@ for i = 5, #ARGV do
   if not m or is_early(m.s, m.g) then
     put('unknown')
   elseif m.s == 'r' then
-    if signal or not m.V then
-      call('HSET', P .. 'm:' .. id, 'V', signal or 'revoked', 'f', '1')
-    end
-    if signal then
-      call('HSET', P .. 'orders:' .. m.w, m.n, signal)
-      call('PUBLISH', P .. 'work:' .. m.w, 'orders')
-    end
+    local order = signal or m.V or 'revoked'
+    call('HSET', P .. 'm:' .. id, 'V', order, 'f', '1')
+    call('HSET', P .. 'orders:' .. m.w, m.n, order)
+    call('PUBLISH', P .. 'work:' .. m.w, 'orders')
     put(signal and 'signalled' or 'running')
   elseif string.find('SFRI', m.s, 1, true) then
     put('settled')
