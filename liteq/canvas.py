@@ -172,7 +172,7 @@ class chain(Canvas[R]):
     ) -> Self:
         """Stamp every step; see `Signature.stamp`."""
         inner = entered(hook(visitor, "on_chain_start"), self, headers)
-        super().stamp(visitor, append_stamps, **inner)
+        self.stamp_links(visitor, append_stamps, **inner)
         for step in self.tasks:
             step.stamp(visitor, append_stamps, **inner)
         if visitor is not None:
@@ -359,7 +359,7 @@ class group(Canvas[list[R]]):
     ) -> Self:
         """Stamp every member; see `Signature.stamp`."""
         inner = entered(hook(visitor, "on_group_start"), self, headers)
-        super().stamp(visitor, append_stamps, **inner)
+        self.stamp_links(visitor, append_stamps, **inner)
         for member in self.tasks:
             member.stamp(visitor, append_stamps, **inner)
         if visitor is not None:
@@ -551,7 +551,7 @@ class chord(Canvas[R]):
             inner = entered(hook(visitor, "on_chord_body"), self, headers)
             self.body.stamp(visitor, append_stamps, **inner)
         inner = entered(hook(visitor, "on_chord_header_start"), self, headers)
-        super().stamp(visitor, append_stamps, **inner)
+        self.stamp_links(visitor, append_stamps, **inner)
         for member in self.tasks:
             member.stamp(visitor, append_stamps, **inner)
         if visitor is not None:

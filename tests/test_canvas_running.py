@@ -474,6 +474,33 @@ def test_what_a_visitor_does_not_list_is_no_stamp(t: Tasks, run: Run) -> None:
     assert run(t.about.s().stamp(Noting())).get(timeout=0)["stamps"] == {"monitor": 1}
 
 
+class Counting(StampingVisitor):
+    """Says what it was asked for, in order."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def on_signature(self, sig: Any, **headers: Any) -> dict[str, Any]:
+        self.asked.append(sig.task)
+        return {"number": len(self.asked)}
+
+    def on_callback(self, callback: Any, **headers: Any) -> dict[str, Any]:
+        self.asked.append("callback")
+        return {}
+
+
+@pytest.mark.parametrize("kind", [chain, group, chord])
+def test_a_visitor_is_asked_for_each_task_once(t: Tasks, kind: Any) -> None:
+    parts = (t.about.s(), t.total.s())
+    linked = kind(parts[:1], parts[1]) if kind is chord else kind(parts)
+    sig = t.note.s(0)
+    sig.link(linked)
+    visitor = Counting()
+    sig.stamp(visitor)
+    assert visitor.asked[0] == "callback"
+    assert sorted(visitor.asked[1:]) == sorted(part.task for part in (*parts, sig))
+
+
 def test_stamps_of_a_header_are_not_the_bodys(t: Tasks, run: Run) -> None:
     sent = run(chord([t.about.s(), t.about.s()], t.about.si()).stamp(Numbered()))
 

@@ -26,7 +26,7 @@ class StampingVisitor(ABC):
 
     @abstractmethod
     def on_signature(self, sig: Any, **headers: Any) -> dict[str, Any] | None:
-        """Return the stamps of any signature: a task's, and that of a chain or group."""
+        """Return the stamps of the signature of a task, wherever in the workflow it stands."""
 
     def on_group_start(self, group: Any, **headers: Any) -> dict[str, Any] | None:
         """Return stamps of all members of a group."""
