@@ -62,6 +62,7 @@ _TEXTS: Final = (
     "parent_id",
     "group_id",
     "reply_to",
+    "origin",
     "shadow",
     "argsrepr",
     "kwargsrepr",

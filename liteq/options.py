@@ -96,6 +96,7 @@ class CallOptions(RetryOptions, total=False):
     stamps: Mapping[str, Any] | None
     immutable: bool | None
     reply_to: str | None
+    origin: str | None
     # A message server's, kept in `request.properties` or without effect.
     correlation_id: str | None
     app_id: str | None
@@ -121,6 +122,7 @@ class CallOptions(RetryOptions, total=False):
     declare: Any
     task_type: Any
     result_cls: Any
+    utc: bool | None
 
 
 class TaskOptions(TypedDict, total=False):
@@ -225,6 +227,7 @@ WITHOUT_EFFECT: Final[Mapping[str, str]] = {
     "route_name": _NO_ROUTER,
     "task_type": _NO_ROUTER,
     "expiration": "give expires",
+    "utc": "a time is aware, or read in the app's timezone",
 }
 TASK_WITHOUT_EFFECT: Final[Mapping[str, str]] = {
     "compression": _PLAIN_BODIES,
@@ -245,6 +248,7 @@ _NOT_MEANT: Final = (
     WITHOUT_EFFECT.keys()
     | TASK_WITHOUT_EFFECT.keys()
     | {"root_id", "parent_id", "group_id", "group_index", "retries", "replaced_task_nesting"}
+    | {"origin"}
     | {"correlation_id", "app_id", "user_id", "message_id", "timestamp", "result_cls"}
 )
 

@@ -89,7 +89,6 @@ def call_again(
     """Return the arguments of a call like this one, and the options that it was sent with."""
     execution = request.as_execution_options() if request.id else {}
     options = {name: value for name, value in execution.items() if value is not None}
-    options.pop("origin", None)
     info = request.delivery_info
     if info:
         options.setdefault("queue", info.get("routing_key"))

@@ -287,12 +287,22 @@ def test_headers_and_what_else_rides_along_are_kept(app: Liteq) -> None:
         shadow="work-1",
         correlation_id="c1",
         reply_to="r1",
+        origin="gen1@here",
     )
 
     message = sent(app, result)
     assert message.headers == {"trace": "t1"}
     assert (message.argsrepr, message.shadow, message.reply_to) == ("(…)", "work-1", "r1")
+    assert message.origin == "gen1@here"
     assert message.properties == {"correlation_id": "c1"}
+
+
+def test_utc_of_a_call_is_accepted_and_said_to_have_no_effect(app: Liteq) -> None:
+    @app.task
+    def work() -> None: ...
+
+    with pytest.warns(ConfigWarning, match=r"no effect in liteq: utc=… \(a time is aware"):
+        work.apply_async(utc=True)
 
 
 def test_a_task_may_name_its_calls(app: Liteq) -> None:
