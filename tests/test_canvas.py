@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
+import operator
 import pickle
 from collections.abc import Iterator
 from typing import Any
@@ -508,6 +509,23 @@ def test_a_group_takes_no_link_with_its_call(app: Liteq, add: Any, option: str) 
         with pytest.raises(TypeError, match=f"takes no {option}:"):
             asyncio.run(sig.aapply_async(**{option: add.s()}))
     assert app.broker.counts() == {}
+
+
+def test_a_workflow_holds_the_signatures_that_were_given(app: Liteq, add: Any) -> None:
+    for make in (chain, group, operator.or_, lambda one, other: chord([one], other)):
+        first, last = add.s("a"), add.s("b")
+        sig = make(first, last)
+        first.set(queue="early")
+        last.set(queue="late")
+        made = compose(app, sig)
+        assert [by_name(made, name).queue for name in "ab"] == ["early", "late"]
+
+
+def test_freezing_does_not_change_the_signatures_that_were_given(add: Any) -> None:
+    for make in (chain, group, lambda one, other: chord([one], other)):
+        first, last = add.s("a"), add.s("b")
+        make(first, last).freeze()
+        assert (first.id, last.id) == (None, None)
 
 
 def test_linking_does_not_change_the_signatures_that_were_given(add: Any) -> None:
