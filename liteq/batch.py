@@ -84,6 +84,8 @@ class _Batch:
             for place, attempt in enumerate(self._begun):
                 self._before_start(place, attempt, plan.before_start)
         taken = [attempt.context for attempt in self._taken()]
+        for call in taken:
+            call.ending = ()
         return plan.many(taken) if taken else None
 
     def _before_start(self, place: int, attempt: Attempt, hook: Callable[..., Any]) -> None:
@@ -102,7 +104,7 @@ class _Batch:
 
     def end(self, value: Any, error: BaseException | None) -> None:
         """End all that were begun, by what came of their body."""
-        taken = len(self._taken())
+        taken = [attempt.context for attempt in self._taken()]
         of_body = iter(endings(self._begun[0].plan.task.name, value, error, taken))
         ended = iter(
             [

@@ -16,7 +16,7 @@ class Batches(Task[..., object]):
 
     Its function takes a list of requests (`SimpleRequest`: id, args, kwargs, headers, …) and
     returns None, or a list with a value for each, in their order. See the guide, "One run for
-    many calls"; celery-batches' `app.backend.mark_as_done()` is not here.
+    many calls".
     """
 
     abstract = True

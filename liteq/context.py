@@ -100,6 +100,7 @@ class Context:
     interrupted: bool = False  # told by `checkpoint()` to end and go on in another worker
     waited: bool = False  # for other messages, before it was due
     rewritten: bool = False  # its message is another than was delivered
+    ending: Any = None  # of one in a run of many: its value and error, () until it is told
     _task: Any = None  # the object that runs; `task` is its name, which apps may share
     _packed: Packed | None = None
     _message: Message | None = None

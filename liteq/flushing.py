@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from liteq import context
+from liteq.context import Context
 from liteq.options import checked_seconds
 
 __all__ = ["MOST", "Ending", "Flush", "alone", "checked_flush", "endings", "flush_of"]
@@ -71,29 +72,34 @@ def alone(task: Any, many: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function of an attempt that is the only one of its run."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        value = many([context.current()])
+        call = context.current() or Context()
+        call.ending = ()
+        value = many([call])
         if isinstance(value, Coroutine):
-            return _only_awaited(task.name, value)
-        return _only(task.name, value)
+            return _only_awaited(task.name, value, call)
+        return _only(task.name, value, call)
 
     return run
 
 
-async def _only_awaited(name: str, value: Coroutine[Any, Any, Any]) -> Any:
-    return _only(name, await value)
+async def _only_awaited(name: str, value: Coroutine[Any, Any, Any], call: Context) -> Any:
+    return _only(name, await value, call)
 
 
-def _only(name: str, value: Any) -> Any:
-    [(value, error)] = endings(name, value, None, 1)
+def _only(name: str, value: Any, call: Context) -> Any:
+    [(value, error)] = endings(name, value, None, [call])
     if error is not None:
         raise error
     return value
 
 
-def endings(name: str, value: Any, error: BaseException | None, count: int) -> Sequence[Ending]:
-    """Return how each of so many calls ended, in their order, when their run came to this value
-    or exception. None is None for each; a list or tuple has a value for each, or the exception
-    that this one ends with."""
+def endings(
+    name: str, value: Any, error: BaseException | None, calls: Sequence[Context]
+) -> Sequence[Ending]:
+    """Return how each of these calls ended, in their order, when their run came to this value
+    or exception. A list or tuple has a value for each, or the exception that this one ends
+    with. None, and an exception, are for each that was not told its own end."""
+    count = len(calls)
     if error is None and value is not None:
         listed = isinstance(value, (list, tuple))
         if listed and len(value) == count:
@@ -103,7 +109,7 @@ def endings(name: str, value: Any, error: BaseException | None, count: int) -> S
             f"task {name!r} was given {count} calls and returned {shown}: with flush_every it "
             "returns None, or a list with a value for each call, in their order"
         )
-    return [(None, error)] * count
+    return [call.ending or (None, error) for call in calls]
 
 
 def _ending(value: Any) -> Ending:

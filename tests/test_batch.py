@@ -157,10 +157,51 @@ def test_one_value_that_cannot_be_sent_fails_its_call_alone(run: Run) -> None:
 
 
 def test_endings_are_as_many_as_calls() -> None:
-    error = ValueError("x")
+    error, calls = ValueError("x"), [Context(), Context()]
 
-    assert endings("t", None, error, 2) == [(None, error), (None, error)]
-    assert endings("t", (1, error), None, 2) == [(1, None), (None, error)]
+    assert endings("t", None, error, calls) == [(None, error), (None, error)]
+    assert endings("t", (1, error), None, calls) == [(1, None), (None, error)]
+
+
+def test_calls_end_as_the_backend_was_told(app: Liteq, run: Run) -> None:
+    def take(calls: list[Context]) -> None:
+        app.backend.mark_as_done(calls[0].id, "one", request=calls[0])
+        app.backend.mark_as_failure(calls[1].id, ValueError("two"), request=calls[1])
+
+    done, failed, silent = run(take, 1, 2, 3)
+
+    assert values([done, silent]) == ["one", None]
+    assert reason(failed) == "two"
+
+
+def test_who_was_told_its_end_has_it_though_the_run_fails(app: Liteq, run: Run) -> None:
+    def take(calls: list[Context]) -> None:
+        app.backend.mark_as_done(calls[0].id, "one", request=calls[0])
+        raise ValueError("the rest")
+
+    done, failed = run(take, 1, 2)
+
+    assert values([done]) == ["one"]
+    assert reason(failed) == "the rest"
+
+
+def test_a_call_that_runs_alone_ends_as_the_backend_was_told(app: Liteq) -> None:
+    @app.task(flush_every=5)
+    def take(calls: list[Context]) -> None:
+        app.backend.mark_as_done(calls[0].id, calls[0].args[0] * 2, request=calls[0])
+
+    assert take.apply((4,)).get() == 8
+
+
+def test_the_backend_ends_a_call_that_is_in_no_run(app: Liteq) -> None:
+    plain = app.task(name="plain")(lambda: None)
+    done, failed = plain.delay(), plain.delay()
+
+    app.backend.mark_as_done(done.id, 5)
+    app.backend.mark_as_failure(failed.id, ValueError("no"))
+    app.backend.mark_as_done(failed.id, 6, store_result=False)
+
+    assert (done.get(timeout=1), failed.state) == (5, "FAILURE")
 
 
 # What the function sees

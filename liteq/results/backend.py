@@ -50,6 +50,37 @@ class ResultBackend:
         self.app.broker.store(task_id, state, value, task=name, expires=expires)
         return result
 
+    def mark_as_done(
+        self,
+        task_id: str,
+        result: Any,
+        store_result: bool = True,  # noqa: FBT001, FBT002 (Celery's)
+        request: Any = None,
+        state: str = SUCCESS,
+    ) -> None:
+        """End a call with this value. With `request`, one of those that a run for many calls
+        was given, that is when the run has ended."""
+        if getattr(request, "ending", None) is not None:
+            request.ending = (result, None)
+        elif store_result:
+            self.store_result(task_id, result, state, request=request)
+
+    def mark_as_failure(
+        self,
+        task_id: str,
+        exc: BaseException,
+        traceback: str | None = None,
+        store_result: bool = True,  # noqa: FBT001, FBT002 (Celery's)
+        request: Any = None,
+        call_errbacks: bool = True,  # noqa: FBT001, FBT002 (Celery's: here they always are)
+        state: str = FAILURE,
+    ) -> None:
+        """End a call with this exception, as `mark_as_done()` does with a value."""
+        if getattr(request, "ending", None) is not None:
+            request.ending = (None, exc)
+        elif store_result:
+            self.store_result(task_id, exc, state, traceback, request)
+
     def get_result(self, task_id: str) -> Any:
         """Return the value, or the exception of a failure."""
         return self.app.AsyncResult(task_id).result
