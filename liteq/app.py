@@ -244,15 +244,7 @@ class Liteq:
         """The base class of this app's tasks. One that is set becomes that of the tasks of
         functions that were made before, too, until the app is finalized."""
         if self._task_class is None:
-            kind = self.task_cls
-            if isinstance(kind, str):
-                module, _, name = kind.replace(":", ".").rpartition(".")
-                kind = getattr(import_module(module), name)
-            if kind is not _Task:
-                members = {"app": self, "abstract": True, "__module__": kind.__module__}
-                kind = type(kind)(kind.__name__, (kind,), members)
-            self._task_class = kind
-            return kind  # type: ignore[no-any-return]
+            self._task_class = self.create_task_cls()
         return self._task_class
 
     @Task.setter
@@ -261,6 +253,18 @@ class Liteq:
         self.task_cls, self._task_class = kind, None  # type: ignore[misc]  # this app's own
         if not self.finalized:  # Celery makes no task before that, and then of this class
             rebase(self._tasks.values(), before, self.Task)
+
+    def create_task_cls(self) -> type[_Task[..., Any]]:
+        """Return the base class of this app's tasks, made of `task_cls`. A subclass may
+        override it, to return a class of its own that derives from this one."""
+        kind = self.task_cls
+        if isinstance(kind, str):
+            module, _, name = kind.replace(":", ".").rpartition(".")
+            kind = getattr(import_module(module), name)
+        if kind is not _Task:
+            members = {"app": self, "abstract": True, "__module__": kind.__module__}
+            kind = type(kind)(kind.__name__, (kind,), members)
+        return kind  # type: ignore[no-any-return]
 
     def gen_task_name(self, name: str, module: str) -> str:
         """Return the name of a task whose function has this name and module.

@@ -705,6 +705,25 @@ def test_the_base_class_may_be_set_before_and_after_tasks_are_made(app: Liteq) -
     assert other(4) == 8
 
 
+def test_a_subclass_of_the_app_may_make_the_base_class_of_its_tasks() -> None:
+    class Traced(Liteq):
+        def create_task_cls(self) -> type[Task[..., Any]]:
+            class TracedTask(super().create_task_cls()):  # type: ignore[misc]
+                abstract = True
+
+                def traced(self) -> str:
+                    return f"{self.app.main} {self.name}"
+
+            return TracedTask
+
+    app = Traced("shop", broker="memory://", set_as_current=False)
+    task: Any = app.task(name="add")(add)
+
+    assert task.traced() == "shop add"
+    assert app.Task is app.Task
+    assert task.delay(1, 2).id
+
+
 def test_the_base_class_that_is_set_last_is_that_of_all_tasks(app: Liteq) -> None:
     class First(Task[..., Any]):
         pass
