@@ -1188,6 +1188,24 @@ def test_10_an_id_that_is_used_again_has_none_of_the_edges_it_had(broker: Broker
     assert names(work(broker, worker)) == ["failing", "callback", "before", "behind"]
 
 
+def test_10_a_gather_does_not_fail_for_a_part_of_another_that_had_its_id(
+    broker: Broker,
+) -> None:
+    (former,), into, _, _ = chord(1)
+    broker.enqueue([former, into], joined([former], into))
+    worker = enlist(broker)
+    (lease,) = broker.claim(worker, ["default"])
+    broker.revoke([into.id])
+    broker.forget([into.id])
+    part, body = tasks("part", "body")
+    broker.enqueue([part, into, body], [*joined([part], into), *path(into, body)])
+
+    broker.settle(worker, lease, Failed(ERROR))
+
+    assert state(broker, into) == "waiting"
+    assert names(work(broker, worker)) == ["part", "body"]
+
+
 def test_10_a_list_that_was_made_is_not_changed_by_a_redrive(broker: Broker) -> None:
     members, into, body, edges = chord(2, "collect")
     broker.enqueue([*members, into, body], edges)

@@ -402,7 +402,7 @@ local function gather(target, arrivals)
     local position, finish = arrival[1], arrival[2]
     local good = finish.state == 'S'
     if not good and policy == 'fail' then
-      bad = bad or finish
+      if edge_from(finish.id, m) then bad = bad or finish end
     elseif met(m, finish.id) then
       count = count + 1
       if policy == 'collect' or (good and policy ~= 'count') then
