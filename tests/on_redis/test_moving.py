@@ -179,6 +179,22 @@ def test_what_led_to_a_message_before_it_was_replaced_moves(
         assert [id for id, _ in finish(broker, clock, "default")] == [first.id, then.id]
 
 
+def test_an_edge_to_a_deleted_message_does_not_move_to_another_of_its_id(
+    here: Broker, there: Broker, clock: FakeClock
+) -> None:
+    former, latter, then = make("former"), make("latter"), make("then")
+    here.enqueue([former, then], [Edge(former.id, then.id, "success")])
+    here.revoke([then.id])
+    here.forget([then.id])
+    here.enqueue([latter, then], [Edge(latter.id, then.id, "success")])
+
+    list(move(here, there))
+
+    _, _, (last, inputs) = finish(there, clock, "default")
+    assert last == then.id
+    assert [one.source for one in inputs] == [latter.id]
+
+
 RATE = Limit("mails", interval=30.0)
 
 

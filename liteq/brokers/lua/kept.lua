@@ -5,16 +5,27 @@
 --           for each: letter and target, position, 1 if it is met; the number of its inputs,
 --           for each: position, source, letter, value; the number of its attempts, and those
 
+-- Those of a message that lead to what they led to at first; another may have its id.
+local function edges_of(id)
+  local found, edges = call('HGETALL', P .. 'e:' .. id), {}
+  for i = 1, #found, 2 do
+    local on, target = string.sub(found[i], 1, 1), string.sub(found[i], 2)
+    local edge = edge_from(id, {id = target})
+    if edge or on == string.upper(on) then
+      edges[#edges + 1] = {found[i], found[i + 1], edge == '+'}
+    end
+  end
+  return edges
+end
+
 for i = 4, #ARGV do
   local id = ARGV[i]
   if put_record(id) then
     put(call('HGET', P .. 'm:' .. id, 'j'))
-    local edges = call('HGETALL', P .. 'e:' .. id)
-    put(#edges / 2)
-    for j = 1, #edges, 2 do
-      put(edges[j])
-      put(edges[j + 1])
-      put(call('HGET', P .. 'b:' .. string.sub(edges[j], 2), id) == '+' and '1' or '0')
+    local edges = edges_of(id)
+    put(#edges)
+    for _, edge in ipairs(edges) do
+      put(edge[1]) put(edge[2]) put(edge[3] and '1' or '0')
     end
     local given_inputs = inputs(id)
     put(#given_inputs)
