@@ -32,6 +32,7 @@ from liteq.current import current_app, current_task
 from liteq.exceptions import ImproperlyConfigured
 from liteq.local import Proxy
 from liteq.reducing import (
+    BASE_OF_TYPED_DICTS,
     OF_TYPED_DICTS,
     Home,
     reduced_cell,
@@ -320,6 +321,8 @@ def _pickler_class() -> Any:
                 return marshal.loads, (marshal.dumps(value),)
             if kind is CellType:
                 return reduced_cell(value)
+            if value is BASE_OF_TYPED_DICTS:  # annotations of Python 3.14 hold it
+                return "_TypedDict"  # which is not what it calls itself
             if isinstance(value, type) and _is_made_here(value):
                 if isinstance(value, enum.EnumMeta):
                     return reduced_enum(value)

@@ -19,6 +19,7 @@ from types import (
 from typing import Any, Final, NamedTuple
 
 __all__ = [
+    "BASE_OF_TYPED_DICTS",
     "OF_TYPED_DICTS",
     "Home",
     "reduced_cell",
@@ -34,6 +35,7 @@ _MADE_WITH_CLASS: Final = frozenset(
 _MADE_WITH_ENUM: Final = re.compile(r"_[^_]\w*_|__(new|new_member|dict|weakref)__")
 _MADE_WITH_MEMBER: Final = frozenset({"_value_", "_name_", "__objclass__", "_sort_order_"})
 OF_TYPED_DICTS: Final[type] = type(typing.TypedDict("_", {}))  # type: ignore[operator]
+BASE_OF_TYPED_DICTS: Final[Any] = typing.TypedDict.__mro_entries__(())[0]  # type: ignore[attr-defined]
 
 
 class Home(NamedTuple):
