@@ -65,7 +65,7 @@ def worker(
     options = {
         "concurrency": concurrency,
         "pool": pool,
-        "queues": list(queues) if queues is not None else None,
+        "queues": queues if queues is None or isinstance(queues, str) else list(queues),
         "hostname": hostname,
         "grace": grace_of(app.conf, grace),
         "beat": beat,

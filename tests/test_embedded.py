@@ -421,3 +421,11 @@ def test_a_closed_app_leaves_no_file_open(kind: str, tmp_path: Path) -> None:
         assert double.delay(3).get(timeout=10) == 6
     app.close()
     assert not files() - before
+
+
+def test_the_name_of_one_queue_is_no_list_of_letters(tmp_path: Path) -> None:
+    with (
+        Liteq("shop", broker=f"sqlite://{tmp_path}/s", set_as_current=False) as app,
+        app.worker(queues="mail", concurrency=1),
+    ):
+        assert [list(one.queues) for one in app.broker.workers()] == [["mail"]]

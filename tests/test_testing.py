@@ -555,6 +555,17 @@ def test_what_would_never_end_is_stopped(app: Liteq, t: Inline) -> None:
     t.assert_enqueued(again, count=1)
 
 
+@pytest.mark.parametrize("end", [{"with_scheduled": True}, {"until": timedelta(hours=1)}])
+def test_what_would_go_on_for_ever_in_time_is_stopped(app: Liteq, t: Inline, end: Any) -> None:
+    @app.task
+    def again() -> None:
+        again.apply_async(countdown=60)
+
+    again.delay()
+    with pytest.raises(DrainLimitExceeded, match=r"20 tasks .*test_testing\.again 20 times"):
+        t.drain(max_tasks=20, **end)
+
+
 def test_as_many_as_allowed_is_not_too_many(app: Liteq, t: Inline) -> None:
     @app.task
     def work() -> None: ...

@@ -158,11 +158,19 @@ def drain_app(
             runs.append(run)
             if raises and run.state == states.FAILURE and run.exception is not None:
                 raise run.exception
-            if len(runs) == max_tasks and worker.is_due():
+            if len(runs) > max_tasks or (len(runs) == max_tasks and _is_more(worker, end)):
                 raise DrainLimitExceeded(_too_many(runs))
     while app.broker.maintain():
         pass
     return runs
+
+
+def _is_more(worker: InlineWorker, end: float | None) -> bool:
+    """Tell whether something is to run now, or will be by then."""
+    if worker.is_due():
+        return True
+    due = worker.next_due()
+    return end is not None and due is not None and due <= end
 
 
 def _queues(given: Any) -> Sequence[str] | None:
