@@ -12,13 +12,14 @@ if TYPE_CHECKING:
 __all__ = ["configure"]
 
 
-def configure(app: Liteq) -> None:
+def configure(app: Liteq) -> bool:
     """Have this process's log written as the app's `worker_log…` settings say, unless the
     program has seen to its logging itself. Whoever writes it, each record names the task
-    that runs. Raises `OSError` if the file cannot be written."""
+    that runs. Returns whether the settings are kept. Raises `OSError` if the file cannot be
+    written."""
     conf = app.conf
     logfields.mark(context.log_fields, always=True)
-    log.configure(
+    return log.configure(
         conf.worker_log_level,
         conf.worker_logfile,
         conf.worker_log_format,

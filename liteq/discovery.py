@@ -13,8 +13,9 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from types import ModuleType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from liteq.app import Liteq, app_of
 from liteq.exceptions import ImproperlyConfigured, LiteqError
@@ -38,6 +39,7 @@ NOT_OURS = frozenset({"test", "tests", "docs", "examples", "build", "dist"})
 
 T = TypeVar("T")
 
+_ABSENT: Final = object()
 _SPEC = re.compile(r"(?P<file>.+\.py)(?::(?P<attribute>.+))?")
 _HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _IMPORTLIB = os.path.dirname(os.path.abspath(importlib.__file__)) + os.sep
@@ -251,12 +253,12 @@ def _named_app(module: ModuleType, attribute: str) -> Found:
     calls = attribute.endswith("()")
     value: Any = module
     for part in attribute.removesuffix("()").split("."):
-        try:
-            value = getattr(value, part)
-        except AttributeError:
+        # What has it may be code of its own (`__getattr__`), which may raise anything.
+        value = _user_code(partial(getattr, value, part, _ABSENT), module.__name__)
+        if value is _ABSENT:
             raise AppNotFound(
                 f"{module.__name__} ({_place(module)}) has no {part!r}{_apps_there(module)}"
-            ) from None
+            )
     if calls:
         if not callable(value):
             raise AppNotFound(f"{reference}: {value!r} cannot be called")

@@ -1179,6 +1179,19 @@ while True:
 """
 
 
+def test_options_of_a_log_that_the_program_has_set_up_are_said_to_have_no_effect(
+    project: Project, start: Callable[..., Running]
+) -> None:
+    project.write("own.py", "import logging\nlogging.basicConfig()\nfrom tasks import app")
+    running = start("-A", "own", "worker", "-c", "1", "-f", "w.log", "-l", "debug")
+
+    running.wait_for("no effect: -l, -f. The program has given the root logger a handler")
+    running.wait_for("^ready")
+
+    assert running.end() == 0
+    assert not (project.folder / "w.log").exists()
+
+
 @pytest.mark.parametrize("command", ["worker", "beat"])
 def test_what_is_told_to_stop_while_it_imports_its_app_removes_its_pid_file(
     project: Project, start: Callable[..., Running], command: str

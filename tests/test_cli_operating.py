@@ -460,6 +460,19 @@ def test_a_doctor_finds_nothing_in_a_sound_project(here: Here) -> None:
         assert found[name]["level"] == "ok"
 
 
+def test_a_doctor_knows_the_tasks_of_all_modules(here: Here, project: Project) -> None:
+    project.write("app_alone.py", "from liteq import Liteq\napp = Liteq('a', include=['more'])")
+    project.write("more.py", "from app_alone import app\n@app.task\ndef work(): ...")
+    assert here("-A", "app_alone", "doctor").stderr.endswith("0 warn, 0 fail\n")
+
+    project.write("more.py", "import no_such_module")
+    here.forget()
+    done = here("-A", "app_alone", "doctor")
+
+    assert done.returncode == 1
+    assert re.search(r"fail  imports .*no_such_module", done.stdout)
+
+
 def test_a_doctor_says_what_waits_in_vain(here: Here) -> None:
     here.ok("call", "tasks.add", "-a", "[1, 2]", "--queue", "lonely")
     broker = find_app("tasks").app.broker
@@ -919,6 +932,16 @@ def test_units_are_printed_for_the_app(here: Here, monkeypatch: pytest.MonkeyPat
     assert service["User"] == "shop"
     assert service["RestartPreventExitStatus"] == "2 7 8"
     assert "Environment=LITEQ_BROKER_URL=sqlite:///srv/100%%/shop.liteq\n" in text
+
+
+def test_units_of_a_django_project_name_its_settings(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "shop.settings.live")
+
+    text = here.ok("systemd")
+
+    assert "\nEnvironment=DJANGO_SETTINGS_MODULE=shop.settings.live\n" in text
 
 
 def started(text: str) -> list[str]:

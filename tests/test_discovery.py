@@ -310,3 +310,16 @@ def test_a_failed_import_can_be_tried_again(write: Write) -> None:
         find_app("night-jobs.py")
     write("night-jobs.py")
     assert find_app("night-jobs.py").app.main == "shop"
+
+
+def test_an_app_that_its_module_fails_to_make_is_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "def __getattr__(name):\n    raise LookupError(f'no settings for {name}')\n"
+    (tmp_path / "lazily.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    with pytest.raises(AppBroken) as caught:
+        find_app("lazily:app")
+
+    assert "no settings for app" in str(caught.value)

@@ -65,6 +65,12 @@ def _findings(session: Session, *, full: bool) -> Iterator[Finding]:
             )
     else:
         yield Finding("app", "ok", f"{app.main or 'unnamed'}, {session.find().reference}")
+        try:
+            session.import_tasks()  # as a worker does: what these lack is found below
+        except Failure as exc:
+            yield Finding(
+                "imports", "fail", exc.message.strip(), "no worker starts before that is mended"
+            )
     broker = None
     try:
         broker = app.broker if app is not None else connect(url) if url else None

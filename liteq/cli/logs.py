@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from liteq import signals
 from liteq.cli.front import Session
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ format_option = click.option(
 )
 
 
+_FLAGS: Final = {"-l": "loglevel", "-f": "logfile", "--log-format": "log_format"}
+
+
 def log_options(help: str) -> Callable[[F], F]:
     """Add the options that say how a command logs; `help` is that of the level."""
 
@@ -60,17 +64,24 @@ def log_as_asked(session: Session, app: Liteq, options: Mapping[str, Any]) -> No
             "worker_log_color": session.colour,
         }
     )
-    log_as_set(app)
+    log_as_set(session, app, options)
 
 
-def log_as_set(app: Liteq) -> None:
-    """Set the log up; one that cannot be written is wrong usage."""
+def log_as_set(session: Session, app: Liteq, options: Mapping[str, Any]) -> None:
+    """Set the log up as the app's settings say; one that cannot be written is wrong usage. If
+    the program has done so itself, say which of these options have no effect."""
     from liteq import applog
 
     try:
-        applog.configure(app)
+        kept = applog.configure(app)
     except OSError as exc:
         raise click.UsageError(f"--logfile {app.conf.worker_logfile}: {exc.strerror}") from exc
+    if kept or signals.setup_logging.receivers:
+        return
+    if given := [flag for flag, name in _FLAGS.items() if options.get(name) is not None]:
+        session.note(
+            f"no effect: {', '.join(given)}. The program has given the root logger a handler"
+        )
 
 
 def is_apart(app: Liteq) -> bool:

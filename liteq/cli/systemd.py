@@ -70,6 +70,9 @@ _URLS: Final = {
 }
 # Variables of ours that no worker and no beat of a unit reads.
 _NOT_READ: Final = ("LITEQ_APP", "LITEQ_WEB_AUTH")
+_DJANGO: Final = (
+    "DJANGO_SETTINGS_MODULE"  # else a project has those that its code falls back on
+)
 _MOST_GRACE: Final = 1e9  # seconds: systemd counts microseconds in 64 bits
 
 
@@ -169,7 +172,7 @@ def _as_asked(session: Session) -> tuple[list[str], dict[str, str]]:
     variables = {
         variable: value
         for variable, value in os.environ.items()
-        if variable in CELERY_ENVIRONMENT
+        if variable in (*CELERY_ENVIRONMENT, _DJANGO)
         or (variable.startswith("LITEQ_") and variable not in _NOT_READ)
     }
     words = []

@@ -290,7 +290,7 @@ def run_worker(
     if loglevel is not None and not app.conf.value_set_for("worker_log_level"):
         app.conf.override({"worker_log_level": loglevel})
     _apply_settings(app, settings, {**options, "colour": session.colour})
-    log_as_set(app)
+    log_as_set(session, app, options)
     session.import_tasks(options.get("include") or ())
 
     shown = is_apart(app)
