@@ -128,9 +128,8 @@ class Claim:
         """Take those first in line, and return their rows in the order of their ranks."""
         lines, found = self._lines, list[_Row]()
         if lines.any:
-            others = peek(self._db, self._queues, wanted, self._tasks, parked=self._parked)
             room = self._limit - len(self.leases)
-            found = lines.take(_CLAIM_ONE, self._by_limits, room, others)
+            found = lines.take(_CLAIM_ONE, self._by_limits, room, lambda: self._peek(wanted))
             self._charged = {row[1] for row in found}
         rest = wanted - len(found)
         if self._queues:
@@ -139,6 +138,9 @@ class Claim:
             found += self._take_selected(*_parked_in(self._queues, self._tasks, rest))
         found.sort()  # a row begins with its rank: its priority, negative, and its number
         return found
+
+    def _peek(self, wanted: int) -> list[_Row]:
+        return peek(self._db, self._queues, wanted, self._tasks, parked=self._parked)
 
     def _take_selected(self, candidates: str, bindings: Sequence[Any]) -> list[_Row]:
         found = fetch_all(self._db, _FIND.format(candidates=candidates), bindings)

@@ -23,7 +23,7 @@ Messages without limits meet none of this but a few empty partial indexes.
 
 import json
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import apsw
@@ -205,13 +205,16 @@ class Lines:
         self.db.execute(how, (limits, rank[1]))
         self.db.execute(_ENTER, (queue, limits, -int(rank[0]), rank[1]))
 
-    def take(self, claim: str, bindings: Row, wanted: int, others: Iterable[Row]) -> list[Row]:
+    def take(
+        self, claim: str, bindings: Row, wanted: int, others: Callable[[], list[Row]]
+    ) -> list[Row]:
         """Claim from the lines what goes before the others, or fits in beside them, and
-        return what `claim` returns of each. `others`: what else could be claimed, in order
-        (see `peek`). Those that are too late, or unknown, are returned uncharged."""
+        return what `claim` returns of each. `others()`: what else could be claimed now, in
+        order (see `peek`), at least `wanted` of them or all. Those that are too late, or
+        unknown, are returned uncharged."""
         taken: list[Row] = []
-        waiting = deque(others)
-        passed = 0
+        waiting = deque(others())
+        passed, moved = 0, False
         line = self._first()
         while line is not None and len(taken) + passed < wanted and self.tried < SLICE:
             if waiting and waiting[0] < line:
@@ -221,7 +224,12 @@ class Lines:
                     passed += 1
                 else:  # it was put back, or has come due: it has its place in a line
                     self._line_up(_LINE_UP, (priority, seq), queue, limits)
+                    self.tried += 1
+                    moved = True
                     line = self._first()
+                if moved and not waiting:  # behind those that moved may be others that go first
+                    waiting.extend(others()[passed:])
+                    moved = False
                 continue
             self.tried += 1
             row = self._try(line, claim, bindings)

@@ -522,6 +522,23 @@ def test_12_a_delayed_message_is_limited_when_it_is_due(
     assert claimed(broker, worker) == [later.id]
 
 
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_7_what_is_older_goes_before_a_line_though_many_find_no_room_before_it(
+    broker: Broker, clock: FakeClock, limit: int
+) -> None:
+    one_at_a_time(broker)
+    due = [under(("one", ""), run_at=clock.now() + 5) for _ in range(5)]
+    plain = [make("shop.plain") for _ in range(2)]
+    lined = under(("other", ""), task="shop.mail")
+    broker.enqueue([*due, *plain, lined])
+    worker = enlist(broker)
+    clock.advance(5)
+
+    started = [id for _ in range(4) for id in claimed(broker, worker, limit)]
+
+    assert started == [message.id for message in (due[0], *plain, lined)]
+
+
 def test_12_the_next_of_a_chain_is_limited_when_it_can_start(broker: Broker) -> None:
     one_at_a_time(broker)
     holder, first, then = under(("one", "")), make("shop.other"), under(("one", ""))
