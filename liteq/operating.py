@@ -129,7 +129,8 @@ def _why_passed_over(broker: Broker, record: Record | None) -> str:
         return "it failed because of another, and comes back with that one"
     if message.task == GATHER:
         return "it comes back with what it gathers"
-    if message.unique_key and (holder := broker.holder(message.unique_key)):
+    key = (message.unique_key or "").lstrip("-")  # a hyphen: it was handed on, see `uniqueness`
+    if key and (holder := broker.holder(key)):
         return f"{holder} has its unique key now"
     ends = message.expires_at
     if ends is not None and ends <= broker.clock.now():

@@ -508,19 +508,24 @@ def test_dead_letters_are_chosen_by_why_and_by_age(
     assert ids() == []
 
 
+@pytest.mark.parametrize("handed_on", [False, True])
 def test_who_holds_the_unique_key_of_a_dead_letter_is_named(
-    app: Callable[[], Liteq], here: Here
+    app: Callable[[], Liteq], here: Here, *, handed_on: bool
 ) -> None:
     broker = app().broker
     first, second = (
-        Message(new_id(), "tasks.add", b"[[1, 2],{}]", unique_key="5f2d") for _ in range(2)
+        Message(new_id(), "tasks.add", b"[[1, 2],{}]", unique_key="5f2d", on_conflict="replace")
+        for _ in range(2)
     )
     broker.enqueue([first])
     worker = broker.register("w", ["default"], 1, {})
     [lease] = broker.claim(worker, ["default"])
+    if handed_on:
+        broker.enqueue([second])
     broker.settle(worker, lease, Failed(failure.describe(ValueError("no")), dead="no use"))
     broker.unregister(worker)
-    broker.enqueue([second])
+    if not handed_on:
+        broker.enqueue([second])
 
     refused = here("dead", "redrive", first.id)
 
