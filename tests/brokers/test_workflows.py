@@ -832,7 +832,10 @@ def test_10_what_replaces_a_message_joins_its_workflow(broker: Broker) -> None:
     assert broker.get([alone.id])[alone.id].workflow == alone.id
 
 
-def test_10_what_replaces_a_revoked_message_is_not_enqueued(broker: Broker) -> None:
+@pytest.mark.parametrize("refused", [False, True])
+def test_10_what_replaces_a_revoked_message_is_not_enqueued(
+    broker: Broker, *, refused: bool
+) -> None:
     first = make("first")
     broker.enqueue([first])
     worker = enlist(broker)
@@ -840,6 +843,8 @@ def test_10_what_replaces_a_revoked_message_is_not_enqueued(broker: Broker) -> N
     broker.revoke([first.id])
     new = make("new")
     graph = Graph((new.pack(),), ((new.id, first.id, "success", 0),))
+    if refused:
+        graph = Graph((new.pack(), first._replace(id=new.id, body=b"1").pack()), graph.edges)
 
     assert broker.settle(worker, lease, Replaced({"task": "last"}, graph))
 

@@ -68,7 +68,8 @@ if limit > 0 and alive and digest ~= '*' and me[3] ~= digest then
 end
 
 for i, s in ipairs(settlements) do
-  if s.graph and held(s.id, s.token) and me[4] ~= ARGV[3] then
+  local m = s.graph and me[4] ~= ARGV[3] and held(s.id, s.token)
+  if m and not (s.kind == 'G' and m.V) then  -- one that is to be revoked is not replaced
     local refusal, id, other = refuse_graph(s)
     if refusal then
       put('graph') put(i) put(refusal) put(id) put(other)
