@@ -23,7 +23,7 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from liteq import signals
+from liteq import djangoproject, signals
 from liteq.brokers.base import Broker, Mailbox
 from liteq.brokers.values import Schedule
 from liteq.custom import Custom, PersistentScheduler, ScheduleEntry, Scheduler, find_scheduler
@@ -493,7 +493,8 @@ class Service:
             if not self._started:
                 self.engine.start()
                 self._started = True
-            wait = self.engine.tick()
+            with djangoproject.fresh_connections():  # for a schedule's own code
+                wait = self.engine.tick()
         except (BrokerUnavailable, QueueFull) as exc:
             if isinstance(exc, StoreForbidden) and not self._started:  # no wait changes that
                 raise

@@ -23,11 +23,18 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Final
 
+from liteq import djangoproject
 from liteq.callers import outside
 from liteq.exceptions import ConfigWarning, ImproperlyConfigured
 from liteq.redaction import HIDDEN, is_secret_setting, mask_url
 from liteq.settings import SETTINGS, close_name, new_name
-from liteq.settingsources import environment, from_object, imported, project_options
+from liteq.settingsources import (
+    environment,
+    from_object,
+    imported,
+    may_matter,
+    project_options,
+)
 from liteq.settingvalues import Unfit
 
 __all__ = ["Settings", "refuse_misspelt"]
@@ -390,9 +397,16 @@ class Settings(MutableMapping[str, Any]):
                 return None
         if isinstance(obj, ModuleType):
             source = f"configuration {obj.__name__!r}"
+        djangoproject.follow_settings(obj, self._meet_override)
         settings, own = from_object(obj, namespace)
         self._warned |= own  # they are nobody's mistake
         return source, settings
+
+    def _meet_override(self, setting: str, **_: Any) -> None:
+        """Read Django's settings anew, since a test has changed one that is ours."""
+        namespace = None if self._object is None else self._object[2]
+        if may_matter(setting, namespace):
+            self._forget()
 
     def _say(self, remarks: list[str], source: str) -> None:
         for remark in remarks:

@@ -7,12 +7,15 @@ Nothing of Django is imported unless `DJANGO_SETTINGS_MODULE` names a project's 
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 from weakref import WeakSet
 
 from liteq import signals
 
-__all__ = ["is_named", "set_up"]
+__all__ = ["follow_settings", "fresh_connections", "is_named", "set_up"]
 
 _inherited: list[Any] = []
 _coroutines: WeakSet[Any] = WeakSet()  # the attempts that are such, and run in this process
@@ -44,6 +47,30 @@ def set_up() -> None:
         (signals.task_postrun, _end),
     ):
         signal.connect(receiver, weak=False, dispatch_uid=receiver.__name__)
+
+
+@contextmanager
+def fresh_connections() -> Iterator[None]:
+    """Have this thread's connections that have had their time, or are broken, closed before and
+    after what is neither a request nor a task: a tick of a beat, what a worker's own process
+    runs. Nobody else would ever renew them there."""
+    in_use = is_named() and "django.db" in sys.modules
+    if in_use:
+        _close_old()
+    try:
+        yield
+    finally:
+        if in_use:
+            _close_old()
+
+
+def follow_settings(settings: Any, changed: Callable[..., None]) -> None:
+    """Have `changed(setting=…)` called when a test overrides one of these settings, and when
+    that ends, if they are Django's. It is a method, and kept weakly."""
+    if type(settings).__module__ == "django.conf":
+        from django.core.signals import setting_changed  # late: for Django's users only
+
+        setting_changed.connect(changed)
 
 
 def _close_all(**_: Any) -> None:

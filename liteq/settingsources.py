@@ -15,7 +15,14 @@ from liteq.callers import outside
 from liteq.exceptions import ConfigWarning, ImproperlyConfigured
 from liteq.settings import OLD_NAMES, SETTINGS, close_name, new_name
 
-__all__ = ["CELERY_ENVIRONMENT", "environment", "from_object", "imported", "project_options"]
+__all__ = [
+    "CELERY_ENVIRONMENT",
+    "environment",
+    "from_object",
+    "imported",
+    "may_matter",
+    "project_options",
+]
 
 # Short names that LITEQ_… may also go by.
 _SHORT: Final[Mapping[str, str]] = {
@@ -154,7 +161,7 @@ def from_object(obj: Any, namespace: str | None) -> tuple[dict[str, Any], set[st
         items = dict(obj)
     else:
         # No others are touched: Django's settings warn when one that is on its way out is read.
-        items = {key: getattr(obj, key) for key in dir(obj) if _may_matter(key, namespace)}
+        items = {key: getattr(obj, key) for key in dir(obj) if may_matter(key, namespace)}
     settings = _in_namespace(items, namespace) if namespace else _of_all(items, obj)
     if isinstance(zone := items.get("TIME_ZONE"), str):
         settings.setdefault("timezone", zone)
@@ -163,7 +170,7 @@ def from_object(obj: Any, namespace: str | None) -> tuple[dict[str, Any], set[st
     return settings, own
 
 
-def _may_matter(key: str, namespace: str | None) -> bool:
+def may_matter(key: str, namespace: str | None) -> bool:
     """Tell whether an attribute of this name can be of any meaning here."""
     if key.startswith("_"):
         return False

@@ -348,6 +348,7 @@ _writers_by_name: Final[dict[str, Callable[[Any, int], Any]]] = {
 }
 
 
+_LAZY: Final = "django.utils.functional.Promise"  # a text that is translated when it is read
 _MOMENTS: Final = ("datetime.datetime", "datetime.date", "datetime.time")
 
 
@@ -374,6 +375,8 @@ def _find_writer(kind: type) -> Callable[[Any, int], Any]:
         name = f"{ancestor.__module__}.{ancestor.__qualname__}"
         if name in _MOMENTS and kind.isoformat is ancestor.isoformat:  # type: ignore[attr-defined]
             return _writers_by_name[name]
+        if name == _LAZY:
+            return lambda value, depth: _tag(str(value), depth)
     hint = ""
     if hasattr(kind, "pk") or hasattr(kind, "_meta") or hasattr(kind, "id"):
         hint = "pass its id and load it in the task, or "

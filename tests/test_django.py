@@ -48,6 +48,51 @@ FILES = {
             Order.objects.create(name=name)
             return name
     """,
+    "overridden.py": """
+        from proj.celery import app
+        import django
+        django.setup()
+        from django.test.utils import override_settings
+        from shop.tasks import touch
+        said = [app.conf.task_always_eager, app.conf.task_default_queue]
+        with override_settings(CELERY_TASK_ALWAYS_EAGER=True, CELERY_TASK_DEFAULT_QUEUE="b"):
+            said += [app.conf.task_always_eager, app.conf.task_default_queue]
+        with override_settings(DEBUG=True):
+            said += [app.conf.task_always_eager, app.conf.task_default_queue]
+    """,
+    "renewed.py": """
+        import django
+        from proj.celery import app
+        django.setup()
+        from django.db import connection
+        from liteq import signals
+        from liteq.beat import Service
+        from liteq.workers.announcing import Announcer
+        said = []
+        def use(*args, **kwargs):
+            connection.ensure_connection()
+            said.append(connection.close_at != 0)  # a new one, not the old one
+            connection.close_at = 0
+        use()
+        signals.worker_ready.connect(use)
+        Announcer(None)(signals.worker_ready, None)
+        said.append(connection.connection is None)
+        use()
+        beat = Service(app)
+        beat._open_mailbox = beat.engine.start = lambda: None
+        beat.engine.tick = lambda: use() or 1.0
+        beat._tick()
+        said.append(connection.connection is None)
+    """,
+    "lazily.py": """
+        import django
+        from proj.celery import app
+        django.setup()
+        from django.utils.translation import gettext_lazy, override
+        from liteq.serializers import dumps, loads
+        with override("de"):
+            said = loads(dumps({"a": gettext_lazy("Monday")}, "json"), "json", ("json",))
+    """,
     "found.py": """
         from proj.celery import app
         app.import_default_modules()
@@ -298,6 +343,22 @@ def said(project: Path, name: str) -> Any:
     )
     assert ran.returncode == 0, ran.stderr
     return json.loads(ran.stdout)
+
+
+def test_settings_that_a_test_overrides_are_followed(project: Path) -> None:
+    assert said(project, "overridden") == [False, "web", True, "b", False, "web"]
+
+
+def test_connections_of_a_beat_and_of_a_worker_s_own_process_are_renewed(
+    project: Path,
+) -> None:
+    assert said(project, "renewed") == [True] * 6
+
+
+def test_a_text_that_is_translated_lazily_is_sent_as_it_reads_at_the_call(
+    project: Path,
+) -> None:
+    assert said(project, "lazily") == {"a": "Montag"}
 
 
 def test_a_worker_sets_the_project_up_and_finds_the_tasks_of_its_apps(project: Path) -> None:

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable, Collection
 from typing import Any
 
+from liteq import djangoproject
 from liteq.einfo import log
 from liteq.exceptions import WorkerTerminate
 from liteq.loggers import get_logger
@@ -42,9 +43,12 @@ class Announcer:
             to = get_logger("liteq.signals")
             log(to, logging.ERROR, RAISED, (receiver, name), exc, {}, secrets())
 
-        for receiver, answer in signal.deliver(sender, named, BaseException, failed):
-            if isinstance(answer, SystemExit):
-                self._stop(signal, receiver, answer)
+        if not signal.receivers:
+            return
+        with djangoproject.fresh_connections():
+            for receiver, answer in signal.deliver(sender, named, BaseException, failed):
+                if isinstance(answer, SystemExit):
+                    self._stop(signal, receiver, answer)
 
     def _stop(self, signal: Signal, receiver: Any, order: SystemExit) -> None:
         logger.warning("stopping: receiver %r of %s raised %r", receiver, signal.name, order)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from liteq import djangoproject
 from liteq.brokers.values import Letter
 from liteq.commands import (
     CODE_LIMIT,
@@ -136,7 +137,8 @@ class Steering:
         try:
             if known.kind == "control":
                 logger.info("told to %s%s", command.method, _shown(command.arguments))
-            return known.run(self._state, **command.arguments)
+            with djangoproject.fresh_connections():
+                return known.run(self._state, **command.arguments)
         except Exception as exc:  # a command is anybody's code, and the loop goes on
             logger.exception("the command %s failed", command.method)
             return {"error": summary(exc)}
