@@ -1021,8 +1021,8 @@ def test_a_state_is_stored_by_an_id_and_read(app: Liteq) -> None:
     }
     backend.forget("a")
     assert backend.get_state("a") == "PENDING"
-    with pytest.raises(AttributeError, match=r"no 'mark_as_done': .*app\.AsyncResult"):
-        _ = backend.mark_as_done
+    with pytest.raises(AttributeError, match=r"no 'mark_as_started': .*app\.AsyncResult"):
+        _ = backend.mark_as_started
 
 
 def test_a_state_stored_for_a_call_that_waits_shows_until_it_says_one(app: Liteq) -> None:
