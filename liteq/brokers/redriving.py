@@ -4,9 +4,9 @@
 again exactly if that many of its edges come from messages that have not ended: each of
 them will then be met, or end it anew. Were they fewer, it would wait for ever.
 
-A unique message takes its key again, and stays as it is if another has it by now: the
-index of keys lets no two have one, and `OR IGNORE` passes the second over. One that has
-expired before its start is over, and is ended first.
+A unique message takes its key again, and stays as it is if another has it by now, or has
+ended and it is kept: the index of keys lets no two have one, and `OR IGNORE` passes the second
+over. One that has expired before its start is over, and is ended first.
 """
 
 from __future__ import annotations
@@ -40,12 +40,18 @@ _FRESH: Final = (
 _BINDING: Final = (
     """(instr(envelope, '"signature":"') > 0 AND instr(envelope, '"expires_in":') = 0)"""
 )
+# A key may be kept for some time after the end of another that has done its work.
+_IS_FREE: Final = (
+    "NOT EXISTS(SELECT 1 FROM period LEFT JOIN message AS past ON past.id = period.id "
+    "WHERE period.unique_key = ltrim(message.unique_key, '-') AND period.until > {now} "
+    "AND period.id != message.id AND coalesce(past.state, 6) IN (6, 9))"
+)
 _RESTART: Final = (
     f"UPDATE OR IGNORE message SET state = CASE WHEN pending > 0 THEN 0 ELSE 1 END, {_FRESH}, "
     f"run_at = NULL, expires_at = CASE WHEN {_BINDING} THEN expires_at END, enqueued_at = ?1 "
     f"WHERE id = ?2 AND state = 7 AND task NOT IN ('', '{GATHER}') AND queue != '' "
     f"AND revoke IS NOT 'upstream' AND ({_BINDING} AND expires_at <= ?1) IS NOT 1 "
-    "RETURNING seq"
+    f"AND {_IS_FREE.format(now='?1')} RETURNING seq"
 )
 _REVIVE: Final = (
     f"UPDATE OR IGNORE message SET state = 0, {_FRESH} "
@@ -53,12 +59,14 @@ _REVIVE: Final = (
     "SELECT count(*) FROM edge JOIN message source ON source.seq = edge.source "
     "WHERE edge.target = ?1 AND edge.fires NOT LIKE 'was %' AND source.state < 6 "
     "AND NOT EXISTS(SELECT 1 FROM input WHERE input.target = ?1 "
-    "AND input.position = edge.position AND input.source = source.id))"
+    "AND input.position = edge.position AND input.source = source.id)) "
+    f"AND {_IS_FREE.format(now='?2')}"
 )
 # An error callback that has been called, or is about to be, waits to be called again. One
 # that runs goes on, and one that somebody revoked stays revoked.
 _RECALL: Final = (
-    f"UPDATE OR IGNORE message SET state = 0, pending = 1, inputs = 0, {_FRESH} WHERE seq = ?"
+    f"UPDATE OR IGNORE message SET state = 0, pending = 1, inputs = 0, {_FRESH} "
+    f"WHERE seq = ?1 AND {_IS_FREE.format(now='?2')}"
 )
 # What has counted an end that is undone now, and has not started.
 _UNCOUNT: Final = (
@@ -109,7 +117,7 @@ def redrive(following: Following, ids: Iterable[str]) -> list[str]:
                     _uncount_part(db, target, position, id, succeeded=succeeded)
         for target in targets:
             _end_late(following, "seq", target)
-            db.execute(_REVIVE, (target,))
+            db.execute(_REVIVE, (target, now))
             if db.changes():
                 undone.append((target, False))
     return redriven
@@ -130,7 +138,7 @@ def _recall(following: Following, callback: int) -> list[tuple[int, bool]]:
     if pending or state in (RUNNING, REVOKED):
         return []
     _end_late(following, "seq", callback)
-    db.execute(_RECALL, (callback,))
+    db.execute(_RECALL, (callback, following.now))
     if not db.changes():
         return []
     db.execute("DELETE FROM input WHERE target = ?", (callback,))

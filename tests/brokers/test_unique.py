@@ -739,6 +739,31 @@ def test_a_redrive_passes_over_whose_key_another_holds(broker: Broker) -> None:
     assert broker.redrive([first.id]) == [first.id]
 
 
+def test_a_redrive_passes_over_whose_key_is_kept_after_an_end(
+    broker: Broker, clock: FakeClock
+) -> None:
+    first, second = unique(), unique(unique_for=60)
+    broker.enqueue([first])
+    run(broker, Failed(ERROR))
+    broker.enqueue([second])
+    run(broker, Succeeded(b"1"))
+
+    assert broker.redrive([first.id]) == []
+    assert broker.holder(KEY) == second.id
+    clock.advance(61)
+    assert broker.redrive([first.id]) == [first.id]
+
+
+def test_an_error_callback_whose_own_key_is_kept_is_called_again(broker: Broker) -> None:
+    failing, callback = make(), unique(unique_for=60)
+    broker.enqueue([failing, callback], [Edge(failing.id, callback.id, "failure")])
+    run(broker, Failed(ERROR))
+    run(broker, Succeeded(b"1"))
+
+    assert broker.redrive([failing.id]) == [failing.id]
+    assert record(broker, callback).state == "waiting"
+
+
 def test_a_redrive_takes_the_key_of_one_that_has_expired(
     broker: Broker, clock: FakeClock
 ) -> None:
