@@ -134,7 +134,8 @@ def _is_trusted(options: Mapping[str, Any]) -> bool:
 
 
 def _on_server(place: Place, options: Mapping[str, Any]) -> list[Pulse] | None:
-    """Ask the server at this place; None if another node of its cluster has the store."""
+    """Ask the server at this place; None if another node of its cluster has the store, or is
+    being given it."""
     from liteq.brokers.redis_pulse import beats, dial, prefix_of
     from liteq.brokers.redis_wire import ServerError
 
@@ -145,7 +146,7 @@ def _on_server(place: Place, options: Mapping[str, Any]) -> list[Pulse] | None:
             told = beats(connection, prefix, place.db, place.username, place.password)
             return [Pulse(*one) for one in told]
     except ServerError as exc:
-        if exc.code == "MOVED":
+        if exc.code in ("MOVED", "ASK"):
             return None
         raise BrokerUnavailable(f"{place} refused: {exc}") from exc
     except OSError as exc:

@@ -177,7 +177,7 @@ class AsyncLink:
                     here.spare.append(wire)
                     link.answered()
                     return result
-                await asyncio.sleep(tries.pause_after(error))
+                await asyncio.sleep(tries.pause_after(error, usable=usable))
 
     def _here(self) -> _Loop:
         loop = running_loop()

@@ -42,6 +42,7 @@ KEYS_VERSION: Final = 2  # of the keys' names and what they hold
 FAILURES: Final = (ServerError, OSError, RedisError)
 _TRIES: Final = 4
 _FIRST_PAUSE: Final = 0.02  # seconds; twice that before each further try, and jitter
+_LONGEST_PAUSE: Final = 0.25  # between two tries while a slot moves
 ASK_AGAIN: Final = 1.0  # seconds that a sentinel's answer is believed while calls are made
 _ASK_LATER: Final = 30.0  # and seconds without asking, when none has answered
 _ASK_TIMEOUT: Final = 0.2  # seconds, for a question that a call which could go on waits for
@@ -53,7 +54,6 @@ _UNKNOWN: Final = "unknown command"  # one that `rename-command` has taken away,
 # Said by a server that will do what is asked a little later, or that another one does.
 _LATER: Final = frozenset(
     {
-        "ASK",
         "BUSY",
         "CLUSTERDOWN",
         "LOADING",
@@ -62,10 +62,14 @@ _LATER: Final = frozenset(
         "NOREPLICAS",
         "NOSCRIPT",  # a second time: see `_run`
         "READONLY",
-        "TRYAGAIN",
         "UNKILLABLE",
     }
 )
+
+# Said while the slot of the store moves from one node to another. A script declares one key,
+# which never exists, so it runs where all keys are or nowhere. With ASKING it would run where
+# ASK leads to, which has some of the keys: it would find no store there, and make another.
+_MOVING: Final = frozenset({"ASK", "TRYAGAIN"})
 
 
 class _Wire:
@@ -90,7 +94,8 @@ class _Wire:
 
 
 class Tries:
-    """Those of one call, at most `_TRIES` and for no longer than two of them may take."""
+    """Those of one call, at most `_TRIES` and for no longer than two of them may take. Those
+    that find its slot on the move are not counted: the server is well, and says so at once."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
@@ -98,18 +103,19 @@ class Tries:
         self._made = 0
         self._pause = _FIRST_PAUSE
 
-    def pause_after(self, error: BrokerError) -> float:
+    def pause_after(self, error: BrokerError, *, usable: bool) -> float:
         """Return how many seconds to wait before the call is made again. Raises the error if it
-        stays, or has stayed for long enough."""
+        stays, or has stayed for long enough. `usable`: see `Link.meaning()`."""
         if not isinstance(error, BrokerUnavailable):
             raise error
         self._link.failed()
-        self._made += 1
+        moving = usable  # who is well and cannot serve has a slot on the move
+        self._made += not moving
         if self._made >= _TRIES or time.monotonic() + self._pause > self._deadline:
             raise error
-        if self._made == 1:
-            return 0.0  # a connection that had been cut long ago
-        pause, self._pause = self._pause, self._pause * 2
+        if self._made == 1 and not moving:
+            return 0.0  # a connection that had been cut long ago, or to who had the slot
+        pause, self._pause = self._pause, min(self._pause * 2, _LONGEST_PAUSE)
         return pause * random.uniform(0.5, 1.5)
 
 
@@ -266,7 +272,7 @@ class Link:
                 self._give_back(wire)
                 self.answered()
                 return result
-            time.sleep(tries.pause_after(error))
+            time.sleep(tries.pause_after(error, usable=usable))
 
     def failed(self) -> None:
         """Note that the server could not be reached, or could not serve."""
@@ -309,6 +315,8 @@ class Link:
             self._moved = None
         elif code == "READONLY":
             self.moves += 1
+        if code in _MOVING:
+            return BrokerUnavailable(f"{self.place} cannot serve now: {exc}"), True
         if code in _LATER or code == "MOVED":
             return BrokerUnavailable(f"{self.place} cannot serve now: {exc}"), False
         if code == "OOM":

@@ -6,9 +6,12 @@ import asyncio
 import re
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis_server import RedisServer, free_port
@@ -531,13 +534,120 @@ def test_a_slot_that_has_moved_is_followed(cluster: list[RedisServer]) -> None:
     broker.close()
     owner.say("FLUSHALL")
     for node in cluster:
-        id = bytes(other.say("CLUSTER", "MYID")).decode()  # type: ignore[arg-type]
-        node.say("CLUSTER", "SETSLOT", slot, "NODE", id)
+        node.say("CLUSTER", "SETSLOT", slot, "NODE", _id(other))
 
     broker.enqueue([message])
 
     assert other.say("EXISTS", f"{broker._prefix}m:{message.id}") == 1
     broker.close()
+
+
+@pytest.mark.parametrize("coroutines", [False, True])
+def test_a_call_waits_while_its_slot_moves(
+    cluster: list[RedisServer], *, coroutines: bool
+) -> None:
+    broker = RedisBroker(cluster[0].url)
+    before, after = make(), make()
+    broker.enqueue([before])
+
+    def send() -> None:
+        if coroutines:
+            asyncio.run(broker.aenqueue([after]))  # type: ignore[arg-type]
+        else:
+            broker.enqueue([after])
+
+    with Move(cluster, broker) as move, ThreadPoolExecutor() as pool:
+        move.some()
+        sent = pool.submit(send)
+        wait_until(lambda: move.asked() > 10)  # more often than a server that hangs
+        move.finish()
+        sent.result(30)
+
+    assert broker.counts() == {"default": {"queued": 2}}
+    assert broker.losses == 0  # no other store was made where a half of it was
+    broker.close()
+
+
+def test_1_nothing_is_lost_or_done_twice_when_a_slot_moves_under_load(
+    cluster: list[RedisServer],
+) -> None:
+    broker = RedisBroker(cluster[0].url)
+    broker.enqueue([make(queue="other") for _ in range(500)])
+    sent: list[str] = []
+    settled: list[str] = []
+    over = threading.Event()
+
+    def send() -> None:
+        while not over.is_set():
+            message = make()
+            broker.enqueue([message])
+            sent.append(message.id)
+
+    def work() -> None:
+        worker = enlist(broker)
+        while not sending.done() or len(settled) < len(sent):
+            for lease in broker.claim(worker, ["default"], 5):
+                assert broker.settle(worker, lease, Succeeded(b"1"))
+                settled.append(lease.id)
+
+    with ThreadPoolExecutor() as pool:
+        sending = pool.submit(send)
+        working = pool.submit(work)
+        try:
+            wait_until(lambda: len(settled) > 20)
+            with Move(cluster, broker):
+                done = len(settled)
+            wait_until(lambda: len(settled) > done + 20)
+        finally:
+            over.set()
+        sending.result(30)
+        working.result(30)
+
+    assert sorted(settled) == sorted(sent)
+    assert broker.losses == 0
+    broker.close()
+
+
+class Move:
+    """The slot of a store on its way to another node, in parts of ten keys."""
+
+    def __init__(self, cluster: list[RedisServer], broker: RedisBroker) -> None:
+        self.cluster = cluster
+        self.slot = cluster[0].say("CLUSTER", "KEYSLOT", f"{broker._prefix}meta")
+        self.source = next(node for node in cluster if _owns(node, broker))
+        self.target = next(node for node in cluster if node is not self.source)
+
+    def __enter__(self) -> Move:
+        self.target.say("CLUSTER", "SETSLOT", self.slot, "IMPORTING", _id(self.source))
+        self.source.say("CLUSTER", "SETSLOT", self.slot, "MIGRATING", _id(self.target))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.finish()  # or who waits for its end would wait for as long as a call may take
+
+    def some(self) -> bool:
+        """Move some of the keys; tell whether there were any."""
+        keys: Any = self.source.say("CLUSTER", "GETKEYSINSLOT", self.slot, 10)
+        if keys:
+            at = ("127.0.0.1", self.target.port, "", 0, 10_000)
+            self.source.say("MIGRATE", *at, "KEYS", *keys)
+        return bool(keys)
+
+    def asked(self) -> int:
+        """Return how often the node that had the slot has said ASK."""
+        said: Any = self.source.say("INFO", "errorstats")
+        found = re.search(rb"errorstat_ASK:count=(\d+)", said)
+        return int(found[1]) if found else 0
+
+    def finish(self) -> None:
+        while self.some():
+            pass
+        for node in sorted(self.cluster, key=lambda one: one is not self.target):
+            node.say("CLUSTER", "SETSLOT", self.slot, "NODE", _id(self.target))
+
+
+def _id(node: RedisServer) -> str:
+    return bytes(node.say("CLUSTER", "MYID")).decode()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("coroutines", [False, True])
@@ -720,6 +830,21 @@ def test_a_probe_finds_the_node_of_a_cluster(cluster: list[RedisServer]) -> None
     broker.register("w@host", ["default"], 1, {})
 
     assert [_probed(node.url) for node in cluster] == [["w@host"]] * 3
+    broker.close()
+
+
+def test_a_probe_waits_while_the_slot_moves(cluster: list[RedisServer]) -> None:
+    broker = RedisBroker(cluster[0].url)
+    broker.register("w@host", ["default"], 1, {})
+
+    with Move(cluster, broker) as move, ThreadPoolExecutor() as pool:
+        while move.some():
+            pass
+        probed = pool.submit(_probed, move.source.url)
+        wait_until(lambda: move.asked() > 4)
+        move.finish()
+        assert probed.result(30) == ["w@host"]
+
     broker.close()
 
 
