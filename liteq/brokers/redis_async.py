@@ -16,7 +16,7 @@ from weakref import WeakSet
 from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.exceptions import RedisError
 
-from liteq.brokers.redis_link import FAILURES, Link, Tries
+from liteq.brokers.redis_link import FAILURES, WHICH_NODES, Link, Tries
 from liteq.brokers.redis_scripts import Script, call_of, script
 from liteq.brokers.redis_wire import ServerError, command, unpack
 from liteq.exceptions import BrokerUnavailable
@@ -38,22 +38,28 @@ class _Wire:
         _open.add(self)
 
     async def exchange(self, data: bytes) -> Any:
-        """Send a command; return its reply: bytes, None or an int. Raises `ServerError`."""
+        """Send a command; return its reply like `Reader.reply()`."""
         self._connection._writer.write(data)
-        reader: asyncio.StreamReader = self._connection._reader
         try:
-            line = await reader.readuntil(b"\r\n")
-            kind, rest = line[:1], line[1:-2]
-            if kind == b"$" and rest != b"-1":
-                return (await reader.readexactly(int(rest) + 2))[:-2]
+            return await self._reply()
         except asyncio.IncompleteReadError as exc:
             raise ConnectionError("the server closed the connection") from exc
-        if kind == b"-":
-            raise ServerError(rest.decode(errors="replace"))
+
+    async def _reply(self) -> Any:
+        reader: asyncio.StreamReader = self._connection._reader
+        line = await reader.readuntil(b"\r\n")
+        kind, rest = line[:1], line[1:-2]
+        if kind == b"$":
+            size = int(rest)
+            return None if size < 0 else (await reader.readexactly(size + 2))[:-2]
         if kind == b":":
             return int(rest)
-        if kind in (b"+", b"$"):
-            return rest if kind == b"+" else None
+        if kind == b"+":
+            return rest
+        if kind == b"-":
+            raise ServerError(rest.decode(errors="replace"))
+        if kind == b"*":
+            return [await self._reply() for _ in range(int(rest))]
         raise ConnectionError(f"what answers is no Redis server: {line[:50]!r}")
 
     def close(self) -> None:
@@ -203,6 +209,9 @@ class AsyncLink:
         try:
             async with asyncio.timeout(link.timeout):
                 link.opened(unpack(await wire.exchange(link.opening(connection))))
+                if link.is_cluster():
+                    with contextlib.suppress(ServerError):  # see `Link.learn_nodes()`
+                        link.learn_nodes(await wire.exchange(WHICH_NODES))
         except BaseException:
             wire.close()
             raise

@@ -34,9 +34,11 @@ from liteq.exceptions import (
 )
 from liteq.ids import new_id
 
-__all__ = ["FAILURES", "KEYS_VERSION", "Link", "Tries"]
+__all__ = ["FAILURES", "KEYS_VERSION", "WHICH_NODES", "Link", "Tries"]
 
 KEYS_VERSION: Final = 2  # of the keys' names and what they hold
+
+WHICH_NODES: Final = command(("CLUSTER", "SLOTS"))
 
 # What a call fails with that may be made again; a time-out is an OSError.
 FAILURES: Final = (ServerError, OSError, RedisError)
@@ -501,8 +503,9 @@ class Link:
             known, self.server = self.server, self._describe(wire)
             self._refuse_eviction(is_met=bool(known))
             self._refuse_several()
-        if self._is_cluster():
-            self._learn_nodes(wire)
+        if self.is_cluster():
+            with contextlib.suppress(ServerError):  # see `learn_nodes()`
+                self.learn_nodes(wire.exchange(WHICH_NODES, 1)[0])
 
     def opening(self, connection: Any) -> bytes:
         """Return the first command on a connection: which store is this?
@@ -510,7 +513,7 @@ class Link:
         Where a node of the cluster was, another Redis may be by now. So what only a node that
         was learnt leads to is to have our store, and none is made there.
         """
-        if self._moved is None and self._is_cluster() and self.place.path is None:
+        if self._moved is None and self.is_cluster() and self.place.path is None:
             at = (connection.host, connection.port)
             self._learnt = None if at in self.place.hosts else at
         new = "" if self._learnt else new_id()
@@ -599,14 +602,15 @@ class Link:
         self.server = {}
         raise ImproperlyConfigured(said)
 
-    def _is_cluster(self) -> bool:
+    def is_cluster(self) -> bool:
+        """Tell whether the server is a node of a cluster, as far as this user may see."""
         return self.server.get("cluster_enabled") == "1"
 
     def _refuse_several(self) -> None:
         """Refuse hosts that do not know of one another: each would have a store of its own."""
         if len(self.place.hosts) == 1 or self.place.service or self.place.path:
             return
-        if not self._is_cluster():
+        if not self.is_cluster():
             self.server = {}
             raise ImproperlyConfigured(
                 f"several hosts in a URL are nodes of a cluster, and {self.place} is none, as "
@@ -614,12 +618,10 @@ class Link:
                 "redis+sentinel://"
             )
 
-    def _learn_nodes(self, wire: _Wire) -> None:
-        """Learn where else to ask, should the nodes of the URL be dead when ours is."""
-        try:
-            [ranges] = wire.exchange(command(("CLUSTER", "SLOTS")), 1)
-        except ServerError:
-            return  # not for this user: the URL's have to do
+    def learn_nodes(self, ranges: Sequence[Any]) -> None:
+        """Learn where else to ask, should the nodes of the URL be dead when ours is: by the
+        answer to `WHICH_NODES` on each new connection. Those of the URL have to do for a user
+        who may not ask."""
         found = {(one[0].decode(), one[1]) for nodes in ranges for one in nodes[2:] if one[0]}
         known = dict.fromkeys((*self._nodes, *self.place.hosts, *sorted(found)))
         self._nodes = tuple(at for at in known if at in found or at in self.place.hosts)

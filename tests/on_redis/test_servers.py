@@ -675,6 +675,34 @@ def test_a_cluster_is_found_when_the_first_node_of_the_url_is_dead(
 
 
 @pytest.mark.parametrize("coroutines", [False, True])
+def test_a_node_that_joined_later_is_remembered(
+    cluster: list[RedisServer], start: Start, *, coroutines: bool
+) -> None:
+    broker = RedisBroker(cluster[0].url)
+
+    async def go() -> None:
+        await call()
+        later = start(*_NODE, port=free_port())
+        later.say("CLUSTER", "MEET", "127.0.0.1", cluster[0].port)
+        for node in (*cluster, later):
+            _wait_for(node, b"cluster_known_nodes:4", "CLUSTER", "INFO")
+        _wait_for(later, b"cluster_state:ok", "CLUSTER", "INFO")
+        with Move([later, *cluster], broker):
+            pass  # to the first that does not have it
+        await call()
+        for node in cluster:
+            node.kill()
+        later.say("CLIENT", "KILL", "TYPE", "normal")
+        await call()
+
+    async def call() -> None:
+        assert (await broker.aget(["x"]) if coroutines else broker.get(["x"])) == {}
+
+    asyncio.run(go())
+    broker.close()
+
+
+@pytest.mark.parametrize("coroutines", [False, True])
 @pytest.mark.parametrize("options", [(), ("cluster-enabled yes",)], ids=["alone", "cluster"])
 def test_another_redis_where_a_node_of_the_cluster_was_is_not_believed(
     cluster: list[RedisServer], start: Start, options: tuple[str, ...], *, coroutines: bool
