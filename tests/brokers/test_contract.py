@@ -1592,6 +1592,22 @@ def test_7_a_due_message_takes_its_place_by_priority(broker: Broker, clock: Fake
     assert claimed(broker, enlist(broker)) == [high.id, later.id, low.id]
 
 
+def test_7_what_is_due_alone_goes_by_priority_and_then_by_age(
+    broker: Broker, clock: FakeClock
+) -> None:
+    first = put(broker, make(run_at=clock.now() + 3))
+    second = put(broker, make(run_at=clock.now() + 1))
+    high = put(broker, make(priority=5, run_at=clock.now() + 2))
+    later = put(broker, make(priority=9, run_at=clock.now() + 60))
+    worker = enlist(broker)
+    clock.advance(4)
+
+    step = broker.step(worker, queues=["default"], limit=10)
+
+    assert [lease.id for lease in step.leases] == [high.id, first.id, second.id]
+    assert step.next_due == pytest.approx(later.run_at)
+
+
 def test_7_however_much_is_due_at_once_goes_by_priority(
     broker: Broker, clock: FakeClock
 ) -> None:

@@ -5,7 +5,8 @@
 -- takes the server longer than all that is done here, and each local that a function takes from
 -- outside adds to it: so this one takes none. First it looks at all that the step would touch,
 -- and changes nothing; if there is anything else, it returns nothing, and the whole script runs.
--- That is told which queues have something delayed, if this one has found it due.
+-- What has come due is claimed where it is, if it is all that the step claims. Else the whole
+-- script is told which queues have something delayed.
 -- Arguments and answer are those of `step.lua`.
 
 -- Write leases behind the first `at` fields of an answer: their number; number and delivery of
@@ -109,31 +110,38 @@ local function plain_step(text_of, pack, put_leases, queues_with, idle_as)
     'heard', 'idle')
   if not me[1] or me[2] or me[4] == ARGV[3] then return end
   if limit > 0 and digest ~= '*' and me[3] ~= digest then return end
-  local there, due = 0, ''
+  local there, due, delayed, ripe = 0, '', nil, false
   for i = 1, #others, 1000 do  -- `unpack` has a limit
     there = there + call('EXISTS', unpack(others, i, math.min(i + 999, #others)))
   end
+  local source, leases, messages, asked, tasks = nil, {}, {}, {}, {}
   if there > 0 then  -- what is delayed is in nobody's way until it is due
-    local delayed = queues_with('d:', queues)
+    delayed = queues_with('d:', queues)
     for _, queue in ipairs(delayed) do
-      local first = call('ZRANGE', P .. 'd:' .. queue, 0, 0, 'WITHSCORES')[2]
+      local key = P .. 'd:' .. queue
+      local first = call('ZRANGE', key, 0, 0, 'WITHSCORES')[2]
       if first then
-        if tonumber(first) <= tonumber(now) then return nil, delayed end
-        if due == '' or tonumber(first) < tonumber(due) then due = first end
         there = there - 1
+        if tonumber(first) <= tonumber(now) then
+          if source then return nil, delayed end
+          ripe, source = true, key
+          leases = call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, limit + 1)
+          if #leases > limit then return nil, delayed end
+          first = call('ZRANGE', key, #leases, #leases, 'WITHSCORES')[2]
+        end
+        if first and (due == '' or tonumber(first) < tonumber(due)) then due = first end
       end
     end
-    if there > 0 then return end
-    due = string.format('%.17g', tonumber(due) - tonumber(now))
+    if there > 0 then return nil, delayed end
+    if due ~= '' then due = string.format('%.17g', tonumber(due) - tonumber(now)) end
   end
 
   -- What is claimed.
-  local source, leases, messages, asked, tasks = nil, {}, {}, {}, {}
   if limit > 0 then
     for _, queue in ipairs(queues_with('q:', queues)) do
       local ids = call('ZRANGE', P .. 'q:' .. queue, 0, limit - 1)
       if ids[1] then
-        if source then return end
+        if source then return nil, delayed end
         source, leases = P .. 'q:' .. queue, ids
       end
     end
@@ -141,29 +149,36 @@ local function plain_step(text_of, pack, put_leases, queues_with, idle_as)
   for i, id in ipairs(leases) do
     local found = redis.pcall('HMGET', P .. 'm:' .. id, 'n', 'g', 'b', 'k', 'f')
     local m = {id = id, n = found[1], g = found[2], b = found[3], d = '1'}
-    if not (m.n and m.g and m.b and tonumber(m.n)) then return end  -- damaged
+    if not (m.n and m.g and m.b and tonumber(m.n)) then return nil, delayed end  -- damaged
     if found[4] then  -- the third of four words is how often it was delivered
       local deliveries = string.match(found[4], '^%d+ %S+ (%-?%d+) %S+$')
-      if not deliveries or #deliveries > 10 then return end
+      if not deliveries or #deliveries > 10 then return nil, delayed end
       m.d = text_of[tonumber(deliveries) + 1]
     end
     if found[5] then
       local more = call('HMGET', P .. 'm:' .. id, 'x', 'L', 'P', 'r', 'u', 'U', 'e')
-      if more[1] or more[2] or more[3] or more[4] then return end
-      m.more, m.u, m.U, m.e = true, more[5], more[6], more[7]
+      if more[1] or more[2] or more[3] then return nil, delayed end
+      m.more, m.r, m.u, m.U, m.e = true, more[4], more[5], more[6], more[7]
     end
     if not asked[m.g] then
-      asked[m.g] = true
       local p, y, size, at = string.match(m.g,
         '^(%-?%d+),(%-?%d+),[%deinfa.+-]*,[%deinfa.+-]*,[01],[01],%d*,[%deinfa.+-]*,(%d+),()')
-      if not size or #p > 3 or #y > 10 or at + tonumber(size) > #m.g + 1 then return end
+      if not size or #p > 3 or #y > 10 or at + tonumber(size) > #m.g + 1 then return nil, delayed end
       if digest ~= '*' then tasks[#tasks + 1] = string.sub(m.g, at + tonumber(size)) end
+      asked[m.g] = tonumber(p)
     end
+    m.p = asked[m.g]
     messages[i] = m
+  end
+  if ripe then  -- it lies there by its time, and goes by its rank
+    table.sort(messages, function(one, other)
+      if one.p ~= other.p then return one.p > other.p end
+      return tonumber(one.n) < tonumber(other.n)
+    end)
   end
   if tasks[1] then
     for _, known in ipairs(call('SMISMEMBER', P .. 'known:' .. worker, unpack(tasks))) do
-      if known == 0 then return end
+      if known == 0 then return nil, delayed end
     end
   end
 
@@ -193,6 +208,7 @@ local function plain_step(text_of, pack, put_leases, queues_with, idle_as)
     local mine, since = token .. ' ' .. worker .. ' ', ' ' .. now
     for _, m in ipairs(messages) do
       call('HSET', P .. 'm:' .. m.id, 's', 'r', 'k', mine .. m.d .. since)
+      if m.r then call('ZREM', P .. 'retrying', m.id) end
     end
     call('SADD', P .. 'leases:' .. worker, unpack(leases))
   end
