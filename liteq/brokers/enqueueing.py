@@ -29,7 +29,6 @@ from liteq.message import (
     Alike,
     Packed,
     Workflow,
-    rule_of,
 )
 
 __all__ = [
@@ -108,6 +107,11 @@ _MESSAGES: Final = _insert_into(
 _EDGES: Final = _insert_into(
     "edge", ("source", "target", "fires", "position"), ("source", "position"), ""
 )
+# `renewed`: the arguments of another call, of the same unique key, have taken the place of its.
+_STORED: Final = (
+    f"SELECT seq, task, body, {EARLY}, sent_as IS NOT NULL FROM message WHERE id = ?"
+)
+_SENT_AS: Final = "UPDATE message SET sent_as = ? WHERE id = ?"
 
 
 _Edge: TypeAlias = tuple[str, str, str, int]  # an `Edge`, or one that has travelled
@@ -169,12 +173,13 @@ def insert(
     db = following.db
     delayed = {row[3] for row in batch.rows if row[_WIDTH] == SCHEDULED}
     dues = next_dues(db, delayed)
-    queued = False
+    queued, sent_as = False, {}
     if batch.has_keys:
         as_a_whole = stands is None or workflow is not None or bool(batch.edges)
         admitted = admit(db, batch.rows, following.now, as_a_whole=as_a_whole)
         for row in admitted.repeated:
             accept_repeat(db, row)
+        sent_as = admitted.sent_as
         queued = admitted.queued or bool(admitted.repeated)
         for seq in admitted.late:  # none before all are admitted: it may be refused as a whole
             following.revoke(seq, "expired")
@@ -199,6 +204,8 @@ def insert(
                 "AND NOT EXISTS(SELECT 1 FROM message WHERE workflow = ?1)",
                 (number,),
             )
+    if sent_as:
+        db.executemany(_SENT_AS, [(last_id, id) for id, last_id in sent_as.items()])
     limited = [row for row in batch.rows if row[_WIDTH] == LIMITED and row[0] in new]
     if limited:
         following.lined = True
@@ -285,15 +292,13 @@ def accept_repeat(db: apsw.Connection, row: tuple[Any, ...]) -> bool:
     """Let the same message be enqueued again, and refuse another under its id. False: there is
     but an early note, and the message is to take its place."""
     id, task, body = row[:3]
-    stored = fetch_one(db, f"SELECT seq, task, body, {EARLY} FROM message WHERE id = ?", (id,))
+    stored = fetch_one(db, _STORED, (id,))
     if stored is None:
         return True  # settled and deleted since
-    seq, stored_task, stored_body, early = stored
+    seq, stored_task, stored_body, early, renewed = stored
     if early:
         return False
-    if row[UNIQUE] is not None and rule_of(row[_WIDTH - 1]).on_conflict == "replace":
-        return True  # another call's arguments may have taken the place of its own
-    if (stored_task, stored_body) == (task, body):
+    if renewed or (stored_task, stored_body) == (task, body):
         return True
     if fetch_one(
         db,

@@ -64,14 +64,16 @@ _HAND_ON: Final = "UPDATE message SET unique_key = '-' || unique_key WHERE seq =
 class Admission(NamedTuple):
     """Rows that are to be stored, those that were before, the edges that are to be added,
     and what is not stored: by its id, that of the message that stands for it. Before that,
-    those are to end whose keys are taken since they have expired. `queued`: one that stands
-    for another has become claimable by it."""
+    those are to end whose keys are taken since they have expired. `sent_as` has, by the id of
+    a row, that of the one whose arguments it took. `queued`: one that stands for another has
+    become claimable by it."""
 
     rows: list[tuple[Any, ...]]
     repeated: list[tuple[Any, ...]]
     edges: list[tuple[str, str, str, int]]
     stands: dict[str, str]
     late: list[int]
+    sent_as: dict[str, str]
     queued: bool
 
 
@@ -103,14 +105,15 @@ def admit(
     edges: list[tuple[str, str, str, int]] = []
     stands: dict[str, str] = {}
     late: list[int] = []
+    sent_as: dict[str, str] = {}
     queued = False
     places: dict[str, int] = {}  # of the keys taken here
     for row in rows:
-        key = row[UNIQUE]
+        id, key = row[0], row[UNIQUE]
         if key is None:
             kept.append(row)
             continue
-        if _is_there(db, row[0]):
+        if _is_there(db, id):
             repeated.append(row)
             continue
         rule = rule_of(row[_ENVELOPE])
@@ -119,37 +122,40 @@ def admit(
             there = kept[place][0]
             _refuse(row, there, rule, as_a_whole=as_a_whole)
             if rule.on_conflict == "replace":
+                if kept[place][_WIDTH] == WAITING:  # for the end of what runs
+                    row = (*row[:_WIDTH], *kept[place][_WIDTH:])
                 kept[place] = (there, *row[1:])
-            stands[row[0]] = there
+                sent_as[there] = id
+            stands[id] = there
             continue
         holder = _find(db, key)
         if holder is not None and holder.is_late(now):
             late.append(holder.seq)
             if running := fetch_one(db, _RUNS_BEFORE, (holder.seq,)):
-                edges.append((running, row[0], END, 0))
+                edges.append((running, id, END, 0))
                 row = (*row[:_WIDTH], WAITING, row[_WIDTH + 1] + 1, *row[_WIDTH + 2 :])
             holder = None
         if holder is not None:
             _refuse(row, holder.id, rule, as_a_whole=as_a_whole)
-            if rule.on_conflict != "replace" or holder.sent_as == row[0]:
-                stands[row[0]] = holder.id
+            if rule.on_conflict != "replace" or holder.sent_as == id:
+                stands[id] = holder.id
                 continue
             if holder.state != RUNNING:
                 queued |= _renew(db, holder, row, rule, now) == QUEUED
-                stands[row[0]] = holder.id
+                stands[id] = holder.id
                 continue
             db.execute(_HAND_ON, (holder.seq,))
-            edges.append((holder.id, row[0], END, 0))
+            edges.append((holder.id, id, END, 0))
             row = (*row[:_WIDTH], WAITING, 1, *row[_WIDTH + 2 :])
         elif (past := fetch_one(db, _PERIOD, (key, now))) is not None:
             _refuse(row, past, rule, as_a_whole=as_a_whole)
-            stands[row[0]] = past
+            stands[id] = past
             continue
         if rule.unique_for is not None:
-            db.execute(_KEEP, (key, row[0], now + rule.unique_for))
+            db.execute(_KEEP, (key, id, now + rule.unique_for))
         places[key] = len(kept)
         kept.append(row)
-    return Admission(kept, repeated, edges, stands, late, queued)
+    return Admission(kept, repeated, edges, stands, late, sent_as, queued)
 
 
 def admits(db: apsw.Connection, rows: Sequence[tuple[Any, ...]], now: float) -> bool:

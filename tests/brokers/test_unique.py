@@ -545,6 +545,29 @@ def test_the_first_call_made_again_is_recognised_after_it_was_replaced(broker: B
     assert record(broker, first).message.body == b"[[2], {}]"
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_a_call_made_again_is_recognised_whatever_replaced_it(
+    broker: Broker, together: bool
+) -> None:
+    calls = [unique(b"[[1], {}]"), unique(b"[[2], {}]", on_conflict="replace")]
+    first = calls[0]
+    for batch in [calls] if together else [[one] for one in calls]:
+        broker.enqueue(batch)
+
+    assert broker.enqueue(calls[:1]) == {}
+    assert broker.enqueue(calls) == {calls[1].id: first.id}  # its answer had been lost
+
+    assert record(broker, first).message.body == b"[[2], {}]"
+
+
+def test_only_what_was_replaced_is_another_than_it_was(broker: Broker) -> None:
+    first = unique(on_conflict="replace")
+    broker.enqueue([first])
+
+    with pytest.raises(AlreadyEnqueued):
+        broker.enqueue([first._replace(body=b"[[2], {}]")])
+
+
 # Replacing what runs
 
 
@@ -617,6 +640,30 @@ def test_it_waits_for_its_own_time_as_well(broker: Broker, clock: FakeClock) -> 
     assert claimed(broker, worker) == []
     clock.advance(61)
     assert claimed(broker, worker) == [second.id]
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_the_last_to_replace_a_running_one_counts_from_its_end(
+    broker: Broker, clock: FakeClock, together: bool
+) -> None:
+    broker.enqueue([unique()])
+    worker = enlist(broker)
+    [lease] = broker.claim(worker, ["default"])
+    second = unique(on_conflict="replace", countdown=900.0)
+    third = unique(b"[[3], {}]", on_conflict="replace", countdown=60.0, expires_in=90.0)
+    for batch in [[second, third]] if together else [[second], [third]]:
+        broker.enqueue(batch)
+
+    assert claimed(broker, worker) == []
+    clock.advance(10)
+    broker.settle(worker, lease, Succeeded(b"1"))
+
+    found = record(broker, second).message
+    assert (found.body, found.run_at, found.expires_at) == (
+        third.body,
+        clock.now() + 60,
+        clock.now() + 90,
+    )
 
 
 def test_what_waits_for_a_running_one_can_be_revoked(broker: Broker) -> None:

@@ -40,8 +40,9 @@ local function admit(graph, m, whole)
     if whole then return 'P', mine.id end
     if m.policy == 'raise' then return 'D', mine.id end
     if m.policy == 'replace' then
-      for _, name in ipairs({'g', 'b', 'u', 'x', 'L', 'e'}) do mine[name] = m[name] end
+      for _, name in ipairs({'g', 'b', 'u', 'x', 'L', 'e', 'C', 'D'}) do mine[name] = m[name] end
       open_given(mine)
+      mine.a, mine.j = m.id, '1'
     end
     graph.stands[m.id] = mine.id
     return
@@ -83,7 +84,7 @@ local function renew_unique(id, m)
     local latest = tonumber(call('HGET', key, 'Q')) + tonumber(m.max_wait)
     if tonumber(run_at) > latest then run_at = string.format('%.17g', latest) end
   end
-  call('HDEL', key, 'u', 'x', 'L', 'e', 'r', 'N', 'M', 'K')
+  call('HDEL', key, 'u', 'x', 'L', 'e', 'C', 'D', 'r', 'N', 'M', 'K')
   call('HSET', key, 'g', m.g, 'b', m.b, 'j', '1', 'a', m.id)
   if run_at then call('HSET', key, 'u', run_at) end
   if m.x then call('HSET', key, 'x', m.x) end
@@ -91,6 +92,8 @@ local function renew_unique(id, m)
   if m.e then call('HSET', key, 'e', m.e) end
   call('SADD', P .. 'queues', m.q)
   if old.s == 'w' then  -- for the end of what runs
+    if m.C then call('HSET', key, 'C', m.C) end
+    if m.D then call('HSET', key, 'D', m.D) end
     wait({id = id, t = m.t, q = m.q, n = old.n})
   else
     call('HSET', key, 's', line_up(id, m.q, m.p, tonumber(old.n), run_at, m.x))
@@ -234,6 +237,8 @@ local function enter(graph, there)
       also('U', m.U)
       also('e', m.e)
       also('O', m.O)
+      also('a', m.a)
+      also('j', m.j)
       if waits then
         also('P', string.format('%d', waits))
         also('C', m.C)
