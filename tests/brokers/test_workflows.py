@@ -1193,6 +1193,21 @@ def test_10_an_id_that_is_used_again_has_none_of_the_edges_it_had(broker: Broker
     assert names(work(broker, worker)) == ["failing", "callback", "before", "behind"]
 
 
+def test_10_no_edge_is_drawn_to_another_message_of_a_deleted_ones_id(broker: Broker) -> None:
+    former, latter, then = tasks("former", "latter", "then")
+    flow = Workflow(then.id, "flow")
+    broker.enqueue([former, then], path(former, then), flow)
+    broker.revoke([then.id])
+    broker.forget([then.id])
+    broker.enqueue([latter, then], path(latter, then), flow)
+    before = broker.nodes(flow.id)[1]
+
+    work(broker, enlist(broker))
+
+    assert before == path(latter, then)
+    assert broker.nodes(flow.id)[1] == path(latter, then)
+
+
 def test_10_a_gather_does_not_fail_for_a_part_of_another_that_had_its_id(
     broker: Broker,
 ) -> None:
