@@ -443,6 +443,8 @@ class Worker(Steered):
             if self._requests.stop > self._stopping:
                 self._begin_stop(pool)
             self._take_events(pool)
+            if self._batching.waiting:  # what is due has a child before more is claimed
+                self._run_batches(pool)
             self._step(pool)
             if self._batching.waiting:
                 self._run_batches(pool)
@@ -518,7 +520,9 @@ class Worker(Steered):
         if self._stopping:
             self._attempts.give_back_batched()
         elif not self._membership.is_late():  # else others may have them
-            no_more = self.burst and not self._membership.look
+            # What has ended, and is not settled, others may wait for.
+            more = self._membership.look or self._attempts.settlements
+            no_more = self.burst and not more
             self._attempts.hand_out_batches(pool, all=no_more)
 
     def _ask(

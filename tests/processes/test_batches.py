@@ -49,6 +49,12 @@ async def batched(calls):
     return [call.args[0] * 2 for call in calls]
 
 @app.task
+def again():
+    if not os.path.exists(FOLDER + "/go-again"):
+        again.delay()
+        time.sleep(0.05)
+
+@app.task
 def total(numbers):
     return sum(numbers)
 
@@ -113,6 +119,16 @@ def test_other_tasks_run_while_calls_wait_for_others(shop: Shop) -> None:
 
     assert shop.tasks.add.delay(1, 2).get(timeout=15) == 3
     assert shop.tasks.patient.delay(4).get(timeout=15) == [4, 1, 5]
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads", "asyncio", "solo"])
+def test_calls_that_have_waited_run_before_more_is_claimed(shop: Shop, pool: str) -> None:
+    shop.start("-c", "1", "-P", pool)
+    shop.tasks.again.delay()  # from now on there is always something to claim
+    results = [shop.tasks.double.delay(number) for number in range(2)]
+
+    assert [one.get(timeout=15) for one in results] == [0, 2]
+    shop.release("again")
 
 
 def test_a_burst_waits_for_no_more_calls(shop: Shop) -> None:
