@@ -436,6 +436,21 @@ def test_arguments_are_those_of_a_call_not_of_the_function(app: Liteq) -> None:
         assert result.get() == [(1, 2), {"three": 3}]
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda task: task.map([1]),
+        lambda task: task.starmap([(1,)]),
+        lambda task: task.chunks([(1,)], 1),
+    ],
+)
+def test_what_would_call_the_function_with_arguments_is_refused(app: Liteq, call: Any) -> None:
+    task = app.task(flush_every=10, name="take")(lambda calls: None)
+
+    with pytest.raises(ValueError, match="task 'take' has flush_every and is not for map"):
+        call(task)
+
+
 @pytest.mark.parametrize("options", [{"unique": True}, {"unique_key": "order"}])
 def test_calls_can_be_unique_by_their_own_arguments(app: Liteq, options: Any) -> None:
     task = app.task(name=NAME, flush_every=10, **options)(lambda calls: None)

@@ -181,7 +181,14 @@ class chunks(_Calls[list[R]]):
 
 
 def _task_of(task: Any, app: Liteq | None) -> Signature[Any]:
-    """Return a task, or a signature of one, as a signature."""
+    """Return a task, or a signature of one, as a signature. Raises `ValueError` for a task that
+    is not called with arguments but given calls."""
     if isinstance(task, Mapping):
         return part(task, "the task", app)
+    if getattr(task, "flush_every", None) is not None:
+        raise ValueError(
+            f"task {task.name!r} has flush_every and is not for map(), starmap() or chunks(): "
+            "they call its function with arguments. Its calls are run together without them: "
+            "send a group, or use enqueue_many()"
+        )
     return Signature(task, app=app)
