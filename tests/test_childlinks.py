@@ -7,6 +7,7 @@ import os
 import selectors
 import socket
 from collections.abc import Iterator
+from io import FileIO
 from typing import Any, cast
 
 import pytest
@@ -179,7 +180,8 @@ def test_a_child_whose_end_is_seen_first_is_sent_no_more() -> None:
     with pair() as it:
         selector = it.pool._selector
         selector.register(it.child.answers, selectors.EVENT_READ)
-        it.child.sentinel, end = os.pipe()
+        ended, end = os.pipe()
+        it.child.sentinel = FileIO(ended)
         selector.register(it.child.sentinel, selectors.EVENT_READ)
         it.give(1_000_000)
         it.links.jobs.recv(1_000_000)  # so that there is room

@@ -17,7 +17,6 @@ to its parent, each a pair of Unix sockets, and each a stream, which every Unix 
 """
 
 import contextlib
-import ctypes
 import faulthandler
 import fcntl
 import gc
@@ -33,7 +32,7 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from liteq.garbage import Collector
 from liteq.pools.base import Runner
@@ -70,9 +69,6 @@ _frame: Final = FRAME.pack
 
 _timeval: Final = struct.Struct("@ll").pack  # seconds, microseconds
 
-_PR_SET_PDEATHSIG: Final = 1
-# Looked up before the fork: what ctypes makes for it would be in pages of each child's own.
-_prctl: Final[Any] = getattr(ctypes.CDLL(None), "prctl", None)  # Linux has it
 _PAGE_KIB: Final = os.sysconf("SC_PAGE_SIZE") // 1024
 
 
@@ -85,7 +81,6 @@ class Links(NamedTuple):
     life: socket.socket
     parent: int  # pid
     watch_memory: bool  # say in every answer how much memory is resident
-    dies_with_thread: bool  # forked from the parent's main thread
 
 
 def child_main(
@@ -146,9 +141,11 @@ def _die_with_parent(links: Links) -> None:
     """Have the kernel kill this process and its sub-processes when the parent ends.
 
     The parent's death closes its end of `life`; the kernel then signals the process
-    group that owns this end, whatever the group is doing (a sleep, a loop, C code). If a
-    task has closed the socket, the parent-death signal is left. It comes at the end of
-    the *thread* that forked, so it is asked for only if that was the main thread.
+    group that owns this end, whatever the group is doing (a sleep, a loop, C code). A task
+    that closes all that it finds open has closed *answers*, too: the parent kills it for that.
+
+    Not by the parent-death signal: that comes at the end of the *thread* that forked, and
+    `ctypes`, which asks for it, takes half a megabyte.
     """
     links.life.setblocking(True)
     if hasattr(fcntl, "F_SETSIG"):
@@ -156,8 +153,6 @@ def _die_with_parent(links: Links) -> None:
         fcntl.fcntl(links.life, fcntl.F_SETSIG, signal.SIGKILL)
         flags = fcntl.fcntl(links.life, fcntl.F_GETFL)
         fcntl.fcntl(links.life, fcntl.F_SETFL, flags | os.O_ASYNC)
-        if links.dies_with_thread:
-            _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     else:
         watch_parent(links.life)
     if os.getppid() != links.parent:  # it died before the kernel knew of our wish

@@ -11,8 +11,9 @@ import math
 import os
 import signal
 import socket
-import threading
+import weakref
 from collections import deque
+from io import FileIO
 from typing import Any, Literal
 
 from liteq.pools.base import Job, PoolOptions
@@ -26,6 +27,7 @@ class Child:
     """What the parent knows of one child, and its ends of the links."""
 
     __slots__ = (
+        "__weakref__",
         "answers",
         "blocked",
         "born",
@@ -76,7 +78,7 @@ class Child:
         self.life = life
         self.process: Any = None
         self.pid = 0
-        self.sentinel = -1  # readable when the process has ended
+        self.sentinel: FileIO | int = -1  # readable when the process has ended
 
         self.held: deque[Job] = deque()  # in the order of its stream: the first one runs
         self.since = 0.0  # the first one became the first at
@@ -111,19 +113,21 @@ class Child:
         self.process = process
         self.pid = process.pid
         self.born = now
+        _children.add(self)
         with contextlib.suppress(OSError):  # it has, and runs another program, or ended
             os.setpgid(self.pid, self.pid)  # the child does so too: either may be late
         self.sentinel = self._open_sentinel()
 
-    def _open_sentinel(self) -> int:
-        """Return a descriptor that tells of the process's end.
+    def _open_sentinel(self) -> FileIO:
+        """Return what tells of the process's end. It knows whether it was closed, when its
+        number may be another file's.
 
         A pipe, as `multiprocess` has, processes forked by a task keep open after the
         child's death; the kernel's own descriptor of the process is not fooled.
         """
         if not hasattr(os, "pidfd_open"):
-            return int(self.process.sentinel)
-        sentinel = os.pidfd_open(self.pid)
+            return FileIO(self.process.sentinel, closefd=isinstance(self.process, Forked))
+        sentinel = FileIO(os.pidfd_open(self.pid))
         if not isinstance(self.process, Forked):
             self.process._popen.finalizer()  # closes the pipes: later children inherit less
         return sentinel
@@ -158,9 +162,24 @@ class Child:
     def close(self) -> None:
         self.close_parent_ends()
         self.inbox.close()
-        if hasattr(os, "pidfd_open") and self.sentinel >= 0:
-            os.close(self.sentinel)
-            self.sentinel = -1
+        if isinstance(self.sentinel, FileIO):
+            self.sentinel.close()
+
+
+_children: weakref.WeakSet[Child] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    """Close, in every process that a parent forks, its links to its children.
+
+    A later child, or a process of the program's own, would keep the children alive when
+    their parent is dead.
+    """
+    for child in list(_children):
+        child.close()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def connect(options: PoolOptions) -> tuple[Child, Links]:
@@ -182,7 +201,6 @@ def connect(options: PoolOptions) -> tuple[Child, Links]:
         life=child_life,
         parent=os.getpid(),
         watch_memory=options.max_memory_per_child is not None,
-        dies_with_thread=threading.current_thread() is threading.main_thread(),
     )
     left = math.inf if options.max_tasks_per_child is None else options.max_tasks_per_child
     return Child(tokens, inbox, jobs, answers, life, left), links

@@ -6,7 +6,7 @@ import errno
 import os
 import selectors
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -34,19 +34,18 @@ class Starter:
         self._context = _context(options.start_method)
         self._serial = 0
 
-    def start(self, siblings: Iterable[Child]) -> Child:
+    def start(self) -> Child:
         """Start one process, and return what its parent knows of it.
 
-        `siblings`: the children that there are, whose links are not for it. Signals are
-        blocked meanwhile: between the fork and the reset of its handlers the child would
-        run the parent's. Raises `OSError` if the system has no room for another process.
+        Signals are blocked meanwhile: between the fork and the reset of its handlers the child
+        would run the parent's. Raises `OSError` if the system has no room for another process.
         """
         if self._options.before_child is not None:
             self._options.before_child()
         fork = self._options.start_method == "fork"
         child, links = connect(self._options)
         self._serial += 1
-        args = (self._factory, links, self._forgetter(child, siblings) if fork else None)
+        args = (self._factory, links, self._forgetter(child) if fork else None)
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() if fork else ())
         try:
             process = self._start_process(f"liteq-{self._serial}", *args)
@@ -67,14 +66,12 @@ class Starter:
         process.start()
         return process
 
-    def _forgetter(self, newborn: Child, siblings: Iterable[Child]) -> Callable[[], None]:
+    def _forgetter(self, newborn: Child) -> Callable[[], None]:
         """Return what closes, in a forked child, all that belongs to the parent alone."""
 
         def forget() -> None:
             if self._options.at_fork is not None:
                 self._options.at_fork()
-            for child in siblings:
-                child.close()
             newborn.close_parent_ends()
             for key in tuple(self._selector.get_map().values()):
                 _close(key.fileobj)  # ours are closed already

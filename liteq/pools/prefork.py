@@ -605,7 +605,7 @@ class ProcessPool(Pool):
                     self._failed(now, f"cannot start a child: {lacking}", ready=False)
 
     def _start_child(self) -> None:
-        child = self._starter.start(self._children)
+        child = self._starter.start()
         self._children.append(child)
         self._selector.register(
             child.answers, selectors.EVENT_READ, lambda mask: self._on_answers(child)

@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -1022,16 +1023,27 @@ def in_process(work: Callable[[], None]) -> int:
         os._exit(0)
 
 
-@pytest.mark.parametrize("name", ["sleep", "spin", "gil", "close", "sleeper", "idle"])
+@pytest.mark.parametrize("in_thread", [False, True], ids=["main", "thread"])
+@pytest.mark.parametrize("name", ["sleep", "spin", "gil", "sleeper", "idle", "forked"])
 def test_children_and_their_sub_processes_die_with_the_parent(
-    tmp_path: Path, name: str
+    tmp_path: Path, name: str, *, in_thread: bool
 ) -> None:
     ours, theirs = socket.socketpair()
+    end, held = os.pipe()  # by what the parent has forked besides
 
     def parent() -> None:
+        os.close(held)
+        if in_thread:
+            threading.Thread(target=work).start()
+            time.sleep(60)
+        work()
+
+    def work() -> None:
         loop = Loop(ProcessPool(TinyRunner, PoolOptions(2)))
         loop.ready(2)
-        if name != "idle":
+        if name == "forked":
+            in_process(lambda: os.read(end, 1))
+        elif name != "idle":
             arg = str(tmp_path / "pid") if name == "sleeper" else 60.0
             loop.pool.submit(job(1, name, arg))
             loop.until(loop.pool.running)
@@ -1042,6 +1054,7 @@ def test_children_and_their_sub_processes_die_with_the_parent(
         time.sleep(60)
 
     pid = in_process(parent)
+    theirs.close()
     pids = [int(word) for word in ours.recv(1000).split()]
     if name == "sleeper":
         pids.append(int((tmp_path / "pid").read_text()))
@@ -1051,7 +1064,8 @@ def test_children_and_their_sub_processes_die_with_the_parent(
     os.waitpid(pid, 0)
     wait_for(lambda: all(gone(child) for child in pids), 2)
     ours.close()
-    theirs.close()
+    os.close(end)
+    os.close(held)
 
 
 # What a child starts with
@@ -1093,7 +1107,13 @@ def _open_files() -> Counter[str]:
     )
 
 
-def test_the_pool_leaks_no_files_in_the_parent() -> None:
+@pytest.mark.parametrize("system", ["has pidfd_open", "has not"])
+def test_the_pool_leaks_no_files_in_the_parent(
+    monkeypatch: pytest.MonkeyPatch, system: str
+) -> None:
+    if system == "has not":
+        monkeypatch.delattr(os, "pidfd_open")
+
     def files() -> int:
         return len(os.listdir("/proc/self/fd"))
 
