@@ -742,9 +742,7 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _opening
-    _opening = threading.RLock()
-    _held.clear()
+    _after_fork_in_parent()  # what the thread that forked held, its copy holds
     for database in list(_databases):
         database.reset_after_fork()
 

@@ -996,6 +996,31 @@ def test_a_store_in_memory_does_not_pretend_to_be_shared_with_a_child() -> None:
     assert run(FORK_IN_MEMORY) == "0\n"
 
 
+FORK_IN_THREAD_OF_CHILD = """
+import os, sys, threading
+from liteq.brokers.sqlite import SqliteBroker
+SqliteBroker(sys.argv[1] or None).get(["x"])
+def fork():
+    if os.fork() == 0:
+        os._exit(0)
+    print(os.wait()[1])
+if os.fork() == 0:
+    thread = threading.Thread(target=fork, daemon=True)
+    thread.start()
+    thread.join(10)
+else:
+    os.wait()
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("where", ["memory", "file"])
+def test_a_forked_child_may_fork_in_any_of_its_threads(folder: Path, where: str) -> None:
+    args = (folder,) if where == "file" else ("",)
+
+    assert run(FORK_IN_THREAD_OF_CHILD, *args) == "0\n"
+
+
 # Wake-ups
 
 

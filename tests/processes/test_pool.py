@@ -1036,7 +1036,8 @@ def test_children_and_their_sub_processes_die_with_the_parent(
         if in_thread:
             threading.Thread(target=work).start()
             time.sleep(60)
-        work()
+        else:
+            work()
 
     def work() -> None:
         loop = Loop(ProcessPool(TinyRunner, PoolOptions(2)))
