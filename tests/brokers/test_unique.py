@@ -560,6 +560,17 @@ def test_a_call_made_again_is_recognised_whatever_replaced_it(
     assert record(broker, first).message.body == b"[[2], {}]"
 
 
+def test_the_last_of_many_calls_made_again_is_still_the_last(broker: Broker) -> None:
+    first = unique()
+    more = [unique(b"[[%d], {}]" % n, on_conflict="replace") for n in (2, 3)]
+    broker.enqueue([first])
+    broker.enqueue(more)
+
+    assert broker.enqueue(more) == dict.fromkeys((one.id for one in more), first.id)
+
+    assert record(broker, first).message.body == more[-1].body
+
+
 def test_only_what_was_replaced_is_another_than_it_was(broker: Broker) -> None:
     first = unique(on_conflict="replace")
     broker.enqueue([first])

@@ -59,7 +59,8 @@ local function admit(graph, m, whole)
   if id then
     if whole then return 'P', id end
     if m.policy == 'raise' then return 'D', id end
-    if m.policy ~= 'replace' or not alive or alive.a == m.id then
+    local again = alive and alive.a == m.id and not graph.renewed[id]  -- this call, once more
+    if m.policy ~= 'replace' or not alive or again then
       graph.stands[m.id] = id
       return
     end
