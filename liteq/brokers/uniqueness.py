@@ -160,9 +160,15 @@ def admit(
 
 def admits(db: apsw.Connection, rows: Sequence[tuple[Any, ...]], now: float) -> bool:
     """Tell whether nothing keeps one of these rows from being stored, or taken over by
-    what holds its key; for a tick of a periodic entry, which nobody waits for."""
+    what holds its key; for a tick of a periodic entry, which nobody waits for. One of them
+    may be kept from it by another: that is an error, for who stores them."""
+    seen = set()
     for row in rows:
         key = row[UNIQUE]
+        if key in seen:
+            return True
+        if key is not None:
+            seen.add(key)
         if key is None or (alive := holder(db, key, now)) is None:
             continue
         if len(rows) > 1 or rule_of(row[_ENVELOPE]).on_conflict != "replace":

@@ -909,6 +909,28 @@ def test_a_tick_is_sent_although_its_last_call_has_expired_unseen(
     assert broker.counts() == {"default": {"queued": 1}}
 
 
+def test_a_tick_whose_calls_are_duplicates_of_each_other_is_refused(
+    broker: Broker, clock: FakeClock
+) -> None:
+    due = clock.now()
+    broker.put_schedule(Schedule("sweep", b"{}", due))
+    [entry] = broker.schedules()
+    first, second = unique(), unique()
+
+    with pytest.raises(DuplicateTask, match=first.id):
+        broker.fire(
+            "sweep",
+            due,
+            due + 5,
+            revision=entry.revision,
+            messages=[first, second],
+            workflow=Workflow("w", "group of 2"),
+        )
+
+    assert broker.schedules() == [entry]
+    assert broker.get([first.id, second.id]) == {}
+
+
 def test_a_tick_may_replace_what_waits(broker: Broker, clock: FakeClock) -> None:
     due = clock.now()
     broker.put_schedule(Schedule("sweep", b"{}", due))

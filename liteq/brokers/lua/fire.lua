@@ -19,8 +19,8 @@ if not found[1] or tonumber(found[1]) ~= tonumber(due) or found[2] == '1'
 end
 local whole = #graph.messages > 1
 local refusal, id, other = check_graph(graph, whole)
-if (refusal and string.find('DPT', refusal, 1, true))
-    or (next(graph.stands) and not next(graph.renewed)) then
+local alive = refusal and string.find('DPT', refusal, 1, true) and not graph.new[other]
+if alive or (next(graph.stands) and not next(graph.renewed)) then
   last = nil  -- its call of another instant is alive
 elseif refusal then
   put(refusal)
