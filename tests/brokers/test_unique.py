@@ -812,6 +812,21 @@ def test_a_redrive_passes_over_whose_key_is_kept_after_an_end(
     assert broker.redrive([first.id]) == [first.id]
 
 
+def test_a_redrive_keeps_the_key_for_as_long_as_was_asked_for(
+    broker: Broker, clock: FakeClock
+) -> None:
+    first, second = unique(unique_for=60), unique()
+    broker.enqueue([first])
+    run(broker, Failed(ERROR))
+    clock.advance(10)
+    broker.redrive([first.id])
+    run(broker, Succeeded(b"1"))
+
+    assert broker.enqueue([second]) == {second.id: first.id}
+    clock.advance(51)
+    assert broker.enqueue([second]) == {}
+
+
 def test_an_error_callback_whose_own_key_is_kept_is_called_again(broker: Broker) -> None:
     failing, callback = make(), unique(unique_for=60)
     broker.enqueue([failing, callback], [Edge(failing.id, callback.id, "failure")])

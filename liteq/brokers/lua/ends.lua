@@ -105,6 +105,10 @@ local function lock(key, id, seconds)
   call('SET', P .. 'unique:' .. key, till .. ' ' .. id)
 end
 
+local function locked_by(key)  -- the id of the last that took it, alive or not
+  return string.match(call('GET', P .. 'unique:' .. key) or '', '^%S* (.*)$')
+end
+
 local function can_lock(m)
   if not m.U then return true end
   local id, _, late, state = holder_of(m.U)

@@ -28,7 +28,8 @@ local function renew(m, state)
   call('HSET', key, 's', state, 'k', string.format('0 %s 0 -', m.w or '-'),
     'g', (string.gsub(m.g, '^(%-?%d+),%-?%d+,', '%1,0,')))
   if state == 'w' then wait(m) end
-  if m.U then lock(m.U, m.id) end
+  -- Its own lock says until when the key is kept.
+  if m.U and locked_by(m.U) ~= m.id then lock(m.U, m.id) end
 end
 
 local function can_wait(m)  -- nothing that it waits for has ended in the wrong way
