@@ -40,9 +40,13 @@ _FRESH: Final = (
 _BINDING: Final = (
     """(instr(envelope, '"signature":"') > 0 AND instr(envelope, '"expires_in":') = 0)"""
 )
-# A key may be kept for some time after the end of another that has done its work.
+# A key may be kept for some time after the end of another that has done its work; and one
+# that was handed on (see `uniqueness`) is held by what runs, if the next has ended before.
 _IS_FREE: Final = (
-    "NOT EXISTS(SELECT 1 FROM period LEFT JOIN message AS past ON past.id = period.id "
+    "NOT EXISTS(SELECT 1 FROM message AS other INDEXED BY message_unique "
+    "WHERE other.unique_key = '-' || ltrim(message.unique_key, '-') AND other.state < 6 "
+    "AND other.seq != message.seq) "
+    "AND NOT EXISTS(SELECT 1 FROM period LEFT JOIN message AS past ON past.id = period.id "
     "WHERE period.unique_key = ltrim(message.unique_key, '-') AND period.until > {now} "
     "AND period.id != message.id AND coalesce(past.state, 6) IN (6, 9))"
 )

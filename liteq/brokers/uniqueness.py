@@ -47,18 +47,17 @@ _KEEP: Final = (
     "ON CONFLICT DO UPDATE SET id = excluded.id, until = excluded.until"
 )
 # `sent_as` is the id under which it was asked for last: that call may be made again.
-_COLUMNS: Final = "".join(f"{name} = ?, " for name in PACKED_FIELDS[1:])
+# The key stays as it is: it is the same, and may have been handed on.
+_COLUMNS: Final = "".join(f"{name} = ?, " for name in PACKED_FIELDS[1:] if name != "unique_key")
 _RENEW: Final = (
     f"UPDATE message SET {_COLUMNS}state = ?, sent_as = ?, result = NULL, parked_at = NULL, "
     "note_state = NULL, note = NULL WHERE seq = ?"
 )
-# What one that waits for another to end waits for: who takes its place waits for it as well.
-_RUNS_BEFORE: Final = (
-    "SELECT message.id FROM edge JOIN message ON message.seq = edge.source "
-    f"WHERE edge.target = ? AND edge.fires = '{END}' AND message.state < 6"
-)
-# A key with a hyphen before it was handed on to the message that runs next.
-_HAND_ON: Final = "UPDATE message SET unique_key = '-' || unique_key WHERE seq = ?"
+# A key with a hyphen before it was handed on to the message that runs next. If that ends before
+# it has run, the key is this one's again. Nor is it kept any longer for the time of this one.
+_HANDED_ON: Final = "-"
+_HAND_ON: Final = "UPDATE message SET unique_key = ? WHERE seq = ?"
+_END_PERIOD: Final = "DELETE FROM period WHERE unique_key = ?"
 
 
 class Admission(NamedTuple):
@@ -128,13 +127,7 @@ def admit(
                 sent_as[there] = id
             stands[id] = there
             continue
-        holder = _find(db, key)
-        if holder is not None and holder.is_late(now):
-            late.append(holder.seq)
-            if running := fetch_one(db, _RUNS_BEFORE, (holder.seq,)):
-                edges.append((running, id, END, 0))
-                row = (*row[:_WIDTH], WAITING, row[_WIDTH + 1] + 1, *row[_WIDTH + 2 :])
-            holder = None
+        holder = _find(db, key, now, late)
         if holder is not None:
             _refuse(row, holder.id, rule, as_a_whole=as_a_whole)
             if rule.on_conflict != "replace" or holder.sent_as == id:
@@ -144,7 +137,8 @@ def admit(
                 queued |= _renew(db, holder, row, rule, now) == QUEUED
                 stands[id] = holder.id
                 continue
-            db.execute(_HAND_ON, (holder.seq,))
+            db.execute(_HAND_ON, (_HANDED_ON + key, holder.seq))
+            db.execute(_END_PERIOD, (key,))
             edges.append((holder.id, id, END, 0))
             row = (*row[:_WIDTH], WAITING, 1, *row[_WIDTH + 2 :])
         elif (past := fetch_one(db, _PERIOD, (key, now))) is not None:
@@ -195,10 +189,11 @@ def _renew(
     state that it is in then."""
     if holder.workflow is not None:
         raise DuplicateTask.of(row[1], holder.id, step=True)
-    fields = list(row[1:_WIDTH])
+    fields = list(row[:_WIDTH])
     run_at: float | None = row[_RUN_AT]
     if run_at is not None and rule.max_wait is not None:
-        run_at = fields[_RUN_AT - 1] = min(run_at, holder.enqueued_at + rule.max_wait)
+        run_at = fields[_RUN_AT] = min(run_at, holder.enqueued_at + rule.max_wait)
+    del fields[UNIQUE], fields[0]
     state = SCHEDULED if run_at is not None and run_at > now else QUEUED
     if holder.state == WAITING:
         state = WAITING  # for the end of what runs
@@ -208,16 +203,24 @@ def _renew(
 
 def holder(db: apsw.Connection, key: str, now: float) -> str | None:
     """Return the id of the message that holds a key, None if nothing does."""
-    found = _find(db, key)
-    if found is not None and not found.is_late(now):
+    found = _find(db, key, now, [])
+    if found is not None:
         return found.id
     past: str | None = fetch_one(db, _PERIOD, (key, now))
     return past
 
 
-def _find(db: apsw.Connection, key: str) -> _Holder | None:
-    found = fetch_one(db, _HOLDER, (key,))
-    return None if found is None else _Holder(*found)
+def _find(db: apsw.Connection, key: str, now: float, late: list[int]) -> _Holder | None:
+    """Return what holds a key. What holds it no more since it has expired is put to `late`."""
+    for written in (key, _HANDED_ON + key):
+        found = fetch_one(db, _HOLDER, (written,))
+        if found is None:
+            continue
+        holder = _Holder(*found)
+        if not holder.is_late(now):
+            return holder
+        late.append(holder.seq)
+    return None
 
 
 def end_periods(db: apsw.Connection, ids: Sequence[str]) -> None:

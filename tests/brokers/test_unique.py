@@ -280,13 +280,12 @@ def test_a_graph_that_is_refused_ends_nothing_that_has_expired(
     assert record(broker, handler).state == "waiting"
 
 
-@pytest.mark.parametrize("on_conflict", ["return", "replace"])
 def test_who_takes_the_place_of_one_that_has_expired_waits_for_what_that_waited_for(
-    broker: Broker, clock: FakeClock, on_conflict: str
+    broker: Broker, clock: FakeClock
 ) -> None:
     first = unique(b"[[1], {}]")
     late = unique(b"[[2], {}]", on_conflict="replace", expires_at=clock.now() + 50)
-    last = unique(b"[[3], {}]", on_conflict=on_conflict)
+    last = unique(b"[[3], {}]", on_conflict="replace")
     broker.enqueue([first])
     worker = enlist(broker)
     [lease] = broker.claim(worker, ["default"])
@@ -688,6 +687,81 @@ def test_what_waits_for_a_running_one_can_be_revoked(broker: Broker) -> None:
     broker.settle(worker, lease, Succeeded(b"1"))
 
     assert claimed(broker, worker) == []
+    assert broker.holder(KEY) is None
+
+
+ENDS_WAITING: dict[str, Callable[[Broker, FakeClock, Message], object]] = {
+    "revoked": lambda b, c, m: b.revoke([m.id]),
+    "forgotten": lambda b, c, m: (b.revoke([m.id]), b.forget([m.id])),
+    "expired": lambda b, c, m: (c.advance(50), b.maintain()),
+    "expired unseen": lambda b, c, m: c.advance(50),
+}
+
+
+@pytest.mark.parametrize("end", ENDS_WAITING)
+def test_the_key_is_the_running_one_s_again_if_the_next_ends_before(
+    broker: Broker, clock: FakeClock, end: str
+) -> None:
+    first, third = unique(), unique()
+    second = unique(on_conflict="replace", expires_at=clock.now() + 50)
+    failed = unique()
+    broker.enqueue([failed])
+    run(broker, Failed(ERROR))
+    broker.enqueue([first])
+    worker = enlist(broker)
+    [lease] = broker.claim(worker, ["default"])
+    broker.enqueue([second])
+
+    ENDS_WAITING[end](broker, clock, second)
+
+    assert broker.holder(KEY) == first.id
+    assert broker.redrive([failed.id]) == []
+    assert broker.enqueue([third]) == {third.id: first.id}
+    assert [one.revoked for one in broker.get([second.id]).values()] in (
+        [],
+        ["revoked"],
+        ["expired"],
+    )
+    last = unique(on_conflict="replace")
+    assert broker.enqueue([last]) == {}
+    assert claimed(broker, worker) == []
+    broker.settle(worker, lease, Succeeded(b"1"))
+    assert claimed(broker, worker) == [last.id]
+
+
+def test_one_that_is_retried_is_replaced_if_the_next_has_ended(
+    broker: Broker, clock: FakeClock
+) -> None:
+    first, second = unique(), unique(on_conflict="replace")
+    third = unique(b"[[3], {}]", on_conflict="replace")
+    broker.enqueue([first])
+    worker = enlist(broker)
+    [lease] = broker.claim(worker, ["default"])
+    broker.enqueue([second])
+    broker.settle(worker, lease, Retried(clock.now() + 60, ERROR))
+    broker.revoke([second.id])
+
+    assert broker.enqueue([third]) == {third.id: first.id}
+
+    assert broker.holder(KEY) == first.id
+    [lease] = broker.claim(worker, ["default"])
+    assert (lease.id, lease.message.body) == (first.id, third.body)
+    assert broker.settle(worker, lease, Succeeded(b"1"))
+    assert broker.holder(KEY) is None
+
+
+def test_a_key_that_was_handed_on_is_not_kept_for_the_time_of_the_first(
+    broker: Broker,
+) -> None:
+    first, second = unique(unique_for=600), unique(on_conflict="replace")
+    broker.enqueue([first])
+    worker = enlist(broker)
+    [lease] = broker.claim(worker, ["default"])
+    broker.enqueue([second])
+
+    broker.settle(worker, lease, Succeeded(b"1"))
+    run(broker, Succeeded(b"2"), worker)
+
     assert broker.holder(KEY) is None
 
 

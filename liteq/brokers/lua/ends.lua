@@ -82,6 +82,24 @@ local function clear_early(id)  -- who waits for it, waits for what takes its pl
   call('ZREM', P .. 'expiring', id)
 end
 
+local function alive_with(key, id)  -- and whether it has expired before its start
+  local m = call('HMGET', P .. 'm:' .. id, 's', 'U', 'W', 'a', 'x')
+  if not m[1] or is_over(m[1]) or m[2] ~= key then return nil end
+  local late = m[1] ~= 'r' and m[5] and (tonumber(m[5]) or math.huge) <= NOW
+  return {s = m[1], W = m[3], a = m[4]}, late
+end
+
+-- Return what handed its key on to this message, if it has not ended: should this one end
+-- before, it has the key again.
+local function runs_before(key, id)
+  local edges = call('HGETALL', P .. 'b:' .. id)
+  for i = 1, #edges, 2 do
+    local m, late
+    if edges[i + 1] == 'e' then m, late = alive_with(key, edges[i]) end
+    if m and not late then return edges[i], m end
+  end
+end
+
 -- Return the id of the message that holds a key, and its state, worker's fields aside; nil
 -- if the key is free. One that failed or was revoked has done nothing. Then the id of one
 -- that is to be ended by who takes the key, since it has expired, and its state.
@@ -89,12 +107,12 @@ local function holder_of(key)
   local lock = call('GET', P .. 'unique:' .. key)
   if not lock then return nil end
   local till, id = string.match(lock, '^(%S*) (.*)$')
-  local m = call('HMGET', P .. 'm:' .. id, 's', 'U', 'W', 'a', 'x')
-  if m[1] and not is_over(m[1]) and m[2] == key then
-    local late = m[1] ~= 'r' and m[5] and (tonumber(m[5]) or math.huge) <= NOW
-    if late then return nil, nil, id, m[1] end
-    return id, {s = m[1], W = m[3], a = m[4]}
-  end
+  local m, late = alive_with(key, id)
+  if m and not late then return id, m end
+  local before, running = runs_before(key, id)
+  if m then return before, running, id, m.s end
+  if before then return before, running end
+  m = call('HMGET', P .. 'm:' .. id, 's')
   if till ~= '' and tonumber(till) > NOW and not (m[1] == 'F' or m[1] == 'R') then
     return id, nil
   end
@@ -120,6 +138,8 @@ local function drop_lock(key, id, lasting)
   local name = P .. 'unique:' .. key
   local till, holder = string.match(call('GET', name) or ' ', '^(%S*) (.*)$')
   if holder ~= id then return end
+  local before = runs_before(key, id)
+  if before then return lock(key, before) end
   if lasting and till ~= '' and tonumber(till) > NOW then
     call('EXPIRE', name, math.ceil(tonumber(till) - NOW))
   else

@@ -47,15 +47,8 @@ local function admit(graph, m, whole)
     graph.stands[m.id] = mine.id
     return
   end
-  local id, alive, late, state = holder_of(m.U)
-  if late then
-    graph.late[late] = true
-    -- Of one that waits for another to end: who takes its place waits for it as well.
-    local edges = state == 'w' and call('HGETALL', P .. 'b:' .. late) or {}
-    for i = 1, #edges, 2 do
-      if edges[i + 1] == 'e' then table.insert(graph.edges, {edges[i], m.id, 'e', '0'}) end
-    end
-  end
+  local id, alive, late = holder_of(m.U)
+  if late then graph.late[late] = true end
   if id then
     if whole then return 'P', id end
     if m.policy == 'raise' then return 'D', id end
@@ -156,12 +149,12 @@ end
 -- store that edges of it lead to: a gather that gets more parts, a message that was replaced.
 local function enter(graph, there)
   for id, m in pairs(graph.renewed) do renew_unique(id, m) end
+  for id in pairs(graph.late) do revoke(load(id), 'expired') end
   local new, pending, next_part, met_by_target = graph.new, {}, {}, {}
   local count = 0
   for _ in pairs(new) do count = count + 1 end
   if count == 0 and not there then return end
   local number = call('INCRBY', P .. 'seq', count) - count
-  for id in pairs(graph.late) do revoke(load(id), 'expired') end
   for _, edge in ipairs(graph.edges) do
     local source, target, on, position = unpack(edge)
     if new[target] or (there and there[target] and (new[source] or there[source])) then
