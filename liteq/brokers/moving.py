@@ -13,7 +13,7 @@ that code declares.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from typing import Final, NamedTuple, Protocol
 
 from liteq.brokers.base import Broker
@@ -159,10 +159,11 @@ def move(source: Broker, target: Broker) -> Iterator[tuple[int, int]]:
     source.reclaim()
     there.write_workflows(here.workflows())
     ids = here.ids()
+    moved = frozenset(ids)
     yield 0, len(ids)
     for at in range(0, len(ids), SLICE):
         kept = here.read(ids[at : at + SLICE])
-        _refuse_held_keys(target, kept)
+        _refuse_held_keys(target, kept, moved)
         there.write(kept)
         yield min(at + SLICE, len(ids)), len(ids)
     for at in range(0, len(ids), SLICE):
@@ -176,9 +177,10 @@ def move(source: Broker, target: Broker) -> Iterator[tuple[int, int]]:
     _compare(source, target, ids)
 
 
-def _refuse_held_keys(target: Broker, kept: Sequence[Kept]) -> None:
+def _refuse_held_keys(target: Broker, kept: Sequence[Kept], moved: Collection[str]) -> None:
     """Raise `BrokerError` if a message that is alive holds a unique key that another, which
-    is new there, is to hold (promise 13); one that has expired is ended instead."""
+    is new there, is to hold (promise 13); one that has expired is ended instead, and one that
+    is moved as well has handed its key on."""
     wanted = False
     for record in [one.record for one in kept]:
         key: str | None = record.packed[_UNIQUE]
@@ -186,7 +188,7 @@ def _refuse_held_keys(target: Broker, kept: Sequence[Kept]) -> None:
             continue
         wanted = True
         holder = target.holder(key)
-        if holder in (None, record.id):
+        if holder is None or holder in moved:
             continue
         found = target.get([record.id, holder])
         if record.id not in found and holder in found and not found[holder].final:

@@ -13,7 +13,7 @@ from liteq.brokers.limiting import overrides
 from liteq.brokers.moving import Bond, Bucket, Kept, Override, Period, deletion_of
 from liteq.brokers.schema import EARLY, STATE_CODES
 from liteq.brokers.values import Attempt, Input, Record
-from liteq.message import PACKED_FIELDS
+from liteq.message import PACKED_FIELDS, UNIQUE_KEY
 
 __all__ = ["SqliteShelf"]
 
@@ -26,6 +26,12 @@ _COLUMNS: Final = (
 _INSERT: Final = (
     f"INSERT INTO message({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))}) "
     "ON CONFLICT(id) DO NOTHING"
+)
+# Of two that are alive with one key, the one that came later waits for the end of the other,
+# which has handed it on: see `uniqueness`.
+_HAND_ON: Final = (
+    "UPDATE message SET unique_key = '-' || unique_key WHERE unique_key = ?1 AND state < 6 "
+    "AND NOT EXISTS(SELECT 1 FROM message WHERE id = ?2)"
 )
 # An edge is met if its source has ended as it was to; a gather may be content with less.
 _BONDS: Final = (
@@ -204,6 +210,8 @@ def _insert(db: apsw.Connection, kept: Kept, now: float) -> int:
     )
     if not record.early:
         db.execute(f"DELETE FROM message WHERE id = ? AND {EARLY}", (record.id,))
+    if not over:
+        db.execute(_HAND_ON, (record.packed[UNIQUE_KEY], record.id))
     db.execute(_INSERT, values)
     if not db.changes():
         return 0

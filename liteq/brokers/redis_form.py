@@ -605,7 +605,7 @@ def kept_fields(kept: Kept) -> list[Any]:
         "u": packed[RUN_AT],
         "x": packed[EXPIRES_AT],
         "L": packed[LIMITS],
-        "U": packed[UNIQUE_KEY],
+        "U": packed[UNIQUE_KEY] and packed[UNIQUE_KEY].removeprefix("-"),  # handed on, or not
         "e": packed[ENVELOPE],
         "Q": record.enqueued_at,
         "P": kept.pending if kept.pending or kept.inputs or waiting else None,

@@ -13,7 +13,7 @@ import redis_server
 from redis_server import RedisServer
 from world import FakeClock, Store, enlist, make
 
-from liteq.brokers import connect
+from liteq.brokers import connect, moving
 from liteq.brokers.base import Broker, Schedule
 from liteq.brokers.connection import DATABASE
 from liteq.brokers.moving import move
@@ -319,6 +319,31 @@ def test_13_a_key_that_another_message_holds_there_stops_a_move(
 
     assert there.holder("k") == mine.id
     assert there.counts() == {"default": {"queued": 1}}
+
+
+@pytest.mark.parametrize("slice_size", [1, 100])
+def test_13_a_key_that_was_handed_on_moves(
+    here: Broker,
+    there: Broker,
+    clock: FakeClock,
+    monkeypatch: pytest.MonkeyPatch,
+    slice_size: int,
+) -> None:
+    monkeypatch.setattr(moving, "SLICE", slice_size)
+    first, second = make(unique_key="k"), make(unique_key="k", on_conflict="replace")
+    here.enqueue([first])
+    worker = enlist(here)
+    here.claim(worker, ["default"])
+    here.enqueue([second])
+    here.unregister(worker)
+
+    list(move(here, there))
+    list(move(here, there))
+
+    assert there.holder("k") == second.id
+    there.revoke([second.id])
+    assert there.holder("k") == first.id
+    assert [id for id, _ in finish(there, clock, "default")] == [first.id]
 
 
 def test_13_a_message_that_has_expired_there_stops_no_move(
