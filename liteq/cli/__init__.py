@@ -30,59 +30,59 @@ __all__ = ["cli", "main", "say_error", "status_of"]
 COMMANDS = {
     "beat": ("liteq.cli.beat", "Send periodic tasks when they are due, until stopped."),
     "call": ("liteq.cli.tasks", "Call a task by its name and print the id."),
-    "cancel": ("liteq.cli.steer", "Revoke tasks that have not ended."),
+    "cancel": ("liteq.cli.steer", "Revoke unfinished tasks."),
     "completion": (
         "liteq.cli.completion",
-        "Print a script that completes liteq's words in a shell.",
+        "Print the completion script of a shell.",
     ),
     "config": ("liteq.cli.about", "Print every setting with its value and its source."),
     "control": ("liteq.cli.control", "Change workers while they run."),
-    "db": ("liteq.cli.db", "Look after the store: schema, soundness, backups, size."),
-    "dead": ("liteq.cli.dead", "Look after dead letters: messages that nothing could run."),
+    "db": ("liteq.cli.db", "Manage the store: schema, integrity, backups, size."),
+    "dead": ("liteq.cli.dead", "Manage dead letters: messages that could not be run."),
     "doctor": (
         "liteq.cli.doctor",
-        "Look for what is wrong with the installation, the settings and the store.",
+        "Check the installation, the settings and the store for problems.",
     ),
-    "events": ("liteq.cli.events", "Print what tasks and workers do, while they do it."),
+    "events": ("liteq.cli.events", "Print the events of tasks and workers as they happen."),
     "health": (
         "liteq.cli.health",
-        "Tell whether a worker of this host lives, without importing the app.",
+        "Check whether a worker is alive on this host, without importing the app.",
     ),
     "inspect": ("liteq.cli.inspect", "Ask workers what they are doing."),
     "limits": (
         "liteq.cli.limits",
-        "Show the limits of rate and concurrency; change them while all runs.",
+        "Show rate and concurrency limits, and change them at run time.",
     ),
-    "ls": ("liteq.cli.listing", "List tasks, the latest first."),
+    "ls": ("liteq.cli.listing", "List tasks, the newest first."),
     "metrics": (
         "liteq.cli.metrics",
-        "Print figures of the store for Prometheus, or serve them.",
+        "Print the store's metrics for Prometheus, or serve them.",
     ),
-    "migrate": ("liteq.cli.migrate", "Move a store to another URL, all workers stopped."),
-    "purge": ("liteq.cli.queues", "Delete the messages that wait."),
+    "migrate": ("liteq.cli.migrate", "Copy a store to another URL. Stop all workers first."),
+    "purge": ("liteq.cli.queues", "Delete all waiting messages."),
     "queues": ("liteq.cli.queues", "Show the queues; pause, resume and purge them."),
-    "report": ("liteq.cli.about", "Print what a bug report should say."),
+    "report": ("liteq.cli.about", "Print the information for a bug report."),
     "result": ("liteq.cli.tasks", "Print the result of a task."),
     "retry": (
         "liteq.cli.steer",
-        "Run failed tasks and dead letters again, with nothing counted.",
+        "Run failed tasks and dead letters again, with all counts reset.",
     ),
-    "run": ("liteq.cli.run", "Run a script, and a worker for its tasks beside it."),
+    "run": ("liteq.cli.run", "Run a script together with a worker for its tasks."),
     "schedule": (
         "liteq.cli.schedule",
-        "Look at periodic tasks; make, run, pause and remove them.",
+        "List, add, run, pause and remove periodic tasks.",
     ),
     "shell": ("liteq.cli.about", "Open a Python prompt with the app and its tasks."),
     "show": ("liteq.cli.show", "Show a task: its arguments, its attempts, its result."),
-    "status": ("liteq.cli.status", "Show the workers: alive, stuck or dead, and what they do."),
-    "systemd": ("liteq.cli.systemd", "Print systemd units for the worker, and for beat."),
+    "status": ("liteq.cli.status", "Show the workers: alive, stuck or dead, and their load."),
+    "systemd": ("liteq.cli.systemd", "Print systemd units for the worker and for beat."),
     "version": ("liteq.cli.about", "Print the version."),
-    "watch": ("liteq.cli.watching", "Follow a task to its end, with a bar of its progress."),
-    "web": ("liteq.cli.web", "Serve pages that show and steer what the store holds."),
+    "watch": ("liteq.cli.watching", "Follow a task to its end, with a progress bar."),
+    "web": ("liteq.cli.web", "Serve web pages that show and control what is in the store."),
     "worker": ("liteq.cli.worker", "Run tasks until stopped."),
     "workflow": (
         "liteq.cli.workflow",
-        "Look at workflows, cancel them, run again what failed.",
+        "Show workflows, cancel them, run failed tasks again.",
     ),
 }
 
@@ -115,7 +115,7 @@ class Commands(Group):
 
 @click.group(cls=Commands, epilog=EXIT_CODES)
 def cli() -> None:
-    """Run and look after background tasks. No server is needed.
+    """Run and manage background tasks. No server is needed.
 
     \b
     liteq worker                     run the tasks of ./tasks.py

@@ -70,9 +70,10 @@ def config(names: tuple[str, ...], as_json: bool) -> None:
 @command()
 @as_json
 def report(as_json: bool) -> None:
-    """Print what a bug report should say.
+    """Print the information for a bug report.
 
-    That is the versions, the platform, the app, and the settings that are not the default.
+    It consists of the versions, the platform, the app, and the settings that differ from
+    the default.
     """
     from liteq.cli.worker import store_of
 
@@ -102,12 +103,13 @@ def report(as_json: bool) -> None:
 
 
 @command()
-@click.option("-I", "--ipython", is_flag=True, help="Insist on IPython.")
-@click.option("--python", "plain", is_flag=True, help="Insist on the plain prompt.")
+@click.option("-I", "--ipython", is_flag=True, help="Use IPython, or fail.")
+@click.option("--python", "plain", is_flag=True, help="Use the plain Python prompt.")
 def shell(ipython: bool, plain: bool) -> None:
     """Open a Python prompt with the app and its tasks.
 
-    The app is `app`; each task goes by its function's name. IPython is used if installed.
+    The app is `app`, and each task has its function's name. IPython is used if it is
+    installed.
     """
     session = Session.current()
     found = session.find()

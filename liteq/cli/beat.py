@@ -39,14 +39,14 @@ _WITHOUT_EFFECT = {
     "-S",
     "--scheduler",
     metavar="CLASS",
-    help="A scheduler of your own, as module:Class, in place of liteq's.",
+    help="Your own scheduler, as module:Class.",
 )
 @log_options("info shows each task that is sent.  [default: info]")
+@click.option("-I", "--include", type=names, metavar="A,B", help="Also import these modules.")
 @click.option(
-    "-I", "--include", type=names, metavar="A,B", help="Import these modules as well."
-)
-@click.option(
-    "--pidfile", metavar="FILE", help="Write the process id there; refuse to start twice."
+    "--pidfile",
+    metavar="FILE",
+    help="Write the process id to this file; refuse to start twice.",
 )
 @click.option("-s", "--schedule", "--schedule-filename", "schedule", hidden=True)
 @click.option("-n", "--hostname", hidden=True)
@@ -58,14 +58,14 @@ _WITHOUT_EFFECT = {
 def beat(pidfile: str | None, **options: Any) -> int:
     """Send periodic tasks when they are due, until stopped.
 
-    Any number of beats may run, on one machine or several: each instant is fired once. One
-    of them leads; should it die, another goes on within seconds.
+    Any number of beats may run, on one machine or several: each due time is fired once. One
+    beat leads; if it dies, another takes over within seconds.
 
     \b
     liteq beat                       the periodic tasks of ./tasks.py
     liteq -A proj beat -l debug
-    liteq worker -B                  a worker with a beat in it
-    liteq schedule list --next 3     what is due when
+    liteq worker -B                  a worker with a beat
+    liteq schedule list --next 3     the next due times
     """
     from liteq.systemd import Notifier  # before the app, as a worker does
 

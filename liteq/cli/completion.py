@@ -79,7 +79,7 @@ _ASKED: Final = {"socket_timeout": 0.5, "socket_connect_timeout": 0.5, "busy_tim
 @command()
 @click.argument("shell", type=click.Choice(SHELLS))
 def completion(shell: str) -> None:
-    """Print a script that completes liteq's words in a shell.
+    """Print the completion script of a shell.
 
     \b
     eval "$(liteq completion bash)"               in ~/.bashrc

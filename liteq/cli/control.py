@@ -29,14 +29,14 @@ IN_STORE = {
 @command()
 @click.argument("name", metavar="COMMAND", required=False)
 @click.argument("words", nargs=-1, metavar="[ARGUMENT]...")
-@click.option("--list", "listing", is_flag=True, help="Print the commands, and stop.")
+@click.option("--list", "listing", is_flag=True, help="List the commands and exit.")
 @asking_options
 def control(name: str | None, words: tuple[str, ...], listing: bool, **options: Any) -> int:
     """Change workers while they run.
 
-    What a worker is told this way it forgets when it restarts; what is written in the
-    store (revoke, terminate, rate_limit) holds for all, also for those that start later.
-    Exit code 69 means that no worker has answered.
+    A worker forgets these changes when it restarts. Changes that are written to the store
+    (revoke, terminate, rate_limit) apply to all workers, also to those that start later.
+    Exit code 69: no worker answered.
 
     \b
     liteq control pool_grow 2 -d liteq@web1

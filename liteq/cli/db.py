@@ -29,9 +29,9 @@ _ON_REDIS = {
 
 @click.group(cls=Group)
 def db() -> None:
-    """Look after the store: schema, soundness, backups, size.
+    """Manage the store: schema, integrity, backups, size.
 
-    The store is that of the app, or of -b URL, for which no app is imported.
+    The store is the app's, or with -b URL any other; then no app is imported.
 
     \b
     liteq db backup /backup/shop.db            while workers go on
@@ -42,10 +42,11 @@ def db() -> None:
 @db.command("migrate")
 @as_json
 def db_migrate(as_json: bool) -> None:
-    """Bring the store to the schema of this liteq.
+    """Upgrade the store to the schema of this version of liteq.
 
-    Whoever opens a store does this by itself; here it is done at a time of your choice.
-    Processes of the version before go on working. Also checks that the store is readable.
+    Every process does this by itself when it opens a store; with this command you choose
+    the time. Processes of the previous version go on working. It also checks that the store
+    is readable.
     """
     broker = _broker()
     if (keeper := broker.keeper()) is not None:
@@ -66,12 +67,13 @@ def db_migrate(as_json: bool) -> None:
 
 
 @db.command("check")
-@click.option("--full", is_flag=True, help="Compare the indexes with the tables as well.")
+@click.option("--full", is_flag=True, help="Compare the indexes with the tables too.")
 @as_json
 def db_check(full: bool, as_json: bool) -> int:
-    """Check that the store is sound. Ends with 1 if it is not.
+    """Check the integrity of the store. The exit code is 1 if it is damaged.
 
-    Workers may go on meanwhile. On Redis: that the server answers, and what it survives.
+    Workers can keep running. On Redis, check that the server answers, and print which
+    failures its settings survive.
     """
     broker = _broker()
     if (keeper := broker.keeper()) is not None:
@@ -93,12 +95,13 @@ def db_check(full: bool, as_json: bool) -> int:
 
 @db.command("backup")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--force", is_flag=True, help="Replace the file if it is there.")
+@click.option("--force", is_flag=True, help="Overwrite FILE if it exists.")
 @as_json
 def db_backup(file: Path, force: bool, as_json: bool) -> None:
-    """Copy the store to FILE while workers go on.
+    """Copy the store to FILE while workers run.
 
-    The copy is the store at one moment, checked, readable by you alone. Prints its size.
+    The copy is a consistent snapshot. It is checked, and only you can read it. Prints its
+    size.
     """
     keeper = _needs_file("backup")
     if keeper.version() is None:
@@ -114,10 +117,10 @@ def db_backup(file: Path, force: bool, as_json: bool) -> None:
 @click.argument("file", type=click.Path(path_type=Path))
 @yes_option
 def db_restore(file: Path, yes: bool) -> None:
-    """Make the store what it was in the backup FILE, all workers stopped.
+    """Restore the store from the backup FILE. Stop all workers first.
 
-    What it holds until now is kept beside it. What ran at the time of the backup runs
-    again, and so does all that ended after it.
+    The present store is kept beside it. Tasks that were running at the time of the backup,
+    or ended after it, run again.
     """
     keeper = _needs_file("restore")
     from liteq.brokers.keeping import workers_alive
@@ -132,12 +135,12 @@ def db_restore(file: Path, yes: bool) -> None:
 
 
 @db.command("vacuum")
-@click.option("--full", is_flag=True, help="Write the file anew, all workers stopped.")
+@click.option("--full", is_flag=True, help="Rewrite the whole file. Stop all workers first.")
 @as_json
 def db_vacuum(full: bool, as_json: bool) -> None:
-    """Give space that is free back to the disk, while workers go on.
+    """Return free space to the disk while workers run.
 
-    Workers do it themselves, a little at a time.
+    Workers also do this themselves, a little at a time.
     """
     before, after = _needs_file("vacuum").vacuum(full=full)
     if as_json:
@@ -149,7 +152,7 @@ def db_vacuum(full: bool, as_json: bool) -> None:
 @db.command("stats")
 @as_json
 def db_stats(as_json: bool) -> None:
-    """Print figures of the store: sizes, and how many messages are in which state."""
+    """Print the sizes of the store and the number of messages in each state."""
     broker = _broker()
     if (keeper := broker.keeper()) is not None and keeper.version() is None:
         raise Failure(f"there is no store at {keeper.path}", Exit.NOT_FOUND)

@@ -26,20 +26,20 @@ if TYPE_CHECKING:
 
 __all__ = ["dead"]
 
-_dry_run = click.option("--dry-run", is_flag=True, help="Count them, and do nothing.")
+_dry_run = click.option("--dry-run", is_flag=True, help="Only count them.")
 _ids = click.argument("ids", nargs=-1, metavar="[ID]...", shell_complete=completing("ids"))
 
 
 @click.group(cls=Group)
 def dead() -> None:
-    """Look after dead letters: messages that nothing could run.
+    """Manage dead letters: messages that could not be run.
 
-    A message is kept as a dead letter when its process died too often, when its body cannot
-    be read, or when no worker knew its task for too long.
+    A message becomes a dead letter if its process died too often, if its body cannot be
+    read, or if no worker knew its task for too long.
 
     \b
     liteq dead list
-    liteq dead redrive --reason 'unknown task'     counts them, and asks
+    liteq dead redrive --reason 'unknown task'     counts them and asks
     """
 
 
@@ -49,11 +49,11 @@ def dead() -> None:
     "-n", "--limit", type=click.IntRange(1, 1000), default=50, show_default=True, metavar="N"
 )
 @click.option(
-    "--before", type=click.IntRange(min=1), metavar="NUMBER", help="Go on behind this number."
+    "--before", type=click.IntRange(min=1), metavar="NUMBER", help="Continue after this number."
 )
 @as_json
 def dead_list(limit: int, before: int | None, as_json: bool, **wanted: Any) -> None:
-    """List them, the latest first.
+    """List dead letters, the newest first.
 
     \b
     liteq dead list --reason 'unknown task' --since 2h
@@ -88,10 +88,10 @@ def dead_list(limit: int, before: int | None, as_json: bool, **wanted: Any) -> N
 
 @dead.command("show")
 @click.argument("id", shell_complete=completing("ids"))
-@click.option("--raw", is_flag=True, help="Show the bytes of the body, secrets and all.")
+@click.option("--raw", is_flag=True, help="Show the raw bytes of the body, including secrets.")
 @as_json
 def dead_show(id: str, raw: bool, as_json: bool) -> None:
-    """Show one with its arguments and every attempt."""
+    """Show a dead letter with its arguments and all attempts."""
     from liteq.cli.show import print_task, with_moments
     from liteq.operating import describe, resolve
 
@@ -124,10 +124,11 @@ def dead_redrive(
     as_json: bool,
     **wanted: Any,
 ) -> int:
-    """Give dead letters a fresh start, with no delivery counted; print their ids.
+    """Run dead letters again, with all counts reset, and print their ids.
 
-    By what they have in common: they are counted first, and a question is asked. Which were
-    passed over is said on stderr, with the reason; the code is 3 if they were named.
+    With filters instead of ids, the command shows the number first and asks. Dead letters
+    that are skipped are named on stderr with the reason; the exit code is 3 if you gave
+    their ids.
 
     \b
     liteq dead redrive 01a1fd00-99f0
@@ -166,9 +167,9 @@ def dead_redrive(
 def dead_drop(
     ids: tuple[str, ...], everything: bool, dry_run: bool, yes: bool, **wanted: Any
 ) -> int:
-    """Delete dead letters for good; print how many there were.
+    """Delete dead letters permanently and print their number.
 
-    By what they have in common: they are counted first, and a question is asked.
+    With filters instead of ids, the command shows the number first and asks.
 
     \b
     liteq dead drop 01a1fd00-99f0
@@ -196,9 +197,11 @@ def dead_drop(
 
 @dead.command("purge", hidden=True)
 @yes_option
-@click.option("-Q", "--queues", "chosen", type=names, metavar="A,B", help="Of these queues.")
+@click.option(
+    "-Q", "--queues", "chosen", type=names, metavar="A,B", help="Only of these queues."
+)
 def dead_purge(chosen: list[str] | None, yes: bool) -> None:
-    """Delete all dead letters, or all of some queues; print how many there were."""
+    """Delete all dead letters, or those of some queues, and print their number."""
     of = f" of {', '.join(chosen)}" if chosen else ""
     ask(f"Delete the dead letters{of}?", yes=yes)
     click.echo(Session.current().app.broker.purge(chosen, dead=True))

@@ -20,13 +20,13 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
 @command()
-@click.option("--full", is_flag=True, help="Check a large store as a whole, too.")
+@click.option("--full", is_flag=True, help="Check a large store completely, too.")
 @as_json
 def doctor(full: bool, as_json: bool) -> int:
-    """Look for what is wrong with the installation, the settings and the store.
+    """Check the installation, the settings and the store for problems.
 
-    Each line says ok, warn or fail, and what to do. Changes nothing. Ends with 1 if
-    anything fails. With -b URL and no app, looks at that store alone.
+    Each line says ok, warn or fail, and what to do. Nothing is changed. The exit code is 1
+    if a check fails. With -b URL and no app, only that store is checked.
 
     \b
     liteq doctor

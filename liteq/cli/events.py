@@ -32,8 +32,8 @@ COLOURS = {
 
 @command()
 @click.option("-d", "--dump", is_flag=True, help="Print all fields of each event.")
-@click.option("-j", "--json", "as_json", is_flag=True, help="One JSON document in a line.")
-@click.option("-c", "--camera", metavar="CLASS", help="Let this camera take pictures instead.")
+@click.option("-j", "--json", "as_json", is_flag=True, help="One JSON document per line.")
+@click.option("-c", "--camera", metavar="CLASS", help="Use this snapshot camera instead.")
 @click.option(
     "-F",
     "--freq",
@@ -43,19 +43,25 @@ COLOURS = {
     default=1.0,
     show_default=True,
     metavar="SEC",
-    help="Between two pictures.",
+    help="Time between two snapshots.",
 )
 @click.option("-r", "--maxrate", hidden=True)
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Stop after so many.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), metavar="N", help="Stop after this many events."
+)
 @click.option(
     "-t",
     "--timeout",
     type=Seconds(min=0, min_open=True),
     metavar="SEC",
-    help="Stop when none has come for so long.",
+    help="Stop when no event has come for this long.",
 )
 @click.option(
-    "--type", "types", metavar="TYPE", multiple=True, help="Of this type only, as task-failed."
+    "--type",
+    "types",
+    metavar="TYPE",
+    multiple=True,
+    help="Only events of this type, such as task-failed.",
 )
 @log_options("warning shows how many were missed.  [default: info]")
 def events(
@@ -69,10 +75,11 @@ def events(
     types: tuple[str, ...],
     **options: Any,
 ) -> int:
-    """Print what tasks and workers do, while they do it.
+    """Print the events of tasks and workers as they happen.
 
-    Only what happens from now on: what was before, `liteq ls` shows. Workers send events
-    while somebody listens; how many a slow reader has missed is logged, to stderr.
+    It prints events from now on; for earlier tasks see `liteq ls`. Workers send events only
+    while somebody listens. If this command reads too slowly, it logs the number of missed
+    events to stderr.
 
     \b
     liteq events

@@ -65,7 +65,7 @@ def by_what(function: F) -> F:
                 "states",
                 type=states,
                 metavar="A,B",
-                help="In one of these: queued, running, failed … (Celery's words as well).",
+                help="Only in these states: queued, running, failed … (or Celery's names).",
             ),
             *_common(),
             click.option(
@@ -80,7 +80,7 @@ def by_what(function: F) -> F:
                 metavar="TIME",
                 help=f"Enqueued before: {_TIME}.",
             ),
-            click.option("--workflow", metavar="ID", help="Nodes of this workflow."),
+            click.option("--workflow", metavar="ID", help="Only of this workflow."),
         )
     ):
         function = option(function)
@@ -93,7 +93,7 @@ def by_death(function: F) -> F:
         (
             *_common(),
             click.option(
-                "--reason", metavar="TEXT", help="With this text in why they are dead."
+                "--reason", metavar="TEXT", help="Only if the reason contains this text."
             ),
             click.option(
                 "--since",
@@ -116,9 +116,9 @@ def by_death(function: F) -> F:
 
 
 def yes_option(function: F) -> F:
-    return click.option("-y", "--yes", "-f", "--force", is_flag=True, help="Do not ask.")(
-        function
-    )
+    return click.option(
+        "-y", "--yes", "-f", "--force", is_flag=True, help="Do not ask for confirmation."
+    )(function)
 
 
 def search_for(**wanted: Any) -> Search:
@@ -187,14 +187,14 @@ def _common() -> tuple[Callable[[F], F], ...]:
             "-Q",
             "--queue",
             metavar="NAME",
-            help="Of this queue.",
+            help="Only of this queue.",
             shell_complete=completing("queues"),
         ),
         click.option(
             "-t",
             "--task",
             metavar="NAME",
-            help="Of this name; * and ? stand for others.",
+            help="Only of this task; * and ? are wildcards.",
             shell_complete=completing("tasks"),
         ),
     )

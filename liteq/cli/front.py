@@ -245,9 +245,11 @@ def _global_options() -> list[click.Option]:
             metavar="APP",
             help="module, module:attribute, module:factory() or path/file.py, else $LITEQ_APP.",
         ),
-        option("-b", "--broker", metavar="URL", help="The store, in place of the app's own."),
+        option(
+            "-b", "--broker", metavar="URL", help="The store to use instead of the app's own."
+        ),
         option("--result-backend", metavar="URL", hidden=True),
-        option("--config", metavar="MODULE", help="A module of settings for the app."),
+        option("--config", metavar="MODULE", help="A module with settings for the app."),
         option("--workdir", metavar="DIR", help="Change to this directory first."),
         option("-C", "--no-color", is_flag=True, help="No colours, even on a terminal."),
         option("-q", "--quiet", is_flag=True, help="No banner and no notes."),

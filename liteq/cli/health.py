@@ -24,17 +24,17 @@ __all__ = ["health"]
     metavar="SEC",
     help="How old a worker's last heartbeat may be.",
 )
-@click.option("--any-host", is_flag=True, help="A worker of any host will do.")
+@click.option("--any-host", is_flag=True, help="Accept a worker of any host.")
 @as_json
 def health(check: str, max_age: float, any_host: bool, as_json: bool) -> int:
-    """Tell whether a worker of this host lives, without importing the app.
+    """Check whether a worker is alive on this host, without importing the app.
 
-    `ready`: its heartbeat is in the store, and not old. `live`: the same, but what is not
-    known is no reason to restart a worker, and ends with 0: no worker is registered (it may
-    be starting), or the store cannot be reached. The store is -b, LITEQ_BROKER_URL,
-    [tool.liteq], or the one *.liteq folder here.
+    `ready`: a worker has a recent heartbeat in the store. `live`: the same, but the exit
+    code is also 0 if nothing is known (no worker is registered, since it may be starting,
+    or the store cannot be reached), because that is no reason to restart a worker. The
+    store is -b, LITEQ_BROKER_URL, [tool.liteq], or the only *.liteq folder here.
 
-    Ends with 0, with 5 if no worker lives, with 6 if the store cannot be reached.
+    The exit code is 0, or 5 if no worker is alive, or 6 if the store cannot be reached.
 
     \b
     liteq health live -b sqlite:////data/shop.liteq

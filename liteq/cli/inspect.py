@@ -15,13 +15,13 @@ __all__ = ["inspect"]
 @command()
 @click.argument("name", metavar="COMMAND", required=False)
 @click.argument("words", nargs=-1, metavar="[ARGUMENT]...")
-@click.option("--list", "listing", is_flag=True, help="Print the commands, and stop.")
+@click.option("--list", "listing", is_flag=True, help="List the commands and exit.")
 @asking_options
 def inspect(name: str | None, words: tuple[str, ...], listing: bool, **options: Any) -> int:
     """Ask workers what they are doing.
 
-    Ends as soon as all have answered. Those that did not are named on stderr, as stuck or
-    as dead; exit code 69 means that nobody has answered.
+    The command ends as soon as all workers have answered. Workers that did not answer are
+    named on stderr, as stuck or dead. Exit code 69: no worker answered.
 
     \b
     liteq inspect active

@@ -28,11 +28,11 @@ __all__ = ["limits"]
 @as_json
 @click.pass_context
 def limits(ctx: click.Context, as_json: bool) -> None:
-    """Show the limits of rate and concurrency; change them while all runs.
+    """Show rate and concurrency limits, and change them at run time.
 
-    Without a command: each limit that workers have declared, what it allows now, what the
-    code says where an operator has changed it, and the tasks that are under it. What waits
-    for its turn under one is in `liteq ls -s limited`.
+    Without a command: each limit that workers have declared, its present value, the value
+    in the code if an operator has changed it, and its tasks. `liteq ls -s limited` lists
+    the calls that wait for a limit.
 
     \b
     liteq limits
@@ -81,10 +81,10 @@ def _list(session: Session, *, as_json: bool) -> None:
 @click.argument("name", shell_complete=completing("limits"))
 @click.argument("value", metavar="RATE|NUMBER")
 def limits_set(name: str, value: str) -> None:
-    """Have a limit allow something else, at once, in every worker and after restarts.
+    """Change a limit, at once, for every worker and also after restarts.
 
-    RATE is as in code: 10/m, 100/s;burst=20. NUMBER is of a concurrency: so many at once.
-    "none" lifts the limit. Prints what it allows now.
+    RATE is written as in code: 10/m, 100/s;burst=20. NUMBER is for a concurrency limit: how
+    many run at once. "none" lifts the limit. Prints the new value.
 
     \b
     liteq limits set tasks.send_mail:rate 10/m
@@ -104,7 +104,7 @@ def limits_set(name: str, value: str) -> None:
     "names", nargs=-1, required=True, metavar="NAME...", shell_complete=completing("limits")
 )
 def limits_reset(names: tuple[str, ...]) -> None:
-    """Have what the code says hold again; print it."""
+    """Go back to the value in the code, and print it."""
     session = Session.current()
     broker = session.app.broker
     found = broker.limits()

@@ -23,11 +23,11 @@ __all__ = ["ls"]
     "-n", "--limit", type=click.IntRange(1, 1000), default=50, show_default=True, metavar="N"
 )
 @click.option(
-    "--before", type=click.IntRange(min=1), metavar="NUMBER", help="Go on behind this number."
+    "--before", type=click.IntRange(min=1), metavar="NUMBER", help="Continue after this number."
 )
 @as_json
 def ls(limit: int, before: int | None, as_json: bool, **wanted: Any) -> None:
-    """List tasks, the latest first.
+    """List tasks, the newest first.
 
     \b
     liteq ls

@@ -35,7 +35,7 @@ def level_option(help: str) -> Callable[[F], F]:
 
 
 logfile_option = click.option(
-    "-f", "--logfile", metavar="FILE", help="Log there instead of to stderr."
+    "-f", "--logfile", metavar="FILE", help="Log to this file instead of stderr."
 )
 format_option = click.option(
     "--log-format", type=click.Choice(["text", "json"]), help="[default: text]"

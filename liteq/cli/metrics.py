@@ -22,14 +22,14 @@ _ROUND: Final = 1.0  # seconds until the loop looks for a Ctrl-C where no event 
 @click.option(
     "--port",
     metavar="[HOST:]PORT",
-    help="Serve them there until stopped.  [default: print them once]",
+    help="Serve them at this address until stopped.  [default: print once]",
 )
 @log_options("warning shows when the store cannot be read.  [default: info]")
 def metrics(port: str | None, **options: Any) -> None:
-    """Print figures of the store for Prometheus, or serve them.
+    """Print the store's metrics for Prometheus, or serve them.
 
-    Needs the extra: pip install 'liteq-queue[prometheus]'. What a worker has run is told by
-    the worker itself: liteq worker --metrics-port.
+    Needs the extra: pip install 'liteq-queue[prometheus]'. Each worker serves the metrics
+    of the tasks that it ran: liteq worker --metrics-port.
 
     \b
     liteq metrics                       print once

@@ -12,17 +12,17 @@ __all__ = ["migrate"]
 
 
 @command()
-@click.option("--from", "source", required=True, metavar="URL", help="The store that is left.")
-@click.option("--to", "target", required=True, metavar="URL", help="The store that is filled.")
+@click.option("--from", "source", required=True, metavar="URL", help="The old store.")
+@click.option("--to", "target", required=True, metavar="URL", help="The new store.")
 def migrate(source: str, target: str) -> None:
-    """Move a store to another URL, all workers stopped.
+    """Copy a store to another URL. Stop all workers first.
 
-    Queued and delayed messages, results, dead letters, workflows, periodic tasks, pauses and
-    changed limits are copied, and counted at the end; also what rates have used up, and keys
-    that unique_for keeps. The store that is left stays as it is. What the other has already
-    is left as it is there: after an interruption, do it again. What is sent meanwhile to the
-    store that is left stays there, until it is done again. Where there is no store to leave,
-    none is made: that ends with 3.
+    It copies queued and delayed messages, results, dead letters, workflows, periodic tasks,
+    pauses, changed limits, the used part of rate limits and the keys that unique_for keeps,
+    and prints their numbers. The old store is not changed. What the new store already has
+    is left as it is, so you can run the command again after an interruption, or to copy
+    what was sent to the old store meanwhile. If there is no old store, none is created, and
+    the exit code is 3.
 
     \b
     liteq migrate --from sqlite://shop.liteq --to redis://db1:6379/0

@@ -41,14 +41,14 @@ ALWAYS = ("queue", "queued", "running", "workers")
 def queues(ctx: click.Context, as_json: bool) -> None:
     """Show the queues; pause, resume and purge them.
 
-    Without a command: the unfinished messages of each by state (those to be tried again are
-    among the scheduled), its limit, and its dead letters. Latency is how many seconds the
-    first in line has been ready to run.
+    Without a command: the unfinished messages of each queue by state (retries count as
+    scheduled), its limit, and its dead letters. Latency is the number of seconds that the
+    first message has been ready to run.
 
     \b
     liteq queues
     liteq queues pause mail slow
-    liteq queues latency --max 60        for a monitor: ends with 1 if it is more
+    liteq queues latency --max 60        for monitoring: exit code 1 if above
     """
     if ctx.invoked_subcommand is None:
         session = Session.current()
@@ -107,11 +107,11 @@ def _rows(app: Liteq) -> list[dict[str, Any]]:
     "most",
     type=Seconds(min=0),
     metavar="SEC",
-    help="End with 1 if one of them is above this.",
+    help="Exit with code 1 if one of them is above this.",
 )
 @as_json
 def queues_latency(names: tuple[str, ...], most: float | None, as_json: bool) -> int:
-    """Print how many seconds the first in line of each queue has been ready to run."""
+    """Print for each queue how many seconds the first message has been ready to run."""
     session = Session.current()
     _refuse_unknown(session, names)
     known = {info.name: info.latency or 0.0 for info in session.app.queues()}
@@ -139,7 +139,7 @@ _named = click.argument(
 @queues.command("pause")
 @_named
 def queues_pause(names: tuple[str, ...]) -> None:
-    """Have no worker start anything of these queues. What runs goes on."""
+    """Keep all workers from starting tasks of these queues. Running tasks go on."""
     session = Session.current()
     for name in names:
         if not session.app.pause_queue(name):
@@ -149,7 +149,7 @@ def queues_pause(names: tuple[str, ...]) -> None:
 @queues.command("resume")
 @_named
 def queues_resume(names: tuple[str, ...]) -> None:
-    """Have the workers go on with these queues."""
+    """Let the workers run tasks of these queues again."""
     session = Session.current()
     _refuse_unknown(session, names)
     for name in names:
@@ -158,18 +158,23 @@ def queues_resume(names: tuple[str, ...]) -> None:
 
 
 @queues.command("purge")
-@click.option("-f", "--force", "-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("-f", "--force", "-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 @_named
 def queues_purge(names: tuple[str, ...], force: bool) -> None:
-    """Delete what waits in these queues; print how many messages there were."""
+    """Delete the waiting messages of these queues and print their number."""
     _refuse_unknown(Session.current(), names)
     _purge(sorted(set(names)), force=force)
 
 
 @command()
-@click.option("-f", "--force", "-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("-f", "--force", "-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 @click.option(
-    "-Q", "--queues", "chosen", type=names, metavar="A,B", help="These queues.  [default: all]"
+    "-Q",
+    "--queues",
+    "chosen",
+    type=names,
+    metavar="A,B",
+    help="Only these queues.  [default: all]",
 )
 @click.option(
     "-X",
@@ -180,12 +185,12 @@ def queues_purge(names: tuple[str, ...], force: bool) -> None:
     help="All queues but these.",
 )
 def purge(force: bool, chosen: list[str] | None, excluded: list[str] | None) -> None:
-    """Delete the messages that wait.
+    """Delete all waiting messages.
 
-    Prints how many there were. What runs is left alone. It cannot be undone.
+    Prints their number. Running tasks are not touched. This cannot be undone.
 
     \b
-    liteq purge                          counts them, and asks
+    liteq purge                          counts them and asks
     liteq purge -Q mail,slow --yes
     """
     broker = Session.current().app.broker

@@ -30,12 +30,12 @@ _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 @click.argument("file", metavar="FILE")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[ARGUMENT]...")
 def run(file: str, arguments: tuple[str, ...], **options: Any) -> int:
-    """Run a script, and a worker for its tasks beside it.
+    """Run a script together with a worker for its tasks.
 
-    FILE is run as `python FILE ARGUMENT...` would run it; the worker imports the same file
-    (or the app that -A names). When the script ends the worker finishes what it runs and
-    stops, and the script's exit code is this command's. The log shows warnings, unless -l
-    or a setting says otherwise; -q leaves the screen to the script.
+    FILE runs as with `python FILE ARGUMENT...`; the worker imports the same file (or the
+    app that -A names). When the script ends, the worker finishes its running tasks and
+    stops. The exit code is the script's. The log shows warnings, unless -l or a setting
+    says otherwise; -q hides it.
 
     \b
     liteq run tasks.py

@@ -23,10 +23,10 @@ __all__ = ["schedule"]
 
 @click.group(cls=Group)
 def schedule() -> None:
-    """Look at periodic tasks; make, run, pause and remove them.
+    """List, add, run, pause and remove periodic tasks.
 
-    What the program declares is brought into the store when a beat starts. Changes made
-    here take effect at once, in every beat, and last.
+    When a beat starts, it brings the entries that the program declares into the store.
+    Changes that you make here take effect at once in every beat, and are kept.
 
     \b
     liteq schedule list --next 5
@@ -46,7 +46,7 @@ def schedule() -> None:
 )
 @as_json
 def schedule_list(count: int, as_json: bool) -> None:
-    """List them with the times at which they are due."""
+    """List periodic tasks with their next due times."""
     session = Session.current()
     app = _app(session)
     found = app.schedules.list()
@@ -82,7 +82,7 @@ def schedule_list(count: int, as_json: bool) -> None:
 @click.option("--next", "count", type=click.IntRange(min=1, max=1000), default=5, metavar="N")
 @as_json
 def schedule_show(name: str, count: int, as_json: bool) -> None:
-    """Show one with its arguments and options."""
+    """Show a periodic task with its arguments and options."""
     entry = _app(Session.current()).schedules.get(name)
     fields = _fields(entry, count)
     if as_json:
@@ -101,10 +101,16 @@ def schedule_show(name: str, count: int, as_json: bool) -> None:
 @click.argument("name")
 @click.argument("task")
 @click.argument("when", metavar="SCHEDULE")
-@click.option("-a", "--args", default="[]", metavar="JSON", help="Arguments: '[2, 3]'.")
-@click.option("-k", "--kwargs", default="{}", metavar="JSON", help="""Keywords: '{"x": 2}'.""")
+@click.option(
+    "-a", "--args", default="[]", metavar="JSON", help="Positional arguments: '[2, 3]'."
+)
+@click.option(
+    "-k", "--kwargs", default="{}", metavar="JSON", help="""Keyword arguments: '{"x": 2}'."""
+)
 @click.option("-Q", "--queue", metavar="NAME", help="Send it to this queue.")
-@click.option("--expires", type=float, metavar="SEC", help="Not started later than this.")
+@click.option(
+    "--expires", type=float, metavar="SEC", help="Do not start a run later than this."
+)
 @click.option(
     "--tz", metavar="ZONE", help="Time zone of a cron expression.  [default: the app's]"
 )
@@ -113,14 +119,14 @@ def schedule_show(name: str, count: int, as_json: bool) -> None:
     type=click.Choice(["one", "skip", "all"]),
     default="one",
     show_default=True,
-    help="What to run of what was missed.",
+    help="Which missed runs to make up for.",
 )
 @click.option(
     "--overlap",
     type=click.Choice(["allow", "skip", "queue"]),
     default="allow",
     show_default=True,
-    help="Whether to send it while the last one is not finished.",
+    help="What to do while the last run is unfinished.",
 )
 def schedule_add(
     name: str,
@@ -134,7 +140,7 @@ def schedule_add(
     catch_up: Any,
     overlap: Any,
 ) -> None:
-    """Make a periodic task: SCHEDULE is a number of seconds or a cron expression.
+    """Add a periodic task: SCHEDULE is a number of seconds or a cron expression.
 
     \b
     liteq schedule add poll tasks.poll 30
@@ -159,28 +165,28 @@ def schedule_add(
 @schedule.command("run")
 @click.argument("name")
 def schedule_run(name: str) -> None:
-    """Send one now, out of turn, and print the id."""
+    """Send a periodic task once, now, and print the id."""
     click.echo(shown(_app(Session.current()).schedules.run_now(name).id))
 
 
 @schedule.command("pause")
 @click.argument("name")
 def schedule_pause(name: str) -> None:
-    """Send it no more until it is resumed."""
+    """Stop sending a periodic task until it is resumed."""
     _each(name, lambda schedules, one: schedules.pause(one), "paused")
 
 
 @schedule.command("resume")
 @click.argument("name")
 def schedule_resume(name: str) -> None:
-    """Send it again, from its next time on."""
+    """Resume a periodic task, from its next due time on."""
     _each(name, lambda schedules, one: schedules.resume(one), "resumed")
 
 
 @schedule.command("remove")
 @click.argument("name")
 def schedule_remove(name: str) -> None:
-    """Delete one that was made at run time."""
+    """Delete a periodic task that was added at run time."""
     _each(name, lambda schedules, one: schedules.remove(one), "removed")
 
 

@@ -16,12 +16,12 @@ __all__ = ["print_task", "show", "with_moments"]
 
 @command()
 @click.argument("id", shell_complete=completing("ids"))
-@click.option("--no-traceback", is_flag=True, help="Leave the tracebacks out.")
+@click.option("--no-traceback", is_flag=True, help="Leave out the tracebacks.")
 @as_json
 def show(id: str, no_traceback: bool, as_json: bool) -> None:
     """Show a task: its arguments, its attempts, its result.
 
-    The beginning of an id will do, if no other begins so. Secrets are hidden.
+    The beginning of an id is enough if it is unique. Secrets are hidden.
 
     \b
     liteq show 01a1fd0b-d381

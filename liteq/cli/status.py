@@ -48,30 +48,33 @@ COLOURS: Final = {"alive": "green", "stuck": "yellow", "dead": "red"}
     default=1.0,
     show_default=True,
     metavar="SEC",
-    help="How long to wait for their answers; 0: do not ask, look at heartbeats.",
+    help="How long to wait for answers; 0: do not ask, only look at heartbeats.",
 )
-@click.option("--watch", is_flag=True, help="Show it again and again, until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Refresh until Ctrl-C.")
 @click.option(
     "--interval",
     type=Seconds(min=0.1),
     default=2.0,
     show_default=True,
     metavar="SEC",
-    help="Between two looks, with --watch.",
+    help="Time between two refreshes of --watch.",
 )
 @click.option(
-    "--times", type=click.IntRange(min=1), metavar="N", help="Look so often, and stop."
+    "--times",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Stop after N refreshes of --watch.",
 )
 @as_json
 def status(
     timeout: float, watch: bool, interval: float, times: int | None, as_json: bool
 ) -> int:
-    """Show the workers: alive, stuck or dead, and what they do.
+    """Show the workers: alive, stuck or dead, and their load.
 
-    Every worker is asked. One whose process is there and does not answer, or whose
-    heartbeat is old, is stuck; a dead one is shown for an hour, or until its name is taken.
-    Exit code 69 means that none is alive. With --watch the queues are shown as well, and
-    what runs the longest.
+    Every worker is asked. A worker is stuck if its process exists but does not answer, or
+    if its heartbeat is old. A dead worker is shown for an hour, or until its name is taken.
+    Exit code 69: no worker is alive. --watch also shows the queues and the longest-running
+    tasks.
 
     \b
     liteq status

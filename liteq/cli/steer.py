@@ -13,24 +13,24 @@ from liteq.cli.output import shown
 
 __all__ = ["cancel", "retry"]
 
-_dry_run = click.option("--dry-run", is_flag=True, help="Count them, and do nothing.")
+_dry_run = click.option("--dry-run", is_flag=True, help="Only count them.")
 _ids = click.argument("ids", nargs=-1, metavar="[ID]...", shell_complete=completing("ids"))
 
 
 @command()
 @_ids
 @by_what
-@click.option("--all", "everything", is_flag=True, help="All that have failed.")
+@click.option("--all", "everything", is_flag=True, help="All failed tasks.")
 @_dry_run
 @yes_option
 def retry(
     ids: tuple[str, ...], everything: bool, dry_run: bool, yes: bool, **wanted: Any
 ) -> int:
-    """Run failed tasks and dead letters again, with nothing counted.
+    """Run failed tasks and dead letters again, with all counts reset.
 
-    What ended because of them waits again. Prints the ids; of tasks that are chosen by what
-    they have in common, how many there were, having counted and asked first. Which were
-    passed over is said on stderr, with the reason; the code is 3 if they were named.
+    Tasks that ended because of them wait again. Prints the ids. With filters instead of
+    ids, the command shows the number first and asks, and prints the number. Tasks that are
+    skipped are named on stderr with the reason; the exit code is 3 if you gave their ids.
 
     \b
     liteq retry 01a1fd00-99f0
@@ -63,15 +63,15 @@ def retry(
 @command()
 @_ids
 @by_what
-@click.option("--all", "everything", is_flag=True, help="All that have not ended.")
-@click.option("--terminate", is_flag=True, help="End what runs, too.")
+@click.option("--all", "everything", is_flag=True, help="All unfinished tasks.")
+@click.option("--terminate", is_flag=True, help="Also end running tasks.")
 @click.option(
     "--signal",
     "name",
     metavar="NAME",
     default="SIGTERM",
     show_default=True,
-    help="With --terminate.",
+    help="The signal of --terminate.",
 )
 @_dry_run
 @yes_option
@@ -84,11 +84,11 @@ def cancel(
     yes: bool,
     **wanted: Any,
 ) -> int:
-    """Revoke tasks that have not ended.
+    """Revoke unfinished tasks.
 
-    What waits never starts, what runs gets no further attempt; it may finish, unless
-    --terminate is given. Prints what became of them; of tasks that are chosen by what they
-    have in common, having counted and asked first.
+    Waiting tasks never start. Running tasks may finish, unless you give --terminate, but
+    get no further attempt. Prints what happened to each. With filters instead of ids, the
+    command shows the number first and asks.
 
     \b
     liteq cancel 01a1fd00-99f0 --terminate

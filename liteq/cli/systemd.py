@@ -77,9 +77,9 @@ _MOST_GRACE: Final = 1e9  # seconds: systemd counts microseconds in 64 bits
 
 
 @command()
-@click.option("--name", metavar="NAME", help="Of the service.  [default: the app's]")
-@click.option("--user", metavar="NAME", help="Who runs it.  [default: you]")
-@click.option("-Q", "--queues", metavar="A,B", help="The worker consumes these queues only.")
+@click.option("--name", metavar="NAME", help="Name of the service.  [default: the app's]")
+@click.option("--user", metavar="NAME", help="User of the service.  [default: you]")
+@click.option("-Q", "--queues", metavar="A,B", help="Consume only these queues.")
 @click.option(
     "-c", "--concurrency", type=click.IntRange(min=1), metavar="N", help="Tasks at once."
 )
@@ -89,16 +89,18 @@ _MOST_GRACE: Final = 1e9  # seconds: systemd counts microseconds in 64 bits
     default=25,
     show_default=True,
     metavar="SEC",
-    help="How long running tasks may take to finish at a stop.",
+    help="How long a stop waits for running tasks.",
 )
-@click.option("--beat", is_flag=True, help="A unit for `liteq beat` as well.")
-@click.option("--template", is_flag=True, help="Instances by queue: systemctl start NAME@mail.")
+@click.option("--beat", is_flag=True, help="Also print a unit for `liteq beat`.")
+@click.option(
+    "--template", is_flag=True, help="One instance per queue: systemctl start NAME@mail."
+)
 @click.option(
     "-o",
     "--output",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="DIR",
-    help="Write files there, in place of printing them.",
+    help="Write the units to this folder instead of printing them.",
 )
 def systemd(
     name: str | None,
@@ -110,11 +112,12 @@ def systemd(
     template: bool,
     output: Path | None,
 ) -> None:
-    """Print systemd units for the worker, and for beat.
+    """Print systemd units for the worker and for beat.
 
-    The worker tells systemd when it is ready, what it does, and that its loop still turns.
-    The units run what this command would: its app, its store (-b), its settings (--config,
-    and the environment's). What has a secret is named, and left to an EnvironmentFile.
+    The worker reports to systemd that it is ready, what it does, and that its loop is
+    running. The units use the app, the store (-b) and the settings (--config and the
+    environment) of this command. Values with secrets are only named: put them into an
+    EnvironmentFile.
 
     \b
     liteq systemd -A shop.tasks --user shop -o /etc/systemd/system

@@ -73,11 +73,19 @@ def seconds_or_moment(text: str) -> float | datetime:
     metavar="SEC|TIME",
     help=f"Never start it after so long, or this {_TIME}.",
 )
-@click.option("--queue", "--routing-key", metavar="NAME", help="In place of its own queue.")
-@click.option("--priority", type=click.IntRange(0, 9), metavar="N", help="9 goes before 0.")
-@click.option("--serializer", metavar="NAME", help="In place of the task's own.")
+@click.option(
+    "--queue", "--routing-key", metavar="NAME", help="Queue to use instead of the task's own."
+)
+@click.option(
+    "--priority", type=click.IntRange(0, 9), metavar="N", help="From 0 to 9; 9 goes first."
+)
+@click.option(
+    "--serializer", metavar="NAME", help="Serializer to use instead of the task's own."
+)
 @click.option("--exchange", hidden=True)
-@click.option("--wait", type=Seconds(min=0), metavar="SEC", help="Wait, and print the result.")
+@click.option(
+    "--wait", type=Seconds(min=0), metavar="SEC", help="Wait this long, and print the result."
+)
 @as_json
 def call(
     name: str,
@@ -117,7 +125,9 @@ def call(
 
 @command()
 @click.argument("id", shell_complete=completing("ids"))
-@click.option("--wait", type=Seconds(min=0), metavar="SEC", help="Wait for its end.")
+@click.option(
+    "--wait", type=Seconds(min=0), metavar="SEC", help="Wait this long for the task to end."
+)
 @click.option("--traceback", "with_traceback", is_flag=True, help="Show the error's traceback.")
 @click.option("-t", "--task", hidden=True)
 @as_json
@@ -130,9 +140,9 @@ def result(
 ) -> int:
     """Print the result of a task.
 
-    A task that failed ends with code 1 and its error on stderr, an id that the store does
-    not know with 3, a task that has not ended with 124. The beginning of an id will do, if
-    no other begins so.
+    The exit code is 1 if the task failed (the error is on stderr), 3 if the store does not
+    know the id, and 124 if the task has not ended. The beginning of an id is enough if it
+    is unique.
 
     \b
     liteq result 01a1fd0b-d381

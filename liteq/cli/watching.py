@@ -25,14 +25,14 @@ _SPINNER: Final = "|/-\\"
 @command()
 @click.argument("id", shell_complete=completing("ids"))
 @click.option("--timeout", type=Seconds(min=0), metavar="SEC", help="Give up after this long.")
-@click.option("--json", "as_json", is_flag=True, help="Each change as JSON in a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print each change as one line of JSON.")
 def watch(id: str, timeout: float | None, as_json: bool) -> int:
-    """Follow a task to its end, with a bar of its progress.
+    """Follow a task to its end, with a progress bar.
 
     The bar shows what the task reports with `self.progress(done, total)` or
-    `update_state(state="PROGRESS", meta={"current": …, "total": …})`; away from a terminal,
-    each change is a line. The exit code is 0 if it succeeded, 1 if not, 124 if it has not
-    ended in time.
+    `update_state(state="PROGRESS", meta={"current": …, "total": …})`. If the output is not
+    a terminal, each change is printed as a line. The exit code is 0 if the task succeeded,
+    1 if not, and 124 if it has not ended in time.
 
     \b
     liteq watch 01a1fd0b-d381 --timeout 60

@@ -23,7 +23,7 @@ _NAMES: Final = ("localhost", "127.0.0.1", "::1")
     default="127.0.0.1",
     show_default=True,
     metavar="ADDRESS",
-    help="Where to listen: of anything but this machine, with --auth only.",
+    help="Address to listen on; other than this machine only with --auth.",
 )
 @click.option(
     "--port",
@@ -31,24 +31,24 @@ _NAMES: Final = ("localhost", "127.0.0.1", "::1")
     default=5555,
     show_default=True,
     metavar="N",
-    help="0: any that is free.",
+    help="0: any free port.",
 )
 @click.option(
     "--auth",
     envvar="LITEQ_WEB_AUTH",
     metavar="USER:PASSWORD",
-    help="Whom to let in. Better in LITEQ_WEB_AUTH: others see a command's words.",
+    help="Who may log in. Better set LITEQ_WEB_AUTH: others can see a command's arguments.",
 )
-@click.option("--read-only", is_flag=True, help="Look, and change nothing.")
+@click.option("--read-only", is_flag=True, help="Allow no changes.")
 @log_options("info shows each change and who made it.  [default: info]")
 def web(host: str, port: int, auth: str | None, read_only: bool, **options: Any) -> None:
-    """Serve pages that show and steer what the store holds.
+    """Serve web pages that show and control what is in the store.
 
-    Needs the extra: pip install 'liteq-queue[web]'. They work beside the workers, or
-    without any; to have them within an application of your own, see liteq.web.asgi_app().
-    Needs the app, with -b too: its tasks say which of their arguments are secret.
-    Each change is logged with the name of who made it, to stderr. Without --auth, every
-    user of this machine may make them: see --read-only.
+    Needs the extra: pip install 'liteq-queue[web]'. The pages work with or without workers.
+    To serve them in your own application, see liteq.web.asgi_app(). The command needs the
+    app, with -b too: the tasks say which of their arguments are secret. Each change is
+    logged to stderr with the name of the user. Without --auth, every user of this machine
+    can make changes: see --read-only.
 
     \b
     liteq web                                    at http://127.0.0.1:5555

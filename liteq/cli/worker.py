@@ -100,7 +100,7 @@ _OPTIONS = [
         "--pool",
         type=pool,
         metavar="|".join(POOLS),
-        help="What runs them.  [default: prefork]",
+        help="What runs the tasks.  [default: prefork]",
     ),
     click.option(
         "-Q",
@@ -109,7 +109,7 @@ _OPTIONS = [
         metavar="A,B",
         envvar="LITEQ_QUEUES",
         shell_complete=completing("queues"),
-        help="Consume these queues only; high:3,low:1 in turns, by weight.",
+        help="Consume only these queues; high:3,low:1: by weight.",
     ),
     click.option(
         "-X",
@@ -122,7 +122,7 @@ _OPTIONS = [
         "-n",
         "--hostname",
         metavar="NAME",
-        help="The worker's name: %h is the host, %n its first part, %d the domain.",
+        help="The worker's name: %h is the host, %n its first part, %d its domain.",
     ),
     level_option("info shows each task.  [default: info; of `run`: warning]"),
     click.option(
@@ -130,19 +130,19 @@ _OPTIONS = [
         "--include",
         type=names,
         metavar="A,B",
-        help="Import these modules as well.",
+        help="Also import these modules.",
     ),
     click.option(
         "--time-limit",
         type=SECONDS,
         metavar="SEC",
-        help="Kill a task after this long; 0: as the settings say.",
+        help="Kill a task after this long; 0: use the settings.",
     ),
     click.option(
         "--soft-time-limit",
         type=SECONDS,
         metavar="SEC",
-        help="Raise SoftTimeLimitExceeded in it after this long; 0: likewise.",
+        help="Raise SoftTimeLimitExceeded in a task after this long; 0: use the settings.",
     ),
     click.option(
         "--max-tasks-per-child",
@@ -154,7 +154,7 @@ _OPTIONS = [
         "--max-memory-per-child",
         type=POSITIVE,
         metavar="KIB",
-        help="Replace a child that has grown above this.",
+        help="Replace a child whose memory exceeds this.",
     ),
     click.option(
         "--pool-start-method",
@@ -165,7 +165,7 @@ _OPTIONS = [
         "--autoscale",
         type=autoscale,
         metavar="MAX,MIN",
-        help="Between MIN and MAX children, as there is work.",
+        help="Keep between MIN and MAX children, depending on the load.",
     ),
 ]
 
@@ -175,26 +175,31 @@ _WORKER_ONLY = [
         "--grace",
         type=Seconds(min=0),
         metavar="SEC",
-        help="How long a stop waits for running tasks before they are given back."
+        help="How long a stop waits for running tasks before it returns them to the queue."
         "  [default: 25]",
     ),
     click.option(
-        "--purge", "--discard", is_flag=True, help="Delete what waits in the queues first."
+        "--purge",
+        "--discard",
+        is_flag=True,
+        help="First delete the waiting messages of the queues.",
     ),
     click.option(
-        "--pidfile", metavar="FILE", help="Write the process id there; refuse to start twice."
+        "--pidfile",
+        metavar="FILE",
+        help="Write the process id to this file; refuse to start twice.",
     ),
     logfile_option,
     format_option,
     click.option(
-        "-B", "--beat", is_flag=True, help="Send periodic tasks too, as `liteq beat` does."
+        "-B", "--beat", is_flag=True, help="Also send periodic tasks, like `liteq beat`."
     ),
     click.option(
         "--metrics-port",
         metavar="[HOST:]PORT",
-        help="Serve this worker's figures for Prometheus there.",
+        help="Serve this worker's metrics for Prometheus.",
     ),
-    click.option("--scheduler", metavar="CLASS", help="The beat's scheduler: module:Class."),
+    click.option("--scheduler", metavar="CLASS", help="The scheduler of --beat: module:Class."),
     click.option("-E", "--task-events", "--events", "task_events", is_flag=True, hidden=True),
     click.option("--without-gossip", is_flag=True, hidden=True),
     click.option("--without-mingle", is_flag=True, hidden=True),
@@ -233,14 +238,14 @@ def _own_options(function: F) -> F:
 def worker(settings: tuple[str, ...], pidfile: str | None, **options: Any) -> int:
     """Run tasks until stopped.
 
-    TERM, INT and Ctrl-C finish what runs, but for tasks that come to an interruptible
-    checkpoint, then stop; a second one gives it back at once.
-    HUP replaces the children, USR1 prints where each of them is.
+    TERM, INT and Ctrl-C stop the worker after its running tasks have ended or reached an
+    interruptible checkpoint; a second one returns them to the queue at once. HUP replaces
+    the children, USR1 prints their stacks.
 
     \b
     liteq worker                          run the tasks of ./tasks.py
     liteq worker -A proj -Q high,default -c 8 -l info
-    liteq worker -Q high:3,low:1          three of high for each of low
+    liteq worker -Q high:3,low:1          three of high for one of low
     liteq worker --burst                  empty the queues and stop
     liteq worker worker_lease_timeout=30  change a setting
     """

@@ -31,10 +31,10 @@ _WIDEST: Final = 60  # characters of a name with its branches, before columns gi
 
 @click.group(cls=Group)
 def workflow() -> None:
-    """Look at workflows, cancel them, run again what failed.
+    """Show workflows, cancel them, run failed tasks again.
 
-    A workflow is what was sent as one: a chain, a group, a chord, a graph. Its id is that
-    of its result; the id of any task in it will do.
+    A workflow is anything that was sent as one: a chain, a group, a chord, a graph. Its id
+    is the id of its result; you can give the id of any of its tasks.
     """
 
 
@@ -44,7 +44,7 @@ def workflow() -> None:
 )
 @as_json
 def workflow_list(limit: int, as_json: bool) -> None:
-    """List them, the latest first."""
+    """List workflows, the newest first."""
     app = Session.current().app
     found = app.broker.workflows(limit)
     if as_json:
@@ -69,9 +69,9 @@ def workflow_list(limit: int, as_json: bool) -> None:
 @click.option("--all", "everything", is_flag=True, help="Draw every branch of a large group.")
 @as_json
 def workflow_show(id: str, everything: bool, as_json: bool) -> None:
-    """Draw one as a tree, with the state of every task.
+    """Draw a workflow as a tree, with the state of every task.
 
-    What runs one after the other has an arrow, what runs side by side is a branch.
+    An arrow leads to the next step; branches run in parallel.
     """
     from liteq.drawing import BRANCHES, draw
 
@@ -99,12 +99,12 @@ def workflow_show(id: str, everything: bool, as_json: bool) -> None:
 
 @workflow.command("cancel")
 @click.argument("id", shell_complete=completing("ids"))
-@click.option("--terminate", is_flag=True, help="End what runs, too.")
+@click.option("--terminate", is_flag=True, help="Also end running tasks.")
 def workflow_cancel(id: str, terminate: bool) -> None:
-    """Revoke all of its tasks that have not ended.
+    """Revoke the unfinished tasks of a workflow.
 
-    What runs may finish, unless --terminate is given. Prints how many were revoked, and how
-    many run on.
+    Running tasks may finish, unless you give --terminate. Prints how many were revoked, and
+    how many are still running.
     """
     answers = Session.current().app.workflow(id).cancel(terminate=terminate).values()
     revoked, running = (sum(a == word for a in answers) for word in ("revoked", "running"))
@@ -118,10 +118,10 @@ def workflow_cancel(id: str, terminate: bool) -> None:
 @workflow.command("retry")
 @click.argument("id", shell_complete=completing("ids"))
 def workflow_retry(id: str) -> int:
-    """Run the tasks that failed again, and what waited for them after that.
+    """Run the failed tasks of a workflow again, and then the tasks that wait for them.
 
-    Prints the ids of those tasks. What has succeeded is not run again. Which were passed
-    over is said on stderr, with the reason.
+    Prints the ids of those tasks. Successful tasks are not run again. Tasks that are
+    skipped are named on stderr with the reason.
     """
     from liteq.operating import passed_over
 
