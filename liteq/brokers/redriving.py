@@ -81,7 +81,8 @@ _UNCOUNT: Final = (
 _TAKE_BACK: Final = "DELETE FROM input WHERE target = ? AND position = ? AND source = ?"
 _LATE: Final = (
     "SELECT late.seq FROM message AS mine CROSS JOIN message AS late "
-    "INDEXED BY message_unique ON late.unique_key = ltrim(mine.unique_key, '-') "
+    "INDEXED BY message_unique ON late.unique_key "
+    "IN (ltrim(mine.unique_key, '-'), '-' || ltrim(mine.unique_key, '-')) "
     "WHERE mine.{} = ? AND mine.unique_key IS NOT NULL AND late.state < 6 "
     "AND late.state NOT IN (0, 3) AND late.expires_at <= ? AND late.seq != mine.seq"
 )

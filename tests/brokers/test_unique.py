@@ -750,6 +750,32 @@ def test_one_that_is_retried_is_replaced_if_the_next_has_ended(
     assert broker.holder(KEY) is None
 
 
+@pytest.mark.parametrize("by", ["enqueue", "redrive"])
+def test_who_wants_a_key_that_was_handed_on_ends_both_that_have_expired(
+    broker: Broker, clock: FakeClock, by: str
+) -> None:
+    soon = clock.now() + 50
+    failed, last = unique(), unique()
+    broker.enqueue([failed])
+    run(broker, Failed(ERROR))
+    first, second = unique(expires_at=soon), unique(on_conflict="replace", expires_at=soon)
+    broker.enqueue([first])
+    worker = enlist(broker)
+    [lease] = broker.claim(worker, ["default"])
+    broker.enqueue([second])
+    broker.settle(worker, lease, Retried(clock.now() + 600, ERROR))
+    if by == "redrive":
+        broker.revoke([second.id])
+    clock.advance(50)
+
+    if by == "redrive":
+        assert broker.redrive([failed.id]) == [failed.id]
+    else:
+        assert broker.enqueue([last]) == {}
+        assert record(broker, second).revoked == "expired"
+    assert record(broker, first).revoked == "expired"
+
+
 def test_a_key_that_was_handed_on_is_not_kept_for_the_time_of_the_first(
     broker: Broker,
 ) -> None:

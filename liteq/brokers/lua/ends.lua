@@ -90,32 +90,37 @@ local function alive_with(key, id)  -- and whether it has expired before its sta
 end
 
 -- Return what handed its key on to this message, if it has not ended: should this one end
--- before, it has the key again.
+-- before, it has the key again. And whether it has expired before its start.
 local function runs_before(key, id)
   local edges = call('HGETALL', P .. 'b:' .. id)
   for i = 1, #edges, 2 do
     local m, late
     if edges[i + 1] == 'e' then m, late = alive_with(key, edges[i]) end
-    if m and not late then return edges[i], m end
+    if m then return edges[i], m, late end
   end
 end
 
 -- Return the id of the message that holds a key, and its state, worker's fields aside; nil
--- if the key is free. One that failed or was revoked has done nothing. Then the id of one
--- that is to be ended by who takes the key, since it has expired, and its state.
+-- if the key is free. One that failed or was revoked has done nothing. Then the ids of those
+-- that are to be ended by who takes the key, since they have expired, and the state of the one
+-- that had it.
 local function holder_of(key)
+  local expired = {}
   local lock = call('GET', P .. 'unique:' .. key)
-  if not lock then return nil end
+  if not lock then return nil, nil, expired end
   local till, id = string.match(lock, '^(%S*) (.*)$')
   local m, late = alive_with(key, id)
-  if m and not late then return id, m end
-  local before, running = runs_before(key, id)
-  if m then return before, running, id, m.s end
-  if before then return before, running end
-  m = call('HMGET', P .. 'm:' .. id, 's')
-  if till ~= '' and tonumber(till) > NOW and not (m[1] == 'F' or m[1] == 'R') then
-    return id, nil
+  if m and not late then return id, m, expired end
+  if m then expired[1] = id end
+  local before, running, gone = runs_before(key, id)
+  if before and not gone then return before, running, expired, m and m.s end
+  if before then expired[#expired + 1] = before end
+  if m then return nil, nil, expired, m.s end
+  local state = call('HGET', P .. 'm:' .. id, 's')
+  if till ~= '' and tonumber(till) > NOW and not (state == 'F' or state == 'R') then
+    return id, nil, expired
   end
+  return nil, nil, expired
 end
 
 local function lock(key, id, seconds)
@@ -130,7 +135,7 @@ end
 local function can_lock(m)
   if not m.U then return true end
   local id, _, late, state = holder_of(m.U)
-  return (not id or id == m.id) and (late == m.id or state ~= 'w')
+  return (not id or id == m.id) and (late[1] == m.id or state ~= 'w')
 end
 
 -- A message is deleted: so is its lock, but `lasting` for as long as it was asked for.
@@ -138,8 +143,8 @@ local function drop_lock(key, id, lasting)
   local name = P .. 'unique:' .. key
   local till, holder = string.match(call('GET', name) or ' ', '^(%S*) (.*)$')
   if holder ~= id then return end
-  local before = runs_before(key, id)
-  if before then return lock(key, before) end
+  local before, _, late = runs_before(key, id)
+  if before and not late then return lock(key, before) end
   if lasting and till ~= '' and tonumber(till) > NOW then
     call('EXPIRE', name, math.ceil(tonumber(till) - NOW))
   else

@@ -48,7 +48,7 @@ local function admit(graph, m, whole)
     return
   end
   local id, alive, late = holder_of(m.U)
-  if late then graph.late[late] = true end
+  for _, one in ipairs(late) do graph.late[one] = true end
   if id then
     if whole then return 'P', id end
     if m.policy == 'raise' then return 'D', id end

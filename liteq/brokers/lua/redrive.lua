@@ -11,7 +11,9 @@ local function renew(m, state)
   local key = P .. 'm:' .. m.id
   if m.U then
     local _, _, late = holder_of(m.U)
-    if late and late ~= m.id then revoke(load(late), 'expired') end
+    for _, one in ipairs(late) do
+      if one ~= m.id then revoke(load(one), 'expired') end
+    end
   end
   if string.find('SFRI', m.s, 1, true) then
     call('ZREM', P .. 'over:' .. m.s, m.id)
