@@ -762,8 +762,8 @@ class Worker(Steered):
         if warm:
             if running := len(pool.running()):
                 logger.warning(
-                    "stopping: %s running, %g s to end; a second signal gives back now "
-                    "what runs",
+                    "stopping: %s running, waiting up to %g s; a second signal returns "
+                    "running tasks to the queue at once",
                     _count("task", running),
                     self.grace,
                 )
@@ -772,7 +772,9 @@ class Worker(Steered):
         else:
             if running := len(pool.running()):
                 self.unfinished = not self._has_processes()
-                logger.warning("stopping now: %s given back", _count("running task", running))
+                logger.warning(
+                    "stopping now: %s returned to the queue", _count("running task", running)
+                )
             self._deadline = time.monotonic() + _LAST_TRIES
             pool.stop(kill=True)
 
@@ -787,7 +789,7 @@ class Worker(Steered):
             if self._stopping == COLD and self._outage.until and self._is_late():
                 logger.critical(
                     "stopping: the store could not be reached, so %s not recorded; "
-                    "another worker will find out and start them again",
+                    "another worker will notice that and run them again",
                     _count("outcome", len(attempts.settlements)),
                 )
                 self._exit_code = EXIT_STORE

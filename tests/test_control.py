@@ -123,7 +123,7 @@ def test_what_is_kept_in_the_store_may_be_broadcast_too(
     assert told == [{"one@here": {"ok": "it is written in the store"}}]
     assert [limit.name for limit in app.broker.limits()] == ["shop.hold:rate"]
     control.broadcast("nonsense", reply=True, timeout=10)
-    assert "has no command for: 'nonsense'" in caplog.text
+    assert "received an unknown command: 'nonsense'" in caplog.text
 
 
 def test_a_ping_returns_as_soon_as_all_have_answered(app: Liteq, start: Start) -> None:

@@ -382,7 +382,7 @@ def test_a_process_without_descriptors_lets_callers_wait_and_rests(
 
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (free, before[1]))
     with socket.create_connection(("127.0.0.1", port_of(found[0]))) as caller:
-        running.wait_for("metrics are not served for now, .*too many open files")
+        running.wait_for("metrics cannot be served now: .*too many open files")
         spent = processor_time(pid)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
         caller.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
@@ -390,7 +390,7 @@ def test_a_process_without_descriptors_lets_callers_wait_and_rests(
         assert caller.recv(15) == b"HTTP/1.1 200 OK"
         assert processor_time(pid) - spent < 1.0
 
-    assert sum("metrics are not served" in line for line in running.lines) == 1
+    assert sum("metrics cannot be served" in line for line in running.lines) == 1
     assert running.end(signal.SIGINT) == 0
 
 

@@ -131,8 +131,8 @@ class Notices:
                 self._unknown.clear()
             self._unknown.add(lease.task)
             logger.warning(
-                "%s: its messages are left for a worker that has it (is its module imported "
-                "here, or is another worker's code newer?); the first is %s",
+                "%s: its messages wait for a worker that knows it (is its module imported "
+                "here, or does another worker have newer code?); the first is %s",
                 reason,
                 lease.id,
                 extra=_about(lease, "parked"),

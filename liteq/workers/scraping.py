@@ -113,7 +113,7 @@ class Endpoint:
         if not self._lacks:
             self._lacks = True
             logger.warning(
-                "metrics are not served for now, for want of what a connection takes: %s",
+                "metrics cannot be served now: %s",
                 advice(exc) or exc.strerror,
             )
         self._rests_until = time.monotonic() + _REST

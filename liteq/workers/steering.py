@@ -129,7 +129,7 @@ class Steering:
     def _run(self, command: Command) -> Any:
         known = Panel.meta.get(command.method)
         if known is None:
-            logger.warning("told to do what this worker has no command for: %r", command.method)
+            logger.warning("received an unknown command: %r", command.method)
             return {"error": f"unknown command {command.method!r}"}
         if known.kind == "control" and self.allowed is not True:
             self._refuse(f"{command.method}: remote control is read-only")

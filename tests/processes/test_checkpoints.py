@@ -242,7 +242,7 @@ def test_who_swallows_it_is_given_back_at_the_end_of_the_grace(shop: Shop) -> No
     wait_until(lambda: len(shop.notes("swallowed")) > 2, within=15)
     assert shop.stop(first) == 0
 
-    assert "stopping now: 1 running task given back" in shop.log("first")
+    assert "stopping now: 1 running task returned to the queue" in shop.log("first")
     (shop.folder / "go").touch()
     shop.start("-c", "1", name="second")
     assert result.get(timeout=15) == [1, 7]
