@@ -54,7 +54,7 @@ _RENEW: Final = (
     "note_state = NULL, note = NULL WHERE seq = ?"
 )
 # A key with a hyphen before it was handed on to the message that runs next. If that ends before
-# it has run, the key is this one's again. Nor is it kept any longer for the time of this one.
+# it has run, the key is this one's again.
 _HANDED_ON: Final = "-"
 _HAND_ON: Final = "UPDATE message SET unique_key = ? WHERE seq = ?"
 _END_PERIOD: Final = "DELETE FROM period WHERE unique_key = ?"
@@ -138,7 +138,6 @@ def admit(
                 stands[id] = holder.id
                 continue
             db.execute(_HAND_ON, (_HANDED_ON + key, holder.seq))
-            db.execute(_END_PERIOD, (key,))
             edges.append((holder.id, id, END, 0))
             row = (*row[:_WIDTH], WAITING, 1, *row[_WIDTH + 2 :])
         elif (past := fetch_one(db, _PERIOD, (key, now))) is not None:
@@ -147,6 +146,8 @@ def admit(
             continue
         if rule.unique_for is not None:
             db.execute(_KEEP, (key, id, now + rule.unique_for))
+        else:  # a period that is left is of one that did nothing, or has handed the key on
+            db.execute(_END_PERIOD, (key,))
         places[key] = len(kept)
         kept.append(row)
     return Admission(kept, repeated, edges, stands, late, sent_as, queued)

@@ -927,6 +927,19 @@ def test_a_redrive_keeps_the_key_for_as_long_as_was_asked_for(
     assert broker.enqueue([second]) == {}
 
 
+def test_a_redrive_keeps_no_key_longer_that_another_has_taken_since(broker: Broker) -> None:
+    first, second = unique(unique_for=60), unique()
+    broker.enqueue([first])
+    run(broker, Failed(ERROR))
+    broker.enqueue([second])
+    run(broker, Failed(ERROR))
+
+    broker.redrive([first.id])
+    run(broker, Succeeded(b"1"))
+
+    assert broker.holder(KEY) is None
+
+
 def test_an_error_callback_whose_own_key_is_kept_is_called_again(broker: Broker) -> None:
     failing, callback = make(), unique(unique_for=60)
     broker.enqueue([failing, callback], [Edge(failing.id, callback.id, "failure")])
