@@ -21,6 +21,7 @@ from mounts import own_disk  # noqa: F401 (a fixture)
 from terminal import here, in_new_york, project, start  # noqa: F401 (fixtures)
 
 from liteq import signals
+from liteq.brokers import liveness
 from liteq.brokers.base import Broker
 
 BROKERS = ("sqlite", "memory", "redis")  # a new broker is entered here and in world.Store
@@ -134,11 +135,15 @@ def clock() -> world.FakeClock:
 @pytest.fixture(params=BROKERS)
 def store(
     request: pytest.FixtureRequest, tmp_path: Path, clock: world.FakeClock
-) -> world.Store:
-    """A new, empty store of each kind."""
+) -> Iterator[world.Store]:
+    """A new, empty store of each kind. A worker lives until its process ends or it signs off,
+    and each holds a file open: of all tests together, more than `select()` takes."""
     if request.param == "redis":
         redis_server.require()
-    return world.Store(request.param, tmp_path, clock)
+    yield world.Store(request.param, tmp_path, clock)
+    for locks in list(liveness._all):
+        if locks.folder.startswith(str(tmp_path)):
+            locks._drop_inherited()
 
 
 @pytest.fixture
