@@ -75,6 +75,19 @@ def enlist(broker: Broker, *queues: str, name: str = "w", concurrency: int = 1) 
     return broker.register(name, queues or ("default",), concurrency, {})
 
 
+def fork(child: Callable[[], Any]) -> int:
+    """Return the id of a fork of this process, which ends with 0 if `child()` is true. It never
+    comes back: it would go on with the tests."""
+    pid = os.fork()
+    if pid == 0:
+        fine = False
+        try:
+            fine = bool(child())
+        finally:
+            os._exit(0 if fine else 1)
+    return pid
+
+
 def wait_until(condition: Callable[[], Any], within: float = 5.0) -> Any:
     """Return the condition's first true value; fail if there is none within the time."""
     deadline = time.monotonic() + within

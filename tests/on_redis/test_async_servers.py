@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from redis_server import RedisServer, free_port
-from world import enlist, make, wait_until
+from world import enlist, fork, make, wait_until
 
 from liteq import Liteq
 from liteq.brokers.redis import RedisBroker
@@ -189,18 +189,6 @@ def _has(server: RedisServer, broker: RedisBroker, id: str) -> bool:
 
 
 # Who forks
-
-
-def fork(child: Callable[[], bool]) -> int:
-    """Return the id of a fork of this process, which ends with 0 if `child()` is true."""
-    pid = os.fork()
-    if pid == 0:
-        fine = False
-        try:
-            fine = child()
-        finally:
-            os._exit(0 if fine else 1)
-    return pid
 
 
 def is_fine(pid: int) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from redis_server import RedisServer
-from world import enlist, make, wait_until
+from world import enlist, fork, make, wait_until
 
 from liteq import Liteq, chord, failure, group
 from liteq.beat import Beat, Service
@@ -444,25 +444,21 @@ def test_a_forked_child_uses_a_connection_of_its_own(server: RedisServer) -> Non
     broker.enqueue([make()])
     mailbox = broker.mailbox(enlist(broker))
     before = broker._link._spare[0].connection
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
+
+    def has_its_own() -> bool:
         broker.enqueue([make()])
         own = all(wire.connection is not before for wire in broker._link._spare)
-        os.write(write, b"1" if own and mailbox.fileno() == -1 else b"0")
-        os._exit(0)
-    os.waitpid(child, 0)
+        return own and mailbox.fileno() == -1
+
+    assert os.waitpid(fork(has_its_own), 0)[1] == 0
     mailbox.receive()
 
     broker.enqueue([make()])
 
-    assert os.read(read, 1) == b"1"
     assert broker.counts() == {"default": {"queued": 3}}
     mailbox.receive()
     enlist(broker)
     assert connection.wait([mailbox.fileno()], 5)  # the parent's still hears
-    for fd in (read, write):
-        os.close(fd)
     mailbox.close()
     broker.close()
 
@@ -476,11 +472,12 @@ def test_a_forked_child_keeps_no_connection_of_any_thread(server: RedisServer) -
         ).result()  # as if it were in the middle of a call
         broker.counts()
         inode = os.readlink(f"/proc/self/fd/{lent.socket.fileno()}")
-        child = os.fork()
-        if child == 0:
+
+        def has_none() -> bool:
             held = {os.path.realpath(fd) for fd in Path("/proc/self/fd").iterdir()}
-            os._exit(any(inode in path for path in held))
-        assert os.waitpid(child, 0)[1] == 0
+            return not any(inode in path for path in held)
+
+        assert os.waitpid(fork(has_none), 0)[1] == 0
 
     broker._link._give_back(lent)
     broker.counts()  # the parent's own goes on
