@@ -62,10 +62,14 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
     if tracing is None or not _is_untraced(item):
         return (yield)
     tracing.stop()
+    leave = os._exit
     try:
         return (yield)
     finally:
         tracing.start()
+        os._exit = (
+            leave  # which each start wraps once more
+        )
 
 
 def _is_untraced(item: pytest.Item) -> bool:
