@@ -1,20 +1,24 @@
 """The command `liteq`, and `python -m liteq`.
 
 The probe of a container is answered here if it can be, without the command line: click
-alone takes longer to import than all the rest of that answer.
+alone takes longer to import than all the rest of that answer. A worker has its words read by
+another process, and lives without click (`liteq.cli.reading`).
 """
 
 from __future__ import annotations
 
 import gc
 import sys
+from importlib import import_module
 
 TYPE_CHECKING = False  # typing's own would be imported with it
 if TYPE_CHECKING:
+    from liteq.cli.reading import Words
     from liteq.pulse import Beat
 
 
-_INTERRUPTED = 130  # 128 and the number of SIGINT; `liteq.cli.front.Exit` is not there yet
+_OF_WORKERS = ("liteq.discovery", "liteq.worker", "liteq.cli.working")
+_INTERRUPTED = 130  # 128 and the number of SIGINT; `liteq.cli.exits.Exit` is not there yet
 
 
 def main() -> int:
@@ -36,12 +40,26 @@ def _answer() -> int:
         if quick_answer(sys.argv[2:], _on_server):
             gc.freeze()
             return 0
-    from liteq.cli import main  # late: 80 ms
+    words = _of_worker() if "worker" in sys.argv else None
+    from liteq.cli import main  # late, as the probe needs none of it
 
     gc.freeze()
     if collects:
         gc.enable()
-    return main()
+    return main(words=words)
+
+
+def _of_worker() -> Words | None:
+    """Return what the program's words mean, if they start a worker."""
+    from liteq.cli.reading import Reading
+
+    try:
+        reading = Reading(sys.argv[1:])
+    except OSError:  # no process or descriptor can be had: whatever needs one later says so
+        return None
+    for name in _OF_WORKERS:
+        import_module(name)
+    return reading.result()
 
 
 def _on_server(url: str) -> list[Beat]:

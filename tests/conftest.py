@@ -67,9 +67,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
         return (yield)
     finally:
         tracing.start()
-        os._exit = (
-            leave  # which each start wraps once more
-        )
+        os._exit = leave  # which each start wraps once more
 
 
 def _is_untraced(item: pytest.Item) -> bool:

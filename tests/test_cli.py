@@ -23,7 +23,9 @@ from world import deaf
 
 import liteq
 from liteq import exceptions
-from liteq.cli import COMMANDS, cli, main, status_of
+from liteq.cli import main
+from liteq.cli.exits import status_of
+from liteq.cli.root import COMMANDS, cli
 from liteq.cli.run import _stop
 from liteq.discovery import find_app
 from liteq.ids import new_id
@@ -37,7 +39,7 @@ pytestmark = pytest.mark.process
 
 def test_help_is_quick_because_it_imports_little(project: Project) -> None:
     code = (
-        "import sys\nbefore = set(sys.modules)\nfrom liteq.cli import cli\n"
+        "import sys\nbefore = set(sys.modules)\nfrom liteq.cli.root import cli\n"
         "cli.main(['--help'], standalone_mode=False)\n"
         "heavy = {'apsw', 'redis', 'croniter', 'multiprocess', 'asyncio', 'liteq.app',\n"
         "         'liteq.brokers', 'liteq.config', 'json', 'logging', 'difflib', 'rich'}\n"
@@ -97,6 +99,79 @@ def test_wrong_usage_is_explained_and_ends_with_2(
     assert "Traceback" not in done.stderr
     assert done.returncode == 2
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["worker", "--help"], 0, "Usage: liteq worker [OPTIONS] [SETTING=VALUE]..."),
+        (["worker", "--version"], 0, "liteq "),
+        (["worker", "-c", "0"], 2, "'0' is neither a number above 0 nor auto"),
+        (["worker", "--workdir", "absent"], 2, "--workdir absent: No such file"),
+        (["call", "tasks.worker", "-k", "worker"], 2, "'worker' is not JSON"),
+        (["queues", "purge", "worker", "-y"], 3, "there is no queue 'worker'"),
+    ],
+)
+def test_words_that_start_no_worker_are_obeyed_once(
+    project: Project, words: list[str], status: int, message: str
+) -> None:
+    done = project(*words)
+
+    assert (done.stdout + done.stderr).count(message) == 1
+    assert done.returncode == status
+
+
+MODULES = """
+import sys
+from tasks import app
+
+@app.task
+def modules():
+    return sorted(sys.modules)
+"""
+
+
+@pytest.mark.parametrize("pool", ["prefork", "solo"])
+def test_a_worker_keeps_nothing_of_what_reads_its_words(project: Project, pool: str) -> None:
+    project.write("look.py", MODULES)
+    id = project.python("import look; print(look.modules.delay().id)")
+
+    project.ok("-A", "look", "worker", "--burst", "-qP", pool, "-Q", "default", "-n", "w@%h")
+
+    modules = json.loads(project.ok("-A", "look", "result", id))
+    assert "look" in modules
+    assert not {"click", "inspect", "ast"} & set(modules)
+
+
+NO_FORK = """
+import errno, os
+
+def fork():
+    raise OSError(errno.EAGAIN, "no process")
+
+os.fork = fork
+"""
+NO_CHILD_TO_WAIT_FOR = """
+import signal
+
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+"""
+BURST = """
+import sys
+from liteq.__main__ import main
+
+sys.argv[1:] = ["worker", "--burst", "-P", "solo", "-q"]
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("place", [NO_FORK, NO_CHILD_TO_WAIT_FOR], ids=["fork", "SIGCHLD"])
+def test_a_worker_starts_where_no_process_reads_its_words(project: Project, place: str) -> None:
+    id = project.ok("call", "tasks.add", "-a", "[1, 2]")
+
+    project.python(place + BURST)
+
+    assert project.ok("result", id) == "3"
 
 
 @pytest.mark.parametrize("seconds", ["nan", "inf", "1e300"])

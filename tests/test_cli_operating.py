@@ -35,8 +35,8 @@ from liteq.brokers import keeping
 from liteq.brokers.keeping import workers_alive
 from liteq.brokers.redis import RedisBroker
 from liteq.brokers.sqlite import SqliteBroker
-from liteq.cli import cli
-from liteq.cli.front import EXIT_CODES, Exit
+from liteq.cli.exits import EXIT_CODES, Exit
+from liteq.cli.root import cli
 from liteq.discovery import find_app
 from liteq.exceptions import BrokerError, BrokerUnavailable, ImproperlyConfigured, SchemaError
 from liteq.message import Message

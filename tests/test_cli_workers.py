@@ -15,7 +15,7 @@ import pytest
 from processes.shop import children_of
 from terminal import TASKS, Here, Project, Running, wait_until
 
-from liteq.cli.front import Exit
+from liteq.cli.exits import Exit
 
 pytestmark = pytest.mark.process
 

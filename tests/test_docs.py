@@ -177,7 +177,7 @@ def assert_known(words: list[str], where: str) -> None:
     """Fail if a `liteq …` command line has a command or a flag that is not there."""
     import click
 
-    from liteq.cli import cli
+    from liteq.cli.root import cli
 
     command: click.Command = cli
     context = click.Context(cli)

@@ -9,16 +9,10 @@ from typing import Any
 
 import click
 
-from liteq.cli.front import (
-    VERSION,
-    Exit,
-    Failure,
-    Session,
-    as_json,
-    command,
-    print_json,
-    print_table,
-)
+from liteq.cli.exits import Exit, Failure
+from liteq.cli.front import VERSION, as_json, command
+from liteq.cli.output import print_json, print_table
+from liteq.cli.session import Session
 from liteq.cli.streams import say
 
 __all__ = ["config", "report", "shell", "version"]
@@ -75,7 +69,7 @@ def report(as_json: bool) -> None:
     It consists of the versions, the platform, the app, and the settings that differ from
     the default.
     """
-    from liteq.cli.worker import store_of
+    from liteq.cli.working import store_of
 
     session = Session.current()
     found = session.find()

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from liteq.cli.front import Exit, Failure, Seconds, Session, names
+from liteq.cli.exits import Exit, Failure
+from liteq.cli.front import Seconds, names
 from liteq.cli.output import print_json, shown
+from liteq.cli.session import Session
 from liteq.cli.streams import say
 
 if TYPE_CHECKING:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from liteq.cli.front import VERSION, Seconds, Session, command, names
-from liteq.cli.logs import is_apart, log_as_asked, log_options
+from liteq.cli.front import VERSION, Seconds, command, log_options, names
+from liteq.cli.logs import is_apart, log_as_asked
 from liteq.cli.pidfile import holding
-from liteq.cli.worker import store_of
+from liteq.cli.session import Session
+from liteq.cli.working import store_of
 
 if TYPE_CHECKING:
     from liteq.app import Liteq

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 from click.shell_completion import CompletionItem
 
-from liteq.cli.front import Session, command
+from liteq.cli.front import command
 from liteq.cli.output import shown
+from liteq.cli.session import Session
 
 if TYPE_CHECKING:
     from liteq.brokers.base import Broker
@@ -88,7 +89,7 @@ def completion(shell: str) -> None:
     """
     from click.shell_completion import get_completion_class
 
-    from liteq.cli import cli
+    from liteq.cli.root import cli
 
     kind = get_completion_class(shell)
     assert kind is not None

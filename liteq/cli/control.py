@@ -6,15 +6,11 @@ from typing import Any
 
 import click
 
-from liteq.cli.asking import (
-    ask,
-    asking_options,
-    command_named,
-    list_commands,
-    print_answers,
-)
-from liteq.cli.front import Exit, Failure, Session, command
+from liteq.cli.asking import ask, asking_options, command_named, list_commands, print_answers
+from liteq.cli.exits import Exit, Failure
+from liteq.cli.front import command
 from liteq.cli.output import print_json, shown
+from liteq.cli.session import Session
 
 __all__ = ["control"]
 

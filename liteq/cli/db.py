@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from liteq.cli.exits import Exit, Failure
 from liteq.cli.filters import yes_option
-from liteq.cli.front import Exit, Failure, Group, Session, as_json, ask, print_json
-from liteq.cli.output import print_facts
+from liteq.cli.front import Group, as_json, ask
+from liteq.cli.output import print_facts, print_json
+from liteq.cli.session import Session
 
 if TYPE_CHECKING:
     from liteq.brokers.base import Broker

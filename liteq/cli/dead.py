@@ -6,20 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from liteq.cli.exits import Exit, Failure
 from liteq.cli.filters import by_death, need, resolved, search_for, sure, told_of, yes_option
-from liteq.cli.front import (
-    Exit,
-    Failure,
-    Group,
-    Session,
-    as_json,
-    ask,
-    completing,
-    names,
-    print_json,
-    print_table,
-)
-from liteq.cli.output import ago, moment, shown
+from liteq.cli.front import Group, as_json, ask, completing, names
+from liteq.cli.output import ago, moment, print_json, print_table, shown
+from liteq.cli.session import Session
 
 if TYPE_CHECKING:
     from liteq.brokers.searching import Search

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from liteq.cli.front import Exit, Failure, Session, as_json, command, print_json
-from liteq.cli.output import shown
+from liteq.cli.exits import Exit, Failure
+from liteq.cli.front import as_json, command
+from liteq.cli.output import print_json, shown
+from liteq.cli.session import Session
 from liteq.cli.streams import say
 
 if TYPE_CHECKING:
@@ -61,7 +63,7 @@ def _findings(session: Session, *, full: bool) -> Iterator[Finding]:
     except Failure as exc:
         if not url:
             yield Finding(
-                "app", "fail", exc.message.strip(), "name it with -A, or a store with -b"
+                "app", "fail", str(exc).strip(), "name it with -A, or a store with -b"
             )
     else:
         yield Finding("app", "ok", f"{app.main or 'unnamed'}, {session.find().reference}")
@@ -69,7 +71,7 @@ def _findings(session: Session, *, full: bool) -> Iterator[Finding]:
             session.import_tasks()  # as a worker does: what these lack is found below
         except Failure as exc:
             yield Finding(
-                "imports", "fail", exc.message.strip(), "no worker starts before that is mended"
+                "imports", "fail", str(exc).strip(), "no worker starts before that is mended"
             )
     broker = None
     try:

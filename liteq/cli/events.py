@@ -10,9 +10,11 @@ from typing import Any
 
 import click
 
-from liteq.cli.front import Exit, Seconds, Session, command
-from liteq.cli.logs import log_as_asked, log_options
+from liteq.cli.exits import Exit
+from liteq.cli.front import Seconds, command, log_options
+from liteq.cli.logs import log_as_asked
 from liteq.cli.output import shown
+from liteq.cli.session import Session
 
 __all__ = ["events"]
 

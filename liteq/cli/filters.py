@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from liteq.cli.front import Exit, Failure, Session, ask, completing
+from liteq.cli.exits import Exit, Failure
+from liteq.cli.front import ask, completing
+from liteq.cli.session import Session
 from liteq.searches import instant, read_moment, read_states
 
 if TYPE_CHECKING:

@@ -2,234 +2,48 @@
 
 from __future__ import annotations
 
-import enum
-import os
-import signal
 import sys
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
 import click
 from click.core import ParameterSource
 
 from liteq import __version__ as VERSION  # noqa: N812 (a constant)
-from liteq.cli.output import print_json, print_table, shown
+from liteq.cli.exits import Failure
+from liteq.cli.session import Session
 from liteq.cli.streams import say
-from liteq.exceptions import LiteqWarning
-
-if TYPE_CHECKING:
-    from types import FrameType
-
-    from liteq.app import Liteq
-    from liteq.discovery import Found
+from liteq.wording import shown
 
 __all__ = [
-    "EXIT_CODES",
     "VERSION",
     "Command",
-    "Exit",
-    "Failure",
     "Group",
     "Seconds",
-    "Session",
     "as_json",
     "ask",
     "command",
     "completing",
+    "enter",
+    "format_option",
+    "level_option",
+    "log_options",
+    "logfile_option",
     "names",
-    "print_json",
-    "print_table",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_LEVELS: Final = ("debug", "info", "warning", "error", "critical", "fatal")
 _LONGEST: Final = 1e9  # seconds, 31 years: beyond three hundred, clocks and sleeps overflow
 
 
-class Exit(enum.IntEnum):
-    """The exit codes, which scripts rely on."""
-
-    OK = 0
-    FAILED = 1
-    USAGE = 2
-    NOT_FOUND = 3
-    UNKNOWN_TASK = 4
-    NO_WORKER = 5
-    BROKER = 6
-    APP = 7
-    SCHEMA = 8
-    UNAVAILABLE = 69  # Celery's, and sysexits(3)'s EX_UNAVAILABLE
-    TIMEOUT = 124
-    INTERRUPTED = 130
-
-
-EXIT_CODES = """\b
-Exit codes:
-  0      done
-  1      the task or the operation failed
-  2      wrong usage or configuration
-  3      not found: a task's id, a queue, a limit, a setting, a store
-  4      unknown task name
-  5      no live worker (health)
-  6      the store cannot be reached, or is locked; it or the queue is full
-  7      the app was not found or cannot be imported
-  8      the store's schema is too new or too old
-  69     no worker has answered (status, inspect, control)
-  124    not finished in the time given
-  128+n  ended by signal n
-"""
-
-
-class Failure(click.ClickException):
-    """End the command with a message on stderr and an exit code."""
-
-    def __init__(
-        self, message: str, exit_code: Exit = Exit.FAILED, *, plain: bool = False
-    ) -> None:
-        super().__init__(message)
-        self.plain = plain  # without liteq's name before it: the user's own traceback
-        self.exit_code = exit_code  # type: ignore[misc]  # click itself does so
-
-    def show(self, file: Any = None) -> None:
-        prefix = "" if self.plain else "liteq: "
-        say(prefix + shown(self.format_message(), lines=True))
-
-
-class Session:
-    """One run of the command: what the global options said, and the app they name."""
-
-    def __init__(self, app: Liteq | None = None) -> None:
-        self.options: dict[str, Any] = {}
-        self._given = app
-        self._found: Found | None = None
-
-    @classmethod
-    def current(cls) -> Session:
-        session: Session = click.get_current_context().find_root().ensure_object(cls)
-        return session
-
-    @property
-    def owns_process(self) -> bool:
-        """Whether this is a command, not a program that calls `app.worker_main()`."""
-        return self._given is None
-
-    @property
-    def quiet(self) -> bool:
-        return bool(self.options.get("quiet"))
-
-    @property
-    def colour(self) -> bool | None:
-        """Whether to use colours; None: on a terminal."""
-        # https://no-color.org; FORCE_COLOR is its opposite, for a pager or a CI log.
-        if self.options.get("no_color") or os.environ.get("NO_COLOR"):
-            return False
-        return True if os.environ.get("FORCE_COLOR") else None
-
-    @property
-    def app(self) -> Liteq:
-        """The app, with the global options applied to its settings."""
-        return self.find().app
-
-    def find(self, spec: str | None = None) -> Found:
-        """Import the app named by `spec`, else by `-A`, else by discovery. Ends the command
-        with exit code 7 when that fails."""
-        if self._found is None:
-            with _trouble_with_app():
-                self._found = self._find(spec or self.options.get("app"))
-            self._found.app.set_current()
-            self._configure(self._found.app)
-        return self._found
-
-    def import_tasks(self, include: Iterable[str] = ()) -> None:
-        """Import all modules of tasks, as a worker needs them. Ends the command with exit
-        code 7 when that fails."""
-        from liteq.discovery import import_tasks
-
-        with _trouble_with_app():
-            import_tasks(self.app, include)
-        self.app.set_current()  # whatever other apps these modules make
-
-    def heed_term(self, leave: Callable[[], None] | None = None) -> None:
-        """End when told to, until the command has handlers of its own; `leave` first.
-
-        A process does so by itself, but leaves nothing in order; and not at all as process 1:
-        the kernel keeps from it what it has no handler for, and in a container an app that
-        takes long to import would go on.
-        """
-        if self.owns_process and (leave is not None or os.getpid() == 1):
-            signal.signal(signal.SIGTERM, partial(_end, leave))
-
-    @property
-    def verbose(self) -> bool:
-        """Whether the traceback of an error is to be shown."""
-        return bool(self.options.get("verbose"))
-
-    def note(self, text: str) -> None:
-        """Say something on stderr that is no error."""
-        if not self.quiet:
-            say(f"liteq: {shown(text)}")
-
-    def banner(self, *lines: str) -> None:
-        """Print lines of the worker's banner on stderr."""
-        if not self.quiet:
-            say("\n".join(lines))
-
-    def enter(self, ctx: click.Context) -> None:
-        """Do what the global options ask for before the command begins."""
-        ctx.color = self.colour
-        _show_warnings_in_one_line()
-        if workdir := self.options.get("workdir"):
-            try:
-                os.chdir(workdir)
-            except OSError as exc:
-                raise click.UsageError(f"--workdir {workdir}: {exc.strerror}") from exc
-
-    def _find(self, spec: str | None) -> Found:
-        from liteq.discovery import Found, find_app  # late: imports the whole API
-
-        if self._given is not None:
-            return Found(self._given, self._given.main or "given")
-        return find_app(spec)
-
-    def _configure(self, app: Liteq) -> None:
-        if broker := self.options.get("broker"):
-            self._say_if_new(broker)
-        if config := self.options.get("config"):
-            app.config_from_object(config)
-        app.conf.override(
-            {
-                "broker_url": self.options.get("broker"),
-                "result_backend": self.options.get("result_backend"),
-            }
-        )
-
-    def _say_if_new(self, url: str) -> None:
-        """Say that a store named on the command line is not there: it may be misspelt. Not all
-        commands make it, and none makes one that its URL's options refuse."""
-        from liteq.brokers import connect, scheme_of, sqlite_target
-        from liteq.brokers.files import is_there
-        from liteq.exceptions import ImproperlyConfigured, StoreForbidden
-
-        with suppress(ImproperlyConfigured, StoreForbidden):  # it is said when it is opened
-            if scheme_of(url) == "sqlite":
-                folder, _ = sqlite_target(url)
-                if folder is not None and not is_there(folder):
-                    with warnings.catch_warnings(action="ignore"):  # they come with its use
-                        connect(url)  # which opens nothing
-                    self.note(f"there is no store in {folder} yet: its first use makes one")
-
-
-@contextmanager
-def _trouble_with_app() -> Iterator[None]:
-    from liteq.discovery import AppBroken, AppNotFound
-
-    try:
-        yield
-    except AppNotFound as exc:
-        raise Failure(str(exc), Exit.APP, plain=isinstance(exc, AppBroken)) from exc
+def enter(ctx: click.Context) -> Session:
+    """Do what the global options ask for, before the command begins."""
+    session = Session.current()
+    ctx.color = session.colour
+    session.enter()
+    return session
 
 
 def _global_options() -> list[click.Option]:
@@ -289,7 +103,7 @@ class Command(click.Command):
         self.params += _global_options()
 
     def invoke(self, ctx: click.Context) -> Any:
-        Session.current().enter(ctx)
+        enter(ctx)
         return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -427,30 +241,24 @@ def ask(question: str, *, yes: bool) -> None:
         raise Failure("nothing was done")
 
 
-def _show_warnings_in_one_line() -> None:
-    """Show liteq's own warnings as a sentence: their place in liteq's code says nothing."""
-    show = warnings.showwarning
-
-    def showwarning(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: Any = None,
-        line: str | None = None,
-    ) -> None:
-        if file is None and issubclass(category, LiteqWarning):
-            say(f"liteq: {shown(message)}")
-        else:
-            show(message, category, filename, lineno, file, line)
-
-    warnings.showwarning = showwarning
+def level_option(help: str) -> Callable[[F], F]:
+    return click.option(
+        "-l", "--loglevel", type=click.Choice(_LEVELS, case_sensitive=False), help=help
+    )
 
 
-def _end(leave: Callable[[], None] | None, number: int, _frame: FrameType | None) -> NoReturn:
-    """End at a signal as without a handler: what is being imported may catch an exception."""
-    if leave is not None:
-        leave()
-    signal.signal(number, signal.SIG_DFL)
-    signal.raise_signal(number)
-    os._exit(0)  # process 1, from which the kernel keeps that
+logfile_option = click.option(
+    "-f", "--logfile", metavar="FILE", help="Log to this file instead of stderr."
+)
+format_option = click.option(
+    "--log-format", type=click.Choice(["text", "json"]), help="[default: text]"
+)
+
+
+def log_options(help: str) -> Callable[[F], F]:
+    """Add the options that say how a command logs; `help` is that of the level."""
+
+    def add(function: F) -> F:
+        return level_option(help)(logfile_option(format_option(function)))
+
+    return add

@@ -6,8 +6,10 @@ import os
 
 import click
 
-from liteq.cli.front import Exit, Seconds, Session, as_json, command, print_json
-from liteq.cli.output import shown
+from liteq.cli.exits import Exit
+from liteq.cli.front import Seconds, as_json, command
+from liteq.cli.output import print_json, shown
+from liteq.cli.session import Session
 from liteq.cli.streams import say
 from liteq.pulse import MAX_AGE
 

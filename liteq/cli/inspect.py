@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from liteq.cli.asking import ask, asking_options, command_named, list_commands
-from liteq.cli.front import Exit, command
+from liteq.cli.exits import Exit
+from liteq.cli.front import command
 
 __all__ = ["inspect"]
 

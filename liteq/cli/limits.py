@@ -7,16 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from liteq.cli.front import (
-    Exit,
-    Failure,
-    Group,
-    Session,
-    as_json,
-    completing,
-    print_json,
-    print_table,
-)
+from liteq.cli.exits import Exit, Failure
+from liteq.cli.front import Group, as_json, completing, enter
+from liteq.cli.output import print_json, print_table
+from liteq.cli.session import Session
 
 if TYPE_CHECKING:
     from liteq.limits import Limit, LimitInfo
@@ -41,9 +35,7 @@ def limits(ctx: click.Context, as_json: bool) -> None:
     liteq limits reset workdir
     """
     if ctx.invoked_subcommand is None:
-        session = Session.current()
-        session.enter(ctx)
-        _list(session, as_json=as_json)
+        _list(enter(ctx), as_json=as_json)
 
 
 @limits.command("list")

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from liteq.cli.filters import by_what, search_for
-from liteq.cli.front import Session, as_json, command, print_json, print_table
-from liteq.cli.output import STATE_COLOURS, ago, moment
+from liteq.cli.front import as_json, command
+from liteq.cli.output import STATE_COLOURS, ago, moment, print_json, print_table
+from liteq.cli.session import Session
 
 if TYPE_CHECKING:
     from liteq.brokers.values import Record

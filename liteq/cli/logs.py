@@ -1,57 +1,20 @@
-"""The log of a command that goes on: how it is asked for, and where it is written."""
+"""The log of a command that goes on: where it is written, and in which form."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, TypeVar
-
-import click
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 from liteq import signals
-from liteq.cli.front import Session
+from liteq.cli.exits import Exit, Failure
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
+    from liteq.cli.session import Session
 
-__all__ = [
-    "format_option",
-    "is_apart",
-    "level_option",
-    "log_as_asked",
-    "log_as_set",
-    "log_options",
-    "logfile_option",
-]
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-_LEVELS: Final = ("debug", "info", "warning", "error", "critical", "fatal")
-
-
-def level_option(help: str) -> Callable[[F], F]:
-    return click.option(
-        "-l", "--loglevel", type=click.Choice(_LEVELS, case_sensitive=False), help=help
-    )
-
-
-logfile_option = click.option(
-    "-f", "--logfile", metavar="FILE", help="Log to this file instead of stderr."
-)
-format_option = click.option(
-    "--log-format", type=click.Choice(["text", "json"]), help="[default: text]"
-)
-
+__all__ = ["is_apart", "log_as_asked", "log_as_set"]
 
 _FLAGS: Final = {"-l": "loglevel", "-f": "logfile", "--log-format": "log_format"}
-
-
-def log_options(help: str) -> Callable[[F], F]:
-    """Add the options that say how a command logs; `help` is that of the level."""
-
-    def add(function: F) -> F:
-        return level_option(help)(logfile_option(format_option(function)))
-
-    return add
 
 
 def log_as_asked(session: Session, app: Liteq, options: Mapping[str, Any]) -> None:
@@ -75,7 +38,8 @@ def log_as_set(session: Session, app: Liteq, options: Mapping[str, Any]) -> None
     try:
         kept = applog.configure(app)
     except OSError as exc:
-        raise click.UsageError(f"--logfile {app.conf.worker_logfile}: {exc.strerror}") from exc
+        said = f"--logfile {app.conf.worker_logfile}: {exc.strerror}"
+        raise Failure(said, Exit.USAGE) from exc
     if kept or signals.setup_logging.receivers:
         return
     if given := [flag for flag, name in _FLAGS.items() if options.get(name) is not None]:

@@ -9,9 +9,10 @@ from typing import Any, Final
 
 import click
 
-from liteq.cli.front import Session, command
-from liteq.cli.logs import is_apart, log_as_asked, log_options
+from liteq.cli.front import command, log_options
+from liteq.cli.logs import is_apart, log_as_asked
 from liteq.cli.output import shown
+from liteq.cli.session import Session
 
 __all__ = ["metrics"]
 

@@ -6,7 +6,8 @@ import sys
 
 import click
 
-from liteq.cli.front import Exit, Failure, command
+from liteq.cli.exits import Exit, Failure
+from liteq.cli.front import command
 
 __all__ = ["migrate"]
 

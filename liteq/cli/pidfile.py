@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
-from liteq.cli.front import Exit, Failure
+from liteq.cli.exits import Exit, Failure
 
 __all__ = ["holding"]
 

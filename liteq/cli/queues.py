@@ -8,21 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from liteq.cli.front import (
-    Exit,
-    Failure,
-    Group,
-    Seconds,
-    Session,
-    as_json,
-    ask,
-    command,
-    completing,
-    names,
-    print_json,
-    print_table,
-)
-from liteq.cli.output import span
+from liteq.cli.exits import Exit, Failure
+from liteq.cli.front import Group, Seconds, as_json, ask, command, completing, enter, names
+from liteq.cli.output import print_json, print_table, span
+from liteq.cli.session import Session
 
 if TYPE_CHECKING:
     from liteq.app import Liteq
@@ -51,9 +40,7 @@ def queues(ctx: click.Context, as_json: bool) -> None:
     liteq queues latency --max 60        for monitoring: exit code 1 if above
     """
     if ctx.invoked_subcommand is None:
-        session = Session.current()
-        session.enter(ctx)
-        _list(session, as_json=as_json)
+        _list(enter(ctx), as_json=as_json)
 
 
 @queues.command("list")

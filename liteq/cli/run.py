@@ -14,11 +14,12 @@ from typing import Any, NoReturn
 
 import click
 
-from liteq.cli import say_error
-from liteq.cli.front import Exit, Session, command
+from liteq.cli.exits import Exit, ending
+from liteq.cli.front import command
+from liteq.cli.session import Session
 from liteq.cli.streams import say
-from liteq.cli.worker import run_worker, worker_options
-from liteq.exceptions import LiteqError
+from liteq.cli.worker import worker_options
+from liteq.cli.working import run_worker
 
 __all__ = ["run"]
 
@@ -94,16 +95,7 @@ def _be_worker(
         # A group of its own: Ctrl-C is for the script, whose end then stops the worker.
         os.setpgid(0, 0)
         _die_with(parent)
-        session.find(spec)
-        status = run_worker(
-            session, options, loglevel="warning", on_ready=lambda: _say_ready(writing)
-        )
-    except click.ClickException as exc:
-        with suppress(OSError):
-            exc.show()
-        status = exc.exit_code
-    except LiteqError as exc:
-        status = say_error(exc, verbose=session.verbose)
+        status = ending(session, lambda: _work(session, spec, options, writing))
     except BaseException:  # noqa: BLE001 (the top of a process)
         sys.excepthook(*sys.exc_info())
     finally:
@@ -111,6 +103,13 @@ def _be_worker(
             with suppress(AttributeError, OSError, ValueError):  # it may be closed, or be none
                 stream.flush()
         os._exit(status)
+
+
+def _work(session: Session, spec: str, options: Mapping[str, Any], writing: int) -> int:
+    session.find(spec)
+    return run_worker(
+        session, options, loglevel="warning", on_ready=lambda: _say_ready(writing)
+    )
 
 
 def _say_ready(writing: int) -> None:

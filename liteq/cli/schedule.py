@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from liteq.cli.front import Group, Session, as_json, print_json, print_table
-from liteq.cli.output import json_text, shown
+from liteq.cli.front import Group, as_json
+from liteq.cli.output import json_text, print_json, print_table, shown
+from liteq.cli.session import Session
 from liteq.showing import without_secrets
 from liteq.wording import several
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from liteq.cli.front import Session, as_json, command, completing, print_json
-from liteq.cli.output import STATE_COLOURS, moment, print_facts, shown, span
+from liteq.cli.front import as_json, command, completing
+from liteq.cli.output import STATE_COLOURS, moment, print_facts, print_json, shown, span
+from liteq.cli.session import Session
 
 __all__ = ["print_task", "show", "with_moments"]
 

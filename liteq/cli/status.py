@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from liteq.cli.front import Exit, Failure, Seconds, Session, as_json, command
+from liteq.cli.exits import Exit, Failure
+from liteq.cli.front import Seconds, as_json, command
 from liteq.cli.output import plain_table, print_json, print_table, shown, span
+from liteq.cli.session import Session
 from liteq.cli.streams import say
 from liteq.exceptions import BrokerError
 from liteq.wording import several

@@ -7,9 +7,11 @@ from typing import Any
 
 import click
 
+from liteq.cli.exits import Exit, Failure
 from liteq.cli.filters import by_what, need, resolved, search_for, sure, told_of, yes_option
-from liteq.cli.front import Exit, Failure, Session, command, completing
+from liteq.cli.front import command, completing
 from liteq.cli.output import shown
+from liteq.cli.session import Session
 
 __all__ = ["cancel", "retry"]
 

@@ -11,13 +11,10 @@ import codecs
 import io
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Final
 
-import click
-
-__all__ = ["PIPE_CLOSED", "mend_streams", "piped", "say"]
+__all__ = ["PIPE_CLOSED", "is_unread", "mend_streams", "say"]
 
 PIPE_CLOSED: Final = 141  # 128 and the number of SIGPIPE, by which other programs end then
 
@@ -43,22 +40,12 @@ def say(text: str = "", *, nl: bool = True) -> None:
     nor take the place of the exit code that an error has.
     """
     with suppress(OSError):
-        click.echo(text, err=True, nl=nl)
+        if sys.stderr is not None:
+            sys.stderr.write(f"{text}\n" if nl else text)
+            sys.stderr.flush()
 
 
-@contextmanager
-def piped() -> Iterator[None]:
-    """End the command with `PIPE_CLOSED` if who reads its stdout goes before the end, as
-    `head` does: it has what it wanted, and click would call it a failure."""
-    try:
-        yield
-    except BrokenPipeError:
-        if not _is_unread():
-            raise
-        raise click.exceptions.Exit(PIPE_CLOSED) from None
-
-
-def _is_unread() -> bool:
+def is_unread() -> bool:
     """Tell whether nobody reads stdout any more, and let what it may still hold go nowhere:
     Python would fail once more when it writes that at its end."""
     import select  # late: for few

@@ -12,7 +12,8 @@ from typing import Final
 
 import click
 
-from liteq.cli.front import Session, command
+from liteq.cli.front import command
+from liteq.cli.session import Session
 from liteq.redaction import is_secret_setting, mask_url
 from liteq.settingsources import CELERY_ENVIRONMENT
 

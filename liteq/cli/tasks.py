@@ -10,17 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from liteq.cli.front import (
-    Exit,
-    Failure,
-    Seconds,
-    Session,
-    as_json,
-    command,
-    completing,
-    print_json,
-)
-from liteq.cli.output import json_text, shown
+from liteq.cli.exits import Exit, Failure
+from liteq.cli.front import Seconds, as_json, command, completing
+from liteq.cli.output import json_text, print_json, shown
+from liteq.cli.session import Session
 from liteq.cli.streams import say
 
 if TYPE_CHECKING:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from liteq.cli.front import Exit, Seconds, Session, command, completing
+from liteq.cli.exits import Exit
+from liteq.cli.front import Seconds, command, completing
 from liteq.cli.output import STATE_COLOURS, json_text, moment, shown, span
+from liteq.cli.session import Session
 from liteq.cli.streams import say
 
 if TYPE_CHECKING:

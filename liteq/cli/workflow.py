@@ -6,18 +6,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from liteq.cli.exits import Exit, Failure
 from liteq.cli.filters import told_of
-from liteq.cli.front import (
-    Exit,
-    Failure,
-    Group,
-    Session,
-    as_json,
-    completing,
-    print_json,
-    print_table,
-)
-from liteq.cli.output import STATE_COLOURS, moment, shown
+from liteq.cli.front import Group, as_json, completing
+from liteq.cli.output import STATE_COLOURS, moment, print_json, print_table, shown
+from liteq.cli.session import Session
 
 if TYPE_CHECKING:
     from liteq.brokers.base import Broker

@@ -12,7 +12,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, SystemCheckError
 
 from liteq.cli import main
-from liteq.cli.front import Exit
+from liteq.cli.exits import Exit
 
 __all__ = ["Command"]
 
