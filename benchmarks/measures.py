@@ -205,6 +205,8 @@ def running(system: System, scale: Scale, redis: Redis) -> Iterator[Values]:
         yield _starts("start", site, scale, pause=0.05)
         if system.name == "liteq":
             yield _floor(site, scale)
+        elif system.name == "liteq-redis":
+            yield _floor(site, scale, redis)
         site.forget()
         # A processor that has slept for some 30 ms may have been put away by firmware or
         # hypervisor: it wakes up slowly and with empty caches, whatever runs on it then.
@@ -257,10 +259,11 @@ def _starts(row: str, site: Site, scale: Scale, pause: float) -> Values:
     return {f"{row} p50": quantile(waits, 0.5) / 1e6, f"{row} p99": quantile(waits, 0.99) / 1e6}
 
 
-def _floor(site: Site, scale: Scale) -> Values:
-    """What no queue on SQLite can be below, on this machine and now."""
+def _floor(site: Site, scale: Scale, redis: Redis | None = None) -> Values:
+    """What no queue on this store can be below, on this machine and now."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        printed = site.python("-m", "benchmarks.floor", folder, str(scale.calls))
+        place = folder if redis is None else f"127.0.0.1:{redis.port}"
+        printed = site.python("-m", "benchmarks.floor", place, str(scale.calls))
     waits = json.loads(printed.rpartition("@@")[2])
     return {"floor p50": quantile(waits, 0.5) / 1e6, "floor p99": quantile(waits, 0.99) / 1e6}
 

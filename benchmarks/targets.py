@@ -161,6 +161,11 @@ TARGETS: Final = (
         0.8,
         yardstick="start p50",
     ),
+    Target(
+        "Redis: enqueue → start, p50, × without a queue",
+        _ratio("start p50", "liteq-redis", "liteq-redis", "floor p50"),
+        1.4,
+    ),
     Target("Redis: … 10 ms after the last, p50 ms", _of("brisk p50", "liteq-redis"), 0.8),
     Target(
         "Redis: call and wait, p50 ms",
