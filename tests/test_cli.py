@@ -140,7 +140,7 @@ def test_a_worker_keeps_nothing_of_what_reads_its_words(project: Project, pool: 
 
     modules = json.loads(project.ok("-A", "look", "result", id))
     assert "look" in modules
-    assert not {"click", "inspect", "ast"} & set(modules)
+    assert "click" not in modules
 
 
 NO_FORK = """
