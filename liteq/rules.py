@@ -7,6 +7,7 @@ from datetime import UTC, tzinfo
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from liteq import serializers
 from liteq.calls import Defaults, lifetime, merge, with_options
 from liteq.ciphers import KEYLESS
 from liteq.limits import Keys
@@ -94,7 +95,8 @@ class Rules:
 
 def defaults_of(rules: Rules, name: str, task: AnyTask) -> Defaults:
     """Return what the calls of a task have in common. Raises `TypeError` or `ValueError` for
-    options of the task that cannot be."""
+    options of the task that cannot be, `ContentDisallowed` for a serializer that its workers
+    would refuse."""
     hard, soft = checked_limits(task.time_limit, task.soft_time_limit)
     own = {key: value for key in _OWN if (value := task.own_option(key)) is not None}
     template = Message(
@@ -112,6 +114,7 @@ def defaults_of(rules: Rules, name: str, task: AnyTask) -> Defaults:
         content_type=task.serializer or "json",
         store_errors=bool(task.store_errors_even_if_ignored),
     )
+    serializers.refuse_unread(template.content_type, rules.accept)
     keys = Keys(limits, task.named_by) if (limits := task.limits()) else None
     if keys is not None and not any(limit.key for limit in limits):
         template, keys = template._replace(limits=keys.text((), {})), None

@@ -779,6 +779,32 @@ def test_a_call_in_a_format_that_no_worker_reads_is_refused(app: Liteq) -> None:
     assert sent(app, work.apply_async(serializer="pickle")).content_type == "pickle"
 
 
+@pytest.mark.parametrize("where", ["task", "settings"])
+def test_calls_of_a_task_whose_format_no_worker_reads_are_refused(
+    app: Liteq, where: str
+) -> None:
+    own = {"serializer": "pickle"} if where == "task" else {}
+    if where == "settings":
+        app.conf.task_serializer = "pickle"
+
+    @app.task(**own)
+    def work() -> None: ...
+
+    sends: list[Callable[[], object]] = [
+        work.delay,
+        lambda: work.apply_async(countdown=1),
+        lambda: work.enqueue_many([()]),
+        lambda: (work.si() | work.si()).delay(),
+        lambda: app.send_task(work.name),
+    ]
+    for send in sends:
+        with pytest.raises(ContentDisallowed, match=r"pickle.*allows only json"):
+            send()
+
+    app.conf.accept_content = ["pickle"]
+    assert sent(app, work.delay()).content_type == "pickle"
+
+
 def test_a_child_inherits_the_priority_if_the_settings_say_so(app: Liteq) -> None:
     app.conf.task_inherit_parent_priority = True
     app.conf.task_default_priority = 3

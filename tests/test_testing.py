@@ -790,8 +790,8 @@ def test_arguments_are_compared_as_the_task_gets_them(app: Liteq, t: Inline) -> 
     app.conf.accept_content = ["json", "pickle"]
     work.apply_async(([(1, 2)],), serializer="json")
     t.assert_enqueued(work, args=([(1, 2)],))
-    app.conf.accept_content = ["json"]
     work.delay(1)
+    app.conf.accept_content = ["json"]
     with pytest.raises(ContentDisallowed):
         t.all_enqueued()
 
@@ -880,7 +880,9 @@ def test_a_failure_passes_over_what_cannot_be_read(app: Liteq, t: Inline) -> Non
     @app.task(serializer="pickle")
     def mail() -> None: ...
 
+    app.conf.accept_content = ["pickle"]
     mail.delay()
+    app.conf.accept_content = ["json"]
     assert states(t.drain()) == ["FAILURE"]
     assert "Nothing at all is enqueued." in failure(t.assert_enqueued, mail)
 
