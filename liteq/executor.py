@@ -427,8 +427,8 @@ class Attempt:
         limit = self.settings.max_result_size
         if limit is not None and len(result) > limit:
             raise MessageTooLarge(
-                f"the result of {self.plan.task.name} has {len(result)} bytes, more than the "
-                f"{limit} allowed: store it elsewhere and return where it is"
+                f"the result of {self.plan.task.name} takes {len(result)} bytes, more than the "
+                f"{limit} of task_max_body_size: store it elsewhere and return where it is"
             )
         if self.settings.signer is not None:
             # Reading all of the message takes longer than to sign the value.

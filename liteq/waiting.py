@@ -345,7 +345,8 @@ def _warn(broker: Broker, records: Mapping[str, Record]) -> None:
         _say(
             f"the workers of the store {store} know no task "
             f"{', '.join(map(repr, sorted(unknown)))}: the call is left for one that does. "
-            "Is it the right name, and is its module imported by the worker?"
+            "Check the name, and that the worker imports its module. A worker knows what was "
+            "defined when it started."
         )
     reported.update(("queue", name) for name in queues)
     reported.update(("task", name) for name in unknown)
