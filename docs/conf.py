@@ -66,7 +66,7 @@ class Help(Directive):
     def run(self) -> list[nodes.Node]:
         from click.testing import CliRunner
 
-        from liteq.cli import cli
+        from liteq.cli.root import cli
 
         self.state.document.settings.env.note_reread()
         answer = CliRunner().invoke(

@@ -8,6 +8,7 @@ block is compared with what it shows. At the end the tests that a page defines a
 
 from __future__ import annotations
 
+import ast
 import doctest
 import inspect
 import re
@@ -15,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -198,6 +200,16 @@ def assert_known(words: list[str], where: str) -> None:
 
 def flags_of(command) -> set[str]:
     return {"--help", *(name for param in command.params for name in param.opts)}
+
+
+def test_what_builds_the_pages_finds_what_it_imports() -> None:
+    tree = ast.parse((ROOT / "docs" / "conf.py").read_text(encoding="utf-8"))
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    ours = [node for node in imports if (node.module or "").startswith("liteq")]
+    assert ours
+    for node in ours:
+        for name in node.names:
+            assert hasattr(import_module(node.module or ""), name.name), ast.unparse(node)
 
 
 if __name__ == "__main__":
