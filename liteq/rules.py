@@ -95,8 +95,7 @@ class Rules:
 
 def defaults_of(rules: Rules, name: str, task: AnyTask) -> Defaults:
     """Return what the calls of a task have in common. Raises `TypeError` or `ValueError` for
-    options of the task that cannot be, `ContentDisallowed` for a serializer that its workers
-    would refuse."""
+    options of the task that cannot be."""
     hard, soft = checked_limits(task.time_limit, task.soft_time_limit)
     own = {key: value for key in _OWN if (value := task.own_option(key)) is not None}
     template = Message(
@@ -114,7 +113,6 @@ def defaults_of(rules: Rules, name: str, task: AnyTask) -> Defaults:
         content_type=task.serializer or "json",
         store_errors=bool(task.store_errors_even_if_ignored),
     )
-    serializers.refuse_unread(template.content_type, rules.accept)
     keys = Keys(limits, task.named_by) if (limits := task.limits()) else None
     if keys is not None and not any(limit.key for limit in limits):
         template, keys = template._replace(limits=keys.text((), {})), None
@@ -123,6 +121,7 @@ def defaults_of(rules: Rules, name: str, task: AnyTask) -> Defaults:
         merged = merge(name, (), {}, own, {}, rules.router, task)
         is_plain = merged.pop("expires", None) is None  # that counts from each call
         is_plain = is_plain and UNIQUE_OPTIONS.isdisjoint(merged)
+        is_plain = is_plain and serializers.is_read(template.content_type, rules.accept)
         template = with_options(template, merged, rules.router, 0.0, rules.zone)
     return Defaults(
         rules.revision,

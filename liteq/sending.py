@@ -571,9 +571,9 @@ class Sender:
         changed: dict[str, Any] = {"id": checked_id(given) if given else new_id(), "body": body}
         if without := options.keys() & WITHOUT_EFFECT.keys():
             self._say_without_effect(without, options)
-        if kind := options.get("serializer"):
-            serializers.refuse_unread(kind, rules.accept)
-            changed["content_type"] = kind
+        changed["content_type"] = kind = options.get("serializer") or template.content_type
+        if not serializers.is_read(kind, rules.accept):
+            raise serializers.unread(kind, rules.accept)
         if running is not None and running.id is not None:
             changed.update(root_id=running.root_id, parent_id=running.id)
             if inherited is None and running.message is not None:

@@ -55,13 +55,14 @@ __all__ = [
     "dumps",
     "dumps_call",
     "dumps_result",
+    "is_read",
     "is_registered",
     "loads",
     "loads_call",
-    "refuse_unread",
     "register",
     "register_type",
     "registered",
+    "unread",
     "unregister",
 ]
 
@@ -320,15 +321,19 @@ def is_registered(name: str) -> bool:
     return name in _formats
 
 
-def refuse_unread(name: str, accept: Collection[str]) -> None:
-    """Raise `ContentDisallowed` for a format that readers who accept these would refuse, and
-    `ImproperlyConfigured` for one that does not exist."""
+def is_read(name: str, accept: Collection[str]) -> bool:
+    """Tell whether readers who accept these formats read this one. Raises
+    `ImproperlyConfigured` if it does not exist."""
     found = _format(name)
-    if not (found.name in accept or found.content_type in accept):
-        raise ContentDisallowed(
-            f"no worker would read the serializer {cut(name)}: accept_content allows only "
-            f"{', '.join(accept) or 'nothing'}"
-        )
+    return found.name in accept or found.content_type in accept
+
+
+def unread(name: str, accept: Collection[str]) -> ContentDisallowed:
+    """Return the error for a format that readers who accept these would refuse."""
+    return ContentDisallowed(
+        f"no worker would read the serializer {cut(name)}: accept_content allows only "
+        f"{', '.join(accept) or 'nothing'}"
+    )
 
 
 def check(name: str) -> None:

@@ -801,6 +801,7 @@ def test_calls_of_a_task_whose_format_no_worker_reads_are_refused(
         with pytest.raises(ContentDisallowed, match=r"pickle.*allows only json"):
             send()
 
+    assert sent(app, work.apply_async(serializer="json")).content_type == "json"
     app.conf.accept_content = ["pickle"]
     assert sent(app, work.delay()).content_type == "pickle"
 
