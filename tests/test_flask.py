@@ -479,7 +479,8 @@ def test_the_pages_are_served_under_a_path_of_a_flask_app(make: Make):
 
     client = app.test_client()
     assert client.get("/").text == "home"
-    assert client.get("/liteq/").status_code == 401
+    # An answer that nobody reads to its end leaves a2wsgi with a task that waits for ever.
+    assert client.get("/liteq/", buffered=True).status_code == 401
     page = client.get("/liteq/", auth=("ada", "secret"))
     assert page.status_code == 200
     assert "/liteq/static/" in page.text
