@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from liteq.beat import Beat
 from liteq.entries import Entry
+from liteq.firing import Beat
 from liteq.schedules import crontab, maybe_schedule, schedule, solar
 from liteq.testing.calls import app_of, name_of, shown, unlike, unlike_args, unlike_kwargs
 from liteq.testing.running import prepare
