@@ -546,27 +546,8 @@ class Sender:
             if len(body) > rules.max_body_size:
                 raise too_large(name, body, rules.max_body_size)
         running = context.current()
-        if options or running is not None or inherited is not None or not defaults.is_plain:
-            return self._special(
-                rules, defaults, template, body, task, args, kwargs, options, running, inherited
-            )
-        return defaults.message(new_id(), body)
-
-    def _special(
-        self,
-        rules: Rules,
-        defaults: Defaults,
-        template: Message,
-        body: bytes,
-        task: AnyTask | None,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        options: Options,
-        running: context.Context | None,
-        inherited: int | None,
-    ) -> Message:
-        """Return the message of a call with options, a route of its own, or a parent. What
-        it inherits gives way to all of them, as in Celery's `send_task`."""
+        if not options and running is None and inherited is None and defaults.is_plain:
+            return defaults.message(new_id(), body)
         given = options.get("task_id")
         changed: dict[str, Any] = {"id": checked_id(given) if given else new_id(), "body": body}
         if without := options.keys() & WITHOUT_EFFECT.keys():
@@ -574,12 +555,8 @@ class Sender:
         changed["content_type"] = kind = options.get("serializer") or template.content_type
         if not serializers.is_read(kind, rules.accept):
             raise serializers.unread(kind, rules.accept)
-        if running is not None and running.id is not None:
-            changed.update(root_id=running.root_id, parent_id=running.id)
-            if inherited is None and running.message is not None:
-                inherited = running.message.priority
-        if rules.inherits_priority and inherited is not None:
-            changed["priority"] = inherited
+        # What it inherits gives way to its options and its route, as in Celery's `send_task`.
+        changed.update(_inheritance(rules, running, inherited))
         merged = merge(template.task, args, kwargs, defaults.own, options, rules.router, task)
         if task is not None and (shadow := task.shadow_name(args, kwargs, options)):
             merged.setdefault("shadow", shadow)
@@ -591,14 +568,7 @@ class Sender:
             run = None if task is None else task.named_by
             message = as_unique(message, merged, run, args, kwargs, now, rules.cipher)
         if message.expires_at is not None and message.expires_at < now:
-            from liteq.loggers import get_logger  # late: rare
-
-            get_logger("liteq.app").warning(
-                "Task %s[%s] expired %.3f s before it was sent: it will end revoked",
-                message.task,
-                message.id,
-                now - message.expires_at,
-            )
+            _warn_of_expired(message, now - message.expires_at)
         return message
 
     def _say_without_effect(self, names: Iterable[str], options: Options) -> None:
@@ -647,6 +617,32 @@ class Sender:
             defaults = defaults_of(rules, name, task)
             object.__setattr__(task, "_defaults", defaults)  # not an option of the task
         return defaults
+
+
+def _inheritance(
+    rules: Rules, running: context.Context | None, priority: int | None
+) -> dict[str, Any]:
+    """Return the fields that a call has from the task that makes it. `priority`: that of the
+    call that it stands behind, which goes before the task's."""
+    fields: dict[str, Any] = {}
+    if running is not None and running.id is not None:
+        fields.update(root_id=running.root_id, parent_id=running.id)
+        if priority is None and running.message is not None:
+            priority = running.message.priority
+    if rules.inherits_priority and priority is not None:
+        fields["priority"] = priority
+    return fields
+
+
+def _warn_of_expired(message: Message, ago: float) -> None:
+    from liteq.loggers import get_logger  # late: rare
+
+    get_logger("liteq.app").warning(
+        "Task %s[%s] expired %.3f s before it was sent: it will end revoked",
+        message.task,
+        message.id,
+        ago,
+    )
 
 
 def _says_the_same(message: Message, stored: Message, cipher: Cipher) -> bool:
