@@ -234,7 +234,6 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
             for lease, said in notes:
                 _note(db, settling.following, lease, said, waiters=bool(waiters))
             accepted = settling.settle(settlements) if settlements else ()
-            due = next_due(db, open_queues)
             lines = Lines(
                 db,
                 # The time of now that it holds the lock: who waited for it would be behind
@@ -259,23 +258,11 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
                 parked=bool(parked),
             )
             claims = limit > 0 and bool(alive)
-            if claims and due is not None and due <= now:
-                settling.following.freed += promote(db, open_queues, now, SLICE)
-                due = next_due(db, open_queues)
-                # The first in line may be among those that have no place in it yet.
-                claims = due is None or due > now
-            if claims:
-                claim.run()
-                if claim.more:
-                    due = now
-                elif claim.aside:  # an error callback of one that had expired may be due later
-                    due = next_due(db, open_queues)
-            if lines.any or settling.opened:
-                due = self._look_again(lines, settling, due, claimed=claims)
+            due = self._claim(claim, settling, lines, open_queues, may=claims)
             if settling.following.freed:  # what is claimed here already is no news to others
                 settling.following.forget_freed({lease.key for lease in claim.leases})
             stands_by_with = 0
-            if idle and alive and limit > 0 and not (paused or lines.book.tasks):
+            if idle and claims and not (paused or lines.book.tasks):
                 stands_by_with = self._stand_by(db, worker, queues, token)
             step = Step(
                 accepted=tuple(accepted),
@@ -305,11 +292,39 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
         self._announce(following, but=worker if limit > 0 else None)
         return step
 
-    def _stand_by(
-        self, db: apsw.Connection, worker: int, queues: Sequence[str], token: int
-    ) -> int:
-        until = self.clock.steady() + self.stuck_after
-        return standby.stand_by(db, worker, queues, token, until)
+    def _known_book(self, db: apsw.Connection, revision: int | None) -> Book:
+        """Return what is declared of limits, under the revision that the store has."""
+        if revision != self._book.revision:
+            self._book = read_book(db, revision)
+        return self._book
+
+    def _claim(
+        self,
+        claim: Claim,
+        settling: Settling,
+        lines: Lines,
+        queues: Sequence[str],
+        *,
+        may: bool,
+    ) -> float | None:
+        """Promote what has come due, then claim, if the worker may; return when it is to look
+        again."""
+        db, now = settling.db, settling.now
+        due = next_due(db, queues)
+        if may and due is not None and due <= now:
+            settling.following.freed += promote(db, queues, now, SLICE)
+            due = next_due(db, queues)
+            # The first in line may be among those that have no place in it yet.
+            may = due is None or due > now
+        if may:
+            claim.run()
+            if claim.more:
+                due = now
+            elif claim.aside:  # an error callback of one that had expired may be due later
+                due = next_due(db, queues)
+        if lines.any or settling.opened:
+            due = self._look_again(lines, settling, due, claimed=may)
+        return due
 
     def _look_again(
         self, lines: Lines, settling: Settling, due: float | None, *, claimed: bool
@@ -324,11 +339,11 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
         times = [time for time in (due, lines.next_due()) if time is not None]
         return min(times, default=None)
 
-    def _known_book(self, db: apsw.Connection, revision: int | None) -> Book:
-        """Return what is declared of limits, under the revision that the store has."""
-        if revision != self._book.revision:
-            self._book = read_book(db, revision)
-        return self._book
+    def _stand_by(
+        self, db: apsw.Connection, worker: int, queues: Sequence[str], token: int
+    ) -> int:
+        until = self.clock.steady() + self.stuck_after
+        return standby.stand_by(db, worker, queues, token, until)
 
     # Steering
 
