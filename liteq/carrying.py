@@ -73,17 +73,24 @@ class _Unfit(Exception):
 
 class Carrier:
     """Takes down what an exception holds, in bounded size and without these secret texts, the
-    passwords of URLs, nor what goes by a name that `redactor` knows as secret."""
+    passwords of URLs, nor what goes by a name that `redactor` knows as secret. `limit`:
+    characters of each text."""
 
-    def __init__(self, secrets: Collection[str] = (), redactor: Redactor | None = None) -> None:
+    def __init__(
+        self,
+        secrets: Collection[str] = (),
+        redactor: Redactor | None = None,
+        limit: int = ERROR_TEXT_LIMIT,
+    ) -> None:
         self._secrets = secrets
         self._redactor = redactor or default()
-        self._left = _STATE_LIMIT
+        self._limit = limit
+        self._left = min(_STATE_LIMIT, limit)
         self._open: list[BaseException] = []  # those that hold the one at hand
 
     def text(self, text: str) -> str:
         """Return a text as a record may show it."""
-        return cut(self._hidden(text))
+        return cut(self._hidden(text), self._limit)
 
     def _hidden(self, text: str) -> str:
         return mask_url(hide(text, self._secrets))
@@ -162,7 +169,9 @@ class Carrier:
         if issubclass(kind, enum.Enum):
             return self._leaf(value)
         if issubclass(kind, str):
-            return self._leaf(cut(self._hidden(str.__str__(value)), _TEXT_LIMIT))
+            return self._leaf(
+                cut(self._hidden(str.__str__(value)), min(_TEXT_LIMIT, self._limit))
+            )
         if issubclass(kind, (bytes, bytearray)):
             return self._leaf(self._bytes(bytes(value)))
         if depth == 0:

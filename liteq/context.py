@@ -100,7 +100,8 @@ class Context:
     interrupted: bool = False  # told by `checkpoint()` to end and go on in another worker
     waited: bool = False  # for other messages, before it was due
     rewritten: bool = False  # its message is another than was delivered
-    ending: Any = None  # of one in a run of many: its value and error, () until it is told
+    run: Any = None  # of one in a run of many: what all of them share (see `liteq.batch.Run`)
+    ending: Any = None  # and its own value and error, () until it is told
     _task: Any = None  # the object that runs; `task` is its name, which apps may share
     _packed: Packed | None = None
     _message: Message | None = None

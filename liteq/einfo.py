@@ -25,7 +25,7 @@ class ExceptionInfo:
     """An exception with the text of its traceback: what hooks know as `einfo`.
 
     `secrets`: texts that are hidden in the traceback and in the record; `redactor` knows
-    the names of attributes that are.
+    the names of attributes that are. `limit`: characters of each text in the record.
     """
 
     internal = False
@@ -35,9 +35,12 @@ class ExceptionInfo:
         exc: BaseException,
         secrets: Collection[str] = (),
         redactor: Redactor | None = None,
+        limit: int = failure.ERROR_TEXT_LIMIT,
     ) -> None:
         self._secrets = secrets
         self._redactor = redactor
+        self._limit = limit
+        self._record: bytes | None = None
         self.exception = exc
         self.type = type(exc)
         self.tb = exc.__traceback__
@@ -61,12 +64,18 @@ class ExceptionInfo:
 
     def record(self) -> bytes:
         """Return the record of the exception that a store keeps."""
+        if self._record is None:
+            self._record = self._described()
+        return self._record
+
+    def _described(self) -> bytes:
         try:
             return failure.describe(
                 self.exception,
                 traceback=self.traceback,
                 secrets=self._secrets,
                 redactor=self._redactor,
+                limit=self._limit,
             )
         except BaseException as broken:  # noqa: BLE001 (the user's class)
             reason = f"cannot be described: {type(broken).__name__}"

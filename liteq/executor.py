@@ -24,9 +24,9 @@ import json
 import logging
 import os
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from liteq import context, logfields, states
 from liteq.body import Body, is_coroutine
@@ -256,10 +256,31 @@ class Executor:
         return plan
 
 
+class Together(Protocol):
+    """What the attempts of one run for many calls tell of their errors. One of them may say
+    what is secret in another."""
+
+    @property
+    def secrets(self) -> Collection[str]: ...
+    def hidden(self, text: str) -> str: ...
+    def einfo(self, exc: BaseException) -> ExceptionInfo: ...
+    def is_new(self, exc: BaseException) -> bool: ...
+
+
 class Attempt:
     """One attempt on its way from the arguments to the outcome."""
 
-    __slots__ = ("_began", "args", "context", "id", "kwargs", "packed", "plan", "settings")
+    __slots__ = (
+        "_began",
+        "args",
+        "context",
+        "id",
+        "kwargs",
+        "packed",
+        "plan",
+        "settings",
+        "together",
+    )
 
     def __init__(
         self,
@@ -277,6 +298,7 @@ class Attempt:
         self.id: str = packed[ID]
         self.args = args
         self.kwargs = kwargs
+        self.together: Together | None = None
         self._began = 0.0
 
     # The body
@@ -466,7 +488,8 @@ class Attempt:
         if isinstance(exc, plan.throws):
             level, info = logging.INFO, None
         else:
-            level, info = logging.ERROR, exc
+            level = logging.ERROR
+            info = exc if self.together is None or self.together.is_new(exc) else None
         self._log(
             level,
             "Task %s[%s] failed in %.3fs: %s",
@@ -706,9 +729,14 @@ class Attempt:
             )
 
     def _einfo(self, exc: BaseException) -> ExceptionInfo:
+        if self.together is not None:
+            return self.together.einfo(exc)
         return ExceptionInfo(exc, self._secrets(), self.settings.redactor)
 
-    def _secrets(self) -> set[str]:
+    def _secrets(self) -> Collection[str]:
+        return self.own_secrets() if self.together is None else self.together.secrets
+
+    def own_secrets(self) -> set[str]:
         """Return the texts in the arguments that are not to be shown. Not for every
         attempt: all of the arguments are looked through."""
         redactor, task = self.settings.redactor, self.plan.task
@@ -756,9 +784,15 @@ class Attempt:
             "duration_ms": round(runtime * 1000, 3),
         }
         name = self.context.shadow or self.plan.task.name
-        secrets = set() if outcome == "succeeded" else self._secrets()
-        shown = [hide(value, secrets) if type(value) is str else value for value in values]
+        secrets: Collection[str] = () if outcome == "succeeded" else self._secrets()
+        shown = [
+            self._hidden(value, secrets) if secrets and type(value) is str else value
+            for value in values
+        ]
         log(logger, level, text, (name, self.id, *shown), exc_info, extra, secrets)
+
+    def _hidden(self, text: str, secrets: Collection[str]) -> str:
+        return hide(text, secrets) if self.together is None else self.together.hidden(text)
 
 
 def _is_interruption(error: BaseException) -> bool:

@@ -30,19 +30,20 @@ def describe(
     traceback: str | None = None,
     secrets: Collection[str] = (),
     redactor: Redactor | None = None,
+    limit: int = ERROR_TEXT_LIMIT,
 ) -> bytes:
     """Return the record of an exception, without these secret texts, and without what goes
     by the name of a secret among its attributes.
 
     The traceback is taken from the exception unless text is given. Both it and the
-    message are cut in the middle to `ERROR_TEXT_LIMIT` characters.
+    message are cut in the middle to `limit` characters.
     """
     kind = type(exc)
     if traceback is None:
         import traceback as tracebacks  # late: a reader of results describes no errors
 
         traceback = "".join(tracebacks.format_exception(exc)) if exc.__traceback__ else ""
-    carrier = Carrier(secrets, redactor)
+    carrier = Carrier(secrets, redactor, limit)
     record: dict[str, Any] = {
         "type": kind.__qualname__,
         "module": kind.__module__,

@@ -18,6 +18,7 @@ from liteq.delivery import Delivery
 from liteq.exceptions import Ignore, Retry, SoftTimeLimitExceeded
 from liteq.executor import Executor, ExecutorSettings
 from liteq.flushing import Flush, endings, flush_of
+from liteq.ids import new_id
 from liteq.message import Message
 from liteq.outcome import Failed, Ignored, Outcome, Retried, Revoked, Succeeded
 from liteq.serializers import dumps_call
@@ -49,8 +50,8 @@ def run(app: Liteq, clock: world.FakeClock) -> Callable[..., list[Outcome]]:
         ]
         body = Body()
         try:
-            executor = Executor(app.tasks, ExecutorSettings(hostname="here", clock=clock))
-            return batch.run(executor, deliveries, report, body)
+            settings = ExecutorSettings(hostname="here", clock=clock, redactor=app.redactor)
+            return batch.run(Executor(app.tasks, settings), deliveries, report, body)
         finally:
             body.close()
 
@@ -58,6 +59,10 @@ def run(app: Liteq, clock: world.FakeClock) -> Callable[..., list[Outcome]]:
 
 
 Run = Callable[..., list[Outcome]]
+
+
+def with_kwargs(**kwargs: Any) -> Delivery:
+    return Delivery(Message(id=new_id(), task=NAME, body=dumps_call((), kwargs)))
 
 
 def values(outcomes: list[Outcome]) -> list[Any]:
@@ -352,6 +357,61 @@ def test_each_call_has_its_signals(run: Run) -> None:
         ("task_postrun", "m0", "SUCCESS"),
         ("task_postrun", "m1", "SUCCESS"),
     ]
+
+
+def test_a_call_begins_with_its_own_request(app: Liteq, run: Run) -> None:
+    seen: list[Any] = []
+
+    @signals.task_prerun.connect
+    def begin(sender: Any, task_id: str, **_: Any) -> None:
+        seen.append((task_id, sender.request.id, sender.request.args, current()))
+
+    run(lambda calls: None, 7, 8)
+
+    assert [one[:3] for one in seen] == [("m0", "m0", (7,)), ("m1", "m1", (8,))]
+    assert [one[3].id for one in seen] == ["m0", "m1"]
+    assert current() is None
+
+
+SECRETS = ("hunter-one", "hunter-two", "x" * 6)
+
+
+@pytest.mark.parametrize("listed", [False, True], ids=["raised", "listed"])
+def test_what_is_secret_in_one_call_is_hidden_in_the_errors_of_all(
+    run: Run, caplog: pytest.LogCaptureFixture, *, listed: bool
+) -> None:
+    def insert(calls: list[Context]) -> Any:
+        error = ValueError(f"could not insert {[call.kwargs for call in calls]}")
+        error.rows = [call.kwargs["password"] for call in calls]  # type: ignore[attr-defined]
+        if listed:
+            return [error, ValueError(str(error)), None]
+        raise error
+
+    outcomes = run(insert, *(with_kwargs(password=one) for one in SECRETS))
+
+    failed = [one for one in outcomes if isinstance(one, Failed)]
+    assert len(failed) == (2 if listed else 3)
+    told = "".join([*(one.error.decode() for one in failed), caplog.text])
+    assert "could not insert" in told
+    for secret in SECRETS:
+        assert secret not in told
+
+
+def test_an_error_of_many_calls_is_described_and_logged_once(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    def insert(calls: list[Context]) -> None:
+        raise ValueError("could not insert " + "row " * 10_000)
+
+    outcomes = run(insert, *range(1_000))
+
+    assert caplog.text.count("Traceback") == 1
+    assert len(caplog.records) == 1_000
+    assert len(caplog.text) < 1_000_000
+    records = [one.error for one in outcomes if isinstance(one, Failed)]
+    assert len(records) == 1_000
+    assert sum(map(len, records)) < 20_000_000
+    assert "could not insert row row" in reason(outcomes[-1])
 
 
 def test_each_call_says_that_it_has_started(run: Run) -> None:
