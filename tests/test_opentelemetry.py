@@ -14,10 +14,14 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from liteq import Liteq, Secret, chain
+from liteq import Liteq, Secret, batch, chain
+from liteq.body import Body
 from liteq.contrib.opentelemetry import LiteqInstrumentor
+from liteq.delivery import Delivery
 from liteq.executor import Executor, ExecutorSettings
 from liteq.inline import InlineWorker, attempt_with
+from liteq.message import Message
+from liteq.outcome import Outcome
 
 
 class Traced:
@@ -231,3 +235,45 @@ def test_no_secret_of_a_call_is_in_the_event_of_its_exception(traced: Traced) ->
     assert "KeyError: '******** ********'" in text
     for secret in ("PASSWORD-1", "CARD-0002", "PIN-000003", "elsewhere"):
         assert secret not in str(told)
+
+
+def run_together(app: Liteq, clock: Any, results: list[Any]) -> list[Outcome]:
+    """Run the messages of these calls as one run."""
+    stored = app.broker.get([result.id for result in results])
+    deliveries = [Delivery(Message.unpack(stored[one.id].packed)) for one in results]
+    settings = ExecutorSettings(clock=clock, redactor=app.redactor)
+    body = Body()
+    try:
+        return batch.run(
+            Executor(app.tasks, settings), deliveries, lambda place, said: False, body
+        )
+    finally:
+        body.close()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_calls_of_one_run_have_a_span_each_and_leave_none_behind(
+    traced: Traced, *, fails: bool
+) -> None:
+    @traced.app.task(name="many", flush_every=10)
+    def many(calls: list[Any]) -> None:
+        with traced.tracer.start_as_current_span("inside"):
+            if fails:
+                raise ValueError("no")
+
+    with traced.tracer.start_as_current_span("request"):
+        results = [many.delay(number) for number in range(3)]
+
+    run_together(traced.app, traced.clock, results)
+
+    spans = traced.spans("process default")
+    assert [span.attributes["messaging.message.id"] for span in spans if span.attributes] == [
+        result.id for result in results
+    ]
+    assert len({span.context.trace_id for span in traced.exporter.get_finished_spans()}) == 1
+    state = "FAILURE" if fails else "SUCCESS"
+    assert {span.attributes["liteq.task.state"] for span in spans if span.attributes} == {state}
+    inside = traced.one("inside")
+    assert inside.parent is not None
+    assert inside.parent.span_id == spans[0].context.span_id
+    assert not trace.get_current_span().get_span_context().is_valid

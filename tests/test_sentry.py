@@ -16,10 +16,14 @@ import world
 from api import forget_current
 from sentry_sdk.transport import Transport
 
-from liteq import Liteq, Secret
+from liteq import Liteq, Secret, batch
+from liteq.body import Body
 from liteq.contrib.sentry import LiteqIntegration
+from liteq.delivery import Delivery
 from liteq.executor import Executor, ExecutorSettings
 from liteq.inline import InlineWorker, attempt_with
+from liteq.message import Message
+from liteq.serializers import dumps_call
 
 Event = dict[str, Any]
 
@@ -376,3 +380,38 @@ def test_the_trace_goes_on_in_the_event_of_a_task_that_was_killed(tmp_path: Path
     assert [ids[name] for name in ("fail", "die", "slow")] == [trace] * 3
     assert len(alone - {trace}) == 2  # who calls in no trace is in none with others
     assert {contexts["liteq"]["queue"] for _, contexts, _ in told} == {"default"}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_calls_of_one_run_are_one_transaction_without_any_ones_secrets(
+    kept: Kept, app: Liteq, *, fails: bool
+) -> None:
+    secrets = [f"hunter-{number}" for number in range(3)]
+
+    @app.task(name="many", flush_every=10)
+    def many(calls: list[Any]) -> None:
+        found = [call.kwargs["password"] for call in calls]
+        sentry_sdk.capture_message(f"with {found}")
+        if fails:
+            raise ValueError(f"no {found}")
+
+    messages = [
+        Message(id=one, task="many", body=dumps_call((), {"password": secret}))
+        for one, secret in zip("abc", secrets, strict=True)
+    ]
+    executor = Executor(app.tasks, ExecutorSettings(clock=app.clock, redactor=app.redactor))
+    batch.run(executor, list(map(Delivery, messages)), lambda place, said: False, Body())
+    sentry_sdk.capture_message("after")
+
+    [transaction] = kept.of("transaction")
+    assert transaction["transaction"] == "many"
+    assert transaction["contexts"]["trace"]["data"]["messaging.batch.message_count"] == 3
+    status = "internal_error" if fails else "ok"
+    assert transaction["contexts"]["trace"]["status"] == status
+    told = json.dumps(kept.events, default=str)
+    assert not [secret for secret in secrets if secret in told]
+    last = kept.of()[-1]
+    assert last.get("logentry", last)["message"] == "after"
+    assert "liteq.task" not in last.get("tags", {})
+    failures = [event for event in kept.of() if "exception" in event]
+    assert len(failures) == fails  # Sentry drops what it has had, the same exception

@@ -138,7 +138,9 @@ class LiteqInstrumentor:
         span = self._tracer.start_span(
             f"process {queue}", parent, SpanKind.CONSUMER, told, links=links
         )
-        token = context.attach(trace.set_span_in_context(span, made))
+        token = None
+        if request.run is None or request.run.calls[0] is request:  # its body is in one span
+            token = context.attach(trace.set_span_in_context(span, made))
         setattr(request, _ATTRIBUTE, (span, token))
 
     def _wait(self, request: Any, queue: str, made: context.Context) -> None:
@@ -184,7 +186,8 @@ class LiteqInstrumentor:
         span, token = found
         delattr(task.request, _ATTRIBUTE)
         span.set_attribute("liteq.task.state", state)
-        context.detach(token)
+        if token is not None:
+            context.detach(token)
         span.end()
 
 

@@ -12,8 +12,8 @@ sent before it ends.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from typing import Any, Final
 
@@ -58,14 +58,15 @@ class LiteqIntegration(Integration):
 
 
 class _Scrubber(EventScrubber):
-    """Hides the secrets of one attempt from what is sent of it: what goes by the name of one,
-    their texts wherever they stand, and values that are nothing but one, however short.
+    """Hides the secrets of a task's calls from what is sent of their run: what goes by the name
+    of one, their texts wherever they stand, and values that are nothing but one, however short.
     Sentry's own scrubber, which knows none of them, comes after it. Types and stacks, by which
     events are grouped, stay as they are."""
 
-    def __init__(self, task: Any, args: Any, kwargs: Any) -> None:
+    def __init__(self, task: Any, calls: Sequence[tuple[Any, Any]]) -> None:
+        """`calls`: the arguments of each, positional and by keyword."""
         super().__init__(denylist=[], recursive=True, send_default_pii=True)
-        self._task, self._args, self._kwargs = task, args, kwargs
+        self._task, self._calls = task, calls
         self._redactor = task.app.redactor
         given = task.sensitive
         self._names = frozenset((given,) if isinstance(given, str) else given)
@@ -74,21 +75,22 @@ class _Scrubber(EventScrubber):
         self.scrub_event(event)
         return event
 
-    @cached_property
-    def _call(self) -> tuple[Any, ...]:
-        """Looked at when there is an event: not every attempt has one."""
-        return self._args, self._kwargs, self._task.all_parameters, self._task.sensitive
+    def _found(self, **least: int) -> set[str]:
+        """Looked for when there is an event: not every attempt has one."""
+        named = self._task.all_parameters, self._task.sensitive
+        return set().union(
+            *(self._redactor.secrets(*given, *named, **least) for given in self._calls)
+        )
 
     @cached_property
     def _secrets(self) -> set[str]:
-        found: set[str] = self._redactor.secrets(*self._call)
-        return found
+        return self._found()
 
     @cached_property
     def _values(self) -> set[str]:
         """The same and the short ones, which may stand in any word: as a value of their own, or
         as its repr, which frames have of their variables."""
-        found = self._redactor.secrets(*self._call, least=1)
+        found = self._found(least=1)
         raw = {repr(one.encode("utf-8", "replace")) for one in found}
         return {*found, *map(repr, found), *raw}
 
@@ -141,39 +143,73 @@ def _publishing(headers: dict[str, Any], **_: Any) -> None:
     headers.update({name: value for name, value in origin.items() if value})
 
 
+class _Open:
+    """The scope and the transaction of an attempt, or of all those of one run."""
+
+    def __init__(self, scoped: AbstractContextManager[Any], span: Any) -> None:
+        self._scoped, self._span = scoped, span
+        self._failed = False
+        self.attempts = 0  # that have not ended
+
+    def end(self, state: str) -> None:
+        """End an attempt, and with the last of them the transaction."""
+        self.attempts -= 1
+        self._failed |= state == "FAILURE"
+        if self.attempts == 0:
+            self._span.set_status("internal_error" if self._failed else "ok")
+            self._span.__exit__(None, None, None)
+            self._scoped.__exit__(None, None, None)
+
+
 def _begin(sender: Any, task_id: str, args: Any, kwargs: Any, **_: Any) -> None:
     if not _is_on():
         return
     request = sender.request
+    run = request.run
+    found = None if run is None else vars(run).get(_ATTRIBUTE)
+    if found is None:
+        calls = (
+            [(args, kwargs)] if run is None else [(one.args, one.kwargs) for one in run.calls]
+        )
+        found = _enter(sender, task_id, request, calls)
+        if run is not None:
+            setattr(run, _ATTRIBUTE, found)
+    found.attempts += 1
+    setattr(request, _ATTRIBUTE, found)
+
+
+def _enter(task: Any, id: str, request: Any, calls: Sequence[tuple[Any, Any]]) -> _Open:
     scoped = sentry_sdk.isolation_scope()
     scope = scoped.__enter__()
     scope.clear_breadcrumbs()
-    scope.add_event_processor(_Scrubber(sender, args, kwargs))
-    _describe(scope, sender, task_id, request)
+    scope.add_event_processor(_Scrubber(task, calls))
     transaction = sentry_sdk.continue_trace(
         _texts(request),
         op="queue.process",
-        name=sender.name,
+        name=task.name,
         source="task",
     )
     transaction.set_data("messaging.system", "liteq")
-    transaction.set_data("messaging.message.id", task_id)
-    transaction.set_data("messaging.message.retry.count", request.retries)
+    if request.run is None:
+        _describe(scope, task, id, request)
+        transaction.set_data("messaging.message.id", id)
+        transaction.set_data("messaging.message.retry.count", request.retries)
+    else:  # it is none of its calls: they say themselves what they failed with
+        scope.set_transaction_name(task.name, source="task")
+        scope.set_tag("liteq.task", task.name)
+        scope.set_context("liteq", {"task": task.name, "calls": len(calls)})
+        transaction.set_data("messaging.batch.message_count", len(calls))
     span = sentry_sdk.start_transaction(transaction)
     span.__enter__()
-    setattr(request, _ATTRIBUTE, (scoped, span))
+    return _Open(scoped, span)
 
 
 def _end(sender: Any, state: str, **_: Any) -> None:
     request = sender.request
     found = noted(request, _ATTRIBUTE)
-    if found is None:
-        return
-    delattr(request, _ATTRIBUTE)
-    scoped, span = found
-    span.set_status("internal_error" if state == "FAILURE" else "ok")
-    span.__exit__(None, None, None)
-    scoped.__exit__(None, None, None)
+    if found is not None:
+        delattr(request, _ATTRIBUTE)
+        found.end(state)
 
 
 def _failed(
