@@ -184,7 +184,9 @@ class Worker(Steered):
             cipher=app.cipher,
         )
         self._time_limits = TimeLimits(lambda: app.tasks, self.soft_time_limit, self.time_limit)
-        self._batching = Batching(lambda: app.tasks, time.monotonic, app.broker.max_deliveries)
+        self._batching = Batching(
+            lambda: app.tasks, time.monotonic, app.clock.now, app.broker.max_deliveries
+        )
         self._attempts = Attempts(
             time_limits=self._time_limits,
             batching=self._batching,
@@ -466,10 +468,11 @@ class Worker(Steered):
         """
         attempts, membership = self._attempts, self._membership
         settlements, notes = attempts.settlements, attempts.notes()
-        limit = 0
+        room = limit = 0
         # What is settled may be what others wait for: they are claimed in the same step.
         if (membership.look or settlements) and not self._stopping and self._ready:
-            limit = pool.capacity()
+            room = pool.capacity()
+            limit = self._batching.room(room)
         asking = membership.orders and (attempts.leases or self._dispatcher.heard)
         if not (limit or settlements or notes or asking):
             return
@@ -503,6 +506,10 @@ class Worker(Steered):
             membership.looked(more=len(step.leases) >= limit or self._is_due())
         if step.leases:
             leases = self._of_own_queues(step.leases) if self._is_signed else step.leases
+            if self._batching.sizes:
+                leases, surplus = self._batching.fitting(leases, room, limit)
+                for lease in surplus:
+                    attempts.give_back(lease)
             attempts.hand_out(pool, leases)
         elif self._stands_by and membership.standby is None and not attempts.leases:
             membership.look_again()

@@ -50,7 +50,7 @@ def app() -> Liteq:
 
 @pytest.fixture
 def held(app: Liteq, time: Time) -> Batching:
-    made = Batching(lambda: app.tasks, time, 3)
+    made = Batching(lambda: app.tasks, time, time, 3)
     made.look_again()
     return made
 
@@ -98,11 +98,58 @@ def test_what_would_be_lost_as_it_waits_does_not(held: Batching) -> None:
     assert not held.wants(lease("threes", acks_late=False))
 
 
+def test_what_would_end_with_another_does_not_wait_for_it(held: Batching) -> None:
+    assert not held.wants(lease("threes", max_deliveries=1))
+
+
+def test_a_call_that_expires_waits_no_longer_than_it_can(held: Batching, time: Time) -> None:
+    put(held, "hundreds", 1)
+    put(held, "hundreds", 2, expires_at=110.0)
+    put(held, "hundreds", 3, expires_at=200.0)
+
+    assert held.next_at() == 109.5
+    time.now = 109.5
+    assert list(held.ripe()) == [[1, 2, 3]]
+    put(held, "hundreds", 4, expires_at=109.6)
+    assert list(held.ripe()) == [[4]]
+
+
+def test_who_waits_after_one_that_expires_is_taken_away_waits_its_time(
+    held: Batching, time: Time
+) -> None:
+    put(held, "hundreds", 1)
+    put(held, "hundreds", 2, expires_at=110.0)
+    held.drop(2)
+    held.put_back({3: lease("hundreds")}, NO_LIMITS)
+
+    assert held.next_at() == 100.0
+    assert list(held.ripe()) == [[3, 1]]
+
+
+def test_more_are_claimed_while_all_that_come_are_to_wait(held: Batching) -> None:
+    many, plain = [lease("hundreds")] * 200, [lease("plain")] * 200
+    asked = []
+    for _ in range(8):
+        asked.append(held.room(2))
+        assert held.fitting(many[: asked[-1]], 2, asked[-1]) == (many[: asked[-1]], [])
+
+    assert asked == [2, 4, 8, 16, 32, 64, 100, 100]  # no more than a run takes
+    assert held.room(0) == 0
+    assert held.fitting(many[:20], 2, 100) == (many[:20], [])
+    assert held.room(2) == 100
+
+    mixed = [*many[:3], *plain[:5], *many[:2]]
+    assert held.fitting(mixed, 2, 100) == ([*many[:3], *plain[:2], *many[:2]], plain[:3])
+    assert held.room(2) == 2
+    assert held.fitting([many[0], plain[0]], 2, 2) == ([many[0], plain[0]], [])
+    assert held.room(2) == 2
+
+
 def test_a_task_that_cannot_take_several_calls_keeps_no_other_from_it(
     app: Liteq, time: Time
 ) -> None:
     app.tasks["plain"].flush_every = -1
-    held = Batching(lambda: app.tasks, time, 3)
+    held = Batching(lambda: app.tasks, time, time, 3)
 
     held.look_again()
 
@@ -113,13 +160,24 @@ def test_who_cannot_let_calls_wait_says_so(
     app: Liteq, time: Time, caplog: pytest.LogCaptureFixture
 ) -> None:
     app.conf.task_acks_late = False
-    held = Batching(lambda: app.tasks, time, 3)
+    held = Batching(lambda: app.tasks, time, time, 3)
 
     held.look_again()
     held.look_again()
 
     said = [record.getMessage() for record in caplog.records]
     assert [text.split()[2] for text in said] == ["threes", "hundreds"]
+
+
+def test_who_may_start_calls_once_says_that_none_wait(
+    app: Liteq, time: Time, caplog: pytest.LogCaptureFixture
+) -> None:
+    app.tasks["threes"].max_deliveries = 1
+
+    Batching(lambda: app.tasks, time, time, 3).look_again()
+
+    [said] = [record.getMessage() for record in caplog.records]
+    assert said.startswith("calls of threes are run one by one: with max_deliveries=1")
 
 
 def test_calls_with_other_time_limits_are_in_other_runs(held: Batching) -> None:

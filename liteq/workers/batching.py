@@ -5,13 +5,14 @@ little as what runs is, and a stop gives them back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from heapq import heappop, heappush, merge
 from typing import Any, Final, NamedTuple
 
 from liteq.brokers.values import Lease
 from liteq.flushing import Flush, flush_of
 from liteq.loggers import get_logger
-from liteq.message import ACKS_LATE, BODY, TASK
+from liteq.message import BODY, EXPIRES_AT, TASK
 from liteq.workers.timelimits import Limits
 
 __all__ = ["Batching"]
@@ -21,6 +22,8 @@ logger = get_logger("liteq.worker")
 _MOST_BYTES: Final = 8 * 1024 * 1024  # of arguments in a run: its job is in memory twice
 _FEWER: Final = 10  # times as few calls are in a run with one that may kill its process
 _SOON: Final = 0.1  # seconds in which others come that were taken from the same dead worker
+_IN_TIME: Final = 0.5  # seconds before it expires at which a call waits no longer
+_AT_ONCE: Final = 256  # calls that are claimed in a step that may all be to wait
 
 
 class _Kind(NamedTuple):
@@ -34,26 +37,37 @@ class _Kind(NamedTuple):
 class _Group:
     """The calls of one kind, by the numbers of their jobs."""
 
-    __slots__ = ("bytes", "calls")
+    __slots__ = ("_dues", "bytes", "calls")
 
     def __init__(self) -> None:
-        self.calls: dict[int, tuple[int, float]] = {}  # bytes, and when it is due, in order
+        self.calls: dict[int, int] = {}  # bytes of each, in their order
         self.bytes = 0  # of all
+        self._dues: list[tuple[float, int]] = []  # a heap; some may wait no more
 
     @property
     def due(self) -> float:
-        return next(iter(self.calls.values()))[1]
+        """When the first of them is due: not the one that came first, if one expires."""
+        while self._dues[0][1] not in self.calls:
+            heappop(self._dues)
+        return self._dues[0][0]
 
     def put(self, number: int, lease: Lease, due: float) -> None:
         size = len(lease.packed[BODY]) + sum(len(given.value) for given in lease.inputs)
-        self.calls[number] = size, due
+        self.calls[number] = size
         self.bytes += size
+        heappush(self._dues, (due, number))
+
+    def put_behind(self, other: _Group) -> None:
+        """Add those of another group."""
+        self.calls.update(other.calls)
+        self.bytes += other.bytes
+        self._dues = list(merge(self._dues, sorted(other._dues)))
 
     def take(self, most: int) -> list[int]:
         """Return the first of them, which do not wait any more."""
         taken: list[int] = []
         size = 0
-        for number, (more, _) in self.calls.items():
+        for number, more in self.calls.items():
             size += more
             if len(taken) == most or (taken and size > _MOST_BYTES):
                 break
@@ -63,23 +77,26 @@ class _Group:
         return taken
 
     def drop(self, number: int) -> None:
-        self.bytes -= self.calls.pop(number)[0]
+        self.bytes -= self.calls.pop(number)
 
 
 class Batching:
     """Those of one worker. `tasks` returns those that the app has now, by name; `sizes` has
     when those that take many calls are run, `waiting` the calls, by their kind.
-    `max_deliveries` is the store's."""
+    `time` tells when calls expire. `max_deliveries` is the store's."""
 
     def __init__(
         self,
         tasks: Callable[[], Mapping[str, Any]],
         monotonic: Callable[[], float],
+        time: Callable[[], float],
         max_deliveries: int,
     ) -> None:
         self._tasks = tasks
         self._now = monotonic
+        self._time = time
         self._max_deliveries = max_deliveries
+        self._more = 0  # calls that a step may bring, since all of the last ones were to wait
         self.sizes: dict[str, Flush] = {}
         self.waiting: dict[_Kind, _Group] = {}
 
@@ -96,25 +113,53 @@ class Batching:
                 continue  # each of its calls fails with that
             if size is not None and size.every > 1:
                 self.sizes[name] = size
-                if name not in before and not task.acks_late:
-                    logger.warning(
-                        "calls of %s are run one by one: without acks_late those that wait "
-                        "for others would be lost with this worker",
-                        name,
-                    )
+                if name not in before and (why := self._reason(task)):
+                    logger.warning("calls of %s are run one by one: %s", name, why)
+
+    def _reason(self, task: Any) -> str | None:
+        """Return why no calls of a task may wait for others, if that is so."""
+        if not task.acks_late:
+            return "without acks_late those that wait for others would be lost with this worker"
+        if (task.deliveries_allowed() or self._max_deliveries) == 1:
+            return "with max_deliveries=1 those that wait for others would end with this worker"
+        return None
 
     def wants(self, lease: Lease) -> bool:
         """Tell whether a call is to be run with others.
 
         One that was leased to a process that died may be what killed it. It takes fewer with
-        it the second time, and none the third, or if that would be its end. One without
-        `acks_late` would be lost with this worker as it waits.
+        it the second time, and none the third. One for which this is the last start, as
+        without `acks_late`, would be lost with this worker as it waits, or with another call.
         """
-        if lease.packed[TASK] not in self.sizes or not lease.packed[ACKS_LATE]:
-            return False
-        if lease.delivery == 1:
-            return True
-        return lease.delivery == 2 and not lease.is_last_start(self._max_deliveries)
+        return (
+            lease.packed[TASK] in self.sizes
+            and lease.delivery <= 2
+            and not lease.is_last_start(self._max_deliveries)
+        )
+
+    def room(self, room: int) -> int:
+        """Return how many calls to claim when there are children for this many: more, while
+        those that come are to wait for others, for which no child has to be free."""
+        return max(room, self._more) if room and self.sizes else room
+
+    def fitting(
+        self, leases: Sequence[Lease], room: int, asked: int
+    ) -> tuple[list[Lease], list[Lease]]:
+        """Return those of these leases that are to wait for others or have a child, where there
+        are children for so many, and those that are too many. `asked`: how many were asked
+        for. If all are to wait, more may be claimed the next time."""
+        fitting: list[Lease] = []
+        surplus: list[Lease] = []
+        alone = 0
+        for lease in leases:
+            alone += not self.wants(lease)
+            (fitting if alone <= room or self.wants(lease) else surplus).append(lease)
+        if surplus:
+            self._more = 0
+        elif not alone and len(leases) == asked:
+            most = max(size.every for size in self.sizes.values())
+            self._more = min(2 * asked, most, _AT_ONCE)
+        return fitting, surplus
 
     def put(self, number: int, lease: Lease, limits: Limits) -> None:
         """Let a call, whose run has these time limits, wait for others."""
@@ -122,6 +167,8 @@ class Batching:
         interval = self.sizes[name].interval
         if again:  # it has waited
             interval = min(interval, _SOON)
+        if (expires_at := lease.packed[EXPIRES_AT]) is not None:
+            interval = min(interval, max(0.0, expires_at - self._time() - _IN_TIME))
         group = self.waiting.setdefault(_Kind(name, again, limits), _Group())
         group.put(number, lease, self._now() + interval)
 
@@ -134,8 +181,7 @@ class Batching:
         for number, lease in leases.items():
             group.put(number, lease, self._now())
         if (before := self.waiting.pop(kind, None)) is not None:
-            group.calls.update(before.calls)
-            group.bytes += before.bytes
+            group.put_behind(before)
         self.waiting[kind] = group
 
     def ripe(self, *, all: bool = False) -> Iterator[list[int]]:
