@@ -281,6 +281,7 @@ FILES = {
                 "secret": raised(lambda: declared(sensitive="kode")),
                 "option": raised(lambda: LiteqBackend("x", {"OPTIONS": {"max_retry": 1}})),
                 "name": raised(lambda: LiteqBackend("x", {"OPTIONS": {"queue": "a"}})),
+                "many": raised(lambda: LiteqBackend("x", {"OPTIONS": {"flush_every": 9}})),
                 "flag": raised(
                     lambda: LiteqBackend("x", {"OPTIONS": {"enqueue_on_commit": 1}})
                 ),
@@ -545,6 +546,7 @@ def test_mistakes_show_where_they_are_made(told: Any) -> None:
     assert "has no argument 'kode'" in answer["secret"][1]
     assert answer["option"][1].endswith("no option 'max_retry'; did you mean 'max_retries'?")
     assert answer["name"][1].endswith("each task says it itself")
+    assert answer["many"][1].endswith("one of Django's is run once a call")
     assert answer["flag"][1].endswith("enqueue_on_commit is True or False, not 1")
 
 

@@ -44,6 +44,7 @@ __all__ = ["LiteqBackend", "LiteqTask"]
 _DEFAULT: Final = "default"  # Django's name of the queue of tasks that name none
 # What Django says itself, or what makes no sense for a function that is not liteq's own.
 _NOT_OPTIONS: Final = frozenset({"bind", "base", "name", "queue", "priority", "pydantic"})
+_BATCHED: Final = frozenset({"flush_every", "flush_interval"})
 _OF_RETRIES: Final = ("max_retries", "retry_backoff", "default_retry_delay")
 _CLASSES: Final = ("autoretry_for", "dont_autoretry_for", "throws")
 
@@ -106,6 +107,10 @@ class LiteqBackend(BaseTaskBackend):  # type: ignore[misc]  # Django ships no ty
                 options[name] = _imported(options[name])
         if wrong := sorted(_NOT_OPTIONS.intersection(options)):
             raise self._wrong(f"{wrong[0]!r} is not for a backend: each task says it itself")
+        if wrong := sorted(_BATCHED.intersection(options)):
+            raise self._wrong(
+                f"{wrong[0]!r} is for tasks of liteq's: one of Django's is run once a call"
+            )
         try:
             _check(options)
         except (TypeError, ValueError) as exc:
