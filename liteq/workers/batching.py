@@ -152,8 +152,9 @@ class Batching:
         surplus: list[Lease] = []
         alone = 0
         for lease in leases:
-            alone += not self.wants(lease)
-            (fitting if alone <= room or self.wants(lease) else surplus).append(lease)
+            waits = self.wants(lease)
+            alone += not waits
+            (fitting if waits or alone <= room else surplus).append(lease)
         if surplus:
             self._more = 0
         elif not alone and len(leases) == asked:
