@@ -36,10 +36,10 @@ logger = get_logger("liteq.result")
 
 FIRST_LOOK: Final = 0.05  # seconds until an unknown id is noticed
 WORKER_MISSING_AFTER: Final = 2.0  # seconds until a queue without a worker is reported
+LONG_ENOUGH: Final = 1.0  # seconds; of a wait that is worth saying why it was in vain
 SLICE: Final = 500  # ids that the store is asked about at a time
 _NAMED: Final = 3  # ids that an error names
 _SPARE: Final = 8  # mailboxes kept open for the next waiters
-_LONG_ENOUGH: Final = 1.0  # seconds; of a wait that is worth saying why it was in vain
 _POLL_START: Final = 0.005  # seconds; without wake-ups, looks start at this pace
 
 
@@ -234,7 +234,7 @@ class _Wait:
     def blocked(self) -> list[Record | None]:
         """Return the records of which it is worth asking what is in their way: who waits for
         less than a second asks again and again."""
-        return list(self._last.values()) if (self.timeout or 0.0) >= _LONG_ENOUGH else []
+        return list(self._last.values()) if (self.timeout or 0.0) >= LONG_ENOUGH else []
 
     def too_long(self, in_the_way: Mapping[str, str]) -> TimeoutError:
         """Return the error that names the first of what is waited for, each with what the

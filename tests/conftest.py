@@ -23,6 +23,7 @@ from terminal import here, in_new_york, project, start  # noqa: F401 (fixtures)
 from liteq import signals
 from liteq.brokers import liveness
 from liteq.brokers.base import Broker
+from liteq.brokers.sqlite import SqliteBroker
 
 BROKERS = ("sqlite", "memory", "redis")  # a new broker is entered here and in world.Store
 
@@ -125,7 +126,7 @@ def signals_of_a_terminal_are_heard() -> None:
 def who_stands_by_is_looked_for_each_time() -> Iterator[None]:
     """What a test sees must not depend on how fast it is."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("liteq.brokers.sqlite._BUSY_FOR", 0.0)
+        patch.setattr(SqliteBroker, "busy_for", 0.0)
         yield
 
 

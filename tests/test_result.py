@@ -534,7 +534,7 @@ def test_a_wait_that_is_too_long_says_where_the_call_is(app: Liteq, add: Any) ->
 def test_a_wait_that_is_too_long_says_what_is_in_the_way(
     app: Liteq, add: Any, *, awaited: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waiting, "_LONG_ENOUGH", 0.0)
+    monkeypatch.setattr(waiting, "LONG_ENOUGH", 0.0)
     store = app.broker
 
     @app.task(rate_limit="1/h")

@@ -41,7 +41,7 @@ from liteq.exceptions import ImproperlyConfigured
 from liteq.ids import new_id
 from liteq.message import Message, Workflow
 from liteq.outcome import Failed
-from liteq.web import actions, asgi_app
+from liteq.web import actions, asgi_app, steering
 from liteq.web.actions import said
 from liteq.web.serving import Connection
 from liteq.worker import Worker
@@ -549,7 +549,7 @@ def test_a_name_writes_no_line_of_its_own_into_the_log(
     ask.post("/pause", data={"queue": "mail\nroot: purge: 9 of queue bank"})
     ask.post("/cancel", data={"id": "x\nroot: drop: 9"})
 
-    monkeypatch.setattr("liteq.web.steering._PATIENCE", 0.01)
+    monkeypatch.setattr(steering, "PATIENCE", 0.01)
     ask.post("/worker/grow", data={"worker": "w\nroot: drop: 9"})
 
     assert not [one for one in caplog.messages if "\n" in one]

@@ -15,7 +15,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec, module_from_spec
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from redis.exceptions import RedisError
 
@@ -27,7 +27,6 @@ from liteq.brokers.redis_wire import Reader, ServerError, command
 __all__ = ["RedisMailbox"]
 
 _CHUNK: Final = 65_536
-_PAUSE: Final = 1.0  # seconds between two tries to connect
 
 
 def _own(name: str) -> Any:
@@ -50,6 +49,8 @@ class RedisMailbox(Mailbox):
     with True if it does so anew: what was published before that is lost. `takes_leases`:
     they may come in place of words. Raises `BrokerUnavailable` if the server cannot be
     reached; one that is lost later is looked for by `mend()`."""
+
+    pause: ClassVar = 1.0  # seconds between two tries to connect
 
     def __init__(
         self,
@@ -146,7 +147,7 @@ class RedisMailbox(Mailbox):
         self._signal.close()
 
     def _connect(self, *, anew: bool = False) -> None:
-        self._try_at = time.monotonic() + _PAUSE
+        self._try_at = time.monotonic() + self.pause
         self._moves = self._link.moves
         connection = self._link.connect()
         sock = connection._sock

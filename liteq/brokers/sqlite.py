@@ -63,7 +63,6 @@ __all__ = ["SqliteBroker"]
 _CLAIMABLE: Final = (QUEUED, SCHEDULED)  # now or later, if nothing limits it
 
 _NOTHING_STANDS: Final[Mapping[str, str]] = {}
-_BUSY_FOR: Final = 0.005  # seconds for which it is believed that no worker stands by
 _STATE: Final = len(PACKED_FIELDS)  # where it stands in a row of ENQUEUE
 
 # What a step has to know before it begins, in one statement: whether its worker counts as
@@ -103,6 +102,8 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
     `unknown_expires`: seconds after which a message whose task no worker knows becomes a
     dead letter.
     """
+
+    busy_for: float = 0.005  # seconds for which it is believed that no worker stands by
 
     # Moving work
 
@@ -177,7 +178,7 @@ class SqliteBroker(SqliteRoster, SqliteSchedules, SqliteRecords, SqliteUpkeep):
                 if not self._hand(worker, key, token, packed):
                     self._take_back(worker, Lease(key, token, 1, packed))
                 return True
-            self._all_busy_until = time.monotonic() + _BUSY_FOR
+            self._all_busy_until = time.monotonic() + self.busy_for
         self._wake_workers()
         return True
 

@@ -14,7 +14,7 @@ __all__ = ["ASKED", "WORKER_ACTIONS"]
 
 logger = get_logger("liteq.web")
 
-_PATIENCE: Final = 2.0  # seconds for a worker's answer; it obeys later, too
+PATIENCE: Final = 2.0  # seconds for a worker's answer; it obeys later, too
 
 ASKED: Final = {
     "grow": "asked for one process more",
@@ -25,19 +25,19 @@ ASKED: Final = {
 
 
 def _grow(control: Control, name: str) -> Replies:
-    return control.pool_grow(1, [name], reply=True, timeout=_PATIENCE)
+    return control.pool_grow(1, [name], reply=True, timeout=PATIENCE)
 
 
 def _shrink(control: Control, name: str) -> Replies:
-    return control.pool_shrink(1, [name], reply=True, timeout=_PATIENCE)
+    return control.pool_shrink(1, [name], reply=True, timeout=PATIENCE)
 
 
 def _restart(control: Control, name: str) -> Replies:
-    return control.pool_restart(destination=[name], reply=True, timeout=_PATIENCE)
+    return control.pool_restart(destination=[name], reply=True, timeout=PATIENCE)
 
 
 def _stop(control: Control, name: str) -> Replies:
-    return control.shutdown([name], reply=True, timeout=_PATIENCE)
+    return control.shutdown([name], reply=True, timeout=PATIENCE)
 
 
 class _Ask:

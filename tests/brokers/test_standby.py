@@ -115,13 +115,13 @@ def test_who_holds_a_lease_does_not_stand_by(
 
 @pytest.mark.parametrize("store", ["sqlite", "memory"], indirect=True)
 def test_who_has_found_nobody_does_not_look_each_time(
-    broker: Broker, stand_by: Callable[..., Idle], monkeypatch: pytest.MonkeyPatch
+    broker: Broker, stand_by: Callable[..., Idle]
 ) -> None:
     assert isinstance(broker, SqliteBroker)  # on Redis a look reads no page anew
     worker = stand_by()
     put(broker, make())
     lease = worker.brought()
-    monkeypatch.setattr("liteq.brokers.sqlite._BUSY_FOR", 60.0)
+    broker.busy_for = 60.0
     put(broker, make())
     (second,) = worker.step(broker, settlements=[(lease, Succeeded(b"1"))]).leases
     worker.step(broker, settlements=[(second, Succeeded(b"1"))])

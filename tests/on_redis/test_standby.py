@@ -499,7 +499,7 @@ def test_a_mailbox_goes_where_the_store_has_gone(
     stand_by: Callable[..., Idle],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("liteq.brokers.redis_mailbox._PAUSE", 0.0)
+    monkeypatch.setattr(RedisMailbox, "pause", 0.0)
     master, follower = replica
     proxy = Proxy(master.path)
     far = RedisBroker(proxy.url)
