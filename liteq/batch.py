@@ -43,7 +43,10 @@ def run(
         value, error = body.call(batch.work, (), {})
         if is_coroutine(value):
             value, error = body.run(value)
-        batch.end(value, error)
+        try:
+            batch.end(value, error)
+        finally:
+            del error  # it holds this frame, which would hold it: see `Body.call`
     return batch.outcomes()
 
 
@@ -57,7 +60,10 @@ async def arun(
         value, error = body.call(batch.work, (), {})
         if is_coroutine(value):
             value, error = await body.arun(value)
-        batch.end(value, error)
+        try:
+            batch.end(value, error)
+        finally:
+            del error  # it holds this frame, which would hold it: see `Body.call`
     return batch.outcomes()
 
 
@@ -71,7 +77,7 @@ class Run:
 
     def __init__(self, attempts: Sequence[Attempt]) -> None:
         self.calls = [one.context for one in attempts]
-        self._attempts = attempts
+        self._attempts: Sequence[Attempt] = attempts
         self._told: dict[int, ExceptionInfo] = {}  # by the exception's id, while it is held
         self._logged: set[int] = set()
         self._hidden: dict[str, str] = {}
@@ -79,9 +85,7 @@ class Run:
     @cached_property
     def secrets(self) -> list[str]:
         found = set[str]().union(*(one.own_secrets() for one in self._attempts))
-        return sorted(
-            found, key=len, reverse=True
-        )  # as `hide()` takes them, thousands of times
+        return sorted(found, key=len, reverse=True)  # the order in which they are hidden
 
     def hidden(self, text: str) -> str:
         shown = self._hidden.get(text)
@@ -105,7 +109,8 @@ class Run:
         return is_new
 
     def forget(self) -> None:
-        """Let go of the exceptions, whose frames hold the calls, and they this."""
+        """Let go of all, which holds this."""
+        self.calls, self._attempts = [], []
         self._told.clear()
 
 
@@ -172,10 +177,14 @@ class _Batch:
             ]
         )
         self._found = [next(ended) if isinstance(one, Attempt) else one for one in self._found]
-        self._together.forget()
 
     def outcomes(self) -> list[Outcome]:
-        return [one.outcome for one in self._found if isinstance(one, Ended)]
+        """Return how the calls ended, in their order; nothing is left here. The exceptions'
+        frames hold this, and the calls: they are not to stay until garbage is looked for."""
+        outcomes = [one.outcome for one in self._found if isinstance(one, Ended)]
+        self._found, self._begun, self._refused = [], [], {}
+        self._together.forget()
+        return outcomes
 
 
 def _as(attempt: Attempt, function: Callable[..., T], *given: Any) -> T:

@@ -293,7 +293,7 @@ class Context:
         shown = {k: v for k, v in self.__dict__.items() if not k.startswith("_")}
         # Arguments may hold secrets, and a context ends up in logs; how the child tells of
         # its progress is the worker's.
-        for name in ("args", "kwargs", "report"):
+        for name in ("args", "kwargs", "report", "run"):
             shown.pop(name, None)
         if self._packed is not None:
             shown["delivery_info"] = self.delivery_info

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import weakref
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -395,6 +397,24 @@ def test_what_is_secret_in_one_call_is_hidden_in_the_errors_of_all(
     assert "could not insert" in told
     for secret in SECRETS:
         assert secret not in told
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_of_a_run_waits_for_a_look_for_garbage(run: Run, *, fails: bool) -> None:
+    held: list[Any] = []
+
+    def work(calls: list[Context]) -> None:
+        held.extend(map(weakref.ref, calls))
+        if fails:
+            raise ValueError("no")
+
+    gc.collect()
+    gc.disable()
+    try:
+        run(work, 1, 2, throws=(ValueError,))  # else the log of the tests has the traceback
+        assert [one() for one in held] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_an_error_of_many_calls_is_described_and_logged_once(
