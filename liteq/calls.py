@@ -210,7 +210,7 @@ def lifetime(given: float | timedelta | None) -> float | None:
         return None
     seconds = checked_seconds("result_expires", given)
     if seconds < 0:
-        raise ValueError(f"result_expires is not below zero, as {given!r} is")
+        raise ValueError(f"result_expires must be 0 or more, not {given!r}")
     return seconds or None
 
 
@@ -243,7 +243,7 @@ def _as_json(stamp: Any) -> Any:
 def _text(name: str, given: Any) -> str:
     if isinstance(given, str):
         return given
-    raise TypeError(f"{name} is text, not {given!r}")
+    raise TypeError(f"{name} must be text, not {given!r}")
 
 
 def _flag(name: str, given: Any) -> bool:
@@ -254,7 +254,7 @@ def plain(name: str, given: Any, default: Any = None) -> dict[str, Any]:
     """Return a mapping that plain JSON carries, or raise `EncodeError`, or
     `MessageTooLarge` for more of it than a message is to carry."""
     if not isinstance(given, Mapping):
-        raise TypeError(f"{name} is a mapping, not {given!r}")
+        raise TypeError(f"{name} must be a mapping, not {given!r}")
     size = 0
     for key, value in given.items():
         try:

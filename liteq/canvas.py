@@ -442,7 +442,7 @@ class chord(Canvas[R]):
         **options: Any,
     ) -> None:
         if on_error not in ON_ERROR:
-            raise ValueError(f"on_error is one of {', '.join(ON_ERROR)}, not {on_error!r}")
+            raise ValueError(f"on_error must be one of {', '.join(ON_ERROR)}, not {on_error!r}")
         parts: dict[str, Any] = {
             "kwargs": dict(kwargs or {}),
             "header": _header(header, app),
@@ -510,7 +510,7 @@ class chord(Canvas[R]):
         """Fix the ids of all parts now, that of the body being `_id`, and return the
         result of the chord that is still to be sent."""
         if self.body is None:
-            raise ValueError(f"{self!r} has no body whose id could be fixed")
+            raise ValueError(f"{self!r} has no body, so no id to fix")
         self.header = self.header.clone()
         header = self.header.freeze()
         self.body = self.body.clone()
@@ -641,7 +641,9 @@ def _header(given: Any, app: Liteq | None) -> group[Any]:
         case Iterable():
             members = [part(one, f"chord header[{i}]", app) for i, one in enumerate(given)]
             return group(members, app=app)
-    raise TypeError(f"the header of a chord is a group or a list of signatures, not {given!r}")
+    raise TypeError(
+        f"the header of a chord must be a group or a list of signatures, not {given!r}"
+    )
 
 
 def _append(steps: list[Signature[Any]], step: Signature[Any]) -> None:

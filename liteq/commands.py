@@ -212,7 +212,7 @@ class Keys:
                 reply_to=_mailbox(fields["reply_to"]),
             )
         except (KeyError, TypeError, ValueError, OverflowError) as exc:
-            raise Forged(f"it is no command: {exc!r:.200}") from exc
+            raise Forged(f"it is not a command: {exc!r:.200}") from exc
 
     def reply(self, reply: Reply) -> bytes:
         """Return the letter that brings a reply."""
@@ -224,7 +224,7 @@ class Keys:
         try:
             return Reply(str(fields["ticket"]), int(fields["worker"]), fields["body"])
         except (KeyError, TypeError, ValueError, OverflowError) as exc:
-            raise Forged(f"it is no reply: {exc!r:.200}") from exc
+            raise Forged(f"it is not a reply: {exc!r:.200}") from exc
 
     def _seal(self, about: str, fields: Mapping[str, Any]) -> bytes:
         body = json.dumps(fields, default=repr).encode()
@@ -242,7 +242,7 @@ class Keys:
         try:
             fields = json.loads(body)
         except (ValueError, RecursionError) as exc:
-            raise Forged(f"it is no JSON: {exc}") from exc
+            raise Forged(f"it is not JSON: {exc}") from exc
         if not isinstance(fields, dict) or fields.get("v") != _VERSION:
             raise Forged("it is of another version of liteq")
         return fields

@@ -586,7 +586,7 @@ class _Composer:
             return known
         if not isinstance(name, str) or not name:
             raise TypeError(
-                f"{where_is(where)}a signature has the name of a task, not {name!r}"
+                f"{where_is(where)}a signature needs the name of a task, not {name!r}"
             )
         task = sig._type
         if task is None:

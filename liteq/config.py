@@ -226,7 +226,7 @@ class Settings(MutableMapping[str, Any]):
         for word in argv:
             key, equals, value = word.partition("=")
             if not equals:
-                raise ImproperlyConfigured(f"{word!r} is no setting: write key=value")
+                raise ImproperlyConfigured(f"{word!r} is not a setting: write key=value")
             key = key.strip().replace("-", "_").replace(".", "_").strip("_")
             name = new_name(key) or new_name(f"{namespace}_{key}") or key
             options[name] = value.strip()

@@ -239,7 +239,7 @@ class Control:
         try:
             reply: Reply = keys.read_reply(letter, ticket)
         except Forged as exc:
-            logger.warning("a reply was passed over: %s", exc)
+            logger.warning("a reply was ignored: %s", exc)
             return
         target = waiting.pop(reply.worker, None)
         if target is None:

@@ -64,7 +64,7 @@ def split(expression: str) -> list[str]:
     """Return the five fields of an expression, in the order minute, hour, day of month,
     month, day of week. Raises `ParseException` if there are not five."""
     if not isinstance(expression, str):
-        raise TypeError(f"a cron expression is text, not {expression!r}")
+        raise TypeError(f"a cron expression must be text, not {expression!r}")
     text = expression.strip()
     if text.startswith("@"):
         if text.lower() not in MACROS:
@@ -147,7 +147,7 @@ def _parse_part(part: str, field: Field, text: str) -> tuple[list[int], bool]:
     if slash:
         if not step.isdecimal() or int(step) < 1:
             raise ParseException(
-                f"{part!r} in the {field.name}: after the / stands a number above 0"
+                f"{part!r} in the {field.name}: the / must be followed by a number above 0"
             )
         found = found[:: int(step)]
     return [n % 7 for n in found] if field is _WEEKDAY else found, everything

@@ -396,7 +396,7 @@ def find_scheduler(app: Liteq, given: Any) -> Any:
         return None
     if not callable(kind) or not callable(getattr(kind, "tick", None)):
         raise ImproperlyConfigured(
-            f"the scheduler {given!r} is no class with tick(): subclass liteq.beat.Scheduler"
+            f"the scheduler {given!r} is not a class with tick(): subclass liteq.beat.Scheduler"
         )
     return kind
 

@@ -136,7 +136,7 @@ def share(
     what is returned stands for that of `find_app()`. An option that no class has, neither of
     the app that makes it nor of another one, is refused then."""
     if isinstance(fun, (Task, Proxy)):
-        raise TypeError(f"{fun!r} is a task already: decorate the function once")
+        raise TypeError(f"{fun!r} is already a task: decorate the function once")
     name = options.get("name")
 
     def construct(app: Liteq) -> object:
@@ -276,11 +276,8 @@ def check_parameters(fun: Callable[..., Any], options: Mapping[str, Any]) -> Non
     given = [options.get("rate_limit_key"), *(limit.key for limit in limits_of(options))]
     keys = [key for key in given if isinstance(key, str)]
     for name, why, rest in (
-        *((key, "which a limit is to be kept by", False) for key in keys),
-        *(
-            (name, "which is to be hidden (sensitive)", True)
-            for name in sensitive_names(options)
-        ),
+        *((key, "which is the key of a limit", False) for key in keys),
+        *((name, "which sensitive names", True) for name in sensitive_names(options)),
     ):
         if not has_parameter(fun, name, rest=rest):
             raise TypeError(
@@ -323,7 +320,7 @@ def name_of(fun: Any, task: str | None = None) -> str:
     if isinstance(name, str):
         return name
     if not task:
-        raise TypeError(f"{fun!r} has no name of its own to call a task by: pass name=…")
+        raise TypeError(f"{fun!r} has no name that its task could have: pass name=…")
     return task.rpartition(".")[2]
 
 
@@ -375,10 +372,10 @@ def check_values(options: Mapping[str, Any]) -> None:
     task is made, or fails."""
     given = options.get("base")
     if given is not None and not (isinstance(given, type) and issubclass(given, Task)):
-        raise TypeError(f"base is a subclass of liteq.Task, not {given!r}")
+        raise TypeError(f"base must be a subclass of liteq.Task, not {given!r}")
     name = options.get("name")
     if name is not None and not isinstance(name, str):
-        raise TypeError(f"name is a text, not {name!r}")
+        raise TypeError(f"name must be text, not {name!r}")
     _check_hooks(options)
     for name in ("autoretry_for", "dont_autoretry_for", "throws"):
         given = options.get(name) or ()
@@ -397,9 +394,11 @@ def check_values(options: Mapping[str, Any]) -> None:
     sensitive_names(options)
     retries = options.get("max_retries")
     if retries is not None and (isinstance(retries, bool) or not isinstance(retries, int)):
-        raise TypeError(f"max_retries is a whole number, or None for no end, not {retries!r}")
+        raise TypeError(
+            f"max_retries must be a whole number, or None for no limit, not {retries!r}"
+        )
     if retries is not None and retries < 0:
-        raise ValueError(f"max_retries is 0 or more, or None for no end, not {retries}")
+        raise ValueError(f"max_retries must be 0 or more, or None for no limit, not {retries}")
     _check_retry_kwargs(options.get("retry_kwargs"))
     checked_deliveries(options.get("max_deliveries"))
     for name in ("default_retry_delay", "retry_backoff", "retry_backoff_max"):
@@ -414,7 +413,9 @@ def _check_hooks(options: Mapping[str, Any]) -> None:
     for name, instead in _HOOKS.items():
         given = options.get(name)
         if given is not None and (not callable(given) or isinstance(given, Mapping)):
-            raise TypeError(f"{name} is a function that liteq calls, not {given!r}{instead}")
+            raise TypeError(
+                f"{name} must be a function for liteq to call, not {given!r}{instead}"
+            )
 
 
 _FLUSH: Final = frozenset({"flush_every", "flush_interval"})
@@ -435,5 +436,5 @@ def _check_retry_kwargs(given: Any) -> None:
     if given is None:
         return
     if not isinstance(given, Mapping):
-        raise TypeError(f"retry_kwargs is a dict of what retry() takes, not {given!r}")
+        raise TypeError(f"retry_kwargs must be a dict of arguments for retry(), not {given!r}")
     refuse_unknown(given, CALL_OPTIONS | _RETRY_ARGUMENTS, "retry_kwargs")

@@ -50,7 +50,7 @@ def find_failed(broker: Broker, inputs: Sequence[Input]) -> FailedCalls:
             for id, record in broker.get(ids).items()
         }
     except LiteqError as exc:
-        logger.warning("what failed cannot be looked up for its error callback: %s", exc)
+        logger.warning("cannot look up the failed call for its error callback: %s", exc)
         return NO_CALLS
 
 

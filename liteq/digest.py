@@ -66,7 +66,7 @@ def remark(record: Record, now: float) -> str:
         case "retrying":
             return f"{ago(message.run_at, now)}: {error_line(record)}"
         case "parked":
-            return "no worker that met it knows its task"
+            return "no worker that has seen it knows its task"
         case "limited":
             return limits_text(message.limits)
         case "revoked":
@@ -128,7 +128,7 @@ def timeline(told: Mapping[str, Any], now: float) -> Iterator[Happening]:
         case "scheduled" | "retrying":
             yield Happening(told["run_at"], f"due {ago(told['run_at'], now)}")
         case "parked":
-            yield Happening(None, "parked: no worker that met it knows its task")
+            yield Happening(None, "parked: no worker that has seen it knows its task")
         case "limited":
             yield Happening(
                 None, "limited: it waits for its turn under a rate or a concurrency"

@@ -266,7 +266,7 @@ def _named_app(module: ModuleType, attribute: str) -> Found:
     app = app_of(value)
     if app is None:
         advice = _instead(value, called=calls)
-        raise AppNotFound(f"{reference} is no liteq app but {type(value).__name__}{advice}")
+        raise AppNotFound(f"{reference} is not a liteq app but {type(value).__name__}{advice}")
     return Found(app, reference)
 
 

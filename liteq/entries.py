@@ -123,7 +123,7 @@ class Entry:
         there, `check()` tells.
         """
         if not isinstance(name, str) or not name:
-            raise ScheduleError(f"a periodic entry has a name, not {name!r}")
+            raise ScheduleError(f"a periodic entry needs a name, not {name!r}")
         try:
             return cls._of(app, name, given)
         except (ValueError, TypeError, LiteqError) as exc:
@@ -132,7 +132,7 @@ class Entry:
     @classmethod
     def _of(cls, app: Liteq, name: str, given: Mapping[str, Any]) -> Entry:
         if not isinstance(given, Mapping):
-            raise TypeError(f"it is a dictionary with task and schedule, not {given!r}")
+            raise TypeError(f"it must be a dictionary with task and schedule, not {given!r}")
         for key in given.keys() - ENTRY_KEYS:
             near = get_close_matches(str(key), sorted(ENTRY_KEYS), n=1)
             raise ValueError(f"there is no {key!r}" + (f": {near[0]!r}?" if near else ""))
@@ -171,7 +171,7 @@ class Entry:
                 return replace(self, task=str(task.name))
             case str() if task:
                 return replace(self, task=task)
-        raise TypeError(f"task is a name, a task or a signature, not {task!r}")
+        raise TypeError(f"task must be a name, a task or a signature, not {task!r}")
 
     def check(self, app: Liteq) -> Entry:
         """Raise `ScheduleError` if the entry cannot be fired: a task that is missing
@@ -409,7 +409,7 @@ def read(data: bytes) -> dict[str, Any]:
 
     found = serializers.loads(unsealed(data))
     if not isinstance(found, dict) or not isinstance(found.get("v"), int):
-        raise DecodeError(f"this is no periodic entry: {data[:200]!r}")
+        raise DecodeError(f"this is not a periodic entry: {data[:200]!r}")
     if found["v"] > VERSION:
         raise DecodeError(
             f"the periodic entry was written by a later liteq (version {found['v']}, this one "
@@ -444,7 +444,7 @@ def _sequence(name: str, given: Any) -> Sequence[Any]:
     if given is None:
         return ()
     if not isinstance(given, (list, tuple)):
-        raise TypeError(f"{name} is a list or a tuple, not {given!r}")
+        raise TypeError(f"{name} must be a list or a tuple, not {given!r}")
     return given
 
 

@@ -50,11 +50,13 @@ def checked_flush(options: Mapping[str, Any]) -> Flush | None:
     every, interval = options.get("flush_every"), options.get("flush_interval")
     seconds = 1.0 if interval is None else checked_seconds("flush_interval", interval)
     if seconds <= 0:
-        raise ValueError(f"flush_interval is a positive number of seconds, not {interval!r}")
+        raise ValueError(
+            f"flush_interval must be a positive number of seconds, not {interval!r}"
+        )
     if every is None:
         return None
     if isinstance(every, bool) or not isinstance(every, int):
-        raise TypeError(f"flush_every is a whole number of calls, not {every!r}")
+        raise TypeError(f"flush_every must be a whole number of calls, not {every!r}")
     if not 1 <= every <= MOST:
         raise ValueError(f"flush_every {every} is not between 1 and {MOST:,}")
     if options.get("acks_late") is False:

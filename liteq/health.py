@@ -112,11 +112,11 @@ def _in_folder(url: str, options: Mapping[str, Any]) -> list[Pulse]:
 
     target, said = sqlite_target(url)
     if target is None:
-        raise BrokerError("a store in memory is seen by its own process alone")
+        raise BrokerError("only its own process can see a store in memory")
     folder = os.path.realpath(target)
     path = os.path.join(folder, "store.db")
     if not is_there(folder):
-        raise BrokerUnavailable(f"there is no store at {path}: no worker has begun")
+        raise BrokerUnavailable(f"there is no store at {path}: no worker has started")
     refuse_shared(folder, allow_other_owner=_is_trusted({**options, **said}))
     try:
         return [Pulse(*told) for told in beats(folder, system_clock.steady())]

@@ -85,7 +85,7 @@ def _steps_of_chord(step: Step) -> list[Step]:
     args, parts, options = sig.merge(step.args, step.kwargs, step.options)
     body = parts["body"]
     if body is None:
-        raise TypeError(f"{where_is(where)}a chord needs a body, which {sig!r} has not")
+        raise TypeError(f"{where_is(where)}a chord needs a body, and {sig!r} has none")
     common = {k: v for k, v in options.items() if k not in PLACED}
     last = {k: v for k, v in common.items() if k not in _TIMES}
     if options.get("task_id"):

@@ -112,16 +112,16 @@ class Rate:
         interval, said = _read_rate(rate)
         burst = said if burst is None else burst
         if type(burst) is not int or burst < 1:
-            raise ValueError(f"burst is a whole number of 1 or more, not {burst!r}")
+            raise ValueError(f"burst must be a whole number of 1 or more, not {burst!r}")
         if interval is not None and burst > _LONGEST / interval:
             raise ValueError(
                 f"{rate!r} is no rate with a burst of {burst}: to save that up would take "
                 "more than a hundred years"
             )
         if scope not in ("global", "worker"):
-            raise ValueError(f'scope is "global" or "worker", not {scope!r}')
+            raise ValueError(f'scope must be "global" or "worker", not {scope!r}')
         if scope == "worker" and key is not None:
-            raise ValueError("a rate that each worker keeps for itself can have no key")
+            raise ValueError('a rate with scope="worker" cannot have a key')
         self.interval = interval
         self.burst = burst
         self.key = _checked_key(key)
@@ -142,7 +142,7 @@ class Concurrency:
     def __init__(self, most: int, *, key: Key = None, name: str | None = None) -> None:
         if type(most) is not int or most < 1:
             raise ValueError(
-                f"max_concurrency is a whole number of 1 or more, not {most!r}: to keep a "
+                f"max_concurrency must be a whole number of 1 or more, not {most!r}: to keep a "
                 "task from running, pause its queue"
             )
         self.most = most
@@ -282,7 +282,7 @@ def declared(
         for at, size in enumerate(sizes)
     ]
     if rate_limit_key is not None and not rates:
-        raise ValueError("rate_limit_key says whose rate it is, but there is no rate_limit")
+        raise ValueError("rate_limit_key is given, but there is no rate_limit")
     if concurrency_key is not None and not sizes:
         raise ValueError("concurrency_key is given, but there is no max_concurrency")
     names = [one.limit.name for one in found]
@@ -415,8 +415,8 @@ def key_text(value: Any, name: str) -> str | None:
         text = value
     elif isinstance(value, bytes | list | dict | set | tuple):
         raise TypeError(
-            f"the key of the limit {name!r} is one plain value, such as a name or a number, "
-            f"not {type(value).__name__}"
+            f"the key of the limit {name!r} must be one plain value, such as a name or a "
+            f"number, not {type(value).__name__}"
         )
     else:
         text = str(value)
@@ -445,7 +445,7 @@ def _rate(value: Any, key: Key) -> Rate:
     if isinstance(value, Mapping):
         unknown = value.keys() - {"rate", "burst", "key", "scope", "name"}
         if unknown or "rate" not in value:
-            raise ValueError(f"{dict(value)!r} is no rate limit: {_HOW}")
+            raise ValueError(f"{dict(value)!r} is not a rate limit: {_HOW}")
         return Rate(**{"key": key, **value})
     return Rate(value, key=key)
 
@@ -497,7 +497,7 @@ def _checked_key(key: Any) -> Key:
     if isinstance(key, str) and key.isidentifier():
         return key
     raise TypeError(
-        f"the key of a limit is the name of an argument or a function of the arguments, "
+        f"the key of a limit must be the name of an argument or a function of the arguments, "
         f"not {key!r}"
     )
 
@@ -507,7 +507,7 @@ def _checked_name(name: Any) -> str | None:
         return None
     if isinstance(name, str) and name and name.isprintable() and len(name) <= MAX_KEY:
         return name
-    raise ValueError(f"the name of a limit is a short printable text, not {name!r}")
+    raise ValueError(f"the name of a limit must be a short printable text, not {name!r}")
 
 
 def _numbered(name: str, at: int) -> str:

@@ -426,7 +426,7 @@ def _read_take(value: list[Any]) -> Take:
 def _misfit(name: str, kind: type) -> DecodeError:
     # Not the value: a header may be a secret.
     return DecodeError(
-        f"the envelope of a message is damaged: {kind.__name__} is no type of {name}"
+        f"the envelope of a message is damaged: {kind.__name__} is not a type of {name}"
     )
 
 

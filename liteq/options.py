@@ -207,7 +207,7 @@ UNIQUE_OPTIONS: Final = frozenset(
 _NO_EXCHANGES: Final = "there are no exchanges, a message goes to a queue by its name"
 _NO_CONNECTIONS: Final = "the store minds its own connections"
 _NO_CLASSES: Final = "the worker's parts cannot be replaced by class"
-_NO_ROUTER: Final = "the app's task_routes alone are asked"
+_NO_ROUTER: Final = "only the app's task_routes are asked"
 _PLAIN_BODIES: Final = "bodies are small and not compressed"
 
 WITHOUT_EFFECT: Final[Mapping[str, str]] = {
@@ -227,7 +227,7 @@ WITHOUT_EFFECT: Final[Mapping[str, str]] = {
     "route_name": _NO_ROUTER,
     "task_type": _NO_ROUTER,
     "expiration": "give expires",
-    "utc": "a time is aware, or read in the app's timezone",
+    "utc": "a time without a zone is read in the app's timezone",
 }
 TASK_WITHOUT_EFFECT: Final[Mapping[str, str]] = {
     "compression": _PLAIN_BODIES,
@@ -351,7 +351,9 @@ def expires_at(
 def checked_priority(priority: Any) -> int:
     """Return a priority from 0 to 9 (9 runs first). Raises `ValueError` for another."""
     if isinstance(priority, bool) or not isinstance(priority, int):
-        raise TypeError(f"priority is an integer from 0 to 9 (9 runs first), not {priority!r}")
+        raise TypeError(
+            f"priority must be an integer from 0 to 9 (9 runs first), not {priority!r}"
+        )
     if not 0 <= priority <= 9:
         raise ValueError(f"priority {priority} is not between 0 and 9 (9 runs first)")
     return priority
@@ -375,15 +377,15 @@ def checked_seconds(name: str, given: Any) -> float:
     if isinstance(given, timedelta):
         return given.total_seconds()
     if isinstance(given, bool):
-        raise TypeError(f"{name} is a number of seconds, not {given!r}")
+        raise TypeError(f"{name} must be a number of seconds, not {given!r}")
     try:
         seconds = float(given)
     except (TypeError, ValueError):
-        raise TypeError(f"{name} is a number of seconds, not {given!r}") from None
+        raise TypeError(f"{name} must be a number of seconds, not {given!r}") from None
     except OverflowError:
         seconds = math.inf
     if not math.isfinite(seconds):
-        raise ValueError(f"{name} is a finite number of seconds, not {given!r}")
+        raise ValueError(f"{name} must be a finite number of seconds, not {given!r}")
     return seconds
 
 
@@ -391,7 +393,7 @@ def checked_count(name: str, given: Any, least: int = 0, of: str = "") -> int:
     """Return a count that every store holds. Raises `TypeError` for what is no whole number,
     `ValueError` for one below the least, or beyond 2**31 - 1."""
     if isinstance(given, bool) or not isinstance(given, int):
-        raise TypeError(f"{name} is a whole number{of}, not {given!r}")
+        raise TypeError(f"{name} must be a whole number{of}, not {given!r}")
     if not least <= given <= _MOST:
         raise ValueError(f"{name} {given} is not between {least} and {_MOST}")
     return given
@@ -408,7 +410,7 @@ def _limit(name: str, given: Any) -> float | None:
         return None
     seconds = checked_seconds(name, given)
     if seconds <= 0:
-        raise ValueError(f"{name} is a positive number of seconds, not {given!r}")
+        raise ValueError(f"{name} must be a positive number of seconds, not {given!r}")
     return seconds
 
 
@@ -417,9 +419,9 @@ def _moment(name: str, given: datetime | str, zone: tzinfo | None) -> float:
         try:
             given = datetime.fromisoformat(given)
         except ValueError:
-            raise ValueError(f"{name} {given!r} is no ISO 8601 date and time") from None
+            raise ValueError(f"{name} {given!r} is not an ISO 8601 date and time") from None
     if not isinstance(given, datetime):
-        raise TypeError(f"{name} is a datetime or an ISO 8601 text, not {given!r}")
+        raise TypeError(f"{name} must be a datetime or an ISO 8601 text, not {given!r}")
     if given.tzinfo is None and zone is not None:
         given = given.replace(tzinfo=zone)
     return given.timestamp()  # of a naive one: in the machine's own zone

@@ -49,7 +49,7 @@ def reference(app: Liteq) -> str | bytes:
         return str(name)
     if name is None and not own:
         raise ImproperlyConfigured(
-            f"{app!r} is no attribute of a module, so no other process can import it"
+            f"{app!r} is not an attribute of a module, so no other process can import it"
         )
     modules = {type(task).__module__ for task in app.tasks.values()} - {"__main__"}
     imported = sorted(module for module in modules if not module.startswith("liteq."))

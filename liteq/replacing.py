@@ -44,7 +44,7 @@ def put_beside(task: Task[..., Any], sig: Any, *, lazy: bool) -> Any:
     request = task.request
     message = request.message
     if message is None or message.gather is None:
-        raise ValueError("this call is in the header of no chord: there is none to add to")
+        raise ValueError("this call is not in the header of a chord, so it cannot add to one")
     if lazy:
         raise ValueError(
             "add_to_chord() sends the call when this one has succeeded, so it cannot be "

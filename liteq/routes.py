@@ -68,7 +68,7 @@ class Router:
             return self._by_routing_key(options.get("routing_key")) or self.default_queue
         name = getattr(chosen, "name", chosen)
         if not isinstance(name, str) or not name:
-            raise TypeError(f"queue is a name or a Queue, not {chosen!r}")
+            raise TypeError(f"queue must be a name or a Queue, not {chosen!r}")
         if not self._create_missing and name != self.default_queue and name not in self.queues:
             raise QueueNotFound(
                 f"queue {name!r} is not in task_queues ({', '.join(self.queues) or 'empty'}), "
@@ -119,7 +119,7 @@ def _load(route: Any) -> Any:
     if isinstance(route, str):
         module, _, name = route.replace(":", ".").rpartition(".")
         if not module:
-            raise ImproperlyConfigured(f"task_routes: {route!r} is no dotted path")
+            raise ImproperlyConfigured(f"task_routes: {route!r} is not a dotted path")
         route = getattr(import_module(module), name)
     return route() if isinstance(route, type) else route
 
@@ -139,7 +139,7 @@ def _asker(router: Any) -> _Ask:
         return lambda name, args, kwargs, options, task: router(
             name, args, kwargs, options, task=task
         )
-    raise ImproperlyConfigured(f"task_routes: {router!r} is no route")
+    raise ImproperlyConfigured(f"task_routes: {router!r} is not a route")
 
 
 def _is_pair(given: Any) -> bool:
@@ -179,5 +179,6 @@ def _as_route(answer: Any, name: str) -> Route:
     if isinstance(answer, Mapping):
         return answer
     raise ImproperlyConfigured(
-        f"task_routes: the route of {name!r} is a mapping or a queue's name, not {answer!r}"
+        f"task_routes: the route of {name!r} must be a mapping or a queue's name, "
+        f"not {answer!r}"
     )

@@ -401,9 +401,9 @@ class solar(BaseSchedule):  # noqa: N801 (Celery's name)
                 f"there is no solar event {event!r}: it is one of {', '.join(self.EVENTS)}"
             )
         if not -90 <= lat <= 90:
-            raise ValueError(f"a latitude is from -90 to 90 degrees, not {lat!r}")
+            raise ValueError(f"a latitude must be from -90 to 90 degrees, not {lat!r}")
         if not -180 <= lon <= 180:
-            raise ValueError(f"a longitude is from -180 to 180 degrees, not {lon!r}")
+            raise ValueError(f"a longitude must be from -180 to 180 degrees, not {lon!r}")
         self.event = event
         self.lat = lat
         self.lon = lon
@@ -478,8 +478,8 @@ def maybe_schedule(
         return schedule(s, relative, app=app, tz=tz)
     if not callable(getattr(s, "is_due", None)):
         raise TypeError(
-            "a schedule is a number of seconds, a timedelta, a cron expression, crontab(…) "
-            f"or an object with is_due(), not {s!r}"
+            "a schedule must be a number of seconds, a timedelta, a cron expression, "
+            f"crontab(…) or an object with is_due(), not {s!r}"
         )
     zone = None if tz is None else zone_of(tz)
     if isinstance(s, (crontab, schedule)) and s._tz is None:
@@ -520,7 +520,8 @@ def changed(spec: Mapping[str, Any], changes: Mapping[str, Any], app: Liteq) -> 
         made = maybe_schedule(given, relative, app, zone)
     if changes.get("relative") and not getattr(made, "relative", False):
         raise ValueError(
-            f"only an interval is relative, a number of seconds or a timedelta, not {made!r}"
+            "only an interval (a number of seconds or a timedelta) can be relative, "
+            f"not {made!r}"
         )
     if (
         changes.get("tz") is not None
@@ -549,9 +550,11 @@ def _interval(given: Any) -> timedelta:
     elif isinstance(given, (int, float)) and not isinstance(given, bool):
         seconds = float(given)
     else:
-        raise TypeError(f"an interval is a number of seconds or a timedelta, not {given!r}")
+        raise TypeError(
+            f"an interval must be a number of seconds or a timedelta, not {given!r}"
+        )
     if not (isfinite(seconds) and SHORTEST <= seconds <= LONGEST):
-        raise ValueError(f"an interval is above zero (0.001 s or more), not {given!r}")
+        raise ValueError(f"an interval must be above zero (0.001 s or more), not {given!r}")
     return timedelta(seconds=seconds)
 
 

@@ -669,9 +669,9 @@ def _arguments(args: Args, kwargs: Kwargs) -> tuple[Sequence[Any], Mapping[str, 
     if args is None:
         args = ()
     elif not isinstance(args, (tuple, list)):
-        raise TypeError(f"args is a list or a tuple, not {type(args).__name__}")
+        raise TypeError(f"args must be a list or a tuple, not {type(args).__name__}")
     if kwargs is None:
         kwargs = {}
     elif type(kwargs) is not dict and not isinstance(kwargs, Mapping):
-        raise TypeError(f"kwargs is a mapping, not {type(kwargs).__name__}")
+        raise TypeError(f"kwargs must be a mapping, not {type(kwargs).__name__}")
     return args, kwargs

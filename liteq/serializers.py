@@ -169,7 +169,9 @@ def loads_call(
         is_call = isinstance(args, (list, tuple)) and isinstance(kwargs, dict)
         if is_call and (not kwargs or set(map(type, kwargs)) == {str}):
             return tuple(args), kwargs
-    raise DecodeError("a message body must be a list of the arguments and the keyword ones")
+    raise DecodeError(
+        "a message body must be a list of the positional and the keyword arguments"
+    )
 
 
 # JSON at C speed

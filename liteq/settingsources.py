@@ -92,7 +92,7 @@ def project_options(directory: str | None = None) -> tuple[dict[str, Any], str |
 
     Looks in the directory (None: the current one) and upwards, and stops at the first
     file of either name. A pyproject.toml that has no such table is not parsed. Raises
-    `ImproperlyConfigured` if the file is no valid TOML.
+    `ImproperlyConfigured` if the file is not valid TOML.
     """
     found = projectfile.read(directory)
     return ({}, None) if found is None else _project_table(*found)
@@ -107,7 +107,7 @@ def _project_table(content: bytes, path: str) -> tuple[dict[str, Any], str | Non
     try:
         document = tomllib.loads(content.decode())
     except ValueError as exc:
-        raise ImproperlyConfigured(f"{path} is no valid TOML: {exc}") from exc
+        raise ImproperlyConfigured(f"{path} is not valid TOML: {exc}") from exc
     table = document if own else document.get("tool", {}).get("liteq")
     return (table, path) if isinstance(table, dict) else ({}, None)
 

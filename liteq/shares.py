@@ -28,7 +28,7 @@ def split_weights(names: Iterable[str]) -> tuple[list[str], dict[str, int]]:
             continue
         if not (weight.isascii() and weight.isdigit() and int(weight)):
             raise ValueError(
-                f"the weight of queue {name!r} is a whole number above 0, not {weight}"
+                f"the weight of queue {name!r} must be a whole number above 0, not {weight}"
             )
         if weights.setdefault(name, int(weight)) != int(weight):
             raise ValueError(f"queue {name!r} has two weights, {weights[name]} and {weight}")

@@ -158,7 +158,7 @@ class Signer:
         if id is not None and owner != id:
             raise InvalidSignature(f"the {about} was signed as that of {owner}")
         if gather is not None and path[depth - 1 : depth] != [gather]:
-            raise InvalidSignature(f"the value of {owner} was signed as no part of {gather}")
+            raise InvalidSignature(f"the value of {owner} was not signed as a part of {gather}")
         return data
 
     def renew(self, sealed: bytes, id: str) -> bytes:

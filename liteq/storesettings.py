@@ -58,7 +58,7 @@ def secured(url: str, wanted: Any) -> tuple[str, Mapping[str, Any]]:
         return url, {}
     if wanted is not True and not isinstance(wanted, Mapping):
         raise ImproperlyConfigured(
-            "broker_use_ssl is True or a dict of options, as in "
+            "broker_use_ssl must be True or a dict of options, as in "
             f"{{'ssl_ca_certs': '/etc/ssl/redis.pem'}}, not {wanted!r}"
         )
     # Celery gives those of other servers without the prefix.
@@ -80,7 +80,7 @@ def keeps_results(conf: Settings, url: str) -> bool:
         from liteq.redaction import mask_url  # late: for this
 
         raise ImproperlyConfigured(
-            f"result_backend {mask_url(backend)!r} is another store than the broker "
+            f"result_backend {mask_url(backend)!r} is not the store of the broker "
             f"{mask_url(url)!r}: liteq keeps results where the messages are. Leave it "
             "out to keep results there, or set 'disabled://' to keep none"
         )

@@ -637,7 +637,7 @@ def _read_model(module: str, name: str, pairs: Any, was_set: list[str]) -> Any:
     """Make a pydantic model without validating it: it was valid when it was written."""
     kind = _find_class(module, name)
     if not _is_model(kind):
-        raise DecodeError(f"{module}.{name} is no pydantic model")
+        raise DecodeError(f"{module}.{name} is not a pydantic model")
     construct = sys.modules["pydantic"].BaseModel.model_construct.__func__
     return construct(kind, _fields_set=set(was_set), **_read_dict(pairs))
 

@@ -44,7 +44,7 @@ def read_options(options: Mapping[str, Any]) -> Uniqueness | None:
     if wanted is None:
         wanted = "unique_key" in given or "debounce" in given
     elif not isinstance(wanted, bool):
-        raise TypeError(f"unique is True or False, not {wanted!r}")
+        raise TypeError(f"unique must be True or False, not {wanted!r}")
     if not wanted:
         if "unique" not in given and (lone := given.keys() - {"unique"}):
             raise ValueError(f"{sorted(lone)[0]} is for unique calls: add unique=True")
@@ -54,11 +54,13 @@ def read_options(options: Mapping[str, Any]) -> Uniqueness | None:
     max_wait = _duration("debounce_max", given.get("debounce_max"))
     conflict = given.get("on_conflict", "return" if debounce is None else "replace")
     if conflict not in _CONFLICTS:
-        raise ValueError(f"on_conflict is one of {', '.join(_CONFLICTS)}, not {conflict!r}")
+        raise ValueError(
+            f"on_conflict must be one of {', '.join(_CONFLICTS)}, not {conflict!r}"
+        )
     if debounce is not None and conflict != "replace":
         raise ValueError(f'debounce replaces what waits: on_conflict cannot be "{conflict}"')
     if debounce is None and max_wait is not None:
-        raise ValueError("debounce_max is the longest wait of a debounce: give that too")
+        raise ValueError("debounce_max is the longest wait of a debounce: give debounce too")
     if debounce is not None and max_wait is None:
         max_wait = _LONGEST * debounce
     if max_wait is not None and debounce is not None and max_wait < debounce:
@@ -80,7 +82,8 @@ def _key(given: Any) -> tuple[str, ...] | Callable[..., Any] | None:
         if found and all(isinstance(name, str) and name for name in found):
             return found
     raise TypeError(
-        f"unique_key names the arguments that count, or is a function of them, not {given!r}"
+        "unique_key must name the arguments that count, or be a function of them, "
+        f"not {given!r}"
     )
 
 
@@ -89,7 +92,7 @@ def _duration(name: str, given: Any) -> float | None:
         return None
     seconds = checked_seconds(name, given)
     if seconds <= 0:
-        raise ValueError(f"{name} is a number of seconds above 0, not {given!r}")
+        raise ValueError(f"{name} must be a number of seconds above 0, not {given!r}")
     return seconds
 
 

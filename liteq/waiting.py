@@ -131,9 +131,9 @@ def _seconds(timeout: Any) -> float:
     try:
         seconds = float(timeout)
     except (TypeError, ValueError):
-        raise TypeError(f"timeout is a number of seconds, not {timeout!r}") from None
+        raise TypeError(f"timeout must be a number of seconds, not {timeout!r}") from None
     if seconds != seconds:  # NaN: no time would ever be past it
-        raise ValueError(f"timeout is a number of seconds, not {timeout!r}")
+        raise ValueError(f"timeout must be a number of seconds, not {timeout!r}")
     return seconds
 
 
@@ -209,7 +209,7 @@ class _Wait:
         if unknown and self.losses < self.broker.losses:
             raise StoreLost(
                 f"{unknown[0]} went with the store that it was sent to: the server was emptied "
-                "or restarted without what it had kept, or the file was replaced; whether it "
+                "or restarted without its data, or the file was replaced; whether it "
                 "has run is unknown"
             )
         if unknown and self.timeout is None:
@@ -339,12 +339,12 @@ def _warn(broker: Broker, records: Mapping[str, Record]) -> None:
         start = f"liteq worker -Q {','.join(names)}" if place else "with app.worker(): …"
         _say(
             f"no worker consumes queue {', '.join(map(repr, names))} of the store {store}, "
-            f"so the result may be long in coming; start one with: {start}"
+            f"so the result may take long; start one with: {start}"
         )
     if unknown := unknown - {name for kind, name in reported if kind == "task"}:
         _say(
             f"the workers of the store {store} know no task "
-            f"{', '.join(map(repr, sorted(unknown)))}: the call is left for one that does. "
+            f"{', '.join(map(repr, sorted(unknown)))}: the call waits for one that does. "
             "Check the name, and that the worker imports its module. A worker knows what was "
             "defined when it started."
         )

@@ -150,7 +150,9 @@ def zone_of(given: Any) -> tzinfo:
         name = getattr(given, "zone", None)  # pytz's, which datetime.replace() misuses
         return zone_of(name) if isinstance(name, str) else given
     if not isinstance(given, str):
-        raise TypeError(f"a time zone is a name as Europe/Berlin, or a tzinfo, not {given!r}")
+        raise TypeError(
+            f"a time zone must be a name such as Europe/Berlin, or a tzinfo, not {given!r}"
+        )
     if given.upper() == "UTC":
         return UTC
     if fixed := re.fullmatch(r"UTC([+-])(\d\d):(\d\d)", given):
@@ -162,7 +164,7 @@ def zone_of(given: Any) -> tzinfo:
         return ZoneInfo(given)
     except (ValueError, OSError, LookupError):
         raise ValueError(
-            f"there is no time zone {given!r} (names are as Europe/Berlin; the package "
+            f"there is no time zone {given!r} (names look like Europe/Berlin; the package "
             "tzdata brings them to a machine that has none)"
         ) from None
 
@@ -180,7 +182,7 @@ def zone_name(zone: tzinfo) -> str:
     if isinstance(name, str):
         return name
     raise ValueError(
-        f"the time zone {zone!r} has no name: give one as 'Europe/Berlin' or "
+        f"the time zone {zone!r} has no name: give one such as 'Europe/Berlin' or "
         "ZoneInfo('Europe/Berlin'), which knows when its clocks change"
     )
 
@@ -199,7 +201,7 @@ def local_zone() -> tzinfo:
         where = f"TZ={told}" if told else _LOCALTIME
         warnings.warn(
             f"the time zone of this machine ({where}) has no name in the database of zones: "
-            "liteq takes UTC. Set `timezone`",
+            "liteq uses UTC. Set `timezone`",
             ConfigWarning,
             stacklevel=4,
         )

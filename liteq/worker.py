@@ -333,7 +333,7 @@ class Worker(Steered):
         if interval and interval <= call:
             logger.warning(
                 "WatchdogSec=%g is too short: a call may wait %g s for a store that hangs, and "
-                "systemd would kill this worker and its tasks for that. Let it be above %g",
+                "systemd would kill this worker and its tasks for that. Set it above %g",
                 2 * interval,
                 call,
                 2 * call,

@@ -366,7 +366,7 @@ def test_another_database_of_the_same_server_is_the_same_store() -> None:
 def test_another_store_for_results_is_refused(backend: str) -> None:
     app = Liteq("shop", broker="memory://", backend=backend)
 
-    with pytest.raises(ImproperlyConfigured, match="another store than the broker") as info:
+    with pytest.raises(ImproperlyConfigured, match="is not the store of the broker") as info:
         app.task(add).delay(1, 2)
 
     assert "pw" not in str(info.value)
@@ -486,7 +486,9 @@ def test_a_hook_that_cannot_be_called_is_refused(app: Liteq, hook: str, answer: 
         options: Any = {hook: given}
         with pytest.raises(TypeError) as caught:
             app.task(**options)
-        assert str(caught.value).startswith(f"{hook} is a function that liteq calls, not ")
+        assert str(caught.value).startswith(
+            f"{hook} must be a function for liteq to call, not "
+        )
         assert str(caught.value).endswith(f"{given!r}{answer}")
 
 
@@ -496,21 +498,27 @@ def test_a_hook_that_cannot_be_called_is_refused(app: Liteq, hook: str, answer: 
         ({"autoretry_for": ("OSError",)}, "autoretry_for takes classes of exceptions"),
         ({"throws": int}, "throws takes classes of exceptions, not <class 'int'>"),
         ({"dont_autoretry_for": OSError()}, "dont_autoretry_for takes classes"),
-        ({"max_retries": "3"}, "max_retries is a whole number, or None for no end, not '3'"),
-        ({"max_retries": -1}, "max_retries is 0 or more, or None for no end, not -1"),
-        ({"retry_kwargs": 3}, r"retry_kwargs is a dict of what retry\(\) takes, not 3"),
+        (
+            {"max_retries": "3"},
+            "max_retries must be a whole number, or None for no limit, not '3'",
+        ),
+        ({"max_retries": -1}, "max_retries must be 0 or more, or None for no limit, not -1"),
+        ({"retry_kwargs": 3}, r"retry_kwargs must be a dict of arguments for retry\(\), not 3"),
         (
             {"retry_kwargs": {"countdwn": 3}},
             "retry_kwargs has no option 'countdwn'; did you mean 'countdown'",
         ),
-        ({"name": 3}, "name is a text, not 3"),
-        ({"base": int}, r"base is a subclass of liteq\.Task, not <class 'int'>"),
-        ({"max_deliveries": "5"}, "max_deliveries is a whole number of starts, not '5'"),
-        ({"max_deliveries": 5.0}, r"max_deliveries is a whole number of starts, not 5\.0"),
+        ({"name": 3}, "name must be text, not 3"),
+        ({"base": int}, r"base must be a subclass of liteq\.Task, not <class 'int'>"),
+        ({"max_deliveries": "5"}, "max_deliveries must be a whole number of starts, not '5'"),
+        ({"max_deliveries": 5.0}, r"max_deliveries must be a whole number of starts, not 5\.0"),
         ({"max_deliveries": 0}, "max_deliveries 0 is not between 1 and"),
-        ({"default_retry_delay": "soon"}, "default_retry_delay is a number of seconds"),
-        ({"retry_backoff": "2x"}, "retry_backoff is a number of seconds, not '2x'"),
-        ({"retry_backoff_max": math.nan}, "retry_backoff_max is a finite number of seconds"),
+        ({"default_retry_delay": "soon"}, "default_retry_delay must be a number of seconds"),
+        ({"retry_backoff": "2x"}, "retry_backoff must be a number of seconds, not '2x'"),
+        (
+            {"retry_backoff_max": math.nan},
+            "retry_backoff_max must be a finite number of seconds",
+        ),
     ],
 )
 def test_options_that_matter_at_a_failure_are_checked_before_it(
@@ -1406,7 +1414,7 @@ def test_an_app_in_a_module_is_referred_to_by_name(app: Liteq) -> None:
 def test_an_app_that_no_module_holds_cannot_be_referred_to() -> None:
     app = Liteq("shop", broker="memory://")
 
-    with pytest.raises(ImproperlyConfigured, match="no attribute of a module"):
+    with pytest.raises(ImproperlyConfigured, match="is not an attribute of a module"):
         app.reference()
 
 

@@ -470,10 +470,26 @@ def test_a_span_of_time_is_an_interval(app: Liteq) -> None:
     [
         ({"flush_every": 0}, ValueError, "flush_every 0 is not between 1 and 10,000"),
         ({"flush_every": 10_001}, ValueError, "flush_every 10001 is not between 1 and 10,000"),
-        ({"flush_every": 2.5}, TypeError, "flush_every is a whole number of calls, not 2.5"),
-        ({"flush_every": True}, TypeError, "flush_every is a whole number of calls, not True"),
-        ({"flush_interval": 0}, ValueError, "flush_interval is a positive number of seconds"),
-        ({"flush_interval": "x"}, TypeError, "flush_interval is a number of seconds, not 'x'"),
+        (
+            {"flush_every": 2.5},
+            TypeError,
+            "flush_every must be a whole number of calls, not 2.5",
+        ),
+        (
+            {"flush_every": True},
+            TypeError,
+            "flush_every must be a whole number of calls, not True",
+        ),
+        (
+            {"flush_interval": 0},
+            ValueError,
+            "flush_interval must be a positive number of seconds",
+        ),
+        (
+            {"flush_interval": "x"},
+            TypeError,
+            "flush_interval must be a number of seconds, not 'x'",
+        ),
         (
             {"flush_every": 5, "max_concurrency": 2},
             ValueError,

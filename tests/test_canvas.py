@@ -245,7 +245,9 @@ def test_on_error_is_the_policy_of_the_gather(app: Liteq, add: Any, policy: Any)
 
 
 def test_an_unknown_policy_is_refused(add: Any) -> None:
-    with pytest.raises(ValueError, match="on_error is one of fail, collect, skip, not 'x'"):
+    with pytest.raises(
+        ValueError, match="on_error must be one of fail, collect, skip, not 'x'"
+    ):
         chord([add.s()], add.s(), on_error="x")  # type: ignore[call-overload]
 
 
@@ -624,7 +626,7 @@ def test_what_is_no_signature_is_refused_where_it_stands(add: Any) -> None:
         chord([None], add.s())
     with pytest.raises(TypeError, match="the body of a chord is no signature"):
         chord([add.s()], 5)
-    with pytest.raises(TypeError, match="the header of a chord is a group or a list"):
+    with pytest.raises(TypeError, match="the header of a chord must be a group or a list"):
         chord(5, add.s())
 
 
@@ -641,7 +643,7 @@ def test_chunks_are_a_group_of_starmaps(app: Liteq, add: Any) -> None:
     made = compose(app, sig | add.s("b"))
 
     assert [m.task for m in made.messages] == ["liteq.starmap", "liteq.starmap", GATHER, "add"]
-    with pytest.raises(ValueError, match="chunks are of one call or more"):
+    with pytest.raises(ValueError, match="a chunk needs at least one call"):
         add.chunks([(1,)], 0)
     assert isinstance(sig, chunks)
 

@@ -616,7 +616,7 @@ def test_a_project_file_without_settings_is_not_parsed(bare: Path) -> None:
 
 def test_a_damaged_project_file_is_named(bare: Path) -> None:
     (bare / "pyproject.toml").write_text("[tool.liteq\n")
-    with pytest.raises(ImproperlyConfigured, match=r"pyproject\.toml is no valid TOML"):
+    with pytest.raises(ImproperlyConfigured, match=r"pyproject\.toml is not valid TOML"):
         len(settings(bare))
     (bare / "pyproject.toml").write_text("[tool.other\n")  # none of our business
     assert settings(bare).task_time_limit is None

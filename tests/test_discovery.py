@@ -124,10 +124,10 @@ def test_a_file_hidden_by_another_module_is_said(write: Write) -> None:
         ("nowhere.py", "there is no file"),
         ("not a module", "expected module, module:attribute"),
         ("jobs:absent", r"has no 'absent'; its apps: app"),
-        ("jobs:make", r"is no liteq app but function; is it a factory\? then add \(\)"),
-        ("jobs:number", "is no liteq app but int$"),
+        ("jobs:make", r"is not a liteq app but function; is it a factory\? then add \(\)"),
+        ("jobs:number", "is not a liteq app but int$"),
         ("jobs:number()", "cannot be called"),
-        ("jobs:nothing()", "is no liteq app but NoneType"),
+        ("jobs:nothing()", "is not a liteq app but NoneType"),
     ],
 )
 def test_a_wrong_name_is_one_sentence(write: Write, spec: str, message: str) -> None:

@@ -522,7 +522,7 @@ def test_nothing_is_run_because_a_message_names_it(told: Any) -> None:
     assert answer["detail"] == "parked"
     assert not [line for line in answer["told"] if line[2] == "Order"]
     assert answer["found"][0] == "TaskResultDoesNotExist"
-    assert "'shop.models.Order', which is no task here" in answer["found"][1]
+    assert "'shop.models.Order', which is not a task here" in answer["found"][1]
     assert answer["none"] == "TaskResultDoesNotExist"
     assert answer["other"] == "TaskResultMismatch"
 
@@ -545,9 +545,9 @@ def test_mistakes_show_where_they_are_made(told: Any) -> None:
     assert answer["secret"][0].startswith("InvalidTask")
     assert "has no argument 'kode'" in answer["secret"][1]
     assert answer["option"][1].endswith("no option 'max_retry'; did you mean 'max_retries'?")
-    assert answer["name"][1].endswith("each task says it itself")
+    assert answer["name"][1].endswith("set it on each task")
     assert answer["many"][1].endswith("one of Django's is run once a call")
-    assert answer["flag"][1].endswith("enqueue_on_commit is True or False, not 1")
+    assert answer["flag"][1].endswith("enqueue_on_commit must be True or False, not 1")
 
 
 def test_a_task_has_options_of_its_own_before_its_backends(told: Any) -> None:

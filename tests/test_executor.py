@@ -878,7 +878,7 @@ def test_what_failed_is_left_out_if_the_store_has_it_no_more_or_does_not_answer(
     app.broker.close()
     absent = Liteq(broker="redis://127.0.0.1:1/0").broker
     assert find_failed(absent, inputs) == {}
-    assert "cannot be looked up" in caplog.text
+    assert "cannot look up the failed call" in caplog.text
 
 
 def test_an_errback_with_an_argument_of_its_own_is_counted_without_it(run: Run) -> None:

@@ -337,7 +337,7 @@ def test_a_child_leaves_the_connections_of_flask_sqlalchemy_to_its_parent(make: 
 
 def test_a_flask_app_is_not_sent_to_another_process(make: Make):
     app = make()
-    with pytest.raises(ImproperlyConfigured, match="no attribute of a module"):
+    with pytest.raises(ImproperlyConfigured, match="is not an attribute of a module"):
         reference(liteq_of(app))
     with pytest.raises(ImproperlyConfigured, match="put it into a module"):
         liteq_of(app).__reduce__()

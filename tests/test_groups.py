@@ -532,7 +532,9 @@ def test_what_waited_for_an_ignored_call_is_revoked_and_says_why(app: Liteq) -> 
     sent.settle(Ignored())
 
     assert sent.body.state == "REVOKED"
-    with pytest.raises(TaskRevokedError, match="upstream: what it waited for was revoked"):
+    with pytest.raises(
+        TaskRevokedError, match="upstream: a call that it waited for was revoked"
+    ):
         sent.body.get()
 
 

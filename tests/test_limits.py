@@ -110,7 +110,7 @@ def test_limits_that_cannot_be_are_an_error_at_the_decorator(
 def test_values_that_cannot_be_name_themselves() -> None:
     with pytest.raises(ValueError, match="'planet'"):
         Rate("1/s", scope="planet")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="no key"):
+    with pytest.raises(ValueError, match="cannot have a key"):
         Rate("1/s", scope="worker", key="user")
     with pytest.raises(ValueError, match="burst"):
         Rate("1/s", burst=0)

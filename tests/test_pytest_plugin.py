@@ -231,7 +231,7 @@ def test_a_worker_with_children_needs_an_app_that_can_be_imported(
 ) -> None:
     outcome = outcome_of(pytester, "def test_add(liteq_prefork_worker): ...")
     outcome.stdout.fnmatch_lines(
-        ["*no attribute of a module*(is the ini option liteq_app set?)"]
+        ["*is not an attribute of a module*(is the ini option liteq_app set?)"]
     )
     assert outcome.parseoutcomes() == {"errors": 1}
 

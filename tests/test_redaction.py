@@ -379,7 +379,7 @@ def test_a_limit_is_kept_by_no_arguments_together() -> None:
 
     def enter(*codes: str) -> None: ...
 
-    with pytest.raises(TypeError, match="no argument 'codes', which a limit is to be kept by"):
+    with pytest.raises(TypeError, match="no argument 'codes', which is the key of a limit"):
         app.task(rate_limit="1/s", rate_limit_key="codes")(enter)
 
 

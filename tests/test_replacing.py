@@ -501,7 +501,7 @@ def test_outside_of_a_chord_there_is_none_to_add_to(tasks: Tasks, run: Run) -> N
     grouped = run(group(tasks.extend.s(1, tasks.add.s(1, 2)), tasks.add.s(1, 2)))
 
     for result in (lone, grouped):
-        with pytest.raises(ValueError, match="header of no chord"):
+        with pytest.raises(ValueError, match="not in the header of a chord"):
             result.get()
 
 

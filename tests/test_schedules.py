@@ -195,7 +195,7 @@ def test_seconds_are_no_sixth_field() -> None:
 
 
 def test_only_text_is_an_expression() -> None:
-    with pytest.raises(TypeError, match="is text"):
+    with pytest.raises(TypeError, match="must be text"):
         crontab.from_string(5)  # type: ignore[arg-type]
 
 
@@ -369,9 +369,9 @@ def test_an_interval_is_above_zero(given: Any) -> None:
 
 
 def test_an_interval_is_a_number_or_a_timedelta() -> None:
-    with pytest.raises(TypeError, match="an interval is"):
+    with pytest.raises(TypeError, match="an interval must be"):
         schedule("10")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="an interval is"):
+    with pytest.raises(TypeError, match="an interval must be"):
         schedule()
 
 
@@ -399,7 +399,7 @@ def test_an_object_with_is_due_is_a_schedule() -> None:
 
 @pytest.mark.parametrize("given", [None, True, object(), [1]])
 def test_anything_else_is_no_schedule(given: Any) -> None:
-    with pytest.raises(TypeError, match="a schedule is"):
+    with pytest.raises(TypeError, match="a schedule must be"):
         maybe_schedule(given)
 
 

@@ -426,16 +426,16 @@ def test_eager_calls_have_nothing_to_be_unique_among(app: Liteq) -> None:
     [
         ({"on_conflict": "skip"}, "on_conflict is for unique calls: add unique=True"),
         ({"unique_for": 5}, "unique_for is for unique calls"),
-        ({"unique": True, "on_conflict": "wait"}, "on_conflict is one of return, skip"),
-        ({"unique": True, "unique_for": 0}, "unique_for is a number of seconds above 0"),
+        ({"unique": True, "on_conflict": "wait"}, "on_conflict must be one of return, skip"),
+        ({"unique": True, "unique_for": 0}, "unique_for must be a number of seconds above 0"),
         ({"unique": True, "unique_for": 5, "on_conflict": "replace"}, "keeps the key after"),
         ({"debounce": 5, "on_conflict": "return"}, "debounce replaces what waits"),
         ({"debounce": 5, "debounce_max": 2}, "debounce_max 2 is shorter than debounce 5"),
         ({"unique": True, "debounce_max": 2}, "the longest wait of a debounce"),
-        ({"unique": 1}, "unique is True or False"),
-        ({"unique_key": 5}, "unique_key names the arguments that count"),
-        ({"unique_key": []}, "unique_key names the arguments that count"),
-        ({"debounce": -1}, "debounce is a number of seconds above 0"),
+        ({"unique": 1}, "unique must be True or False"),
+        ({"unique_key": 5}, "unique_key must name the arguments that count"),
+        ({"unique_key": []}, "unique_key must name the arguments that count"),
+        ({"debounce": -1}, "debounce must be a number of seconds above 0"),
     ],
 )
 def test_options_that_cannot_be_are_refused(

@@ -446,7 +446,7 @@ def test_an_unknown_zone_is_named_in_the_error() -> None:
 
 
 def test_what_is_no_zone_is_refused() -> None:
-    with pytest.raises(TypeError, match="a time zone is a name"):
+    with pytest.raises(TypeError, match="a time zone must be a name"):
         crontab(tz=3)  # type: ignore[arg-type]
 
 

@@ -495,8 +495,8 @@ def test_a_worker_is_steered(app: Liteq, ask: TestClient) -> None:
     try:
         told = shown(ask, "/workers")
         assert re.search(r"alive one@here .* 1 × threads", told)
-        assert "asked for one process more" in press(ask, "/worker/grow", worker="one@here")
-        assert "asked for one process less" in press(ask, "/worker/shrink", worker="one@here")
+        assert "asked for one more process" in press(ask, "/worker/grow", worker="one@here")
+        assert "asked for one process fewer" in press(ask, "/worker/shrink", worker="one@here")
         answer = ask.post("/worker/restart", data={"worker": "one@here"})
         assert answer.status_code == 400
         assert "one@here refuses: the threads pool has no children" in texts(answer.text)
@@ -639,7 +639,7 @@ def test_a_function_that_says_yes_or_no_lets_nobody_in() -> None:
         with (
             TestClient(asgi_app(app, auth=answering)) as client,
             pytest.raises(
-                ImproperlyConfigured, match="auth returned True: it returns the name"
+                ImproperlyConfigured, match="auth returned True: it must return the user's name"
             ),
         ):
             client.get("/")
@@ -1013,7 +1013,7 @@ def _fetched(url: str) -> str:
     ("words", "message"),
     [
         (["--host", "0.0.0.0"], "others could reach that, so say whom to let in"),
-        (["--auth", "ada"], "auth is user:password"),
+        (["--auth", "ada"], "auth must be user:password"),
         (["--host", "203.0.113.7", "--auth", "a:b"], "cannot listen at 203.0.113.7:5555"),
     ],
 )

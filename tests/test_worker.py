@@ -275,7 +275,7 @@ def test_a_watchdog_that_a_hung_store_would_set_off_is_warned_of(
     said = [r.getMessage() for r in caplog.records if "WatchdogSec" in r.getMessage()]
     assert said == warnings * [
         "WatchdogSec=20 is too short: a call may wait 10 s for a store that hangs, and systemd "
-        "would kill this worker and its tasks for that. Let it be above 20"
+        "would kill this worker and its tasks for that. Set it above 20"
     ]
 
 
@@ -428,7 +428,9 @@ def test_weighted_queues_are_served_in_turns(app: Liteq) -> None:
 
 @pytest.mark.parametrize("wrong", [1.5, float("nan"), "2", -1, True])
 def test_a_concurrency_that_is_no_number_of_tasks_is_refused(app: Liteq, wrong: Any) -> None:
-    with pytest.raises(ImproperlyConfigured, match="concurrency is how many tasks"):
+    with pytest.raises(
+        ImproperlyConfigured, match=r"concurrency \(how many tasks run at once\) must be"
+    ):
         Worker(app, concurrency=wrong)
 
 

@@ -274,7 +274,7 @@ def refusal(answer: Sequence[bytes | None]) -> MessageError | InvalidTaskError:
     if kind in "DPT":
         return DuplicateTask.of(id, other, part=kind == "P", step=kind == "T")
     if kind == "N":
-        return InvalidTaskError(f"{id!r} takes no parts: it is no gather, but {other!r}")
+        return InvalidTaskError(f"{id!r} takes no parts: it is not a gather but {other!r}")
     return cannot_wait(other, id, over=kind == "O")
 
 

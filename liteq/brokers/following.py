@@ -366,7 +366,7 @@ def find_open_gather(db: apsw.Connection, id: str) -> int | None:
         return None
     seq, task, is_open = row
     if task != GATHER:
-        raise InvalidTaskError(f"{id!r} takes no parts: it is no gather, but {task!r}")
+        raise InvalidTaskError(f"{id!r} takes no parts: it is not a gather but {task!r}")
     return seq if is_open else None
 
 

@@ -28,7 +28,7 @@ def count_edges(
     out. Of the messages only id, task and body are looked at. `there` is one that is in
     the store, and that edges may lead to and come from as well.
 
-    Raises `InvalidTaskError` if an edge leads elsewhere, is of no known kind, or of one
+    Raises `InvalidTaskError` if an edge leads elsewhere, is of an unknown kind, or of one
     that its target cannot wait for; if two messages are joined twice; if a gather has no
     known policy; and if messages wait for one another, naming them.
     """
@@ -102,7 +102,7 @@ def _check_first(source: str, target: str, on: str, tasks: Mapping[str, str]) ->
         )
     if on not in _KINDS:
         raise InvalidTaskError(
-            f"the edge from {source!r} to {target!r} is of no known kind: {on!r}"
+            f"the edge from {source!r} to {target!r} is of an unknown kind: {on!r}"
         )
     if (on == "part") != (tasks[target] == GATHER):
         what = "a gather" if on == "part" else "a task"

@@ -83,12 +83,10 @@ class Keeper:
         and if its folder is not, or cannot be written to.
         """
         if os.path.isdir(target):
-            raise ImproperlyConfigured(
-                f"{target} is a folder: name the file that the backup is to be"
-            )
+            raise ImproperlyConfigured(f"{target} is a folder: name a file for the backup")
         if os.path.exists(target) and not force:
             raise ImproperlyConfigured(
-                f"{target} is there already: name another file, or use --force"
+                f"{target} exists already: name another file, or use --force"
             )
         if target.resolve().parent == self.folder:
             raise ImproperlyConfigured(
@@ -179,7 +177,7 @@ class Keeper:
                 "AND worker NOT IN (SELECT id FROM worker)",
             )
             if missing:
-                found.append(f"{missing} running messages of workers that never were")
+                found.append(f"{missing} running messages of workers that never existed")
         return found
 
     def vacuum(self, *, full: bool = False) -> Reclaimed:
@@ -351,9 +349,9 @@ def _refuse_foreign(db: apsw.Connection, path: str) -> None:
         mine = db.pragma("application_id") == schema.APPLICATION_ID
         version = db.pragma("user_version")
     except apsw.Error as exc:
-        raise ImproperlyConfigured(f"{path} is no backup of a liteq store: {exc}") from exc
+        raise ImproperlyConfigured(f"{path} is not a backup of a liteq store: {exc}") from exc
     if not mine:
-        raise ImproperlyConfigured(f"{path} is no backup of a liteq store")
+        raise ImproperlyConfigured(f"{path} is not a backup of a liteq store")
     if version > schema.VERSION:
         raise SchemaError(
             f"the backup {path} has schema version {version}, made by a later liteq, and this "

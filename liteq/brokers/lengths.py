@@ -59,6 +59,6 @@ def _checked(name: str, given: Any) -> Any:
         isinstance(given, bool) or not isinstance(given, int) or given < 1
     ):
         raise ImproperlyConfigured(
-            f"{name} is how many messages may wait: a whole number above 0, not {given!r}"
+            f"{name} must be a whole number above 0 (how many messages may wait), not {given!r}"
         )
     return given

@@ -155,7 +155,7 @@ def move(source: Broker, target: Broker) -> Iterator[tuple[int, int]]:
         if names := ", ".join(worker.name for worker in broker.workers()):
             raise BrokerError(f"stop the workers of the store {which} first: {names}")
     if here.identity() == there.identity():
-        raise ImproperlyConfigured(f"{there.place} is the store that is left: name another one")
+        raise ImproperlyConfigured(f"{there.place} is the store to move from: name another one")
     source.reclaim()
     there.write_workflows(here.workflows())
     ids = here.ids()
@@ -194,7 +194,7 @@ def _refuse_held_keys(target: Broker, kept: Sequence[Kept], moved: Collection[st
         if record.id not in found and holder in found and not found[holder].final:
             raise BrokerError(
                 f"{record.id} and {holder} of the new store are to run, and have one unique "
-                "key: revoke one of them, and make the move again"
+                "key: revoke one of them, and repeat the move"
             )
     while wanted and target.maintain():  # what expired by then is no holder, and marked here
         pass
@@ -232,7 +232,7 @@ def _compare(source: Broker, target: Broker, ids: Sequence[str]) -> None:
         raise BrokerError(
             f"{missing} of {len(ids)} messages, {len(entries)} periodic entries, {len(limits)} "
             f"changed limits and {len(queues)} pauses of queues are not in the new store "
-            "(results may have expired meanwhile): make the move again"
+            "(results may have expired meanwhile): repeat the move"
         )
 
 

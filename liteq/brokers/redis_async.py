@@ -60,7 +60,7 @@ class _Wire:
             raise ServerError(rest.decode(errors="replace"))
         if kind == b"*":
             return [await self._reply() for _ in range(int(rest))]
-        raise ConnectionError(f"what answers is no Redis server: {line[:50]!r}")
+        raise ConnectionError(f"what answers is not a Redis server: {line[:50]!r}")
 
     def close(self) -> None:
         """Close at once. What is written and not answered is an unknown outcome."""

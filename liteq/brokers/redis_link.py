@@ -526,7 +526,7 @@ class Link:
         id, learnt = answer[0], self._learnt
         if id is None or (learnt and id.decode() != self.store_id):
             self.leave(learnt or self._nodes[0])
-            raise ConnectionError("where a node of its cluster was, another Redis answers")
+            raise ConnectionError("another Redis answers where a node of its cluster was")
         self.accept(answer)
         # It is remembered, and what is there may be another at the next time.
         self._learnt = None if self._moved in self.place.hosts else self._moved

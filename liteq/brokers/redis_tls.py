@@ -16,7 +16,7 @@ _BOOLEANS: Final = {"true": True, "1": True, "false": False, "0": False}
 _VERSIONS: Final = ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3")
 
 _ENDED: Final = (
-    "the server ended it: does it ask for a certificate of ours (ssl_certfile and ssl_keyfile)?"
+    "the server ended it: does it require a client certificate (ssl_certfile and ssl_keyfile)?"
 )
 _ADVICE: Final = (
     (
@@ -24,9 +24,9 @@ _ADVICE: Final = (
         "the URL is to have the name that the server's certificate is made out to, or the "
         "certificate that of the URL",
     ),
-    ("IP address mismatch", "use the name that the server's certificate is made out to"),
+    ("IP address mismatch", "use a name that the server's certificate is issued for"),
     ("has expired", "the server needs a new certificate, or this machine's clock is wrong"),
-    ("not yet valid", "this machine's clock is wrong, or the certificate is for later"),
+    ("not yet valid", "this machine's clock is wrong, or the certificate is not valid yet"),
     (
         "CERTIFICATE_VERIFY_FAILED",
         "no authority that is trusted here has signed the server's certificate: name the file "
@@ -34,7 +34,7 @@ _ADVICE: Final = (
     ),
     (
         "CERTIFICATE_REQUIRED",
-        "the server asks for a certificate of ours: name it with ssl_certfile and ssl_keyfile",
+        "the server requires a client certificate: name it with ssl_certfile and ssl_keyfile",
     ),
     ("EOF occurred in violation of protocol", _ENDED),
     ("Connection reset by peer", _ENDED),
@@ -74,7 +74,7 @@ def advice(tls: Mapping[str, Any] | None, text: str) -> str:
     """Return what to do about an error with this text, "; …"; "" where nothing is known."""
     if tls is None:
         reset = "Connection reset by peer" in text or "closed the connection" in text
-        return "; if the server is one for TLS, its URL begins with rediss://" if reset else ""
+        return "; if the server speaks TLS, its URL must begin with rediss://" if reset else ""
     missing = [
         f"{name}={tls[name]}"
         for name in _FILES
@@ -83,5 +83,7 @@ def advice(tls: Mapping[str, Any] | None, text: str) -> str:
     if missing:
         return f"; there is no file {' and no '.join(missing)}"
     if "Timeout" in text or "WRONG_VERSION_NUMBER" in text:
-        return "; rediss:// is for a port with TLS: is this one? (Without: redis://)"
+        return (
+            "; rediss:// needs a port that speaks TLS: does this one? (Without TLS: redis://)"
+        )
     return next((f"; {what}" for word, what in _ADVICE if word in text), "")

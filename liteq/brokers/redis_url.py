@@ -27,8 +27,8 @@ _PORT: Final = 6379
 _SENTINEL_PORT: Final = 26379
 # What stands there may be the half of a password, so that it is not shown.
 _NO_PORT: Final = (
-    "its port is no number up to 65535 (in a user's name or password, write %2F, %3F and %23 "
-    "for a slash, a question mark and a hash)"
+    "its port is not a number up to 65535 (in a user's name or password, write %2F, %3F and "
+    "%23 for a slash, a question mark and a hash)"
 )
 _TLS: Final = frozenset(
     {
@@ -123,7 +123,7 @@ def _server_place(
         service = service or options.pop("master_name", "") or master_name
         if not service:
             raise ValueError(
-                "it does not say which service Sentinel is to be asked for: "
+                "it does not say which service to ask Sentinel for: "
                 "redis+sentinel://host:26379/mymaster/0"
             )
     elif urls[1:]:
@@ -164,7 +164,7 @@ def _socket_place(url: str) -> Place:
     options = dict(parse_qsl(query))
     name, _, password = user.partition(":")
     if not path.startswith("/"):
-        raise ValueError("a socket file is named by its whole path: unix:///run/redis.sock")
+        raise ValueError("a socket file needs its full path: unix:///run/redis.sock")
     return Place(
         hosts=(),
         path=unquote(path),

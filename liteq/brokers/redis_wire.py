@@ -131,7 +131,7 @@ class Reader:
             raise ServerError(rest.decode(errors="replace"))
         if kind == b"*":
             return [self.reply() for _ in range(int(rest))]
-        raise ConnectionError(f"what answers is no Redis server: {line[:50]!r}")
+        raise ConnectionError(f"what answers is not a Redis server: {line[:50]!r}")
 
     def left(self) -> bytes:
         """Return what has come beyond the last reply; it is not read here any more."""

@@ -79,7 +79,7 @@ EARLY: Final = "state = 0 AND queue = ''"
 class _Names(dict[int, State]):
     def __missing__(self, code: object) -> State:
         raise BrokerError(
-            f"the store is damaged (a message is in state {code!r}, and there is none such): "
+            f"the store is damaged (a message is in state {code!r}, which does not exist): "
             "stop all workers and restore a backup"
         )
 

@@ -440,7 +440,7 @@ class Settling:
             (before,),
         )
         for _, seq, id, task in parked:
-            reason = f"unknown task {task!r}: no worker that met it has this task"
+            reason = f"unknown task {task!r}: no worker that has seen it knows this task"
             error = failure.describe(NotRegistered(reason))
             self.db.execute(
                 "UPDATE message SET state = 7, settled_at = ?, dead = ?, result = ? "

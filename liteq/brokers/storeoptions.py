@@ -59,7 +59,7 @@ def _timer(value: Any) -> float:
     except Unfit:
         wait = 0.0
     if not 0 < wait <= _LONGEST:
-        raise Unfit(f"is a number of seconds above 0, up to {_LONGEST:,.0f}")
+        raise Unfit(f"must be a number of seconds above 0, up to {_LONGEST:,.0f}")
     return wait
 
 

@@ -69,7 +69,7 @@ class RedisUpkeep(RedisMail):
         lost: list[Any] = []
         for id, task in zip(parked[::2], parked[1::2], strict=True):
             name = (task or b"").decode()
-            reason = f"unknown task {name!r}: no worker that met it has this task"
+            reason = f"unknown task {name!r}: no worker that has seen it knows this task"
             lost += (id, reason, failure.describe(NotRegistered(reason)))
         if lost:
             self._call("give_up", before, *lost)

@@ -46,7 +46,7 @@ State: TypeAlias = Literal[
     "scheduled",  # for its time: an ETA
     "queued",  # claimable
     "limited",  # claimable as soon as the limits that it is under have room
-    "parked",  # queued, but no worker that met it knows its task
+    "parked",  # queued, but no worker that has seen it knows its task
     "running",  # claimed: a worker holds the lease
     "retrying",  # for its time: the task asked for another attempt
     "succeeded",

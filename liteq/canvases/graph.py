@@ -75,7 +75,7 @@ class Graph:
         no signature.
         """
         if not name:
-            raise ValueError("a node has a name, which is not empty")
+            raise ValueError("a node needs a name that is not empty")
         if name in self.nodes:
             raise ValueError(f"graph {self.name!r} has a node {name!r} already")
         keywords = tuple(after) if isinstance(after, Mapping) else None

@@ -108,7 +108,7 @@ class chunks(_Calls[list[R]]):
         self, task: Any, it: Iterable[Any], n: int, app: Liteq | None = None, **options: Any
     ) -> None:
         if n < 1:
-            raise ValueError(f"chunks are of one call or more, not {n!r}")
+            raise ValueError(f"a chunk needs at least one call, not {n!r}")
         super().__init__(
             "liteq.chunks",
             kwargs={"task": _task_of(task, app), "it": list(it), "n": n},

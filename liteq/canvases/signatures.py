@@ -500,7 +500,7 @@ def joinable(one: Signature[Any], other: Any) -> Signature[Any]:
     if isinstance(other, Mapping) and "task" in other:
         return Signature.from_dict(other)
     hint = f"; write {other.__name__}.s()" if hasattr(other, "delay") else ""
-    raise TypeError(f"{one!r} cannot be joined with {other!r}, which is no signature{hint}")
+    raise TypeError(f"{one!r} cannot be joined with {other!r}, which is not a signature{hint}")
 
 
 def as_list(given: Any) -> list[Any]:
@@ -513,5 +513,5 @@ def as_list(given: Any) -> list[Any]:
 def _as_signature(given: Any) -> Signature[Any]:
     found = maybe_signature(given)
     if not isinstance(found, Signature):
-        raise TypeError(f"a signature is expected, not {given!r}")
+        raise TypeError(f"expected a signature, not {given!r}")
     return found

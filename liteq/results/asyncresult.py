@@ -742,7 +742,7 @@ def _links(edges: Iterable[Edge]) -> dict[str, list[str]]:
 def _why(revoked: str | None) -> str:
     """Return the reason of a revocation in words."""
     if revoked == "upstream":
-        return "upstream: what it waited for was revoked, ignored or has expired"
+        return "upstream: a call that it waited for was revoked, was ignored or has expired"
     return revoked or "expired"
 
 

@@ -188,7 +188,7 @@ def result_from_tuple(given: Any, app: Liteq | None = None) -> Any:
                 line.append(GroupResult(given[0][0], results, app=app))
                 given = before
             case _:
-                raise ValueError(f"this is no result in its tuple form: {given!r}")
+                raise ValueError(f"this is not a result in its tuple form: {given!r}")
     return in_line(line) if line else None
 
 

@@ -187,7 +187,7 @@ def refute_enqueued(
         listed = _listed(found, 10)
         raise AssertionError(f"{len(found)} enqueued, not 0: {wanted}\n{listed}")
     if wanted.name not in found_app.tasks and (stranger := _of_another(task, found_app)):
-        raise AssertionError(f"this cannot be told of {wanted}: {stranger}")
+        raise AssertionError(f"this cannot be checked for {wanted}: {stranger}")
 
 
 def app_of(task: Task[..., Any] | str | None, app: Liteq | None) -> Liteq:
@@ -206,7 +206,7 @@ def name_of(task: Task[..., Any] | str | None) -> str | None:
         return task
     name = getattr(task, "name", None)
     if not isinstance(name, str):
-        raise TypeError(f"a task or its name is asked for, not {task!r}")
+        raise TypeError(f"expected a task or its name, not {task!r}")
     return name
 
 

@@ -75,7 +75,7 @@ class MovableClock(ManualClock):
         if isinstance(moment, datetime):
             instant = moment_of(self._app, moment)
         elif isinstance(moment, timedelta):
-            raise TypeError("move_to() takes an instant: for a span there is advance()")
+            raise TypeError("move_to() takes an instant: for a span use advance()")
         else:
             instant = checked_seconds("the instant of move_to()", moment)
         _check_moment(f"move_to({moment})", instant)
@@ -231,7 +231,7 @@ class Inline:
         """
         opened = self._opened()
         if beat and with_scheduled and until is None:
-            raise ValueError("drain(beat=True) needs until=…: a beat never comes to an end")
+            raise ValueError("drain(beat=True) needs until=…: a beat never ends")
         return running.drain_app(
             opened.app,
             queue,

@@ -229,7 +229,7 @@ def perform(task: Task[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
 def moment_of(app: Liteq, given: datetime | timedelta) -> float:
     """Return an instant, or the end of a span from now, as Unix seconds."""
     if not isinstance(given, (datetime, timedelta)):
-        raise TypeError(f"a time is a datetime, or a timedelta from now, not {given!r}")
+        raise TypeError(f"a time must be a datetime, or a timedelta from now, not {given!r}")
     if isinstance(given, timedelta):
         return app.clock.now() + given.total_seconds()
     if given.tzinfo is None:

@@ -54,7 +54,7 @@ class Guard:
         self._asks = isinstance(auth, str)
         self._auth = _basic(auth) if isinstance(auth, str) else auth
         if isinstance(hosts, str):
-            raise ImproperlyConfigured(f"hosts is a list of names: hosts=[{hosts!r}]")
+            raise ImproperlyConfigured(f"hosts must be a list of names: hosts=[{hosts!r}]")
         self._hosts = None if hosts is None else frozenset(host.lower() for host in hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -91,7 +91,7 @@ class Guard:
         # What tells yes or no in place of a name must not let everybody in with a no.
         if user is True or not isinstance(user, str | bool | None):
             raise ImproperlyConfigured(
-                f"auth returned {user!r}: it returns the name of who asks, or None to refuse"
+                f"auth returned {user!r}: it must return the user's name, or None to refuse"
             )
         if not user:
             if not self._asks:
@@ -128,7 +128,7 @@ def _basic(expected: str) -> Auth:
     """Return what reads the user's name off a request with the right name and password."""
     name, colon, password = expected.partition(":")
     if not (name and colon and password):
-        raise ImproperlyConfigured("auth is user:password, with neither of them empty")
+        raise ImproperlyConfigured("auth must be user:password, with neither of them empty")
     wanted = expected.encode()
 
     def auth(request: Request) -> str | None:

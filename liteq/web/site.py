@@ -68,7 +68,9 @@ class _Site:
         self._app = app
         self._read_only = read_only
         if iscoroutinefunction(can):
-            raise ImproperlyConfigured("can is asked many times for a page: it cannot be async")
+            raise ImproperlyConfigured(
+                "can is called many times for one page, so it cannot be async"
+            )
         self._can = can
         self._limiter: CapacityLimiter | None = None
         self._pace = Pace()

@@ -17,8 +17,8 @@ logger = get_logger("liteq.web")
 PATIENCE: Final = 2.0  # seconds for a worker's answer; it obeys later, too
 
 ASKED: Final = {
-    "grow": "asked for one process more",
-    "shrink": "asked for one process less",
+    "grow": "asked for one more process",
+    "shrink": "asked for one process fewer",
     "restart": "asked to replace its processes, each when it is through with what it runs",
     "stop": "asked to stop when it is through with what it runs",
 }

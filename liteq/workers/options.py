@@ -45,7 +45,7 @@ def concurrency_of(conf: Settings, pool: str, given: int | None) -> int:
     wanted = given or conf.worker_concurrency or cpus.available()
     if not isinstance(wanted, int) or isinstance(wanted, bool) or wanted < 1:
         raise ImproperlyConfigured(
-            f"concurrency is how many tasks run at once, a whole number, not {wanted!r}"
+            f"concurrency (how many tasks run at once) must be a whole number, not {wanted!r}"
         )
     return 1 if pool == "solo" else wanted
 

@@ -40,7 +40,7 @@ def address_of(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     if not port.isascii() or not port.isdigit() or int(port) > 65_535:
         raise ImproperlyConfigured(
-            f"{text!r} is no place to serve metrics at: give a port, or host:port"
+            f"{text!r} is not an address to serve metrics at: give a port, or host:port"
         )
     return host.strip("[]") or "127.0.0.1", int(port)
 

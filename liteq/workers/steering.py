@@ -220,7 +220,7 @@ def cancel_consumer(state: State, queue: str, **kwargs: Any) -> dict[str, str]:
 def _wrong_queue(queue: Any) -> dict[str, str] | None:
     if isinstance(queue, str) and queue and readable(queue) == queue:
         return None
-    return {"error": f"the name of a queue is a text, not {queue!r:.100}"}
+    return {"error": f"the name of a queue must be text, not {queue!r:.100}"}
 
 
 @control_command(args=[("n", int)], signature="[N=1]")

@@ -457,7 +457,7 @@ def test_a_store_is_not_moved_to_where_it_is(
     also = url.replace("/shop", "/link")
 
     assert main(["migrate", "--from", url, "--to", also]) == 2
-    assert "is the store that is left" in capsys.readouterr().err
+    assert "is the store to move from" in capsys.readouterr().err
 
 
 def test_a_user_who_may_not_see_the_server_may_move_a_store(
@@ -468,7 +468,7 @@ def test_a_user_who_may_not_see_the_server_may_move_a_store(
     here, there = (RedisBroker(url, namespace=name) for name in ("here", "there"))
     here.enqueue([make()])
 
-    with pytest.raises(ImproperlyConfigured, match="is the store that is left"):
+    with pytest.raises(ImproperlyConfigured, match="is the store to move from"):
         list(move(here, here))
     list(move(here, there))
 

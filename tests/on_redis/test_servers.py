@@ -195,9 +195,9 @@ def test_a_server_with_tls_is_used_and_its_certificate_is_checked(
 
     for url, options, what_to_do in (
         (f"rediss://localhost:{port}/0", {}, "name the file .* with ssl_ca_certs"),
-        (f"rediss://127.0.0.1:{port}/0", {"ssl_ca_certs": ca}, "the name that the server's"),
+        (f"rediss://127.0.0.1:{port}/0", {"ssl_ca_certs": ca}, "a name that the server's"),
         (f"rediss://localhost:{port}/0", {"ssl_ca_certs": f"{ca}s"}, f"no file .*{ca}s"),
-        (f"redis://localhost:{port}/0", {}, "its URL begins with rediss://"),
+        (f"redis://localhost:{port}/0", {}, "its URL must begin with rediss://"),
     ):
         with pytest.raises(BrokerUnavailable, match=what_to_do):
             RedisBroker(url, **options).counts()
@@ -232,7 +232,7 @@ def test_a_server_that_asks_for_a_certificate_is_told_of(
         f"rediss://localhost:{port}/0", ssl_ca_certs=str(certificates / "cert.pem")
     )
 
-    with pytest.raises(BrokerUnavailable, match=r"certificate of ours.*ssl_certfile"):
+    with pytest.raises(BrokerUnavailable, match=r"client certificate.*ssl_certfile"):
         broker.counts()
 
 
@@ -242,7 +242,7 @@ def test_a_port_without_tls_is_asked_about(start: Start) -> None:
         f"rediss://127.0.0.1:{server.port}/0", socket_timeout=0.2, socket_connect_timeout=0.2
     )
 
-    with pytest.raises(BrokerUnavailable, match="rediss:// is for a port with TLS"):
+    with pytest.raises(BrokerUnavailable, match="rediss:// needs a port that speaks TLS"):
         broker.counts()
 
 

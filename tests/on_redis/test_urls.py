@@ -76,7 +76,7 @@ def test_a_url_says_where_the_server_is(url: str, expected: dict[str, Any]) -> N
         ("redis://h:port/0", "cannot be understood"),
         ("redis://a/0;redis://b/0", "one URL for each server is for sentinels"),
         ("redis+sentinel://a/0", "does not say which service"),
-        ("unix://r.sock", "named by its whole path"),
+        ("unix://r.sock", "needs its full path"),
         ("rediss://h?ssl_cert_reqs=maybe", "one of none, optional, required, not 'maybe'"),
         ("rediss://h?ssl_check_hostname=maybe", "true or false, not 'maybe'"),
         ("rediss://h?ssl_min_version=1.3", "one of TLSv1, .*, not '1.3'"),
@@ -313,7 +313,9 @@ def test_an_option_that_cannot_be_is_named_without_the_password_in_it() -> None:
 
 @pytest.mark.parametrize("value", ["0", "-1", "soon", "nan", "inf"])
 def test_a_timeout_that_no_socket_can_have_is_refused(value: str) -> None:
-    with pytest.raises(ImproperlyConfigured, match="socket_timeout is a number of seconds"):
+    with pytest.raises(
+        ImproperlyConfigured, match="socket_timeout must be a number of seconds"
+    ):
         connect(f"redis://h?socket_timeout={value}")
     with pytest.raises(ImproperlyConfigured, match="broker_transport_options: socket_timeout"):
         connect("redis://h", {"socket_timeout": float(value) if value != "soon" else value})

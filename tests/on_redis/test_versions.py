@@ -35,7 +35,7 @@ def words(path: Path) -> set[str]:
 
 
 def since(server: RedisServer, name: str) -> tuple[int, ...]:
-    """Return the version that a command came with; nothing if it is no command."""
+    """Return the version that a command came with; nothing if it is not a command."""
     found: Any = server.say("COMMAND", "DOCS", name)
     if not found:
         return ()

@@ -101,12 +101,14 @@ class LiteqBackend(BaseTaskBackend):  # type: ignore[misc]  # Django ships no ty
         options = dict(self.options)
         self._on_commit = options.pop("enqueue_on_commit", True)
         if type(self._on_commit) is not bool:
-            raise self._wrong(f"enqueue_on_commit is True or False, not {self._on_commit!r}")
+            raise self._wrong(
+                f"enqueue_on_commit must be True or False, not {self._on_commit!r}"
+            )
         for name in _CLASSES:
             if name in options:
                 options[name] = _imported(options[name])
         if wrong := sorted(_NOT_OPTIONS.intersection(options)):
-            raise self._wrong(f"{wrong[0]!r} is not for a backend: each task says it itself")
+            raise self._wrong(f"{wrong[0]!r} cannot be set for a backend: set it on each task")
         if wrong := sorted(_BATCHED.intersection(options)):
             raise self._wrong(
                 f"{wrong[0]!r} is for tasks of liteq's: one of Django's is run once a call"
@@ -191,7 +193,8 @@ class LiteqBackend(BaseTaskBackend):  # type: ignore[misc]  # Django ships no ty
         task = running.known(record.packed[TASK])
         if task is None:
             raise TaskResultDoesNotExist(
-                f"{result_id}: it is a call of {record.packed[TASK]!r}, which is no task here"
+                f"{result_id}: it is a call of {record.packed[TASK]!r}, "
+                "which is not a task here"
             )
         return results.of_record(task, record, app)
 
@@ -215,7 +218,7 @@ class LiteqBackend(BaseTaskBackend):  # type: ignore[misc]  # Django ships no ty
         if not keeps:
             yield checks.Warning(
                 f"TASKS[{self.alias!r}]: result_backend is off, so no value is kept.",
-                hint="Leave result_backend out if results are to have a return_value.",
+                hint="Leave out result_backend if results should have a return_value.",
                 id="liteq.W002",
             )
 

@@ -59,9 +59,9 @@ def pages(request: HttpRequest, path: str = "") -> HttpResponse:
         # What is posted is gone by then: the way back is to the first page.
         return redirect_to_login(root if is_change else request.get_full_path(), _login_url())
     if not (user.is_active and user.is_staff):
-        raise PermissionDenied("these pages are for the staff")
+        raise PermissionDenied("these pages are for staff only")
     if is_change and not any(name in request.headers for name in _OF_BROWSERS):
-        raise PermissionDenied("a change is made by a form of these pages")
+        raise PermissionDenied("changes must come from a form on these pages")
     visitor = _Visitor(user.get_username())
     visitor.may = frozenset(name for name in _ACTIONS if user.has_perm(f"liteq.{name}"))
     answer = _answer(_site(project_app()), _scope(request, root, visitor), request.body)
