@@ -1,10 +1,10 @@
-"""One run for many calls: what is dear by the run and cheap by the call.
+"""One run for many calls, where a run costs much and each call in it little.
 
 Run:  python examples/batches.py
 
-With `flush_every` a worker gathers calls, and runs the function once for up to so many of
-them, or for those that there are when the first has waited `flush_interval` seconds. Each call
-has its own result, its own retries and its own end: one number here is no number.
+With `flush_every`, a worker gathers calls and runs the function once for up to that many of
+them, or, once the first has waited `flush_interval` seconds, for those that it has by then.
+Each call has its own result, retries and end: one of the numbers here is not a number.
 
 Prints:
     a run of 4 calls

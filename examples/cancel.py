@@ -2,8 +2,8 @@
 
 Run:  python examples/cancel.py
 
-A revoked call is a row in the store: it stays revoked, whoever restarts. `terminate` also
-ends a call that runs already.
+A revoked call is a row in the store: it stays revoked, whichever process restarts.
+`terminate` also ends a call that is already running.
 
 Prints:
     waiting: revoked

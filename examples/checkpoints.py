@@ -1,11 +1,11 @@
-"""A long task whose process is killed goes on where it was, not at the beginning.
+"""A long task whose process is killed continues where it was, not from the beginning.
 
 Run:  python examples/checkpoints.py
 
 `self.checkpoint(value)` keeps how far the call has come, in its message. The next attempt
 finds it as `self.request.checkpoint`: after a death, a retry, a stop of the worker, or
-`liteq retry` of a call that failed. A stop of `liteq worker` need not wait for this task: it
-ends at its next checkpoint, which is interruptible, and goes on in the next worker.
+`liteq retry` of a call that failed. A stop of `liteq worker` need not wait for this task:
+it ends at its next checkpoint, which is interruptible, and continues in the next worker.
 
 Prints:
     attempt 1: from row 0

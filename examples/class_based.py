@@ -1,9 +1,9 @@
-"""A base class for tasks: hooks, and what a process keeps between calls.
+"""A base class for tasks, with hooks and with state that a process keeps between calls.
 
 Run:  python examples/class_based.py
 
 There is one instance of a task in each process. What it stores on itself stays there, so a
-connection is opened once.
+connection is opened only once.
 
 Prints:
     before save

@@ -2,7 +2,8 @@
 
 Run:  python examples/fastapi_app.py
 
-The worker of a small site may live in the web process, as here. Else it is one of its own:
+The worker of a small site may run in the web process, as here. Otherwise, start it as a
+process of its own:
 liteq -A examples/fastapi_app.py worker
 
 Prints:

@@ -2,7 +2,7 @@
 
 Run:  python examples/in_tests.py
 
-With `task_always_eager`, `delay()` runs the task before it returns, by the same code that
+With `task_always_eager`, `delay()` runs the task before it returns, with the same code that
 a worker uses. `task_eager_propagates` raises what the task raised.
 
 Prints:

@@ -1,4 +1,4 @@
-"""Not now: after a delay, at a time, and not after a deadline.
+"""Run a task after a delay, at a given time, or not at all after a deadline.
 
 Run:  python examples/later.py
 

@@ -1,9 +1,9 @@
-"""The same call twice is one call, if it has an id of your own.
+"""The same call made twice is one call, if you give it an id.
 
 Run:  python examples/once.py
 
-A web request that is repeated, a cron job that starts twice: with an id made from what is
-to be done, the second call finds the first. An id with other arguments is an error.
+A web request may be repeated, or a cron job start twice. If the id is made from the work to
+do, the second call finds the first. An id with other arguments is an error.
 
 Prints:
     the same call: True

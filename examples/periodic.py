@@ -1,9 +1,9 @@
-"""Every half second, and every time once, although two beats run.
+"""A task every half second, sent only once each time although two beats run.
 
 Run:  python examples/periodic.py
 
-Each instant is fired in one transaction with its message, so beats need not know of each
-other: the second one here finds every instant fired. In production: `liteq beat`, or
+Each instant is fired in one transaction with its message, so beats need not know about each
+other: an instant that one has fired, the other leaves alone. In production: `liteq beat`, or
 `liteq worker -B`, on as many machines as you like.
 
 Prints:

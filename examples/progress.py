@@ -1,4 +1,4 @@
-"""How far a task is.
+"""Show how far a task has come.
 
 Run:  python examples/progress.py
 

@@ -2,8 +2,8 @@
 
 Run:  python examples/queues_and_priorities.py
 
-Routes are settings, so the code that calls a task need not know them. Within its queues a
-worker takes the highest priority first (9 before 0), then the oldest.
+Routes are settings, so the code that calls a task does not need to know them. Within its
+queues, a worker takes the highest priority first (9 before 0), then the oldest.
 
 Prints:
     resize goes to images

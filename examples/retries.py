@@ -1,4 +1,4 @@
-"""Tasks that fail and are run again.
+"""Tasks that fail and run again.
 
 Run:  python examples/retries.py
 

@@ -1,4 +1,4 @@
-"""What a stop does to the tasks that run.
+"""What happens to running tasks when a worker stops.
 
 Run:  python examples/shutdown.py
 

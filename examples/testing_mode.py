@@ -1,9 +1,9 @@
-"""Tests of what a program enqueues and when it runs, without a worker and without waiting.
+"""Test what a program enqueues and when it runs, without a worker and without waiting.
 
 Run:  python examples/testing_mode.py
 
 `liteq.testing.inline` keeps calls in memory and stops the clock; `drain()` runs what is due.
-With pytest, the fixtures `liteq_inline` and `liteq_clock` are this.
+For pytest, the fixtures `liteq_inline` and `liteq_clock` do the same.
 
 Prints:
     enqueued: testing_mode.remind('ann')  in queue 'mail', due 2030-05-18 12:00:00+00:00
@@ -34,7 +34,7 @@ def remind(self, who: str) -> str:
 
 
 def sign_up(who: str) -> None:
-    """What is to be tested."""
+    """The code under test."""
     remind.apply_async((who,), countdown=86_400)
 
 

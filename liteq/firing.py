@@ -203,9 +203,9 @@ class Beat:
         if self._broker.losses == self._losses:
             return rows
         logger.warning(
-            "the store is another than before: the server was emptied or restarted without "
-            "what it had kept, or the file was replaced. The periodic entries of the code are "
-            "declared in it anew, and none is paused; those made at run time are lost"
+            "the store is not the one from before: the server was emptied or restarted without "
+            "its data, or the file was replaced. The periodic entries in the code are declared "
+            "again, and none is paused; those made at run time are lost"
         )
         self._declare()
         return {row.name: row for row in self._broker.schedules()}

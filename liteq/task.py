@@ -596,8 +596,8 @@ class Task(Generic[P, R]):
         request = self.request
         if not context.is_running(request):
             raise RuntimeError(
-                "checkpoint() is for the attempt that runs here, and none does: in a thread of "
-                "a task's own, have contextvars.copy_context().run(…) call what says it"
+                "checkpoint() needs a running attempt, and there is none here: in a thread "
+                "that a task starts, call it through contextvars.copy_context().run(…)"
             )
         app = self.app
         checkpoints.keep(request, value, app.signer, app.cipher, interruptible=interruptible)

@@ -117,8 +117,8 @@ def cannot_wait(target: str, source: str, *, over: bool) -> InvalidTaskError:
     why = "is not in the store: enqueue both in one call"
     if over:
         why = (
-            "was sent before and is over: ids are used once, and a signature that was frozen, "
-            "or has a task_id, keeps its own. Make it anew for another call"
+            "was sent before and is over: an id is used once, and a signature that was frozen, "
+            "or has a task_id, keeps its id. Make a new signature for another call"
         )
     return InvalidTaskError(f"{target!r} cannot wait for {source!r}, which {why}")
 

@@ -613,8 +613,8 @@ class Link:
         if not self.is_cluster():
             self.server = {}
             raise ImproperlyConfigured(
-                f"several hosts in a URL are nodes of a cluster, and {self.place} is none, as "
-                "far as this user may see (INFO): name one server, or its sentinels with "
+                f"several hosts in a URL are nodes of a cluster, but {self.place} is not one, "
+                "as far as this user may see (INFO): name one server, or its sentinels with "
                 "redis+sentinel://"
             )
 

@@ -21,16 +21,16 @@ _ENDED: Final = (
 _ADVICE: Final = (
     (
         "Hostname mismatch",
-        "the URL is to have the name that the server's certificate is made out to, or the "
-        "certificate that of the URL",
+        "the URL must have a name that the server's certificate is issued for, or the server "
+        "needs a certificate for the name in the URL",
     ),
     ("IP address mismatch", "use a name that the server's certificate is issued for"),
     ("has expired", "the server needs a new certificate, or this machine's clock is wrong"),
     ("not yet valid", "this machine's clock is wrong, or the certificate is not valid yet"),
     (
         "CERTIFICATE_VERIFY_FAILED",
-        "no authority that is trusted here has signed the server's certificate: name the file "
-        "of the one that has, with ssl_ca_certs",
+        "the server's certificate is signed by no authority that is trusted here: name the "
+        "file of the one that signed it with ssl_ca_certs",
     ),
     (
         "CERTIFICATE_REQUIRED",

@@ -278,8 +278,8 @@ def _warn_of_lock(path: str) -> None:
     from liteq.loggers import get_logger  # late: a third of what a sender loads
 
     get_logger("liteq.worker").warning(
-        "%s, by which the others know that this worker lives, was removed, and is made anew: "
-        "keep whatever cleans up old files out of the store's folder",
+        "%s, which shows the others that this worker lives, was removed and is made again: "
+        "keep programs that clean up old files out of the store's folder",
         path,
     )
 

@@ -406,7 +406,7 @@ def test_2_a_worker_whose_lock_somebody_removes_keeps_what_it_runs_and_is_missed
     third = shop.start("-c", "1", name="third")
 
     assert len(shop.starts()) == 1
-    assert "was removed, and is made anew" in shop.log("first")
+    assert "was removed and is made again" in shop.log("first")
     first.kill()
     killed = time.time()
     number, _, began = shop.wait_start(count=2)

@@ -51,7 +51,7 @@ def pages(request: HttpRequest, path: str = "") -> HttpResponse:
     user = getattr(request, "user", None)
     if user is None:
         raise ImproperlyConfigured(
-            "the pages ask who is there: AuthenticationMiddleware has to be in MIDDLEWARE"
+            "the pages need to know the user: add AuthenticationMiddleware to MIDDLEWARE"
         )
     root = request.path[: len(request.path) - len(path)]
     is_change = request.method not in _SAFE
