@@ -38,8 +38,8 @@ def keep(
     data = serializers.dumps(value, "json", root="checkpoint", cipher=cipher)
     if len(data) > MOST:
         raise MessageTooLarge(
-            f"a checkpoint of {len(data)} bytes is more than the {MOST} allowed: keep what it "
-            "says elsewhere, and where that is as the checkpoint"
+            f"a checkpoint of {len(data)} bytes is more than the {MOST} allowed: store the "
+            "data elsewhere, and give its place as the checkpoint"
         )
     message = request.message
     if message is None:  # a direct call, which has no other attempt

@@ -111,7 +111,7 @@ def load_app(
         name, _, attribute = spec.partition(":")
         if not all(part.isidentifier() for part in name.split(".")):
             raise AppNotFound(
-                f"{said_by} says {spec!r}, which is no app: expected module, "
+                f"{said_by} says {spec!r}, which is not an app: expected module, "
                 "module:attribute, module:factory() or path/file.py"
             )
         module, attribute = _import_spec(name, attribute, said_by)

@@ -253,8 +253,8 @@ class Entry:
         seconds = float(given)
         if isnan(seconds) or (seconds < 0 and not due):
             raise ValueError(
-                f"is_due() of {_shown(self.schedule)} returned {(due, given)!r}: the second is "
-                "in how many seconds it is to be asked again"
+                f"is_due() of {_shown(self.schedule)} returned {(due, given)!r}: the second "
+                "must be the number of seconds until it is asked again"
             )
         return bool(due), min(max(seconds, SHORTEST), LONGEST) if seconds > 0 else _AGAIN
 

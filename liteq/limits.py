@@ -115,7 +115,7 @@ class Rate:
             raise ValueError(f"burst must be a whole number of 1 or more, not {burst!r}")
         if interval is not None and burst > _LONGEST / interval:
             raise ValueError(
-                f"{rate!r} is no rate with a burst of {burst}: to save that up would take "
+                f"{rate!r} is not a rate with a burst of {burst}: to save that up would take "
                 "more than a hundred years"
             )
         if scope not in ("global", "worker"):
@@ -471,14 +471,14 @@ def _concurrency(value: Any, key: Key) -> Concurrency:
 def _read_rate(value: Any) -> tuple[float | None, int]:
     """Return the interval (None: no limit) and the burst of a rate."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise TypeError(f"{value!r} is no rate: {_HOW}")
+        raise TypeError(f"{value!r} is not a rate: {_HOW}")
     burst = 1
     text = str(value).strip()
     if isinstance(value, str) and ";" in value:
         text, _, option = (part.strip() for part in value.partition(";"))
         word, _, number = (part.strip() for part in option.partition("="))
         if word != "burst" or not number.isdigit() or int(number) < 1:
-            raise ValueError(f"{value!r} is no rate: {_HOW}")
+            raise ValueError(f"{value!r} is not a rate: {_HOW}")
         burst = int(number)
     count, slash, unit = text.partition("/")
     period = _PERIODS.get(unit.strip() or "s") if slash == "" or unit.strip() else None
@@ -487,7 +487,7 @@ def _read_rate(value: Any) -> tuple[float | None, int]:
     except ValueError:
         number_of = math.nan
     if period is None or not math.isfinite(number_of) or number_of < 0:
-        raise ValueError(f"{value!r} is no rate: {_HOW}")
+        raise ValueError(f"{value!r} is not a rate: {_HOW}")
     return (period / number_of if number_of else None), burst
 
 

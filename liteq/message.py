@@ -35,7 +35,7 @@ __all__ = [
 
 VERSION: Final = 1
 MAX_ENVELOPE: Final = 1_048_576  # characters that are read; headers take far fewer
-GATHER: Final = "liteq.gather"  # the task name of a message that is no task but a gather
+GATHER: Final = "liteq.gather"  # the task name of a message that is not a task but a gather
 
 Packed: TypeAlias = tuple[Any, ...]
 

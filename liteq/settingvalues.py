@@ -371,9 +371,9 @@ def _refuse_fanout(queue: Any) -> None:
     if kind == "fanout":
         name = getattr(queue, "alias", None) or getattr(queue, "name", queue)
         raise Unfit(
-            f"has the fanout queue {name!r}, and liteq sends no message to all workers: make "
-            "what they all are to do a @control_command and call it with "
-            "app.control.broadcast(), or send one call to a queue of each worker's own"
+            f"has the fanout queue {name!r}, and liteq sends no message to all workers: for "
+            "what all of them have to do, write a @control_command and call it with "
+            "app.control.broadcast(), or send one call to each worker's own queue"
         )
 
 

@@ -425,7 +425,7 @@ def revive(found: dict[str, Any]) -> Any:
         return found
     content = found[MARK]
     if len(found) != 1 or type(content) is not list or not content:
-        raise DecodeError(f"damaged value: {MARK} is no list, or not alone")
+        raise DecodeError(f"damaged value: {MARK} is not a list, or not alone")
     tag, *payload = content
     reader = readers.get(tag) if type(tag) is str else None
     if reader is None:
@@ -574,7 +574,7 @@ def _read_path(kind: str, text: str) -> Any:
 def _read_enum(module: str, name: str, member: str) -> Any:
     kind = _find_class(module, name)
     if not issubclass(kind, enum.Enum):
-        raise DecodeError(f"{module}.{name} is no Enum")
+        raise DecodeError(f"{module}.{name} is not an Enum")
     try:
         return kind.__members__[member]
     except KeyError:
@@ -584,7 +584,7 @@ def _read_enum(module: str, name: str, member: str) -> Any:
 def _read_flag(module: str, name: str, value: int) -> Any:
     kind = _find_class(module, name)
     if not issubclass(kind, enum.Flag) or type(value) is not int:
-        raise DecodeError(f"{module}.{name} is no Flag")
+        raise DecodeError(f"{module}.{name} is not a Flag")
     known = kind._value2member_map_.get(value)
     if known is not None:
         return known
@@ -608,7 +608,7 @@ def _read_dataclass(module: str, name: str, pairs: Any) -> Any:
 
     kind = _find_class(module, name)
     if not dataclasses.is_dataclass(kind):
-        raise DecodeError(f"{module}.{name} is no dataclass")
+        raise DecodeError(f"{module}.{name} is not a dataclass")
     values = _read_dict(pairs)
     instance = object.__new__(kind)
     for field in dataclasses.fields(kind):

@@ -49,7 +49,7 @@ class Workflow:
 
     def __init__(self, id: str, app: Liteq) -> None:
         if not id or not isinstance(id, str):
-            raise ValueError(f"a workflow has an id, which {id!r} is not")
+            raise ValueError(f"a workflow has an id, not {id!r}")
         self._asked = id
         self._found: str | None = None
         self.app = app

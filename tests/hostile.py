@@ -80,7 +80,7 @@ HOSTILE = (
     Hostile("a class of nobody", _tagged("enum", "nobody", "Colour", "RED"), "nobody"),
     Hostile("a class to be called", _tagged("dataclass", "os", "system", {}), "os"),
     Hostile("a tag of nobody", _tagged("evil", 1), "evil"),
-    Hostile("an envelope that is no JSON", GOOD, "envelope", envelope='{"content_type": '),
+    Hostile("an envelope that is not JSON", GOOD, "envelope", envelope='{"content_type": '),
     Hostile("an envelope that is no object", GOOD, "envelope", envelope="[1]"),
     Hostile("an envelope of no version", GOOD, "envelope", envelope='{"shadow": "x"}'),
     Hostile(
@@ -114,7 +114,7 @@ HOSTILE = (
         Hostile(
             f"an envelope with {name} of a wrong type",
             GOOD,
-            f"no type of {name}",
+            f"not a type of {name}",
             envelope=f'{{"{name}":{value},"v":{VERSION}}}',
         )
         for name, value in (

@@ -616,15 +616,15 @@ def test_a_pipe_changes_neither_side(add: Any) -> None:
 
 
 def test_what_is_no_signature_is_refused_where_it_stands(add: Any) -> None:
-    with pytest.raises(TypeError, match=r"group\[1\] is no signature, .*: 5"):
+    with pytest.raises(TypeError, match=r"group\[1\] is not a signature, .*: 5"):
         group(add.s(), 5)
-    with pytest.raises(TypeError, match=r"chain\[1\] is no signature.*; write add\.s\("):
+    with pytest.raises(TypeError, match=r"chain\[1\] is not a signature.*; write add\.s\("):
         chain(add.s(), add)
     with pytest.raises(TypeError, match=r"sent already; write task\.s"):
         group([add.delay(1)])
-    with pytest.raises(TypeError, match=r"chord header\[0\] is no signature"):
+    with pytest.raises(TypeError, match=r"chord header\[0\] is not a signature"):
         chord([None], add.s())
-    with pytest.raises(TypeError, match="the body of a chord is no signature"):
+    with pytest.raises(TypeError, match="the body of a chord is not a signature"):
         chord([add.s()], 5)
     with pytest.raises(TypeError, match="the header of a chord must be a group or a list"):
         chord(5, add.s())

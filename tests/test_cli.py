@@ -79,8 +79,8 @@ def test_the_list_of_commands_says_what_each_says_of_itself(name: str) -> None:
         (["worker", "lease_timeout=soon"], "worker_lease_timeout = 'soon'"),
         (["worker", "--pidfile", "absent/x.pid"], "--pidfile absent/x.pid: No such file"),
         (["call", "tasks.add", "-a", "[1"], "'[1' is not JSON"),
-        (["call", "tasks.add", "-k", "[1]"], "'[1]' is no JSON object"),
-        (["call", "tasks.add", "--eta", "noon"], "'noon' is no time like"),
+        (["call", "tasks.add", "-k", "[1]"], "'[1]' is not a JSON object"),
+        (["call", "tasks.add", "--eta", "noon"], "'noon' is not a time like"),
         (["call", "tasks.add", "-a", "[1]"], "tasks.add: add() missing 1 required"),
         (["dead", "redrive"], "name ids, say what they have in common, or say --all"),
         (["run", "absent.py"], "there is no file 'absent.py'"),
@@ -1214,7 +1214,7 @@ def test_what_is_no_pid_file_is_neither_written_nor_removed(
     done = project("worker", "--burst", "--pidfile", "notes.txt")
 
     assert done.returncode == 2
-    assert "--pidfile notes.txt: this is no pid file" in done.stderr
+    assert "--pidfile notes.txt: this is not a pid file" in done.stderr
     assert file.read_text() == text
 
 

@@ -100,7 +100,7 @@ def test_an_operator_changes_limits_until_they_are_reset(shop: Here) -> None:
         (["reset", "zzz"], 3, "`liteq limits` lists them"),
         (["set", "workdir", "10/m"], 2, "workdir is a concurrency"),
         (["set", "workdir", "0"], 2, "a number of 1 or more"),
-        (["set", "tasks.call:rate", "often"], 2, "'often' is no rate"),
+        (["set", "tasks.call:rate", "often"], 2, "'often' is not a rate"),
     ],
 )
 def test_wrong_words_change_nothing(

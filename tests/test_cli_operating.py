@@ -123,7 +123,7 @@ def test_a_backup_does_not_replace_a_file_and_leaves_none_half(
     target = tmp_path / "kept"
     target.write_text("precious")
 
-    with pytest.raises(ImproperlyConfigured, match="is there already"):
+    with pytest.raises(ImproperlyConfigured, match="exists already"):
         store.keeper().backup(target)
     with pytest.raises(ImproperlyConfigured, match="belongs on another disk"):
         store.keeper().backup(tmp_path / "store" / "copy.db")
@@ -331,8 +331,8 @@ def test_what_is_no_backup_is_refused(store: SqliteBroker, tmp_path: Path) -> No
     later.close()
 
     for name, why in (
-        ("text", "no backup"),
-        ("foreign", "no backup"),
+        ("text", "not a backup"),
+        ("foreign", "not a backup"),
         ("absent", "there is no"),
     ):
         with pytest.raises(ImproperlyConfigured, match=why):
@@ -995,9 +995,9 @@ def test_units_say_how_long_a_stop_takes_without_an_exponent(here: Here) -> None
         (["--name", "a/b"], "'a/b' cannot name a unit: give a --name"),
         (["--name", "a@b"], "'a@b' cannot name a unit"),
         (["--name", "a\nUser=root"], "cannot name a unit"),
-        (["--user", "a\nb"], "is no name of a user"),
-        (["--grace", "nan"], "--grace nan is no number of seconds below a billion"),
-        (["--grace", "inf"], "--grace inf is no number of seconds"),
+        (["--user", "a\nb"], "is not a name of a user"),
+        (["--grace", "nan"], "--grace nan is not a number of seconds below a billion"),
+        (["--grace", "inf"], "--grace inf is not a number of seconds"),
         (["-o", "tasks.py/x"], "tasks.py/x/shop-worker.service cannot be written: Not a"),
     ],
 )
@@ -1213,7 +1213,7 @@ def test_a_store_of_another_user_is_neither_absent_nor_a_mistake(
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert f"may not use {folder}" in line or "may not use shop.liteq" in line
-    assert "are to run as one user" in line
+    assert "must run as the same user" in line
 
 
 @pytest.mark.parametrize("words", [["worker", "-c", "1"], ["beat"]], ids=" ".join)
@@ -1277,7 +1277,7 @@ def test_a_doctor_says_that_it_may_not_look(here: Here, project: Project) -> Non
 
     for found in (rights, store):
         assert found["level"] == "fail"
-        assert "are to run as one user" in found["what"]
+        assert "must run as the same user" in found["what"]
         assert found["advice"] == ""
 
 

@@ -242,7 +242,7 @@ def test_an_id_that_others_chose_does_not_steer_the_terminal(
 def test_one_bad_member_of_a_workflow_takes_no_list_down(
     app: Callable[[], Liteq], here: Here, never: float
 ) -> None:
-    broken = next(one for one in HOSTILE if one.name == "an envelope that is no JSON")
+    broken = next(one for one in HOSTILE if one.name == "an envelope that is not JSON")
     bad, good = forge(broken, "tasks.log"), forge(broken._replace(envelope=None), "tasks.log")
     good = good._replace(run_at=never, expires_at=float("inf"), limits="[" * 100_000)
     app().broker.enqueue([bad, good], [], Workflow(good.id, "flow"))

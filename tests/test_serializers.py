@@ -266,7 +266,7 @@ def test_other_formats_carry_the_same_values(content_type: str, value: Any) -> N
 @given(values)
 def test_bytes_are_json_in_utf8(value: Any) -> None:
     json.loads(
-        dumps(value).decode(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON")
+        dumps(value).decode(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON")
     )
 
 

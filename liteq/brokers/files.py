@@ -80,7 +80,7 @@ def forbidden(exc: PermissionError) -> StoreForbidden:
     """Return what it means for the store that one of its files was refused."""
     return StoreForbidden(
         f"uid {os.geteuid()} may not use {exc.filename} ({exc.strerror}): all programs that "
-        "use a store are to run as one user, the one that its folder belongs to"
+        "use a store must run as the same user, the owner of its folder"
     )
 
 

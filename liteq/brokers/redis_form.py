@@ -375,9 +375,9 @@ def graph_arguments(
     found = list(messages)
     if len(found) > MOST_AT_ONCE:
         raise InvalidTaskError(
-            f"{len(found):,} messages in one step are too many for Redis, which would answer "
-            f"nobody meanwhile: send {MOST_AT_ONCE:,} at most, in several workflows, or as "
-            "single calls with enqueue_many()"
+            f"{len(found):,} messages in one step are too many for Redis, which could answer "
+            f"no one else meanwhile: send {MOST_AT_ONCE:,} at most, in several workflows, or "
+            "as single calls with enqueue_many()"
         )
     arguments: list[Any] = [*(workflow or ("", "")), len(found)]
     for packed in found:

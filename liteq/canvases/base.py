@@ -148,7 +148,7 @@ def part(given: Any, where: str, app: Liteq | None) -> Signature[Any]:
         hint = (
             ", but of a call that was sent already; write task.s(…) in place of task.delay(…)"
         )
-    raise TypeError(f"{where} is no signature, as task.s(…) makes them: {given!r}{hint}")
+    raise TypeError(f"{where} is not a signature, as task.s(…) makes them: {given!r}{hint}")
 
 
 def is_special(sig: Signature[Any]) -> bool:

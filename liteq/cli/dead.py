@@ -91,7 +91,9 @@ def dead_show(id: str, raw: bool, as_json: bool) -> None:
     session.import_tasks()  # each says itself which of its arguments are secret
     told = describe(app, resolve(app.broker, id))
     if told["dead"] is None:
-        raise Failure(f"{told['id']} is no dead letter: it is {told['state']}", Exit.NOT_FOUND)
+        raise Failure(
+            f"{told['id']} is not a dead letter: it is {told['state']}", Exit.NOT_FOUND
+        )
     if raw:
         told["args"] = repr(app.broker.get([told["id"]])[told["id"]].outline.body)
     if as_json:

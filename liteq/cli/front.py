@@ -204,7 +204,7 @@ class Seconds(click.FloatRange):
     ) -> float:
         seconds: float = super().convert(value, param, ctx)
         if not seconds <= _LONGEST:  # nan is not, either
-            self.fail(f"{value!r} is no number of seconds up to {_LONGEST:g}", param, ctx)
+            self.fail(f"{value!r} is not a number of seconds up to {_LONGEST:g}", param, ctx)
         return seconds
 
 

@@ -69,7 +69,9 @@ def _lock(name: str) -> int:
             raise Failure(f"--pidfile {name}: {why}", Exit.USAGE) from exc
         if not _is_pid_file(file):
             os.close(file)
-            raise Failure(f"--pidfile {name}: this is no pid file, so it is kept", Exit.USAGE)
+            raise Failure(
+                f"--pidfile {name}: this is not a pid file, so it is kept", Exit.USAGE
+            )
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

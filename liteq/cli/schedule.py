@@ -215,7 +215,7 @@ def _json(option: str, text: str, kind: type) -> Any:
     try:
         value = json.loads(text)
     except ValueError as exc:
-        raise click.UsageError(f"{option}: {text!r} is no JSON: {exc}") from None
+        raise click.UsageError(f"{option}: {text!r} is not JSON: {exc}") from None
     if not isinstance(value, kind):
         word = "a list" if kind is list else "an object"
         raise click.UsageError(f"{option} is {word} in JSON, not {text!r}")

@@ -127,7 +127,7 @@ def systemd(
     if queues and template:
         raise click.UsageError("with --template the queue is the instance's name: no --queues")
     if not grace < _MOST_GRACE:  # nor is what is no number, with which nothing compares
-        raise click.UsageError(f"--grace {grace:g} is no number of seconds below a billion")
+        raise click.UsageError(f"--grace {grace:g} is not a number of seconds below a billion")
     session = Session.current()
     app = session.app
     reference = session.options.get("app") or session.find().reference
@@ -221,7 +221,7 @@ def _checked_name(name: str) -> str:
 def _checked_user(user: str) -> str:
     if re.fullmatch(r"[^\s:/%-][^\s:/%]*", user):
         return user
-    raise click.UsageError(f"--user {user!r} is no name of a user")
+    raise click.UsageError(f"--user {user!r} is not a name of a user")
 
 
 # As systemd reads it: see systemd.syntax(7), systemd.service(5) and systemd.unit(5)

@@ -40,7 +40,9 @@ def moment(text: str) -> datetime:
     try:
         return datetime.fromisoformat(text)
     except ValueError:
-        raise click.BadParameter(f"{text!r} is no time like 2026-01-31T08:00+01:00") from None
+        raise click.BadParameter(
+            f"{text!r} is not a time like 2026-01-31T08:00+01:00"
+        ) from None
 
 
 def seconds_or_moment(text: str) -> float | datetime:
@@ -216,7 +218,7 @@ def _json(text: str, kind: type, word: str) -> Any:
     except ValueError as exc:
         raise click.BadParameter(f"{text!r} is not JSON: {exc}") from exc
     if not isinstance(value, kind):
-        raise click.BadParameter(f"{text!r} is no JSON {word}")
+        raise click.BadParameter(f"{text!r} is not a JSON {word}")
     return value
 
 

@@ -249,7 +249,7 @@ class AsyncioPool(InProcess):
         """Say what something that a task has left on the loop did to it. The others that run
         there have no part in that."""
         if exc is None:
-            log.error("something has stopped the event loop of the pool: it goes on")
+            log.error("something has stopped the pool's event loop: it continues")
         else:
             log.error("something that a task left on the event loop raised", exc_info=exc)
 

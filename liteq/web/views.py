@@ -208,7 +208,7 @@ def _number(text: str) -> int | None:
     if not text:
         return None
     if not (text.isdecimal() and len(text) < 19):
-        raise ValueError(f"the list goes on before a number, which {text!r} is not")
+        raise ValueError(f"the list continues before a number, and {text!r} is not one")
     return int(text)
 
 

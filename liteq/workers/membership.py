@@ -194,7 +194,7 @@ class Membership:
 
         What still runs runs on: its outcomes will be refused, one by one.
         """
-        logger.warning("this worker had been given up for dead: it starts over")
+        logger.warning("the others had taken this worker for dead: it starts over")
         self.join(self._selector)
         self._came_back()
         self.given_up = False

@@ -97,7 +97,7 @@ def test_a_machine_that_is_cut_off_loses_its_work_to_another_and_comes_back(
     shop.release()
 
     assert held.get(timeout=10) == ["hold", 2]
-    shop.wait(lambda: "given up for dead: it starts over" in shop.log("far"), far)
+    shop.wait(lambda: "taken this worker for dead: it starts over" in shop.log("far"), far)
     shop.wait(lambda: len(shop.app.broker.workers()) == 2, far)
     shop.stop(near)
     assert shop.tasks.add.delay(1, 2).get(timeout=10) == 3  # there, where else

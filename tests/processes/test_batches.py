@@ -176,7 +176,7 @@ def test_a_worker_that_was_stopped_beyond_its_lease_does_not_run_what_waited(
     shop.start("-c", "1", name="second")
     assert [one.get(timeout=15) for one in results] == [[n, 2, 1] for n in range(3)]
     os.kill(first.pid, signal.SIGCONT)
-    wait_until(lambda: "given up for dead" in shop.log("first"), within=15)
+    wait_until(lambda: "this worker for dead" in shop.log("first"), within=15)
 
     assert shop.tasks.add.delay(1, 2).get(timeout=15) == 3
     assert len(runs(shop)) == 3

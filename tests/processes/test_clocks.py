@@ -88,5 +88,5 @@ def test_2_and_6_a_clock_that_jumps_takes_no_lease_and_starts_nothing_early(shop
     assert used < BUSY * lasted, f"the workers are busy with waiting: {used / lasted:.2f}"
     shop.release()
     assert held.get(timeout=15) == ["hold", 1]
-    assert "given up for dead" not in shop.logs()
+    assert "this worker for dead" not in shop.logs()
     assert [worker.poll() for worker in workers] == [None, None]
