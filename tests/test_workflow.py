@@ -222,7 +222,9 @@ def test_a_signature_that_was_frozen_and_sent_cannot_be_a_member_of_a_chord(app:
     sent = frozen.apply_async()
     app.run_until_empty()
 
-    with pytest.raises(InvalidTaskError, match=f"'{sent.id}', which was sent before .* a new signature"):
+    with pytest.raises(
+        InvalidTaskError, match=f"'{sent.id}', which was sent before .* a new signature"
+    ):
         canvas.chord([frozen, add.s(2, 2)], total.s()).apply_async()
 
     assert app.workflows() == []
