@@ -343,8 +343,8 @@ def test_what_a_pool_has_grown_by_is_used(app: Liteq, start: Start, pool: str) -
         ("autoscale", {"max": 10**12}, "children at most"),
         ("autoscale", {"max": 2.5, "min": 1.5}, "whole numbers"),
         ("autoscale", {"max": "x"}, "whole numbers"),
-        ("cancel_consumer", {"queue": []}, "a text"),
-        ("add_consumer", {"queue": "\ud800"}, "a text"),
+        ("cancel_consumer", {"queue": []}, "must be text"),
+        ("add_consumer", {"queue": "\ud800"}, "must be text"),
         ("time_limit", {"task_name": "x", "hard": 1e300}, "0 seconds or more"),
     ],
 )

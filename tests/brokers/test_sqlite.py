@@ -545,7 +545,7 @@ def test_2_a_heartbeat_makes_a_removed_lock_anew(
 
     assert workers_alive(folder) == [f"{worker}.lock"]
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert f"{folder}/workers/{worker}.lock, by which" in caplog.text
+    assert f"{folder}/workers/{worker}.lock, which shows the others" in caplog.text
     clock.advance(broker.lease_timeout + 1)
     other.reclaim()
     assert [info.state for info in other.roster()] == ["stuck"]  # the kernel says: it lives

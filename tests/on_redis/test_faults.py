@@ -1119,7 +1119,7 @@ def test_beats_declare_their_entries_anew_on_a_server_that_was_emptied(
         beat.tick()
 
     assert [entry.name for entry in app.schedules.list()] == ["tick", "tock"]
-    assert "The periodic entries of the code are declared in it anew" in caplog.text
+    assert "The periodic entries in the code are declared again" in caplog.text
 
     app.broker.remove_schedule("tick")
     for beat in beats:
