@@ -1111,7 +1111,7 @@ def test_beats_declare_their_entries_anew_on_a_server_that_was_emptied(
     for beat in beats:
         beat.wake()
         beat.tick()
-    assert "store is another" not in caplog.text
+    assert "store is not the one" not in caplog.text
     server.say("FLUSHALL")
 
     for beat in beats:
