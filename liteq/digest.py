@@ -110,6 +110,8 @@ def timeline(told: Mapping[str, Any], now: float) -> Iterator[Happening]:
         yield Happening(None, "not sent yet: no call of this id is in the store")
         return
     yield Happening(told["enqueued_at"], f"enqueued, {ago(told['enqueued_at'], now)}")
+    if told["attempts"] and (earlier := told["attempts"][0]["number"] - 1):
+        yield Happening(None, f"{earlier:,} earlier {'attempts' if earlier > 1 else 'attempt'}")
     for attempt in told["attempts"]:
         error = attempt["error"]
         began = attempt["started_at"]

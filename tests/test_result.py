@@ -184,6 +184,19 @@ def test_a_retry_shows_its_reason(app: Liteq, add: Any) -> None:
     assert past.ended_at.tzinfo is UTC
 
 
+def test_a_call_with_more_attempts_than_are_kept_says_how_many_there_were(
+    app: Liteq, add: Any
+) -> None:
+    result = add.delay(1, 2)
+    for _ in range(52):
+        settle(app, Retried(time.time(), describe(KeyError("k"), traceback="tb")))
+
+    assert [past.number for past in result.attempts] == list(range(3, 53))
+    _, earlier, third, *_ = digest.timeline(operating.describe(app, result.id), time.time())
+    assert earlier.what == "2 earlier attempts"
+    assert third.what.startswith("attempt 3 retried")
+
+
 @pytest.mark.parametrize("damaged", [1e15, float("inf")])
 def test_an_attempt_whose_times_are_damaged_has_none(clock: FakeClock, damaged: float) -> None:
     with app_in_memory(clock=clock) as app:

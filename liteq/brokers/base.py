@@ -536,7 +536,8 @@ class Broker(ABC):
 
     @abstractmethod
     def attempts(self, id: str) -> list[Attempt]:
-        """Return the attempts of a message that did not succeed, oldest first."""
+        """Return the latest `ATTEMPTS_KEPT` attempts of a message that did not succeed, oldest
+        first. Their numbers count all."""
 
     @abstractmethod
     def browse(

@@ -18,6 +18,7 @@ from liteq.brokers.graph import cannot_wait, count_edges
 from liteq.brokers.limiting import enter_lines
 from liteq.brokers.schema import EARLY, LIMITED, QUEUED, SCHEDULED, WAITING
 from liteq.brokers.uniqueness import UNIQUE, admit
+from liteq.brokers.values import ATTEMPTS_KEPT
 from liteq.exceptions import AlreadyEnqueued
 from liteq.message import (
     GATHER,
@@ -303,10 +304,10 @@ def accept_repeat(db: apsw.Connection, row: tuple[Any, ...]) -> bool:
     if fetch_one(
         db,
         "SELECT EXISTS(SELECT 1 FROM attempt WHERE message = ? "
-        "AND outcome IN ('retried', 'replaced'))",
+        f"AND (outcome IN ('retried', 'replaced') OR number > {ATTEMPTS_KEPT}))",
         (seq,),
     ):
-        return True  # it has become another since
+        return True  # it has become another since, or may have: not all attempts are kept
     raise AlreadyEnqueued(
         f"a message with id {id!r} is in the store with another task or other "
         f"arguments (its task is {stored_task!r}, this one's {task!r}): ids are used once"

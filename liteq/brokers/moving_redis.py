@@ -12,7 +12,7 @@ from liteq.brokers.redis_form import (
     LETTERS,
     RECORD_FIELDS,
     Fields,
-    attempt_of,
+    attempts_of,
     kept_fields,
     read_inputs,
     record_of,
@@ -80,8 +80,8 @@ class RedisShelf:
             changed = fields.one() == b"1"
             bonds = [self._bond(fields) for _ in range(fields.number())]
             inputs = read_inputs(fields)
-            packed = [fields.bytes() for _ in range(fields.number())]
-            attempts = [attempt_of(n, one) for n, one in enumerate(packed, 1)]
+            before = fields.one()
+            attempts = attempts_of(before, fields.some(fields.number()))
             kept.append(
                 Kept(
                     record=record_of(raw),

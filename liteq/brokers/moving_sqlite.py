@@ -12,7 +12,7 @@ from liteq.brokers.keeping import Keeper
 from liteq.brokers.limiting import overrides
 from liteq.brokers.moving import Bond, Bucket, Kept, Override, Period, deletion_of
 from liteq.brokers.schema import EARLY, STATE_CODES
-from liteq.brokers.values import Attempt, Input, Record
+from liteq.brokers.values import ATTEMPTS_KEPT, Attempt, Input, Record
 from liteq.message import PACKED_FIELDS, UNIQUE_KEY
 
 __all__ = ["SqliteShelf"]
@@ -165,7 +165,10 @@ def _kept(db: apsw.Connection, record: Record) -> Kept:
     return Kept(
         record=record,
         pending=pending,
-        changed=any(attempt.outcome in ("retried", "replaced") for attempt in attempts),
+        changed=any(
+            attempt.outcome in ("retried", "replaced") or attempt.number > ATTEMPTS_KEPT
+            for attempt in attempts
+        ),
         bonds=tuple(
             Bond(target, _once(on), position, bool(met))
             for target, on, position, met in fetch_all(db, _BONDS, (seq,))

@@ -14,7 +14,7 @@ from liteq.brokers.redis_form import (
     RECORD_FIELDS,
     STATES,
     Fields,
-    attempt_of,
+    attempts_of,
     read_inputs,
     record_of,
 )
@@ -85,8 +85,8 @@ class RedisRecords(RedisStore):
         return read_inputs(Fields(self._call("inputs", id)))
 
     def attempts(self, id: str) -> list[Attempt]:
-        packed = self._call("attempts", id)
-        return [attempt_of(n, one or b"") for n, one in enumerate(packed, 1)]
+        before, *kept = self._call("attempts", id)
+        return attempts_of(before, kept)
 
     def browse(
         self, state: State | Literal["dead"], *, queue: str | None = None, limit: int = 50

@@ -62,7 +62,7 @@ __all__ = [
     "STATES",
     "Fields",
     "Settlements",
-    "attempt_of",
+    "attempts_of",
     "graph_arguments",
     "kept_fields",
     "lease_in",
@@ -618,6 +618,7 @@ def kept_fields(kept: Kept) -> list[Any]:
         "V": record.revoked,
         "X": record.dead,
         "j": "1" if kept.changed else None,
+        "A": (kept.attempts[0].number - 1 if kept.attempts else 0) or None,
         "h": record.worker,
     }
     if record.note is not None:
@@ -633,8 +634,13 @@ def _decoded(field: Field) -> str | None:
     return None if field is None else field.decode()
 
 
-def attempt_of(number: int, packed: bytes) -> Attempt:
-    """Return one attempt of those that `lua/attempts.lua` puts."""
+def attempts_of(before: Field, kept: Iterable[Field]) -> list[Attempt]:
+    """Return the attempts that `lua/attempts.lua` puts."""
+    first = int(before or 0) + 1
+    return [_attempt_of(number, one or b"") for number, one in enumerate(kept, first)]
+
+
+def _attempt_of(number: int, packed: bytes) -> Attempt:
     outcome, error, worker, started, ended = unpack(packed)
     return Attempt(
         number,

@@ -20,7 +20,7 @@ from liteq.brokers.following import IGNORED_KEPT, Following, find_open_gather
 from liteq.brokers.graph import divide_edges
 from liteq.brokers.limiting import free_slots
 from liteq.brokers.schema import IGNORED, MOST, QUEUED, SCHEDULED, SUCCEEDED, WAITING
-from liteq.brokers.values import Lease
+from liteq.brokers.values import ATTEMPTS_KEPT, Lease
 from liteq.exceptions import InvalidTaskError, MessageError, NotRegistered, WorkerLostError
 from liteq.message import (
     ACKS_LATE,
@@ -91,6 +91,10 @@ _ATTEMPT: Final = (
     "INSERT INTO attempt(message, number, outcome, error, worker, started_at, ended_at) "
     "SELECT seq, 1 + coalesce((SELECT max(number) FROM attempt WHERE message = seq), 0), "
     "?, ?, worker, started_at, ? FROM message WHERE seq = ? AND token = ?"
+)
+_FORGET_ATTEMPTS: Final = (
+    "DELETE FROM attempt WHERE message = ?1 "
+    f"AND number <= (SELECT max(number) FROM attempt WHERE message = ?1) - {ATTEMPTS_KEPT}"
 )
 # An edge that led to a message before it was replaced is kept, for who draws them, under
 # a name that sets nothing off. They are found by what has come of them, its inputs: of a
@@ -450,9 +454,11 @@ class Settling:
             self.following.failed(seq, id, error)
 
     def _keep_attempt(self, lease: Lease, outcome: str, error: bytes | None) -> None:
-        """Write down an attempt that ends now; before the lease is given up, which wipes
-        what is to be written down. A stale lease matches no row here either."""
+        """Write down an attempt that ends now, and forget the oldest if there are too many;
+        before the lease is given up, which wipes what is to be written down. A stale lease
+        matches no row here either."""
         self.db.execute(_ATTEMPT, (outcome, error, self.now, lease.key, lease.token))
+        self.db.execute(_FORGET_ATTEMPTS, (lease.key,))
 
 
 def fetch_slice(

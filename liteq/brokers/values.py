@@ -20,6 +20,7 @@ from liteq.message import (
 )
 
 __all__ = [
+    "ATTEMPTS_KEPT",
     "FINAL_STATES",
     "Aside",
     "Attempt",
@@ -149,6 +150,9 @@ class Rewrite(NamedTuple):
 
 
 Said: TypeAlias = Note | Rewrite  # what a running task says
+
+
+ATTEMPTS_KEPT: Final = 50  # of each message, the latest: one may be retried for months
 
 
 class Attempt(NamedTuple):

@@ -335,7 +335,8 @@ class AsyncResult(ResultBase, Generic[R]):
 
     @property
     def attempts(self) -> list[PastAttempt]:
-        """The attempts that did not succeed, oldest first."""
+        """The last fifty attempts that did not succeed, oldest first. Their numbers count all
+        of them."""
         from liteq.results.progress import PastAttempt  # late: see `progress`
 
         return [

@@ -23,6 +23,7 @@ from world import START, FakeClock, Store, enlist, make, wait_until
 
 from liteq import failure
 from liteq.brokers.base import FINAL_STATES, ORDERS, Broker, Note, Rewrite, Schedule, Step
+from liteq.brokers.values import ATTEMPTS_KEPT
 from liteq.exceptions import (
     AlreadyEnqueued,
     EncodeError,
@@ -2166,6 +2167,38 @@ def test_attempts_are_listed_oldest_first(broker: Broker, clock: FakeClock) -> N
     assert attempts[0].error == b'"1"'
     assert attempts[2].error == ERROR
     assert {attempt.worker for attempt in attempts} == {"w7"}
+
+
+def test_the_latest_attempts_are_kept(broker: Broker, clock: FakeClock) -> None:
+    first, worker = make(body=b"first"), enlist(broker)
+    broker.enqueue([first])
+    for number in range(1, ATTEMPTS_KEPT + 4):
+        (lease,) = broker.claim(worker, ["default"])
+        error = f'"{number}"'.encode()
+        broker.settle(worker, lease, Retried(clock.now(), error, {"body": b"next"}))
+
+    numbers = list(range(4, ATTEMPTS_KEPT + 4))
+    attempts = broker.attempts(first.id)
+    assert [attempt.number for attempt in attempts] == numbers
+    assert [attempt.error for attempt in attempts] == [f'"{n}"'.encode() for n in numbers]
+    broker.enqueue([first])  # the same call again: it is still known to be another now
+
+
+def test_a_call_that_was_retried_before_its_latest_attempts_may_be_sent_again(
+    broker: Broker, clock: FakeClock
+) -> None:
+    message = put(broker, make(body=b"first", max_deliveries=ATTEMPTS_KEPT + 5))
+    worker = enlist(broker)
+    (lease,) = broker.claim(worker, ["default"])
+    broker.settle(worker, lease, Retried(clock.now(), b"{}", {"body": b"next"}))
+    for _ in range(ATTEMPTS_KEPT):
+        (lease,) = broker.claim(worker, ["default"])
+        broker.settle(worker, lease, Lost("gone"))
+
+    assert {attempt.outcome for attempt in broker.attempts(message.id)} == {"lost"}
+    broker.enqueue([message])
+
+    assert [lease.id for lease in broker.claim(worker, ["default"])] == [message.id]
 
 
 def test_messages_are_browsed_by_state_and_queue_oldest_first(

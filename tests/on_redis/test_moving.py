@@ -19,6 +19,7 @@ from liteq.brokers.connection import DATABASE
 from liteq.brokers.moving import move
 from liteq.brokers.redis import RedisBroker
 from liteq.brokers.sqlite import SqliteBroker
+from liteq.brokers.values import ATTEMPTS_KEPT
 from liteq.cli import main
 from liteq.exceptions import BrokerError, ImproperlyConfigured
 from liteq.limits import Limit, LimitInfo, write
@@ -129,6 +130,34 @@ def test_a_store_moves_to_where_a_worker_of_the_same_name_has_stopped_often(
     assert [attempt.worker for attempt in there.attempts(message.id)] == ["w"]
     here.close()
     there.close()
+
+
+def test_the_attempts_of_a_call_that_was_often_retried_move(
+    tmp_path: Path, store: Store
+) -> None:
+    here, there = store.open(), SqliteBroker(None, clock=store.clock)
+    back = Store("redis", tmp_path / "back", store.clock).open()
+    message = make()
+    here.enqueue([message])
+    worker = enlist(here, name="w")
+    for _ in range(ATTEMPTS_KEPT + 3):
+        (lease,) = here.claim(worker, ["default"])
+        here.settle(worker, lease, Retried(store.clock.now(), b"{}"))
+    here.unregister(worker)
+
+    list(move(here, there))
+    list(move(there, back))
+
+    attempts = here.attempts(message.id)
+    assert [attempt.number for attempt in attempts] == list(range(4, ATTEMPTS_KEPT + 4))
+    assert there.attempts(message.id) == back.attempts(message.id) == attempts
+    for broker in (there, back):
+        worker = enlist(broker, name="w")
+        (lease,) = broker.claim(worker, ["default"])
+        broker.settle(worker, lease, Retried(store.clock.now(), b"{}"))
+        assert broker.attempts(message.id)[-1].number == ATTEMPTS_KEPT + 4
+    for broker in (here, there, back):
+        broker.close()
 
 
 @pytest.fixture

@@ -21,6 +21,7 @@
 --   C  countdown, D  expires_in: seconds from when it stops waiting
 --   a  the id of the call that replaced it last, if it is unique
 --   B  of a gather: the position of its next part
+--   A  how many of its attempts were before the first that is kept
 --   W  the workflow that it is a node of  h  name of its worker, if it was moved here
 -- States: w waiting, q queued, d delayed, r running, p parked, l limited (see `limiting.lua`);
 --   S succeeded, F failed, R revoked, I ignored.
@@ -45,7 +46,7 @@
 --   i:<id>              hash  inputs of a message; position:source: letter and value
 --   unique:<key>        string  until when a unique key is kept after the end ("" not), and
 --                             the id of the message that holds it, or did
---   a:<id>              list  its attempts that did not succeed
+--   a:<id>              list  its latest attempts that did not succeed
 --   workflow:<id>       hash  name, created
 --   nodes:<workflow>    zset  ids of its messages, by number
 --   workflows           zset  ids of workflows, by the number of their first message

@@ -3,7 +3,8 @@
 -- ARGV[4…]  ids
 -- Answers   for each that is there: its fields (see read.lua), j, the number of edges from it,
 --           for each: letter and target, position, 1 if it is met; the number of its inputs,
---           for each: position, source, letter, value; the number of its attempts, and those
+--           for each: position, source, letter, value; how many attempts were before
+--           the first that is kept; the number of those, and they
 
 -- Those of a message that lead to what they led to at first; another may have its id.
 local function edges_of(id)
@@ -33,6 +34,7 @@ for i = 4, #ARGV do
       for j = 1, 4 do put(input[j]) end
     end
     local attempts = call('LRANGE', P .. 'a:' .. id, 0, -1)
+    put(call('HGET', P .. 'm:' .. id, 'A'))
     put(#attempts)
     for _, attempt in ipairs(attempts) do put(attempt) end
   end

@@ -25,8 +25,16 @@ local function wipe(m)  -- what its run reported ends with it
   if m.N then call('HDEL', P .. 'm:' .. m.id, 'N', 'M') end
 end
 
+local ATTEMPTS_KEPT = 50  -- see `values.py`
+
 local function keep_attempt(m, name, outcome, error)
-  call('RPUSH', P .. 'a:' .. m.id, pack({outcome, error, name, m.T, NOW_TEXT}, 5))
+  local key = P .. 'a:' .. m.id
+  local length = call('RPUSH', key, pack({outcome, error, name, m.T, NOW_TEXT}, 5))
+  local surplus = length - ATTEMPTS_KEPT
+  if surplus > 0 then
+    call('LTRIM', key, surplus, -1)
+    call('HINCRBY', P .. 'm:' .. m.id, 'A', surplus)
+  end
 end
 
 local function fail_lease(m, error, children, dead, keep)
