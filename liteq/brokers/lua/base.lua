@@ -17,7 +17,7 @@
 --   meta                hash     version, id (of this store), shift (see `beat.lua`)
 --   seq                 integer  the number of the message that came last
 --   m:<id>              hash     a message; its fields are listed in `ends.lua`
---   queues              set      names of the queues that messages were put in
+--   queues              set      names of the queues that hold messages, or did (see `maintain.lua`)
 --   paused              set      names of queues that nothing is claimed from
 --   idle:<queue>        set      ids of workers to ring for this queue (see `calling.lua`)
 --   once:<word>         string   the answer of a call, for its repetition; expires

@@ -14,8 +14,9 @@ local function count_all()
   end
   count(call('ZRANGE', P .. 'workers', 0, -1))
   count(call('ZRANGE', P .. 'gone', 0, -1))
-  local counted = {}
-  for _, queue in ipairs(call('SMEMBERS', P .. 'queues')) do
+  local names, counted = call('SMEMBERS', P .. 'queues'), {}
+  for queue in pairs(running) do names[#names + 1] = queue end  -- it may be in no other set
+  for _, queue in ipairs(names) do
     local numbers = {call('ZCARD', P .. 'w:' .. queue), call('ZCARD', P .. 'q:' .. queue),
       call('ZCARD', P .. 'd:' .. queue), running[queue] or 0, parked_in(queue),
       call('ZCARD', P .. 'limited:' .. queue)}

@@ -66,6 +66,7 @@ local function requeue(m, uncounted)  -- to its old place
   wipe(m)
   local lease = string.format('0 %s %d -', m.w, m.d - uncounted)
   call('ZADD', P .. 'q:' .. m.q, rank(m.p, tonumber(m.n)), m.id)
+  call('SADD', P .. 'queues', m.q)
   call('HSET', P .. 'm:' .. m.id, 's', 'q', 'k', lease)
   if number_of(m.x) then call('ZADD', P .. 'expiry', m.x, m.id) end
   if m.r then call('ZADD', P .. 'retrying', m.n, m.id) end

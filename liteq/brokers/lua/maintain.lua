@@ -31,6 +31,19 @@ for _, id in ipairs(slice(P .. 'gone', ARGV[6])) do
 end
 local parked = slice(P .. 'parked', ARGV[5])
 
+-- Names of queues that nothing is in: some are looked at each time.
+local names, empty = call('SRANDMEMBER', P .. 'queues', most), {}
+for _, queue in ipairs(names) do
+  if call('EXISTS', P .. 'w:' .. queue, P .. 'q:' .. queue, P .. 'd:' .. queue, P .. 'p:' .. queue,
+      P .. 'limited:' .. queue, P .. 'blocked:' .. queue) == 0 then
+    empty[#empty + 1] = queue
+  end
+end
+if #empty > 0 then
+  call('SREM', P .. 'queues', unpack(empty))
+  if #names == most then more = true end
+end
+
 -- A message whose H another program has damaged ends without giving its slots back. They are
 -- in somebody's way where a bucket blocks a line; some of those are looked at each time.
 local given_back, looked_at = {}, 0

@@ -61,6 +61,7 @@ local function recall(m, source)
   call('HSET', P .. 'm:' .. m.id, 'P', '1')
   call('DEL', P .. 'i:' .. m.id)
   call('HSET', P .. 'b:' .. m.id, source, 'f')
+  call('SADD', P .. 'queues', m.q)
   if over then undone[#undone + 1] = {m, m.s == 'S'} end
 end
 
@@ -98,6 +99,7 @@ for i = 4, #ARGV do
     call('HDEL', key, 'u')
     if not ends then call('HDEL', key, 'x') end
     call('HSET', key, 'Q', NOW_TEXT)
+    call('SADD', P .. 'queues', m.q)
     if not waits then line_up(m.id, m.q, m.p, tonumber(m.n), nil, ends and m.x) end
     driven[#driven + 1] = m.id
     undone[#undone + 1] = {m, false}
