@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import liteq
+import liteq.cli.root  # with click, of which there is to be one: see `Here.forget`
 from liteq.cli import main
 from liteq.current import apps
 from liteq.discovery import find_app
