@@ -145,7 +145,7 @@ def test_workers_are_named_where_the_store_takes_no_question(
     assert "one@here" in done.stdout
     assert "one@here" in watched.stdout
     # The worker waits for the lock as well, and whoever waits for the worker says so.
-    busy = r"store\.db was locked by others for|another process has been writing to .*store\.db"
+    busy = r"store\.db was locked by others for|others have been writing to .*store\.db"
     assert re.search(busy, watched.stdout)
     assert re.search(busy, done.stderr)
     assert json.loads(as_json.stdout)[0]["name"] == "one@here"

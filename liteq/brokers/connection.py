@@ -108,6 +108,7 @@ class Database:
         self.wal_limit = self.wal_backstop
         self._clock = clock
         self._check_at = 0.0  # on the steady clock: when a read is to look again
+        self.turn = threading.Lock()  # of the thread that is at the gate
         self._local = threading.local()
         self._handles: weakref.WeakSet[_Handle] = weakref.WeakSet()
         self._memory = _Handle(self) if folder is None else None
@@ -437,6 +438,7 @@ class Database:
 
     def reset_after_fork(self) -> None:
         """Forget, in a forked child, the handles of threads that do not exist in it."""
+        self.turn = threading.Lock()
         self._local = threading.local()
         self._handles = weakref.WeakSet()
 
@@ -467,6 +469,7 @@ class _Handle:
         self.durable: bool | None = None
         self.limited: bool | None = None
         self.gate = -1
+        self.turn: threading.Lock | None = None  # the database's, while it is ours
         self.version: bytes | None = None  # what the gate said when that was found to be so
         self.data_version: int | None = None  # see `Database.changed()`
 
@@ -589,7 +592,7 @@ class _Handle:
         try:
             while not os.fstat(self.gate).st_nlink:  # removed: who came later has another
                 self._change_gate()
-                self._enter_gate()
+                self._lock_gate()
             if os.pread(self.gate, 16, 0) == self.version:  # as nearly always
                 return
             self.check_version()
@@ -621,16 +624,40 @@ class _Handle:
             os.pwrite(self.gate, b"%d\n" % schema.VERSION, 0)
 
     def _enter_gate(self) -> None:
-        """`flock` has no timeout, so a taken gate is tried again after pauses that grow
-        shorter with age: who has waited longest tries most often."""
+        """Wait until no other connection writes. Raises `BrokerBusy` after `busy_timeout`."""
         if self.gate < 0:
             return
+        waited = 0.0 if self.turn else self._stand_in_line()  # an interrupt may have left it
+        try:
+            self._lock_gate(waited)
+        except BaseException:
+            self._pass_turn_on()
+            raise
+
+    def _stand_in_line(self) -> float:
+        """Wait for our turn among the threads of this process, so that of a hundred that wait
+        only one looks at the gate; return for how many seconds. Whose turn never ends loses
+        it: the gate keeps threads apart as well."""
+        turn, timeout = self.database.turn, self.database.busy_timeout
+        waited, most = 0.0, timeout / 10  # see `_queue_at_gate`
+        while not turn.acquire(timeout=most):
+            waited += most
+            if waited >= timeout:
+                self.database.turn = threading.Lock()
+                return waited
+        self.turn = turn
+        return waited
+
+    def _lock_gate(self, before: float = 0.0) -> None:
+        """`flock` has no timeout, so a taken gate is tried again after pauses that grow
+        shorter with age: who has waited longest tries most often. `before`: for how many
+        seconds we have waited already."""
         try:
             fcntl.flock(self.gate, _AT_ONCE)
         except BlockingIOError:
-            self._queue_at_gate()
+            self._queue_at_gate(before)
 
-    def _queue_at_gate(self) -> None:
+    def _queue_at_gate(self, before: float) -> None:
         # A look counts for a tenth of the timeout at most: a process that was stopped, or a
         # machine that slept, has not been waiting meanwhile, and tries again before it blames
         # another.
@@ -646,10 +673,10 @@ class _Handle:
             except BlockingIOError:
                 now = time.monotonic()
                 waited, looked = waited + min(now - looked, most), now
-                if waited > self.database.busy_timeout:
+                if before + waited > self.database.busy_timeout:
                     raise BrokerBusy(
-                        f"another process has been writing to {self.database.path} for "
-                        f"{waited:.1f} s: is one stopped in the middle of a transaction?"
+                        f"others have been writing to {self.database.path} for "
+                        f"{before + waited:.1f} s: is one stopped in a transaction?"
                     ) from None
                 # The longer it has waited the sooner it looks again; but dozens that do so take
                 # the processor from who is inside, and then it is for each to step back.
@@ -678,6 +705,12 @@ class _Handle:
     def leave_gate(self) -> None:
         if self.gate >= 0:
             fcntl.flock(self.gate, fcntl.LOCK_UN)
+            self._pass_turn_on()
+
+    def _pass_turn_on(self) -> None:
+        turn, self.turn = self.turn, None
+        if turn is not None:
+            turn.release()
 
     def close(self) -> None:
         db, self.db = self.db, None
@@ -687,6 +720,7 @@ class _Handle:
             with contextlib.suppress(apsw.IOError, apsw.FullError):
                 db.close()
         self._close_gate()
+        self._pass_turn_on()
 
     def __del__(self) -> None:
         # The thread is over. In a forked child this is not ours to close, and is closed.

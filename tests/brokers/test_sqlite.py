@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Any, ClassVar
 from unittest.mock import ANY
 
@@ -1446,6 +1446,65 @@ def test_who_waits_long_at_the_gate_leaves_the_processor_to_who_is_inside(
     broker.close()
 
 
+def test_of_the_threads_that_wait_one_looks_at_the_gate(
+    folder: Path, wait_until: Callable[..., Any]
+) -> None:
+    broker = SqliteBroker(folder)
+    broker.enqueue([make()])
+    gate = os.open(folder / "gate", os.O_RDWR)
+    fcntl.flock(gate, fcntl.LOCK_EX)
+
+    def waiting(where: str) -> int:
+        count = 0
+        for frame in sys._current_frames().values():
+            found: FrameType | None = frame
+            while found is not None and found.f_code.co_name != where:
+                found = found.f_back
+            count += found is not None
+        return count
+
+    with ThreadPoolExecutor(10) as pool:
+        try:
+            done = [pool.submit(broker.enqueue, [make()]) for _ in range(10)]
+            wait_until(lambda: waiting("_stand_in_line") == 9)
+            assert waiting("_queue_at_gate") == 1
+        finally:
+            os.close(gate)
+    assert [each.exception() for each in done] == [None] * 10
+    assert broker.counts()["default"]["queued"] == 11
+    broker.close()
+
+
+def test_a_thread_whose_turn_never_ends_loses_it(folder: Path) -> None:
+    broker = SqliteBroker(folder, busy_timeout=0.1)
+    broker.enqueue([make()])
+    broker._database.turn.acquire()  # as an interrupt leaves it, in the wrong place
+
+    broker.enqueue([make()])
+    assert not broker._database.turn.locked()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(broker.enqueue, [make()]).result()
+
+    assert broker.counts()["default"]["queued"] == 3
+    broker.close()
+
+
+def test_a_turn_that_an_interrupt_has_left_to_a_thread_ends_with_its_next_write(
+    folder: Path,
+) -> None:
+    broker = SqliteBroker(folder, busy_timeout=0.1)
+    broker.enqueue([make()])
+    (handle,) = broker._database.handles()
+    handle._enter_gate()
+
+    broker.enqueue([make()])
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(broker.enqueue, [make()]).result()
+
+    assert broker.counts()["default"]["queued"] == 3
+    broker.close()
+
+
 def test_who_holds_the_gate_keeps_nobody_from_opening_and_reading(
     store: Store, folder: Path
 ) -> None:
@@ -1457,7 +1516,7 @@ def test_who_holds_the_gate_keeps_nobody_from_opening_and_reading(
     try:
         other = store.open(busy_timeout=0.05)
         assert other.counts() == one.counts()
-        with pytest.raises(BrokerBusy, match="another process has been writing"):
+        with pytest.raises(BrokerBusy, match="others have been writing"):
             other.enqueue([make("b")])
         other.close()
     finally:
