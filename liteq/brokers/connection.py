@@ -35,6 +35,7 @@ from typing import Any, Final, TypeVar
 import apsw
 
 from liteq.brokers import schema
+from liteq.brokers.fairlock import FairLock
 from liteq.brokers.files import (
     DATABASE,
     RESERVE,
@@ -68,6 +69,7 @@ _GATE: Final = "gate"
 _AT_ONCE: Final = fcntl.LOCK_EX | fcntl.LOCK_NB
 _SAFE_SQLITE: Final = (3, 51, 3)  # earlier ones can corrupt a WAL that two connections reset
 _LEAST: Final = 64 * 1024  # bytes of disk: the shared memory of a WAL begins with half of that
+_PARTS: Final = 10  # of the time that a writer waits at most
 _BELIEVED: Final = 1.0  # seconds for which those who read believe that the file is there still
 
 
@@ -108,7 +110,7 @@ class Database:
         self.wal_limit = self.wal_backstop
         self._clock = clock
         self._check_at = 0.0  # on the steady clock: when a read is to look again
-        self.turn = threading.Lock()  # of the thread that is at the gate
+        self.turn = FairLock()  # of the thread that is at the gate
         self._local = threading.local()
         self._handles: weakref.WeakSet[_Handle] = weakref.WeakSet()
         self._memory = _Handle(self) if folder is None else None
@@ -438,7 +440,7 @@ class Database:
 
     def reset_after_fork(self) -> None:
         """Forget, in a forked child, the handles of threads that do not exist in it."""
-        self.turn = threading.Lock()
+        self.turn = FairLock()
         self._local = threading.local()
         self._handles = weakref.WeakSet()
 
@@ -469,7 +471,7 @@ class _Handle:
         self.durable: bool | None = None
         self.limited: bool | None = None
         self.gate = -1
-        self.turn: threading.Lock | None = None  # the database's, while it is ours
+        self.turn: FairLock | None = None  # the database's, while it is ours
         self.version: bytes | None = None  # what the gate said when that was found to be so
         self.data_version: int | None = None  # see `Database.changed()`
 
@@ -639,12 +641,10 @@ class _Handle:
         only one looks at the gate; return for how many seconds. Whose turn never ends loses
         it: the gate keeps threads apart as well."""
         turn, timeout = self.database.turn, self.database.busy_timeout
-        waited, most = 0.0, timeout / 10  # see `_queue_at_gate`
-        while not turn.acquire(timeout=most):
-            waited += most
-            if waited >= timeout:
-                self.database.turn = threading.Lock()
-                return waited
+        waited = turn.acquire(timeout, parts=_PARTS)
+        if waited is None:
+            self.database.turn = FairLock()
+            return timeout
         self.turn = turn
         return waited
 
@@ -658,10 +658,10 @@ class _Handle:
             self._queue_at_gate(before)
 
     def _queue_at_gate(self, before: float) -> None:
-        # A look counts for a tenth of the timeout at most: a process that was stopped, or a
+        # No more of it than a part counts for one look: a process that was stopped, or a
         # machine that slept, has not been waiting meanwhile, and tries again before it blames
         # another.
-        most = self.database.busy_timeout / 10
+        most = self.database.busy_timeout / _PARTS
         waited, looked = 0.0, time.monotonic()
         pause = 0.001
         while True:
