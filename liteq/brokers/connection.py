@@ -110,7 +110,7 @@ class Database:
         self.wal_limit = self.wal_backstop
         self._clock = clock
         self._check_at = 0.0  # on the steady clock: when a read is to look again
-        self.turn = FairLock()  # of the thread that is at the gate
+        self.line = FairLock()  # of the threads that wait at the gate, held by the first
         self._local = threading.local()
         self._handles: weakref.WeakSet[_Handle] = weakref.WeakSet()
         self._memory = _Handle(self) if folder is None else None
@@ -440,7 +440,7 @@ class Database:
 
     def reset_after_fork(self) -> None:
         """Forget, in a forked child, the handles of threads that do not exist in it."""
-        self.turn = FairLock()
+        self.line = FairLock()
         self._local = threading.local()
         self._handles = weakref.WeakSet()
 
@@ -471,7 +471,6 @@ class _Handle:
         self.durable: bool | None = None
         self.limited: bool | None = None
         self.gate = -1
-        self.turn: FairLock | None = None  # the database's, while it is ours
         self.version: bytes | None = None  # what the gate said when that was found to be so
         self.data_version: int | None = None  # see `Database.changed()`
 
@@ -594,7 +593,7 @@ class _Handle:
         try:
             while not os.fstat(self.gate).st_nlink:  # removed: who came later has another
                 self._change_gate()
-                self._lock_gate()
+                self._enter_gate()
             if os.pread(self.gate, 16, 0) == self.version:  # as nearly always
                 return
             self.check_version()
@@ -626,38 +625,28 @@ class _Handle:
             os.pwrite(self.gate, b"%d\n" % schema.VERSION, 0)
 
     def _enter_gate(self) -> None:
-        """Wait until no other connection writes. Raises `BrokerBusy` after `busy_timeout`."""
+        """`flock` has no timeout, so a taken gate is tried again after pauses that grow
+        shorter with age: who has waited longest tries most often."""
         if self.gate < 0:
             return
-        waited = 0.0 if self.turn else self._stand_in_line()  # an interrupt may have left it
-        try:
-            self._lock_gate(waited)
-        except BaseException:
-            self._pass_turn_on()
-            raise
-
-    def _stand_in_line(self) -> float:
-        """Wait for our turn among the threads of this process, so that of a hundred that wait
-        only one looks at the gate; return for how many seconds. Whose turn never ends loses
-        it: the gate keeps threads apart as well."""
-        turn, timeout = self.database.turn, self.database.busy_timeout
-        waited = turn.acquire(timeout, parts=_PARTS)
-        if waited is None:
-            self.database.turn = FairLock()
-            return timeout
-        self.turn = turn
-        return waited
-
-    def _lock_gate(self, before: float = 0.0) -> None:
-        """`flock` has no timeout, so a taken gate is tried again after pauses that grow
-        shorter with age: who has waited longest tries most often. `before`: for how many
-        seconds we have waited already."""
         try:
             fcntl.flock(self.gate, _AT_ONCE)
         except BlockingIOError:
-            self._queue_at_gate(before)
+            self._queue_at_gate()
 
-    def _queue_at_gate(self, before: float) -> None:
+    def _queue_at_gate(self) -> None:
+        """Stand in line with the threads of this process: of a hundred that wait only the first
+        looks at the gate, or they would take the processor from the one inside."""
+        line, timeout = self.database.line, self.database.busy_timeout
+        waited = line.acquire(timeout, parts=_PARTS)
+        try:
+            self._watch_gate(timeout if waited is None else waited)
+        finally:
+            if waited is not None:
+                line.release()
+
+    def _watch_gate(self, before: float) -> None:
+        """Wait until the gate is free. `before`: for how many seconds we have stood in line."""
         # No more of it than a part counts for one look: a process that was stopped, or a
         # machine that slept, has not been waiting meanwhile, and tries again before it blames
         # another.
@@ -705,12 +694,6 @@ class _Handle:
     def leave_gate(self) -> None:
         if self.gate >= 0:
             fcntl.flock(self.gate, fcntl.LOCK_UN)
-            self._pass_turn_on()
-
-    def _pass_turn_on(self) -> None:
-        turn, self.turn = self.turn, None
-        if turn is not None:
-            turn.release()
 
     def close(self) -> None:
         db, self.db = self.db, None
@@ -720,7 +703,6 @@ class _Handle:
             with contextlib.suppress(apsw.IOError, apsw.FullError):
                 db.close()
         self._close_gate()
-        self._pass_turn_on()
 
     def __del__(self) -> None:
         # The thread is over. In a forked child this is not ours to close, and is closed.

@@ -9,10 +9,10 @@ __all__ = ["FairLock"]
 
 
 class FairLock:
-    """One of Python's locks goes to whoever asks first after its release, most often the thread
-    that has just released it: of forty that take it again and again, some wait for seconds.
+    """A lock that goes to the thread that has waited longest.
 
-    Like a plain lock it may be released by another thread.
+    One of Python's goes to whoever asks first after its release, most often the thread that
+    has just released it: of forty that take it again and again, some wait for seconds.
     """
 
     def __init__(self) -> None:

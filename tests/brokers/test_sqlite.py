@@ -1466,41 +1466,12 @@ def test_of_the_threads_that_wait_one_looks_at_the_gate(
     with ThreadPoolExecutor(10) as pool:
         try:
             done = [pool.submit(broker.enqueue, [make()]) for _ in range(10)]
-            wait_until(lambda: waiting("_stand_in_line") == 9)
-            assert waiting("_queue_at_gate") == 1
+            wait_until(lambda: waiting("_queue_at_gate") == 10)
+            assert waiting("_watch_gate") == 1
         finally:
             os.close(gate)
     assert [each.exception() for each in done] == [None] * 10
     assert broker.counts()["default"]["queued"] == 11
-    broker.close()
-
-
-def test_a_thread_whose_turn_never_ends_loses_it(folder: Path) -> None:
-    broker = SqliteBroker(folder, busy_timeout=0.1)
-    broker.enqueue([make()])
-    broker._database.turn.acquire(1)  # as an interrupt leaves it, in the wrong place
-
-    broker.enqueue([make()])
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(broker.enqueue, [make()]).result()
-
-    assert broker.counts()["default"]["queued"] == 3
-    broker.close()
-
-
-def test_a_turn_that_an_interrupt_has_left_to_a_thread_ends_with_its_next_write(
-    folder: Path,
-) -> None:
-    broker = SqliteBroker(folder, busy_timeout=0.1)
-    broker.enqueue([make()])
-    (handle,) = broker._database.handles()
-    handle._enter_gate()
-
-    broker.enqueue([make()])
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(broker.enqueue, [make()]).result()
-
-    assert broker.counts()["default"]["queued"] == 3
     broker.close()
 
 
