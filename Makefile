@@ -45,6 +45,7 @@ check: $(VENV)/.dev  ## style, types and the import stack, without the tests
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports --no-logo
+	@! git ls-files -s 2>/dev/null | grep '^120000' || { echo "a link leads out of the repository" >&2; exit 1; }
 
 bench: $(VENV)/.run  ## measure beside Celery, Dramatiq, Huey, RQ … (BENCH_ARGS=--help)
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
