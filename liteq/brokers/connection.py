@@ -71,6 +71,7 @@ _SAFE_SQLITE: Final = (3, 51, 3)  # earlier ones can corrupt a WAL that two conn
 _LEAST: Final = 64 * 1024  # bytes of disk: the shared memory of a WAL begins with half of that
 _PARTS: Final = 10  # of the time that a writer waits at most
 _BELIEVED: Final = 1.0  # seconds for which those who read believe that the file is there still
+_GIVES_WAY: Final = 1.0  # seconds for which a thread lets a fork go first
 
 
 class Database:
@@ -300,6 +301,9 @@ class Database:
         A fork by another thread may close the connection at any moment but this one.
         """
         handle: _Handle = getattr(self._local, "handle", None) or self._handle()
+        # A fork would wait and wait for a thread that writes again and again.
+        if _forking and _opening.acquire(timeout=_GIVES_WAY):
+            _opening.release()
         while True:
             handle.lock.acquire()
             if handle.db is not None:
@@ -738,11 +742,14 @@ class _WalHook:
 _databases: weakref.WeakSet[Database] = weakref.WeakSet()
 _opening = threading.RLock()  # held to open a connection, and throughout a fork
 _held: list[_Handle] = []
+_forking = False
 
 
 def _before_fork() -> None:
     """Close every connection, each after its transaction, and let none be opened."""
+    global _forking
     _opening.acquire()
+    _forking = True
     for database in list(_databases):
         for handle in database.handles():
             handle.lock.acquire()
@@ -752,6 +759,8 @@ def _before_fork() -> None:
 
 
 def _after_fork_in_parent() -> None:
+    global _forking
+    _forking = False
     while _held:
         _held.pop().lock.release()
     _opening.release()

@@ -1475,6 +1475,38 @@ def test_of_the_threads_that_wait_one_looks_at_the_gate(
     broker.close()
 
 
+@pytest.mark.parametrize("round", range(10))  # one that waits for a second has some luck
+def test_a_fork_waits_for_no_second_transaction_of_a_thread(
+    round: int, folder: Path, wait_until: Callable[..., Any]
+) -> None:
+    broker = SqliteBroker(folder)
+    broker.enqueue([make()])
+    inside, go, forked = threading.Event(), threading.Event(), threading.Event()
+
+    def first(db: apsw.Connection) -> None:
+        inside.set()
+        go.wait()
+
+    def write() -> bool:
+        broker._database.write(first, durable=False)
+        return broker._database.write(lambda db: forked.is_set(), durable=False)
+
+    def fork() -> None:
+        connection._before_fork()
+        forked.set()
+        connection._after_fork_in_parent()
+
+    with ThreadPoolExecutor(2) as pool:
+        written = pool.submit(write)
+        inside.wait()
+        done = pool.submit(fork)
+        wait_until(lambda: connection._forking)
+        go.set()
+        assert written.result()
+        done.result()
+    broker.close()
+
+
 def test_who_holds_the_gate_keeps_nobody_from_opening_and_reading(
     store: Store, folder: Path
 ) -> None:
