@@ -35,7 +35,6 @@ from typing import Any, Final, TypeVar
 import apsw
 
 from liteq.brokers import schema
-from liteq.brokers.fairlock import FairLock
 from liteq.brokers.files import (
     DATABASE,
     RESERVE,
@@ -111,7 +110,7 @@ class Database:
         self.wal_limit = self.wal_backstop
         self._clock = clock
         self._check_at = 0.0  # on the steady clock: when a read is to look again
-        self.line = FairLock()  # of the threads that wait at the gate, held by the first
+        self.last_in_line = threading.Lock()  # of the threads at the gate: see `_queue_at_gate`
         self._local = threading.local()
         self._handles: weakref.WeakSet[_Handle] = weakref.WeakSet()
         self._memory = _Handle(self) if folder is None else None
@@ -444,7 +443,7 @@ class Database:
 
     def reset_after_fork(self) -> None:
         """Forget, in a forked child, the handles of threads that do not exist in it."""
-        self.line = FairLock()
+        self.last_in_line = threading.Lock()
         self._local = threading.local()
         self._handles = weakref.WeakSet()
 
@@ -475,6 +474,7 @@ class _Handle:
         self.durable: bool | None = None
         self.limited: bool | None = None
         self.gate = -1
+        self.in_line = False  # see `_queue_at_gate`
         self.version: bytes | None = None  # what the gate said when that was found to be so
         self.data_version: int | None = None  # see `Database.changed()`
 
@@ -640,14 +640,31 @@ class _Handle:
 
     def _queue_at_gate(self) -> None:
         """Stand in line with the threads of this process: of a hundred that wait only the first
-        looks at the gate, or they would take the processor from the one inside."""
-        line, timeout = self.database.line, self.database.busy_timeout
-        waited = line.acquire(timeout, parts=_PARTS)
-        try:
-            self._watch_gate(timeout if waited is None else waited)
-        finally:
-            if waited is not None:
-                line.release()
+        looks at the gate, or they would take the processor from the one inside.
+
+        Each holds a lock until its own turn is over, and waits for that of the one before it.
+        So the line breaks for nobody, wherever an exception hits one of them: the next goes on.
+        """
+        if self.in_line:  # a signal handler writes: its thread would wait for itself
+            self._watch_gate(0.0)
+            return
+        place = threading.Lock()
+        with place:
+            before, self.database.last_in_line = self.database.last_in_line, place
+            try:
+                self.in_line = True
+                self._watch_gate(self._wait_for(before))
+            finally:
+                self.in_line = False
+
+    def _wait_for(self, turn: threading.Lock) -> float:
+        """Wait until that turn is over, as long as a writer waits at most; return for how
+        many seconds."""
+        part = self.database.busy_timeout / _PARTS  # see `_watch_gate`
+        waited = 0.0
+        while waited < self.database.busy_timeout and not turn.acquire(timeout=part):
+            waited += part
+        return waited
 
     def _watch_gate(self, before: float) -> None:
         """Wait until the gate is free. `before`: for how many seconds we have stood in line."""

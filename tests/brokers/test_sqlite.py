@@ -1446,32 +1446,87 @@ def test_who_waits_long_at_the_gate_leaves_the_processor_to_who_is_inside(
     broker.close()
 
 
-def test_of_the_threads_that_wait_one_looks_at_the_gate(
+def threads_in(function: str) -> int:
+    """How many threads are in it, or in what it has called."""
+    count = 0
+    for frame in sys._current_frames().values():
+        found: FrameType | None = frame
+        while found is not None and found.f_code.co_name != function:
+            found = found.f_back
+        count += found is not None
+    return count
+
+
+@contextlib.contextmanager
+def closed_gate(folder: Path) -> Iterator[None]:
+    """Another process is inside."""
+    gate = os.open(folder / "gate", os.O_RDWR)
+    try:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(gate)
+
+
+def test_of_the_threads_that_wait_the_first_looks_at_the_gate(
     folder: Path, wait_until: Callable[..., Any]
 ) -> None:
     broker = SqliteBroker(folder)
     broker.enqueue([make()])
-    gate = os.open(folder / "gate", os.O_RDWR)
-    fcntl.flock(gate, fcntl.LOCK_EX)
+    order: list[int] = []
 
-    def waiting(where: str) -> int:
-        count = 0
-        for frame in sys._current_frames().values():
-            found: FrameType | None = frame
-            while found is not None and found.f_code.co_name != where:
-                found = found.f_back
-            count += found is not None
-        return count
+    def write(number: int) -> None:
+        broker._database.write(lambda db: order.append(number), durable=False)
 
-    with ThreadPoolExecutor(10) as pool:
-        try:
-            done = [pool.submit(broker.enqueue, [make()]) for _ in range(10)]
-            wait_until(lambda: waiting("_queue_at_gate") == 10)
-            assert waiting("_watch_gate") == 1
-        finally:
-            os.close(gate)
+    with ThreadPoolExecutor(10) as pool, closed_gate(folder):
+        done = []
+        for number in range(10):
+            done.append(pool.submit(write, number))
+            wait_until(lambda: threads_in("_queue_at_gate") == len(done))
+        assert threads_in("_watch_gate") == 1
     assert [each.exception() for each in done] == [None] * 10
-    assert broker.counts()["default"]["queued"] == 11
+    assert order == list(range(10))
+    broker.close()
+
+
+@pytest.mark.parametrize("way", ["leaves", "writes"])
+def test_a_thread_that_is_interrupted_in_line_keeps_nobody_waiting(
+    way: str, folder: Path, wait_until: Callable[..., Any]
+) -> None:
+    broker = SqliteBroker(folder, busy_timeout=60)
+    broker.enqueue([make()])
+    gate = contextlib.ExitStack()
+    gate.enter_context(closed_gate(folder))
+
+    def write() -> None:
+        broker.enqueue([make()])
+
+    def interrupt(signum: int, frame: Any) -> None:
+        if way == "leaves":
+            raise KeyboardInterrupt
+        write()
+
+    def send_interrupt(main: int) -> None:
+        wait_until(lambda: threads_in("_wait_for") == 2)
+        signal.pthread_kill(main, signal.SIGUSR1)
+        if way == "writes":
+            wait_until(lambda: threads_in("_watch_gate") == 2)
+            gate.close()
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with gate, ThreadPoolExecutor(3) as pool:
+            threads = [pool.submit(send_interrupt, threading.get_ident()), pool.submit(write)]
+            wait_until(lambda: threads_in("_watch_gate") == 1)
+            threads.append(pool.submit(write))
+            raised = pytest.raises(KeyboardInterrupt)
+            with raised if way == "leaves" else contextlib.nullcontext():
+                write()
+            gate.close()  # who waits has a minute, unless it is kept waiting
+            assert [each.result(timeout=30) for each in threads] == [None] * 3
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert broker.counts()["default"]["queued"] == (3 if way == "leaves" else 5)
     broker.close()
 
 
