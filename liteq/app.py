@@ -16,7 +16,7 @@ from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar, overload
 
-from liteq import context, current, djangoproject, names, signals, storesettings
+from liteq import brokers, context, current, djangoproject, names, signals, storesettings
 from liteq.callers import creator, outside
 from liteq.clock import Clock, system_clock
 from liteq.config import Settings, refuse_misspelt
@@ -476,7 +476,8 @@ class Liteq:
     @property
     def broker_url(self) -> str:
         """The URL of the store: the setting, or the default beside the program."""
-        return storesettings.url_of(self.conf) or f"sqlite://{self._home}/{self.main}.liteq"
+        set_to = storesettings.url_of(self.conf)
+        return set_to or brokers.sqlite_url(f"{self._home}/{self.main}.liteq")
 
     def select_queues(self, queues: Iterable[str] | str | None = None) -> tuple[str, ...]:
         """Return the names of queues to consume: these, else those of `task_queues`, else

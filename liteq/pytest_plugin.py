@@ -48,7 +48,9 @@ def liteq_worker_parameters() -> dict[str, Any]:
 @pytest.fixture
 def liteq_broker_url(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Where the store of `liteq_app` is: an SQLite store that only this test has."""
-    return f"sqlite://{tmp_path_factory.mktemp('liteq')}/tests.liteq?durability=normal"
+    from liteq.brokers import sqlite_url  # late, as all of liteq: for those who use it
+
+    return sqlite_url(f"{tmp_path_factory.mktemp('liteq')}/tests.liteq") + "?durability=normal"
 
 
 @pytest.fixture
@@ -60,7 +62,7 @@ def liteq_app(
 ) -> Iterator[Liteq]:
     """The app of the ini option `liteq_app`, or a new one; it is the current app, its
     store is at `liteq_broker_url`, and nothing of the test stays."""
-    from liteq.discovery import AppNotFound  # late, as all of liteq: for those who use it
+    from liteq.discovery import AppNotFound  # late: for those who use it
     from liteq.testing.apps import app_under_test
 
     settings = dict(liteq_config)

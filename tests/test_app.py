@@ -4,6 +4,7 @@ import gc
 import json
 import math
 import os
+import runpy
 import subprocess
 import sys
 import threading
@@ -336,6 +337,24 @@ def test_of_several_urls_the_first_is_taken() -> None:
     app = Liteq("shop", broker=["memory://", "amqp://"])
 
     assert app.broker_url == "memory://"
+
+
+@pytest.mark.parametrize("sign", ["?", "%", "%41", ";", "#", " ", "é", "&"])
+def test_a_store_beside_its_program_is_there_whatever_the_folder_is_called(
+    sign: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / f"my{sign}shop"
+    folder.mkdir()
+    (folder / "tasks.py").write_text("from liteq import Liteq\napp = Liteq('shop')\n")
+
+    app = runpy.run_path(str(folder / "tasks.py"))["app"]
+    app.broker.enqueue([])
+    app.conf.broker_url = app.broker_url  # as it is handed on
+
+    assert app.broker_url == app.conf.broker_url
+    assert app.broker.counts() == {}
+    assert {each.name for each in folder.iterdir()} == {"tasks.py", "shop.liteq"}
+    app.close()
 
 
 # Where results go

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from liteq.brokers.base import Broker
     from liteq.clock import Clock
 
-__all__ = ["connect", "is_same_store", "scheme_of", "sqlite_target"]
+__all__ = ["connect", "is_same_store", "scheme_of", "sqlite_target", "sqlite_url"]
 
 _MODULES: Final = {
     "sqlite": ("liteq.brokers.sqlite", "SqliteBroker"),
@@ -138,6 +138,13 @@ def sqlite_target(url: str) -> tuple[str | None, dict[str, str]]:
     if rest.startswith("/") and not rest.startswith("//"):
         _refuse_slip(url, rest, path)
     return path, options
+
+
+def sqlite_url(folder: str) -> str:
+    """Return the URL of the store in this folder, whatever signs its path has."""
+    for sign in "%?;":  # the first of them first
+        folder = folder.replace(sign, f"%{ord(sign):X}")
+    return f"sqlite://{folder}"
 
 
 def _unquoted(text: str) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from django.conf import settings
 
 from liteq.app import Liteq
+from liteq.brokers import sqlite_url
 from liteq.current import get_current_app, set_default_factory
 from liteq.discovery import load_app
 
@@ -48,7 +49,7 @@ def _made() -> Liteq:
     made.conf._directory = str(base)
     made.add_defaults(
         {
-            "broker_url": f"sqlite://{base}/{name}.liteq",
+            "broker_url": sqlite_url(f"{base}/{name}.liteq"),
             "task_default_priority": _PRIORITY,
             "task_queues": _queues(),
         }
