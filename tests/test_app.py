@@ -304,7 +304,7 @@ def test_a_url_without_its_slashes_makes_no_store(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ImproperlyConfigured, match="has no '://' behind") as info:
+    with pytest.raises(ImproperlyConfigured, match="has no '://' after") as info:
         Liteq("shop", broker=url).send_task("shop.tick")
     assert "pw" not in str(info.value)
     assert not any(tmp_path.iterdir())

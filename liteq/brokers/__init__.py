@@ -88,9 +88,9 @@ def connect(
 ) -> Broker:
     """Return a broker for the URL. Nothing is opened before its first use.
 
-    `options` are the broker's own (`broker_transport_options`), before which those in the
-    query of the URL go; `clock` replaces the system's. Raises `ImproperlyConfigured` for a
-    scheme that liteq does not speak, and for an option whose value cannot be.
+    `options` are the broker's own (`broker_transport_options`), overridden by those in the
+    query of the URL; `clock` replaces the system's. Raises `ImproperlyConfigured` for a
+    scheme that liteq does not speak, and for an invalid option.
     """
     scheme = scheme_of(url)
     if scheme not in _MODULES:
@@ -119,7 +119,7 @@ def connect(
 
 def sqlite_target(url: str) -> tuple[str | None, dict[str, str]]:
     """Return the folder (None: in memory) and the options that a URL or path names. Raises
-    `ImproperlyConfigured` for one that says another place than it seems to."""
+    `ImproperlyConfigured` for one that means another place than it seems to."""
     _, colon, rest = url.partition("://")
     if not colon:
         _refuse_home(url, url)
@@ -141,7 +141,7 @@ def sqlite_target(url: str) -> tuple[str | None, dict[str, str]]:
 
 
 def sqlite_url(folder: str) -> str:
-    """Return the URL of the store in this folder, whatever signs its path has."""
+    """Return the URL of the store in this folder, whatever characters its path has."""
     for sign in "%?;":  # the first of them first
         folder = folder.replace(sign, f"%{ord(sign):X}")
     return f"sqlite://{folder}"
@@ -168,8 +168,8 @@ def _refuse_misspelt(url: str) -> None:
     from liteq.exceptions import ImproperlyConfigured
 
     raise ImproperlyConfigured(
-        f"broker URL {_shown(url)!r} has no '://' behind {word!r}: {_ADVICE}, or ./ "
-        "before the name of a folder that is meant so"
+        f"broker URL {_shown(url)!r} has no '://' after {word!r}: {_ADVICE}, or put ./ "
+        "in front if this is the name of a folder"
     )
 
 
@@ -184,9 +184,9 @@ def _refuse_home(url: str, path: str) -> None:
         from liteq.exceptions import ImproperlyConfigured
 
         raise ImproperlyConfigured(
-            f"{url} would be in a folder that is called {first}, which only a shell reads as a "
-            f"home folder: write sqlite://{os.path.expanduser(within)}, or ./ before the name "
-            "of a folder that is meant so"
+            f"{url} would be in a folder called {first}, which only a shell reads as a home "
+            f"folder: write sqlite://{os.path.expanduser(within)}, or put ./ in front if the "
+            "folder has that name"
         )
 
 
@@ -201,7 +201,7 @@ def _refuse_slip(url: str, rest: str, path: str) -> None:
 
         raise ImproperlyConfigured(
             f"{url} would be the folder {path}, at the root of the file system: for one in "
-            f"the working directory write sqlite:/{rest}, for the other sqlite:///{rest}"
+            f"the working directory write sqlite:/{rest}, for this one sqlite:///{rest}"
         )
 
 
