@@ -86,7 +86,7 @@ def test_the_list_of_commands_says_what_each_says_of_itself(name: str) -> None:
         (["run", "absent.py"], "there is no file 'absent.py'"),
         (["--workdir", "absent", "queues"], "--workdir absent: No such file"),
         (["queues", "-b", "amqp://host"], "no broker for amqp://: use sqlite:///"),
-        (["queues", "-b", "redis://host/shop"], "the database is a number, not 'shop'"),
+        (["queues", "-b", "redis://host/shop"], "the database must be a number, not 'shop'"),
         (["queues", "-b", "kafkesque://host"], "unknown scheme 'kafkesque': use sqlite:///"),
     ],
 )

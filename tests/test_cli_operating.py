@@ -290,9 +290,9 @@ def test_a_restore_refuses_while_a_worker_lives(store: SqliteBroker, tmp_path: P
     worker = other.register("w", ["default"], 1, {})
 
     assert workers_alive(tmp_path / "store") == [f"{worker}.lock"]
-    with pytest.raises(BrokerError, match=r"stop the workers of .* first: 1 live"):
+    with pytest.raises(BrokerError, match=r"stop the workers of .* first: 1 still alive"):
         store.keeper().restore(tmp_path / "b.db")
-    with pytest.raises(BrokerError, match="1 workers live"):
+    with pytest.raises(BrokerError, match="a full vacuum would hold up live workers"):
         store.keeper().vacuum(full=True)
 
     other.unregister(worker)

@@ -120,12 +120,13 @@ class Mailbox(ABC):
         """Listen again, if a lost connection has made the mailbox deaf. May block."""
 
     def is_gone(self) -> bool:
-        """Tell whether nobody can reach it for good: who listens here asks for another one."""
+        """Tell whether nobody can ever reach it again: who listens here asks for another
+        one."""
         return False
 
     @abstractmethod
     def close(self) -> None:
-        """Give the address up."""
+        """Give up the address."""
 
 
 class Broker(ABC):
@@ -448,13 +449,13 @@ class Broker(ABC):
 
     @abstractmethod
     def pause(self, queue: str) -> bool:
-        """Have nothing claimed from a queue, by whatever worker, from now on until it is
-        resumed, whoever restarts. What runs goes on. False: it was paused already."""
+        """Keep all workers from claiming from a queue until it is resumed, whoever restarts.
+        What runs goes on. False: it was paused already."""
 
     @abstractmethod
     def resume(self, queue: str) -> bool:
-        """Have a paused queue claimed from again, and wake its workers; False if it was
-        not paused."""
+        """Let workers claim from a paused queue again, and wake them; False if it was not
+        paused."""
 
     # Letters: commands to workers, and their replies
 
@@ -547,8 +548,8 @@ class Broker(ABC):
 
     @abstractmethod
     def find(self, search: Search, *, before: int | None = None) -> Iterator[Found]:
-        """Give the messages looked for, the latest first; with `before`, those that came
-        before the one of that number.
+        """Yield the messages looked for, the latest first; with `before`, those that came
+        before the one with that number.
 
         The store is read in bounded slices as the answer is taken, so one may stop at any
         time. What changes its state meanwhile may be missed.
@@ -628,7 +629,7 @@ class Broker(ABC):
 
     @abstractmethod
     def unlead(self, beat: str) -> None:
-        """Give the lease up, if this beat has it, and wake the other beats."""
+        """Give up the lease, if this beat has it, and wake the other beats."""
 
     # Results
 
@@ -704,8 +705,8 @@ class Broker(ABC):
     @property
     @abstractmethod
     def losses(self) -> int:
-        """How often another store was found here in place of the one that was known. What was
-        sent at a lower count, and is not in the store, went with that one."""
+        """How often another store was found here in place of the known one. What was sent at
+        a lower count, and is not in the store, was lost with that one."""
 
     @abstractmethod
     def close(self) -> None:

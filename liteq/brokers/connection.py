@@ -361,8 +361,8 @@ class Database:
             refuse_shared(self.folder, allow_other_owner=self.allow_other_owner)
 
     def may_run(self) -> None:
-        """Raise `ImproperlyConfigured` if somebody else decides what is in the store: who runs
-        that lends them its rights, and root has all of them."""
+        """Raise `ImproperlyConfigured` if somebody else decides what is in the store:
+        to run it would lend them this user's rights, and root has all of them."""
         if self.folder is not None and not self.allow_other_owner:
             self.check()
             self.prepare()

@@ -120,13 +120,13 @@ class Keeper:
 
         What ran at the time of the backup is given back by the caller's next `reclaim()`.
         Raises `BrokerError` while a worker lives, or if the backup is damaged, and
-        `ImproperlyConfigured` for what is no backup.
+        `ImproperlyConfigured` for a file that is not a backup.
         """
         self._database.may_open()
         if alive := workers_alive(self.folder):
             raise BrokerError(
-                f"stop the workers of {self.folder} first: {len(alive)} live "
-                f"(they hold {', '.join(alive[:3])})"
+                f"stop the workers of {self.folder} first: {len(alive)} still alive "
+                f"(holding {', '.join(alive[:3])})"
             )
         try:
             is_file = stat.S_ISREG(backup.stat().st_mode)
@@ -190,8 +190,8 @@ class Keeper:
         if full:
             if alive := workers_alive(self.folder):
                 raise BrokerError(
-                    f"{len(alive)} workers live: a full vacuum would hold them up. Stop them, "
-                    "or leave --full out"
+                    f"a full vacuum would hold up live workers (there are {len(alive)}): stop "
+                    "them, or leave out --full"
                 )
             self._database.read(lambda db: None)
             with self._store() as db:

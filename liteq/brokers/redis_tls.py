@@ -43,7 +43,7 @@ _ADVICE: Final = (
 
 def read(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return `ssl_…` options, words of a URL among them, as the library takes them. Raises
-    `ValueError` for a word that makes no sense."""
+    `ValueError` for an invalid word."""
     return {name: _value(name, value) for name, value in options.items()}
 
 
@@ -54,15 +54,15 @@ def _value(name: str, value: Any) -> Any:
         case "ssl_cert_reqs":
             word = value.lower().removeprefix("cert_")
             if word not in _CHECKS:
-                raise ValueError(f"{name} is one of {', '.join(_CHECKS)}, not {value!r}")
+                raise ValueError(f"{name} must be one of {', '.join(_CHECKS)}, not {value!r}")
             return word
         case "ssl_check_hostname":
             if value.lower() not in _BOOLEANS:
-                raise ValueError(f"{name} is true or false, not {value!r}")
+                raise ValueError(f"{name} must be true or false, not {value!r}")
             return _BOOLEANS[value.lower()]
         case "ssl_min_version":
             if value not in _VERSIONS:
-                raise ValueError(f"{name} is one of {', '.join(_VERSIONS)}, not {value!r}")
+                raise ValueError(f"{name} must be one of {', '.join(_VERSIONS)}, not {value!r}")
             import ssl  # late: 10 ms that a program without TLS saves
 
             return ssl.TLSVersion[value.replace(".", "_")]

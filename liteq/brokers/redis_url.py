@@ -81,10 +81,10 @@ def parse(
     master_name: str = "",
     sentinel_kwargs: Mapping[str, Any] | None = None,
 ) -> Place:
-    """Return the place that a URL names; `tls` are `ssl_…` options that go before those of
-    the URL, `sentinel_kwargs` what is another with the sentinels than with their master:
-    `username`, `password`, `ssl` (true or false) and `ssl_…`. Raises `ImproperlyConfigured`,
-    without the password, for a URL that makes no sense."""
+    """Return the place that a URL names; `tls` are `ssl_…` options that override those of the
+    URL, `sentinel_kwargs` what differs between the sentinels and their master: `username`,
+    `password`, `ssl` (true or false) and `ssl_…`. Raises `ImproperlyConfigured`, without the
+    password, for an invalid URL."""
     first, *more = [one for one in url.split(";") if one]
     scheme, _, driver = first.partition("://")[0].lower().partition("+")
     secure = scheme in ("rediss", "valkeys")
@@ -200,5 +200,5 @@ def _number(text: str) -> int:
     if "@" in text:
         raise ValueError(_NO_PORT)
     if not text.isdigit():
-        raise ValueError(f"the database is a number, not {text!r}")
+        raise ValueError(f"the database must be a number, not {text!r}")
     return int(text)

@@ -25,8 +25,8 @@ def read(kind: type[Broker], options: Mapping[str, Any], source: str) -> dict[st
     empty text, is left to the broker's default.
 
     A configuration moved from elsewhere carries those of other transports
-    (`visibility_timeout`), which mean nothing here; of a name that nobody has, a
-    `ConfigWarning` tells. Raises `ImproperlyConfigured` for a value that cannot be.
+    (`visibility_timeout`), which mean nothing here; an unknown name gives a `ConfigWarning`.
+    Raises `ImproperlyConfigured` for an invalid value.
     """
     names = (getattr(kind.__init__, "__kwdefaults__", None) or {}).keys() & _CHECKS.keys()
     for name in sorted(options.keys() - names - _OTHERS):
@@ -68,7 +68,7 @@ def _lengths(value: Any) -> dict[str, int]:
         return {name: integer(1)(most) for name, most in mapping(value).items()}
     except Unfit:
         raise Unfit(
-            "says how many messages may wait in a queue by its name, as in "
+            "must give how many messages may wait in each queue, as in "
             '{"mail": 1000}: whole numbers above 0'
         ) from None
 
@@ -83,7 +83,7 @@ def _sentinel(value: Any) -> dict[str, Any]:
         and not name.startswith(("ssl_", "socket_"))
     ]
     if strange:
-        raise Unfit(f"has username, password, ssl and ssl_… options, and no {strange[0]!r}")
+        raise Unfit(f"takes username, password, ssl and ssl_… options, not {strange[0]!r}")
     return given
 
 

@@ -1,4 +1,4 @@
-"""Keeping house, in Lua: results from outside, what is dropped, swept or moved."""
+"""Housekeeping, in Lua: results from outside, and what is dropped, swept or moved."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ def _warn_of_slot(bucket: str, id: str) -> None:
 
     name, _, key = bucket.partition("\n")
     get_logger("liteq.limits").warning(
-        "gave back the slot that %s held of the limit %r%s: it does not run, and what it held "
-        "is damaged in the store",
+        "gave back the slot that %s held under the limit %r%s: it is not running, and its list "
+        "of slots in the store is damaged",
         id,
         name,
         f" for {key!r}" if key else "",

@@ -879,7 +879,7 @@ def test_5_slots_of_which_the_message_knows_no_more_are_given_back(
     [lease] = direct.claim(worker, ["default"], 5)
     assert lease.id == second.id
     assert caplog.text.count("gave back the slot") == 1
-    assert f"{first.id} held of the limit 'l'" in caplog.text
+    assert f"{first.id} held under the limit 'l'" in caplog.text
     assert direct.settle(worker, lease, Succeeded(b"1"))
     assert [one.id for one in direct.claim(worker, ["default"], 5)] == [third.id]
 

@@ -72,7 +72,7 @@ def test_a_url_says_where_the_server_is(url: str, expected: dict[str, Any]) -> N
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("redis://h/shop", "the database is a number"),
+        ("redis://h/shop", "the database must be a number"),
         ("redis://h:port/0", "cannot be understood"),
         ("redis://a/0;redis://b/0", "one URL for each server is for sentinels"),
         ("redis+sentinel://a/0", "does not say which service"),
