@@ -90,12 +90,11 @@ class LimitInfo(NamedTuple):
 class Rate:
     """A number of starts in a time: `Rate("100/m", burst=20, key="user_id")`.
 
-    `rate`: starts per second, or text: "100/m". They are evenly spaced; with `burst`, so
-    many of them may be saved up while there is nothing to start, and then go at once.
-    `key`: the name of an argument, or a function of the arguments, for each of whose values
-    the rate holds separately; for the value None it does not hold. `scope`: "global" (over
-    all workers) or "worker" (each worker for itself, as in Celery). `name`: tasks that use
-    the same name share the limit.
+    `rate`: starts per second, or text: "100/m". Starts are evenly spaced; with `burst`, up to
+    that many are saved up while there is nothing to start, and then go at once. `key`: the
+    name of an argument, or a function of the arguments: the rate holds separately for each
+    value, and not at all for None. `scope`: "global" (over all workers) or "worker" (each
+    worker for itself, as in Celery). `name`: tasks that use the same name share the limit.
     """
 
     __slots__ = ("burst", "interval", "key", "name", "scope")
@@ -115,7 +114,7 @@ class Rate:
             raise ValueError(f"burst must be a whole number of 1 or more, not {burst!r}")
         if interval is not None and burst > _LONGEST / interval:
             raise ValueError(
-                f"{rate!r} is not a rate with a burst of {burst}: to save that up would take "
+                f"the rate {rate!r} cannot have a burst of {burst}: to save that up would take "
                 "more than a hundred years"
             )
         if scope not in ("global", "worker"):
@@ -188,7 +187,7 @@ class Keys:
         for those that come later. Of a secret, `cipher` makes the key.
 
         Raises `ValueError` for a key that depends on those or is too long, `TypeError` for
-        one that is no plain value, and what a user's function raises.
+        one that is not a plain value, and what a user's function raises.
         """
         pairs: list[tuple[str, str | None]] = []
         for limit, key in self._declared:
@@ -259,7 +258,7 @@ def declared(
 ) -> tuple[Declared, ...]:
     """Read the options of a task.
 
-    Raises `ValueError` or `TypeError` that says which value cannot be, and what can.
+    Raises `ValueError` or `TypeError` that names the invalid value and what is valid.
     """
     rates = [_rate(value, rate_limit_key) for value in _listed(rate_limit)]
     found = [
@@ -290,15 +289,15 @@ def declared(
         raise ValueError(f"two limits of one task have the name {min(twice)!r}")
     if any(one.limit.per_worker for one in found) and any(one.key for one in found):
         raise ValueError(
-            'a rate with scope="worker" cannot stand beside a limit with a key: make the '
-            "rate a global one"
+            'a rate with scope="worker" cannot be combined with a limit that has a key: make '
+            "the rate a global one"
         )
     return tuple(found)
 
 
 def rate_limit_of(name: str, rate: Any) -> Limit:
     """Return the limit of this name that a rate given at run time means; "0" and None mean
-    one that allows everything. Raises `ValueError` or `TypeError` for what is no rate."""
+    one that allows everything. Raises `ValueError` or `TypeError` for an invalid rate."""
     found = None if rate is None else _rate(rate, None)
     if found is None or found.interval is None:
         return Limit(name)
@@ -323,7 +322,7 @@ def allowed_text(limit: Limit) -> str:
 def limits_by_task(tasks: Mapping[str, Any]) -> dict[str, tuple[Limit, ...]]:
     """Return what each of these tasks is under, as a store is told it.
 
-    Raises `ImproperlyConfigured` if two of them mean different limits by one name.
+    Raises `ImproperlyConfigured` if two of them declare different limits under one name.
     """
     found: dict[str, tuple[Limit, ...]] = {}
     known: dict[str, tuple[Limit, str]] = {}
@@ -333,8 +332,8 @@ def limits_by_task(tasks: Mapping[str, Any]) -> dict[str, tuple[Limit, ...]]:
             other, user = known.setdefault(limit.name, (limit, task))
             if other != limit:
                 raise ImproperlyConfigured(
-                    f"the tasks {user} and {task} share the limit {limit.name!r}, and mean "
-                    f"different ones: {other} and {limit}"
+                    f"the tasks {user} and {task} share the limit {limit.name!r}, but declare "
+                    f"it differently: {other} and {limit}"
                 )
     return found
 
@@ -350,8 +349,8 @@ def write(pairs: Iterable[tuple[str, str | None]]) -> str | None:
 
 @lru_cache(maxsize=4096)
 def read(text: str) -> Pairs:
-    """Return the names and keys of `Message.limits`. What another program wrote there in a
-    store, and nobody can read, names none: a worker is not to end of it."""
+    """Return the names and keys of `Message.limits`. What another program wrote there, and
+    nobody can read, names none: it must not end a worker."""
     try:
         return tuple((name, key) for name, key in json.loads(text))
     except (TypeError, ValueError, RecursionError):
@@ -375,12 +374,12 @@ def checked(limit: Limit) -> Limit:
 
 
 def warn_unreadable(what: str, text: str) -> None:
-    """Say that something in the store holds for nobody: all else goes on."""
+    """Warn that something in the store cannot be read and is ignored."""
     from liteq.loggers import get_logger  # late: a third of what a sender loads
 
     get_logger("liteq.limits").warning(
-        "%s is damaged in the store and counts as none: %.100r (`liteq limits set` and "
-        "`reset` write it anew, so does a worker that declares it)",
+        "%s damaged in the store and ignored: %.100r (`liteq limits set` or `reset`, or a "
+        "worker that declares it, writes it anew)",
         what,
         text,
     )
@@ -407,7 +406,7 @@ def merged(text: str | None, names: Sequence[str]) -> str | None:
 def key_text(value: Any, name: str) -> str | None:
     """Return the key of a bucket as text, None for none.
 
-    Raises `ValueError` if it is too long, `TypeError` if it is no plain value.
+    Raises `ValueError` if it is too long, `TypeError` if it is not a plain value.
     """
     if value is None:
         return None
@@ -422,8 +421,8 @@ def key_text(value: Any, name: str) -> str | None:
         text = str(value)
     if len(text) > MAX_KEY:
         raise ValueError(
-            f"the key of the limit {name!r} has {len(text)} characters, and {MAX_KEY} is the "
-            f"most: {text[:40]!r}…"
+            f"the key of the limit {name!r} has {len(text)} characters, more than the "
+            f"{MAX_KEY} allowed: {text[:40]!r}…"
         )
     return text
 

@@ -581,7 +581,7 @@ def _names_by_task(db: apsw.Connection) -> dict[str, list[str]]:
         try:
             found[task] = [name for name in json.loads(text) if isinstance(name, str)]
         except (TypeError, ValueError, RecursionError):
-            warn_unreadable(f"what limits the task {task!r}", text)
+            warn_unreadable(f"the limits of the task {task!r} are", text)
     return found
 
 
@@ -592,5 +592,5 @@ def _limit(name: str, text: str | None) -> Limit | None:
     try:
         return checked(Limit(*json.loads(text)))
     except (TypeError, ValueError, RecursionError):
-        warn_unreadable(f"the limit {name!r}", text)
+        warn_unreadable(f"the limit {name!r} is", text)
         return None

@@ -69,14 +69,14 @@ def _overrides(fields: Fields) -> Iterator[tuple[str, Limit, str | None]]:
             _, rule, task = json.loads(text)
             yield name, _limit(name, rule), task
         except _UNREADABLE:
-            warn_unreadable(f"the limit {name!r}", text.decode(errors="replace"))
+            warn_unreadable(f"the limit {name!r} is", text.decode(errors="replace"))
 
 
 def _listed(task: str, text: bytes) -> list[tuple[str, Limit]]:
     try:
         return [(name, _limit(name, rule)) for name, _, rule in json.loads(text)]
     except _UNREADABLE:
-        warn_unreadable(f"what limits the task {task!r}", text.decode(errors="replace"))
+        warn_unreadable(f"the limits of the task {task!r} are", text.decode(errors="replace"))
         return []
 
 

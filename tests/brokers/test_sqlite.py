@@ -850,8 +850,8 @@ def test_5_a_limit_that_nobody_can_read_is_none_and_a_warning(
     leases = broker.claim(enlist(broker), ["default"], 5)
 
     assert [lease.task for lease in leases] == ["shop.charge", "shop.thank"]
-    assert "the limit 'l' is damaged in the store and counts as none" in caplog.text
-    assert "what limits the task 'shop.more' is damaged" in caplog.text
+    assert "the limit 'l' is damaged in the store and ignored" in caplog.text
+    assert "the limits of the task 'shop.more' are damaged" in caplog.text
     known = {one.name: one for one in broker.limits()}
     assert known["l"] == LimitInfo("l", told, None, ("shop.charge",))
     assert known["bad"] == LimitInfo("bad", None, None, ())

@@ -837,7 +837,7 @@ def test_5_a_limit_that_nobody_can_read_is_none_and_a_warning(
     assert sorted(lease.task for lease in leases) == ["shop.charge", "shop.more", "shop.thank"]
     known = {one.name: one for one in direct.limits()}
     assert known["l"] == LimitInfo("l", told, None, ("shop.charge",))
-    assert "is damaged in the store and counts as none" in caplog.text
+    assert "is damaged in the store and ignored" in caplog.text
     [charged] = [lease for lease in leases if lease.task == "shop.charge"]
     server.say("HSET", f"{direct._prefix}m:{charged.id}", "H", text)
     assert direct.settle(worker, charged, Succeeded(b"1"))
