@@ -301,9 +301,9 @@ def _hint(name: str, known: frozenset[str], where: str) -> str:
     if not near:
         for option in meant:
             if where == "a call" and option in TASK_OPTIONS:
-                return f": it is one of its task, @app.task({option}=…)"
+                return f": it is an option of the task, @app.task({option}=…)"
             if where == "a task" and option in CALL_OPTIONS - _NOT_MEANT | {"task_id"}:
-                return f": it is one of a call, apply_async(…, {option}=…)"
+                return f": it is an option of a call, apply_async(…, {option}=…)"
         if name in _OTHERWISE:
             return f": {_OTHERWISE[name]}"
         import difflib  # late: 5 ms, and only an error needs it

@@ -151,7 +151,7 @@ def test_a_relative_path_that_is_written_as_an_absolute_one_is_refused() -> None
         connect("sqlite:///shop.liteq?durability=normal")
     said = str(caught.value)
     assert "working directory write sqlite://shop.liteq?durability=normal, for" in said
-    assert said.endswith("the other sqlite:////shop.liteq?durability=normal")
+    assert said.endswith("this one sqlite:////shop.liteq?durability=normal")
 
     assert connect("sqlite:///tmp") is not None  # a volume that is mounted there
 
@@ -456,10 +456,10 @@ def test_a_misspelt_argument_of_an_app_is_an_error(given: str, meant: str) -> No
         ("timeout", "; did you mean 'time_limit'"),  # RQ's
         ("failure_ttl", "; did you mean 'result_expires'"),
         ("retry", "; did you mean 'max_retries'"),
-        ("countdown", r": it is one of a call, apply_async\(…, countdown=…\)"),
-        ("delay", r": it is one of a call, apply_async\(…, countdown=…\)"),
-        ("job_id", r": it is one of a call, apply_async\(…, task_id=…\)"),
-        ("meta", r": it is one of a call, apply_async\(…, headers=…\)"),
+        ("countdown", r": it is an option of a call, apply_async\(…, countdown=…\)"),
+        ("delay", r": it is an option of a call, apply_async\(…, countdown=…\)"),
+        ("job_id", r": it is an option of a call, apply_async\(…, task_id=…\)"),
+        ("meta", r": it is an option of a call, apply_async\(…, headers=…\)"),
         ("depends_on", r": send both as one workflow, a\.s\(\) \| b\.si\(\)"),
         ("pipe_ignore", r": a call that takes no result is task\.si"),
         ("repeat", ": it is a periodic task"),
@@ -479,8 +479,8 @@ def test_what_other_queues_call_an_option_leads_to_ours(
         ("delay", "; did you mean 'countdown'"),
         ("failure_ttl", "; did you mean 'result_expires'"),
         ("on_success", "; did you mean 'link'"),
-        ("retry_delay", r": it is one of its task, @app\.task\(default_retry_delay=…\)"),
-        ("min_backoff", r": it is one of its task, @app\.task\(retry_backoff=…\)"),
+        ("retry_delay", r": it is an option of the task, @app\.task\(default_retry_delay=…\)"),
+        ("min_backoff", r": it is an option of the task, @app\.task\(retry_backoff=…\)"),
         ("depends_on", ": send both as one workflow"),
     ],
 )

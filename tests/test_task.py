@@ -477,7 +477,7 @@ def test_a_value_out_of_its_range_is_an_error(app: Liteq, options: Any, complain
         ({"zzzzzz": 5}, "has no option 'zzzzzz'$"),
         ({"delay": 5}, "has no option 'delay'; did you mean 'countdown'"),
         ({"job_id": "a"}, "did you mean 'task_id'"),
-        ({"max_retries": 5}, r"it is one of its task, @app.task\(max_retries=…\)"),
+        ({"max_retries": 5}, r"it is an option of the task, @app.task\(max_retries=…\)"),
         ({"declar": 5}, "has no option 'declar'$"),  # an option that has no effect
     ],
 )
