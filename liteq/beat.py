@@ -71,9 +71,9 @@ class Service:
     """A beat that runs until it is stopped: the loop around an `Engine`.
 
     `scheduler`: a scheduler class, or its name, in place of liteq's own (None: the
-    setting). `embedded`: it is a part of a worker. `install_signals` is to be False
-    outside of the main thread. `life`: it stops when the other end of this is closed.
-    `on_ready` is called when the first tick is over.
+    setting). `embedded`: it is a part of a worker. `install_signals` must be False outside of
+    the main thread. `life`: it stops when the other end of this is closed. `on_ready` is
+    called when the first tick is over.
     """
 
     def __init__(

@@ -110,7 +110,9 @@ def parse(given: Any, field: Field) -> Parsed:
             return Parsed(found, ",".join(map(str, sorted(found))))
         if not numbers:
             raise ParseException(f"the {field.name} is empty: it names no time at all")
-    raise TypeError(f"the {field.name} is a number, text, or a list of numbers, not {given!r}")
+    raise TypeError(
+        f"the {field.name} must be a number, text, or a list of numbers, not {given!r}"
+    )
 
 
 def _parse_text(text: str, field: Field) -> Parsed:

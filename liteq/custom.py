@@ -328,7 +328,7 @@ class Scheduler:
         """Celery adds its clean-up of results here; liteq's workers do that themselves."""
 
     def merge_inplace(self, b: Mapping[str, Any]) -> None:
-        """Make these the entries, keeping the runs of those that are there already."""
+        """Replace the entries by these, keeping the runs of those that are there already."""
         schedule = self.schedule
         for name in set(schedule) - set(b):
             del schedule[name]
@@ -387,7 +387,7 @@ class Custom:
 def find_scheduler(app: Liteq, given: Any) -> Any:
     """Return the scheduler class that is asked for, None for liteq's own.
 
-    Raises `ImproperlyConfigured` for a name under which there is none.
+    Raises `ImproperlyConfigured` if there is none of that name.
     """
     if given is None or given in ("", "default"):
         return None

@@ -1,4 +1,4 @@
-"""A periodic entry: what is to be called, when, and what to do if that went wrong.
+"""A periodic entry: what to call, when, and what to do if that went wrong.
 
 An entry is kept in the store as JSON, so that every beat can fire it, whichever program
 made it. Only what JSON cannot carry (a schedule class of the user's, a `BeatLazyFunc`)
@@ -71,8 +71,8 @@ _NATIVE: Final = (schedule, crontab, solar)
 
 
 class BeatLazyFunc:
-    """An argument of a periodic task that is worked out when it is sent: the function is
-    called with these arguments by the beat, each time."""
+    """An argument of a periodic task that is worked out when it is sent: each time, the beat
+    calls the function with these arguments."""
 
     def __init__(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         self._func_params: dict[str, Any] = {"func": func, "args": args, "kwargs": kwargs}
@@ -119,7 +119,7 @@ class Entry:
     def of(cls, app: Liteq, name: Any, given: Mapping[str, Any]) -> Entry:
         """Return the entry that a dictionary as in `beat_schedule` describes.
 
-        Raises `ScheduleError` naming the entry for what cannot be; whether its task is
+        Raises `ScheduleError`, which names the entry, if it is invalid; whether its task is
         there, `check()` tells.
         """
         if not isinstance(name, str) or not name:
@@ -135,9 +135,10 @@ class Entry:
             raise TypeError(f"it must be a dictionary with task and schedule, not {given!r}")
         for key in given.keys() - ENTRY_KEYS:
             near = get_close_matches(str(key), sorted(ENTRY_KEYS), n=1)
-            raise ValueError(f"there is no {key!r}" + (f": {near[0]!r}?" if near else ""))
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"an entry has no {key!r}{hint}")
         if missing := {"task", "schedule"} - given.keys():
-            raise ValueError(f"{' and '.join(sorted(missing))} is missing")
+            raise ValueError(f"it needs {' and '.join(sorted(missing))}")
         when = maybe_schedule(
             given["schedule"], bool(given.get("relative", False)), app, given.get("tz")
         )
@@ -174,10 +175,10 @@ class Entry:
         raise TypeError(f"task must be a name, a task or a signature, not {task!r}")
 
     def check(self, app: Liteq) -> Entry:
-        """Raise `ScheduleError` if the entry cannot be fired: a task that is missing
-        among others of its module, arguments that do not fit, options that do not exist.
-        Return the entry. A task of a module that is not loaded here may be one that only
-        workers know: that is a warning."""
+        """Raise `ScheduleError` if the entry cannot be fired: its task is missing among
+        others of its module, its arguments do not fit, or an option does not exist. Return
+        the entry. A task of a module that is not loaded here may be one that only workers
+        know: that is a warning."""
         if self.canvas is None and self.task not in app.tasks:
             self._miss_task(app)
         if not self._is_lazy():
@@ -196,8 +197,8 @@ class Entry:
             except NotRegistered as exc:
                 raise ScheduleError(f"periodic entry {self.name!r}: {exc}") from None
         logger.warning(
-            "periodic entry %r: this program has no task %r; it is sent all the same, for a "
-            "worker that has",
+            "periodic entry %r: this program has no task %r; it is sent anyway, because a "
+            "worker may have it",
             self.name,
             self.task,
         )
@@ -221,8 +222,8 @@ class Entry:
     ) -> Decision:
         """Say what to do about the instant `due`, which has come.
 
-        `last` is when the entry ran last. `deadline`: a crontab that is later than so many
-        seconds is not run any more.
+        `last` is when the entry ran last. `deadline`: a crontab that is more seconds late
+        than this is skipped.
         """
         when = self.timetable
         if when is None:
@@ -378,7 +379,7 @@ class Entry:
         stay encrypted, and go so into the calls that are made of it: a beat needs no keys.
 
         Raises `DecodeError` for bytes that are damaged or of a later version, or have no
-        valid signature where they need one, and `ValueError` for values that cannot be.
+        valid signature where they need one, and `ValueError` for invalid values.
         """
         if app.signer is not None:
             data = app.signer.open(data, _owner(name))
@@ -452,7 +453,7 @@ def _choice(name: str, given: Any, default: str, words: Any) -> Any:
     if given is None:
         return default
     if given not in get_args(words):
-        raise ValueError(f"{name} is one of {', '.join(get_args(words))}, not {given!r}")
+        raise ValueError(f"{name} must be one of {', '.join(get_args(words))}, not {given!r}")
     return given
 
 

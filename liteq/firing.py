@@ -57,8 +57,8 @@ class Beat:
     """Fires the entries of an app's store. It does not wait: `tick()` does what is due and
     says when to look again.
 
-    `name` must be another for each beat. `max_interval`: seconds that `tick()` returns at
-    most (None: the setting).
+    `name` must differ for each beat. `max_interval`: the most seconds that `tick()` returns
+    (None: the setting).
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Beat:
 
     def start(self, since: float | None = None) -> None:
         """Bring the store up to what the code declares, new entries counting from `since`
-        (Unix seconds; default: now). Entries that cannot be are logged and left out."""
+        (Unix seconds; default: now). Invalid entries are logged and left out."""
         self._declare(since)
         self._read()
         now = self._broker.now()

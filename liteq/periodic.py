@@ -56,8 +56,8 @@ class PeriodicEntry:
     error: str | None = None
 
     def next(self, count: int = 5) -> list[datetime]:
-        """Return the next instants at which it is due; one at most if the schedule is a
-        class of the program's own."""
+        """Return the next instants at which it is due; at most one if the schedule is a class
+        of the program's own."""
         at = self.due_at
         if at is None or self.paused:
             return []
@@ -85,8 +85,8 @@ class Schedules:
     # Declared in code
 
     def declare(self, name: str, given: Mapping[str, Any]) -> None:
-        """Declare an entry, as `beat_schedule` does. Raises `ScheduleError`, which the
-        start of a beat says again: what a signal's receiver raises may go unseen."""
+        """Declare an entry, as `beat_schedule` does. Raises `ScheduleError`, which a beat
+        repeats when it starts: what a signal's receiver raises may go unseen."""
         try:
             Entry.of(self._app, name, given)
             self._refuse_another(name, given)
@@ -125,7 +125,7 @@ class Schedules:
     def declared(self) -> dict[str, Entry]:
         """Return the entries that the code declares, checked, by name.
 
-        Raises `ScheduleError` naming the first that cannot be.
+        Raises `ScheduleError`, which names the first invalid one.
         """
         entries, broken = self.sound()
         for error in broken.values():
@@ -133,8 +133,8 @@ class Schedules:
         return entries
 
     def sound(self) -> tuple[dict[str, Entry], dict[str, ScheduleError]]:
-        """Return the entries that the code declares and that can be, and what is wrong with
-        each of the others, by name."""
+        """Return the valid entries that the code declares, and what is wrong with each of the
+        others, by name."""
         entries: dict[str, Entry] = {}
         given = self.declarations()
         broken = dict(self._refused)
@@ -161,9 +161,9 @@ class Schedules:
         """Bring the store up to what the code declares, and return that. What is new
         counts from `since` (Unix seconds; default: now).
 
-        An entry that is as it was keeps its next instant and what was run; so does one
-        that is changed in other things than its schedule. One that cannot be is logged,
-        and what the store has of that name stays: it stops none of the others.
+        An unchanged entry keeps its next instant and the record of its runs; so does one
+        whose schedule has not changed. An invalid one is logged, and what the store has of
+        that name stays: it stops none of the others.
         """
         app, broker = self._app, self._app.broker
         now = broker.time() if since is None else since
@@ -254,8 +254,8 @@ class Schedules:
         """Make an entry that all beats of the store fire from now on.
 
         `task` is a name, a task or a signature; `schedule` seconds, a timedelta, a cron
-        expression, `crontab(…)` or `solar(…)`. Raises `ScheduleError` for what cannot be,
-        and if there is an entry of this name.
+        expression, `crontab(…)` or `solar(…)`. Raises `ScheduleError` if anything is invalid,
+        or if there is an entry of this name.
         """
         given = {
             "task": task,
@@ -279,8 +279,8 @@ class Schedules:
         """Change an entry that was made at run time; the names are those of `add()`.
 
         What is not named stays, as does its zone if another `schedule` has none of its own.
-        A changed schedule begins anew. Raises `ScheduleNotFound`, and `ScheduleError` for
-        what cannot be, a `tz` or `relative` without effect, or an entry that is declared in
+        A changed schedule begins anew. Raises `ScheduleNotFound`, and `ScheduleError` for an
+        invalid value, a `tz` or `relative` without effect, or an entry that is declared in
         code.
         """
         while True:
@@ -316,7 +316,7 @@ class Schedules:
 
     def resume(self, name: str) -> None:
         """Fire a paused entry again, from its next instant on: what it missed meanwhile is
-        not made good. Raises `ScheduleNotFound`."""
+        not made up for. Raises `ScheduleNotFound`."""
         while True:
             row = self._row(name)
             if not row.paused:

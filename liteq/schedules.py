@@ -60,8 +60,9 @@ class Timetable(Protocol):
 
 
 class BaseSchedule:
-    """What schedules have in common. `nowfun` returns the time now, for tests; `app` says
-    what it is, and in which time zone times of day are meant (default: the current app)."""
+    """What schedules have in common. `nowfun` returns the time now, for tests; by default the
+    time, and the zone in which times of day are meant, are those of `app` (default: the
+    current app)."""
 
     def __init__(
         self, nowfun: Callable[[], datetime] | None = None, app: Liteq | None = None
@@ -368,8 +369,8 @@ class solar(BaseSchedule):  # noqa: N801 (Celery's name)
     """When the sun does something at a place: `solar("sunset", -37.8, 144.9)`.
 
     Events: dawn_astronomical, dawn_nautical, dawn_civil, sunrise, solar_noon, sunset,
-    dusk_civil, dusk_nautical, dusk_astronomical. A day without the event, as near the
-    poles, is passed over. It is due at the next whole second. Needs the package ephem
+    dusk_civil, dusk_nautical, dusk_astronomical. A day without the event, as near the poles,
+    is skipped. It is due at the next whole second. Needs the package ephem
     (`liteq-queue[solar]`).
     """
 
@@ -470,7 +471,7 @@ def maybe_schedule(
     a schedule object as it is, with the app it is for.
 
     `tz` is the zone of a schedule that has none of its own. Raises `ValueError` or
-    `TypeError` for what is none of those.
+    `TypeError` for anything else.
     """
     if isinstance(s, str):
         return crontab.from_string(s, app=app, tz=tz)
