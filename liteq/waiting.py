@@ -208,8 +208,8 @@ class _Wait:
         unknown = [id for id in self.missing if id not in records]
         if unknown and self.losses < self.broker.losses:
             raise StoreLost(
-                f"{unknown[0]} went with the store that it was sent to: the server was emptied "
-                "or restarted without its data, or the file was replaced; whether it "
+                f"{unknown[0]} was lost with the store that it was sent to: the server was "
+                "emptied or restarted without its data, or the file was replaced; whether it "
                 "has run is unknown"
             )
         if unknown and self.timeout is None:

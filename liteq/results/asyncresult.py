@@ -79,9 +79,9 @@ NOTHING: Final = b"null"  # what a store hands on for a value that was not kept
 class AsyncResult(ResultBase, Generic[R]):
     """What became of the call with this id.
 
-    Reading an attribute looks into the store, until the call has ended. `duplicate`: the
-    call was not stored, since another that is unique has its place; this is the result of
-    that one, or (on_conflict="skip") of none.
+    Reading an attribute looks into the store, until the call has ended. `duplicate`: the call
+    was not stored, since another has its unique key; this is the result of that one, or
+    (on_conflict="skip") of none.
     """
 
     duplicate: bool = False
@@ -155,16 +155,16 @@ class AsyncResult(ResultBase, Generic[R]):
         returned), `TaskRevokedError`, and `TimeoutError` after `timeout` seconds, which
         leaves the task alone. Without a timeout, an id that is not in the store raises
         `UnknownTaskId` instead of waiting for ever. While the store cannot be read it raises
-        `BrokerUnavailable`: the call is as it was, and may be waited for again. Inside a task
-        it raises `RuntimeError`, since waiting there can use up all of a worker's processes.
+        `BrokerUnavailable`: the call is unaffected, and may be waited for again. Inside a
+        task it raises `RuntimeError`, since waiting there can use up all of a worker's
+        processes.
 
         `on_message` is called with a dictionary (`status`, `result`, `task_id` …) whenever
-        the state or what `update_state()` reports has become another, at last with the
-        outcome. What is replaced before it was read is passed over. `callback` is called with
-        the id and the value at the end, `on_interval` at each look at the store; `interval`
-        (seconds) is the longest pause between two looks. With `follow_parents`, what failed in
-        an earlier step of a chain is raised. `no_ack` has no effect: a result stays until it
-        expires.
+        the state, or what `update_state()` reports, has changed, and last with the outcome.
+        What is replaced before it is read is skipped. `callback` is called with the id and
+        the value at the end, `on_interval` at each look at the store; `interval` (seconds) is
+        the longest pause between two looks. With `follow_parents`, what failed in an earlier
+        step of a chain is raised. `no_ack` has no effect: a result stays until it expires.
         """
         if self.ignored:
             return None
@@ -301,7 +301,8 @@ class AsyncResult(ResultBase, Generic[R]):
 
     @property
     def result(self) -> Any:
-        """The value, the exception of a failure, or the meta of a state of its own."""
+        """The value, the exception of a failure, or the meta of a state that the task has
+        set."""
         record = self._look()
         return None if record is None else self._result_of(record)
 
@@ -373,14 +374,14 @@ class AsyncResult(ResultBase, Generic[R]):
 
     @property
     def args(self) -> tuple[Any, ...] | None:
-        """The positional arguments it was called with; None of a group that stands for a
+        """The positional arguments it was called with; None for a group that has replaced the
         call (`Task.replace`)."""
         body = self._body()
         return None if body is None else body[0]
 
     @property
     def kwargs(self) -> dict[str, Any] | None:
-        """The keyword arguments it was called with; None as for `args`."""
+        """The keyword arguments it was called with; None in the same case."""
         body = self._body()
         return None if body is None else body[1]
 
@@ -452,15 +453,15 @@ class AsyncResult(ResultBase, Generic[R]):
     # Forms
 
     def without_keys(self) -> Self:
-        """Return this result as one who has no `encryption_keys` can read it, to show it:
-        each `Secret` that was encrypted stays so, and `reveal()` raises `DecryptionError`."""
+        """Return this result as a reader without `encryption_keys` sees it, for display: each
+        `Secret` that was encrypted stays so, and `reveal()` raises `DecryptionError`."""
         made = copy(self)
         made._is_keyless = True
         return made
 
     def as_tuple(self) -> tuple[tuple[str, Any], None]:
-        """Return the result in Celery's form; see `result_from_tuple`. Each result stands
-        around those before it: of a chain of a few hundred, JSON refuses it as too deep."""
+        """Return the result in Celery's form; see `result_from_tuple`. Each result encloses
+        those before it: after a chain of a few hundred steps it is too deep for JSON."""
         return as_tuple(self)  # type: ignore[no-any-return]
 
     _stored_form = as_tuple  # see `dumps_result`

@@ -33,8 +33,8 @@ class ResultBackend:
         """Write a state for an id; return the result.
 
         SUCCESS and FAILURE (`result` is the exception) end a call that has not ended: one
-        that waits is not run any more, and the id of none is used from then on. Another state
-        shows until the task says one itself, or the attempt ends; of a call that was not sent
+        that waits is not run any more, and an id without a call is used up. Another state
+        shows until the task sets one itself, or the attempt ends; for a call that is not sent
         yet, until it is, for `result_expires` seconds at most.
         """
         name = getattr(request, "task", None) or ""
@@ -59,7 +59,7 @@ class ResultBackend:
         state: str = SUCCESS,
     ) -> None:
         """End a call with this value. With `request`, one of those that a run for many calls
-        was given, that is when the run has ended."""
+        was given, it ends with the run."""
         if getattr(request, "ending", None) is not None:
             request.ending = (result, None)
         elif store_result:

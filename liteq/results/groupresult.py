@@ -53,7 +53,7 @@ class GroupResult(ResultSet):
         return super().ready()
 
     def save(self, backend: Any = None) -> GroupResult:
-        """Make the store know the group, for `restore()`; one that was sent it does."""
+        """Make the store know the group, for `restore()`; it knows one that was sent."""
         broker = self.app.broker
         if self.id is None:
             raise ValueError("a group without an id cannot be saved")
@@ -71,8 +71,8 @@ class GroupResult(ResultSet):
         return self
 
     def delete(self, backend: Any = None) -> None:
-        """Delete what `save()` wrote, or, of a group that has ended, what the store keeps
-        of the group itself; its members' results stay."""
+        """Delete what `save()` wrote, or, for a group that has ended, what the store keeps of
+        the group itself; its members' results stay."""
         if self.id is not None:
             self.app.broker.forget([self.id])
 
@@ -97,8 +97,8 @@ class GroupResult(ResultSet):
         return _gathered(id, *app.broker.nodes(record.workflow), app)
 
     def as_tuple(self) -> tuple[tuple[str | None, Any], list[Any]]:
-        """Return the group in Celery's form; see `result_from_tuple`. Each result stands
-        around those before it: of a chain of a few hundred, JSON refuses it as too deep."""
+        """Return the group in Celery's form; see `result_from_tuple`. Each result encloses
+        those before it: after a chain of a few hundred steps it is too deep for JSON."""
         return as_tuple(self)  # type: ignore[no-any-return]
 
     _stored_form = as_tuple  # see `dumps_result`
@@ -170,7 +170,7 @@ def _is_group(node: Any) -> bool:
 def result_from_tuple(given: Any, app: Liteq | None = None) -> Any:
     """Return the result that `as_tuple()` made this of; a result is returned as it is.
 
-    Raises `ValueError` for what is no such form.
+    Raises `ValueError` for anything else.
     """
     if isinstance(given, ResultBase):
         return given

@@ -1,5 +1,5 @@
 """Whether `get()`, or `await result`, may wait here: not inside a task, nor while a command
-imports the app, unless that has allowed itself to."""
+imports the app, unless the code there allows it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def allow_join_result() -> Iterator[None]:
 
 @contextmanager
 def denied_join_result() -> Iterator[None]:
-    """Take an outer `allow_join_result` back while this context is open."""
+    """Undo an outer `allow_join_result` while this context is open."""
     token = _joins_allowed.set(False)
     try:
         yield
@@ -43,8 +43,8 @@ def denied_join_result() -> Iterator[None]:
 
 @contextmanager
 def importing(name: str) -> Iterator[None]:
-    """Refuse to wait while this context is open, in which a command imports a module: a
-    call at its top level waits for a worker which that import keeps from starting."""
+    """Refuse to wait while this context is open, for a command that imports a module: a call
+    at its top level would wait for a worker that cannot start before the import ends."""
     token = _imported.set(name)
     try:
         yield
@@ -53,14 +53,14 @@ def importing(name: str) -> Iterator[None]:
 
 
 def assert_will_not_block(*, waits: bool = True) -> None:
-    """Raise `RuntimeError` if a task runs here and has not allowed itself to wait, or, of
-    what `waits` for a worker, while a command imports the app."""
+    """Raise `RuntimeError` if a task runs here that has not allowed itself to wait, or if
+    this `waits` for a worker while a command imports the app."""
     if _joins_allowed.get():
         return
     if waits and (name := _imported.get()) is not None:
         raise RuntimeError(
-            f"result.get() while {name!r} is imported would wait for a worker, which may be "
-            "what imports it, and is started after that: put the call into a function, or "
+            f"result.get() while {name!r} is imported would wait for a worker that may be "
+            "this process, and starts only after the import: put the call into a function, or "
             "under `if __name__ == '__main__':`"
         )
     running = context.current()

@@ -56,7 +56,7 @@ class ResultSet(ResultBase):
             self.results.append(result)
 
     def remove(self, result: Any) -> None:
-        """Take out a result or an id. Raises `KeyError` if it is no member."""
+        """Take out a result or an id. Raises `KeyError` if it is not a member."""
         try:
             self.results.remove(result)
         except ValueError:
@@ -118,7 +118,7 @@ class ResultSet(ResultBase):
     def maybe_throw(
         self, callback: Callable[[str, Any], Any] | None = None, propagate: bool = True
     ) -> None:
-        """Raise what the first failed with of those that have ended, if one did."""
+        """Raise the error of the first member that has failed, if one has."""
         for leaf in self._ended():
             leaf._outcome(propagate, callback)
 
@@ -159,9 +159,9 @@ class ResultSet(ResultBase):
     ) -> Any:
         """Wait until all have ended, and return their values in order.
 
-        Raises what a member failed with as soon as one has, or, with `propagate` off,
-        puts the exceptions in place. `timeout` (seconds) is for all of them together.
-        With `callback(id, value)` that is called for each as it ends, and nothing is
+        Raises what a member failed with as soon as one has; with `propagate` off, the
+        exceptions are in the list. `timeout` (seconds) is for all of them together.
+        If `callback(id, value)` is given, it is called for each as it ends, and nothing is
         returned. `on_message` hears of the changes of each. Otherwise like `AsyncResult.get`.
         """
         if disable_sync_subtasks:
@@ -219,7 +219,8 @@ class ResultSet(ResultBase):
         return self.aget().__await__()
 
     async def __aiter__(self) -> AsyncIterator[Any]:
-        """Yield the results of single calls as they end. Inside a task as `get()`."""
+        """Yield the results of single calls as they end. Inside a task it raises as `get()`
+        does."""
         assert_will_not_block()
         from liteq.waiting import asettled  # late: 5 ms that a mere sender saves
 
