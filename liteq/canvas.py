@@ -1,9 +1,9 @@
 """Workflows: signatures that are made of signatures.
 
-A `chain` runs one step after the other, a `group` all members at once, a `chord` a body
-behind a group. They may be nested in each other, called, linked, frozen and sent like any
-signature. What they mean to the store is worked out when they are sent, in
-`liteq.composing`: here they are only written down.
+A `chain` runs one step after the other, a `group` all members at once, a `chord` a body after
+a group. They may be nested in each other, called, linked, frozen and sent like any signature.
+What they mean to the store is worked out when they are sent, in `liteq.composing`: here they
+are only written down.
 """
 
 # ruff: noqa: FBT001, FBT002  (positional booleans in Celery's signatures)
@@ -75,9 +75,9 @@ class chain(Canvas[R]):
     `chain(a, b, c)`, of an iterable, or `a | b | c`. The result is that of the last step;
     `.parent` leads back. Arguments and options go to the first step, `task_id` and `link`
     to the last, `link_error` to every step. A group in the middle is the header of a
-    chord, whose body calls those for all members. As in Celery, a group of one member
-    stands for that member here, and groups of none are left out at the start and at the
-    end.
+    chord, whose body calls the error callbacks for all members. As in Celery, a group of one
+    member stands for that member here, and groups of none are left out at the start and at
+    the end.
     """
 
     kind = "chain"
@@ -211,8 +211,8 @@ class group(Canvas[list[R]]):
     """Members that run all at once, each given the arguments and options of the group.
 
     `group(a, b, c)`, or of an iterable. The result is a `GroupResult`, in the order of
-    the members; those of groups among the members stand in it one by one. With a `|`
-    behind it, it is the header of a chord.
+    the members; the members of a group among them take its place one by one. With a `|` after
+    it, it is the header of a chord.
     """
 
     kind = "group"
@@ -321,13 +321,13 @@ class group(Canvas[list[R]]):
         return GroupResult(self.options["task_id"], results, app=self.app)
 
     def set_immutable(self, immutable: bool) -> None:
-        """Say of all members whether what is before the group is kept from them."""
+        """Set for all members whether they ignore the result of what is before the group."""
         for member in self.tasks:
             member.set_immutable(immutable)
 
     def link(self, callback: Any) -> Any:
-        """Have `callback` called when the first member has succeeded, without its result:
-        so it is in Celery. What is to run behind all members goes behind a `|`."""
+        """Have `callback` called when the first member has succeeded, without its result, as
+        in Celery. What is to run after all members goes after a `|`."""
         if not self.tasks:
             raise ValueError("an empty group has no member to link to")
         first = self.tasks[0] = self.tasks[0].clone()
@@ -367,7 +367,7 @@ class group(Canvas[list[R]]):
         return self
 
     def __or__(self, other: Signature[T]) -> chord[T]:  # type: ignore[override]
-        """Return a chord: this group, and behind all of it the other."""
+        """Return a chord: this group, with the other as its body."""
         return chord(self, body=joinable(self, other), app=self._app)
 
     def __len__(self) -> int:
@@ -390,15 +390,15 @@ class group(Canvas[list[R]]):
 
 @Signature.register_type()
 class chord(Canvas[R]):
-    """A header, whose members run all at once, and a body behind it, which is given the
-    list of their results, in the order of the members.
+    """A header, whose members run all at once, and a body after it, which is given the list
+    of their results, in the order of the members.
 
     `chord(header, body)`, `chord(header)(body)` or `group | task`. The result is that of
-    the body; its `.parent` is the `GroupResult` of the header. `on_error` says what a
-    member that fails does: "fail" fails the body at once, with a `ChordError`; with
-    "collect" the exception stands in the list, with "skip" it is left out, and the body
-    runs. Arguments go to the members, options to members and body, but for `countdown`
-    and `eta` (members), `task_id`, `link` and `link_error` (body).
+    the body; its `.parent` is the `GroupResult` of the header. `on_error` says what a failed
+    member does: "fail" fails the body at once, with a `ChordError`; with "collect" the
+    exception stands in the list, with "skip" it is left out, and the body runs. Arguments go
+    to the members, options to members and body, except `countdown` and `eta` (members),
+    `task_id`, `link` and `link_error` (body).
     """
 
     kind = "chord"
@@ -469,7 +469,7 @@ class chord(Canvas[R]):
 
     @property
     def body(self) -> Signature[R] | None:
-        """What runs behind the header."""
+        """What runs after the header."""
         body: Signature[R] | None = self["kwargs"]["body"]
         return body
 
@@ -537,7 +537,7 @@ class chord(Canvas[R]):
         return self._append_to_body("link_error", errback)
 
     def set_immutable(self, immutable: bool) -> None:
-        """Say of all members whether what is before the chord is kept from them."""
+        """Set for all members whether they ignore the result of what is before the chord."""
         self.header.set_immutable(immutable)
 
     def stamp(
@@ -559,7 +559,7 @@ class chord(Canvas[R]):
         return self
 
     def __or__(self, other: Signature[T]) -> chord[T]:  # type: ignore[override]
-        """Return this chord with the other behind its body."""
+        """Return this chord with the other after its body."""
         other = joinable(self, other)
         if is_special(self) and self.body is not None:
             longer: Any = chain(self, other, app=self._app)
@@ -615,7 +615,7 @@ def is_empty(sig: Signature[Any]) -> bool:
 def _check_links(link: Any, link_error: Any) -> None:
     """Refuse what a group cannot be called with: it has no end of its own to link to."""
     if link is not None:
-        raise TypeError("a group takes no link: put a task behind it with |, as a chord")
+        raise TypeError("a group takes no link: put a task after it with |, as a chord")
     if link_error is not None:
         raise TypeError("a group takes no link_error: call group.link_error(…) before")
 

@@ -851,9 +851,9 @@ def test_a_graph_that_cannot_be_says_why(app: Liteq, add: Any, one: Any) -> None
 
     with pytest.raises(ValueError, match="graph 'g' has a cycle: a → c → b → a"):
         graph(start=(), a="b", b="c", c="a", d="a").delay()
-    with pytest.raises(ValueError, match=r"'b' stands after 'fecth'.*did you mean 'fetch'"):
+    with pytest.raises(ValueError, match=r"'b' comes after 'fecth'.*did you mean 'fetch'"):
         graph(fetch=(), b="fecth").delay()
-    with pytest.raises(ValueError, match="'b' stands after 'a' twice"):
+    with pytest.raises(ValueError, match="node 'b' names 'a' twice in after"):
         graph(a=(), b=["a", "a"])
     with pytest.raises(ValueError, match="has a node 'a' already"):
         graph(a=()).add("a", add.s())

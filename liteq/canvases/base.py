@@ -99,7 +99,7 @@ class Canvas(Signature[R]):
     partial = clone
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Send the workflow, as Celery does: it is no function that could run here."""
+        """Send the workflow, as Celery does: it is not a function that could run here."""
         return self.apply_async(args, kwargs)
 
     def reprcall(self, *args: Any) -> str:
@@ -136,7 +136,7 @@ def unpacked(tasks: tuple[Any, ...]) -> Iterable[Any]:
 
 
 def part(given: Any, where: str, app: Liteq | None) -> Signature[Any]:
-    """Return a part as a signature. Raises `TypeError` for what is none."""
+    """Return a part as a signature. Raises `TypeError` for what is not one."""
     if isinstance(given, Signature):
         return given
     if isinstance(given, Mapping) and "task" in given:

@@ -1,7 +1,7 @@
-"""A graph: named calls, each behind those whose results it needs.
+"""A graph: named calls, each of which waits for those whose results it needs.
 
-For what chains, groups and chords cannot say: a call that stands behind several others, and
-another one behind some of the same.
+For what chains, groups and chords cannot express: a call that waits for several others, and
+another one that waits for some of the same.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ __all__ = ["Graph", "GraphNode"]
 
 
 class GraphNode(NamedTuple):
-    """A node: what it calls, and behind which nodes. `keywords` names the argument that
-    each of their results becomes; None: they are put in front of the node's own."""
+    """A node: what it calls, and which nodes it waits for. `keywords` names the argument that
+    each of their results becomes; None: they go in front of the node's own arguments."""
 
     name: str
     sig: Signature[Any]
@@ -41,8 +41,8 @@ class Graph:
         g.add("join", join.s(), after=["small", "large"])
         g.delay()
 
-    Nodes may be added in any order. A node may be a chain, group or chord, too: those
-    behind it are given what it comes to.
+    Nodes may be added in any order. A node may be a chain, group or chord, too: the nodes
+    after it get its result.
     """
 
     subtask_type = "graph"
@@ -71,8 +71,8 @@ class Graph:
 
         `after`: the name of the node before it; several names, whose results become its
         first arguments in this order; or a mapping, whose keys are the names of the
-        arguments. Raises `ValueError` for a name that is taken, `TypeError` for what is
-        no signature.
+        arguments. Raises `ValueError` for a name that is taken, `TypeError` for what is not a
+        signature.
         """
         if not name:
             raise ValueError("a node needs a name that is not empty")
@@ -83,13 +83,13 @@ class Graph:
         before = (names,) if isinstance(names, str) else tuple(names)
         for other in before:
             if before.count(other) > 1:
-                raise ValueError(f"node {name!r} stands after {other!r} twice")
+                raise ValueError(f"node {name!r} names {other!r} twice in after")
         self.nodes[name] = GraphNode(name, part(sig, f"node {name!r}", None), before, keywords)
         return self
 
     def order(self) -> list[GraphNode]:
-        """Return the nodes, each behind those that it stands after. Raises `ValueError`
-        for a name that is no node's, and for a cycle, which it names."""
+        """Return the nodes, each after those that it waits for. Raises `ValueError` for an
+        unknown name, and for a cycle, which it names."""
         self._check_names()
         ahead = {name: len(node.after) for name, node in self.nodes.items()}
         behind: dict[str, list[str]] = {name: [] for name in self.nodes}
@@ -107,15 +107,15 @@ class Graph:
         return [self.nodes[name] for name in ready]
 
     def ends(self) -> list[str]:
-        """Return the names of the nodes that no other stands after."""
+        """Return the names of the nodes that no other waits for."""
         inner = {other for node in self.nodes.values() for other in node.after}
         return [name for name in self.nodes if name not in inner]
 
     # Sending
 
     def delay(self, *args: Any, **kwargs: Any) -> Any:
-        """Send the graph, these arguments given to the nodes that stand first. Return the
-        result of the node that stands last, or of several the `GroupResult`."""
+        """Send the graph, these arguments given to its first nodes. Return the result of its
+        last node, or, if there are several, their `GroupResult`."""
         return self.apply_async(args, kwargs)
 
     def apply_async(
@@ -124,8 +124,8 @@ class Graph:
         kwargs: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Any:
-        """Send the graph like `delay()`, in one step; options are for the nodes that stand
-        first. Raises as `chain.apply_async` does, naming the node; nothing is sent then."""
+        """Send the graph like `delay()`, in one step; options are for its first nodes. Raises
+        as `chain.apply_async` does, naming the node; nothing is sent then."""
         return self.app.sender.call_workflow(self, args, kwargs, options)
 
     async def adelay(self, *args: Any, **kwargs: Any) -> Any:
@@ -171,7 +171,7 @@ class Graph:
                     near = difflib.get_close_matches(other, self.nodes, n=1)
                     hint = f"; did you mean {near[0]!r}?" if near else ""
                     raise ValueError(
-                        f"node {node.name!r} stands after {other!r}, which graph "
+                        f"node {node.name!r} comes after {other!r}, which graph "
                         f"{self.name!r} does not have{hint}"
                     )
 

@@ -248,7 +248,7 @@ class Signature(dict[str, Any], Generic[R]):
         return self
 
     def set_immutable(self, immutable: bool) -> None:
-        """Say whether the result of what it is linked to is kept from its arguments."""
+        """Set whether it ignores the result of what it is linked to."""
         self.immutable = immutable
 
     def link(self, callback: _S) -> _S:
@@ -385,7 +385,7 @@ class Signature(dict[str, Any], Generic[R]):
         return self.shown()
 
     def __or__(self, other: Signature[T]) -> chain[T]:  # type: ignore[override]
-        """Return a chain of this and another: that gets the result of this."""
+        """Return a chain of this and another, which gets the result of this."""
         joined: chain[T] = self._kind("chain")(self, joinable(self, other))
         return joined
 
@@ -493,8 +493,8 @@ def full(d: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def joinable(one: Signature[Any], other: Any) -> Signature[Any]:
-    """Return what is to stand behind a `|` as a signature. Raises `TypeError` for what is
-    none."""
+    """Return what stands after a `|` as a signature. Raises `TypeError` for what is not
+    one."""
     if isinstance(other, Signature):
         return other
     if isinstance(other, Mapping) and "task" in other:

@@ -33,14 +33,14 @@ class StampingVisitor(ABC):
         return {}
 
     def on_group_end(self, group: Any, **headers: Any) -> None:  # noqa: B027 (a hook)
-        """Called behind the members of a group."""
+        """Called after the members of a group."""
 
     def on_chain_start(self, chain: Any, **headers: Any) -> dict[str, Any] | None:
         """Return stamps of all steps of a chain."""
         return {}
 
     def on_chain_end(self, chain: Any, **headers: Any) -> None:  # noqa: B027 (a hook)
-        """Called behind the steps of a chain."""
+        """Called after the steps of a chain."""
 
     def on_chord_header_start(self, chord: Any, **headers: Any) -> dict[str, Any] | None:
         """Return stamps of all members of a chord's header; those of a group, if this is
@@ -48,7 +48,7 @@ class StampingVisitor(ABC):
         return self.on_group_start(chord.header, **headers)
 
     def on_chord_header_end(self, chord: Any, **headers: Any) -> None:
-        """Called behind the members of a chord's header."""
+        """Called after the members of a chord's header."""
         self.on_group_end(chord.header, **headers)
 
     def on_chord_body(self, chord: Any, **headers: Any) -> dict[str, Any] | None:
