@@ -75,11 +75,11 @@ class Context:
 
     What is not known has its default: a task that is called as a function sees
     `called_directly` True and no `id`. The caller's own headers are attributes as well,
-    where no other has that name: `get("tenant")`. `deliveries` counts the starts of this
-    message since it was sent or retried, 1 at the first, and those before that were put back
-    (`Reject(requeue=True)`); `checkpoint` is what an earlier attempt, or this one, gave last to
-    `Task.checkpoint()`, else None; `report` sends what the task says about itself, and is None
-    where nobody listens.
+    unless their names are taken: `get("tenant")`. `deliveries` counts the starts of this
+    message since it was sent or retried, from 1, and earlier ones that were put back
+    (`Reject(requeue=True)`); `checkpoint` is what this attempt or an earlier one last gave to
+    `Task.checkpoint()`, else None; `report` sends what the task says about itself, and is
+    None where nobody listens.
     """
 
     id: str | None = None

@@ -115,7 +115,7 @@ class EncodeError(MessageError, TypeError):
 
 
 class DecodeError(MessageError, ValueError):
-    """Bytes that are no valid message body or result."""
+    """Bytes that are not a valid message body or result."""
 
 
 class ContentDisallowed(DecodeError):
@@ -123,15 +123,14 @@ class ContentDisallowed(DecodeError):
 
 
 class InvalidSignature(DecodeError):
-    """A message or result that is not signed, or not as it is now, though `security_keys`
-    are set."""
+    """A message or result without a valid signature, though `security_keys` are set."""
 
 
 SecurityError = InvalidSignature  # Celery's name
 
 
 class DecryptionError(DecodeError):
-    """A `Secret` that is encrypted, and that no key of `encryption_keys` opens here."""
+    """An encrypted `Secret` that none of this process's `encryption_keys` opens."""
 
 
 class MessageTooLarge(MessageError, ValueError):
@@ -143,8 +142,8 @@ class AlreadyEnqueued(MessageError, ValueError):
 
 
 class DuplicateTask(MessageError, ValueError):
-    """A call with the same unique key is alive, or its time has not run out; `id` is its
-    id. Nothing was stored."""
+    """Another call has the same unique key, or keeps it for some time after its end; `id` is
+    the id of that call. Nothing was stored."""
 
     def __init__(self, *args: Any, id: str = "") -> None:
         super().__init__(*args)
@@ -158,7 +157,7 @@ class DuplicateTask(MessageError, ValueError):
         if part:
             why = ", and a workflow cannot do without one of its calls"
         elif step:
-            why = ", as a step of a workflow, whose arguments are its own"
+            why = ", as a step of a workflow, which cannot be replaced"
         return cls(
             f"a call of {task!r} with the same unique key is in the store already: {id}{why}",
             id=id,
@@ -202,9 +201,9 @@ class SchemaError(BrokerError):
 
 
 class StoreLost(BrokerError):
-    """The store's file was deleted or replaced while this process had it open. What was to be
-    written was not; the next use opens the file that is there then. Who waits for what went
-    with a store, a server's as well, gets it too."""
+    """The store's file was deleted or replaced while this process had it open. The write was
+    not made; the next use opens the file that is there then. A caller that waits for a call
+    which was lost with its store, on a server too, also gets this."""
 
 
 # Tasks
@@ -233,7 +232,7 @@ class QueueNotFound(TaskError, KeyError):
 
 
 class ScheduleError(TaskError, ValueError):
-    """A periodic entry that cannot be; the message names it, and what is wrong with it."""
+    """An invalid periodic entry; the message names it, and says what is wrong with it."""
 
 
 SchedulingError = ScheduleError  # Celery's name
@@ -333,8 +332,8 @@ class Interrupted(BaseException):
     """Raised by an interruptible `Task.checkpoint()`, once it has kept its value, when the
     worker stops: the call goes on from there in the next worker.
 
-    It is no `Exception`, so that `except Exception` in a task lets it through. Raised by
-    anything else it fails the task.
+    It is not an `Exception`, so `except Exception` in a task lets it through. If anything
+    else raises it, the task fails.
     """
 
 

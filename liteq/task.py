@@ -200,8 +200,8 @@ class Task(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the body here and now, as a plain function.
 
-        For a subclass that overrides this, a worker calls the task itself: then it is
-        the body of the attempt, whose request it keeps.
+        If a subclass overrides this, a worker calls the task itself: this is then the body of
+        the attempt, and keeps its request.
         """
         if self._is_call_of_attempt():
             return self.run(*args, **kwargs)
@@ -244,11 +244,11 @@ class Task(Generic[P, R]):
         `ignore_result`, `retry` and `retry_policy` (of the sending). `unique`,
         `unique_key`, `unique_for`, `on_conflict`, `debounce`, `debounce_max`: at most one
         such call is alive (docs: Unique tasks). `task_id`: the
-        call's id; sending the same call again under the same id is one call. `link`,
-        `link_error`: signatures called with the result, or when the task fails.
+        call's id; sent again under the same id, it stays one call. `link`, `link_error`:
+        signatures called with the result, or when the task fails.
 
-        Raises as `delay()` does, `TypeError` for an unknown option, `ValueError` for a
-        value out of its range, and `DuplicateTask` if that is asked for.
+        Raises as `delay()` does, `TypeError` for an unknown option, `ValueError` for a value
+        out of its range, and `DuplicateTask` if `on_conflict` says so.
         """
         given = named(options, task_id=task_id, link=link, link_error=link_error)
         return self.app.sender.call(self, args, kwargs, given)
@@ -379,8 +379,8 @@ class Task(Generic[P, R]):
     ) -> Signature[R]:
         """Return a signature of the call that is running, changed by what is given.
 
-        With only positional or only keyword arguments given, of the others those stay
-        that do not conflict.
+        If only positional or only keyword arguments are given, those of the other kind stay
+        unless they conflict.
         """
         from liteq.retrying import call_again  # late: few calls are made again
 
@@ -408,9 +408,9 @@ class Task(Generic[P, R]):
 
     @property
     def all_parameters(self) -> list[str]:
-        """The same, and behind them, with a star, the name of the one that takes the rest; of
-        a body that takes any keyword then a lone star, the keywords that it names, and with
-        two stars the name of the one that takes those."""
+        """The same, and after them, with a star, the name of the one that takes the rest; if
+        the body takes any keyword, then a lone star, the keywords that it names, and with two
+        stars the name of the one that takes the others."""
         code, names = self._code, self.parameters
         if code is None:
             return names
@@ -441,7 +441,7 @@ class Task(Generic[P, R]):
     def request(self) -> Context:
         """The running attempt of this task: its id, arguments, number of retries.
 
-        Where it does not run, one that keeps what a test sets on it, for `run()`; a call,
+        Outside of a run, one that keeps what a test sets on it, for `run()`; each call,
         direct or sent, has its own.
         """
         for running in reversed(context.stack()):
@@ -513,7 +513,7 @@ class Task(Generic[P, R]):
         call's links, its place in chains and groups, its headers and its stamps, and has
         its own task's options otherwise. All of it is sent in one step with the end of
         the attempt. Raises `Replaced` (an `Ignore`), which takes effect even if the body
-        swallows it; `TypeError` for what is no signature, and `ImproperlyConfigured` for
+        swallows it; `TypeError` for what is not a signature, and `ImproperlyConfigured` for
         an empty workflow or a signature that belongs to a chord already.
         """
         from liteq.replacing import put_in_place  # late: few tasks do it
@@ -524,10 +524,9 @@ class Task(Generic[P, R]):
         """Add a call to the chord whose header this one is in; return its result.
 
         It is sent when this attempt has succeeded, or has been replaced, in one step with
-        that. The body waits for it, and is given its value (of a group: the list of
-        values) behind the others. Raises `ValueError` if this call is in no chord,
-        `TypeError` for what is no signature, and `ImproperlyConfigured` for an empty
-        workflow.
+        that. The body waits for it, and is given its value (of a group: the list of values)
+        after the others. Raises `ValueError` if this call is in no chord, `TypeError` for
+        what is not a signature, and `ImproperlyConfigured` for an empty workflow.
         """
         from liteq.replacing import put_beside  # late: few tasks do it
 
@@ -542,9 +541,9 @@ class Task(Generic[P, R]):
     ) -> None:
         """Show a state of the task's own, with `meta` as its `info`.
 
-        It lasts until the next one or the end of the attempt. Another call's id may be
-        given; one that has ended is left alone, and of one that was not sent yet the state
-        shows until it is, for `result_expires` seconds at most.
+        It lasts until the next one or the end of the attempt. Another call's id may be given.
+        A call that has ended is left alone; for one that is not sent yet, the state shows
+        until it is, for `result_expires` seconds at most.
         """
         from liteq import serializers, texts  # late: who sends no call needs none
         from liteq.brokers.values import Note
@@ -577,19 +576,19 @@ class Task(Generic[P, R]):
         """Have the call's next attempt go on from here: it finds the value as
         `self.request.checkpoint`.
 
-        Whatever makes it: a retry, the death of the child or of the worker, a stop, a failed
-        call that is run again. The last one counts; None takes it away. It is stored with the
-        worker's next step, which is not waited for: if the whole worker dies, what a few
-        milliseconds before it said may be missing, so the work behind a checkpoint may be done
-        again, and is never left out. Values are those of JSON and liteq's own types, 64 KiB at
-        most. Raises `EncodeError` or `MessageTooLarge`, and `RuntimeError` where the attempt is
-        not known: in a thread that the task has begun without its context.
+        Whatever causes that attempt: a retry, the death of the child or of the worker, a
+        stop, a failed call that is run again. The last value counts; None removes it. It is
+        stored with the worker's next step, which this does not wait for: if the whole worker
+        dies, checkpoints of its last milliseconds may be missing, so work may be done again,
+        but is never left out. Values are those of JSON and liteq's own types, 64 KiB at most.
+        Raises `EncodeError` or `MessageTooLarge`, and `RuntimeError` where the attempt is not
+        known: in a thread that the task has started without its context.
 
         `interruptible`: when `liteq worker` is told to stop, this keeps the value (if it is not
         None) and raises `Interrupted`, a `BaseException`: the attempt ends here, and the next
-        worker goes on. Never say it inside of a transaction, which the exception would roll
-        back. Not with `acks_late=False`, nor in a worker inside a program, which finishes what
-        runs.
+        worker goes on. Never use it inside a transaction, which the exception would roll
+        back. It interrupts no call with `acks_late=False`, and none in a worker inside a
+        program, which finishes what runs.
         """
         from liteq import checkpoints  # late: few tasks do it
 
@@ -614,9 +613,9 @@ class Task(Generic[P, R]):
         """Send an event of your own about the call that runs here, whose id is its `uuid`;
         return whether somebody listens.
 
-        Fields are values of JSON; what is long or none is shown by its repr, and what is secret
-        is hidden. Events are news: one that the store cannot take is dropped. `retry` and
-        `retry_policy` are Celery's, and mean nothing.
+        Fields are JSON values; a long one, or one that JSON does not have, is shown by its
+        repr, and what is secret is hidden. Events are news: one that the store cannot take is
+        dropped. `retry` and `retry_policy` are Celery's, and mean nothing.
         """
         return self.app.events.of_call(self, type_, fields)
 
@@ -711,7 +710,7 @@ class Task(Generic[P, R]):
 
     def deliveries_allowed(self) -> int | None:
         """Return how often a call may be started in all when its process dies each time;
-        None leaves that to the store. `reject_on_worker_lost=False`, said out loud, means
+        None leaves that to the store. `reject_on_worker_lost=False`, if set explicitly, means
         what it does in Celery: a death is a failure."""
         if self.reject_on_worker_lost is False:
             return 1
@@ -720,7 +719,7 @@ class Task(Generic[P, R]):
 
     def limits(self) -> tuple[Declared, ...]:
         """Return what limits the calls of this task are under (`rate_limit`,
-        `max_concurrency`). Raises `ImproperlyConfigured` for values that cannot be."""
+        `max_concurrency`). Raises `ImproperlyConfigured` for invalid values."""
         keys = self.rate_limit_key is not None or self.concurrency_key is not None
         if self.rate_limit is None and self.max_concurrency is None and not keys:
             return ()
