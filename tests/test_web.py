@@ -159,7 +159,7 @@ def test_a_list_is_narrowed_by_its_filters_and_goes_on_behind_its_end(
         narrowed = ask.get(f"/tasks?{query}").text
         assert other in narrowed
         assert ids[-1] not in narrowed
-    assert "No task is like that" in shown(ask, "/tasks?state=failed")
+    assert "No task matches" in shown(ask, "/tasks?state=failed")
 
 
 def test_of_many_tasks_few_names_are_suggested_and_others_as_one_types(
@@ -389,7 +389,7 @@ def test_what_a_signature_lets_expire_is_told_where_it_is_passed_over(
     die(app, late.id)
     wait_until(lambda: time.time() > ends)
 
-    told = "0 tasks queued again; 1 passed over, having expired by the time that is signed"
+    told = "0 tasks queued again; 1 passed over, having expired by the signed time"
     assert told in press(ask, "/retry", id=late.id, alone="1")
     assert told in press(ask, "/retry", all="1", dead="1", sure="1")
     assert f"passed over: {late.id}: it has expired" in caplog.text
@@ -448,7 +448,7 @@ def test_schedules_are_shown_by_pages_and_found_by_name(app: Liteq, ask: TestCli
     assert "More" not in last
     found = ask.get("/schedules?entry=job-*1").text
     assert re.findall(r"<tr><td>(job-\d+)", found) == [f"job-{n:03}" for n in range(1, 120, 10)]
-    assert "No periodic task is like that." in shown(ask, "/schedules?entry=absent")
+    assert "No periodic task matches." in shown(ask, "/schedules?entry=absent")
 
 
 def test_a_button_leaves_the_reader_on_the_page_of_the_schedules(

@@ -1,6 +1,6 @@
 """Pages for operators: what the store holds, seen, searched and steered in a browser.
 
-`liteq web` serves them, and `asgi_app()` gives them to an application of one's own. They say
+`liteq web` serves them, and `asgi_app()` gives them to an application of your own. They say
 what the commands say, and have no state but the store's. They need the extra `web`.
 """
 
@@ -31,19 +31,19 @@ def asgi_app(
     """Return the pages of an app as an ASGI application, to be served or mounted anywhere.
 
     - `auth`: who may see them. "user:password" asks the browser for these. A function, which
-      may be async, is given the request (Starlette's) and returns the name of who asks, or
-      None to refuse. None lets everybody in who can reach them.
+      may be async, is given the request (Starlette's) and returns the user's name, or None to
+      refuse. None instead of a function lets in everybody who can reach them.
     - `read_only`: nothing can be changed.
     - `can`: whether a user may do something: "retry", "cancel", "drop", "pause" (a queue),
-      "purge", "schedule" or "worker". What one may not do is not offered either.
-    - `hosts`: the names by which they may be asked for (default: any). Give them where
-      nobody is asked who they are: else a stranger's page can have the browser ask under a
-      name of its own.
+      "purge", "schedule" or "worker". What a user may not do is not offered either.
+    - `hosts`: the host names that they answer to (default: any). Give them where nobody has
+      to log in: otherwise a foreign page could reach these through the browser, under a name
+      of its own.
 
-    A change is made by a POST of these pages alone, and logged with the user's name by the
-    logger `liteq.web`. The program's tasks are to be imported before: they say which of
-    their arguments are secret. Raises `ImproperlyConfigured` without the extra `web`, and for
-    an `auth` that is none.
+    A change is made only by a POST from these pages, and logged with the user's name by the
+    logger `liteq.web`. Import the program's tasks first: they say which of their arguments
+    are secret. Raises `ImproperlyConfigured` without the extra `web`, and for an invalid
+    `auth`.
     """
     try:
         from liteq.web.site import build

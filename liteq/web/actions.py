@@ -269,14 +269,14 @@ _DONE: Final = {
 
 _OTHERS: Final = (
     "still running may finish",
-    "passed over, having expired by the time that is signed",
-    "passed over, for which the log has the reasons",
+    "passed over, having expired by the signed time",
+    "passed over, for reasons that the log gives",
 )
 
 
 def said(text: str) -> str:
     """Return what an address says was done: "retry.12.0.more", or "retry.12.0.3.1.more" if
-    some were passed over, having expired or for other reasons. Of another: nothing."""
+    some were passed over, having expired or for other reasons. For any other: nothing."""
     verb, number, *rest = (*text.split("."), "")
     if verb in ASKED and number in ("0", "1"):
         silent = "" if number == "1" else "; it has not answered, and obeys when it can"
@@ -286,7 +286,7 @@ def said(text: str) -> str:
     told = f"{int(number):,} {'task' if int(number) == 1 else 'tasks'} {_DONE[verb]}"
     others = [int(some[:12]) for some in rest if some.isdecimal()]
     if verb == "retry" and not int(number) and not any(others):
-        told += ": what did not run because of another comes back with that one"
+        told += ": what did not run because of another task comes back with that task"
     for some, words in zip(others, _OTHERS, strict=False):
         told += f"; {some:,} {words}" if some else ""
     if "more" in rest:

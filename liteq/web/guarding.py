@@ -81,8 +81,8 @@ class Guard:
         host = _host(headers.get("host", ""))
         if self._hosts is not None and host not in self._hosts:
             return PlainTextResponse(
-                f"These pages are not known as {host!r}: start them with --host {host}, "
-                "or ask for them by their address\n",
+                f"These pages do not answer to {host!r}: start them with --host {host}, "
+                "or use their address\n",
                 421,
             )
         user: object = ANYBODY if self._auth is None else self._auth(Request(scope))

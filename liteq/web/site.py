@@ -159,7 +159,7 @@ class _Site:
     # What went wrong
 
     async def refused(self, request: Request, exc: HTTPException) -> Response:
-        words = {404: "There is no such page.", 405: "That is done by a button, not here."}
+        words = {404: "There is no such page.", 405: "Only a button can do that."}
         return await self._error(
             request, exc.status_code, words.get(exc.status_code, exc.detail)
         )

@@ -19,8 +19,8 @@ PATIENCE: Final = 2.0  # seconds for a worker's answer; it obeys later, too
 ASKED: Final = {
     "grow": "asked for one more process",
     "shrink": "asked for one process fewer",
-    "restart": "asked to replace its processes, each when it is through with what it runs",
-    "stop": "asked to stop when it is through with what it runs",
+    "restart": "asked to replace its processes, each when it has finished what it runs",
+    "stop": "asked to stop when it has finished what it runs",
 }
 
 

@@ -14,8 +14,8 @@ __all__ = ["Moved", "Page", "Visit"]
 
 
 class Visit(NamedTuple):
-    """One request: who asks, what they may do, and the fields of the address or the form;
-    and the pace of the workers, which all requests note together."""
+    """One request: who asks, what they may do, the fields of the address or the form, and the
+    pace of the workers, which all requests share."""
 
     app: Liteq
     user: str
@@ -28,9 +28,9 @@ class Visit(NamedTuple):
         return next(iter(self.fields.get(name, ())), "")
 
     def named(self, name: str) -> str:
-        """Return a field that has to be given. Raises `ValueError`."""
+        """Return a field that must be given. Raises `ValueError`."""
         if not (text := self.text(name)):
-            raise ValueError(f"this has to be told which {name} is meant")
+            raise ValueError(f"this request must say which {name} is meant")
         return text
 
     def texts(self, name: str) -> list[str]:
@@ -46,8 +46,7 @@ class Page(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """The way to another page, which is asked for anew (a POST leaves no trace in the
-    browser's history)."""
+    """A redirect to another page (so a POST leaves no trace in the browser's history)."""
 
     path: str
     fields: Mapping[str, str | Sequence[str]]
