@@ -73,7 +73,7 @@ def examine(
         looks = (_server, _work)
     else:
         yield Finding(
-            "store", "warn", "in memory: gone with its process", "use sqlite:// or redis://"
+            "store", "warn", "in memory: lost with its process", "use sqlite:// or redis://"
         )
         looks = (_work,)
     for look in looks:
@@ -470,7 +470,7 @@ def _entries(app: Liteq) -> Iterator[Finding]:
             "declared entries",
             "warn",
             f"not in the store: {several(sorted(missing))}",
-            "a beat enters them when it starts: start `liteq beat`, or a worker with -B, anew",
+            "a beat enters them when it starts: restart `liteq beat`, or a worker with -B",
         )
 
 

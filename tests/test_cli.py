@@ -1137,7 +1137,7 @@ def test_a_log_file_that_cannot_be_written_ends_with_2(project: Project) -> None
 def test_queued_messages_can_be_purged_first(project: Project, here: Here) -> None:
     id = here.ok("call", "tasks.add", "-a", "[1, 2]")
     done = project("worker", "--burst", "--purge")
-    assert "purged 1 messages from default" in done.stderr
+    assert "purged 1 message from default" in done.stderr
     assert here("result", id).returncode == 3
 
 

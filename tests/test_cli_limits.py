@@ -98,7 +98,7 @@ def test_an_operator_changes_limits_until_they_are_reset(shop: Here) -> None:
         (["set", "tasks.call", "1/s"], 3, "did you mean tasks.call:rate or workdir?"),
         (["set", "workdri", "1"], 3, "did you mean workdir?"),
         (["reset", "zzz"], 3, "`liteq limits` lists them"),
-        (["set", "workdir", "10/m"], 2, "workdir is a concurrency"),
+        (["set", "workdir", "10/m"], 2, "workdir limits concurrency"),
         (["set", "workdir", "0"], 2, "a number of 1 or more"),
         (["set", "tasks.call:rate", "often"], 2, "'often' is not a rate"),
     ],

@@ -155,7 +155,7 @@ def test_tasks_are_listed_by_what_they_have_in_common(
     assert ids("--since", "1h", "-s", "unfinished")[-1] == add
     assert ids("--until", "1h") == []
     nothing = here("ls", "--until", "1h")
-    assert nothing.stderr == "liteq: no task is like that\n"
+    assert nothing.stderr == "liteq: no task matches\n"
     assert nothing.returncode == 0
 
 

@@ -283,7 +283,7 @@ def test_workers_are_steered(here: Here, worker: Running) -> None:
     assert "set successfully" in here.ok("control", "rate_limit", "tasks.add", "100/m")
     refused = here("control", "pool_shrink", "9")
     assert refused.returncode == 1
-    assert "one child at least" in refused.stdout
+    assert "at least one child" in refused.stdout
     assert "shutting down" in here.ok("control", "shutdown")
     assert worker.end(None) == 0
 
@@ -354,8 +354,8 @@ def test_a_task_is_ended_from_the_command_line(here: Here, project: Project) -> 
         (["events", "--camera", "nowhere:Dump"], "--camera nowhere:Dump: No module named"),
         (["events", "--camera", "tasks:Dump"], "has no attribute 'Dump'; name it as module:"),
         (["events", "--camera", "Dump"], "--camera Dump: "),
-        (["control", "pool_grow", "many"], "pool_grow: n: 'many' is no whole number"),
-        (["control", "pool_grow", "1", "2"], "takes 1 arguments at most"),
+        (["control", "pool_grow", "many"], "pool_grow: n: 'many' is not a whole number"),
+        (["control", "pool_grow", "1", "2"], "takes at most 1 argument: "),
         (["control", "rate_limit", "tasks.add"], "rate_limit <task> <rate>"),
         (["control", "rate_limit", "tasks.add", "often"], "a rate is a number of starts"),
         (["control", "terminate", "SIGNAL", "id"], "there is no signal 'SIGNAL'"),

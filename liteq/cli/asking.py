@@ -96,9 +96,9 @@ def arguments_of(command: ControlCommand, words: tuple[str, ...]) -> dict[str, A
     """Return the words of a command line as the arguments of a command."""
     if command.variadic is not None:
         return {command.variadic: list(words)} if words else {}
-    if len(words) > len(command.args):
+    if len(words) > (most := len(command.args)):
         raise click.UsageError(
-            f"{command.name} takes {len(command.args)} arguments at most: "
+            f"{command.name} takes at most {most} argument{'' if most == 1 else 's'}: "
             f"{command.signature or 'none'}"
         )
     found = {}
@@ -107,7 +107,7 @@ def arguments_of(command: ControlCommand, words: tuple[str, ...]) -> dict[str, A
             found[name] = word.lower() in ("1", "true", "yes") if kind is bool else kind(word)
         except ValueError as exc:
             what = "whole number" if kind is int else "number" if kind is float else "value"
-            raise click.UsageError(f"{command.name}: {name}: {word!r} is no {what}") from exc
+            raise click.UsageError(f"{command.name}: {name}: {word!r} is not a {what}") from exc
     return found
 
 

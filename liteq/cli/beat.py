@@ -24,7 +24,7 @@ __all__ = ["beat"]
 
 _WITHOUT_EFFECT = {
     "schedule": "the schedule is kept in the store",
-    "hostname": "a beat has no name that anybody calls it by",
+    "hostname": "a beat is never addressed by name",
     "remote_control": "`liteq schedule` looks at and changes what a beat does",
 }
 

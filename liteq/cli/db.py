@@ -131,7 +131,7 @@ def db_restore(file: Path, yes: bool) -> None:
         ask(f"Replace what {keeper.path} holds with {file}?", yes=yes)
     aside = keeper.restore(file)
     again = _broker().reclaim()
-    click.echo(f"restored {keeper.path}; {again} that ran are queued again")
+    click.echo(f"restored {keeper.path}; running at the backup, queued again: {again}")
     if aside is not None:
         Session.current().note(f"what it held is in {aside}")
 

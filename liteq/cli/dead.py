@@ -74,7 +74,7 @@ def dead_list(limit: int, before: int | None, as_json: bool, **wanted: Any) -> N
     if len(rows) == limit:
         session.note(f"there may be more: --before {rows[-1]['number']}")
     elif not rows:
-        session.note("there is no dead letter like that")
+        session.note("no dead letter matches")
 
 
 @dead.command("show")

@@ -66,7 +66,7 @@ def _list(session: Session, *, as_json: bool) -> None:
         )
     print_table(("limit", "kind", "allows", "code says", "tasks"), rows)
     if not rows:
-        session.note("there is no limit: workers tell of those of their tasks when they start")
+        session.note("there is no limit: workers declare those of their tasks when they start")
 
 
 @limits.command("set")
@@ -135,7 +135,7 @@ def _limit(known: LimitInfo, value: str) -> Limit:
         return made._replace(per_worker=declared is not None and declared.per_worker)
     if not value.isdecimal() or int(value) < 1:
         raise click.BadParameter(
-            f"{known.name} is a concurrency: it takes a number of 1 or more, not {value!r}",
+            f"{known.name} limits concurrency: it takes a number of 1 or more, not {value!r}",
             param_hint="NUMBER",
         )
     return Limit(known.name, most=int(value))

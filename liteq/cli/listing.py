@@ -52,7 +52,7 @@ def ls(limit: int, before: int | None, as_json: bool, **wanted: Any) -> None:
     if len(found) == limit:
         session.note(f"there may be more: --before {found[-1][0].number}")
     elif not found:
-        session.note("no task is like that")
+        session.note("no task matches")
 
 
 def _fields(number: int, record: Record) -> dict[str, Any]:

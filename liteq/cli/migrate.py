@@ -43,4 +43,4 @@ def migrate(source: str, target: str) -> None:
             bar.update(done - bar.pos)
     here.close()
     there.close()
-    click.echo(f"{total} messages are in the new store")
+    click.echo(f"{total} message{'' if total == 1 else 's'} in the new store")

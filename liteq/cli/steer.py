@@ -132,7 +132,7 @@ def _signal(name: str) -> str:
 
 def _why_none(became: Counter[str]) -> str:
     if became["unsent"]:
-        return "there was no call to cancel: of what is not sent yet, a state alone is stored"
+        return "there was no call to cancel: none is sent yet, only a state is stored"
     return "none of them was unfinished"
 
 

@@ -100,7 +100,7 @@ def call(
     session = Session.current()
     app = session.app
     if exchange:
-        session.note("accepted, without effect: --exchange (a queue is all that routes)")
+        session.note("accepted, without effect: --exchange (calls go to queues alone)")
     if name not in app.tasks:
         session.import_tasks()  # those of `include` and `autodiscover_tasks()`
         _must_be_known(app, name)
@@ -229,7 +229,7 @@ def _must_be_known(app: Liteq, name: str) -> None:
 
     same = [known for known in app.tasks if known.rpartition(".")[2] == name]
     near = same or get_close_matches(name, list(app.tasks))
-    advice = (
-        f"did you mean {' or '.join(near)}?" if near else f"it has {len(app.tasks.own())} tasks"
-    )
+    count = len(app.tasks.own())
+    tasks = f"it has {count} task{'' if count == 1 else 's'}"
+    advice = f"did you mean {' or '.join(near)}?" if near else tasks
     raise Failure(f"the app has no task {name!r}; {advice}", Exit.UNKNOWN_TASK)

@@ -59,7 +59,7 @@ def autoscale(text: str) -> tuple[int, int]:
         raise click.BadParameter(f"{text!r} is not MAX,MIN")
     most, least = max(map(int, parts)), min(map(int, parts)) if len(parts) == 2 else 1
     if most < 1:
-        raise click.BadParameter(f"{text!r}: a pool has one child at least")
+        raise click.BadParameter(f"{text!r}: a pool has at least one child")
     return most, max(least, 1)
 
 

@@ -37,8 +37,8 @@ NEEDLESS = {
     "without_gossip": "workers do not gossip",
     "without_mingle": "workers do not mingle",
     "without_heartbeat": "the heartbeat is a row in the store",
-    "heartbeat_interval": "the heartbeat has its own rhythm",
-    "optimization": "a task goes to a child that is free, always",
+    "heartbeat_interval": "the heartbeat has its own interval",
+    "optimization": "a task always goes to a free child",
     "prefetch_multiplier": "a worker claims what it can start",
     "disable_prefetch": "a worker claims what it can start",
     "statedb": "revoked tasks are rows in the store",
@@ -131,7 +131,8 @@ def run_worker(
     )
     if options.get("purge"):
         deleted = app.broker.purge(made.queues)
-        session.note(f"purged {deleted} messages from {several(made.queues)}")
+        noun = "message" if deleted == 1 else "messages"
+        session.note(f"purged {deleted} {noun} from {several(made.queues)}")
     if shown:
         is_told = _banner(session, made, found.reference)
     made.announced = shown and not session.quiet and not app.conf.worker_logfile

@@ -209,7 +209,7 @@ def add_consumer(state: State, queue: str, **kwargs: Any) -> dict[str, str]:
 
 @control_command(args=[("queue", str)], signature="<queue>")
 def cancel_consumer(state: State, queue: str, **kwargs: Any) -> dict[str, str]:
-    """Consume a queue no longer."""
+    """Stop consuming a queue."""
     if error := _wrong_queue(queue):
         return error
     worker = state.worker
@@ -245,7 +245,7 @@ def _resize(state: State, n: int, sign: int, word: str) -> dict[str, str]:
     if worker.pool_kind == "solo":
         return {"error": f"cannot {word} the pool: solo has one thread, the worker's own"}
     if wanted < 1:
-        return {"error": f"a pool keeps one child at least: it has {worker.concurrency}"}
+        return {"error": f"a pool keeps at least one child: it has {worker.concurrency}"}
     if error := _too_many(worker, wanted):
         return error
     worker.resize(wanted)

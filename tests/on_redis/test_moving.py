@@ -426,7 +426,7 @@ def test_the_command_moves_a_store_and_counts(
     status = main(["migrate", "--from", f"sqlite:///{tmp_path}/shop", "--to", url])
 
     assert status == 0
-    assert capsys.readouterr().out == "502 messages are in the new store\n"
+    assert capsys.readouterr().out == "502 messages in the new store\n"
     broker = connect(url)
     assert broker.counts() == {"default": {"queued": 501, "waiting": 1}}
     found = broker.workflow(then.id)
