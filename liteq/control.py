@@ -146,10 +146,10 @@ class Control:
         """Send a command to workers; with `reply`, return what they said.
 
         `callback` is called with each `{name: reply}` as it comes. A worker that cannot
-        take the command now finds it when it can, for `control_queue_ttl` seconds; one
-        whose asker has stopped waiting obeys it all the same. `connection` and `channel`
-        are Celery's, and mean nothing. What is kept in the store, `revoke` and `rate_limit`,
-        is written there, whatever the destination: see the methods of these names.
+        take the command now finds it when it can, for `control_queue_ttl` seconds; it obeys
+        even if the asker has stopped waiting. `connection` and `channel` are Celery's, and
+        mean nothing. What is kept in the store, `revoke` and `rate_limit`, is written there,
+        whatever the destination: see the methods of these names.
         """
         if command in ("revoke", "rate_limit"):
             return self._write(command, {**(arguments or {}), **extra_kwargs}, reply=reply)
@@ -266,10 +266,9 @@ class Control:
         )
 
     def status(self, timeout: float = _TIMEOUT) -> list[WorkerStatus]:
-        """Return how each worker is, having asked those that answer questions.
-
-        A dead one is told of for an hour, or until another takes its name. With `timeout`
-        0 nobody is asked: only processes and heartbeats are looked at.
+        """Return how each worker is, after asking those that answer questions. A dead one is
+        listed for an hour, or until another takes its name. With `timeout` 0 nobody is asked:
+        only processes and heartbeats are looked at.
         """
         roster = _named(self.app.broker.roster())
         there = [target for target in roster if target.info.state != "dead"]
@@ -349,8 +348,7 @@ class Control:
         code says: "10/m", or 0 for no limit. It is written in the store, so it holds for
         all workers, also those that start later, until it is changed again; with `reply`,
         those of `destination` are listed as Celery lists them. A rate that the task shares
-        with others changes for them too. Raises `ValueError` for
-        what is no rate."""
+        with others changes for them too. Raises `ValueError` for an invalid rate."""
         broker = self.app.broker
         own = f"{task_name}:rate"
         names = [
@@ -396,8 +394,8 @@ class Control:
         return self.broadcast("add_consumer", {"queue": queue}, destination, **kwargs)
 
     def cancel_consumer(self, queue: str, destination: Any = None, **kwargs: Any) -> Replies:
-        """Have workers consume a queue no longer, until they restart. To have nobody claim
-        from it, whoever starts, pause the queue."""
+        """Have workers stop consuming a queue until they restart. To keep all workers from
+        it, whoever starts, pause the queue."""
         return self.broadcast("cancel_consumer", {"queue": queue}, destination, **kwargs)
 
     # Workers
@@ -407,7 +405,7 @@ class Control:
         return self.broadcast("pool_grow", {"n": n}, destination, **kwargs)
 
     def pool_shrink(self, n: int = 1, destination: Any = None, **kwargs: Any) -> Replies:
-        """Take children from pools, each when it is through with what it runs."""
+        """Take children from pools, each when it has finished what it runs."""
         return self.broadcast("pool_shrink", {"n": n}, destination, **kwargs)
 
     def pool_restart(
@@ -433,7 +431,7 @@ class Control:
         return self.broadcast("autoscale", {"max": max, "min": min}, destination, **kwargs)
 
     def shutdown(self, destination: Any = None, **kwargs: Any) -> Replies:
-        """Stop workers, each when it is through with what it runs."""
+        """Stop workers, each when it has finished what it runs."""
         return self.broadcast("shutdown", {}, destination, **kwargs)
 
     def enable_events(self, destination: Any = None, **kwargs: Any) -> Replies:

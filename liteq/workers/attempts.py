@@ -307,8 +307,8 @@ class Attempts:
             others = len(self.numbers_of(job)) - 1
             if others and name == "SIGUSR1":  # which all of them would end with
                 logger.warning(
-                    "Task %s[%s] runs on: it is in one run with %d others, which has one soft "
-                    "time limit for all",
+                    "Task %s[%s] runs on: the soft time limit is that of its whole run (other "
+                    "calls: %d)",
                     lease.task,
                     lease.id,
                     others,
@@ -320,7 +320,7 @@ class Attempts:
                 lease.id,
                 lease.delivery,
                 name,
-                f"; the {others} others of its run are started again" if others else "",
+                f"; the rest of its run ({others}) is started again" if others else "",
             )
             if self._batching.drop(number):
                 lost = LostJob(number, "terminated before its start", "terminated")

@@ -221,7 +221,7 @@ def test_a_call_of_a_run_is_not_interrupted_alone(shop: Shop) -> None:
     wait_until(lambda: runs(shop), within=15)
 
     results[2].revoke(terminate=True, signal="SIGUSR1")
-    shop.wait(lambda: "is in one run with 4 others" in shop.log(), worker)
+    shop.wait(lambda: "that of its whole run (other calls: 4)" in shop.log(), worker)
     (shop.folder / "go-held").touch()
 
     assert [one.get(timeout=15) for one in results] == [[n, 1, 5] for n in range(5)]
