@@ -196,9 +196,8 @@ class Liteq:
         the task. `flush_every` (1 to 10,000) and `flush_interval` (seconds): the function is
         run once for many calls (docs: One run for many calls). The other options are those of
         `Task`. A second function under a name that is taken is dropped with a
-        `DuplicateTaskNameWarning`: the first one stays, unless it is a new version of the
-        first, from a prompt, a notebook or a reload. Raises `TypeError` for an option that
-        does not exist.
+        `DuplicateTaskNameWarning`, unless it is a new version of the first, from a prompt, a
+        notebook or a reload. Raises `TypeError` for an option that does not exist.
         """
         if fun is not None and not callable(fun):
             raise TypeError(f"app.task takes a function, and options by keyword, not {fun!r}")
@@ -212,7 +211,7 @@ class Liteq:
     @overload
     def register_task(self, task: T, **options: Any) -> T: ...
     def register_task(self, task: Any, **options: Any) -> Any:
-        """Register a task object or class, in place of one that has its name."""
+        """Register a task object or class, in place of any that has its name."""
         check_options(options, task if isinstance(task, type) else type(task))
         if isinstance(task, type):
             task = task()
@@ -241,8 +240,8 @@ class Liteq:
 
     @property
     def Task(self) -> type[_Task[..., Any]]:  # noqa: N802 (Celery's name)
-        """The base class of this app's tasks. One that is set becomes that of the tasks of
-        functions that were made before, too, until the app is finalized."""
+        """The base class of this app's tasks. Until the app is finalized, setting it also
+        changes the tasks that were made of functions before."""
         if self._task_class is None:
             self._task_class = self.create_task_cls()
         return self._task_class
@@ -256,7 +255,7 @@ class Liteq:
 
     def create_task_cls(self) -> type[_Task[..., Any]]:
         """Return the base class of this app's tasks, made of `task_cls`. A subclass may
-        override it, to return a class of its own that derives from this one."""
+        override it to return its own class, derived from this one."""
         kind = self.task_cls
         if isinstance(kind, str):
             module, _, name = kind.replace(":", ".").rpartition(".")
@@ -269,8 +268,8 @@ class Liteq:
     def gen_task_name(self, name: str, module: str) -> str:
         """Return the name of a task whose function has this name and module.
 
-        A script that is run is `__main__` there and `tasks`, say, in a worker: the name
-        is the same in both. At a prompt, where there is no module, the app's name stands.
+        A script is `__main__` where it is run and, say, `tasks` in a worker: the name is the
+        same in both. At a prompt, where there is no module, the app's name takes its place.
         """
         if names.is_main(module):
             module = names.main_name()
@@ -321,8 +320,8 @@ class Liteq:
     ) -> None:
         """Have workers import the module `related_name` of each of these packages.
 
-        With `force`, at once. Without packages, those of the Django apps. A package
-        without such a module is passed over; one that does not exist raises
+        `force` imports them at once. Without packages, those of the Django apps are taken. A
+        package without such a module is skipped; one that does not exist raises
         `ModuleNotFoundError`.
         """
         if isinstance(packages, str):
@@ -336,7 +335,7 @@ class Liteq:
 
     def import_default_modules(self) -> None:
         """Import the modules of `imports` and `include`, and what is to be discovered. A
-        Django project that the environment names is set up before."""
+        Django project that the environment names is set up first."""
         from liteq import taskmodules  # late: it is the workers that import them
 
         taskmodules.import_all(self, self.discoveries)
@@ -405,8 +404,8 @@ class Liteq:
 
     @property
     def early_redactor(self) -> Redactor:
-        """The same for what must not load the settings, as a repr: while they are not, it
-        knows the names that the code has set."""
+        """The same for what must not load the settings, such as a repr: until they are
+        loaded, it knows only the names that the code has set."""
         from liteq.redaction import Redactor  # late: for this
 
         return Redactor(self.conf.so_far("task_sensitive_names") or ())
@@ -439,7 +438,8 @@ class Liteq:
 
     @property
     def broker(self) -> Broker:
-        """The store, which is made at first use and opened at its own."""
+        """The store. The object is made when it is first asked for, and opens nothing before
+        its own first use."""
         if self._broker is None:
             with self._lock:
                 if self._broker is None:
@@ -492,12 +492,12 @@ class Liteq:
         return self.broker.queues()
 
     def pause_queue(self, name: str) -> bool:
-        """Have no worker start anything of a queue, until it is resumed; what runs goes on.
-        Kept in the store. Return whether it was not paused yet."""
+        """Keep all workers from starting anything of a queue until it is resumed; what runs
+        goes on. The pause is kept in the store. Return False if it was paused already."""
         return self.broker.pause(name)
 
     def resume_queue(self, name: str) -> bool:
-        """Have the workers start what waits in a queue again; return whether it was paused."""
+        """Let the workers start what waits in a queue again; return whether it was paused."""
         return self.broker.resume(name)
 
     def length_limit(self, queue: str) -> int | None:
@@ -703,7 +703,7 @@ class Liteq:
         return None
 
     def set_current(self) -> None:
-        """Make this the current app of the thread, but for tasks that run: theirs is theirs."""
+        """Make this the current app of the thread. (A task that runs keeps its own.)"""
         current.set_current_app(self)
 
     def set_default(self) -> None:
