@@ -64,7 +64,7 @@ class ManualClock:
             self._steady += seconds
 
     def move_to(self, moment: float) -> None:
-        """Let time pass until this instant (Unix seconds); if it is over, do nothing."""
+        """Let time pass until this instant (Unix seconds); if it has passed, do nothing."""
         with self._lock:
             passed = max(0.0, moment - self._now)
             self._now = max(self._now, moment)  # exactly: a sum would round

@@ -53,8 +53,8 @@ _TOLERANCE: Final = 1.0  # seconds: a clock that runs goes on between a call and
 
 
 class Enqueued(NamedTuple):
-    """A call that waits to be run, or is running. An error callback is one from when there
-    is an error.
+    """A call that waits to be run, or is running. An error callback counts once there is an
+    error.
 
     `args` and `kwargs` are what the task will be given, read from the stored bytes; what a
     chain or chord puts before them is not among them. `eta`: when it is due, in the app's
@@ -90,7 +90,7 @@ class Enqueued(NamedTuple):
         elif self.state in ("waiting", "limited", "parked", "running"):
             words.append(self.state)
         elif self.eta is None:
-            words.append("due now" if self.countdown is None else "due at no time")
+            words.append("due now" if self.countdown is None else "never due")
         else:
             words.append(f"due {self.eta.isoformat(' ', 'seconds')}")
         if self.priority:
@@ -129,8 +129,8 @@ def assert_enqueued(
 
     What is not given may be anything. `args` and `kwargs` are compared whole, as they are
     once they have been through the serializer; `countdown` (seconds) and `eta` (a naive
-    one is read in the app's zone) to the second. `count`: so many, no more and no fewer.
-    Raises `AssertionError`, which shows the calls that come nearest.
+    one is read in the app's zone) to the second. `count`: exactly so many. Raises
+    `AssertionError`, which shows the calls that come nearest.
     """
     __tracebackhide__ = True
     name = name_of(task)
@@ -167,8 +167,8 @@ def refute_enqueued(
 ) -> None:
     """Fail if such a call waits to be run; without any argument, if anything does.
 
-    The arguments mean what they mean to `assert_enqueued`. A task that this app does not
-    have, for it is another app's, fails as well: its calls are elsewhere.
+    The arguments mean what they mean to `assert_enqueued`. It also fails for a task that
+    belongs to another app: its calls are elsewhere.
     """
     __tracebackhide__ = True
     name = name_of(task)
@@ -391,7 +391,7 @@ def _nothing_like(
     wanted: _Wanted, calls: list[Enqueued], app: Liteq, task: Task[..., Any] | str
 ) -> str:
     """Say that no call is as wanted, and which come nearest, those that ran among them."""
-    parts = [f"nothing enqueued is: {wanted}"]
+    parts = [f"no such call is enqueued: {wanted}"]
     candidates = calls + _calls_over(app, wanted.name)
     near = sorted((_distance(wanted, call), at) for at, call in enumerate(candidates))
     if near:

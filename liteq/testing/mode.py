@@ -46,8 +46,8 @@ def inline(app: Liteq | None = None, *, at: datetime | None = None) -> Inline:
     While it is open the app's calls are kept in memory, in all threads, and nothing runs
     until `drain()` is called. The app's clock stands still, at `at` (a naive one is read in
     the app's zone) or at the time when the context was opened. `task_always_eager` is off.
-    At the end the app has its own store and clock again, which were left untouched. Inside
-    of another, each has a store of its own.
+    At the end the app has its own store and clock again, which were left untouched. Nested
+    modes each have a store of their own.
     """
     if app is not None:
         check_app(app, "inline")
@@ -62,7 +62,7 @@ class MovableClock(ManualClock):
         self._app = app
 
     def advance(self, seconds: float | timedelta) -> None:
-        """Let time pass. Nothing runs by that: `drain()` runs what has come due."""
+        """Let time pass. This runs nothing: `drain()` runs what has come due."""
         span = checked_seconds("the span of advance()", seconds)
         if span < 0:
             raise ValueError(f"time does not run backwards: advance({seconds})")
@@ -71,7 +71,7 @@ class MovableClock(ManualClock):
 
     def move_to(self, moment: float | datetime) -> None:
         """Let time pass until this instant: Unix seconds, or a datetime (a naive one is
-        read in the app's zone). If it is over, do nothing."""
+        read in the app's zone). If it has passed, do nothing."""
         if isinstance(moment, datetime):
             instant = moment_of(self._app, moment)
         elif isinstance(moment, timedelta):

@@ -54,7 +54,7 @@ def assert_scheduled(
     `entry`: its name, or the task that it calls. `every`: its interval, in seconds. `at`: a
     cron expression, whatever the zone, or a schedule such as `crontab(…)`. What is not
     given may be anything. Raises `AssertionError`, which shows the entries that there are,
-    and `ScheduleError` if one that is declared cannot be.
+    and `ScheduleError` if one that is declared is invalid.
     """
     __tracebackhide__ = True
     if every is not None and at is not None:
@@ -127,7 +127,7 @@ class _Wanted(NamedTuple):
 
 
 def _nothing_like(wanted: _Wanted, entries: list[Entry]) -> str:
-    lines = [f"nothing scheduled is: {wanted}"]
+    lines = [f"no such entry is scheduled: {wanted}"]
     lines.append("There is:" if entries else "There are no periodic entries at all.")
     for entry in sorted(entries, key=lambda one: len(wanted.misses(one))):
         lines.append(f"  {entry.name!r}  {entry.call}  {entry.schedule!r}")

@@ -97,10 +97,10 @@ def drain(
     Everything is as in a worker: the serializer, hooks, retries, chords, links. `queue`: a
     name, or several; None for all of them. What is due later stays, unless `with_scheduled`
     (the clock is moved to each time at which something is due, until nothing is left) or
-    `until` (the same up to a time, a naive one in the app's zone, or for so long, where the
-    clock then stands). A task that fails is among what is returned; with `raises` its
-    exception is raised at once, and what is left stays. Calls of tasks that this process
-    does not know stay, too.
+    `until` (the same up to a time, a naive one in the app's zone, or for so long; the clock
+    then stands there). A task that fails is among what is returned; with `raises` its
+    exception is raised at once, and what is left stays. Calls of tasks that this process does
+    not know stay, too.
 
     Raises `DrainLimitExceeded` after `max_tasks` attempts, and `ValueError` if the clock is
     to move and is not one that can be moved.
@@ -127,7 +127,7 @@ def end_of(
         return math.inf
     end = moment_of(app, until)
     if end < clock.now():
-        raise ValueError(f"drain(until={until}) is over: it is {app.now()}")
+        raise ValueError(f"drain(until={until}) has passed: it is {app.now()}")
     return end
 
 
@@ -199,9 +199,8 @@ def perform(task: Task[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Make one attempt of a task here, as a worker would, and return its result.
 
     Arguments and result go through the serializer; hooks and signals are called; what the
-    task calls is enqueued. The call itself is in no queue, and nothing follows it: whether
-    its outcome were a retry, say, is seen by what is raised. Raises what the attempt ended
-    with: the task's exception, `Retry`, `Ignore`, `Reject`.
+    task calls is enqueued. The call itself is in no queue, and nothing follows it. Raises
+    what the attempt ended with: the task's exception, `Retry`, `Ignore`, `Reject`.
     """
     __tracebackhide__ = True
     if not isinstance(task, Task):
