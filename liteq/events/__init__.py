@@ -7,8 +7,8 @@
 
 Whoever listens says so in the store for some seconds, again and again; workers learn it
 there, and make events only then. Of a listener that is slow, the store keeps the last ten
-thousand events for a minute, and `missed` counts what it lost. What was before the
-listener came, and whatever must not be missed, is to be asked of the store.
+thousand events for a minute, and `missed` counts what it lost. For what happened before the
+listener came, and for what must not be missed, ask the store.
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ class EventReceiver:
         timeout: float | None = None,
         wakeup: bool = True,
     ) -> Iterator[dict[str, Any]]:
-        """Like `capture()`, and give each event after its handlers were called."""
+        """Like `capture()`, and yield each event after its handlers were called."""
         for count, event in enumerate(self._events(timeout, wakeup), 1):
             self.process(event["type"], event)
             yield event
@@ -235,7 +235,7 @@ class EventReceiver:
 
 
 class Dispatcher:
-    """Sends events, which nobody gets unless he listens."""
+    """Sends events; only those who listen get them."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Cameras: something of your own is called with the state of tasks and workers, in turn.
+"""Cameras: something of your own is called with the state of tasks and workers, at intervals.
 
 class Printer(Polaroid):
     clear_after = True
@@ -34,7 +34,7 @@ class Polaroid:
 
     `on_shutter(state)` is yours; no event is taken in while it looks. `clear_after`: what
     is over is forgotten then. `on_cleanup()` is called every `cleanup_freq` seconds. What
-    they raise is logged, and they are called again in time.
+    they raise is logged, and they are called again on time.
     """
 
     clear_after = False

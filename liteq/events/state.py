@@ -103,8 +103,8 @@ class Worker:
 
 
 class Task:
-    """A call, as its events told of it. Times are Unix seconds. What else its events have,
-    as those that it sends itself, are attributes as well."""
+    """A call, as its events told of it. Times are Unix seconds. Other fields of its events,
+    such as those that it sends itself, are attributes as well."""
 
     # Tools go through these, as they do through Celery's.
     _fields: Final = (
@@ -377,7 +377,7 @@ class State:
     # Looking
 
     def itertasks(self, limit: int | None = None) -> Iterator[tuple[str, Task]]:
-        """Give ids and tasks, those heard of last at the end."""
+        """Yield ids and tasks, those heard of last at the end."""
         with self._lock:
             items = list(islice(self.tasks.items(), limit or None))
         yield from items
@@ -387,7 +387,7 @@ class State:
         limit: int | None = None,
         reverse: bool = True,  # noqa: FBT001, FBT002 (Celery)
     ) -> Iterator[tuple[str, Task]]:
-        """Give ids and tasks, those of the latest events first."""
+        """Yield ids and tasks, those of the latest events first."""
         with self._lock:
             items = sorted(self.tasks.items(), key=lambda item: item[1].timestamp)
         if reverse:
@@ -414,7 +414,7 @@ class State:
         return sorted({task.name for task in self.tasks.values() if task.name})
 
     def alive_workers(self) -> Iterator[Worker]:
-        """Give the workers whose heartbeat came lately."""
+        """Yield the workers whose heartbeat came lately."""
         return (worker for worker in list(self.workers.values()) if worker.alive)
 
     # Forgetting
