@@ -74,7 +74,7 @@ _HARMLESS: Final = frozenset({"datetime", "decimal", "uuid", "zoneinfo", "pathli
 
 
 class Encrypted:
-    """What a `Secret` holds that was read, and nobody has decrypted: its token."""
+    """What a `Secret` holds that was read and not decrypted: its token."""
 
     __slots__ = ("token",)
 
@@ -93,8 +93,8 @@ class Secret(Generic[T]):
 
     `reveal()` returns it. Its repr, its text and its format are stars. As an argument of a
     task or as its result it comes back as a `Secret`. With the setting `encryption_keys` it is
-    stored encrypted; without, the message's body holds the value itself, which whoever can
-    read the store can read as well.
+    stored encrypted; without, the message's body holds the value itself, for whoever can read
+    the store.
     """
 
     __slots__ = ("held",)
@@ -109,7 +109,7 @@ class Secret(Generic[T]):
 
     def reveal(self) -> T:
         """Return the value itself. Raises `DecryptionError` if it is still encrypted, as it
-        is for what shows values and needs no keys."""
+        is where values are only shown."""
         if isinstance(self.held, Encrypted):
             raise DecryptionError("this Secret is encrypted: it was read to be shown only")
         return self.held

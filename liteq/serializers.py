@@ -14,9 +14,9 @@ where `accept_content` names it.)
 
 A `Secret` is encrypted by the cipher that is handed in with the value, and decrypted by that
 which is handed in with the bytes. Without one, a writer leaves it plain, and a reader leaves
-it encrypted: enough to show the rest.
+it encrypted, which is enough to show the rest.
 
-A dataclass is carried with the attributes that are no fields, but not with what a
+A dataclass is carried with the attributes that are not fields, but not with what a
 `cached_property` has kept.
 
 Small differences that come back: a subclass of str, int, float, list or dict as its base,

@@ -68,7 +68,7 @@ class Queue:
     """A queue for `task_queues`, written as kombu's is.
 
     `max_length`: how many messages may wait in it; a producer with more gets `QueueFull`.
-    The exchange, the routing key and whatever else kombu accepts are kept to be read, and
+    The exchange, the routing key and whatever else kombu accepts are kept as attributes and
     ignored: a liteq queue needs no declaration.
     """
 
@@ -89,8 +89,8 @@ class Queue:
             isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 1
         ):
             raise ImproperlyConfigured(
-                f"the max_length of the queue {name!r} is how many messages may wait in it: "
-                f"a whole number above 0, not {max_length!r}"
+                f"the max_length of the queue {name!r} (how many messages may wait in it) must "
+                f"be a whole number above 0, not {max_length!r}"
             )
         self.name = name
         self.max_length: int | None = max_length

@@ -37,7 +37,7 @@ class Uniqueness(NamedTuple):
 def read_options(options: Mapping[str, Any]) -> Uniqueness | None:
     """Return what these options of a task or call say, None if it is not unique.
 
-    Raises `TypeError` and `ValueError` for what cannot be, or does not go together.
+    Raises `TypeError` and `ValueError` for invalid values and combinations.
     """
     given = {name: value for name in UNIQUE_OPTIONS if (value := options.get(name)) is not None}
     wanted = given.get("unique")

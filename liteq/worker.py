@@ -91,13 +91,13 @@ class Worker(Steered):
     for each CPU that it may use). `autoscale`: the most and the least children, as there is
     work. `pool`: prefork, threads, asyncio or solo. `grace`: seconds that a
     warm stop waits for running tasks before it gives them back. `burst`: stop when
-    nothing is claimable. Time limits are seconds, memory is KiB. `install_signals` is to
-    be False outside of the main thread; `interrupts`: those of a terminal stop it, too.
+    nothing is claimable. Time limits are seconds, memory is KiB. `install_signals` must be
+    False outside of the main thread; `interrupts`: those of a terminal stop it, too.
     `hands_over`: a stop ends tasks at interruptible checkpoints; the next worker goes on.
-    `beat`: fire periodic tasks as well, with this `scheduler` in place of liteq's own, if
-    one is named. `metrics`: "[host:]port" to serve this worker's figures at. `patient`: wait
-    for a store that cannot be reached yet, as the settings say, in place of ending.
-    `on_ready` is called when all children are.
+    `beat`: fire periodic tasks as well, with this `scheduler` in place of liteq's own, if one
+    is named. `metrics`: "[host:]port" to serve this worker's figures at. `patient`: wait for
+    a store that cannot be reached yet, as the settings say, instead of ending. `on_ready` is
+    called when all children are ready.
     """
 
     def __init__(
@@ -280,8 +280,8 @@ class Worker(Steered):
         logger.info("metrics at %s", self._endpoint.url)
 
     def reload(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: Celery's tests say it when they have made a task, which is known here
-        without, to a worker that shares the process."""
+        """Do nothing: Celery's tests call it when they have made a task, which a worker in
+        the same process knows here without it."""
 
     def _start(self) -> None:
         signals.celeryd_init.send(
