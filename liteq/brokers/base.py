@@ -86,8 +86,8 @@ _MISSED_BEATS: Final = 3  # after so many a worker counts as stuck
 class Mailbox(ABC):
     """Where a process is woken: by `watch()`ed messages that settled, or by new work.
 
-    A wake-up may come for nothing and may be lost; whoever waits looks at the store
-    again after at most `poll_interval` seconds.
+    A wake-up may come for nothing, or be lost; whoever waits looks at the store again after
+    at most `poll_interval` seconds.
     """
 
     name: str = ""  # what letters to it are addressed to
@@ -156,7 +156,7 @@ class Broker(ABC):
         however many beats call it, and enqueues in the same step.
     10. *Every workflow ends.* A message that waits starts after all it waits for has
         ended as it was to; lists are in the order of positions, whatever ended first;
-        and when that cannot be any more it ends in the same step as what kept it from it.
+        and when that is no longer possible, it ends in the same step as what prevented it.
     11. *At most once, if asked.* A message with `acks_late=False` is never claimed
         twice: if its process dies, it has failed with `WorkerLostError`.
 
@@ -169,14 +169,14 @@ class Broker(ABC):
 
     13. *Once, if unique.* At most one message that has not ended holds a `unique_key`,
         whoever enqueues at the same time. The key is taken in the step that stores the
-        message, and free with the one that ends or deletes it, whatever that is; no
-        death of a process leaves it held, and no clock takes it from one that is alive.
-        One that has expired before its start is not: who wants its key ends it first.
+        message, and free with the one that ends or deletes it, whatever that is; no death of
+        a process leaves it held, and no clock takes it from one that is alive. One that has
+        expired before its start is not alive: who wants its key ends it first.
 
     An instance may be used by any thread, and after a fork by the child as well.
     Every verb raises `BrokerUnavailable` while the store cannot be reached, and one that
-    stores something `QueueFull` while there is no room for it. Both pass, and what was asked
-    may be asked again; any other `BrokerError` stays until somebody mends it.
+    stores something `QueueFull` while there is no room for it. Both pass, and the call may be
+    repeated; any other `BrokerError` stays until somebody mends its cause.
     """
 
     clock: Clock = system_clock
@@ -205,12 +205,12 @@ class Broker(ABC):
         return Path(self.directory) if self.directory is not None else None
 
     def now(self) -> float:
-        """Return what time it is by the clock that decides which messages have expired. See
+        """Return the time by the clock that decides which messages have expired. See
         `ahead`."""
         return self.clock.now() + self.ahead
 
     def time(self) -> float:
-        """Return the same, having asked the store what time it is."""
+        """Return the same, after asking the store."""
         return self.now()
 
     # Moving work
@@ -265,8 +265,8 @@ class Broker(ABC):
         edges: Sequence[Edge] = (),
         workflow: Workflow | None = None,
     ) -> Mapping[str, str]:
-        """Do what `enqueue()` does, and let the running event loop go on meanwhile. As of
-        all coroutines of a store: a call that is cancelled may have taken effect."""
+        """Do what `enqueue()` does, and let the running event loop go on meanwhile. As with
+        all coroutines of a store, a call that is cancelled may have taken effect."""
         return await off_loop(self.enqueue, messages, edges, workflow)
 
     @abstractmethod
@@ -284,11 +284,11 @@ class Broker(ABC):
     ) -> Step:
         """Settle, note and claim for one worker: one transaction, one trip.
 
-        What is said for a lease that was lost is left out. What was said before a settlement in
-        the same step is noted first: the next attempt has the checkpoint.
+        Notes for a lease that was lost are dropped. Notes that came before a settlement in
+        the same step are written first, so the next attempt has the checkpoint.
 
-        Claims up to `limit` messages of those `queues` that are not paused, if their task
-        is in `tasks` (None: any task); one whose task is not, is parked. Messages found
+        Claims up to `limit` messages of those `queues` that are not paused, if their task is
+        in `tasks` (None: any task); messages of other tasks are parked. Messages found
         expired are revoked. With `ignore_rates` neither checks nor charges rates.
 
         `idle` says that the worker holds no lease, and brings no settlement. What is leased to
@@ -409,11 +409,11 @@ class Broker(ABC):
         What ended `upstream` because of one of them waits again, unless something else
         that it waits for has failed too and is not among these ids. One that is
         `upstream` itself is passed over: it comes back with what it waited for. So is one
-        whose unique key another holds by now (see `holder()`). It starts although it has
-        expired, unless a signature covers that: then it keeps its time, and is passed over
-        when that has come. An error
-        callback that was called for one of them waits to be called again, and a gather
-        that had counted its failure and is not over waits for it again.
+        whose unique key another holds by now (see `holder()`). It starts even if it has
+        expired, unless a signature covers its expiry: then it keeps that time, and is passed
+        over if it has come. An error callback that was called for one of them waits to be
+        called again, and a gather that had counted its failure and is not over waits for it
+        again.
         """
 
     def purge(self, queues: Sequence[str] | None = None, *, dead: bool = False) -> int:
@@ -442,9 +442,9 @@ class Broker(ABC):
 
         What has been claimable for n times `seconds` gets the priority n, if its own is
         lower: after nine times that long it has the highest, and goes before all that
-        came later. One call looks at a hundred first in line of each priority; whoever
-        wants this calls it again and again. Nobody else changes a priority, so that
-        promise 7 holds with the new one.
+        came later. One call looks at the first hundred in line of each priority; who wants
+        this calls it repeatedly. Nobody else changes a priority, so that promise 7 holds with
+        the new one.
         """
 
     @abstractmethod
@@ -492,17 +492,17 @@ class Broker(ABC):
 
     @abstractmethod
     def declare_limits(self, tasks: Mapping[str, Sequence[Limit]]) -> None:
-        """Say which limits the messages of these tasks are under, in place of what was
-        declared of them before; it holds for what waits already. A message that does not
-        name one of them itself (`Message.limits`) is under it without a key."""
+        """Declare which limits the messages of these tasks are under, replacing what was
+        declared before; this holds for waiting messages too. A message that does not name one
+        of them itself (`Message.limits`) is under it without a key."""
 
     @abstractmethod
     def override_limit(
         self, name: str, limit: Limit | None, *, task: str | None = None
     ) -> None:
-        """Have a limit of this name in force whatever is declared, at once and for every
-        worker, until it is overridden anew; None: what is declared holds again. `task`:
-        one whose messages are under it although its code declares none of this name."""
+        """Put a limit of this name in force whatever is declared, at once and for every
+        worker, until it is overridden anew; None: what is declared holds again. `task`: one
+        whose messages are under it although its code declares none of this name."""
 
     @abstractmethod
     def limits(self) -> list[LimitInfo]:
@@ -681,14 +681,14 @@ class Broker(ABC):
 
     def changed(self) -> bool:
         """Tell whether others may have put anything into the store, or changed it, since
-        this thread last asked. Cheaper than to look for it: what a worker does every second,
-        or with each heartbeat where nothing happens, in case a wake-up was lost. Where the
-        store cannot tell, always True."""
+        this thread last asked. Cheaper than looking for it: a worker asks every second, or
+        with each heartbeat where nothing happens, in case a wake-up was lost. Where the store
+        cannot tell, always True."""
         return True
 
     def next_due(self, queues: Sequence[str]) -> float | None:
-        """Return `Step.next_due` of a worker of these queues without a step, or an instant
-        before that: a look that waits for nobody. Where a step is as cheap, always now."""
+        """Return `Step.next_due` of a worker of these queues without a step, or an earlier
+        instant: a look that waits for nobody. Where a step is as cheap, always now."""
         return self.clock.now()
 
     @abstractmethod
@@ -717,16 +717,17 @@ class Broker(ABC):
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
-        """Return figures of the store: sizes in bytes, and, as `states`, how many messages are
-        in which state. What else there is, each broker says itself."""
+        """Return figures of the store: sizes in bytes, and, as `states`, how many messages
+        are in which state. Each broker adds its own."""
 
     def persistence(self) -> str:
-        """Say in a few words what of the store survives the death of its server; "" of one that
-        has none."""
+        """Say in a few words what of the store survives the death of its server; "" if it has
+        none."""
         return ""
 
     def keeper(self) -> Keeper | None:
-        """Return who looks after the store's file: backups, checks. None of one on a server."""
+        """Return who looks after the store's file: backups, checks. None for a store on a
+        server."""
         return None
 
     @abstractmethod

@@ -206,8 +206,8 @@ class Record(NamedTuple):
 
     @property
     def early(self) -> bool:
-        """Whether it is no message: a state that was stored for an id whose call has not been
-        sent yet. See `Broker.store`."""
+        """Whether it is not a message but a state, stored for an id whose call is not sent
+        yet. See `Broker.store`."""
         return self.state == "waiting" and self.packed[QUEUE] == ""
 
 
