@@ -148,8 +148,7 @@ def with_options(
 ) -> Message:
     """Return the message with these options of a call applied, and the fields in `own`.
 
-    Raises `TypeError` for an option that does not exist, `ValueError` for a value that
-    cannot be.
+    Raises `TypeError` for an option that does not exist, `ValueError` for an invalid value.
     """
     stamped = tuple(
         _text("a stamped header", name) for name in options.get("stamped_headers") or ()
@@ -228,7 +227,7 @@ def checked_id(given: Any) -> str:
 
 
 def too_large(name: str, body: bytes, limit: int) -> MessageTooLarge:
-    """Return the error for arguments that take more bytes than may be."""
+    """Return the error for arguments that take more bytes than allowed."""
     return MessageTooLarge(
         f"the arguments of {name} take {len(body)} bytes, more than the {limit} of "
         "task_max_body_size: store what is large elsewhere and send where it is"
@@ -265,7 +264,7 @@ def plain(name: str, given: Any, default: Any = None) -> dict[str, Any]:
             ) from None
     if size > _MOST_HEADERS:
         raise MessageTooLarge(
-            f"the {name} take {size} bytes, more than the {_MOST_HEADERS} that may be: send "
+            f"the {name} take {size} bytes, more than the {_MOST_HEADERS} allowed: send "
             "what is large as an argument, or store it elsewhere and send where it is"
         )
     if default is None:

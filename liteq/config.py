@@ -302,8 +302,8 @@ class Settings(MutableMapping[str, Any]):
 
     @property
     def revision(self) -> int:
-        """A number that is another one after every change, so that what was worked out of
-        the settings is known to be stale. Reading it loads."""
+        """A number that differs after every change, so that what was worked out from the
+        settings is known to be stale. Reading it loads."""
         if self._values is None:
             self._load()
         return self._revision

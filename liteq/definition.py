@@ -258,7 +258,7 @@ def annotate(task: Task[..., Any], annotations: Any) -> None:
 
 def limits_of(options: Mapping[str, Any]) -> tuple[Declared, ...]:
     """Return the limits that these options declare. Raises `TypeError` or `ValueError` for
-    values that cannot be."""
+    invalid values."""
     names = ("rate_limit", "rate_limit_key", "max_concurrency", "concurrency_key")
     given = {name: options[name] for name in names if options.get(name) is not None}
     if "rate_limit" not in given:
@@ -304,8 +304,8 @@ def _parameters(code: CodeType) -> tuple[str, ...]:
 
 
 def sensitive_names(options: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return which arguments the option `sensitive` names. Raises `TypeError` for what are
-    no names."""
+    """Return which arguments the option `sensitive` names. Raises `TypeError` for anything
+    but names."""
     given = options.get("sensitive") or ()
     names = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else given
     if not all(isinstance(name, str) for name in names):

@@ -45,8 +45,8 @@ def flush_of(task: Any) -> Flush | None:
 
 
 def checked_flush(options: Mapping[str, Any]) -> Flush | None:
-    """Return the same of the options of a task. Raises `TypeError` or `ValueError` for values
-    that cannot be, and for options that do not go together."""
+    """Return the same of the options of a task. Raises `TypeError` or `ValueError` for
+    invalid values, and for options that do not go together."""
     every, interval = options.get("flush_every"), options.get("flush_interval")
     seconds = 1.0 if interval is None else checked_seconds("flush_interval", interval)
     if seconds <= 0:

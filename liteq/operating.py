@@ -195,8 +195,8 @@ def follow(broker: Broker, id: str) -> Iterator[Record | None]:
 
 def describe(app: Liteq, id: str) -> dict[str, Any]:
     """Return all that is known of a message, for display: plain values, times in Unix
-    seconds, secrets hidden. Of an id for which a state was stored before its call was sent,
-    the state is "unsent", and the task the one that stored it. Raises `UnknownTaskId`."""
+    seconds, secrets hidden. If a state was stored for the id before its call was sent, the
+    state is "unsent", and the task the one that stored it. Raises `UnknownTaskId`."""
     broker = app.broker
     record = broker.get([id]).get(id)
     if record is None:

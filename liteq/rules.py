@@ -95,7 +95,7 @@ class Rules:
 
 def defaults_of(rules: Rules, name: str, task: AnyTask) -> Defaults:
     """Return what the calls of a task have in common. Raises `TypeError` or `ValueError` for
-    options of the task that cannot be."""
+    invalid options of the task."""
     hard, soft = checked_limits(task.time_limit, task.soft_time_limit)
     own = {key: value for key in _OWN if (value := task.own_option(key)) is not None}
     template = Message(

@@ -546,7 +546,7 @@ def test_mistakes_show_where_they_are_made(told: Any) -> None:
     assert "has no argument 'kode'" in answer["secret"][1]
     assert answer["option"][1].endswith("no option 'max_retry'; did you mean 'max_retries'?")
     assert answer["name"][1].endswith("set it on each task")
-    assert answer["many"][1].endswith("one of Django's is run once a call")
+    assert answer["many"][1].endswith("one of Django's runs once per call")
     assert answer["flag"][1].endswith("enqueue_on_commit must be True or False, not 1")
 
 

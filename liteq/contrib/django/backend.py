@@ -51,8 +51,8 @@ _CLASSES: Final = ("autoretry_for", "dont_autoretry_for", "throws")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiteqTask(Task):  # type: ignore[misc]  # Django ships no types
-    """A task with options of liteq's, given to `@task(…)` (Django 6.1). What is None is as
-    the backend's `OPTIONS` say, or else as liteq has it."""
+    """A task with options of liteq's, given to `@task(…)` (Django 6.1). An option that is
+    None is as the backend's `OPTIONS` say, else as in liteq."""
 
     max_retries: int | None = None
     autoretry_for: Iterable[type[BaseException]] | None = None
@@ -83,7 +83,7 @@ class LiteqBackend(BaseTaskBackend):  # type: ignore[misc]  # Django ships no ty
 
     `QUEUES` as Django has it. `OPTIONS`: `enqueue_on_commit` (default True), and options of
     `app.task` for all tasks of this backend, as `max_retries` or `time_limit`; classes of
-    exceptions may be given by their paths. One that does not exist is an
+    exceptions may be given by their paths. An option that does not exist is an
     `ImproperlyConfigured`.
 
     Workers know a task once its module is imported, which they do for the module `tasks` of
@@ -111,7 +111,7 @@ class LiteqBackend(BaseTaskBackend):  # type: ignore[misc]  # Django ships no ty
             raise self._wrong(f"{wrong[0]!r} cannot be set for a backend: set it on each task")
         if wrong := sorted(_BATCHED.intersection(options)):
             raise self._wrong(
-                f"{wrong[0]!r} is for tasks of liteq's: one of Django's is run once a call"
+                f"{wrong[0]!r} is for liteq's own tasks: one of Django's runs once per call"
             )
         try:
             _check(options)
@@ -153,7 +153,7 @@ class LiteqBackend(BaseTaskBackend):  # type: ignore[misc]  # Django ships no ty
         `task_always_eager` it waits for nothing, and its result is finished.) Arguments are
         checked and taken as they are now. Raises `TypeError` for arguments that the
         function does not take or that JSON does not have, `MessageTooLarge`, `EncodeError`
-        for what is nested too deeply, and `ValueError` for a time that cannot be.
+        for what is nested too deeply, and `ValueError` for an impossible time.
         """
         self.validate_task(task)
         run = self.app.tasks[task.module_path]
@@ -181,8 +181,8 @@ class LiteqBackend(BaseTaskBackend):  # type: ignore[misc]  # Django ships no ty
 
     def get_result(self, result_id: str) -> Any:
         """Return what became of a call, from any process. Raises `TaskResultDoesNotExist`
-        for an id that is not in the store, and for calls of tasks that this program has
-        not got, as of those that were renamed."""
+        for an id that is not in the store, and for calls of tasks that this program does not
+        have, such as renamed ones."""
         app, id = self.app, str(result_id)
         try:
             record = app.broker.get((id,)).get(id)

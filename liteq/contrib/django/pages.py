@@ -45,8 +45,9 @@ class _Visitor(str):
 def pages(request: HttpRequest, path: str = "") -> HttpResponse:
     """Answer a request for one of the pages.
 
-    Who is not logged in is asked to, who is no active member of the staff is refused. A
-    change takes a permission, `liteq.retry` and so on, which a superuser has.
+    A visitor who is not logged in is asked to log in; one who is not an active member of the
+    staff is refused. A change takes a permission, `liteq.retry` and so on, which a superuser
+    has.
     """
     user = getattr(request, "user", None)
     if user is None:

@@ -29,7 +29,7 @@ def project_app() -> Liteq:
 
     The one that the setting or the environment variable `LITEQ_APP` names ("proj.celery:app");
     else the current one, which is what the project has made last; else one made of the
-    settings `LITEQ_*`. Raises `AppNotFound` for a `LITEQ_APP` that is none.
+    settings `LITEQ_*`. Raises `AppNotFound` for a `LITEQ_APP` that names none.
     """
     named: str | None = getattr(settings, "LITEQ_APP", None) or os.environ.get("LITEQ_APP")
     if named and not named.startswith(_OURS):

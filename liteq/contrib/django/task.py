@@ -41,8 +41,8 @@ class DjangoTask(Task[..., Any]):
         for it; with `on_conflict="raise"` that is logged, for the commit is done. In eager
         mode it becomes the finished one. A process that dies between the commit and the call
         has not sent it. What cannot be sent raises now, and arguments are sent as they are
-        now; a countdown begins at the commit. (A class with an `apply_async()` of its own has
-        it called at the commit: of such a call only the arguments are looked at before.)
+        now; a countdown begins at the commit. (If the class has its own `apply_async()`, that
+        is called at the commit, and only the arguments are checked before.)
         """
         from django.db import transaction  # late: a worker sets Django up before its use
 
