@@ -2,8 +2,8 @@
 
 `liteq beat -S module:Class` (or the setting `beat_scheduler`, or the name of an entry
 point in `liteq.beat_schedulers`) runs one in place of liteq's own. It keeps its entries
-wherever it likes. That it fires each instant once is its own affair: beats that run one
-take turns by the store's lease, so only one of them ticks at a time.
+wherever it likes. It must itself fire each instant only once: beats that run one take turns
+by the store's lease, so only one of them ticks at a time.
 """
 
 from __future__ import annotations

@@ -54,8 +54,8 @@ class ExceptionInfo:
         return self._text
 
     def hidden(self, text: str) -> str:
-        """Return a text about the exception as it may be shown elsewhere: without the secrets,
-        and without the passwords of URLs."""
+        """Return a text about the exception as it may be shown elsewhere: without the secrets
+        and the passwords of URLs."""
         return mask_url(hide(text, self._secrets))
 
     @property

@@ -8,8 +8,8 @@ a worker: `logging` catches the errors of most handlers, but not of filters, nor
 handler whose standard error has been closed.
 
 Nor is one switched off by `disable_existing_loggers`, which `logging.config` does by default to
-all loggers that a program does not name: nobody would learn that tasks fail. Levels, filters
-and `propagate` say what is not wanted.
+all loggers that a program does not name: nobody would learn that tasks fail. Use levels,
+filters and `propagate` to say what is not wanted.
 
 Modules that every sender of calls loads import this where they log something, which is
 rare: `logging` takes as long to import as a third of liteq.

@@ -80,7 +80,7 @@ METRICS: Final[dict[str, Metric]] = {
         "gauge", ("state",), "Periodic entries that are active, and that are paused"
     ),
     "liteq_schedule_lag_seconds": Metric(
-        "gauge", (), "How late the latest periodic entry is: much, if no beat runs"
+        "gauge", (), "How late the latest periodic entry is; it grows while no beat runs"
     ),
     "liteq_store_size_bytes": Metric("gauge", (), "Size of the database file (SQLite)"),
     "liteq_store_wal_size_bytes": Metric("gauge", (), "Size of its write-ahead log (SQLite)"),

@@ -1,4 +1,5 @@
-"""The time in which a store cannot be reached: how often it is tried again, and how many times.
+"""The time in which a store cannot be reached: how soon it is tried again, and how many
+times.
 
 Whoever meets it keeps everything meanwhile: each call to a store may be repeated.
 """

@@ -233,8 +233,8 @@ class crontab(BaseSchedule):  # noqa: N801 (Celery's name)
 
     Mind Celery's order: the day of the week comes third. Day of month and day of week
     must both match; with `dom_or_dow`, either of them if both are restricted, as in Vixie
-    cron. `tz` is a zone's name or a tzinfo (default: the app's). What happens where clocks
-    change is said in `liteq.walltime`.
+    cron. `tz` is a zone's name or a tzinfo (default: the app's). `liteq.walltime` says what
+    happens where clocks change.
 
     Raises `ParseException` for an expression that cannot be read and `ValueError` for a
     date that never comes.

@@ -33,8 +33,8 @@ def advice(exc: BaseException) -> str | None:
 
 
 def make_room(count: int) -> str | None:
-    """Let this process have so many files open, whose limit is raised if it may be; say what
-    is missing if it may not."""
+    """Let this process have so many files open, raising its limit if allowed; say what is
+    missing if not."""
     if not 0 <= os.sysconf("SC_OPEN_MAX") < count:
         return None
     try:

@@ -6,9 +6,9 @@ A signal without receivers costs one test of an empty list; its senders write
         task_prerun.send(task, task_id=…, …)
 
 Receivers are called in the order of their connection, in the process and thread that
-sends. What they raise is logged and goes no further; `SystemExit` and its like go through
-where a program or a process that starts may be meant to end (`send`), and are logged where
-a worker or a task would suffer for it (`tell`).
+sends. What they raise is logged and goes no further. `SystemExit` and its like go through
+where they may be meant to end a program, or a process that starts (`send`), and are logged
+where a worker or a task would suffer (`tell`).
 """
 
 from __future__ import annotations

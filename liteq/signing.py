@@ -1,4 +1,4 @@
-"""Signatures: who has none of the keys can neither make a message nor change one.
+"""Signatures: nobody without one of the keys can make a message or change one.
 
 A `Signer` signs what a producer puts into the store, and checks it before anything is
 made of the bytes: messages, results (which are the arguments of what follows), periodic

@@ -1,4 +1,4 @@
-"""What stands where Celery has a connection to its broker: the store, to be asked if it is
+"""What stands where Celery has a connection to its broker: a way to ask whether the store is
 there."""
 
 from __future__ import annotations

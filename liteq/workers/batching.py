@@ -1,6 +1,6 @@
 """Calls of tasks that take many at once, until there are enough of them for a run, or the
-first has waited long enough. A worker holds their leases meanwhile: they are lost with it as
-little as what runs is, and a stop gives them back.
+first has waited long enough. A worker holds their leases meanwhile: like running calls, they
+are not lost with it, and a stop gives them back.
 """
 
 from __future__ import annotations

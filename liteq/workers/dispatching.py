@@ -1,4 +1,4 @@
-"""What a worker says to who listens: the transitions of its tasks, and of itself.
+"""What a worker tells its listeners: the transitions of its tasks, and of itself.
 
 Names and fields are those of Celery's events. Nothing is made while nobody listens: the
 store says with each step whether somebody does. What is made is appended to the store's

@@ -1,6 +1,6 @@
 """A worker's place among the others: registered in the store, alive, and woken by it.
 
-What the store has for the worker is known here until its loop has seen to it.
+What the store has for the worker is noted here until its loop has seen to it.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ class TaskRunner:
     def interrupt(self, key: int) -> None:
         """Raise `SoftTimeLimitExceeded` inside the body of this job's task.
 
-        Where it has yet to begin, it is raised at the beginning. At most once for a job;
+        If the body has yet to begin, it is raised at the beginning. At most once for a job;
         never in a hook that follows, nor in another job. In the thread that runs the job (a
         signal handler) this raises; another thread gets the exception at its next bytecode, a
         coroutine at its `await`.

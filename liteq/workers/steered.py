@@ -33,8 +33,8 @@ logger = get_logger("liteq.worker")
 
 
 class Steered(ABC):
-    """What a worker does for commands and for who listens. All of it is called by the
-    thread that runs the worker's loop."""
+    """What a worker does for commands and for listeners. All of it is called by the thread
+    that runs the worker's loop."""
 
     app: Liteq
     queues: tuple[str, ...]
