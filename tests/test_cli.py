@@ -82,7 +82,7 @@ def test_the_list_of_commands_says_what_each_says_of_itself(name: str) -> None:
         (["call", "tasks.add", "-k", "[1]"], "'[1]' is not a JSON object"),
         (["call", "tasks.add", "--eta", "noon"], "'noon' is not a time like"),
         (["call", "tasks.add", "-a", "[1]"], "tasks.add: add() missing 1 required"),
-        (["dead", "redrive"], "name ids, say what they have in common, or say --all"),
+        (["dead", "redrive"], "give ids, filters or --all"),
         (["run", "absent.py"], "there is no file 'absent.py'"),
         (["--workdir", "absent", "queues"], "--workdir absent: No such file"),
         (["queues", "-b", "amqp://host"], "no broker for amqp://: use sqlite:///"),

@@ -995,7 +995,7 @@ def test_units_say_how_long_a_stop_takes_without_an_exponent(here: Here) -> None
         (["--name", "a/b"], "'a/b' cannot name a unit: give a --name"),
         (["--name", "a@b"], "'a@b' cannot name a unit"),
         (["--name", "a\nUser=root"], "cannot name a unit"),
-        (["--user", "a\nb"], "is not a name of a user"),
+        (["--user", "a\nb"], "is not a user name"),
         (["--grace", "nan"], "--grace nan is not a number of seconds below a billion"),
         (["--grace", "inf"], "--grace inf is not a number of seconds"),
         (["-o", "tasks.py/x"], "tasks.py/x/shop-worker.service cannot be written: Not a"),

@@ -164,12 +164,12 @@ def test_tasks_are_listed_by_what_they_have_in_common(
     [
         (["ls", "-s", "faild"], "there is no state 'faild'; did you mean failed?"),
         (["ls", "--since", "yesterday"], "neither a span like 30m, 2h, 7d nor a time"),
-        (["retry"], "name ids, say what they have in common, or say --all"),
+        (["retry"], "give ids, filters or --all"),
         (["retry", "x", "-t", "y"], "not both"),
         (["retry", "-s", "queued"], "only what has failed can be run again"),
         (["cancel", "-s", "succeeded"], "only what has not ended can be cancelled"),
         (["cancel", "x", "--terminate", "--signal", "KIL"], "there is no signal 'KIL'"),
-        (["dead", "drop"], "name ids"),
+        (["dead", "drop"], "give ids or filters"),
     ],
 )
 def test_wrong_words_are_explained_and_end_with_2(

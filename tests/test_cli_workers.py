@@ -347,8 +347,8 @@ def test_a_task_is_ended_from_the_command_line(here: Here, project: Project) -> 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["inspect"], "name a command, or say --list"),
-        (["control"], "name a command, or say --list"),
+        (["inspect"], "name a command, or use --list"),
+        (["control"], "name a command, or use --list"),
         (["inspect", "pingg"], "Did you mean 'ping'?"),
         (["inspect", "shutdown"], "workers know no inspect command 'shutdown'"),
         (["events", "--camera", "nowhere:Dump"], "--camera nowhere:Dump: No module named"),

@@ -45,7 +45,7 @@ def control(name: str | None, words: tuple[str, ...], listing: bool, **options: 
         list_commands("control", IN_STORE, as_json=options["as_json"])
         return Exit.OK
     if name is None:
-        raise click.UsageError("name a command, or say --list")
+        raise click.UsageError("name a command, or use --list")
     if name in IN_STORE:
         return _in_store(name, words, **options)
     return ask(command_named(name, "control"), words, **options)

@@ -178,9 +178,9 @@ def need(ids: Sequence[str], wanted: dict[str, Any], *, everything: bool) -> Non
     """Refuse a command that names nothing, or both ids and what they have in common."""
     filtered = any(value is not None for value in wanted.values())
     if ids and (filtered or everything):
-        raise click.UsageError("name ids, or say what they have in common: not both")
+        raise click.UsageError("give ids or filters, not both")
     if not (ids or filtered or everything):
-        raise click.UsageError("name ids, say what they have in common, or say --all")
+        raise click.UsageError("give ids, filters or --all")
 
 
 def _common() -> tuple[Callable[[F], F], ...]:

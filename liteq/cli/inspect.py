@@ -34,5 +34,5 @@ def inspect(name: str | None, words: tuple[str, ...], listing: bool, **options: 
         list_commands("inspect", as_json=options["as_json"])
         return Exit.OK
     if name is None:
-        raise click.UsageError("name a command, or say --list")
+        raise click.UsageError("name a command, or use --list")
     return ask(command_named(name, "inspect"), words, **options)

@@ -86,7 +86,7 @@ def status(
     app = Session.current().app
     if watch:
         if as_json:
-            raise click.UsageError("--watch is for people: call it again for more --json")
+            raise click.UsageError("--watch is for people: with --json, repeat the command")
         return _watch(app, timeout, interval, times)
     found, trouble = _asked(app, timeout)
     if as_json:

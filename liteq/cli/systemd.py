@@ -125,7 +125,7 @@ def systemd(
     systemctl enable --now shop-worker
     """
     if queues and template:
-        raise click.UsageError("with --template the queue is the instance's name: no --queues")
+        raise click.UsageError("--template needs no --queues: the instance's name is the queue")
     if not grace < _MOST_GRACE:  # nor is what is no number, with which nothing compares
         raise click.UsageError(f"--grace {grace:g} is not a number of seconds below a billion")
     session = Session.current()
@@ -221,7 +221,7 @@ def _checked_name(name: str) -> str:
 def _checked_user(user: str) -> str:
     if re.fullmatch(r"[^\s:/%-][^\s:/%]*", user):
         return user
-    raise click.UsageError(f"--user {user!r} is not a name of a user")
+    raise click.UsageError(f"--user {user!r} is not a user name")
 
 
 # As systemd reads it: see systemd.syntax(7), systemd.service(5) and systemd.unit(5)
@@ -249,7 +249,7 @@ def _directory() -> str:
     where a backslash would join the next one to it, and blanks are dropped."""
     directory = os.getcwd()
     if len(directory.splitlines()) > 1:
-        raise click.UsageError(f"no unit can say {directory!r}: the name has several lines")
+        raise click.UsageError(f"no unit can name {directory!r}: the name has several lines")
     end = "/" if directory[-1] in "\\ \t" else ""
     return directory.replace("%", "%%") + end
 
