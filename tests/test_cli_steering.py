@@ -169,7 +169,7 @@ def test_tasks_are_listed_by_what_they_have_in_common(
         (["retry", "-s", "queued"], "only what has failed can be run again"),
         (["cancel", "-s", "succeeded"], "only what has not ended can be cancelled"),
         (["cancel", "x", "--terminate", "--signal", "KIL"], "there is no signal 'KIL'"),
-        (["dead", "drop"], "give ids or filters"),
+        (["dead", "drop"], "give ids, filters or --all"),
     ],
 )
 def test_wrong_words_are_explained_and_end_with_2(
