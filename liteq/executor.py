@@ -97,6 +97,7 @@ class ExecutorSettings(NamedTuple):
     are read, and signs results. `cipher`: what encrypts and decrypts secrets.
     `max_body_size`: bytes of arguments that are read at all.
     `redactor`: what is secret in arguments is hidden from texts about errors.
+    `interruptible`: Ctrl-C is for the program around the attempts, and goes through them.
     """
 
     accept: Sequence[str] = ("json",)
@@ -108,6 +109,7 @@ class ExecutorSettings(NamedTuple):
     cipher: Cipher | None = None
     max_body_size: int | None = None
     redactor: Redactor | None = None
+    interruptible: bool = False
 
 
 class Ended(NamedTuple):
@@ -383,7 +385,7 @@ class Attempt:
             error = self._replaced_already(self.context.replaced, error)
         if error is None:
             return self._succeeded(value, self._runtime())
-        if self.context.is_eager and isinstance(error, _PASSING):
+        if self._goes_through(error):
             raise error
         runtime = self._runtime()
         if self.context.interrupted and _is_interruption(error):
@@ -403,6 +405,12 @@ class Attempt:
                 return self._rejected(error, runtime)
             case _:
                 return self._failed(error, runtime)
+
+    def _goes_through(self, exc: BaseException) -> bool:
+        """Tell whether this is for the program that the attempt is made in."""
+        if self.context.is_eager:
+            return isinstance(exc, _PASSING)
+        return self.settings.interruptible and isinstance(exc, KeyboardInterrupt)
 
     def _runtime(self) -> float:
         return self.settings.clock.steady() - self._began
@@ -678,12 +686,14 @@ class Attempt:
 
     def _tell(self, signal: Signal, sender: Any, **named: Any) -> None:
         """Send a signal. In a worker nothing that a receiver raises changes how the attempt
-        ends; the program that an eager call runs in may be left from a receiver."""
+        ends; the program that an attempt is made in may be left from a receiver."""
         caught = Exception if self.context.is_eager else BaseException
         signal.deliver(sender, named, caught, self._receiver_failed)
 
     def _receiver_failed(self, receiver: Any, name: str, exc: BaseException) -> None:
         """Log what a receiver raised, without what is secret in the arguments it was given."""
+        if self._goes_through(exc):
+            raise exc
         args = (receiver, name)
         log(get_logger("liteq.signals"), logging.ERROR, RAISED, args, exc, {}, self._secrets())
 
@@ -709,7 +719,7 @@ class Attempt:
                 self._hook_failed(name, exc)
 
     def _hook_failed(self, name: str, exc: BaseException) -> None:
-        if self.context.is_eager:
+        if self.context.is_eager or self._goes_through(exc):
             raise exc
         self._internal_error("Task %s[%s]: %s raised", exc, name)
 

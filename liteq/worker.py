@@ -18,6 +18,7 @@ import contextlib
 import logging
 import os
 import selectors
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
@@ -313,6 +314,7 @@ class Worker(Steered):
             at_fork=self._forget_wake_up,
             before_child=partial(self._announce, signals.worker_before_create_process, self),
             stopping=self._hands_over_now,
+            interruptible=self._is_interruptible(),
         )
         if self.pool.kind == "prefork":
             # Every connection is closed for the fork anyway; doing it here keeps the
@@ -324,6 +326,11 @@ class Worker(Steered):
         self.pool.start(self._selector)
         self._time_limits.warn(self.pool)
         self._warn_of_watchdog()
+
+    def _is_interruptible(self) -> bool:
+        """Tell whether Ctrl-C comes to where tasks run, and is not for this worker to mind."""
+        in_main = threading.current_thread() is threading.main_thread()
+        return in_main and self.pool_kind == "solo" and not self.install_signals
 
     def _warn_of_watchdog(self) -> None:
         """Say that the watchdog would take a worker for hung whose store is: the loop says that

@@ -15,7 +15,7 @@ import redis_server
 from api import app_in_memory, forget_current
 from world import wait_until
 
-from liteq import Liteq, current_app, current_task
+from liteq import Liteq, Task, current_app, current_task
 from liteq.exceptions import ImproperlyConfigured
 from liteq.signals import task_postrun, task_prerun, worker_ready
 
@@ -143,6 +143,66 @@ def test_tasks_are_run_here_until_none_is_left(app: Liteq) -> None:
 
     assert app.run_until_empty() == 4
     assert [result.detail for result in results] == ["succeeded", "scheduled"]
+
+
+class Interrupting(Task[Any, Any]):
+    """Its first call is interrupted from the terminal: by hooks, receivers or the task."""
+
+    at = ""
+    calls = 0
+
+    def interrupt(self, here: str) -> None:
+        if here == self.at and not self.calls:
+            type(self).calls += 1
+            os.kill(os.getpid(), SIGINT)
+
+    def before_start(self, *args: Any) -> None:
+        self.interrupt("before_start")
+
+    def on_success(self, *args: Any) -> None:
+        self.interrupt("on_success")
+
+    def after_return(self, *args: Any) -> None:
+        self.interrupt("after_return")
+
+
+@pytest.mark.parametrize(
+    "at",
+    ["before_start", "body", "coroutine", "on_success", "after_return", "prerun", "postrun"],
+)
+def test_ctrl_c_ends_what_runs_here_and_nothing_is_lost(app: Liteq, at: str) -> None:
+    class Base(Interrupting): ...
+
+    Base.at = at
+
+    @app.task(bind=True, base=Base)
+    def work(self: Any) -> int:
+        self.interrupt("body")
+        return self.request.delivery_info["redelivered"]
+
+    @app.task(bind=True, base=Base, name="later")
+    async def later(self: Any) -> int:
+        self.interrupt("coroutine")
+        return self.request.delivery_info["redelivered"]
+
+    def before(sender: Any, **_: Any) -> None:
+        sender.interrupt("prerun")
+
+    def after(sender: Any, **_: Any) -> None:
+        sender.interrupt("postrun")
+
+    task_prerun.connect(before)
+    task_postrun.connect(after)
+    task = later if at == "coroutine" else work
+    results = [task.delay(), task.delay()]
+
+    with pytest.raises(KeyboardInterrupt):
+        app.run_until_empty()
+    found = [(result.state, result.attempts) for result in results]
+    assert app.run_until_empty() == 2
+
+    assert found == [("PENDING", [])] * 2
+    assert [result.get(timeout=20) for result in results] == [False, False]
 
 
 def test_a_worker_that_cannot_start_says_so(app: Liteq) -> None:

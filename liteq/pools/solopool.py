@@ -127,6 +127,9 @@ class SoloPool(InProcess):
         except Exception as exc:  # the runner is broken; the worker is not
             log.exception("the runner has failed")
             event: Event = LostJob(job.key, f"the runner failed: {exc!r}", "died")
+        except BaseException:  # Ctrl-C, for the program that the worker is in
+            self._return([job])
+            raise
         else:
             runtime = time.perf_counter() - began
             self._ahead.note(runtime)

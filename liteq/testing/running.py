@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, ParamSpec, TypeVar, ca
 from weakref import WeakSet
 
 from liteq import states
-from liteq.brokers.values import Lease
 from liteq.clock import Clock, ManualClock
-from liteq.context import Report
 from liteq.current import get_current_app
-from liteq.delivery import Delivery, FailedCalls
+from liteq.delivery import Delivery
 from liteq.exceptions import LiteqError, TaskRevokedError
-from liteq.executor import Ended, Executor, TaskLike
+from liteq.executor import Executor, TaskLike
 from liteq.inline import InlineWorker, Ran, attempt_with
 from liteq.limits import limits_by_task
 from liteq.outcome import Failed, Ignored, Replaced, Retried, Revoked, Succeeded
@@ -148,7 +146,7 @@ def drain_app(
     app.broker.declare_limits(limits_by_task(app.tasks))
     with InlineWorker(
         app.broker,
-        _interruptible(_executor(app)),
+        attempt_with(_executor(app)),
         queues=queues,
         tasks=frozenset(app.tasks),
         name=_HOSTNAME,
@@ -246,21 +244,7 @@ def prepare(app: Liteq) -> None:
 
 def _executor(app: Liteq) -> Executor:
     tasks = cast("Mapping[str, TaskLike]", app.tasks)
-    return Executor(tasks, executor_settings(app, _HOSTNAME))
-
-
-def _interruptible(executor: Executor) -> Any:
-    """Return what makes attempts, and lets Ctrl-C through, which a worker's child never
-    sees: it is for who runs the tests."""
-    attempt = attempt_with(executor)
-
-    def run(lease: Lease, failed: FailedCalls, report: Report) -> Ended:
-        ended = attempt(lease, failed, report)
-        if isinstance(ended.exc, KeyboardInterrupt):
-            raise ended.exc
-        return ended
-
-    return run
+    return Executor(tasks, executor_settings(app, _HOSTNAME, interruptible=True))
 
 
 def _run(app: Liteq, ran: Ran) -> TaskRun:

@@ -245,6 +245,9 @@ class Membership:
         mailbox = self._mailbox
         if mailbox is not None:
             if mailbox.fileno() >= 0:
-                self._selector.unregister(mailbox)
+                with contextlib.suppress(
+                    KeyError
+                ):  # an interrupt came before it was registered
+                    self._selector.unregister(mailbox)
             mailbox.close()
             self._mailbox = None

@@ -50,12 +50,14 @@ def pool_of(
     at_fork: Callable[[], None],
     before_child: Callable[[], object],
     stopping: Callable[[], bool],
+    interruptible: bool,
 ) -> Pool:
     """Return the pool that runs this app's tasks, not yet started.
 
-    `hostname` is the worker's, `include` the modules that it has imported; the rest is as
-    in `PoolOptions`. Raises `ImproperlyConfigured` for children that could not reach the
-    store, and for formats that nobody has registered: all that waits would be refused.
+    `hostname` is the worker's, `include` the modules that it has imported; `interruptible`
+    is as in `ExecutorSettings`, the rest as in `PoolOptions`. Raises `ImproperlyConfigured`
+    for children that could not reach the store, and for formats that nobody has registered:
+    all that waits would be refused.
     """
     if has_processes(kind) and app.broker.place is None:
         raise ImproperlyConfigured(
@@ -75,7 +77,7 @@ def pool_of(
         stopping=stopping,
     )
     app.cipher.prepare()
-    settings = executor_settings(app, hostname)
+    settings = executor_settings(app, hostname, interruptible=interruptible)
     own_process = has_processes(kind)
     if not own_process:
         _warn_of_children(kind, options)
@@ -132,7 +134,9 @@ def _check_formats(conf: Settings) -> None:
                 )
 
 
-def executor_settings(app: Liteq, hostname: str) -> ExecutorSettings:
+def executor_settings(
+    app: Liteq, hostname: str, *, interruptible: bool = False
+) -> ExecutorSettings:
     """Return what an app's settings say for the attempts of a worker of this name."""
     conf = app.conf
     return ExecutorSettings(
@@ -145,6 +149,7 @@ def executor_settings(app: Liteq, hostname: str) -> ExecutorSettings:
         cipher=app.cipher,
         max_body_size=conf.task_max_body_size,
         redactor=app.redactor,
+        interruptible=interruptible,
     )
 
 
