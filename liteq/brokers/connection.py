@@ -30,6 +30,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import apsw
@@ -129,21 +130,7 @@ class Database:
         if (now := self._clock.steady()) >= self._check_at:
             self._check_at = now + _BELIEVED
             self.check()
-        handle = self._take_handle()
-        try:
-            db = handle.connection()
-            db.execute("BEGIN")
-            try:
-                answer = body(db)
-            finally:
-                if not db.get_autocommit():
-                    db.execute("COMMIT")
-            handle.check_version()  # afterwards: it was upgraded before the snapshot, or not
-            return answer
-        except (apsw.Error, UnicodeError) as exc:
-            raise self._translate(handle, exc) from exc
-        finally:
-            handle.lock.release()
+        return self._turn(partial(_Handle.read, body=body))
 
     def write(
         self, body: Callable[[apsw.Connection], T], *, durable: bool, limited: bool = False
@@ -158,28 +145,9 @@ class Database:
         not been run.
         """
         self.check()
-        handle = self._take_handle(limited=limited)
-        try:
-            db = handle.prepare(durable=durable, limited=limited)
-            handle.pass_gate()
-            try:
-                db.execute("BEGIN IMMEDIATE")
-                try:
-                    answer = body(db)
-                    db.execute("COMMIT")
-                except BaseException:
-                    if not db.get_autocommit():
-                        db.execute("ROLLBACK")
-                    raise
-            finally:
-                handle.leave_gate()
-            if self.wal_pages > self.wal_limit:
-                handle.shorten_wal()
-            return answer
-        except (apsw.Error, UnicodeError) as exc:
-            raise self._translate(handle, exc) from exc
-        finally:
-            handle.lock.release()
+        work = partial(_Handle.write, body=body, durable=durable, limited=limited)
+        answer: T = self._turn(work, limited=limited)
+        return answer
 
     def write_one(
         self, sql: str, bindings: Sequence[Any], *, durable: bool, limited: bool = False
@@ -190,22 +158,35 @@ class Database:
         The same as `write()`, without the 8 us that BEGIN and COMMIT take.
         """
         self.check()
-        handle = self._take_handle(limited=limited)
-        try:
-            db = handle.prepare(durable=durable, limited=limited)
-            handle.pass_gate()
-            try:
-                rows = db.execute(sql, bindings).fetchall()  # with the last it is committed
-                changed = db.changes()
-            finally:
-                handle.leave_gate()
-            if self.wal_pages > self.wal_limit:
-                handle.shorten_wal()
-            return changed, rows
-        except (apsw.Error, UnicodeError) as exc:
-            raise self._translate(handle, exc) from exc
-        finally:
-            handle.lock.release()
+        work = partial(
+            _Handle.write_one, sql=sql, bindings=bindings, durable=durable, limited=limited
+        )
+        answer: tuple[int, list[tuple[Any, ...]]] = self._turn(work, limited=limited)
+        return answer
+
+    def _turn(self, work: Callable[[_Handle], T], *, limited: bool = False) -> T:
+        """Return what `work` does with this thread's handle. If it is left by an exception,
+        also one from a signal handler or for a time limit at any moment of it, nothing stays
+        open or locked."""
+        while True:
+            handle = self._open_handle(limited=limited)
+            with handle.lock:
+                if handle.db is None:  # closed for a fork since
+                    continue
+                if handle.inside:
+                    raise BrokerBusy(
+                        "a signal handler may not use the store while the thread that it "
+                        "interrupts does: have it set a flag, or start a thread"
+                    )
+                try:
+                    answer = work(handle)
+                    handle.inside = False
+                    return answer
+                except BaseException as exc:
+                    handle.undo()
+                    if isinstance(exc, (apsw.Error, UnicodeError)):
+                        raise self._translate(handle, exc) from exc
+                    raise
 
     def changed(self) -> bool:
         """Tell whether others have committed anything since this thread last asked.
@@ -215,33 +196,13 @@ class Database:
         """
         if self._memory is not None:
             return True
-        handle = self._take_handle()
-        try:
-            before = handle.data_version
-            handle.data_version = fetch_one(handle.connection(), "PRAGMA data_version")
-            return before != handle.data_version
-        except apsw.Error as exc:
-            raise self._translate(handle, exc) from exc
-        finally:
-            handle.lock.release()
+        return self._turn(_Handle.changed)
 
     def checkpoint(self, *, truncate: bool = False) -> None:
         """Move what the WAL holds into the database, as far as readers allow."""
         mode = apsw.SQLITE_CHECKPOINT_TRUNCATE if truncate else apsw.SQLITE_CHECKPOINT_PASSIVE
-        handle = self._take_handle()
-        db = handle.connection()
-        db.set_busy_timeout(0)  # a worker must not wait seconds here for somebody's reader
-        try:
-            db.wal_checkpoint(mode=mode)
-        except apsw.BusyError:
-            return  # a reader is in the way: the next slice of upkeep tries again
-        except apsw.Error as exc:
-            raise self._translate(handle, exc) from exc
-        finally:
-            if handle.db is not None:
-                db.set_busy_timeout(int(self.busy_timeout * 1000))
-            handle.lock.release()
-        self.wal_pages = 0
+        if self._turn(partial(_Handle.checkpoint, mode=mode)):
+            self.wal_pages = 0
 
     def check(self) -> None:
         """Raise `StoreLost` if the file at our path is not the one we have open.
@@ -294,38 +255,34 @@ class Database:
 
     # Connections
 
-    def _take_handle(self, *, limited: bool = False) -> _Handle:
-        """Return this thread's handle, its connection open and its lock held.
-
-        A fork by another thread may close the connection at any moment but this one.
-        """
+    def _open_handle(self, *, limited: bool) -> _Handle:
+        """Return this thread's handle, its connection open. A fork by another thread may close
+        that at any moment, unless the handle's lock is held."""
         handle: _Handle = getattr(self._local, "handle", None) or self._handle()
         # A fork would wait and wait for a thread that writes again and again.
         if _forking and _opening.acquire(timeout=_GIVES_WAY):
             _opening.release()
-        while True:
-            handle.lock.acquire()
-            if handle.db is not None:
-                return handle
-            handle.lock.release()
-            # The order is the fork's: first the right to open, then the handle.
-            with _opening, handle.lock:
-                if handle.db is None:
-                    self.check()  # of the other threads', perhaps closed for a fork
-                    try:
-                        handle.open()
-                    except apsw.Error as exc:
-                        if limited and self._is_for_want_of_disk(exc):
-                            raise QueueFull(
-                                f"the store {self.path} has no room: no space is left on its "
-                                "disk, not even to open it; nothing was stored. Free some"
-                            ) from exc
-                        raise self._translate(handle, exc) from exc
-                    except BrokerUnavailable:  # which is an OSError
-                        raise
-                    except OSError as exc:
-                        self.check()  # it may have gone since SQLite has opened it
-                        raise unusable(exc) from exc
+        if handle.db is not None:
+            return handle
+        # The order is the fork's: first the right to open, then the handle.
+        with _opening, handle.lock:
+            if handle.db is None:
+                self.check()  # of the other threads', perhaps closed for a fork
+                try:
+                    handle.open()
+                except apsw.Error as exc:
+                    if limited and self._is_for_want_of_disk(exc):
+                        raise QueueFull(
+                            f"the store {self.path} has no room: no space is left on its "
+                            "disk, not even to open it; nothing was stored. Free some"
+                        ) from exc
+                    raise self._translate(handle, exc) from exc
+                except BrokerUnavailable:  # which is an OSError
+                    raise
+                except OSError as exc:
+                    self.check()  # it may have gone since SQLite has opened it
+                    raise unusable(exc) from exc
+        return handle
 
     def _handle(self) -> _Handle:
         if self._memory is not None:  # one connection holds the whole store
@@ -413,7 +370,7 @@ class Database:
 
     def _lost(self, handle: _Handle) -> StoreLost | None:
         """Return the error that it is if the file went while SQLite used it, which says no more
-        of that than of a sick disk. The handle's lock falls meanwhile: see `_take_handle`."""
+        of that than of a sick disk. The handle's lock falls meanwhile: see `_open_handle`."""
         handle.lock.release()
         try:
             self.check()
@@ -474,6 +431,7 @@ class _Handle:
         self.durable: bool | None = None
         self.limited: bool | None = None
         self.gate = -1
+        self.inside = False  # a transaction of its thread: see `Database._turn`
         self.in_line = False  # see `_queue_at_gate`
         self.version: bytes | None = None  # what the gate said when that was found to be so
         self.data_version: int | None = None  # see `Database.changed()`
@@ -528,8 +486,8 @@ class _Handle:
         in_file = self.database.folder is not None
         if in_file and db.pragma("journal_mode") == "wal" and schema.is_made(db):
             return
-        self._enter_gate()
         try:
+            self._enter_gate()
             if in_file:
                 if db.pragma("page_count") == 0:
                     db.pragma("auto_vacuum", "INCREMENTAL")
@@ -541,8 +499,78 @@ class _Handle:
         finally:
             self.leave_gate()
 
+    # What is done in a turn: see the methods of `Database` that have these names
+
+    def read(self, body: Callable[[apsw.Connection], T]) -> T:
+        db = self.connection()
+        self.inside = True
+        db.execute("BEGIN")
+        answer = body(db)
+        db.execute("COMMIT")
+        self.check_version()  # afterwards: it was upgraded before the snapshot, or not
+        return answer
+
+    def write(
+        self,
+        body: Callable[[apsw.Connection], T],
+        durable: bool,  # noqa: FBT001
+        limited: bool,  # noqa: FBT001
+    ) -> T:
+        db = self.prepare(durable=durable, limited=limited)
+        self.pass_gate()
+        self.inside = True
+        db.execute("BEGIN IMMEDIATE")
+        answer = body(db)
+        db.execute("COMMIT")
+        self.leave_gate()
+        self._shorten_wal_if_long()
+        return answer
+
+    def write_one(
+        self,
+        sql: str,
+        bindings: Sequence[Any],
+        durable: bool,  # noqa: FBT001
+        limited: bool,  # noqa: FBT001
+    ) -> tuple[int, list[tuple[Any, ...]]]:
+        db = self.prepare(durable=durable, limited=limited)
+        self.pass_gate()
+        self.inside = True
+        rows = db.execute(sql, bindings).fetchall()  # with the last it is committed
+        changed = db.changes()
+        self.leave_gate()
+        self._shorten_wal_if_long()
+        return changed, rows
+
+    def changed(self) -> bool:
+        before = self.data_version
+        self.data_version = fetch_one(self.connection(), "PRAGMA data_version")
+        return before != self.data_version
+
+    def checkpoint(self, mode: int) -> bool:
+        db = self.connection()
+        db.set_busy_timeout(0)  # a worker must not wait seconds here for somebody's reader
+        try:
+            db.wal_checkpoint(mode=mode)
+        except apsw.BusyError:
+            return False  # a reader is in the way: the next slice of upkeep tries again
+        finally:
+            db.set_busy_timeout(int(self.database.busy_timeout * 1000))
+        return True
+
+    def undo(self) -> None:
+        """Leave the transaction that an exception has ended, and the gate."""
+        self.inside = False
+        try:
+            if self.db is not None and not self.db.get_autocommit():
+                self.db.execute("ROLLBACK")
+        except apsw.Error:  # a sick disk
+            self.close()  # which rolls it back, too
+        finally:
+            self.leave_gate()
+
     def connection(self) -> apsw.Connection:
-        """Return the connection, which `_take_handle()` has opened."""
+        """Return the connection, which `Database._open_handle()` has opened."""
         db = self.db
         assert db is not None
         return db
@@ -594,16 +622,12 @@ class _Handle:
         if self.gate < 0:
             return
         self._enter_gate()
-        try:
-            while not os.fstat(self.gate).st_nlink:  # removed: who came later has another
-                self._change_gate()
-                self._enter_gate()
-            if os.pread(self.gate, 16, 0) == self.version:  # as nearly always
-                return
-            self.check_version()
-        except BaseException:
-            self.leave_gate()
-            raise
+        while not os.fstat(self.gate).st_nlink:  # removed: who came later has another
+            self._change_gate()
+            self._enter_gate()
+        if os.pread(self.gate, 16, 0) == self.version:  # as nearly always
+            return
+        self.check_version()
 
     def check_version(self) -> None:
         """Raise `SchemaError` if the store has become too new for this process."""
@@ -694,20 +718,22 @@ class _Handle:
             else:
                 return
 
-    def shorten_wal(self) -> None:
-        """Move the WAL into the database: no worker has.
+    def _shorten_wal_if_long(self) -> None:
+        """Move the WAL into the database if no worker has.
 
         Most of it while others go on writing: under the gate, all of them would wait for
         megabytes and two syncs. The rest under the gate, for only when all has been
         moved does the next writer begin the WAL anew.
         """
+        if self.database.wal_pages <= self.database.wal_limit:
+            return
         # Should a reader keep us from it: try again a thousand pages later, not each time.
         self.database.wal_limit = self.database.wal_pages + 1_000
         db = self.connection()
         with contextlib.suppress(apsw.BusyError):  # another process is at it
             db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-            self._enter_gate()
             try:
+                self._enter_gate()
                 db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
             finally:
                 self.leave_gate()

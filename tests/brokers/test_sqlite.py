@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dis
 import errno
 import fcntl
 import gc
+import itertools
 import os
 import shutil
 import signal
@@ -1527,6 +1529,84 @@ def test_a_thread_that_is_interrupted_in_line_keeps_nobody_waiting(
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert broker.counts()["default"]["queued"] == (3 if way == "leaves" else 5)
+    broker.close()
+
+
+def raising_at(moment: int) -> Callable[..., Any]:
+    """Return a tracer that raises at this of the moments in which Python looks for signals: at
+    the begin of a function, when a call is over, and when a loop turns."""
+    moments = itertools.count(1)
+    looks: dict[Any, set[int]] = {}
+
+    def offsets(code: Any) -> set[int]:
+        found, before = set(), ""
+        for each in dis.get_instructions(code):
+            if before.startswith(("CALL", "JUMP_BACKWARD")):
+                found.add(each.offset)
+            if each.opname != "CACHE":
+                before = each.opname
+        return found
+
+    def trace(frame: FrameType, event: str, arg: Any) -> Any:
+        frame.f_trace_opcodes = True
+        code = frame.f_code
+        if "brokers" not in code.co_filename:
+            return None
+        if code not in looks:
+            looks[code] = offsets(code)
+        is_one = event == "call" or (event == "opcode" and frame.f_lasti in looks[code])
+        if is_one and next(moments) == moment:
+            raise KeyboardInterrupt
+        return trace
+
+    return trace
+
+
+@pytest.mark.parametrize("what", ["read", "write", "write one", "open"])
+def test_an_interrupt_at_any_moment_leaves_nothing_open_or_locked(
+    what: str, folder: Path
+) -> None:
+    broker = SqliteBroker(folder)
+    broker.enqueue([make()])
+    database = broker._database
+    gate = os.open(folder / "gate", os.O_RDWR)
+
+    def use() -> Any:
+        if what == "open":
+            database.close()
+        if what == "write one":
+            return database.write_one("DELETE FROM meta WHERE name = ''", (), durable=False)
+        use = database.read if what == "read" else partial(database.write, durable=False)
+        return use(lambda db: db.execute("SELECT count(*) FROM meta").fetchall())
+
+    def is_free() -> bool:
+        (handle,) = database.handles()
+        taken = handle.lock.acquire(blocking=False)
+        if taken:
+            handle.lock.release()
+        return taken and not handle.inside
+
+    use()
+    for moment in range(1, 1000):
+        before = sys.gettrace()
+        sys.settrace(raising_at(moment))
+        try:
+            use()
+        except KeyboardInterrupt:
+            sys.settrace(before)
+        else:
+            break
+        finally:
+            sys.settrace(before)
+        (handle,) = database.handles()
+        assert handle.db is None or handle.db.get_autocommit(), moment
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(is_free).result(), moment
+        fcntl.flock(gate, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(gate, fcntl.LOCK_UN)
+        use()
+    assert moment > 10
+    os.close(gate)
     broker.close()
 
 
