@@ -99,9 +99,9 @@ def _in_thread(app: Liteq, options: dict[str, Any]) -> Iterator[Worker]:
             ready.set()
 
     thread = threading.Thread(target=run, name="liteq-worker", daemon=True)
-    thread.start()
-    ready.wait()
     try:
+        thread.start()
+        ready.wait()
         if failures:
             raise failures[0]
         yield made
@@ -215,7 +215,8 @@ def main(announce: int) -> None:
     os.set_inheritable(announce, False)
 
     def ready() -> None:
-        os.write(announce, _READY)
+        with suppress(BrokenPipeError):  # interrupted, the program waits no more
+            os.write(announce, _READY)
         os.close(announce)
 
     made = Worker(app, **options, on_ready=ready, interrupts=False)
@@ -241,11 +242,13 @@ def _take_stdin() -> int:
     return own
 
 
-def _read(descriptor: int, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        part = os.read(descriptor, size - len(data))
-        if not part:
-            raise SystemExit("the embedding program ended")
-        data += part
+def _read(descriptor: int, size: int) -> bytearray:
+    with os.fdopen(descriptor, "rb", buffering=0, closefd=False) as given:
+        data = bytearray(size)
+        rest = memoryview(data)
+        while rest:
+            count = given.readinto(rest)
+            if not count:
+                raise SystemExit("the embedding program ended")
+            rest = rest[count:]
     return data

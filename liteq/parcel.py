@@ -62,6 +62,18 @@ _MARKS: Final[Mapping[int, str]] = {
 }
 
 
+def _costs_a_file(value: Any) -> bool:
+    """Tell whether a copy would do harm: dill opens a file anew in its mode, also one that was
+    closed, and a copy of a temporary file or folder removes it at its own end."""
+    if type(value).__module__ == "tempfile":
+        return True
+    standard = (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
+    if not isinstance(value, io.IOBase) or any(value is one for one in standard):
+        return False
+    mode = str(getattr(value, "mode", ""))
+    return "w" in mode or "x" in mode
+
+
 class Parcel(NamedTuple):
     """What is sent: how the other process gets the app, and parts, each with the words for it
     in messages."""
@@ -317,6 +329,10 @@ def _pickler_class() -> Any:
                 return reduced_type_variable(value)
             if kind in _LOCKS:
                 return _LOCKS[kind], ()
+            if _costs_a_file(value):
+                raise TypeError(
+                    f"a copy of {value!r} would empty or remove a file: open it in the task"
+                )
             if kind is CodeType:  # dill asks it for what Python 3.15 has taken away
                 return marshal.loads, (marshal.dumps(value),)
             if kind is CellType:

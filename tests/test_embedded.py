@@ -4,10 +4,11 @@ import gc
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from signal import SIGINT, SIGKILL
+from signal import SIGINT, SIGKILL, signal
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from world import wait_until
 
 from liteq import Liteq, Task, current_app, current_task
 from liteq.exceptions import ImproperlyConfigured
-from liteq.signals import task_postrun, task_prerun, worker_ready
+from liteq.signals import task_postrun, task_prerun, worker_init, worker_ready
 
 SCRIPT = """
 import os, sys
@@ -342,6 +343,30 @@ def test_a_worker_process_ends_with_its_owner_though_what_that_forked_lives_on(
     finally:
         os.kill(forked, SIGKILL)
         forget_current()
+
+
+def test_a_worker_that_is_interrupted_at_its_start_ends(app: Liteq) -> None:
+    held = threading.Event()
+
+    def begin(**_: Any) -> None:
+        os.kill(os.getpid(), SIGINT)
+        held.wait(20)
+
+    def release(signum: int, frame: Any) -> None:
+        held.set()
+        raise KeyboardInterrupt
+
+    worker_init.connect(begin)
+    before = signal(SIGINT, release)
+    try:
+        with pytest.raises(KeyboardInterrupt), app.worker():
+            pytest.fail("it was entered")
+    finally:
+        signal(SIGINT, before)
+        worker_init.disconnect(begin)
+
+    assert app.broker.workers() == []
+    assert not [each for each in threading.enumerate() if each.name == "liteq-worker"]
 
 
 INTERRUPTED = """

@@ -547,6 +547,28 @@ def test_what_cannot_be_sent_is_told_to_the_caller(
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize(
+    "made",
+    [
+        "file = open('kept', 'w+'); print('precious', file=file, flush=True)",
+        "file = open('kept', 'wb'); file.write(b'precious'); file.close()",
+        "file = open('kept', 'x'); print('precious', file=file, flush=True)",
+        "import tempfile; file = tempfile.NamedTemporaryFile(dir='.', prefix='kept')\n"
+        "file.write(b'precious'); file.flush(); import os; os.link(file.name, 'kept')",
+        "import os, tempfile; file = tempfile.TemporaryDirectory(dir='.')\n"
+        "os.mkdir(file.name + '/precious'); os.symlink(file.name + '/precious', 'kept')",
+    ],
+)
+def test_no_copy_empties_or_removes_a_file(made: str, tmp_path: Path) -> None:
+    defect = f"{made}\n@app.task\ndef bad(): return file"
+    kept = "import os; assert os.path.isdir('kept') or 'precious' in open('kept').read()"
+
+    done = ran(tmp_path, REFUSED.format(defect=defect) + f"    {kept}")
+
+    assert done.returncode == 0, done.stderr
+    assert "would empty or remove a file" in done.stdout
+
+
 OF_MODULE = """
 from helpers import elsewhere, other
 from liteq.signals import task_prerun

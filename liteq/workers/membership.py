@@ -245,9 +245,7 @@ class Membership:
         mailbox = self._mailbox
         if mailbox is not None:
             if mailbox.fileno() >= 0:
-                with contextlib.suppress(
-                    KeyError
-                ):  # an interrupt came before it was registered
+                with contextlib.suppress(KeyError):  # interrupted before it was registered
                     self._selector.unregister(mailbox)
             mailbox.close()
             self._mailbox = None
