@@ -30,8 +30,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, TypeVarTuple
 
 import apsw
 
@@ -64,6 +63,7 @@ from liteq.texts import unencodable
 __all__ = ["Database", "fetch_all", "fetch_one"]
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 _GATE: Final = "gate"
 _AT_ONCE: Final = fcntl.LOCK_EX | fcntl.LOCK_NB
@@ -130,7 +130,7 @@ class Database:
         if (now := self._clock.steady()) >= self._check_at:
             self._check_at = now + _BELIEVED
             self.check()
-        return self._turn(partial(_Handle.read, body=body))
+        return self._turn(_Handle.read, body)
 
     def write(
         self, body: Callable[[apsw.Connection], T], *, durable: bool, limited: bool = False
@@ -145,9 +145,7 @@ class Database:
         not been run.
         """
         self.check()
-        work = partial(_Handle.write, body=body, durable=durable, limited=limited)
-        answer: T = self._turn(work, limited=limited)
-        return answer
+        return self._turn(_Handle.write, body, durable, limited, limited=limited)
 
     def write_one(
         self, sql: str, bindings: Sequence[Any], *, durable: bool, limited: bool = False
@@ -158,13 +156,9 @@ class Database:
         The same as `write()`, without the 8 us that BEGIN and COMMIT take.
         """
         self.check()
-        work = partial(
-            _Handle.write_one, sql=sql, bindings=bindings, durable=durable, limited=limited
-        )
-        answer: tuple[int, list[tuple[Any, ...]]] = self._turn(work, limited=limited)
-        return answer
+        return self._turn(_Handle.write_one, sql, bindings, durable, limited, limited=limited)
 
-    def _turn(self, work: Callable[[_Handle], T], *, limited: bool = False) -> T:
+    def _turn(self, work: Callable[[_Handle, *Ts], T], *args: *Ts, limited: bool = False) -> T:
         """Return what `work` does with this thread's handle. If it is left by an exception,
         also one from a signal handler or for a time limit at any moment of it, nothing stays
         open or locked."""
@@ -179,7 +173,7 @@ class Database:
                         "interrupts does: have it set a flag, or start a thread"
                     )
                 try:
-                    answer = work(handle)
+                    answer = work(handle, *args)
                     handle.inside = False
                     return answer
                 except BaseException as exc:
@@ -201,7 +195,7 @@ class Database:
     def checkpoint(self, *, truncate: bool = False) -> None:
         """Move what the WAL holds into the database, as far as readers allow."""
         mode = apsw.SQLITE_CHECKPOINT_TRUNCATE if truncate else apsw.SQLITE_CHECKPOINT_PASSIVE
-        if self._turn(partial(_Handle.checkpoint, mode=mode)):
+        if self._turn(_Handle.checkpoint, mode):
             self.wal_pages = 0
 
     def check(self) -> None:

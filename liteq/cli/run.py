@@ -35,9 +35,9 @@ def run(file: str, arguments: tuple[str, ...], **options: Any) -> int:
 
     FILE runs as with `python FILE ARGUMENT...`; the worker imports the same file (or the
     app that -A names), so have the script send its calls under
-    `if __name__ == "__main__":`, or each is sent twice. When the script ends, the worker finishes its running tasks and
-    stops. The exit code is the script's. The log shows warnings, unless -l or a setting
-    says otherwise; -q hides it.
+    `if __name__ == "__main__":`, or each is sent twice. When the script ends, the worker
+    finishes its running tasks and stops. The exit code is the script's. The log shows
+    warnings, unless -l or a setting says otherwise; -q hides it.
 
     \b
     liteq run tasks.py
