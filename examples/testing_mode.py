@@ -10,7 +10,7 @@ Prints:
     due now: 0
     a day later: ['RETRY']
     in the end: ['SUCCESS'] at 12:01
-    nothing enqueued is: testing_mode.remind args=('bob',)
+    no such call is enqueued: testing_mode.remind args=('bob',)
     There is:
       testing_mode.remind('ann')  in queue 'mail', run already: succeeded
           args[0]     wanted 'bob', is 'ann'
